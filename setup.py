@@ -13,7 +13,9 @@ HERE = Path(__file__).parent
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

@@ -1,10 +1,11 @@
-"""Results tables of known laws and nulls, hostile ones among them: what reports are judged on, blind.
+"""Results tables of known laws and nulls, hostile ones among them: what reports are judged on,
+blind.
 
-Nothing here uses the analysis, its simulation or its synthetic tables, so that no mistake of theirs is
-shared. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + own height and slope of
-the dataset + effects of pair, model and training subset + error, c being the mean of log N, so that what
-happens along N and what happens between datasets are set apart. d is the one at the largest N; the estimate
-that the table shows grows with N, as estimates do.
+Nothing here uses the analysis, its simulation or its synthetic tables, so that no mistake of theirs
+is shared. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + own height
+and slope of the dataset + effects of pair, model and training subset + error, c being the mean of
+log N, so that what happens along N and what happens between datasets are set apart. d is the one at
+the largest N; the estimate that the table shows grows with N, as estimates do.
 """
 
 from __future__ import annotations
@@ -39,21 +40,25 @@ class World:
     Attributes:
         datasets: (domain, number of class pairs) of each.
         exponent: e above; the law's value is 1.
-        on_d: b_d; on_sharpness: b_K; on_label: b_label; on_gain: slope of attacks' gain on standardised K_F.
+        on_d: b_d; on_sharpness: b_K; on_label: b_label; on_gain: slope of attacks' gain on
+            standardised K_F.
         slope_std: of a dataset's own exponent around ``exponent``.
         heavy: errors of datasets, subsets and trials by Student's t with 2 degrees of freedom.
         medical_spread: factor on the medical datasets' own heights.
         collinear: log K_F is a straight line in 1/d.
-        lost: cells are missing: ``high`` those of high loss, ``sizes`` small N of high d, large N of low d.
+        lost: cells are missing: ``high`` those of high loss, ``sizes`` small N of high d, large N
+            of low d.
         outlier: one medical dataset has eight times the K_F of the others.
         long_range: one dataset alone has two decades of N more.
         shift: added to all log losses, towards or beyond guessing.
         bend: how losses that a shift takes there stay below guessing, softly or at once.
         measure_error: relative error of d, and three times that of K_F.
-        noise_spread: standard deviation, between datasets, of the log size of single trainings' errors.
-        floor: of the losses, as a share of what each dataset has at the first N; curves bend towards it.
-        wander: step of a dataset's own random walk from each N to the next, so that errors of neighbouring N
-            are alike.
+        noise_spread: standard deviation, between datasets, of the log size of single trainings'
+            errors.
+        floor: of the losses, as a share of what each dataset has at the first N; curves bend
+            towards it.
+        wander: step of a dataset's own random walk from each N to the next, so that errors of
+            neighbouring N are alike.
     """
 
     name: str
@@ -107,7 +112,13 @@ WORLDS = (
     World(name="law, losses much nearer guessing", sizes=DECADES, shift=2.0, **LAW),
     World(name="law, losses stop at guessing", sizes=DECADES, shift=1.0, bend="stop", **LAW),
     World(name="law, losses bend early", sizes=DECADES, shift=1.0, bend="exponential", **LAW),
-    World(name="steep law, losses near guessing", sizes=DECADES, shift=1.0, exponent=3.0, on_sharpness=1.0),
+    World(
+        name="steep law, losses near guessing",
+        sizes=DECADES,
+        shift=1.0,
+        exponent=3.0,
+        on_sharpness=1.0,
+    ),
     World(name="law, losses pass guessing freely", sizes=DECADES, shift=1.0, bend="none", **LAW),
     World(name="wrong sign", sizes=DECADES, on_gain=-2.0, **WRONG),
     World(name="K_F strong", sizes=DECADES, on_sharpness=4.0, on_gain=3.0, exponent=6.0),
@@ -115,13 +126,29 @@ WORLDS = (
 #: For predictions alone: errors of another size in every dataset, and curves that are not straight.
 RAGGED = (
     World(name="noisier and quieter datasets", noise_spread=0.7, **LAW),
-    World(name="noisier and quieter datasets, their own slopes", noise_spread=0.7, slope_std=2.0, **LAW),
-    World(name="noisier and quieter datasets, two decades of N", sizes=DECADES, noise_spread=0.7, **LAW),
+    World(
+        name="noisier and quieter datasets, their own slopes",
+        noise_spread=0.7,
+        slope_std=2.0,
+        **LAW,
+    ),
+    World(
+        name="noisier and quieter datasets, two decades of N",
+        sizes=DECADES,
+        noise_spread=0.7,
+        **LAW,
+    ),
     World(name="very unequal noise", noise_spread=1.2, **LAW),
     World(name="a floor", sizes=DECADES, floor=0.2, exponent=4.0, on_sharpness=1.0),
     World(name="a floor, noisier and quieter datasets", floor=0.5, noise_spread=0.7, **LAW),
     World(name="curves that wander", wander=0.3, **LAW),
-    World(name="curves that wander, two decades of N", sizes=DECADES, wander=0.3, noise_spread=0.5, **LAW),
+    World(
+        name="curves that wander, two decades of N",
+        sizes=DECADES,
+        wander=0.3,
+        noise_spread=0.5,
+        **LAW,
+    ),
 )
 
 
@@ -134,15 +161,21 @@ class Drawn:
 
 
 def draw(world: World, rng: np.random.Generator) -> Drawn:
-    """Draw the table of a world, with one dataset more (of the last one's domain) that is kept back."""
+    """Draw the table of a world, with one dataset more (of the last one's domain) that is kept
+    back.
+    """
     kinds = (*world.datasets, (world.datasets[-1][0], 1))
-    rows = pd.concat([_dataset(world, j, *kind, rng) for j, kind in enumerate(kinds)], ignore_index=True)
+    rows = pd.concat(
+        [_dataset(world, j, *kind, rng) for j, kind in enumerate(kinds)], ignore_index=True
+    )
     names = rows["dataset"].unique()
     known = np.log(rows["label_sharpness"]).groupby(rows["dataset"]).mean()
     gain = world.on_gain * rows["dataset"].map((known - known.mean()) / known.std())
     own = dict(zip(names, rng.normal(0, 1, len(names)), strict=True))
     for epsilon in (2, 8):
-        rows[f"fgsm_{epsilon}_loss_gain"] = 10 + gain + rows["dataset"].map(own) + rng.normal(0, 1, len(rows))
+        rows[f"fgsm_{epsilon}_loss_gain"] = (
+            10 + gain + rows["dataset"].map(own) + rng.normal(0, 1, len(rows))
+        )
     rows["trial_id"] = [f"t{k:05d}" for k in range(len(rows))]
     back = rows["dataset"] == names[-1]
     table = rows[~back].sample(frac=1, random_state=int(rng.integers(2**31)))
@@ -154,7 +187,9 @@ def _errors(world: World, rng: np.random.Generator, std: float, size: int) -> Ar
     return np.asarray(std * values)
 
 
-def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Generator) -> pd.DataFrame:
+def _dataset(
+    world: World, j: int, domain: str, pairs: int, rng: np.random.Generator
+) -> pd.DataFrame:
     medical = domain == "medical"
     sizes = world.sizes
     if world.long_range and j == 0:
@@ -166,7 +201,9 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
     height = float(_errors(world, rng, 0.8, 1)[0]) * (world.medical_spread if medical else 1.0)
     own_slope = float(rng.normal(0, world.slope_std))
     own_noise = float(np.exp(rng.normal(0, world.noise_spread))) if world.noise_spread else 1.0
-    walk = np.cumsum(rng.normal(0, world.wander, len(sizes))) if world.wander else np.zeros(len(sizes))
+    walk = (
+        np.cumsum(rng.normal(0, world.wander, len(sizes))) if world.wander else np.zeros(len(sizes))
+    )
     of_model = 0.1 * np.arange(len(world.models)) + _errors(world, rng, 0.2, len(world.models))
     frames = []
     for pair in range(pairs):
@@ -181,26 +218,38 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
             log_n = np.log(sizes)
             log_loss = (
                 _falling((world.exponent + own_slope) * (log_n - centre) / d, world.floor)
-                + world.on_d * (d - 13) + world.on_sharpness * (log_k + 9) + world.on_label * medical
-                + height + of_model[m] + of_pair + of_subset + walk
+                + world.on_d * (d - 13)
+                + world.on_sharpness * (log_k + 9)
+                + world.on_label * medical
+                + height
+                + of_model[m]
+                + of_pair
+                + of_subset
+                + walk
                 + own_noise * _errors(world, rng, 0.3, len(sizes))
-            )  # fmt: skip
+            )
             frames.append(
                 pd.DataFrame(
                     {
-                        "dataset": f"{domain}{j}", "domain": domain,
+                        "dataset": f"{domain}{j}",
+                        "domain": domain,
                         "class_pair": f"p{pair}" if pairs > 1 else "",
-                        "model": model, "train_size": sizes, "test_loss": _loss(log_loss, world, rng),
+                        "model": model,
+                        "train_size": sizes,
+                        "test_loss": _loss(log_loss, world, rng),
                         "d_data_mle": d_seen * (np.array(sizes) / sizes[-1]) ** GROWTH,
-                        "label_sharpness": k_seen, "seed": 0,
+                        "label_sharpness": k_seen,
+                        "seed": 0,
                     }
                 )
-            )  # fmt: skip
+            )
     return pd.concat(frames)
 
 
 def _falling(fall: Array, floor: float) -> Array:
-    """Log of a loss that falls by a power of N towards a floor, a share of what it is at the first N."""
+    """Log of a loss that falls by a power of N towards a floor, a share of what it is at the first
+    N.
+    """
     if not floor:
         return -fall
     return np.asarray(np.log((1 - floor) * np.exp(fall[0] - fall) + floor) - fall[0])
@@ -226,6 +275,8 @@ def _without(table: pd.DataFrame, lost: str) -> pd.DataFrame:
     if lost == "sizes":
         high = table["d_data_mle"] > table["d_data_mle"].median()
         sizes = sorted(table["train_size"].unique())
-        gone = (high & table["train_size"].isin(sizes[:2])) | (~high & table["train_size"].isin(sizes[-2:]))
+        gone = (high & table["train_size"].isin(sizes[:2])) | (
+            ~high & table["train_size"].isin(sizes[-2:])
+        )
         return table[~gone]
     return table

@@ -1,17 +1,18 @@
-"""Dimension of sets that nothing was tuned on: images of random decoders, deformed digits, curved sheets.
+"""Dimension of sets that nothing was tuned on: images of random decoders, deformed digits, curved
+sheets.
 
-The calibration's families and constants are older than these sets (tasks/measures/calibration.py, frozen),
-but for the interval's width: it was widened after a first look, to what simulated families left out ask for.
-So `--fresh` makes the sets anew with other seeds, and two families more that are younger than both: DCGAN
-generators as initialised, and rendered balls.
-Decoders: N(0, 1) latents, a linear layer to 4 × 4, upsampling and 3 × 3 convolutions with random weights and
-leaky ReLU, grey images of 32 and 64 pixels in bytes. Deformations: real 8 × 8 digits, magnified, moved along
-random smooth displacement fields. Sheets: x_j = sin(w_j · u + b_j) of uniform u, curved everywhere; tangled:
-three of them in the same space, which cross. The goal: mean relative error at most 0.10, 90 % intervals that
-hold the truth in 85 to 95 %.
+The calibration's families and constants are older than these sets (tasks/measures/calibration.py,
+frozen), but for the interval's width: it was widened after a first look, to what simulated families
+left out ask for. So `--fresh` makes the sets anew with other seeds, and two families more that are
+younger than both: DCGAN generators as initialised, and rendered balls. Decoders: N(0, 1) latents, a
+linear layer to 4 × 4, upsampling and 3 × 3 convolutions with random weights and leaky ReLU, grey
+images of 32 and 64 pixels in bytes. Deformations: real 8 × 8 digits, magnified, moved along random
+smooth displacement fields. Sheets: x_j = sin(w_j · u + b_j) of uniform u, curved everywhere;
+tangled: three of them in the same space, which cross. The goal: mean relative error at most 0.10,
+90 % intervals that hold the truth in 85 to 95 %.
 
-Beside our estimators, written here from its paper: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in its plain
-form: E ln ln(T2/T1) = −γ − ln d).
+Beside our estimators, written here from its paper: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in
+its plain form: E ln ln(T2/T1) = −γ − ln d).
 
 Usage: python benchmarks/dimension_blind.py blind [--json] [--draws 2] [--num-points 500 1750]
 """
@@ -58,17 +59,23 @@ def decoder_images(num: int, latent: int, side: int, rng: np.random.Generator) -
 
 
 def deformed_digits(num: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 32, 32)`` uint8: one real digit, moved along ``dimension`` smooth displacement fields."""
+    """``(num, 32, 32)`` uint8: one real digit, moved along ``dimension`` smooth displacement
+    fields.
+    """
     from sklearn.datasets import load_digits
 
     template = load_digits().images[int(rng.integers(1000))]
     template = np.clip(ndimage.zoom(np.pad(template, 2) / 16, 32 / 12, order=3), 0, 1)
-    fields = ndimage.gaussian_filter(rng.normal(size=(dimension, 2, 32, 32)), (0, 0, 4, 4), mode="wrap")
+    fields = ndimage.gaussian_filter(
+        rng.normal(size=(dimension, 2, 32, 32)), (0, 0, 4, 4), mode="wrap"
+    )
     fields *= 3 / fields.std()
     grid = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij")).astype(float)
     amounts = rng.uniform(-1, 1, size=(num, dimension)) / dimension**0.5
     moved = [
-        ndimage.map_coordinates(template, grid + np.tensordot(row, fields, 1), order=3, mode="nearest")
+        ndimage.map_coordinates(
+            template, grid + np.tensordot(row, fields, 1), order=3, mode="nearest"
+        )
         for row in amounts
     ]
     return np.round(255 * np.clip(np.stack(moved), 0, 1)).astype(np.uint8)
@@ -85,14 +92,20 @@ def sheets(num: int, dimension: int, rng: np.random.Generator, *, number: int = 
 
 
 def generator_images(num: int, latent: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 32, 32)`` uint8 of a DCGAN generator as initialised: transposed convolutions, batch norm."""
+    """``(num, 32, 32)`` uint8 of a DCGAN generator as initialised: transposed convolutions, batch
+    norm.
+    """
     import torch
     from torch import nn
 
     torch.manual_seed(int(rng.integers(2**31)))
     layers: list[nn.Module] = [nn.ConvTranspose2d(latent, 128, 4, 1, 0, bias=False)]
     for before, after in ((128, 64), (64, 32)):
-        layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
+        layers += [
+            nn.BatchNorm2d(before),
+            nn.ReLU(),
+            nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
+        ]
     layers += [nn.BatchNorm2d(32), nn.ReLU(), nn.ConvTranspose2d(32, 1, 4, 2, 1, bias=False)]
     layers += [nn.BatchNorm2d(1), nn.Tanh()]
     for layer in layers:
@@ -104,7 +117,8 @@ def generator_images(num: int, latent: int, rng: np.random.Generator) -> np.ndar
 
 
 def rendered_balls(num: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """``(num, 48, 48)`` uint8: a quarter as many shaded balls, each with place (2), size and brightness.
+    """``(num, 48, 48)`` uint8: a quarter as many shaded balls, each with place (2), size and
+    brightness.
 
     Lit from a corner, later balls hide earlier ones, edges are smooth over a pixel or two.
     """
@@ -118,7 +132,10 @@ def rendered_balls(num: int, dimension: int, rng: np.random.Generator) -> np.nda
         places = home + rng.uniform(-1, 1, size=(num, 2)) * radius
         sizes = radius * rng.uniform(0.6, 1.4, size=(num, 1, 1))
         light = rng.uniform(0.4, 1, size=(num, 1, 1))
-        y, x = ((grid[None] - places[:, i, None, None]) / sizes for i, grid in enumerate((rows, columns)))
+        y, x = (
+            (grid[None] - places[:, i, None, None]) / sizes
+            for i, grid in enumerate((rows, columns))
+        )
         outside = np.sqrt(x**2 + y**2)
         height = np.sqrt(np.maximum(1 - outside**2, 0))
         shade = light * (0.3 + 0.7 * np.maximum((height - 0.5 * x - 0.5 * y) / 1.5**0.5, 0))
@@ -151,7 +168,9 @@ def l2n2(distances: np.ndarray) -> float:
 
 
 def estimates(points: np.ndarray) -> dict[str, Any]:
-    ours = {name: record.value for name, record in intrinsic_dimension(points, estimators=OURS).items()}
+    ours = {
+        name: record.value for name, record in intrinsic_dimension(points, estimators=OURS).items()
+    }
     corrected = calibration.calibrate(points)
     table = nested_neighbors(points, None, [len(points)], 2).tables[0]
     said = {"calibrated": corrected.value, "interval": corrected.interval, "notes": corrected.notes}
@@ -160,21 +179,33 @@ def estimates(points: np.ndarray) -> dict[str, Any]:
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean relative error of each estimator, and how often the interval held the truth."""
-    names = [name for name in rows[0] if name not in ("set", "num_points", "true", "interval", "notes")]
-    errors = {name: float(np.mean([abs(row[name] / row["true"] - 1) for row in rows])) for name in names}
+    names = [
+        name for name in rows[0] if name not in ("set", "num_points", "true", "interval", "notes")
+    ]
+    errors = {
+        name: float(np.mean([abs(row[name] / row["true"] - 1) for row in rows])) for name in names
+    }
     held = [row["interval"][0] <= row["true"] <= row["interval"][1] for row in rows]
     bounds = share(sum(held), len(held))
     warned = sum(bool(row["notes"]) for row in rows)
     missed = sum(not ok and not row["notes"] for ok, row in zip(held, rows, strict=True))
     return {
-        "sets": len(rows), "coverage": bounds["share"], "low": bounds["low"], "high": bounds["high"],
-        "warned": warned, "missed without a warning": missed,
+        "sets": len(rows),
+        "coverage": bounds["share"],
+        "low": bounds["low"],
+        "high": bounds["high"],
+        "warned": warned,
+        "missed without a warning": missed,
         "mean relative error": {name: round(value, 4) for name, value in errors.items()},
-    }  # fmt: skip
+    }
 
 
-def blind(*, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: bool = False) -> Found:
-    """Mean relative error of each estimator on these sets; ``fresh``: other seeds, and two families more."""
+def blind(
+    *, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: bool = False
+) -> Found:
+    """Mean relative error of each estimator on these sets; ``fresh``: other seeds, and two families
+    more.
+    """
     # Simulations hang on their arguments alone, and are the same for all sets of one size.
     keep = functools.cache(calibration.simulate_one)
     calibration.simulate_one = lambda f, d, n, k, seed: keep(f, d, n, k, tuple(seed))
@@ -184,10 +215,16 @@ def blind(*, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: b
             rows.append({"set": name, "num_points": num, "true": true, **estimates(points)})
             print(rows[-1], file=sys.stderr, flush=True)
     families = ("decoder", "decoder 32", "decoder 64", "deformed", "curved", "tangled", *NEW)
-    groups = {"all": rows} | {name: [r for r in rows if r["set"].startswith(name)] for name in families}
+    groups = {"all": rows} | {
+        name: [r for r in rows if r["set"].startswith(name)] for name in families
+    }
     groups["new families"] = [row for row in rows if row["set"] in NEW]
-    groups |= {f"decoder, latent {d}": [r for r in groups["decoder"] if r["true"] == d] for d in LATENTS}
-    groups |= {f"N = {num}": [row for row in rows if row["num_points"] == num] for num in num_points}
+    groups |= {
+        f"decoder, latent {d}": [r for r in groups["decoder"] if r["true"] == d] for d in LATENTS
+    }
+    groups |= {
+        f"N = {num}": [row for row in rows if row["num_points"] == num] for num in num_points
+    }
     found = {name: judged(part) for name, part in groups.items() if part}
     errors = found["all"]["mean relative error"]
     ours = errors.pop("calibrated")

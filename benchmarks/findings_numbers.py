@@ -1,7 +1,7 @@
 """Every number of ``docs/findings.md``, from the committed tables, with numpy alone.
 
-Nothing of the product is imported: the definitions are those of ``docs/preregistration.md``, written anew.
-``python benchmarks/findings_numbers.py`` prints them as JSON.
+Nothing of the product is imported: the definitions are those of ``docs/preregistration.md``,
+written anew. ``python benchmarks/findings_numbers.py`` prints them as JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def t_tail(t: float, degrees: int) -> float:
     """Two-sided tail of Student's t: Simpson's rule on the density, after tan u = t / √degrees."""
     u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 20_001)
     whole = np.linspace(0, np.pi / 2, 20_001)
-    return float(_simpson(np.cos(u) ** (degrees - 1), u) / _simpson(np.cos(whole) ** (degrees - 1), whole))
+    return float(
+        _simpson(np.cos(u) ** (degrees - 1), u) / _simpson(np.cos(whole) ** (degrees - 1), whole)
+    )
 
 
 def _simpson(values: np.ndarray, at: np.ndarray) -> float:
@@ -56,14 +58,19 @@ def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[
     """A number with its 95 % interval and p-value."""
     reach = t_quantile(degrees) * error
     return {
-        "value": value, "low": value - reach, "high": value + reach, "std_error": error,
+        "value": value,
+        "low": value - reach,
+        "high": value + reach,
+        "std_error": error,
         "p": t_tail((value - null) / error, degrees),
-    }  # fmt: skip
+    }
 
 
 def adjusted(family: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Numbers of a family with Holm's adjustment of their p-values."""
-    names = sorted((name for name in family if "p" in family[name]), key=lambda name: family[name]["p"])
+    names = sorted(
+        (name for name in family if "p" in family[name]), key=lambda name: family[name]["p"]
+    )
     largest = 0.0
     for rank, name in enumerate(names):
         largest = max(largest, min(1.0, family[name]["p"] * (len(names) - rank)))
@@ -90,15 +97,19 @@ class PairTable:
         def mean(of) -> np.ndarray:
             found = [
                 np.mean([of(row) for row in cells[pair, model, size]])
-                for pair in self.pairs for model in self.models for size in self.sizes
-            ]  # fmt: skip
+                for pair in self.pairs
+                for model in self.models
+                for size in self.sizes
+            ]
             return np.reshape(found, shape)
 
         self.loss = mean(lambda row: np.log(float(row["test_loss"])))
         self.r_hat = np.log(mean(lambda row: float(row["r_hat_pred"])))
         self.drop = mean(lambda row: float(row["accuracy_drop"]))
         self.error = mean(lambda row: 1 - float(row["test_accuracy"]))
-        measured = {row["class_pair"]: row for row in rows if int(row["train_size"]) == self.sizes[-1]}
+        measured = {
+            row["class_pair"]: row for row in rows if int(row["train_size"]) == self.sizes[-1]
+        }
         self.d = np.array([float(measured[pair]["d_data_mle"]) for pair in self.pairs])
         self.twonn = np.array([float(measured[pair]["d_data_twonn"]) for pair in self.pairs])
         self.log_k = np.log([float(measured[pair]["label_sharpness"]) for pair in self.pairs])
@@ -133,11 +144,13 @@ class PairTable:
     def on_sharpness(
         self, response, d, models=slice(None), sizes=slice(None), beside=None, of: int = 0
     ) -> dict[str, float]:
-        """Slope of a response's mean over networks and N on log K_F, at equal 1/d and what stands beside;
-        ``of``: the place of another column whose slope is asked.
+        """Slope of a response's mean over networks and N on log K_F, at equal 1/d and what stands
+        beside; ``of``: the place of another column whose slope is asked.
         """
         height = response[:, models][:, :, sizes].mean((1, 2))
-        columns = np.column_stack([self.log_k, 1 / d, np.ones(len(d)) if beside is None else beside])
+        columns = np.column_stack(
+            [self.log_k, 1 / d, np.ones(len(d)) if beside is None else beside]
+        )
 
         def slope(at):
             free = np.column_stack([columns[at], np.ones(len(at))])
@@ -146,8 +159,9 @@ class PairTable:
         return self.jackknifed(slope)
 
     def num_classes(self, width: float) -> dict[str, float]:
-        """How many classes an interval of the exponent of this width takes: by how much the exponents of two
-        pairs differ that share a class, and that share none, scaled to the jackknife's width for ten classes.
+        """How many classes an interval of the exponent of this width takes: by how much the
+        exponents of two pairs differ that share a class, and that share none, scaled to the
+        jackknife's width for ten classes.
         """
         y, x = self.curves()
         own = self.d * (x * y).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
@@ -158,12 +172,21 @@ class PairTable:
         of_pair = max(0.0, float(apart[~shared].mean()) - 2 * of_class)
 
         def expected(num: int) -> float:
-            return float(2 * t_quantile(num - 1) * np.sqrt(4 * of_class / num + 2 * of_pair / (num**2 - num)))
+            return float(
+                2 * t_quantile(num - 1) * np.sqrt(4 * of_class / num + 2 * of_pair / (num**2 - num))
+            )
 
         found = self.exponent(self.d)
         scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
-        needed = 10 + bisect_left(range(10, 10**5), True, key=lambda num: scale * expected(num) <= width)
-        return {"classes": needed, "scale": scale, "of a class": of_class**0.5, "of a pair": of_pair**0.5}
+        needed = 10 + bisect_left(
+            range(10, 10**5), True, key=lambda num: scale * expected(num) <= width
+        )
+        return {
+            "classes": needed,
+            "scale": scale,
+            "of a class": of_class**0.5,
+            "of a pair": of_pair**0.5,
+        }
 
     def after(self) -> dict[str, dict[str, float]]:
         """What was asked after the data were seen."""
@@ -178,26 +201,38 @@ class PairTable:
             return float((along * y[at]).sum() / (along**2 * np.ones_like(y[at])).sum())
 
         return {
-            "log R̂ on log K_F, a height per class": self.on_sharpness(self.r_hat, self.d, beside=of_class),
+            "log R̂ on log K_F, a height per class": self.on_sharpness(
+                self.r_hat, self.d, beside=of_class
+            ),
             "log R̂ on log K_F, without 1/d": self.on_sharpness(self.r_hat, np.ones(len(self.d))),
-            "log R̂ on log K_F, at equal mean distance": self.on_sharpness(self.r_hat, self.d, **nearest),
+            "log R̂ on log K_F, at equal mean distance": self.on_sharpness(
+                self.r_hat, self.d, **nearest
+            ),
             "log R̂ on that distance": self.on_sharpness(self.r_hat, self.d, **nearest, of=2),
             "exponent, the half of pairs with larger losses": self.jackknifed(
                 lambda at: exponent(np.intersect1d(at, large))
             ),
-            "exponent, the other half": self.jackknifed(lambda at: exponent(np.intersect1d(at, small))),
+            "exponent, the other half": self.jackknifed(
+                lambda at: exponent(np.intersect1d(at, small))
+            ),
         }
 
     def rivals(self) -> dict[str, dict[str, float]]:
-        """Squared error of each rule on pairs whose classes it has not seen, over that of flat curves."""
+        """Squared error of each rule on pairs whose classes it has not seen, over that of flat
+        curves.
+        """
         y, x = self.curves()
         one, d = np.ones(len(self.pairs)), 1 / self.d
         rules = {
-            "one slope for all pairs": (one, True), "no fall": (0 * one, False), "1/d": (d, False),
-            "4/d": (4 * d, False), f"s/d, s = {SMOOTHNESS:g}": (SMOOTHNESS * d, False),
-            "b/d, b fitted": (d, True), "tail of the spectrum": (self.tail, False),
+            "one slope for all pairs": (one, True),
+            "no fall": (0 * one, False),
+            "1/d": (d, False),
+            "4/d": (4 * d, False),
+            f"s/d, s = {SMOOTHNESS:g}": (SMOOTHNESS * d, False),
+            "b/d, b fitted": (d, True),
+            "tail of the spectrum": (self.tail, False),
             "tail of the spectrum, scaled": (self.tail, True),
-        }  # fmt: skip
+        }
 
         def share(rule, at):
             factors, fitted = rule
@@ -207,7 +242,9 @@ class PairTable:
                 slope = factors[k]
                 if fitted:
                     along = factors[seen, None, None] * x
-                    slope = slope * (along * y[seen]).sum() / (along**2 * np.ones_like(y[seen])).sum()
+                    slope = (
+                        slope * (along * y[seen]).sum() / (along**2 * np.ones_like(y[seen])).sum()
+                    )
                 errors.append(((y[k] - slope * x) ** 2).sum())
             return float(np.sum(errors) / (y[at] ** 2).sum())
 
@@ -248,7 +285,9 @@ class PairTable:
             "trials": self.num_trials,
             "spread": {
                 "d": [float(self.d.min()), float(self.d.max())],
-                "r of log K_F with log mean distance": float(np.corrcoef(self.log_k, self.nearest)[0, 1]),
+                "r of log K_F with log mean distance": float(
+                    np.corrcoef(self.log_k, self.nearest)[0, 1]
+                ),
                 "K_F factor": float(np.exp(np.ptp(self.log_k))),
                 "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
             },
@@ -256,7 +295,10 @@ class PairTable:
             "classes for a width of 0.6": self.num_classes(0.6),
             "exponent, TwoNN": self.exponent(self.twonn),
             "exponent without the smallest N": self.exponent(self.d, sizes=slice(1, None)),
-            **{f"exponent, {m}": self.exponent(self.d, models=[k]) for k, m in enumerate(self.models)},
+            **{
+                f"exponent, {m}": self.exponent(self.d, models=[k])
+                for k, m in enumerate(self.models)
+            },
             "rivals": self.rivals(),
             "turned": self.turned(),
             "after": self.after(),
@@ -272,15 +314,22 @@ def kind(world: str) -> str:
 
 
 def interventions(*names: str) -> dict[str, object]:
-    """Change of log loss and log R̂ per unit of log K_F: means over worlds, and without each digit in turn."""
-    rows = [row for name in names for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
+    """Change of log loss and log R̂ per unit of log K_F: means over worlds, and without each digit
+    in turn.
+    """
+    rows = [
+        row for name in names for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"
+    ]
     cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
     for row in rows:
         cells[row["dataset"], row["model"], int(row["train_size"])].append(row)
     largest = max(size for _, _, size in cells)
     measured = {dataset: found[0] for (dataset, _, size), found in cells.items() if size == largest}
     height: dict[str, float] = {}
-    worlds: dict[str, dict[str, list[float]]] = {"loss": defaultdict(list), "r_hat": defaultdict(list)}
+    worlds: dict[str, dict[str, list[float]]] = {
+        "loss": defaultdict(list),
+        "r_hat": defaultdict(list),
+    }
     passed = tried = 0
     for dataset, row in sorted(measured.items()):
         world, arm = dataset.rsplit("_", 1)
@@ -295,8 +344,9 @@ def interventions(*names: str) -> dict[str, object]:
         passed += 1
         both = [
             _mean(cells[of, model, size], "loss")
-            for of, model, size in cells if of in (dataset, f"{world}_base")
-        ]  # fmt: skip
+            for of, model, size in cells
+            if of in (dataset, f"{world}_base")
+        ]
         height[world] = float(np.mean(both))
         for response, by_world in worlds.items():
             changes = []
@@ -310,7 +360,12 @@ def interventions(*names: str) -> dict[str, object]:
             changes = [change for change in changes if np.isfinite(change)]
             if changes:
                 by_world[world].append(float(np.mean(changes)) / moved)
-    found: dict[str, object] = {"trials": len(rows), "arms": tried, "passed": passed, "by_world": {}}
+    found: dict[str, object] = {
+        "trials": len(rows),
+        "arms": tried,
+        "passed": passed,
+        "by_world": {},
+    }
     for response, by_world in worlds.items():
         slopes = {world: float(np.mean(of)) for world, of in by_world.items()}
         found["by_world"][response] = slopes  # type: ignore[index]
@@ -320,22 +375,33 @@ def interventions(*names: str) -> dict[str, object]:
         by_height = sorted(real, key=height.__getitem__)
         for k, third in enumerate(("smallest", "middle", "largest")):
             part = np.array_split(np.array(by_height), 3)[k]
-            found[f"{response}, real, {third} losses"] = over({str(w): real[str(w)] for w in part}) | {
-                "losses of bases and arms": [float(np.exp(height[str(part[end])])) for end in (0, -1)]
+            found[f"{response}, real, {third} losses"] = over(
+                {str(w): real[str(w)] for w in part}
+            ) | {
+                "losses of bases and arms": [
+                    float(np.exp(height[str(part[end])])) for end in (0, -1)
+                ]
             }
         found[f"{response}, widths"] = exchanged(real)
         for of in sorted({kind(world) for world in slopes}):
-            found[f"{response}, {of}"] = over({w: slope for w, slope in slopes.items() if kind(w) == of})
+            found[f"{response}, {of}"] = over(
+                {w: slope for w, slope in slopes.items() if kind(w) == of}
+            )
     return found
 
 
 def over(slopes: dict[str, float]) -> dict[str, object]:
-    """Mean over worlds by t, and beside it the interval by a jackknife over the digits that they share."""
+    """Mean over worlds by t, and beside it the interval by a jackknife over the digits that they
+    share.
+    """
     values = np.array(list(slopes.values()))
     mean, num = float(values.mean()), len(values)
-    without = np.array([
-        np.mean([s for world, s in slopes.items() if digit not in _digits(world)]) for digit in "0123456789"
-    ])  # fmt: skip
+    without = np.array(
+        [
+            np.mean([s for world, s in slopes.items() if digit not in _digits(world)])
+            for digit in "0123456789"
+        ]
+    )
     reach = t_quantile(9) * float(np.sqrt(0.9 * ((without - mean) ** 2).sum()))
     return {
         "worlds": num,
@@ -345,7 +411,9 @@ def over(slopes: dict[str, float]) -> dict[str, object]:
 
 
 def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
-    """The jackknife's width over that of t, and what it is where worlds of the same slopes share nothing."""
+    """The jackknife's width over that of t, and what it is where worlds of the same slopes share
+    nothing.
+    """
     values = np.array(list(slopes.values()))
     kept = np.array([[digit not in _digits(world) for world in slopes] for digit in "0123456789"])
 
@@ -356,7 +424,11 @@ def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
 
     rng, own = np.random.default_rng(0), ratio(values)
     drawn = [ratio(rng.permutation(values)) for _ in range(times)]
-    return {"ratio": own, "median": float(np.median(drawn)), "p": float(np.mean(np.array(drawn) >= own))}
+    return {
+        "ratio": own,
+        "median": float(np.median(drawn)),
+        "p": float(np.mean(np.array(drawn) >= own)),
+    }
 
 
 def _digits(world: str) -> str:
@@ -383,7 +455,9 @@ def numbers() -> dict[str, object]:
             again = PairTable(name, others)
             found[name] |= {"other seeds": again.answers() | again.after()}
     sweeps = ("interventions_many", "interventions_digits")
-    found |= {name: interventions(name) for name in sweeps} | {"both interventions": interventions(*sweeps)}
+    found |= {name: interventions(name) for name in sweeps} | {
+        "both interventions": interventions(*sweeps)
+    }
     return found
 
 

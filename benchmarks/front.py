@@ -1,6 +1,8 @@
-"""What a newcomer waits for: the demo from its command to its report, the help, and a look at a sweep.
+"""What a newcomer waits for: the demo from its command to its report, the help, and a look at a
+sweep.
 
-``python benchmarks/front.py demo`` takes minutes; ``looks --root ROOT`` wants a root in which the demo ran.
+``python benchmarks/front.py demo`` takes minutes; ``looks --root ROOT`` wants a root in which the
+demo ran.
 """
 
 from __future__ import annotations
@@ -22,22 +24,29 @@ ISWEEP = (sys.executable, "-m", "orchestrator.cli")
 def demo() -> Found:
     """`isweep run demo` in a fresh root, by the clock, and again when all of it is done."""
     with tempfile.TemporaryDirectory(prefix="isweep-demo-") as root:
-        first, again = (seconds(*ISWEEP, "run", "demo", "--quiet", "--root", root)["wall"] for _ in range(2))
+        first, again = (
+            seconds(*ISWEEP, "run", "demo", "--quiet", "--root", root)["wall"] for _ in range(2)
+        )
         assert Path(root, "sweeps", "demo", "report", "report.html").stat().st_size > 0
     ours = {"first_s": round(first, 1), "again_s": round(again, 1)}
     return {"ours": ours, "theirs": {"first_s": MOST_DEMO_S}, "ratio": first / MOST_DEMO_S}
 
 
 def looks(*, root: str = "isweep-root", repeats: int = 9) -> Found:
-    """Processor time of `isweep --help` and of `isweep status` beside other commands' help, taking turns."""
+    """Processor time of `isweep --help` and of `isweep status` beside other commands' help, taking
+    turns.
+    """
     sides = {
         "isweep --help": (*ISWEEP, "--help"),
         "isweep status demo": (*ISWEEP, "status", "demo", "--root", root),
     }
     sides |= {
-        f"{name} --help": (str(Path(sys.executable).parent / name), "--help") for name in ("mlflow", "ray")
+        f"{name} --help": (str(Path(sys.executable).parent / name), "--help")
+        for name in ("mlflow", "ray")
     }
-    turns = [{name: seconds(*command)["cpu"] for name, command in sides.items()} for _ in range(repeats)]
+    turns = [
+        {name: seconds(*command)["cpu"] for name, command in sides.items()} for _ in range(repeats)
+    ]
     found = {name: round(median(turn[name] for turn in turns), 3) for name in sides}
     ours = {name: found.pop(name) for name in [*found][:2]}
     theirs = {**found, "isweep --help at most": MOST_HELP_S, "isweep status at most": MOST_STATUS_S}

@@ -1,8 +1,9 @@
-"""What all benchmarks share: options out of signatures, sides that take turns, the environment, printing.
+"""What all benchmarks share: options out of signatures, sides that take turns, the environment,
+printing.
 
 A script hands its cases, functions with keyword options that return what they found, to `run`:
-``python benchmarks/measures.py nested --side 64 --json``. What is found holds ``ours``, ``theirs`` and
-``ratio`` (ours over theirs), both sides having run in one go; the environment is added.
+``python benchmarks/measures.py nested --side 64 --json``. What is found holds ``ours``, ``theirs``
+and ``ratio`` (ours over theirs), both sides having run in one go; the environment is added.
 """
 
 from __future__ import annotations
@@ -26,9 +27,18 @@ from unittest import mock
 from cyclopts import App, Parameter
 
 PACKAGES = (
-    "numpy", "numkong", "torch", "ray", "mlflow", "pandas", "matplotlib", "zarr", "optuna", "faiss-cpu",
+    "numpy",
+    "numkong",
+    "torch",
+    "ray",
+    "mlflow",
+    "pandas",
+    "matplotlib",
+    "zarr",
+    "optuna",
+    "faiss-cpu",
     "scikit-dimension",
-)  # fmt: skip
+)
 CORES = len(os.sched_getaffinity(0))
 Found = dict[str, Any]
 
@@ -51,7 +61,9 @@ def run(*cases: Callable[..., Found], parts: Sequence[Callable[..., Found]] = ()
 
 
 def source(*paths: Path) -> str:
-    """Name files and their content: a figure keeps it of what it was drawn from, to which a test holds it."""
+    """Name files and their content: a figure keeps it of what it was drawn from, to which a test
+    holds it.
+    """
     return "\n".join(f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths)
 
 
@@ -110,7 +122,9 @@ class Timing:
     def ratio(self, side: int, peer: int, *, of: str = "wall") -> float:
         """Median over the turns of one side's time divided by the other's, in the same turn."""
         seconds = getattr(self, of)
-        return median(mine / theirs for mine, theirs in zip(seconds[side], seconds[peer], strict=True))
+        return median(
+            mine / theirs for mine, theirs in zip(seconds[side], seconds[peer], strict=True)
+        )
 
     def seconds(self, side: int) -> dict[str, float]:
         """Medians of one side."""
@@ -123,7 +137,9 @@ class Timing:
             "ours": self.seconds(0),
             "theirs": {name: self.seconds(side) for name, side in sides.items()},
             "ratio": {name: self.ratio(0, side) for name, side in sides.items()},
-            "ratio_of_cpu_time": {name: self.ratio(0, side, of="cpu") for name, side in sides.items()},
+            "ratio_of_cpu_time": {
+                name: self.ratio(0, side, of="cpu") for name, side in sides.items()
+            },
         }
 
 

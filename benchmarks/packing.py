@@ -19,12 +19,13 @@ NUM_WAVES = 6
 
 
 def order(*, preset: str = "paper", gpu: str = "h100") -> Found:
-    """How long a grid takes, in replayed minutes: longest first against the order of the plan and waves.
+    """How long a grid takes, in replayed minutes: longest first against the order of the plan and
+    waves.
 
-    All orders are replayed on the same predicted costs and shares, so what differs is the order alone; the
-    lower bound is what no order can beat. Waves: groups of whole datasets, each waiting for the last trial of
-    the one before. Then the hours of the whole grid on one GPU of each model that has bfloat16. No GPU was
-    measured.
+    All orders are replayed on the same predicted costs and shares, so what differs is the order
+    alone; the lower bound is what no order can beat. Waves: groups of whole datasets, each waiting
+    for the last trial of the one before. Then the hours of the whole grid on one GPU of each model
+    that has bfloat16. No GPU was measured.
     """
     rows = replayed(preset, gpu)
     study = next(row for row in rows if row["num_gpus"] == 64)
@@ -39,7 +40,10 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
     waves = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     rows = []
     for number in NUM_GPUS:
-        ours, planned = replay(sorted(jobs, key=lambda job: -job.seconds), number), replay(jobs, number)
+        ours, planned = (
+            replay(sorted(jobs, key=lambda job: -job.seconds), number),
+            replay(jobs, number),
+        )
         in_waves = sum(replay(wave, number).makespan for wave in waves)
         hours = number * ours.makespan / 3600
         rows.append(
@@ -63,7 +67,10 @@ def hours(preset: str) -> list[dict[str, Any]]:
     trials = plan_sweep(load_sweep(preset)).trials
     rows = []
     for gpu in (gpu for gpu in GPU_MODELS.values() if gpu.bfloat16):
-        row: dict[str, Any] = {"gpu": gpu.name, "one at a time": on_gpus(trials, gpu, 1, share=1.0)["hours"]}
+        row: dict[str, Any] = {
+            "gpu": gpu.name,
+            "one at a time": on_gpus(trials, gpu, 1, share=1.0)["hours"],
+        }
         row["sharing, under MPS"] = on_gpus(trials, gpu, 1)["hours"]
         with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["plain steps, one at a time"] = on_gpus(trials, gpu, 1, share=1.0)["hours"]

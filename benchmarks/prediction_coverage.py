@@ -1,13 +1,13 @@
-"""Do the 90 % intervals of predictions hold datasets and train sizes that were left out, and how much does a
-pilot shorten them?
+"""Do the 90 % intervals of predictions hold datasets and train sizes that were left out, and how
+much does a pilot shorten them?
 
-Published numbers: every dataset left out of the prior in turn, its loss at the largest N predicted, for
-every model with readable losses; without and with a pilot (its losses at smaller sizes). Then the same with
-the largest N left out of the prior as well, so that N is extrapolated. Predictions of one dataset by several
-models are no independent cases, so the datasets that were missed are named. Drawn tables (`blind_tables.py`,
-which shares no code with the analysis): the same for a dataset kept back. Shares have their exact
-(Clopper-Pearson) 95 % bounds. The other side is the interval that knows nothing of the dataset (model and N
-alone).
+Published numbers: every dataset left out of the prior in turn, its loss at the largest N predicted,
+for every model with readable losses; without and with a pilot (its losses at smaller sizes). Then
+the same with the largest N left out of the prior as well, so that N is extrapolated. Predictions of
+one dataset by several models are no independent cases, so the datasets that were missed are named.
+Drawn tables (`blind_tables.py`, which shares no code with the analysis): the same for a dataset
+kept back. Shares have their exact (Clopper-Pearson) 95 % bounds. The other side is the interval
+that knows nothing of the dataset (model and N alone).
 
 """
 
@@ -29,14 +29,23 @@ SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}
 GOAL = "0.85 to 0.95, 0.30 shorter"
 DRAWN = (
-    "noise, two decades of N", "noise, datasets' own slopes", "noise, heavy tails", "noise, three datasets",
-    "law", "law, measures with error", "law, heavy tails", "law, losses near guessing", "K_F strong",
+    "noise, two decades of N",
+    ("noise, datasets' own slopes"),
+    "noise, heavy tails",
+    "noise, three datasets",
+    "law",
+    "law, measures with error",
+    "law, heavy tails",
+    ("law, losses near guessing"),
+    "K_F strong",
     *(world.name for world in RAGGED),
-)  # fmt: skip
+)
 
 
 class Outcome(NamedTuple):
-    """Whether the interval held the loss, and by how much it was shorter than one that knows nothing."""
+    """Whether the interval held the loss, and by how much it was shorter than one that knows
+    nothing.
+    """
 
     dataset: str
     held: bool
@@ -47,7 +56,9 @@ def points_of(table: pd.DataFrame) -> pd.DataFrame:
     return fitted_points(normalise(table)[0])[0]
 
 
-def predicted(others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = False) -> dict[str, Outcome]:
+def predicted(
+    others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = False
+) -> dict[str, Outcome]:
     """Predict a dataset's loss at its largest N from other datasets and its smaller N.
 
     ``extrapolate`` leaves that N out of the other datasets too.
@@ -84,7 +95,9 @@ def published(*, extrapolate: bool) -> list[dict[str, Outcome]]:
 
 
 def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]:
-    seed, world = next((k, world) for k, world in enumerate((*WORLDS, *RAGGED)) if world.name == name)
+    seed, world = next(
+        (k, world) for k, world in enumerate((*WORLDS, *RAGGED)) if world.name == name
+    )
     rng, found = np.random.default_rng([20260401, seed]), []
     for _ in range(num):
         table = draw(world, rng)
@@ -96,7 +109,9 @@ def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]
 
 
 def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str, dict[str, Any]]:
-    """Coverage by kind of pilot; ``named``: with the datasets of the published study that were missed."""
+    """Coverage by kind of pilot; ``named``: with the datasets of the published study that were
+    missed.
+    """
     result: dict[str, dict[str, Any]] = {}
     for kind in PILOTS:
         if not (rows := [row[kind] for row in found if kind in row]):
@@ -112,15 +127,21 @@ def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str
 
 
 def prediction_coverage(*, tables: int = 200) -> Found:
-    """How often intervals hold the loss: published datasets left out, and drawn tables of each world."""
+    """How often intervals hold the loss: published datasets left out, and drawn tables of each
+    world.
+    """
     ours = {
         "published, a dataset left out": summary(published(extrapolate=False), named=True),
-        "published, a dataset and the largest N left out": summary(published(extrapolate=True), named=True),
+        "published, a dataset and the largest N left out": summary(
+            published(extrapolate=True), named=True
+        ),
     }
     for name in DRAWN if tables else ():
         ours[f"drawn: {name}"] = summary(drawn(name, tables, extrapolate=False))
     for name in ("law", "noise, datasets' own slopes") if tables else ():
-        ours[f"drawn: {name}; the largest N left out"] = summary(drawn(name, tables, extrapolate=True))
+        ours[f"drawn: {name}; the largest N left out"] = summary(
+            drawn(name, tables, extrapolate=True)
+        )
     shorter = ours["published, a dataset left out"]["pilot of 5"]["shorter (median)"]
     theirs = {"interval that knows nothing of the dataset": 1.0, "goal": GOAL}
     return {"tables": tables, "ours": ours, "theirs": theirs, "ratio": 1 - shorter}

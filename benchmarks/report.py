@@ -24,7 +24,8 @@ TARGET_S = 5.0
 
 
 def study_table(num_runs: int) -> pd.DataFrame:
-    """Synthetic trials of the study's shape: 11 datasets, of which 4 have 5 class pairs, in 6 train sizes.
+    """Synthetic trials of the study's shape: 11 datasets, of which 4 have 5 class pairs, in 6 train
+    sizes.
 
     That is 162 a model; as many models as ``num_runs`` takes.
     """
@@ -32,11 +33,16 @@ def study_table(num_runs: int) -> pd.DataFrame:
     about = {"models": models, "train_sizes": SIZES, "dataset_std": 0.3, "trial_std": 0.3}
     paired = synthetic_table(num_natural=4, num_medical=0, class_pairs=PAIRS, **about)
     whole = synthetic_table(num_natural=0, num_medical=7, **about)
-    return pd.concat([paired, whole]).sort_values(["model", "trial_id"], ignore_index=True).head(num_runs)
+    return (
+        pd.concat([paired, whole])
+        .sort_values(["model", "trial_id"], ignore_index=True)
+        .head(num_runs)
+    )
 
 
 def scale(*, runs: int = 1000) -> Found:
-    """From 1,000 runs in an MLflow SQLite store to the report, and how that grows from half as many.
+    """From 1,000 runs in an MLflow SQLite store to the report, and how that grows from half as
+    many.
 
     Theirs: ``mlflow.search_runs`` for the same rows as a data frame, which is reading alone.
     """
@@ -63,7 +69,11 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     from orchestrator.results.mlflow_runs import SweepRuns, connect, read_rows
     from orchestrator.results.tracking import Tracker
 
-    sweep, uri, table = f"scale{num_runs}", f"sqlite:///{folder / 'mlflow.db'}", study_table(num_runs)
+    sweep, uri, table = (
+        f"scale{num_runs}",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        study_table(num_runs),
+    )
     client, times = connect(uri), [time.perf_counter()]
     tracker = Tracker(lambda: SweepRuns(client, Page(sweep), None, None))
     for one in flat_runs(table):
@@ -77,7 +87,9 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     assert len(rows) == num_runs
     fits = fit_scaling_laws(rows, explore=True)
     times.append(time.perf_counter())
-    write_report(rows, fits, folder / sweep, sweep=sweep, summary={"planned": num_runs, "done": num_runs})
+    write_report(
+        rows, fits, folder / sweep, sweep=sweep, summary={"planned": num_runs, "done": num_runs}
+    )
     times.append(time.perf_counter())
     cpu = time.process_time() - cpu
     mlflow.set_tracking_uri(uri)
@@ -92,7 +104,9 @@ def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
     """The rows of a results table as the runs that MLflow would hold."""
     runs = []
     for row in table.to_dict("records"):
-        names = [column.name for column in COLUMNS if column.kind != "number" and column.name in row]
+        names = [
+            column.name for column in COLUMNS if column.kind != "number" and column.name in row
+        ]
         tags = {name: str(row.pop(name)) for name in names} | {"attempt": "1"}
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         metrics = {name: float(value) for name, value in numbers.items() if value == value}

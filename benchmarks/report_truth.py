@@ -1,11 +1,13 @@
 """What does a report claim on tables whose truth is known, and how often do its intervals hold it?
 
-Tables are drawn by `blind_tables.py`, which shares no code with the analysis, and go the whole way of a
-report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sentences; a claim is false where
-nothing is, or where it names the wrong direction. Every share has its exact (Clopper-Pearson) 95 % bounds.
-The other side is what the same sentences would claim without adjustment: any headline question with p ≤ 0.05.
+Tables are drawn by `blind_tables.py`, which shares no code with the analysis, and go the whole way
+of a report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sentences; a claim
+is false where nothing is, or where it names the wrong direction. Every share has its exact
+(Clopper-Pearson) 95 % bounds. The other side is what the same sentences would claim without
+adjustment: any headline question with p ≤ 0.05.
 
-Forecasts are made of every fourth table. ``--into FILE`` adds worlds to a result; those in it are not drawn.
+Forecasts are made of every fourth table. ``--into FILE`` adds worlds to a result; those in it are
+not drawn.
 """
 
 from __future__ import annotations
@@ -36,14 +38,19 @@ SENTENCES = {
     "loss on d_data": r"log test loss (rises|falls) with d_data:",
     "loss on K_F": r"log test loss (rises|falls) with K_F:",
     "attacks on K_F": r"loss gained by an attack (rises) with K_F",
-    "exponent": r"the loss (rises|falls) (?:with N|more slowly with N than the bound allows, which)",
+    "exponent": (
+        r"the loss (rises|falls) (?:with N|more slowly with N than the bound allows, " r"which)"
+    ),
     "below the bound": r"which (contradicts) the bound",
 }
 """Claim -> how a finished report says it, with its direction."""
 CLAIM_KEYS = {
-    r.DIMENSION: "loss on d_data", r.SHARPNESS: "loss on K_F", r.ATTACKS: "attacks on K_F",
-    r.EXPONENT: "exponent", r.BELOW_BOUND: "below the bound",
-}  # fmt: skip
+    r.DIMENSION: "loss on d_data",
+    r.SHARPNESS: "loss on K_F",
+    r.ATTACKS: "attacks on K_F",
+    r.EXPONENT: "exponent",
+    r.BELOW_BOUND: "below the bound",
+}
 
 
 def true_claims(world: World) -> dict[str, set[str]]:
@@ -70,18 +77,26 @@ def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 
 
 def wrong_verdicts(drawn: Drawn, world: World) -> int:
-    """Count verdicts of the ledger of claims that are not true of a world: what it reproduces, or refutes."""
+    """Count verdicts of the ledger of claims that are not true of a world: what it reproduces, or
+    refutes.
+    """
     truth = {"Fig. 2a": world.on_d, "Eq. 2": world.on_sharpness, "Thm 3": world.on_gain}
     truth["Thm 1"] = world.exponent - 1
     if not world.on_sharpness and not world.on_d:
         truth["Fig. 2b"] = world.on_label
     entries = ledger(drawn.table, sweep=world.name, compare=False).entries
-    verdicts = {entry.number: entry.verdict for entry in entries if entry.verdict != "cannot be told"}
-    right = {number: "reproduced" if value > 0 else "refuted" for number, value in truth.items() if value}
+    verdicts = {
+        entry.number: entry.verdict for entry in entries if entry.verdict != "cannot be told"
+    }
+    right = {
+        number: "reproduced" if value > 0 else "refuted" for number, value in truth.items() if value
+    }
     return sum(verdicts.get(number) not in (None, right.get(number)) for number in truth)
 
 
-def intervals_of(fits: ScalingFits, world: World) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
+def intervals_of(
+    fits: ScalingFits, world: World
+) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
     """The 95 % intervals that the sentences show, each with what it should hold."""
     exponent = fits.find("exponent").estimate("exponent")
     if exponent is not None:
@@ -98,7 +113,9 @@ def intervals_of(fits: ScalingFits, world: World) -> Iterator[tuple[str, tuple[f
 
 
 def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
-    """90 % intervals for the dataset kept back, at its largest N, with pilots of its smaller sizes."""
+    """90 % intervals for the dataset kept back, at its largest N, with pilots of its smaller
+    sizes.
+    """
     mine = drawn.kept_back[drawn.kept_back["model"] == "a"].sort_values("train_size")
     last = mine.iloc[-1]
     try:
@@ -108,18 +125,25 @@ def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
     for size in (0, 2, 4):
         if size >= len(mine):
             continue
-        pilot = [PilotPoint(row["train_size"], row["test_loss"]) for _, row in mine.head(size).iterrows()]
+        pilot = [
+            PilotPoint(row["train_size"], row["test_loss"]) for _, row in mine.head(size).iterrows()
+        ]
         found = predict(
-            growth, d_data=last["d_data_mle"], label_sharpness=last["label_sharpness"],
-            train_size=last["train_size"], pilot=pilot,
-        )  # fmt: skip
+            growth,
+            d_data=last["d_data_mle"],
+            label_sharpness=last["label_sharpness"],
+            train_size=last["train_size"],
+            pilot=pilot,
+        )
         if found.interval is not None:
             held = found.interval[0] <= last["test_loss"] <= found.interval[1]
             yield f"pilot of {size}" if size else "no pilot", held, found.shorter
 
 
 def judge(asked: tuple[str, int]) -> tuple[str, Found]:
-    """Draw tables of a world and count false claims, true ones, and intervals that hold the truth."""
+    """Draw tables of a world and count false claims, true ones, and intervals that hold the
+    truth.
+    """
     name, num = asked
     seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
     said: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
@@ -167,7 +191,9 @@ def report_truth(
             ours[name] = found
             if into:
                 whole = {"name": "report_truth", **result(ours), "environment": environment()}
-                into.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                into.write_text(
+                    json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
             if "--json" not in sys.argv:
                 show({name: found})
     return result(ours)
@@ -178,12 +204,18 @@ def result(ours: dict[str, Found]) -> Found:
     nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
     every = together(ours)
     return {
-        "tables": {name: found["said"]["any false headline claim"]["tables"] for name, found in ours.items()},
+        "tables": {
+            name: found["said"]["any false headline claim"]["tables"]
+            for name, found in ours.items()
+        },
         "ours": ours,
-        "all worlds of noise together": together(nulls), "all worlds together": every,
-        "theirs": {name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()},
+        "all worlds of noise together": together(nulls),
+        "all worlds together": every,
+        "theirs": {
+            name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()
+        },
         "ratio": every["said"]["any false headline claim"]["share"] / LEVEL if ours else None,
-    }  # fmt: skip
+    }
 
 
 def together(ours: dict[str, Found]) -> dict[str, dict[str, Any]]:

@@ -49,7 +49,9 @@ def make_plan(num_trials: int, seed: int) -> SweepPlan:
         "attacks": {"epsilons": (1.0,)},
     }
     plan = plan_sweep(SweepSpec.model_validate(fields))
-    trials = tuple(trial.model_copy(update={"network": _untrained(trial.network)}) for trial in plan.trials)
+    trials = tuple(
+        trial.model_copy(update={"network": _untrained(trial.network)}) for trial in plan.trials
+    )
     return SweepPlan(plan.sweep, trials, plan.measures, plan.datasets)
 
 
@@ -83,7 +85,9 @@ class MemoryLog(Progress):
         return (self.bytes[-1] - self.bytes[first]) / max(1, len(self.bytes) - 1 - first)
 
 
-def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress) -> float:
+def drive(
+    plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress
+) -> float:
     """Seconds of a sweep of no-op trials."""
     paths, stored = RootPaths.at(folder).make(), StoredResults.read(str(folder / "store"))
     start = time.perf_counter()
@@ -96,19 +100,21 @@ def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, mon
 def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = False) -> Found:
     """What a trial costs besides training, stored and tracked, beside a plain Tune function trial.
 
-    Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm workers, each result written
-    to the store and to MLflow (SQLite). Theirs: a Tune function trainable that reports once, with Tune's
-    defaults. Both on the same private two-CPU cluster; the time is wall time over trials. The no-op trial's
-    own work (network, two evaluations, d_repr, attacks) is taken off. What the driver's memory grows by per
-    trial is seen over the long sweep (``--trials 2000``), between the result a tenth of the way and the last.
-    With ``dashboard`` the first tasks have names, for each of which Ray keeps series.
+    Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm workers, each result
+    written to the store and to MLflow (SQLite). Theirs: a Tune function trainable that reports
+    once, with Tune's defaults. Both on the same private two-CPU cluster; the time is wall time over
+    trials. The no-op trial's own work (network, two evaluations, d_repr, attacks) is taken off.
+    What the driver's memory grows by per trial is seen over the long sweep (``--trials 2000``),
+    between the result a tenth of the way and the last. With ``dashboard`` the first tasks have
+    names, for each of which Ray keeps series.
     """
     with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=dashboard) as cluster:
         folder, few, memory = Path(name), max(8, trials // 8), MemoryLog()
         uri = f"sqlite:///{folder / 'mlflow.db'}"
         tracker = Tracker(lambda: SweepRuns(connect_mlflow(uri), Page("overhead"), None, None))
         drive(make_plan(few, 0), cluster, folder, tracker, Progress())  # imports and first workers
-        # The start of a Tune experiment and its workers is paid once per sweep, not per trial: the slope.
+        # The start of a Tune experiment and its workers is paid once per sweep, not per trial: the
+        # slope.
         short = drive(make_plan(few, 1_000), cluster, folder, tracker, Progress())
         long = drive(make_plan(trials + few, 10_000), cluster, folder, tracker, memory)
         tracker.close("FINISHED")
@@ -117,7 +123,12 @@ def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = Fal
         wall = (long - short) / trials
         plain = plain_tune(folder, plain_trials)
     ours = max(0.0, wall - work / 2)
-    grown = {"wall_s": wall, "work_s": work, "overhead_s": ours, "driver_bytes_per_trial": memory.growth}
+    grown = {
+        "wall_s": wall,
+        "work_s": work,
+        "overhead_s": ours,
+        "driver_bytes_per_trial": memory.growth,
+    }
     return {
         "ours": ours,
         "theirs": {"plain Tune function trial": plain},
@@ -231,27 +242,36 @@ def fill(sweep: str, root: Path) -> None:
         path.parent.mkdir(parents=True)
         # As the store seals it, without waiting for the disk 50,000 times.
         plain = record.plain()
-        path.write_text(json.dumps({"sha256": fingerprint(plain), "record": plain}), encoding="utf-8")
+        path.write_text(
+            json.dumps({"sha256": fingerprint(plain), "record": plain}), encoding="utf-8"
+        )
 
 
 def command(*words: str) -> dict[str, Any]:
-    """Run a command of ``isweep`` in a process of its own; returns its seconds, peak bytes and exit code."""
+    """Run a command of ``isweep`` in a process of its own; returns its seconds, peak bytes and exit
+    code.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *words, "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURED, *words, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
     if found["code"] != 0:
         raise RuntimeError(done.stderr)
     document = json.loads(done.stdout)
-    found["done"] = document.get("done", sum(row["status"] == "done" for row in document.get("trials", ())))
+    found["done"] = document.get(
+        "done", sum(row["status"] == "done" for row in document.get("trials", ()))
+    )
     return found
 
 
 def looks(*, cells: int = 50_000) -> Found:
     """`isweep status` and `isweep plan` over a store of many results, with and without its index.
 
-    A first look that reads every record, as every look did before there was an index, and the looks after
-    it. The records are as large as those of the paper's grid, and are sealed by the product.
+    A first look that reads every record, as every look did before there was an index, and the looks
+    after it. The records are as large as those of the paper's grid, and are sealed by the product.
     """
     with tempfile.TemporaryDirectory(prefix="isweep-look-") as folder:
         root, sweep = Path(folder, "root"), sweep_file(Path(folder), cells)

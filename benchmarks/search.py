@@ -1,6 +1,8 @@
-"""The search of learning rates, replayed on stored trainings: how good its rates are, and what it costs.
+"""The search of learning rates, replayed on stored trainings: how good its rates are, and what it
+costs.
 
-``table`` makes the trainings (``tests/data/search_table.csv``), ``policy`` replays searches on them.
+``table`` makes the trainings (``tests/data/search_table.csv``), ``policy`` replays searches on
+them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from orchestrator.tuning.outcome import CellOutcome
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's reader lies beside the tests
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # the table's reader lies beside the tests
 from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
@@ -32,7 +36,8 @@ SEEDS_OF_TABLE = 3
 Table = dict[CellKey, TabulatedCell]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
 TWICE = 0.4
-"""Budget at which samplers differ: at the default one the first four points of five are drawn at random."""
+"""Budget at which samplers differ: at the default one the first four points of five are drawn at
+random."""
 
 
 def cells_of(table: Table, tune: TuneSpec) -> dict[CellKey, TuningCell]:
@@ -45,7 +50,9 @@ def cells_of(table: Table, tune: TuneSpec) -> dict[CellKey, TuningCell]:
 def search(table: Table, sampler: Sampler, budget: float, seed: int) -> dict[CellKey, CellOutcome]:
     """Return what one search finds."""
     # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
-    tune = TuneSpec(batch_size=(32,), budget=budget, seeds=SEEDS_OF_TABLE, sampler=sampler, seed=seed)
+    tune = TuneSpec(
+        batch_size=(32,), budget=budget, seeds=SEEDS_OF_TABLE, sampler=sampler, seed=seed
+    )
     return replay(cells_of(table, tune), table, tune)
 
 
@@ -62,7 +69,9 @@ def measure(
         # Forked anew: a worker has the table already.
         with get_context("fork").Pool(processes) as pool:
             found = pool.map(partial(search, table, name, budget), range(seeds), chunksize=1)
-        regrets = np.array([[table[key].regret(outcome) for key, outcome in one.items()] for one in found])
+        regrets = np.array(
+            [[table[key].regret(outcome) for key, outcome in one.items()] for one in found]
+        )
         every = [outcome for one in found for outcome in one.values()]
         costs = [outcome.spent / GRID_RATES for outcome in every]
         whole = GRID_RATES * SEEDS_OF_TABLE
@@ -77,7 +86,9 @@ def measure(
                 "within_0.01": float((regrets <= 0.01).mean()),
                 "search_cost": statistics.fmean(costs),
                 "largest_search_cost": max(costs),
-                "whole_cost": statistics.fmean((o.spent + o.finalist_trainings) / whole for o in every),
+                "whole_cost": statistics.fmean(
+                    (o.spent + o.finalist_trainings) / whole for o in every
+                ),
                 "by_cell": {
                     " on ".join(key): float(np.median(regrets[:, place]))
                     for place, key in enumerate(found[0])
@@ -87,14 +98,16 @@ def measure(
     return rows
 
 
-def policy(*, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2) -> Found:
+def policy(
+    *, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2
+) -> Found:
     """Regret and cost of the search, against the grid and other searches.
 
-    Regret is the validation loss of the chosen rate, mean over its seeds, less that of the best of 25 rates,
-    in nat. Costs are shares: of the search, of one training at each rate; of everything, finalists included,
-    of all trainings of the table. ``median_regret`` is the median over seeds of the median over cells. The
-    best of 25 rates is itself the luckiest of 25 means of three trainings, so the means are too high where
-    trainings of one rate differ much.
+    Regret is the validation loss of the chosen rate, mean over its seeds, less that of the best of
+    25 rates, in nat. Costs are shares: of the search, of one training at each rate; of everything,
+    finalists included, of all trainings of the table. ``median_regret`` is the median over seeds of
+    the median over cells. The best of 25 rates is itself the luckiest of 25 means of three
+    trainings, so the means are too high where trainings of one rate differ much.
     """
     known = read_table(table)
     ours, *theirs = measure(known, ("tpe", "random"), budget, seeds, processes)
@@ -114,9 +127,13 @@ HEADER = ["model", "subset", "learning_rate", "seed", "chance_loss", "losses"]
 
 
 def networks() -> Iterator[NetworkSpec]:
-    """Every training of the table: seed by seed, so that a table cut short is a whole one of fewer seeds."""
+    """Every training of the table: seed by seed, so that a table cut short is a whole one of fewer
+    seeds.
+    """
     plan = plan_sweep(load_sweep("demo", {"models": MODELS}))
-    cells = [trial.network for trial in plan.trials if trial.network.train_size == plan.largest_size]
+    cells = [
+        trial.network for trial in plan.trials if trial.network.train_size == plan.largest_size
+    ]
     # One class pair of each dataset.
     pairs = {network.subset.prepared.dataset: network.subset for network in reversed(cells)}
     cells = [network for network in cells if network.subset in pairs.values()]
@@ -135,11 +152,12 @@ def subset_name(subset: SubsetSpec) -> str:
 
 
 def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
-    """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds; 15 minutes of a core.
+    """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds; 15 minutes
+    of a core.
 
-    Every row is one training of ``isweep tune``'s own kind (validation split of the training images, no test
-    image): validation loss after each epoch, ``-`` from a divergence on. Goes on where it was stopped.
-    ``root`` is where datasets are prepared.
+    Every row is one training of ``isweep tune``'s own kind (validation split of the training
+    images, no test image): validation loss after each epoch, ``-`` from a divergence on. Goes on
+    where it was stopped. ``root`` is where datasets are prepared.
     """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.subsets import load_validation
@@ -156,18 +174,28 @@ def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
     done = set()
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            done = {(r["model"], r["subset"], r["learning_rate"], r["seed"]) for r in csv.DictReader(file)}
+            done = {
+                (r["model"], r["subset"], r["learning_rate"], r["seed"])
+                for r in csv.DictReader(file)
+            }
     else:
         path.write_text(",".join(HEADER) + "\n", encoding="utf-8")
     data = {}
     for network in networks():
         subset, recipe = network.subset, network.recipe
-        key = (network.model.name, subset_name(subset), f"{recipe.learning_rate:g}", str(network.seed))
+        key = (
+            network.model.name,
+            subset_name(subset),
+            f"{recipe.learning_rate:g}",
+            str(network.seed),
+        )
         if key in done:
             continue
         if subset.subset_id not in data:
             prepared = workspace.prepared[subset.prepared.prepared_id]
-            data[subset.subset_id] = load_validation(prepared, subset, network.train_size, validation)
+            data[subset.subset_id] = load_validation(
+                prepared, subset, network.train_size, validation
+            )
         found = run_search_trial(network, data[subset.subset_id])
         losses = [f"{score.loss:.4f}" for score in found.curve]
         losses += [""] * (recipe.epochs - len(losses))

@@ -1,14 +1,15 @@
 """How much CPU time an image costs in training: ours against a plain loop over image files.
 
-Theirs decodes and resizes every image of every epoch from a PNG file, as the released code of Konz &
-Mazurowski does, and trains in float32 with PyTorch's defaults. Ours decodes once, at preparation, and trains
-on rows of one tensor, channels last, in the precision that the study's recipe names (bfloat16; float32 for
-the demo's network), in a process that keeps its freed pages. "in memory" is the plain loop without files:
-what is left of the ratio when decoding costs nothing.
+Theirs decodes and resizes every image of every epoch from a PNG file, as the released code of Konz
+& Mazurowski does, and trains in float32 with PyTorch's defaults. Ours decodes once, at preparation,
+and trains on rows of one tensor, channels last, in the precision that the study's recipe names
+(bfloat16; float32 for the demo's network), in a process that keeps its freed pages. "in memory" is
+the plain loop without files: what is left of the ratio when decoding costs nothing.
 
-Each side has a process of its own, with one thread, as trials do. They take turns, and each turn of ours is
-divided into the turn of theirs beside it, so that other work on the machine meets both; the median of these
-ratios counts. Networks are built before. Seconds are those a process computed; on a GPU they are wall time.
+Each side has a process of its own, with one thread, as trials do. They take turns, and each turn of
+ours is divided into the turn of theirs beside it, so that other work on the machine meets both; the
+median of these ratios counts. Networks are built before. Seconds are those a process computed; on a
+GPU they are wall time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from tasks.trials.training import resident, train
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: network, image side, side of the PNG files, images, batch, epochs, our precision, the goal."""
+    """One row: network, image side, side of the PNG files, images, batch, epochs, our precision,
+    the goal.
+    """
 
     model: str
     image_size: int
@@ -56,7 +59,10 @@ class Setting:
     @property
     def name(self) -> str:
         """As printed."""
-        return f"{self.model}, {self.image_size} px from {self.png_size} px PNG, batch {self.batch_size}"
+        return (
+            f"{self.model}, {self.image_size} px from {self.png_size} px PNG, batch "
+            f"{self.batch_size}"
+        )
 
 
 # The released batch sizes; a BraTS slice is 240 pixels wide, radiographs come at 512 and more.
@@ -92,7 +98,9 @@ def write_images(folder: Path, setting: Setting) -> tuple[list[Path], torch.Tens
     paths = []
     for index in range(setting.num_images):
         coarse = Image.fromarray(generator.integers(0, 230, (16, 16), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((setting.png_size, setting.png_size), Image.Resampling.BICUBIC))
+        smooth = np.asarray(
+            coarse.resize((setting.png_size, setting.png_size), Image.Resampling.BICUBIC)
+        )
         noisy = np.clip(smooth + generator.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
         paths.append(folder / f"{index:05d}.png")
         Image.fromarray(noisy).save(paths[-1])
@@ -136,8 +144,15 @@ def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], 
 
         return plain(batches, setting, device)
     keep_freed_memory()
-    said = {"batch_size": setting.batch_size, "epochs": setting.epochs, "precision": setting.precision}
-    recipe, model = RecipeSpec(name="throughput", learning_rate=1e-4, **said), network(setting, device)
+    said = {
+        "batch_size": setting.batch_size,
+        "epochs": setting.epochs,
+        "precision": setting.precision,
+    }
+    recipe, model = (
+        RecipeSpec(name="throughput", learning_rate=1e-4, **said),
+        network(setting, device),
+    )
 
     def ours() -> None:
         train(model, images, labels, recipe, seed=0, device=device)
@@ -170,11 +185,15 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
         write_images(Path(folder), setting)
         own: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": set_up}
         sides = [
-            stack.enter_context(ProcessPoolExecutor(1, **own, initargs=(name, setting, folder, device)))
+            stack.enter_context(
+                ProcessPoolExecutor(1, **own, initargs=(name, setting, folder, device))
+            )
             for name in ("image files", "ours", "in memory")
         ]
         # In the first turn libraries set themselves up.
-        rounds = [[one.submit(take_turn, device).result() for one in sides] for _ in range(turns + 1)][1:]
+        rounds = [
+            [one.submit(take_turn, device).result() for one in sides] for _ in range(turns + 1)
+        ][1:]
     files_s, ours_s, memory_s = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
         "setting": setting.name,
@@ -188,14 +207,17 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
 
 
 def training_throughput(*, device: str = "cpu", turns: int = 3, only: str = "") -> Found:
-    """Images per second of all settings, or of models whose name holds ``only``; the ratio is the first's."""
+    """Images per second of all settings, or of models whose name holds ``only``; the ratio is the
+    first's.
+    """
     rows = [measure(setting, device, turns) for setting in SETTINGS if only in setting.model]
     return {
         **{name: rows[0][name] for name in ("ours", "theirs", "ratio")},
         "unit": "images per second " + ("of computing" if device == "cpu" else "of wall time"),
         "settings": rows,
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(),
-        "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported(),
         "threads": 1,
         "turns": turns,
     }

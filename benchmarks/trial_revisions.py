@@ -1,6 +1,8 @@
-"""Trials of this checkout against those of another revision: the same numbers, as many images a second.
+"""Trials of this checkout against those of another revision: the same numbers, as many images a
+second.
 
-``python benchmarks/trial_revisions.py numbers CHECKOUT``. Both sides run in one go, on one thread of a CPU.
+``python benchmarks/trial_revisions.py numbers CHECKOUT``. Both sides run in one go, on one thread
+of a CPU.
 """
 
 from __future__ import annotations
@@ -103,13 +105,15 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def numbers(other: Path) -> Found:
-    """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at most.
+    """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at
+    most.
 
-    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose and is
-    left out.
+    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose
+    and is left out.
     """
     ours, theirs = (
-        json.loads(_output(side, sys.executable, "-c", TRIALS, str(side))) for side in (HERE, other.resolve())
+        json.loads(_output(side, sys.executable, "-c", TRIALS, str(side)))
+        for side in (HERE, other.resolve())
     )
     rows = [
         {"trial": name, "what": what, "largest_difference": difference(mine, theirs[name][what])}
@@ -118,11 +122,19 @@ def numbers(other: Path) -> Found:
     ]
     equal = sum(row["largest_difference"] == 0 for row in rows)
     ratio = equal / len(rows)
-    return {"ours": equal, "theirs": len(rows), "ratio": ratio, "other": _revision(other), "rows": rows}
+    return {
+        "ours": equal,
+        "theirs": len(rows),
+        "ratio": ratio,
+        "other": _revision(other),
+        "rows": rows,
+    }
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """Return the largest relative difference of two numbers of equal places; infinite where texts differ."""
+    """Return the largest relative difference of two numbers of equal places; infinite where texts
+    differ.
+    """
     if isinstance(ours, Mapping):
         return max((difference(ours[key], theirs.get(key)) for key in ours), default=0.0)
     if isinstance(ours, list):
@@ -135,7 +147,9 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def throughput(other: Path, *, turns: int = 5) -> Found:
-    """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target: 0.97."""
+    """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target:
+    0.97.
+    """
     rows = []
     for setting in SETTINGS:
         with ExitStack() as stack:
@@ -145,11 +159,15 @@ def throughput(other: Path, *, turns: int = 5) -> Found:
             )
             sides = [
                 stack.enter_context(
-                    subprocess.Popen([*command, str(at), *map(str, setting)], cwd=at, text=True, **pipes)
+                    subprocess.Popen(
+                        [*command, str(at), *map(str, setting)], cwd=at, text=True, **pipes
+                    )
                 )
                 for at in (HERE, other.resolve())
             ]
-            seconds = [[_turn(side) for side in sides] for _ in range(turns + 1)][1:]  # the first sets up
+            seconds = [[_turn(side) for side in sides] for _ in range(turns + 1)][
+                1:
+            ]  # the first sets up
             for side in sides:
                 side.stdin.close()  # type: ignore[union-attr]
         seen = setting[2] * setting[4]

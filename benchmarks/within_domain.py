@@ -1,10 +1,12 @@
-"""What all pairs of a set's classes say of the law, and how often this analysis is right on drawn tables.
+"""What all pairs of a set's classes say of the law, and how often this analysis is right on drawn
+tables.
 
-``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``. ``--keep CSV``
-first takes the columns that the fit needs out of a table of ``isweep results --csv``, and out of the images
-below ``--root`` the tails of their covariance spectra. ``drawn``: the same fit on tables of known laws and
-nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F.
-``interventions`` fits the committed worlds; ``figure`` and ``worlds-figure`` draw those of docs/findings.md.
+``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``.
+``--keep CSV`` first takes the columns that the fit needs out of a table of ``isweep results
+--csv``, and out of the images below ``--root`` the tails of their covariance spectra. ``drawn``:
+the same fit on tables of known laws and nulls, drawn here without the analysis: two-way effects of
+classes on heights, slopes, d and K_F. ``interventions`` fits the committed worlds; ``figure`` and
+``worlds-figure`` draw those of docs/findings.md.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ TAIL = (5, 40)
 """Eigenvalues, counted from 1, whose fall on log-log axes is the spectrum's tail."""
 
 
-def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root: str = "") -> Found:
+def within_domain(
+    preset: str = "digit-pairs", *, keep: Path | None = None, root: str = ""
+) -> Found:
     """Fit a preset's pairs."""
     stem = RESULTS / preset.replace("-", "_")
     table_path = stem.with_suffix(".csv.gz")
@@ -48,8 +52,12 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
         rows = read.rename(columns={drop: "accuracy_drop"})[COLUMNS].sort_values(
             ["class_pair", "model", "train_size", "seed"]
         )
-        rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
-        tails(preset, root).to_csv(stem.with_name(f"{stem.name}_tail.csv"), index=False, float_format="%.5g")
+        rows.to_csv(
+            table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0}
+        )
+        tails(preset, root).to_csv(
+            stem.with_name(f"{stem.name}_tail.csv"), index=False, float_format="%.5g"
+        )
     return {"answers": [asdict(slope) for slope in fit_pairs(prepare(read_csv(table_path)).points)]}
 
 
@@ -63,13 +71,16 @@ def interventions(preset: str = "interventions-digits") -> Found:
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
-    """Return of every pair the α of its images' covariance spectrum, where eigenvalue k falls as k^-(1 + α),
-    and the mean distance of an image to the nearest one of the other class, with pixels from 0 to 1.
+    """Return of every pair the α of its images' covariance spectrum, where eigenvalue k falls as
+    k^-(1 + α), and the mean distance of an image to the nearest one of the other class, with pixels
+    from 0 to 1.
     """
     workspace = Workspace.open(preset, root, as_run=True)
     (spec,) = workspace.plan.prepared
     prepared = PreparedDataset.open(workspace.paths.prepared(spec))
-    images = np.asarray(prepared.read(0, prepared.num_images), dtype=float).reshape(prepared.num_images, -1)
+    images = np.asarray(prepared.read(0, prepared.num_images), dtype=float).reshape(
+        prepared.num_images, -1
+    )
     rows = []
     for pair in combinations(range(10), 2):
         own = images[np.isin(prepared.labels, pair)]
@@ -82,7 +93,9 @@ def tails(preset: str, root: str) -> pd.DataFrame:
 
 
 def figure() -> Found:
-    """Draw, at equal 1/d, log R̂ and log loss of every pair over log K_F, for each of the three sets."""
+    """Draw, at equal 1/d, log R̂ and log loss of every pair over log K_F, for each of the three
+    sets.
+    """
     import findings_numbers
     import matplotlib.pyplot as plt
 
@@ -106,7 +119,9 @@ def figure() -> Found:
 
 
 def worlds_figure() -> Found:
-    """Draw what log loss and log R̂ did in each world per unit of log K_F, by the kind of its images."""
+    """Draw what log loss and log R̂ did in each world per unit of log K_F, by the kind of its
+    images.
+    """
     import findings_numbers
     import matplotlib.pyplot as plt
 
@@ -116,8 +131,12 @@ def worlds_figure() -> Found:
     sheet, sides = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
         for kind in kinds:
-            found = np.sort([v for w, v in by_world[response].items() if findings_numbers.kind(w) == kind])
-            side.plot(found, np.linspace(0, 100, len(found)), "o", ms=3, label=f"{kind} ({len(found)})")
+            found = np.sort(
+                [v for w, v in by_world[response].items() if findings_numbers.kind(w) == kind]
+            )
+            side.plot(
+                found, np.linspace(0, 100, len(found)), "o", ms=3, label=f"{kind} ({len(found)})"
+            )
         side.axvline(law, linestyle="--", color="black", label=f"the law: {law}")
         side.axvline(0, linestyle=":", color="black")
         what = "log loss" if response == "loss" else "log R̂"
@@ -134,7 +153,9 @@ def saved(sheet: Any, name: str, *tables: Path) -> Found:
 
 
 def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Found:
-    """Fit drawn tables: how often something false is established, and how often the truth is found."""
+    """Fit drawn tables: how often something false is established, and how often the truth is
+    found.
+    """
     found: Found = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(found)])
@@ -142,9 +163,13 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Fou
             {slope.on: slope for slope in fit_pairs(prepare(draw(world, rng, num_classes)).points)}
             for _ in range(num_tables)
         ]
-        found[name] = {q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()}
+        found[name] = {
+            q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()
+        }
         nothing = [q for q, value in world["truth"].items() if value == 0]
-        found[name]["any_false"] = float(np.mean([any(fit[q].established for q in nothing) for fit in fits]))
+        found[name]["any_false"] = float(
+            np.mean([any(fit[q].established for q in nothing) for fit in fits])
+        )
     return {"num_tables": num_tables, **found}
 
 
@@ -165,29 +190,47 @@ SHARPER_LOSS, SHARPER_R_HAT, SHARPER_ATTACKED = (
 )
 
 
-def _world(exponent: float, sharpness: float, robust: float, **spreads: float) -> dict[str, dict[str, float]]:
+def _world(
+    exponent: float, sharpness: float, robust: float, **spreads: float
+) -> dict[str, dict[str, float]]:
     truth = {
-        EXPONENT: exponent, BEYOND_LAW: exponent - 1, SHARPER_LOSS: sharpness,
-        SHARPER_R_HAT: robust, SHARPER_ATTACKED: -robust / 5,
-    }  # fmt: skip
+        EXPONENT: exponent,
+        BEYOND_LAW: exponent - 1,
+        SHARPER_LOSS: sharpness,
+        SHARPER_R_HAT: robust,
+        SHARPER_ATTACKED: -robust / 5,
+    }
     return {"truth": truth, "spreads": {**SPREADS, **spreads}}
 
 
 SPREADS = {
-    "class_height": 0.7, "pair_height": 0.9, "class_slope": 1.5, "pair_slope": 3.0, "model": 0.4,
-    "subset": 0.3, "trial": 0.5, "class_d": 0.07, "pair_d": 0.07, "class_k": 0.1, "pair_k": 0.1,
-}  # fmt: skip
-"""Standard deviations, of heights in log loss, of slopes in units of the exponent; about those of 180
-trainings of digit-pairs with another seed, two sizes and more epochs."""
+    "class_height": 0.7,
+    "pair_height": 0.9,
+    "class_slope": 1.5,
+    "pair_slope": 3.0,
+    "model": 0.4,
+    "subset": 0.3,
+    "trial": 0.5,
+    "class_d": 0.07,
+    "pair_d": 0.07,
+    "class_k": 0.1,
+    "pair_k": 0.1,
+}
+"""Standard deviations, of heights in log loss, of slopes in units of the exponent; about those of
+180 trainings of digit-pairs with another seed, two sizes and more epochs."""
 WORLDS = {
     "null": _world(0, 0, 0),
-    "null, classes alone": _world(0, 0, 0, pair_height=0.1, pair_slope=0.1, pair_k=0.02, class_k=0.12),
+    "null, classes alone": _world(
+        0, 0, 0, pair_height=0.1, pair_slope=0.1, pair_k=0.02, class_k=0.12
+    ),
     "law at its bound": _world(1, 1, -1),
     "4/d": _world(4, 1, -1),
 }
 
 
-def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_classes: int = 10) -> pd.DataFrame:
+def draw(
+    world: dict[str, dict[str, float]], rng: np.random.Generator, num_classes: int = 10
+) -> pd.DataFrame:
     """Draw a table: six sizes over a factor 20, two networks, two seeds."""
     truth, spread = world["truth"], world["spreads"]
     pairs = np.array([*combinations(range(num_classes), 2)])
@@ -215,16 +258,22 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
     loss = response(truth[SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
     return pd.DataFrame(
         {
-            "trial_id": [f"t{k}" for k in range(at.shape[1])], "domain": "natural", "dataset": "drawn",
-            "class_pair": [f"{a}-{b}" for a, b in pairs[at[0]]], "model": np.array(["one", "two"])[at[1]],
-            "train_size": sizes[at[2]].astype(int), "seed": at[3], "status": "done",
-            "test_loss": np.exp(loss - 2.5), "test_accuracy": 0.9,
+            "trial_id": [f"t{k}" for k in range(at.shape[1])],
+            "domain": "natural",
+            "dataset": "drawn",
+            "class_pair": [f"{a}-{b}" for a, b in pairs[at[0]]],
+            "model": np.array(["one", "two"])[at[1]],
+            "train_size": sizes[at[2]].astype(int),
+            "seed": at[3],
+            "status": "done",
+            "test_loss": np.exp(loss - 2.5),
+            "test_accuracy": 0.9,
             "r_hat_pred": 80 * np.exp(response(truth[SHARPER_R_HAT], 0.3)),
             "pgd_32_accuracy_drop": 0.4 + response(truth[SHARPER_ATTACKED], 0.1),
             "d_data_mle": d[at[0]] * (sizes[at[2]] / sizes[-1]) ** 0.05,
             "label_sharpness": np.exp(log_k)[at[0]],
         }
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Keep a sweep going on the head of a cluster: submit it as a Ray job, and again when its driver died.
+"""Keep a sweep going on the head of a cluster: submit it as a Ray job, and again when its driver
+died.
 
     python keep.py SWEEP [options of isweep run]
 
-Ends when the sweep does, with its exit code, or when somebody stops the job. It may be killed and started
-again at any time: it finds the job that runs. While the head does not answer it waits. Type it in tmux on
-the head, or make it a service (``isweep@.service``); docs/cluster.md says how.
+Ends when the sweep does, with its exit code, or when somebody stops the job. It may be killed and
+started again at any time: it finds the job that runs. While the head does not answer it waits. Type
+it in tmux on the head, or make it a service (``isweep@.service``); docs/cluster.md says how.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 DASHBOARD = "http://127.0.0.1:8265"
 FINAL = (0, 1, 2, 3, 4)
-"""Done, done with failed cells, and mistakes, of a user or of ours, that another try would only repeat."""
+"""Done, done with failed cells, and mistakes, of a user or of ours, that another try would only
+repeat."""
 STOPPED = 130
 MAX_DEATHS = 10
-"""Of drivers that did not live long, one after another; what they finished is kept, and the next goes on."""
+"""Of drivers that did not live long, one after another; what they finished is kept, and the next
+goes on."""
 LONG_LIFE_S = 3600.0
 LOOK_EVERY_S = 5.0
 LONGEST_PAUSE_S = 300.0
@@ -72,7 +75,11 @@ def follow(entrypoint: str) -> int | None:
     while True:
         try:
             client = connect()
-            jobs = [job for job in client.list_jobs() if job.entrypoint == entrypoint and job.submission_id]
+            jobs = [
+                job
+                for job in client.list_jobs()
+                if job.entrypoint == entrypoint and job.submission_id
+            ]
             job = next((job for job in jobs if job.submission_id == submission), None)
             if not submission:
                 submission = running(jobs) or submit(client, entrypoint)
@@ -91,14 +98,19 @@ def follow(entrypoint: str) -> int | None:
 
 
 def connect() -> JobSubmissionClient:
-    """Return a client of the head's own dashboard; without the cluster's token it ends here, with 3."""
+    """Return a client of the head's own dashboard; without the cluster's token it ends here, with
+    3.
+    """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(DASHBOARD)
     except AuthenticationError:
-        say('no token, or not the cluster\'s: put it into ~/.ray/auth_token, see "Tokens" in docs/cluster.md')
+        say(
+            'no token, or not the cluster\'s: put it into ~/.ray/auth_token, see "Tokens" in '
+            "docs/cluster.md"
+        )
         raise SystemExit(3) from None
 
 

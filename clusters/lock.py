@@ -1,9 +1,9 @@
 """Write ``constraints-cuda.txt`` or ``constraints-cpu.txt``: every package by version and hash.
 
-Linux on x86-64. Versions are those of ``constraints.txt`` where it names one, and torch and torchvision those
-below. The first is of a GPU node, for all supported Pythons in one file. The second is of a machine without a
-GPU, for one Python, with PyTorch's own CPU builds: ``uv`` finds them where ``UV_INDEX`` or ``UV_FIND_LINKS``
-says.
+Linux on x86-64. Versions are those of ``constraints.txt`` where it names one, and torch and
+torchvision those below. The first is of a GPU node, for all supported Pythons in one file. The
+second is of a machine without a GPU, for one Python, with PyTorch's own CPU builds: ``uv`` finds
+them where ``UV_INDEX`` or ``UV_FIND_LINKS`` says.
 
     python clusters/lock.py cuda
     python clusters/lock.py cpu
@@ -41,7 +41,9 @@ class Lock:
 
 
 LOCKS = {
-    "cuda": Lock("a CUDA node (Linux, x86-64, Python 3.11 to 3.13)", "", ("medical",), ("--universal",)),
+    "cuda": Lock(
+        "a CUDA node (Linux, x86-64, Python 3.11 to 3.13)", "", ("medical",), ("--universal",)
+    ),
     "cpu": Lock(
         "a machine without a GPU (Linux, x86-64, Python 3.11)",
         "+cpu",
@@ -52,14 +54,25 @@ LOCKS = {
 
 
 def resolve(lock: Lock) -> str:
-    """Return the lines of the lock: uv resolves them without downloading what an index describes."""
+    """Return the lines of the lock: uv resolves them without downloading what an index
+    describes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         project, tested = Path(folder) / "pyproject.toml", Path(folder) / "tested.txt"
         text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
         project.write_text(f'{text}\n[tool.uv]\nenvironments = ["{LINUX}"]\n', encoding="utf-8")
         versions = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
         tested.write_text(versions + TORCH.format(build=lock.build), encoding="utf-8")
-        words = ["uv", "pip", "compile", str(project), "--quiet", "--python-version", "3.11", *lock.options]
+        words = [
+            "uv",
+            "pip",
+            "compile",
+            str(project),
+            "--quiet",
+            "--python-version",
+            "3.11",
+            *lock.options,
+        ]
         words += [word for extra in lock.extras for word in ("--extra", extra)]
         words += ["--constraint", str(tested), "--generate-hashes", "--no-annotate", "--no-header"]
         words += ["--no-emit-index-url", "--no-emit-find-links"]

@@ -45,7 +45,9 @@ class Shown:
 
 
 class CellFigure(Figure):
-    """A figure that a cell shows by itself: IPython draws bare ones only once pyplot was imported."""
+    """A figure that a cell shows by itself: IPython draws bare ones only once pyplot was
+    imported.
+    """
 
     def _repr_png_(self) -> bytes:
         with io.BytesIO() as file:
@@ -55,7 +57,9 @@ class CellFigure(Figure):
 
 @dataclass(frozen=True, repr=False)
 class Measurement(Measured, Shown):
-    """What was measured of a set of images: :class:`orchestrator.running.measuring.Measured`, to look at."""
+    """What was measured of a set of images: :class:`orchestrator.running.measuring.Measured`, to
+    look at.
+    """
 
     @property
     def num_images(self) -> int:
@@ -82,7 +86,9 @@ class Measurement(Measured, Shown):
                 "estimator": name,
                 "d_data": estimate.value,
                 "std_error": estimate.error,
-                "label_sharpness": None if size.label_sharpness is None else size.label_sharpness.value,
+                "label_sharpness": None
+                if size.label_sharpness is None
+                else size.label_sharpness.value,
                 "num_duplicates": size.num_duplicates,
             }
             for size in self.record.sizes
@@ -97,7 +103,9 @@ class Measurement(Measured, Shown):
         return self.record.to_json()
 
     def plot_pair(self) -> Figure:
-        """Draw the two differently labelled images that attain K_F, if any. It shows your images."""
+        """Draw the two differently labelled images that attain K_F, if any. It shows your
+        images.
+        """
         with figures.styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
             draw_pair(figure, self)
@@ -111,7 +119,9 @@ class Measurement(Measured, Shown):
         error = "" if estimate is None or estimate.error is None else f" ± {estimate.error:.2g}"
         for name, one, more in (("d_data", estimate, error), ("K_F", sharpness, "")):
             if one is not None:
-                value = f"undefined ({one.reason})" if one.value is None else f"{one.value:.3g}{more}"
+                value = (
+                    f"undefined ({one.reason})" if one.value is None else f"{one.value:.3g}{more}"
+                )
                 parts.append(f"{name} {value}")
         if duplicates := self.record.sizes[-1].num_duplicates:
             parts.append(f"{plural(duplicates, 'duplicate')} left out")
@@ -134,21 +144,25 @@ def measure(
     root: str | Path | None = None,
     **settings: Any,
 ) -> Measurement:
-    """Measure d_data and label sharpness in this process, without Ray and without training anything.
+    """Measure d_data and label sharpness in this process, without Ray and without training
+    anything.
 
     Args:
-        images: ``(num_images, channels, height, width)``, ``(num_images, height, width[, channels])`` or
-            ``(num_images, num_features)``. Images of floats must lie in [0, 1] or [0, 255], or have a
-            ``pixel_range``, and are brought to [0, 255]; or the path or name that ``isweep measure`` takes.
-        labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
-            path of a file of labels.
+        images: ``(num_images, channels, height, width)``, ``(num_images, height, width[,
+            channels])`` or ``(num_images, num_features)``. Images of floats must lie in [0, 1] or
+            [0, 255], or have a ``pixel_range``, and are brought to [0, 255]; or the path or name
+            that ``isweep measure`` takes.
+        labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a
+            ``.npy`` the path of a file of labels.
         train_sizes: Nested, stratified subsets to measure beside all images.
         class_pair: Only these two classes, by name.
         image_size: Side to which image files are resized (224 when None).
         channels: 1 or 3, of image files.
-        own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``, ``layout``.
+        own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``,
+            ``layout``.
         root: Where prepared datasets are looked for; see :func:`isweep.run`.
-        settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``, ...
+        settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``,
+            ...
     """
     for name in settings:
         if name not in MeasureSettings.__dataclass_fields__:
@@ -158,19 +172,30 @@ def measure(
     asked = replace(asked, train_sizes=as_sizes(train_sizes), class_pair=_two_names(class_pair))
     if of_files:
         if not isinstance(own, (Mapping, NoneType)):
-            raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
+            raise ConfigError(
+                "own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}"
+            )
         if labels is not None and not isinstance(labels, (str, Path)):
             rule = "Labels of a file of images must be a file too"
             raise ConfigError(rule, type(labels).__name__, "give its path")
-        asked = replace(asked, labels=None if labels is None else Path(labels), said=dict(own or {}))
+        asked = replace(
+            asked, labels=None if labels is None else Path(labels), said=dict(own or {})
+        )
         asked = replace(asked, image_size=image_size, channels=channels)
-        return Measurement(**vars(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root)))))
+        return Measurement(
+            **vars(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
+        )
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None or channels != 1:
         found = f"image_size {image_size}, channels {channels}"
-        raise ConfigError("image_size is for image files, as channels are", found, "change the array before")
-    array, written = one_array("Images", images), None if labels is None else one_array("Labels", labels)
+        raise ConfigError(
+            "image_size is for image files, as channels are", found, "change the array before"
+        )
+    array, written = (
+        one_array("Images", images),
+        None if labels is None else one_array("Labels", labels),
+    )
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Sweep(Shown):
-    """A sweep below one root: ``workspace`` plans it. What is read is kept: open it again to look anew."""
+    """A sweep below one root: ``workspace`` plans it. What is read is kept: open it again to look
+    anew.
+    """
 
     workspace: Workspace
 
@@ -57,7 +59,9 @@ class Sweep(Shown):
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, …."""
+        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``,
+        ….
+        """
         from orchestrator.results.store import ResultStore
         from orchestrator.results.table import predictions_table
 
@@ -72,16 +76,19 @@ class Sweep(Shown):
     def best(
         self, *, dataset: str | None = None, train_size: int | None = None, model: str | None = None
     ) -> pd.DataFrame:
-        """Return the model of lowest mean test loss and the next, one row per dataset and train size.
+        """Return the model of lowest mean test loss and the next, one row per dataset and train
+        size.
 
-        Means are over the class pairs and seeds that all models have. The arguments keep one dataset, size or
-        model; of one model it is that model's numbers.
+        Means are over the class pairs and seeds that all models have. The arguments keep one
+        dataset, size or model; of one model it is that model's numbers.
         """
         from orchestrator.analysis.tables import best_models
         from orchestrator.commands import rows_with
 
         wanted = {"dataset": dataset, "train_size": train_size, "model": model}
-        rows = rows_with(self._with_results(), {name: it for name, it in wanted.items() if it is not None})
+        rows = rows_with(
+            self._with_results(), {name: it for name, it in wanted.items() if it is not None}
+        )
         return best_models(rows)
 
     @cached_property
@@ -103,7 +110,9 @@ class Sweep(Shown):
 
     def _with_results(self) -> pd.DataFrame:
         if self.table.empty:
-            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
+            raise DataError(
+                f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)"
+            )
         return self.table
 
     @property
@@ -131,17 +140,25 @@ class Fits(Shown):
     arms: tuple[Arm, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per number of every fit, with its 95 % interval; of a refused fit, its reason."""
+        """Return a row per number of every fit, with its 95 % interval; of a refused fit, its
+        reason.
+        """
         return pd.DataFrame(
             [
                 {
                     "fit": fit.kind,
-                    **{name: getattr(fit, name) for name in ("response", "model", "subset", "variant")},
+                    **{
+                        name: getattr(fit, name)
+                        for name in ("response", "model", "subset", "variant")
+                    },
                     "coefficient": None if estimate is None else estimate.name,
                     "value": None if estimate is None else estimate.value,
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
-                    **{name: getattr(fit, name) for name in ("num_points", "num_datasets", "reason")},
+                    **{
+                        name: getattr(fit, name)
+                        for name in ("num_points", "num_datasets", "reason")
+                    },
                 }
                 for fit in self.records.fits
                 for estimate in fit.estimates or (None,)
@@ -162,7 +179,9 @@ class Fits(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """The grid of a sweep: a row per trial with its status, and an estimate of what the rest will cost."""
+    """The grid of a sweep: a row per trial with its status, and an estimate of what the rest will
+    cost.
+    """
 
     table: pd.DataFrame
     estimate: dict[str, Any]
@@ -203,7 +222,9 @@ def run(
     return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
 
 
-def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:
+def open(
+    source: SweepSource, *, root: str | Path | None = None, storage: str | None = None
+) -> Sweep:
     """Return a sweep as it stands, a preset as it ran; nothing is run or made. See :func:`run`."""
     return Sweep(Workspace.open(source, root_text(root), storage, as_run=True))
 
@@ -224,9 +245,11 @@ def plan(
 
 @dataclass(frozen=True, repr=False)
 class Tuned(Shown):
-    """What a search found: a row per model and dataset, the recipe file, the page, and what went wrong.
+    """What a search found: a row per model and dataset, the recipe file, the page, and what went
+    wrong.
 
-    A sweep takes the recipe with ``changes={"recipe": found.recipe}``. There is no page of no trial.
+    A sweep takes the recipe with ``changes={"recipe": found.recipe}``. There is no page of no
+    trial.
     """
 
     table: pd.DataFrame
@@ -240,7 +263,9 @@ class Tuned(Shown):
 
     def shown(self) -> pd.DataFrame:
         """Return the chosen values."""
-        return self.table[["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]]
+        return self.table[
+            ["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]
+        ]
 
 
 def tune(
@@ -251,7 +276,9 @@ def tune(
     progress: bool = True,
     **options: object,
 ) -> Tuned:
-    """Search what is left of a sweep's learning rates; again resumes or extends. See :func:`run`."""
+    """Search what is left of a sweep's learning rates; again resumes or extends. See
+    :func:`run`.
+    """
     from orchestrator.tuning.outcome import outcome_rows
     from orchestrator.tuning.run import tune_sweep
 
@@ -266,14 +293,18 @@ def tune(
 
 
 def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a caller names by keyword, checked as the command line checks its own."""
+    """Return the options that a caller names by keyword, checked as the command line checks its
+    own.
+    """
     from orchestrator import RunOptions
 
     known = set(RunOptions.__dataclass_fields__) - {"root"}
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    given = {
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
     try:
         return TypeAdapter(RunOptions).validate_python({**given, "root": root_text(root)})
     except ValidationError as error:
@@ -304,11 +335,12 @@ def predict(
     pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
 ) -> Prediction:
-    """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
+    """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the
+    question.
 
     Args:
-        measured: A measurement of images on the sweep's scale, its JSON record or the path of that; None
-            where the two numbers are given.
+        measured: A measurement of images on the sweep's scale, its JSON record or the path of that;
+            None where the two numbers are given.
         sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
         model: A model of the sweep; ``pooled`` for all of them together.
         domain: ``natural`` or ``medical``; None for all datasets.
@@ -316,7 +348,8 @@ def predict(
         label_sharpness: K_F, in place of the measured one, on the scale of the sweep.
         train_size: Images to train on: what will the loss be?
         target_loss: Test loss in nat to reach: how many images are needed?
-        pilot: Small trainings of ``model`` on the dataset: pairs of train size and test loss, or a CSV file.
+        pilot: Small trainings of ``model`` on the dataset: pairs of train size and test loss, or a
+            CSV file.
         root: See :func:`isweep.run`.
     """
     from orchestrator.analysis.prediction import fit_growth
@@ -346,7 +379,9 @@ def predict(
     return predicted(measured or {}, growth, _pilot(pilot, model), **asked)[0]
 
 
-def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
+def _pilot(
+    pilot: Sequence[tuple[float, float]] | str | Path, model: str
+) -> Callable[[], Pilot] | None:
     from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint, read_pilot
 
     if isinstance(pilot, (str, Path)):

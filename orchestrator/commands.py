@@ -1,4 +1,6 @@
-"""The steps about sweeps that command line and notebook share: they return what is shown, print nothing."""
+"""The steps about sweeps that command line and notebook share: they return what is shown, print
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import Progress, read_run, running_trials
 from orchestrator.tuning.cells import search_standing
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError, plural, unknown_name
+from search_spaces.errors import (
+    ConfigError,
+    CorruptStoreError,
+    DataError,
+    SetupError,
+    plural,
+    unknown_name,
+)
 from search_spaces.models import model_spec
 from search_spaces.specs import Domain
 from search_spaces.sweeps import SweepSpec
@@ -41,11 +50,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """A sweep that can run: a row per trial and per measure with its status, and what the rest will cost.
+    """A sweep that can run: a row per trial and per measure with its status, and what the rest will
+    cost.
 
-    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the path, how
-    many files were listed there and not opened, and what was left out or is doubtful, by reason.
-    ``cost["text"]``, and ``beside`` training, are in words.
+    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the
+    path, how many files were listed there and not opened, and what was left out or is doubtful, by
+    reason. ``cost["text"]``, and ``beside`` training, are in words.
     """
 
     rows: list[dict[str, str | int]]
@@ -55,7 +65,9 @@ class Planned:
     beside: str
 
 
-def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None) -> Planned:
+def planned(
+    workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None
+) -> Planned:
     """Plan a sweep for ``num_gpus`` of a model of ``gpu``; SweepError for one that cannot run.
 
     None is the GPUs that are here, if any, or as many as a trial asks for.
@@ -72,7 +84,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
     here = len(os.sched_getaffinity(0))
-    cost = estimate(left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share, num_cpus=here)
+    cost = estimate(
+        left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share, num_cpus=here
+    )
     beside = extras(workspace.plan, [one.has_weights for one in state.partial.values()])
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
     measures = [
@@ -80,7 +94,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
             "measure_id": measure.measure_id,
             "dataset": measure.subset.prepared.dataset,
             "train_sizes": list(measure.train_sizes),
-            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
+            "status": CellStatus.DONE
+            if measure.measure_id in state.measures
+            else CellStatus.PENDING,
         }
         for measure in workspace.plan.measures
     ]
@@ -101,7 +117,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
 
 
 def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
-    """Return what the planned sweep could settle if the law holds, as data and in lines; or why nothing."""
+    """Return what the planned sweep could settle if the law holds, as data and in lines; or why
+    nothing.
+    """
     from orchestrator.analysis.power import planned_power
 
     try:  # with 40 tables shares are good to 8 points; isweep power draws more
@@ -115,18 +133,25 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     """Return where a sweep stands: counts, what runs, failures, costs."""
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
-    trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
+    trials = (
+        {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
+    )
     state = read_state(workspace, trials, look=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
-        **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
+        **{
+            str(one): counts[one]
+            for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)
+        },
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
         "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
         "now": "" if run is None else run.now,
         "seconds_left": None if run is None else run.seconds_left,
-        "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},
+        "running_trials": {
+            name: trial for name, trial in trials.items() if name not in state.results
+        },
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
@@ -136,7 +161,9 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
 
 
 def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
-    """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt logged."""
+    """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt
+    logged.
+    """
     state = read_state(workspace, running_trials(workspace), look=True)
     store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
     try:
@@ -151,13 +178,17 @@ def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
         "status": str(state.status(trial_id)),
         "events": [event.plain() for event in story],
         "logs": {str(number): store.log_path(trial_id, number) for number in said},
-        "failure": None if failure is None else failure.row() | {"traceback": failure.failure.traceback},
+        "failure": None
+        if failure is None
+        else failure.row() | {"traceback": failure.failure.traceback},
         "unreadable": problem,
     }
     return document, said[max(said)] if said else ""
 
 
-def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
+def reconciled(
+    workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]
+) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):
@@ -169,12 +200,16 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
-            tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
+            tracker.close(
+                "KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED"
+            )
     return counts
 
 
 def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
-    """Return the rows of a tidy table that have these values, by column; ConfigError where no row has one."""
+    """Return the rows of a tidy table that have these values, by column; ConfigError where no row
+    has one.
+    """
 
     def spelled(value: object) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
@@ -189,7 +224,9 @@ def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame
 
 
 def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per cell of a sweep: means over its seeds, and how many there are (``num_seeds``)."""
+    """Return one row per cell of a sweep: means over its seeds, and how many there are
+    (``num_seeds``).
+    """
     from pandas.api.types import is_float_dtype
 
     known = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
@@ -200,13 +237,18 @@ def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def written_report(workspace: Workspace, state: State, figures: Sequence[str] = ()) -> Path | None:
-    """Write a sweep's report and return its page, None without a result; SetupError where it may not."""
+    """Write a sweep's report and return its page, None without a result; SetupError where it may
+    not.
+    """
     from orchestrator.analysis.report import report_sweep
 
     try:
         return report_sweep(workspace, state, figures)
     except OSError as error:
-        rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
+        rule, found = (
+            "The report must be written below the root",
+            f"{error.filename}: {error.strerror}",
+        )
         hint = "copy the root, or ask for the results and the fits alone, which write nothing"
         raise SetupError(rule, found, hint) from None
 
@@ -221,24 +263,30 @@ def predicted(
     train_size: float | None,
     target_loss: float | None,
 ) -> tuple[Prediction, Pilot | None]:
-    """Answer from a sweep's fits, or raise a SweepError; the warning says what was left out of the pilot.
+    """Answer from a sweep's fits, or raise a SweepError; the warning says what was left out of the
+    pilot.
 
-    What will the loss be at ``train_size``, or how many images are needed for ``target_loss``? Given d_data
-    and K_F (on the scale of the sweep) go before measured ones (``record`` as ``isweep measure --json``
-    writes it, or empty), and these before the pilot's. ``growth`` fits how losses grow, and ``pilot`` reads
-    or trains small trainings on the dataset itself: each is asked once it is known to help.
+    What will the loss be at ``train_size``, or how many images are needed for ``target_loss``?
+    Given d_data and K_F (on the scale of the sweep) go before measured ones (``record`` as ``isweep
+    measure --json`` writes it, or empty), and these before the pilot's. ``growth`` fits how losses
+    grow, and ``pilot`` reads or trains small trainings on the dataset itself: each is asked once it
+    is known to help.
     """
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     def complete(numbers: Mapping[str, float]) -> None:
         if missing := [name for name in asked if name not in numbers]:
-            way_out = "give the numbers, a measurement with labels (--measured), or a pilot that has both"
+            way_out = (
+                "give the numbers, a measurement with labels (--measured), or a pilot that has both"
+            )
             found = f"no {' and no '.join(missing)}"
             raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
-    numbers = values_of(record) | {name: value for name, value in asked.items() if value is not None}
+    numbers = values_of(record) | {
+        name: value for name, value in asked.items() if value is not None
+    }
     if pilot is None or record:
         complete(numbers)
     known = growth()  # first: no pilot makes up for a sweep
@@ -258,10 +306,13 @@ def predicted(
         pilot=() if trained is None else trained.points,
     )
     notes = () if trained is None else trained.notes
-    return replace(prediction, warning="; ".join(filter(None, (*notes, prediction.warning)))), trained
+    return replace(
+        prediction, warning="; ".join(filter(None, (*notes, prediction.warning)))
+    ), trained
 
 
-# A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can start.
+# A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can
+# start.
 
 NUM_SIZES = 3
 
@@ -274,7 +325,9 @@ def run_pilot(
     progress: Progress | None = None,
     **asked: Any,
 ) -> Pilot:
-    """Train what is missing of a pilot, see :func:`pilot_sweep`, and return its losses and measures."""
+    """Train what is missing of a pilot, see :func:`pilot_sweep`, and return its losses and
+    measures.
+    """
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
@@ -289,7 +342,9 @@ def run_pilot(
     table = results_table(Workspace.open(spec, options.root, options.storage))
     if table.empty:
         why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
-        raise DataError("A pilot needs one finished training", why, "see the failure, then ask again")
+        raise DataError(
+            "A pilot needs one finished training", why, "see the failure, then ask again"
+        )
     found = pilot_of(table, model, where=f"of sweep {spec.name}")
     failed = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
     return replace(found, notes=(*found.notes, *[failed][: len(summary.failures)]))
@@ -308,17 +363,22 @@ def pilot_sweep(
     test_size: int | None = None,
     domain: Domain | None = None,
 ) -> SweepSpec:
-    """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no attacks.
+    """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no
+    attacks.
 
-    Its name is that of all pilots of these data and this model: asked again, it trains nothing. Sizes that
-    are not given are the sweep's, the smallest three to train on. ``source`` is own data or a dataset's name.
+    Its name is that of all pilots of these data and this model: asked again, it trains nothing.
+    Sizes that are not given are the sweep's, the smallest three to train on. ``source`` is own data
+    or a dataset's name.
     """
     from orchestrator.analysis.table import POOLED
     from orchestrator.running.measuring import known_kind
 
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if model == POOLED:
-        way_out = f"name one: --model {' or '.join(models)}; a CSV of results has train_size and test_loss"
+        way_out = (
+            f"name one: --model {' or '.join(models)}; a CSV of results has train_size and "
+            "test_loss"
+        )
         raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", way_out)
     if model not in models:
         raise unknown_name("model of the sweep to train a pilot with", model, models)
@@ -339,7 +399,10 @@ def pilot_sweep(
     dataset: dict[str, Any] = {"name": source}
     if source not in DATASETS or path.exists():
         if not path.exists():
-            rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
+            rule = (
+                "A pilot needs a folder or file of images, the name of a dataset, or a CSV file "
+                "of results"
+            )
             raise ConfigError(rule, source, "give a path that exists")
         own: dict[str, Any] = {"kind": known_kind(path), "path": str(path)}
         own |= {"domain": domain or "natural", "channels": sweep.channels or 1}
@@ -363,7 +426,8 @@ def pilot_sweep(
 
 
 def contents(paths: RootPaths) -> list[dict[str, Any]]:
-    """Return one row per sweep, prepared dataset, recipe and store of a root, with its size in bytes.
+    """Return one row per sweep, prepared dataset, recipe and store of a root, with its size in
+    bytes.
 
     The names of what :func:`removed` may remove, sweeps and prepared data, differ.
     """
@@ -374,8 +438,13 @@ def contents(paths: RootPaths) -> list[dict[str, Any]]:
 
     sweeps = [paths.sweep(name).folder for name in paths.sweep_names()]
     results = [len([*path.glob("trials/*/result.json")]) for path in sweeps]
-    found = [("sweep", path, plural(count, "result")) for path, count in zip(sweeps, results, strict=True)]
-    found += [("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))]
+    found = [
+        ("sweep", path, plural(count, "result"))
+        for path, count in zip(sweeps, results, strict=True)
+    ]
+    found += [
+        ("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))
+    ]
     found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
     stores = {"MLflow's store": paths.mlflow_database, "log": paths.log}
     found += [(what, path, "") for what, path in stores.items() if path.exists()]

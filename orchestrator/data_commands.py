@@ -1,4 +1,6 @@
-"""The steps about images that command line and notebook share: they return what is shown, print nothing."""
+"""The steps about images that command line and notebook share: they return what is shown, print
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 
 def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
-    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
+    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where
+    it stands.
 
     ConfigError for an unknown name.
     """
@@ -67,10 +70,12 @@ def prepare_one(
     montage: Path | None = None,
     said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
+    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its
+    record.
 
-    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the file's.
-    ``montage`` is where to draw examples of each label; None draws nothing, for patients' sake.
+    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the
+    file's. ``montage`` is where to draw examples of each label; None draws nothing, for patients'
+    sake.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
@@ -93,7 +98,9 @@ def prepare_one(
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
         prepare_own(workspace, run_options, progress)
         if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
+            with connect(
+                run_options.address, num_cpus=run_options.num_cpus, dashboard=False
+            ) as cluster:
                 executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
                 prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
     dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
@@ -123,7 +130,8 @@ def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoi
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Of the images, the largest that groups and given splits allow."""
 MOST_NAMED, PEEKED, LEAST_TRAINED = 8, 20, 8
-"""Classes that a comment names; images that are tried until one can be read; and the fewest to train on."""
+"""Classes that a comment names; images that are tried until one can be read; and the fewest to
+train on."""
 MOST_HEADERS = 2_000
 """DICOM files whose patients are looked at for a draft: about ten seconds."""
 Sizes = tuple[tuple[int, ...], int]
@@ -161,7 +169,8 @@ def draft_sweep(
     said: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
-    """Return the text of a sweep file of one's own images, of which only one is read, or of digits for None.
+    """Return the text of a sweep file of one's own images, of which only one is read, or of digits
+    for None.
 
     Args:
         source: One's own images.
@@ -183,8 +192,16 @@ def draft_sweep(
         )
     text = "\n".join(
         [
-            f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what you like:",
-            f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does what is left.",
+            (
+                f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what "
+                "you "
+                "like:"
+            ),
+            (
+                f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does "
+                "what "
+                "is left."
+            ),
             f"name: {f'my-{stem}'[:64] if stem in preset_names() else stem}",
             f"models: {size.models}  # isweep models",
             "datasets:  # add others to compare with: isweep datasets",
@@ -195,7 +212,11 @@ def draft_sweep(
             f"channels: {channels}  # equal for all datasets, so that K_F can be compared",
             "seeds: [0]  # more seeds, narrower intervals",
             f"recipe: {size.recipe}  # isweep recipes",
-            "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; also: pgd",
+            (
+                "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel "
+                "range; "
+                "also: pgd"
+            ),
             f"resources: {size.resources}  # of one training",
             "",
         ]
@@ -224,7 +245,11 @@ def _own(
     listed, (channels, is_medical) = counted(listing), _look(request, listing)
     found = None if listed is None else _with_patients(listed, request, listing)
     path = os.path.relpath(source.absolute(), to.absolute().parent)
-    medical = "kind of its files" if is_medical else "patients" * any(item.group for item in listing.items)
+    medical = (
+        "kind of its files"
+        if is_medical
+        else "patients" * any(item.group for item in listing.items)
+    )
     fields = {
         "kind": kind,
         "path": _flow(path if path.startswith("..") else f"./{path}"),
@@ -233,26 +258,35 @@ def _own(
         **{key: _flow(value) for key, value in said.items()},
     }
     entry = ", ".join(f"{key}: {value}" for key, value in fields.items())
-    about = "how many images and groups there are is known when they are prepared: isweep run says so"
+    about = (
+        "how many images and groups there are is known when they are prepared: isweep run says so"
+    )
     guessed = f"  # natural or medical? guessed{f' by the {medical}' if medical else ''}"
     lines = [f"    own: {{{entry}}}{'' if domain else guessed}"]
     if found is not None:
-        about = _described(found) + ("" if found is listed else ", by the patients of the DICOM headers")
+        about = _described(found) + (
+            "" if found is listed else ", by the patients of the DICOM headers"
+        )
         if len(found.label_names) > 2:
             pair = ", ".join(_flow(label) for label in found.label_names[:2])
-            lines.append(f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it")
+            lines.append(
+                f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
+            )
     sizes = UNKNOWN_SIZES if found is None else _sizes(found, spec, size)
     return (f"  - name: {name}", f"    # {about}", *lines), channels, sizes
 
 
 def _with_patients(found: Counted, request: RawRequest, listing: Listing) -> Counted | None:
-    """Return it with the patients of DICOM headers as groups, as reading does; None for too many files."""
+    """Return it with the patients of DICOM headers as groups, as reading does; None for too many
+    files.
+    """
     groups, ids = found.groups.copy(), dict[str, int]()
     in_folder = request.dataset.source == "folder"  # where files without an ending are DICOM
     files = {
         row: item.locator
         for row, item in enumerate(listing.items)
-        if not item.group and (is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator)))
+        if not item.group
+        and (is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator)))
     }
     if len(files) > MOST_HEADERS:
         return None
@@ -264,7 +298,9 @@ def _with_patients(found: Counted, request: RawRequest, listing: Listing) -> Cou
 
 
 def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
-    """Read images until one can be read; returns its channels, and whether its file is of a medical kind."""
+    """Read images until one can be read; returns its channels, and whether its file is of a medical
+    kind.
+    """
     items, read = listing.items, source_for(request.dataset.source).reader(request)
     reasons: Counter[str] = Counter()
     for item in islice(items, PEEKED):
@@ -275,7 +311,9 @@ def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
             continue
         colour = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
         medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
-        medical |= request.dataset.source == "folder" and not is_image_name(item.locator)  # DICOM, too
+        medical |= request.dataset.source == "folder" and not is_image_name(
+            item.locator
+        )  # DICOM, too
         return 3 if colour else 1, medical
     rule, tried = f"{request.dataset.name}: images must be readable", min(len(items), PEEKED)
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
@@ -287,7 +325,11 @@ def _described(found: Counted) -> str:
     named = [f"{name} {count:,}" for name, count in zip(found.label_names, counts, strict=True)]
     more = f" and {len(named) - MOST_NAMED} more classes" if len(named) > MOST_NAMED else ""
     groups, images = len(np.unique(found.groups)), len(found.labels)
-    said = "every image is its own group" if groups == images else f"{plural(groups, 'group')} (patients)"
+    said = (
+        "every image is its own group"
+        if groups == images
+        else f"{plural(groups, 'group')} (patients)"
+    )
     return f"{plural(images, 'image')}, {said}: {', '.join(named[:MOST_NAMED])}{more}"
 
 
@@ -333,4 +375,5 @@ def _typed(path: Path) -> str:
 
 
 _flow = partial(json.dumps, ensure_ascii=False)
-"""Spells a value for YAML on one line; JSON is YAML, and quotes what could be read as something else."""
+"""Spells a value for YAML on one line; JSON is YAML, and quotes what could be read as something
+else."""

@@ -1,4 +1,6 @@
-"""The table of datasets. One row says what a dataset is; its source module says how the download is read."""
+"""The table of datasets. One row says what a dataset is; its source module says how the download is
+read.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,21 @@ _MARKS = ("of", "study", "packaged", "made")
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the table; one ``of`` another takes what it does not say itself from there."""
+    """Return a row of the table; one ``of`` another takes what it does not say itself from
+    there.
+    """
     own = _TABLE[name]
     whole = _TABLE.get(own.get("of", ""), {}) | own | {"name": name}
-    return DatasetSpec.model_validate_json(json.dumps({k: v for k, v in whole.items() if k not in _MARKS}))
+    return DatasetSpec.model_validate_json(
+        json.dumps({k: v for k, v in whole.items() if k not in _MARKS})
+    )
 
 
 STUDY_DATASETS = tuple(name for name, row in _TABLE.items() if row.get("study"))
 """The eleven of Konz & Mazurowski."""
-DATASETS: dict[str, DatasetSpec] = {name: _row(name) for name, row in _TABLE.items() if not row.get("made")}
+DATASETS: dict[str, DatasetSpec] = {
+    name: _row(name) for name, row in _TABLE.items() if not row.get("made")
+}
 MADE: dict[str, DatasetSpec] = {name: _row(name) for name, row in _TABLE.items() if row.get("made")}
 """Kind of world -> what is the same for all its datasets."""
 PACKAGED = tuple(DATASETS[name] for name, row in _TABLE.items() if row.get("packaged"))
@@ -34,7 +42,9 @@ PACKAGED = tuple(DATASETS[name] for name, row in _TABLE.items() if row.get("pack
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of ``name``; for one in no table a ConfigError says the nearest and all known names."""
+    """Return the row of ``name``; for one in no table a ConfigError says the nearest and all known
+    names.
+    """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
     return DATASETS[name]

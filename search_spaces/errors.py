@@ -1,4 +1,6 @@
-"""The one family of errors that users can cause; everything else is a bug and may show a traceback."""
+"""The one family of errors that users can cause; everything else is a bug and may show a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,18 @@ class SweepError(Exception):
 
     def __str__(self) -> str:
         """Render as one message: rule, then what was found, then the way out."""
-        parts = (self.rule.rstrip("."), self.value and f"found: {self.value}", self.way_out.rstrip("."))
+        parts = (
+            self.rule.rstrip("."),
+            self.value and f"found: {self.value}",
+            self.way_out.rstrip("."),
+        )
         text = "; ".join(filter(None, parts))
         return text if text.endswith("?") else f"{text}."
 
     def _render_traceback_(self) -> list[str]:
-        """Show a notebook what the command line shows: IPython asks for this instead of a traceback."""
+        """Show a notebook what the command line shows: IPython asks for this instead of a
+        traceback.
+        """
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -77,11 +85,15 @@ def invalid(error: ValidationError) -> SweepError:
     """Return the first thing that pydantic found wrong, as an error of ours."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return ConfigError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200])
+    return ConfigError(
+        f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200]
+    )
 
 
 def nearest_path(path: Path) -> str:
-    """Return the hint for a path that does not exist: what of it does, and the nearest name there."""
+    """Return the hint for a path that does not exist: what of it does, and the nearest name
+    there.
+    """
     try:
         there = next(parent for parent in path.absolute().parents if parent.is_dir())
         wanted = path.absolute().relative_to(there).parts[0]
@@ -90,7 +102,9 @@ def nearest_path(path: Path) -> str:
         return ""
     if near and near[0] == wanted:
         return f"{there / wanted} is a link to nothing"
-    return f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
+    return (
+        f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
+    )
 
 
 def plural(count: int, noun: str) -> str:
@@ -99,7 +113,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def nearest(name: str, known: Iterable[object]) -> str:
-    """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is near."""
+    """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is
+    near.
+    """
     names = {str(one): one for one in known}
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {names[near[0]]!r}? " if near else ""
@@ -111,4 +127,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) 
     what, of, whole = kind.partition(" of ")
     kinds = f"{what.replace(' or ', 's or ')}{'es' if what.endswith('s') else 's'}{of}{whole}"
     listed = ", ".join(map(str, names)) or "none"
-    return ConfigError(f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}")
+    return ConfigError(
+        f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}"
+    )

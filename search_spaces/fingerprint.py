@@ -1,11 +1,13 @@
 """Identity by content: canonical JSON, hashed.
 
-Two values have equal fingerprints exactly when their canonical JSON is equal. What has no stable spelling
-(callables, sets, NaN, numpy scalars, arbitrary objects) is refused, not turned into a string.
+Two values have equal fingerprints exactly when their canonical JSON is equal. What has no stable
+spelling (callables, sets, NaN, numpy scalars, arbitrary objects) is refused, not turned into a
+string.
 
-Of a spec only the fields that differ from their defaults are spelled, so that a new field with a default
-changes no id. A default that changes would change what an id means: its kind's ``schema_version`` is counted
-up then, and that field is always spelled. See ``docs/decisions/0006-identity-that-lasts.md``.
+Of a spec only the fields that differ from their defaults are spelled, so that a new field with a
+default changes no id. A default that changes would change what an id means: its kind's
+``schema_version`` is counted up then, and that field is always spelled. See
+``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ def _plain(value: object, where: str) -> object:
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         if not all(type(key) is str for key in value):
-            raise TypeError(f"{where} has a key that is not a string: a fingerprint needs string keys")
+            raise TypeError(
+                f"{where} has a key that is not a string: a fingerprint needs string keys"
+            )
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     raise TypeError(
         f"{where} is of type {type(value).__name__}, which has no stable spelling; "
@@ -102,14 +106,18 @@ def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
     defaults = _defaults(type(model))
     for name in type(model).model_fields:
         spelled = _plain(getattr(model, name), f"{where}.{name}")
-        if name not in defaults or _text(spelled) != defaults[name]:  # 1, 1.0 and True are different values
+        if (
+            name not in defaults or _text(spelled) != defaults[name]
+        ):  # 1, 1.0 and True are different values
             plain[name] = spelled
     return plain
 
 
 @cache
 def _defaults(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the defaults of a spec's fields as they are spelled; a sweep asks for them 100,000 times."""
+    """Return the defaults of a spec's fields as they are spelled; a sweep asks for them 100,000
+    times.
+    """
     return {
         name: _text(_plain(field.get_default(call_default_factory=True), name))
         for name, field in kind.model_fields.items()
@@ -118,7 +126,9 @@ def _defaults(kind: type[BaseModel]) -> dict[str, str]:
 
 
 class _Same:
-    """A key that only the very same object matches: equal specs may be spelled in two ways (1, 1.0, True)."""
+    """A key that only the very same object matches: equal specs may be spelled in two ways (1, 1.0,
+    True).
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -130,7 +140,8 @@ class _Same:
         return isinstance(other, _Same) and self.model is other.model
 
 
-# Thousands of cells share a subset, a recipe and a model: a frozen spec is spelled once while it is in use.
+# Thousands of cells share a subset, a recipe and a model: a frozen spec is spelled once while it is
+# in use.
 @lru_cache(maxsize=4096)
 def _plain_frozen(same: _Same, where: str) -> dict[str, object]:
     return _plain_model(same.model, where)

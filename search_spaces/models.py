@@ -18,18 +18,22 @@ _WAY_OUT = "write package.module:function, with the module in the sweep file's f
 
 
 def source_files(reference: str) -> dict[str, Path]:
-    """Return the files that define a network of one's own, ``package.module:function``, by module name.
+    """Return the files that define a network of one's own, ``package.module:function``, by module
+    name.
 
-    It is found as Python finds modules (a sweep file's folder is searched first), and read, not run: the
-    module's own file and, of the modules that it imports, those of the same top-level package or folder, and
-    theirs in turn. Installed libraries are told by their versions instead.
+    It is found as Python finds modules (a sweep file's folder is searched first), and read, not
+    run: the module's own file and, of the modules that it imports, those of the same top-level
+    package or folder, and theirs in turn. Installed libraries are told by their versions instead.
 
     Raises:
-        ConfigError: when ``reference`` is not ``package.module:function``, or its module is not found.
+        ConfigError: when ``reference`` is not ``package.module:function``, or its module is not
+            found.
     """
     module, colon, function = reference.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
-        raise ConfigError("A network of your own is named package.module:function", repr(reference), _WAY_OUT)
+        raise ConfigError(
+            "A network of your own is named package.module:function", repr(reference), _WAY_OUT
+        )
     path = _find(module)
     if path is None:
         raise ConfigError("The module of your own network must be found", repr(module), _WAY_OUT)
@@ -49,7 +53,9 @@ def source_files(reference: str) -> dict[str, Path]:
 
 
 def source_texts(reference: str) -> dict[str, str]:
-    """Return the source of ``reference`` as texts by relative path: all that another machine needs."""
+    """Return the source of ``reference`` as texts by relative path: all that another machine
+    needs.
+    """
     texts = {}
     for name, path in source_files(reference).items():
         inside = name.replace(".", "/")
@@ -59,7 +65,9 @@ def source_texts(reference: str) -> dict[str, str]:
 
 
 def code_hash(reference: str) -> str:
-    """Return a hash of the source of ``reference``: 16 hex digits that change with any of its lines."""
+    """Return a hash of the source of ``reference``: 16 hex digits that change with any of its
+    lines.
+    """
     digest = hashlib.sha256()
     for name, path in sorted(source_files(reference).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
@@ -71,8 +79,8 @@ def _find(module: str) -> Path | None:
     path = _file(sys.path, module.split("."))
     if path is not None:
         return path
-    # Installed by other ways than a folder on the path. Only the top is asked for: to look for a submodule,
-    # Python would run its package.
+    # Installed by other ways than a folder on the path. Only the top is asked for: to look for a
+    # submodule, Python would run its package.
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -104,18 +112,23 @@ def _imports(module: str, found: dict[str, Path]) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             base = ".".join([*filter(None, above), *([node.module] if node.module else [])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return [name for name in names if name and all(part.isidentifier() for part in name.split("."))]
 
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch norm."""
+"""The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch
+norm."""
 
 
 def _row(name: str, library: str, architecture: str) -> ModelSpec:
-    return ModelSpec.model_validate({"name": name, "library": library, "architecture": architecture})
+    return ModelSpec.model_validate(
+        {"name": name, "library": library, "architecture": architecture}
+    )
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -124,7 +137,8 @@ MODELS: dict[str, ModelSpec] = {
         *(_row(name, "torchvision", name) for name in PAPER_MODELS),
         *(_row(f"timm_{name}", "timm", name) for name in PAPER_MODELS),
         _row("resnet10t", "timm", "resnet10t"),
-        # timm's smallest ResNet (four stages of one block, 0.4 million parameters): a real ResNet for CPUs.
+        # timm's smallest ResNet (four stages of one block, 0.4 million parameters): a real ResNet
+        # for CPUs.
         _row("resnet_tiny", "timm", "test_resnet"),
         _row("small_cnn", "isweep", "small_cnn"),
         _row("small_mlp", "isweep", "small_mlp"),
@@ -150,15 +164,19 @@ ABOUT = {
 def about(spec: ModelSpec) -> str:
     """Say in a line what a network of the table is."""
     whose = {"torchvision": "of the study; ", "timm": "timm's own version; "}
-    return whose.get(spec.library, "") * (spec.architecture in PAPER_MODELS) + ABOUT[spec.architecture]
+    return (
+        whose.get(spec.library, "") * (spec.architecture in PAPER_MODELS) + ABOUT[spec.architecture]
+    )
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
-    """Return the network that ``choice`` names; whether it can be built is found out where it is built.
+    """Return the network that ``choice`` names; whether it can be built is found out where it is
+    built.
 
     Raises:
-        ConfigError: for a name that is in no table, with the nearest and all known names; for one's own
-            function whose module is not found; for arguments that a network of the table does not take.
+        ConfigError: for a name that is in no table, with the nearest and all known names; for one's
+            own function whose module is not found; for arguments that a network of the table does
+            not take.
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
@@ -177,8 +195,12 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         return spec
     if spec.library not in LIBRARIES:
         rule = "pretrained needs a network of torchvision or timm"
-        raise ConfigError(rule, choice.from_, "leave it out: your own function may load weights itself")
-    return spec.model_copy(update={"name": choice.name or f"{spec.name[:52]}_pretrained", "pretrained": True})
+        raise ConfigError(
+            rule, choice.from_, "leave it out: your own function may load weights itself"
+        )
+    return spec.model_copy(
+        update={"name": choice.name or f"{spec.name[:52]}_pretrained", "pretrained": True}
+    )
 
 
 def _of_library(choice: ModelChoice, library: str, architecture: str) -> ModelSpec:
@@ -186,7 +208,11 @@ def _of_library(choice: ModelChoice, library: str, architecture: str) -> ModelSp
     if architecture:
         name = as_name(f"timm_{architecture}" if library == "timm" else architecture)
         base = _row(name, library, architecture)
-        known = (row for row in MODELS.values() if (row.library, row.architecture) == (library, architecture))
+        known = (
+            row
+            for row in MODELS.values()
+            if (row.library, row.architecture) == (library, architecture)
+        )
         plain = next(known, base)
     elif choice.from_ not in MODELS:
         way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
@@ -196,7 +222,9 @@ def _of_library(choice: ModelChoice, library: str, architecture: str) -> ModelSp
         base = plain = MODELS[choice.from_]
     if choice.arguments and base.library == "isweep":
         named = f"{', '.join(key for key, _ in choice.arguments)} for {base.name}"
-        raise ConfigError("Networks of isweep's own take no arguments", named, "leave arguments out")
+        raise ConfigError(
+            "Networks of isweep's own take no arguments", named, "leave arguments out"
+        )
     if not choice.arguments and choice.name is None:
         return plain
     suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)

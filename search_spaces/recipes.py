@@ -1,7 +1,7 @@
 """Training recipes: defaults per recipe, and exceptions per model or dataset as rows.
 
-Source of the ``paper`` and ``released`` rows: the released training script (``learning rate, batch size
-and epochs``), as listed in the study's fact sheet, section D.
+Source of the ``paper`` and ``released`` rows: the released training script (``learning rate, batch
+size and epochs``), as listed in the study's fact sheet, section D.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
 def _for(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
-    """Return an exception for some models, timm's versions of them, too, and some datasets or all."""
+    """Return an exception for some models, timm's versions of them, too, and some datasets or
+    all.
+    """
     both = (*models, *(f"timm_{name}" for name in models))
     return RecipeOverride.model_validate({"models": both, "datasets": datasets, **changes})
 
@@ -34,8 +36,8 @@ _RELEASED = (
 )
 
 RECIPES: dict[str, tuple[str, dict[str, object], tuple[RecipeOverride, ...]]] = {
-    # Same optimiser, rates, batches and length as released; a head with one logit per class, bfloat16
-    # instead of unscaled float16, loss as the mean over examples.
+    # Same optimiser, rates, batches and length as released; a head with one logit per class,
+    # bfloat16 instead of unscaled float16, loss as the mean over examples.
     "paper": (
         "the study's training, corrected; other rates and batches for some networks; for a GPU",
         {"precision": "bfloat16"},
@@ -46,8 +48,9 @@ RECIPES: dict[str, tuple[str, dict[str, object], tuple[RecipeOverride, ...]]] = 
         {"precision": "float16_unscaled", "num_outputs": 1000, "test_loss": "mean_of_batch_means"},
         _RELEASED,
     ),
-    # Short trainings on CPU cores: inputs scaled to [0, 1] and enough steps to fit a few hundred images, at a
-    # rate low enough at the (constant) end that batch norm's running statistics describe the last weights.
+    # Short trainings on CPU cores: inputs scaled to [0, 1] and enough steps to fit a few hundred
+    # images, at a rate low enough at the (constant) end that batch norm's running statistics
+    # describe the last weights.
     "demo": (
         "short trainings of small images on CPU cores",
         {"epochs": 20, "learning_rate": 5e-4, "batch_size": 32, "input_scale": 1 / 255},
@@ -67,11 +70,15 @@ def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     _, fields, exceptions = RECIPES[name]
-    return RecipeSpec.model_validate({"name": name, **fields, **_overridden(exceptions, model, dataset)})
+    return RecipeSpec.model_validate(
+        {"name": name, **fields, **_overridden(exceptions, model, dataset)}
+    )
 
 
 def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -> dict[str, object]:
-    """Return what overrides say of one model on one dataset; no names mean all, and later ones win."""
+    """Return what overrides say of one model on one dataset; no names mean all, and later ones
+    win.
+    """
     found: dict[str, object] = {}
     for one in overrides:
         if model in (one.models or (model,)) and dataset in (one.datasets or (dataset,)):
@@ -82,13 +89,16 @@ def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model on one dataset: one per point of its axes.
 
-    A recipe that differs in nothing from the one it starts from is that one: same name, same identity.
+    A recipe that differs in nothing from the one it starts from is that one: same name, same
+    identity.
     """
     base = recipe_spec(choice.from_, model, dataset)
     fields = choice.changes
     grid = {}
     for values in itertools.product(*fields.values()):
-        changes = dict(zip(fields, values, strict=True)) | _overridden(choice.overrides, model, dataset)
+        changes = dict(zip(fields, values, strict=True)) | _overridden(
+            choice.overrides, model, dataset
+        )
         new = {name: value for name, value in changes.items() if value != getattr(base, name)}
         name = "+".join([base.name, *(f"{key}={str(new[key]).lower()}" for key in sorted(new))])
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **new, "name": name})
@@ -102,13 +112,14 @@ RELEASED_TRAIN_SIZES = (500, 750, 1000, 1250, 1500, 1750)
 
 @cache
 def released_pairs() -> dict[tuple[str, str, int], ClassPair]:
-    """Return the class pair of every (model, natural dataset, train size) of the released training script.
+    """Return the class pair of every (model, natural dataset, train size) of the released training
+    script.
 
-    It seeds Python's generator once and draws two classes anew for each of them, in the order of its loops
-    (``docs/faults.md``, F8). For ImageNet it draws again when both classes together have fewer than N + 750
-    images, which would shift all later draws and cannot be ruled out here. The first class of a pair is label
-    0. ImageNet's pairs are indices into all 1,000 classes; whatever they are, the images are always tench and
-    goldfish (F4).
+    It seeds Python's generator once and draws two classes anew for each of them, in the order of
+    its loops (``docs/faults.md``, F8). For ImageNet it draws again when both classes together have
+    fewer than N + 750 images, which would shift all later draws and cannot be ruled out here. The
+    first class of a pair is label 0. ImageNet's pairs are indices into all 1,000 classes; whatever
+    they are, the images are always tench and goldfish (F4).
 
     Example:
         >>> released_pairs()["vgg13", "mnist", 500]

@@ -2,7 +2,8 @@
 
 Every spec is validated when it is made and refuses unknown fields. Identity is content: see
 :mod:`search_spaces.fingerprint`. Resources, paths and worker counts are never part of a
-:class:`~search_spaces.specs.TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
+:class:`~search_spaces.specs.TrialSpec` or :class:`MeasureSpec`, because they cannot change a
+result.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pydantic import (
 
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version per kind, counted up when the meaning of its specs changes or one of their defaults does (fields
-# at their default are no part of an id), so that old results of that kind, and of it alone, are made anew.
+# One version per kind, counted up when the meaning of its specs changes or one of their defaults
+# does (fields at their default are no part of an id), so that old results of that kind, and of it
+# alone, are made anew.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 ATTACK_VERSION = 2  # of all but FGSM, whose numbers are those of 1; 2: PGD keeps its best iterate
@@ -39,7 +41,9 @@ V = TypeVar("V", bound=str | int | float)
 
 
 def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
-    """Refuse values that are named more than once; ``what`` is the field, where pydantic does not say it."""
+    """Refuse values that are named more than once; ``what`` is the field, where pydantic does not
+    say it.
+    """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
         raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
@@ -87,7 +91,9 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Spec(BaseModel):
     """Base of all specs: frozen, strict types, no unknown fields, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 Library = Literal["torchvision", "timm", "isweep", "own"]
@@ -96,7 +102,9 @@ Arguments = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
 
 
 class ModelSpec(Spec):
-    """One network architecture: ``library`` says who builds it, ``architecture`` is its name there."""
+    """One network architecture: ``library`` says who builds it, ``architecture`` is its name
+    there.
+    """
 
     name: Name
     library: Library
@@ -120,7 +128,8 @@ Layout = Literal["class/group", "group/class"]
 
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
-"""``derived``: real pictures cut into patches, or labelled by a rule; ``semi-synthetic``: changed."""
+"""``derived``: real pictures cut into patches, or labelled by a rule; ``semi-synthetic``:
+changed."""
 
 
 class DatasetSpec(Spec):
@@ -129,7 +138,8 @@ class DatasetSpec(Spec):
     name: Name
     title: str
     domain: Domain | None
-    """None for own data that were measured without saying what they are; a sweep's datasets have one."""
+    """None for own data that were measured without saying what they are; a sweep's datasets have
+    one."""
     modality: str
     label_names: tuple[str, ...]
     channels: Literal[1, 3]
@@ -147,13 +157,16 @@ class DatasetSpec(Spec):
     class_pairs: tuple[ClassPair, ...] = ()
     """Binary tasks used by the presets; empty when the labels are already binary."""
     images_per_class: tuple[int, ...] = ()
-    """How many there are, of a set that an installed package ships; empty where only reading tells."""
+    """How many there are, of a set that an installed package ships; empty where only reading
+    tells."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
-    """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
+    """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps
+    all."""
     label_map: tuple[tuple[str, str], ...] = ()
     """Of your own data: pairs (label as written, class it means)."""
     label_columns: tuple[str, ...] = ()
-    """Of a table of your own: its column of labels, or one of 0 and 1 per class; empty: the usual one."""
+    """Of a table of your own: its column of labels, or one of 0 and 1 per class; empty: the usual
+    one."""
     layout: Layout | None = None
     """Of class folders of your own: what is on top; None where the folders say it."""
     pixel_range: tuple[float, float] | None = None
@@ -197,7 +210,9 @@ class RecipeSpec(Spec):
 
 def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     if max(epsilons, default=1) < 0.5:
-        raise ValueError("must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255")
+        raise ValueError(
+            "must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255"
+        )
     return each_once(epsilons)
 
 
@@ -205,13 +220,15 @@ class AttackSpec(Spec):
     """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
 
     methods: Annotated[tuple[Literal["fgsm", "pgd"], ...], AfterValidator(each_once)] = ("fgsm",)
-    epsilons: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)] = (
-        *(1.0, 2.0, 4.0, 8.0),
-    )
+    epsilons: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)
+    ] = (*(1.0, 2.0, 4.0, 8.0),)
 
 
 class RobustnessSpec(Spec):
-    """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel units."""
+    """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel
+    units.
+    """
 
     num_images: Annotated[int, Field(ge=1)] = 250
     """A fixed sample of the test images."""
@@ -264,13 +281,17 @@ class SubsetSpec(Spec):
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether a fault makes images, or the test set, other ones for every train size (F3, F4, F7)."""
+        """Whether a fault makes images, or the test set, other ones for every train size (F3, F4,
+        F7).
+        """
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """Share of the largest distance ratios that TwoNN leaves out: 0.1 (Facco et al.), 0 as released."""
+        """Share of the largest distance ratios that TwoNN leaves out: 0.1 (Facco et al.), 0 as
+        released.
+        """
         return 0.0 if self.prepared.data_mode == "as_released" else 0.1
 
     @property
@@ -280,7 +301,9 @@ class SubsetSpec(Spec):
 
 
 class MeasureSpec(Spec):
-    """Intrinsic dimension and label sharpness of one subset at every train size, once for all models."""
+    """Intrinsic dimension and label sharpness of one subset at every train size, once for all
+    models.
+    """
 
     schema_version: int = MEASURE_VERSION
     subset: SubsetSpec
@@ -297,21 +320,29 @@ class MeasureSpec(Spec):
     def measure_id(self) -> str:
         """Readable name plus hash."""
         subset = self.subset
-        return readable_id([subset.prepared.dataset, pair_name(subset.class_pair), "measures"], self)
+        return readable_id(
+            [subset.prepared.dataset, pair_name(subset.class_pair), "measures"], self
+        )
 
     @property
     def derived_seed(self) -> int:
-        """Seed of every random choice of this measure (independent of the train sizes asked for)."""
+        """Seed of every random choice of this measure (independent of the train sizes asked
+        for).
+        """
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
 
 
 def pair_name(class_pair: ClassPair | None) -> str:
-    """Spell a class pair as in tables and ids: ``"3-8"``, or ``""`` when a dataset is used whole."""
+    """Spell a class pair as in tables and ids: ``"3-8"``, or ``""`` when a dataset is used
+    whole.
+    """
     return "" if class_pair is None else f"{class_pair[0]}-{class_pair[1]}"
 
 
 class NetworkSpec(Spec):
-    """One trained network: what it is, what it is trained on and how. Its content is its identity."""
+    """One trained network: what it is, what it is trained on and how. Its content is its
+    identity.
+    """
 
     schema_version: int = NETWORK_VERSION
     model: ModelSpec
@@ -364,13 +395,16 @@ class PredictionMeasurement(Spec):
     schema_version: int
 
 
-Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
+Measurement = (
+    AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
+)
 
 
 class TrialSpec(Spec):
     """One cell of the grid: a network, and what is measured on it once it is trained.
 
-    The cell's identity and seed are the network's, so that asking for more measurements changes no network.
+    The cell's identity and seed are the network's, so that asking for more measurements changes no
+    network.
     """
 
     network: NetworkSpec
@@ -396,10 +430,16 @@ class TrialSpec(Spec):
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
-        attacks, representation, k = self.attacks, self.representation, self.representation.num_neighbors
+        attacks, representation, k = (
+            self.attacks,
+            self.representation,
+            self.representation.num_neighbors,
+        )
         version = self.representation_version
         found: list[Measurement] = [
-            RepresentationMeasurement(schema_version=version, estimator=name, num_neighbors=k, stages=stages)
+            RepresentationMeasurement(
+                schema_version=version, estimator=name, num_neighbors=k, stages=stages
+            )
             for stages in (False, True)[: 1 + representation.stages]
             for name in representation.estimators
         ]
@@ -410,7 +450,9 @@ class TrialSpec(Spec):
             for epsilon in attacks.epsilons
         ]
         if (asked := self.robustness) is not None:
-            found.append(RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked))
+            found.append(
+                RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked)
+            )
         if self.predictions:
             found.append(PredictionMeasurement(schema_version=self.predictions_version))
         return tuple(found)

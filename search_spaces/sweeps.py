@@ -1,4 +1,6 @@
-"""What a sweep file may say: the grid as people write it, before it becomes networks and measures."""
+"""What a sweep file may say: the grid as people write it, before it becomes networks and
+measures.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,8 @@ class _Choice(specs.Spec):
 
 
 class ModelChoice(_Choice):
-    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
-    ``package.module:function``.
+    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's
+    own ``package.module:function``.
     """
 
     arguments: specs.Arguments = ()
@@ -70,11 +72,15 @@ class ModelChoice(_Choice):
     def _sort_arguments(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items()))
+        return tuple(
+            (key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items())
+        )
 
 
 class RecipeChanges(specs.Spec):
-    """Fields of a recipe that a sweep changes; several values of one field are an axis of the grid."""
+    """Fields of a recipe that a sweep changes; several values of one field are an axis of the
+    grid.
+    """
 
     # A value alone is made a list of one before it is checked; from there on lists are tuples.
     model_config = ConfigDict(strict=False)
@@ -102,7 +108,11 @@ class RecipeChanges(specs.Spec):
     @property
     def changes(self) -> dict[str, tuple[object, ...]]:
         """What is changed, in the recipe's order of fields."""
-        return {name: values for name in specs.RecipeSpec.model_fields if (values := getattr(self, name, ()))}
+        return {
+            name: values
+            for name in specs.RecipeSpec.model_fields
+            if (values := getattr(self, name, ()))
+        }
 
 
 class RecipeOverride(RecipeChanges):
@@ -124,8 +134,8 @@ class RecipeOverride(RecipeChanges):
 class RecipeChoice(RecipeChanges, _Choice):
     """The recipe of a sweep.
 
-    Fields given here hold for all models and datasets, whatever the recipe itself says of some of them;
-    ``overrides`` hold over both, later ones over earlier ones.
+    Fields given here hold for all models and datasets, whatever the recipe itself says of some of
+    them; ``overrides`` hold over both, later ones over earlier ones.
     """
 
     overrides: tuple[RecipeOverride, ...] = ()
@@ -153,14 +163,14 @@ Switch = Annotated[
 class ResourceSpec(specs.Spec):
     """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
 
-    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each trial is
-    predicted to need of the cluster's GPUs. Elsewhere trials run on ``num_cpus`` cores with as many torch
-    threads.
+    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each
+    trial is predicted to need of the cluster's GPUs. Elsewhere trials run on ``num_cpus`` cores
+    with as many torch threads.
 
-    ``fast`` says how a GPU trains: ``auto`` takes captured graphs where a self-test found that they give the
-    numbers of the libraries' own path and are faster, ``on`` without asking it, ``off`` never.
-    ``micro_batches`` says whose batches may pass in parts where a whole GPU's memory is short: ``auto``
-    leaves networks with batch norm alone, whose numbers it would change.
+    ``fast`` says how a GPU trains: ``auto`` takes captured graphs where a self-test found that they
+    give the numbers of the libraries' own path and are faster, ``on`` without asking it, ``off``
+    never. ``micro_batches`` says whose batches may pass in parts where a whole GPU's memory is
+    short: ``auto`` leaves networks with batch norm alone, whose numbers it would change.
     """
 
     num_cpus: Annotated[float, Field(ge=LEAST_SHARE)] = 1.0
@@ -192,18 +202,21 @@ class OwnSourceSpec(specs.Spec):
     class_names: tuple[str, ...] = ()
     """Names of the classes by place; read from the data where class pairs are named."""
     label_map: dict[str, str] = Field(default_factory=dict)
-    """Label as written in the data -> the class it means, where several spellings mean one class."""
+    """Label as written in the data -> the class it means, where several spellings mean one
+    class."""
     label_columns: tuple[str, ...] = ()
-    """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual name."""
+    """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual
+    name."""
     layout: specs.Layout | None = None
     """Of class folders with patients below them or above them, where both could be meant."""
     pixel_range: Annotated[tuple[float, float], BeforeValidator(specs.two_rising)] | None = None
-    """Values of floating-point or signed images that are black and white, where the data leave it open."""
+    """Values of floating-point or signed images that are black and white, where the data leave it
+    open."""
 
 
-# Experiments that move one property of a dataset and hold the others. A *world* is a made dataset (generated,
-# or real images changed in a known way), an *arm* a dial turned in every world. Every world has a base beside
-# its arms, the world as it stands.
+# Experiments that move one property of a dataset and hold the others. A *world* is a made dataset
+# (generated, or real images changed in a known way), an *arm* a dial turned in every world. Every
+# world has a base beside its arms, the world as it stands.
 
 BASE = "base"
 Moves = Literal["sharpness", "dimension", "nothing"]
@@ -212,7 +225,9 @@ Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 
 @dataclass(frozen=True)
 class Dial:
-    """One property that can be turned by itself: the value at which it stands, and how far it can go."""
+    """One property that can be turned by itself: the value at which it stands, and how far it can
+    go.
+    """
 
     default: float
     low: float
@@ -222,7 +237,9 @@ class Dial:
 
 
 _FLIPS = {
-    "flip_share": Dial(0, 0, 0.5, "share of the images whose label is exchanged, in training and test"),
+    "flip_share": Dial(
+        0, 0, 0.5, "share of the images whose label is exchanged, in training and test"
+    ),
     "flipped": Dial(0, 0, 100, "this many single images whose label is exchanged", whole=True),
     "pixel_scale": Dial(1, 0.01, 1, "factor on all pixels"),
 }
@@ -231,13 +248,17 @@ _BLEND = Dial(0, 0, 0.49, "share of each image's nearest image with another labe
 DIALS: dict[Kind, dict[str, Dial]] = {
     "generated": {
         "dimension": Dial(4, 1, 12, "coordinates of the images' manifold", whole=True),
-        "nuisance": Dial(0, 0, 12, "further coordinates that tell nothing of the label", whole=True),
+        "nuisance": Dial(
+            0, 0, 12, "further coordinates that tell nothing of the label", whole=True
+        ),
         "bits": Dial(2, 1, 12, "coordinates that the label is the parity of", whole=True),
         "bands": Dial(2, 2, 8, "bands of unlike labels along each of them", whole=True),
         "gap": Dial(80, 0, 400, "distance of unlike bands, L2 of pixels 0..255 at 16x16"),
         "fine_gap": Dial(28, 0, 400, "distance of the halves of a band, in the same unit"),
         "contrast": Dial(1, 0, 4, "factor on the gap between unlike bands"),
-        "frequency": Dial(1, 1, 2, "2: halves of a band are unlike too, on the same images", whole=True),
+        "frequency": Dial(
+            1, 1, 2, "2: halves of a band are unlike too, on the same images", whole=True
+        ),
         "num_images": Dial(4000, 100, 40_000, "how many images are made", whole=True),
         "draw": Dial(0, 0, 10_000, "seed of the images", whole=True),
         **_FLIPS,
@@ -254,7 +275,9 @@ DIALS: dict[Kind, dict[str, Dial]] = {
         "first": Dial(0, 0, 9, "the class that is 0", whole=True),
         "second": Dial(1, 0, 9, "the class that is 1", whole=True),
         "blend": _BLEND,
-        "reach": Dial(1, 0, 1, "share of the images that are blended, those nearest to the other label"),
+        "reach": Dial(
+            1, 0, 1, "share of the images that are blended, those nearest to the other label"
+        ),
         **_FLIPS,
     },
 }
@@ -263,7 +286,9 @@ DIALS: dict[Kind, dict[str, Dial]] = {
 
 def _as_pairs(value: object) -> object:
     if isinstance(value, Mapping):
-        return tuple((key, float(v) if type(v) in (int, float) else v) for key, v in sorted(value.items()))
+        return tuple(
+            (key, float(v) if type(v) in (int, float) else v) for key, v in sorted(value.items())
+        )
     return tuple(tuple(pair) for pair in value) if isinstance(value, list) else value
 
 
@@ -288,7 +313,9 @@ class MadeSpec(specs.Spec):
             dial = known[name]
             if not dial.low <= value <= dial.high or (dial.whole and value != int(value)):
                 kind = "a whole number" if dial.whole else "a number"
-                raise ValueError(f"dial {name} is {kind} from {dial.low:g} to {dial.high:g}, got {value:g}")
+                raise ValueError(
+                    f"dial {name} is {kind} from {dial.low:g} to {dial.high:g}, got {value:g}"
+                )
         if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError("dial bits must not exceed dimension")
         return self
@@ -301,11 +328,15 @@ class MadeSpec(specs.Spec):
     def own_dials(self) -> specs.Dials:
         """The dials that do not stand where they stand by themselves, sorted."""
         known = DIALS[self.from_]
-        return tuple((name, value) for name, value in sorted(self.dials) if value != known[name].default)
+        return tuple(
+            (name, value) for name, value in sorted(self.dials) if value != known[name].default
+        )
 
     @property
     def shows(self) -> tuple[str, ...]:
-        """The digits on its pictures, which other worlds of either set may show too; none of other sets."""
+        """The digits on its pictures, which other worlds of either set may show too; none of other
+        sets.
+        """
         if self.from_ != "pictures" or self.value("set") > 1:
             return ()
         return tuple(f"{self.value(name):g}" for name in ("first", "second"))
@@ -341,7 +372,9 @@ class ArmSpec(specs.Spec):
 
 @dataclass(frozen=True)
 class MadeArm:
-    """One dataset of an experiment: its world, its arm, what was moved in it, and what it is made of."""
+    """One dataset of an experiment: its world, its arm, what was moved in it, and what it is made
+    of.
+    """
 
     world: str
     name: str
@@ -380,23 +413,29 @@ class SweepSpec(specs.Spec):
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
     worlds: tuple[WorldSpec, ...] = ()
     arms: tuple[ArmSpec, ...] = ()
-    """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside ``datasets``."""
-    train_sizes: Annotated[tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)]
+    """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside
+    ``datasets``."""
+    train_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)
+    ]
     test_size: Annotated[int, Field(ge=2, le=MOST_IMAGES)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
-    """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
+    """Channels of every prepared image; None keeps each dataset's own, and K_F is then not
+    comparable."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     recipe: RecipeChoice
     data_mode: specs.DataMode = "corrected"
     faults: tuple[specs.Fault, ...] = ()
-    """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
+    """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has
+    them all."""
     attacks: specs.AttackSpec = specs.AttackSpec()
     robustness: specs.RobustnessSpec | None = None
     """None does not measure it."""
     keep_weights: specs.KeepWeights = "all"
-    """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
+    """Of which networks: ``last`` keeps those of the largest train size. No part of any
+    identity."""
     d_repr_stages: bool = False
     """Measure d_repr after every stage of a network too, not of its last hidden layer alone."""
     predictions: bool = False
@@ -419,7 +458,9 @@ class SweepSpec(specs.Spec):
             specs.each_once(getattr(self, field), what=field)
         names = [choice.name for choice in self.all_datasets]
         if len(set(names)) < len(names):
-            raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")
+            raise ValueError(
+                "datasets names a dataset more than once; list its class pairs in one entry"
+            )
         return self
 
     @model_validator(mode="after")
@@ -437,7 +478,9 @@ class SweepSpec(specs.Spec):
 
     @property
     def experiment(self) -> tuple[MadeArm, ...]:
-        """Each world's base, then its arms; a dial that is not there, or too far, is a ValueError."""
+        """Each world's base, then its arms; a dial that is not there, or too far, is a
+        ValueError.
+        """
         found = []
         for world in self.worlds:
             base = world.turned(())
@@ -462,4 +505,6 @@ class SweepSpec(specs.Spec):
     @property
     def all_faults(self) -> tuple[specs.Fault, ...]:
         """The faults in force: all of them in ``as_released`` mode."""
-        return specs.RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
+        return (
+            specs.RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
+        )

@@ -1,4 +1,5 @@
-"""How one unit of the study is computed: data preparation, measures, training, attacks; no sweep logic.
+"""How one unit of the study is computed: data preparation, measures, training, attacks; no sweep
+logic.
 
 The names of ``__init__.pyi`` are imported when they are used, so that ``import tasks`` stays cheap.
 """

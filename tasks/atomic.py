@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, also after a crash or a power cut: the one way to write them.
+"""Files that are there whole or not at all, also after a crash or a power cut: the one way to write
+them.
 
-A temporary sibling is written, flushed to the disk and renamed, and the folder is flushed, since a rename
-that only memory knows of is lost with the power. Siblings have names of their own, so two processes that
-write the same file do not meet; the later one wins.
+A temporary sibling is written, flushed to the disk and renamed, and the folder is flushed, since a
+rename that only memory knows of is lost with the power. Siblings have names of their own, so two
+processes that write the same file do not meet; the later one wins.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ def replacing(
 ) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends without an error.
 
-    Its folder is made when missing; ``mode`` are permissions, less the process's umask. ``durable`` waits
-    until the disk has it; False is for what a power cut may take. After an OSError ``path`` is as it was.
+    Its folder is made when missing; ``mode`` are permissions, less the process's umask. ``durable``
+    waits until the disk has it; False is for what a power cut may take. After an OSError ``path``
+    is as it was.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
@@ -44,7 +46,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
 
 
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
-    """Write ``data`` unless ``path`` is there already: the first of several processes wins, whole."""
+    """Write ``data`` unless ``path`` is there already: the first of several processes wins,
+    whole.
+    """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
         file.write(data)
@@ -57,7 +61,9 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
 
 
 def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Give a finished file its place unless another is there; the draft stays where links can be made."""
+    """Give a finished file its place unless another is there; the draft stays where links can be
+    made.
+    """
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -67,7 +73,9 @@ def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a writer."""
+    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a
+    writer.
+    """
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 
@@ -92,7 +100,9 @@ def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
+        ) as file:
             yield file, temporary
     except OSError as error:
         error.filename = error.filename or str(path)  # which an error of writing leaves out
@@ -107,7 +117,9 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder under another name, so that a stop on the way leaves no half of it under its own."""
+    """Remove a folder under another name, so that a stop on the way leaves no half of it under its
+    own.
+    """
     gone = folder.with_name(f".removed-{secrets.token_hex(4)}")
     folder.rename(gone)
     shutil.rmtree(gone)

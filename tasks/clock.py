@@ -1,4 +1,6 @@
-"""Time, and threads that wait for it: passed in wherever control logic waits, so that a test may own both."""
+"""Time, and threads that wait for it: passed in wherever control logic waits, so that a test may
+own both.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from collections.abc import Callable
 
 
 class Clock:
-    """The machine's clocks, one that can be set and one that nobody sets, and what waits by the second."""
+    """The machine's clocks, one that can be set and one that nobody sets, and what waits by the
+    second.
+    """
 
     def time(self) -> float:
         """Return seconds since 1970, as the machine believes."""

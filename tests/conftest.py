@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: a small Ray cluster, roots of their own, nothing from the environment."""
+"""Fixtures shared by all tests: a small Ray cluster, roots of their own, nothing from the
+environment."""
 
 from __future__ import annotations
 
@@ -24,17 +25,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("isweep")
 
 
-# Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
+# Several processes share two cores: a thread that waits for others of its own must not spin
+# meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # And Ray's workers, nice by default, would starve beside the tests that need none.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them too.
+# Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them
+# too.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)  # which is not inherited
 
-# What is imported and collected stays: looking for garbage in it again and again took a third of that time.
+# What is imported and collected stays: looking for garbage in it again and again took a third of
+# that time.
 gc.disable()
 
 FIRST = (
@@ -50,7 +54,9 @@ FIRST = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """One schedule of the simulated world by its seed."""
-    parser.addoption("--seed", type=int, default=None, help="of tests/simulation: run this schedule alone")
+    parser.addoption(
+        "--seed", type=int, default=None, help="of tests/simulation: run this schedule alone"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +80,16 @@ def ray_local() -> Cluster:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """The cluster ends with the last test; in a worker of pytest-xdist with the last one of its group."""
+    """The cluster ends with the last test; in a worker of pytest-xdist with the last one of its
+    group."""
     worker = hasattr(item.config, "workerinput")
     if nextitem is None or (worker and group_of(nextitem.nodeid) != group_of(item.nodeid)):
         SHARED.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that workers end together: files on a cluster, and real sweeps."""
+    """What takes longest begins first, so that workers end together: files on a cluster, and real
+    sweeps."""
 
     def place(item: pytest.Item) -> int:
         if group_of(item.nodeid).startswith("Ray"):
@@ -112,7 +120,8 @@ def here() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def on_ray_local(ray_local: Cluster) -> Iterator[None]:
-    """Sweeps, pilots and searches of this process run on the shared cluster and start none of their own."""
+    """Sweeps, pilots and searches of this process run on the shared cluster and start none of their
+    own."""
 
     @contextlib.contextmanager
     def connected(*_: object, **__: object) -> Iterator[Cluster]:

@@ -4,8 +4,8 @@
     isweep report demo --figures png
     python -m tests.demo_page ROOT demo.txt
 
-The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds README.
-"""
+The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds
+README."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def main(root: Path, output: Path) -> None:
     """Write what README shows of the demo below ``root``, which said ``output``."""
     report = root / "sweeps" / "demo" / "report"
     said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
-    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8"))) | {"said": brief(said)}
+    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8"))) | {
+        "said": brief(said)
+    }
     RESULT.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     save_figures(report / "figures")
     text = README.read_text(encoding="utf-8")
@@ -86,9 +88,15 @@ def sentence(numbers: dict[str, Any]) -> str:
     low, high = numbers["interval"]
     claims, settled = numbers["claims"], len(numbers["established"])
     verdict = f"{settled or 'none'} of {len(claims)} tests settles a question"
-    is_settled = "established" if "attacks_on_sharpness" in numbers["established"] else "not established"
+    is_settled = (
+        "established" if "attacks_on_sharpness" in numbers["established"] else "not established"
+    )
     lines = (
-        f"*The demo's {numbers['num_datasets']} datasets. What attacks cost correlates with K_F by at most",
+        (
+            f"*The demo's {numbers['num_datasets']} datasets. What attacks cost correlates with "
+            "K_F by "
+            "at most"
+        ),
         f"r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}), for {numbers['attack']}: {is_settled}.",
         f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and "
         f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",

@@ -1,4 +1,5 @@
-"""Cells of a sweep in this process, one after the other: where what a run does counts, and not Ray."""
+"""Cells of a sweep in this process, one after the other: where what a run does counts, and not
+Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from orchestrator.running.cluster import Cluster
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
-CLUSTER = Cluster(num_cpus=2, num_gpus=0, object_store_bytes=10**9, num_nodes=1, local=True, dashboard="")
+CLUSTER = Cluster(
+    num_cpus=2, num_gpus=0, object_store_bytes=10**9, num_nodes=1, local=True, dashboard=""
+)
 
 
 class HereExecution:

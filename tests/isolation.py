@@ -1,8 +1,8 @@
 """A command inside its own PID, mount and network namespaces: a kill there can hit nothing else.
 
-Everything ends with the namespace. Needs Linux and the right to make namespaces (root, or unprivileged user
-namespaces); where that is missing, :data:`AVAILABLE` is False and fault tests skip with the reason.
-"""
+Everything ends with the namespace. Needs Linux and the right to make namespaces (root, or
+unprivileged user namespaces); where that is missing, :data:`AVAILABLE` is False and fault tests
+skip with the reason."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ CONDITION = re.compile(r"(tags|attribute)\.`?([\w.]+)`? = '(.*)'")
 
 
 class SimulatedClient:
-    """Experiments, runs and artifacts as MLflow keeps them: params never change, no point is forgotten."""
+    """Experiments, runs and artifacts as MLflow keeps them: params never change, no point is
+    forgotten."""
 
     tracking_uri = "memory:"
 
@@ -51,7 +52,11 @@ class SimulatedClient:
         self.experiments[experiment_id].tags[name] = value
 
     def create_run(
-        self, experiment_id: str, start_time: int | None = None, tags: Any = None, run_name: str | None = None
+        self,
+        experiment_id: str,
+        start_time: int | None = None,
+        tags: Any = None,
+        run_name: str | None = None,
     ) -> Any:
         key = f"run{self.num_made:04d}"  # never again, whatever state is restored
         self.num_made += 1
@@ -86,7 +91,11 @@ class SimulatedClient:
 
     def search_runs(self, experiments: list[str], query: str = "", **_: Any) -> Any:
         asked = [CONDITION.fullmatch(part) for part in query.split(" and ") if part]
-        there = (self.get_run(key) for key, kept in self.kept.items() if kept["experiment"] in experiments)
+        there = (
+            self.get_run(key)
+            for key, kept in self.kept.items()
+            if kept["experiment"] in experiments
+        )
         found = [run for run in there if run.info.lifecycle_stage == "active"]
         for match in asked:
             assert match is not None, query
@@ -104,20 +113,26 @@ class SimulatedClient:
     def update_run(self, run_id: str, status: str) -> None:
         self._kept(run_id)["info"]["status"] = status
 
-    def set_terminated(self, run_id: str, status: str = "FINISHED", end_time: int | None = None) -> None:
+    def set_terminated(
+        self, run_id: str, status: str = "FINISHED", end_time: int | None = None
+    ) -> None:
         self._kept(run_id)["info"] |= {"status": status, "end_time": end_time}
 
     def set_tag(self, run_id: str, name: str, value: str) -> None:
         self._kept(run_id)["tags"][name] = value
 
-    def log_metric(self, run_id: str, key: str, value: float, timestamp: int = 2_000, step: int = 0) -> None:
+    def log_metric(
+        self, run_id: str, key: str, value: float, timestamp: int = 2_000, step: int = 0
+    ) -> None:
         self.log_batch(run_id, [Metric(key, value, timestamp, step)])
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         kept = self._kept(run_id)
         for param in params:
             if kept["params"].setdefault(param.key, param.value) != param.value:
-                raise MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE)
+                raise MlflowException(
+                    "Changing param values is not allowed", INVALID_PARAMETER_VALUE
+                )
         there = {(p.key, p.value, p.timestamp, p.step) for p in kept["points"]}
         kept["points"] += [p for p in metrics if (p.key, p.value, p.timestamp, p.step) not in there]
         kept["tags"].update({tag.key: tag.value for tag in tags})
@@ -127,10 +142,14 @@ class SimulatedClient:
 
     def log_inputs(self, run_id: str, datasets: Any) -> None:
         known = self._kept(run_id)["inputs"]
-        known += [one for one in datasets if one.dataset.digest not in {k.dataset.digest for k in known}]
+        known += [
+            one for one in datasets if one.dataset.digest not in {k.dataset.digest for k in known}
+        ]
 
     def log_artifact(self, run_id: str, path: str, artifact_path: str) -> None:
-        self._kept(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(path).read_bytes()
+        self._kept(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(
+            path
+        ).read_bytes()
 
     def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
         names = [name for name in self._kept(run_id)["artifacts"] if name.startswith(f"{path}/")]

@@ -30,7 +30,11 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**KEYS, "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
+        return {
+            **KEYS,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+        }
 
     def start(self) -> None:
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
@@ -44,7 +48,8 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """Start one with an empty bucket, and name it in the environment for as long as the block lasts."""
+    """Start one with an empty bucket, and name it in the environment for as long as the block
+    lasts."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

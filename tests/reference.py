@@ -1,4 +1,5 @@
-"""Slow, obvious versions of the measures, in plain NumPy loops and float64, to test fast code against."""
+"""Slow, obvious versions of the measures, in plain NumPy loops and float64, to test fast code
+against."""
 
 from __future__ import annotations
 
@@ -16,18 +17,27 @@ def pairwise_distances(rows):
 def whole_squared_distances(rows):
     """Squared distances of whole-numbered rows as a list of lists of Python integers."""
     flat = [[int(value) for value in np.ravel(row)] for row in rows]
-    return [[sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for other in flat] for one in flat]
+    return [
+        [sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for other in flat]
+        for one in flat
+    ]
 
 
 def whole_neighbors(squared, size, num_neighbors):
-    """For each of the first ``size`` rows, ``(squared distance, row)`` of the nearest, ties by row."""
-    return [sorted((squared[i][j], j) for j in range(size) if j != i)[:num_neighbors] for i in range(size)]
+    """For each of the first ``size`` rows, ``(squared distance, row)`` of the nearest, ties by
+    row."""
+    return [
+        sorted((squared[i][j], j) for j in range(size) if j != i)[:num_neighbors]
+        for i in range(size)
+    ]
 
 
 def whole_opposite(squared, labels, members):
-    """For each row of ``members``, ``(squared distance, row)`` of its nearest with another label, or None."""
+    """For each row of ``members``, ``(squared distance, row)`` of its nearest with another label,
+    or None."""
     return {
-        i: min(((squared[i][j], j) for j in members if labels[j] != labels[i]), default=None) for i in members
+        i: min(((squared[i][j], j) for j in members if labels[j] != labels[i]), default=None)
+        for i in members
     }
 
 
@@ -94,5 +104,7 @@ class CorruptFrom(Stream):
 
     def read(self, start, stop):
         if stop > self.first:
-            raise CorruptStoreError("A shard must match its checksum", "shard 3", "prepare it again")
+            raise CorruptStoreError(
+                "A shard must match its checksum", "shard 3", "prepare it again"
+            )
         return super().read(start, stop)

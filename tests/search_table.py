@@ -1,8 +1,8 @@
-"""A search on a table of trainings that were done once: its policy is tested in seconds, without training.
+"""A search on a table of trainings that were done once: its policy is tested in seconds, without
+training.
 
-The table stands in for a cluster of ``num_workers`` equal workers on which an epoch takes one unit of time.
-All else, who is asked next, who is chosen, is the search's own code.
-"""
+The table stands in for a cluster of ``num_workers`` equal workers on which an epoch takes one unit
+of time. All else, who is asked next, who is chosen, is the search's own code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class TabulatedCell:
 
     Attributes:
         chance_loss: Loss of guessing, in nat.
-        curves: By learning rate and seed, the validation loss after each epoch; shorter where it diverged.
+        curves: By learning rate and seed, the validation loss after each epoch; shorter where it
+            diverged.
         num_epochs: Epochs of a whole training.
     """
 
@@ -52,7 +53,9 @@ class TabulatedCell:
         return SearchResult(
             status=SearchStatus.DIVERGED if diverged else SearchStatus.COMPLETE,
             epochs=len(curve) + diverged,
-            curve=tuple(ValidationScore(epoch=i + 1, loss=v, accuracy=0) for i, v in enumerate(curve)),
+            curve=tuple(
+                ValidationScore(epoch=i + 1, loss=v, accuracy=0) for i, v in enumerate(curve)
+            ),
             num_train=0,
             num_validation=0,
             num_classes=round(math.exp(self.chance_loss)),
@@ -76,7 +79,8 @@ class TabulatedCell:
         return {rate: statistics.fmean(found) for rate, found in losses.items()}
 
     def regret(self, outcome: CellOutcome) -> float:
-        """Return how many nat the chosen rate is worse than the grid's best; guessing counts for none."""
+        """Return how many nat the chosen rate is worse than the grid's best; guessing counts for
+        none."""
         if outcome.chosen is None:
             return self.chance_loss - self.best_loss
         return self.mean_loss(outcome.chosen.point.learning_rate) - self.best_loss

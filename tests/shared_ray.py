@@ -1,8 +1,9 @@
-"""One Ray cluster for all test files of a wing that use one: two CPUs, started when first asked for.
+"""One Ray cluster for all test files of a wing that use one: two CPUs, started when first asked
+for.
 
-A start takes 7 s of processor time and an idle cluster 0.06 s a second, so files that ask for ``ray_local``
-go to one worker of pytest-xdist, one after the other, and the cluster ends with the last of them.
-"""
+A start takes 7 s of processor time and an idle cluster 0.06 s a second, so files that ask for
+``ray_local`` go to one worker of pytest-xdist, one after the other, and the cluster ends with the
+last of them."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def group(file: str) -> str:
-    """Return what a test file is run together with: others of its folder on the cluster, or itself alone."""
+    """Return what a test file is run together with: others of its folder on the cluster, or itself
+    alone."""
     path = ROOT / file
     shares = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
     # Those of the run wing take as long as all others: on two clusters they end together.
@@ -52,8 +54,9 @@ class SharedRay:
         """Return it, started if need be."""
         if self._cluster is None:
             with pytest.MonkeyPatch.context() as patch:
-                # Their work grows with the processes that there were, and no test asks them for it: one
-                # follows what workers print, which no driver here shows, one measures each process.
+                # Their work grows with the processes that there were, and no test asks them for it:
+                # one follows what workers print, which no driver here shows, one measures each
+                # process.
                 patch.setattr("ray._private.node.Node.start_log_monitor", lambda _: None)
                 patch.setenv("REPORTER_UPDATE_INTERVAL_MS", "60000")
                 self._cluster = self._ending.enter_context(connect(num_cpus=2, dashboard=False))

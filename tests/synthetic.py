@@ -1,4 +1,5 @@
-"""Results tables that follow the law with known parameters: what the fits are tested and timed on."""
+"""Results tables that follow the law with known parameters: what the fits are tested and timed
+on."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ def synthetic_table(
     trial_std: float = 0.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return trials of log L = a + size_slope · (−log N / d_data) + sharpness_slope · log K_F + errors.
+    """Return trials of log L = a + size_slope · (−log N / d_data) + sharpness_slope · log K_F +
+    errors.
 
     Args:
         num_natural: datasets called ``natural0``, ...
-        num_medical: datasets called ``medical0``, ..., with K_F about twice as large as the natural ones.
+        num_medical: datasets called ``medical0``, ..., with K_F about twice as large as the natural
+            ones.
         models: one intercept each, 0.1 apart.
         train_sizes: images.
         class_pairs: pairs of every dataset, each with its own d_data and K_F.
@@ -46,7 +49,12 @@ def synthetic_table(
         for pair in class_pairs:
             d_data = rng.uniform(6, 20)
             sharpness = np.exp(rng.normal(np.log(2e-4 if domain == c.MEDICAL else 1e-4), 0.5))
-            cell = {c.DATASET: name, c.DOMAIN: domain, c.CLASS_PAIR: pair, c.LABEL_SHARPNESS: sharpness}
+            cell = {
+                c.DATASET: name,
+                c.DOMAIN: domain,
+                c.CLASS_PAIR: pair,
+                c.LABEL_SHARPNESS: sharpness,
+            }
             rows += [
                 {
                     **cell,
@@ -68,7 +76,9 @@ def synthetic_table(
     log_loss = 8 + size_slope * scaled + sharpness_slope * np.log(table[c.LABEL_SHARPNESS]) + errors
     table[c.TEST_LOSS] = np.exp(log_loss)
     key = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED]
-    table[c.TRIAL_ID] = ["-".join(map(str, values)) for values in table[key].itertuples(index=False)]
+    table[c.TRIAL_ID] = [
+        "-".join(map(str, values)) for values in table[key].itertuples(index=False)
+    ]
     return _with_other_measurements(table, rng)
 
 
@@ -80,7 +90,17 @@ def _with_other_measurements(table: pd.DataFrame, rng: np.random.Generator) -> p
     }
     d_repr = table[c.D_DATA_MLE] * 0.7 * np.exp(noise[:, 1])
     return table.assign(
-        sweep="synthetic", data_mode="corrected", status=c.DONE, image_size=64, channels=1, test_accuracy=0.8,
-        sharpness_channels=1, sharpness_pixel_range=255.0, code_version="0000000",
-        d_repr_mle=d_repr, d_repr_twonn=d_repr * 1.1, d_data_twonn=table[c.D_DATA_MLE] * 1.1, **gains,
-    )  # fmt: skip
+        sweep="synthetic",
+        data_mode="corrected",
+        status=c.DONE,
+        image_size=64,
+        channels=1,
+        test_accuracy=0.8,
+        sharpness_channels=1,
+        sharpness_pixel_range=255.0,
+        code_version="0000000",
+        d_repr_mle=d_repr,
+        d_repr_twonn=d_repr * 1.1,
+        d_data_twonn=table[c.D_DATA_MLE] * 1.1,
+        **gains,
+    )

@@ -1,8 +1,9 @@
-"""README's commands from the wheel alone: an empty environment, an empty folder, no checkout, git or make.
+"""README's commands from the wheel alone: an empty environment, an empty folder, no checkout, git
+or make.
 
 ``make wheel-test`` installs the wheel with ``[demo]`` and its dependencies. To save that time,
-``python -m tests.wheel dist --borrow SITE_PACKAGES`` takes dependencies from an environment that has them.
-"""
+``python -m tests.wheel dist --borrow SITE_PACKAGES`` takes dependencies from an environment that
+has them."""
 
 from __future__ import annotations
 
@@ -50,9 +51,13 @@ def main() -> None:
             print(f"$ {line}", flush=True)
             words = [isweep, *shlex.split(line)[1:]]
             if line == "isweep run demo":
-                run = subprocess.run(words, cwd=folder, env=environment, check=True, stderr=PIPE, text=True)
+                run = subprocess.run(
+                    words, cwd=folder, env=environment, check=True, stderr=PIPE, text=True
+                )
                 print(run.stderr, flush=True)
-                assert stages(run.stderr) == stages("\n".join(json.loads(RESULT.read_text())["said"]))
+                assert stages(run.stderr) == stages(
+                    "\n".join(json.loads(RESULT.read_text())["said"])
+                )
             else:
                 subprocess.run(words, cwd=folder, env=environment, check=True)
 
@@ -69,7 +74,9 @@ def install(wheel: Path, folder: Path, borrow: Path | None) -> Path:
         subprocess.run([*pip, *wanted], env=environment, check=True)
     else:
         subprocess.run([*pip, "--no-deps", str(wheel)], env=environment, check=True)
-        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        site = Path(
+            sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        )
         (site / "borrowed.pth").write_text(f"{borrow.absolute()}\n", encoding="utf-8")
     return folder / "bin" / "isweep"
 

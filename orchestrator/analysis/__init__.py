@@ -1,1 +1,3 @@
-"""Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or MLflow."""
+"""Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or
+MLflow.
+"""

@@ -1,8 +1,9 @@
-"""A ledger of the study's claims: what decides each, what was published, what a sweep finds, and the verdict.
+"""A ledger of the study's claims: what decides each, what was published, what a sweep finds, and
+the verdict.
 
-The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). A verdict is ``reproduced`` or
-``refuted`` where the sweep's own test establishes that, else ``cannot be told``, with the table's power or
-what is missing. p-values are Holm's over all claims that could be tested.
+The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). A verdict is
+``reproduced`` or ``refuted`` where the sweep's own test establishes that, else ``cannot be told``,
+with the table's power or what is missing. p-values are Holm's over all claims that could be tested.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from orchestrator.results import table as c
 Verdict = Literal["reproduced", "refuted", "cannot be told"]
 NOT_MEASURED = "not measured by a sweep"
 PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one tell"
-SHARED = "its worlds share images, so they are no datasets of their own; isweep fit says what each arm did"
+SHARED = (
+    "its worlds share images, so they are no datasets of their own; isweep fit says what each "
+    "arm did"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
     """One numbered claim: what the paper says, the number that decides, and the paper's own.
 
-    The claim excludes ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided (of a
-    correlation one-sided). ``power``: how often at most a table with this scatter establishes ``power_of``.
+    The claim excludes ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided
+    (of a correlation one-sided). ``power``: how often at most a table with this scatter establishes
+    ``power_of``.
     """
 
     number: str
@@ -56,7 +61,9 @@ class LedgerEntry:
 
     @property
     def verdict(self) -> Verdict:
-        """What is established, if anything: the value on the claimed side of ``null``, or on the other."""
+        """What is established, if anything: the value on the claimed side of ``null``, or on the
+        other.
+        """
         if self.value is None or not established(self.adjusted_p, self.interval, self.null):
             return "cannot be told"
         return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
@@ -76,32 +83,44 @@ class LedgerEntry:
             numbers = [f"95 % interval {interval(self.interval)}"] if self.interval else []
             numbers += [decided(self.p_value, self.adjusted_p, self.interval, self.null)]
             measured = self.estimand.split(";")[0]
-            said += f" {measured[:1].upper()}{measured[1:]}: {number(self.value)} ({', '.join(numbers)})."
+            said += (
+                f" {measured[:1].upper()}{measured[1:]}: {number(self.value)} "
+                f"({', '.join(numbers)})."
+            )
         return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
 
 
 _LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     LedgerEntry(
-        number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
-        estimand="ratio K_f / K_F against N", published="proved, never measured",
+        number="Thm 2",
+        claim="A network's sharpness K_f approaches K_F as N grows.",
+        estimand="ratio K_f / K_F against N",
+        published="proved, never measured",
         reason=f"the Lipschitz constant of a network is {NOT_MEASURED}",
     ),
     LedgerEntry(
-        number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
+        number="2408.08381, 1",
+        claim=("Medical networks reach their peak dimension in earlier layers."),
         estimand="depth of the layer of highest d_repr, medical less natural",
-        published="relative depth 0.35 against 0.57", reason=_LAYERS,
+        published="relative depth 0.35 against 0.57",
+        reason=_LAYERS,
     ),
     LedgerEntry(
-        number="2408.08381, 2", claim="The peak dimension follows d_data.", published="strong",
-        estimand="correlation of the peak of d_repr over layers with d_data", reason=_LAYERS,
+        number="2408.08381, 2",
+        claim="The peak dimension follows d_data.",
+        published="strong",
+        estimand="correlation of the peak of d_repr over layers with d_data",
+        reason=_LAYERS,
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All claims, how a sweep agrees with every published quantity, and which cells count for nothing."""
+    """All claims, how a sweep agrees with every published quantity, and which cells count for
+    nothing.
+    """
 
     sweep: str
     entries: tuple[LedgerEntry, ...]
@@ -111,25 +130,35 @@ class Ledger:
     def tables(self) -> list[Table]:
         """The claims, and the scorecard where there is one."""
         claims = laid_out(
-            "claims", f"The study's claims against {self.sweep}",
-            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
-            "Intervals are over datasets. Power: at most, of the claim alone.", self.entries,
+            "claims",
+            f"The study's claims against {self.sweep}",
+            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the "
+            "ledger. "
+            "Intervals are over datasets. Power: at most, of the claim alone.",
+            self.entries,
             {
-                "no.": "number", "claim": "claim", "decided by": "estimand", "published": "published",
+                "no.": "number",
+                "claim": "claim",
+                "decided by": "estimand",
+                "published": "published",
                 "here": "value",
                 "95 % interval": lambda e: interval(e.interval) if e.value is not None else "",
-                "adjusted p": "adjusted_p", "datasets": lambda e: str(e.num_datasets or ""),
+                "adjusted p": "adjusted_p",
+                "datasets": lambda e: str(e.num_datasets or ""),
                 "verdict": lambda e: e.verdict + (f": {e.why}" if e.why else ""),
             },
             numeric_from=4,
-        )  # fmt: skip
+        )
         return [claims, *([score_table(self.scores)] if self.scores else [])]
 
     def lines(self) -> Iterator[str]:
         """What a terminal shows: how many claims have which verdict, and a claim at a time."""
         verdicts = Counter(entry.verdict for entry in self.entries)
         counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in get_args(Verdict))
-        said = [f"{plural(len(self.entries), 'claim')}: {counts}.", *(entry.line for entry in self.entries)]
+        said = [
+            f"{plural(len(self.entries), 'claim')}: {counts}.",
+            *(entry.line for entry in self.entries),
+        ]
         if (num := sum(entry.adjusted_p is not None for entry in self.entries)) > 1:
             said.append(f"p is adjusted over these {num} claims, in isweep fit over its questions.")
         for text in (*said, *(f"Left out: {text}." for text in self.left_out)):
@@ -140,20 +169,27 @@ class Ledger:
         parts = []
         for table in self.tables():
             rows = [table.header, ("---",) * len(table.header), *table.rows]
-            body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+            body = [
+                "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+            ]
             parts.append("\n".join([f"## {table.title}", "", *body, "", table.note]))
         left_out = [f"- Left out: {text}" for text in self.left_out]
         return "\n\n".join([*parts, *(["\n".join(left_out)] if left_out else [])]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for ``json.dumps(allow_nan=False)``."""
-        entries = [{**asdict(entry), "verdict": entry.verdict, "why": entry.why} for entry in self.entries]
+        entries = [
+            {**asdict(entry), "verdict": entry.verdict, "why": entry.why} for entry in self.entries
+        ]
         return {**asdict(self), "entries": entries}
 
 
-def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
-    """Decide every claim from a results table; ``compare`` it with every published quantity too (not the
-    published one with itself). Of worlds (``arms``) none is decided. DataError as for the fits.
+def ledger(
+    table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()
+) -> Ledger:
+    """Decide every claim from a results table; ``compare`` it with every published quantity too
+    (not the published one with itself). Of worlds (``arms``) none is decided. DataError as for the
+    fits.
     """
     ready = f.prepare(table, arms=arms)
     fits = f.fits_of(ready)
@@ -164,7 +200,9 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_attacks(fits),
         _of_representations(fits),
     ]
-    found = [replace(one, reason=one.reason and PAIRS) for one in found] if fits.class_pairs else found
+    found = (
+        [replace(one, reason=one.reason and PAIRS) for one in found] if fits.class_pairs else found
+    )
     if arms:
         untold = {"value": None, "interval": None, "p_value": None, "power": None}
         found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
@@ -177,16 +215,22 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
 def _decided(
     entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float, reason: str = ""
 ) -> LedgerEntry:
-    """Return a claim with the estimate that decides it and the power for ``effect``, or why there is none."""
+    """Return a claim with the estimate that decides it and the power for ``effect``, or why there
+    is none.
+    """
     estimate = fit.estimate(name)
     if reason or fit.status != "ok" or estimate is None:
         return replace(entry, reason=reason or fit.reason or NOT_MEASURED)
     if not estimate.is_tested:
         return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
     return replace(
-        entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
-        num_datasets=fit.num_datasets, power=f.t_power(effect, estimate.std_error, degrees),
-    )  # fmt: skip
+        entry,
+        value=estimate.value,
+        interval=estimate.interval,
+        p_value=estimate.p,
+        num_datasets=fit.num_datasets,
+        power=f.t_power(effect, estimate.std_error, degrees),
+    )
 
 
 def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]:
@@ -194,29 +238,45 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
     headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
     steeper = LedgerEntry(
-        number="Fig. 2a", claim="Loss rises with d_data.", side=-1,
+        number="Fig. 2a",
+        claim="Loss rises with d_data.",
+        side=-1,
         power_of="a loss twice as high at the highest d_data as at the lowest",
-        estimand=f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t and permutation",
+        estimand=(
+            f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t "
+            "and "
+            "permutation"
+        ),
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
-    )  # fmt: skip
+    )
     yield _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
     sharper = LedgerEntry(
-        number="Eq. 2", claim="Loss rises with K_F at equal d_data.",
-        estimand=f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t and permutation",
-        published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
-    )  # fmt: skip
+        number="Eq. 2",
+        claim="Loss rises with K_F at equal d_data.",
+        estimand=(
+            f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t "
+            "and "
+            "permutation"
+        ),
+        published="1 by the law; K_F and domain not told apart",
+        power_of="the law's slope of 1",
+    )
     yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
     offset = LedgerEntry(
-        number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
+        number="Fig. 2b",
+        claim="Medical sets have a higher loss than natural ones.",
         estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
-        published="1.1 to 2.0 by network, without the prostate set", power_of="a loss 2.7 times as high",
-    )  # fmt: skip
+        published=("1.1 to 2.0 by network, without the prostate set"),
+        power_of="a loss 2.7 times as high",
+    )
     yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
     labels = LedgerEntry(
-        number="Fig. 1", claim="Medical sets have sharper labels.",
+        number="Fig. 1",
+        claim="Medical sets have sharper labels.",
         estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
-        published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
-    )  # fmt: skip
+        published="0.90; 0.54 at equal channels",
+        power_of="a K_F 1.6 times as high",
+    )
     known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
     logs = np.log(known[c.LABEL_SHARPNESS]).groupby([known[c.DATASET], known[c.DOMAIN]]).mean()
     medical = np.asarray(logs.index.get_level_values(1) == c.MEDICAL, dtype=np.float64)[:, None]
@@ -233,10 +293,15 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
 def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerEntry:
     """A claim about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
     entry = LedgerEntry(
-        number=number_, claim=f"Loss falls with N at least as fast as N^(−1/{name}).", null=1.0,
-        estimand=f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap",
-        published="not tested", power_of="telling no fall at all from the bound",
-    )  # fmt: skip
+        number=number_,
+        claim=f"Loss falls with N at least as fast as N^(−1/{name}).",
+        null=1.0,
+        estimand=(
+            f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap"
+        ),
+        published="not tested",
+        power_of="telling no fall at all from the bound",
+    )
     if not ready.points[column or c.D_DATA_MLE].notna().any():
         return replace(entry, reason=f"{name} was not measured")
     fit, past = f.fit_exponents(ready, dimension=column)
@@ -252,12 +317,20 @@ def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerE
 def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
     """Claims about robustness."""
     entry = LedgerEntry(
-        number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
-        estimand="largest r (by max-r permutation) of loss gained with K_F, over attacks and models",
-        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {f.STRONG:g}",
-    )  # fmt: skip
+        number="Thm 3",
+        claim="Sharper labels cost robustness: attacks raise the loss more.",
+        estimand=(
+            "largest r (by max-r permutation) of loss gained with K_F, over attacks and models"
+        ),
+        published="0.84 (FGSM, eleven datasets)",
+        power_of=f"a correlation of {f.STRONG:g}",
+    )
     tried = fits.attacks
-    best = max((fit for fit in tried if fit.estimates), key=lambda fit: fit.estimates[0].value, default=None)
+    best = max(
+        (fit for fit in tried if fit.estimates),
+        key=lambda fit: fit.estimates[0].value,
+        default=None,
+    )
     if best is None:
         return replace(entry, reason=tried[0].reason if tried else "no attack was run")
     scale = f" (K_F of {best.variant} alone)" if best.variant else ""
@@ -269,10 +342,13 @@ def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
 def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
     """Theorem 5, an approximate bound: it is taken to claim that most points keep to it."""
     entry = LedgerEntry(
-        number="Thm 5", claim="d_repr stays at or below d_data.", null=0.5, published="most",
+        number="Thm 5",
+        claim="d_repr stays at or below d_data.",
+        null=0.5,
+        published="most",
         estimand="share of points with d_repr ≤ d_data, datasets counting once, against half; t",
         power_of="a share of all points",
-    )  # fmt: skip
+    )
     fit = fits.find("representation")
     if fit.status != "ok":
         return replace(entry, reason=fit.reason)
@@ -282,6 +358,11 @@ def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
     elif num < i.MIN_DATASETS:
         reason = f"{plural(num, 'dataset')}, too few for an interval"
     return replace(
-        entry, value=share.value, interval=share.interval, num_datasets=num, p_value=p, reason=reason,
+        entry,
+        value=share.value,
+        interval=share.interval,
+        num_datasets=num,
+        p_value=p,
+        reason=reason,
         power=f.t_power(0.5, share.std_error, num - 1),
-    )  # fmt: skip
+    )

@@ -1,5 +1,6 @@
-"""The findings in plain words, written from the fits, never by hand: a sentence claims something only where a
-headline claim is established and its interval excludes the null; else it says what decides, with its power.
+"""The findings in plain words, written from the fits, never by hand: a sentence claims something
+only where a headline claim is established and its interval excludes the null; else it says what
+decides, with its power.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, verdict, answer in a line and in full, caveats, what to add; ``way``: yes, no, reverse."""
+    """A question, verdict, answer in a line and in full, caveats, what to add; ``way``: yes, no,
+    reverse.
+    """
 
     question: str
     verdict: Verdict
@@ -51,8 +54,8 @@ class Finding:
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
-    """Return the answers to the study's questions; of an experiment, whose chosen worlds share images, what
-    followed. What class pairs answer stands first, in place of what cannot be tested.
+    """Return the answers to the study's questions; of an experiment, whose chosen worlds share
+    images, what followed. What class pairs answer stands first, in place of what cannot be tested.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
@@ -64,11 +67,16 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
 def family(fits: ScalingFits) -> str:
     """Say over how many tests the claims are adjusted, and that the rest is exploratory."""
     if fits.interventions:
-        return "Its worlds share images: no claim is made of what holds between them; see docs/fits.md."
+        return (
+            "Its worlds share images: no claim is made of what holds between them; see "
+            "docs/fits.md."
+        )
     if fits.class_pairs:
         return (
-            f"Class pairs: jackknife over classes, p by Holm over {len(fits.class_pairs)} questions. "
-            "R̂: an image's distance to another decision. At equal mean distance K_F had no effect left: "
+            f"Class pairs: jackknife over classes, p by Holm over {len(fits.class_pairs)} "
+            "questions. "
+            "R̂: an image's distance to another decision. At equal mean distance K_F had no effect "
+            "left: "
             "docs/findings.md."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
@@ -77,14 +85,18 @@ def family(fits: ScalingFits) -> str:
         return "No headline question could be tested; everything here is exploratory."
     return (
         f"{held} of {plural(num, 'headline question')} that could be tested "
-        f"{'is' if 1 in (held, num) else 'are'} answered with a claim; the chance of any false one is held "
-        f"to {LEVEL:.0%} over their {plural(len(fits.claims), 'test')} (Holm). Everything else in this "
+        f"{'is' if 1 in (held, num) else 'are'} answered with a claim; the chance of any false one "
+        "is held "
+        f"to {LEVEL:.0%} over their {plural(len(fits.claims), 'test')} (Holm). Everything else in "
+        "this "
         "report, compression too, is exploratory."
     )
 
 
 def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 24) -> list[str]:
-    """Return what a terminal shows; remarks beyond ``most_lines`` are counted, an answer is never cut."""
+    """Return what a terminal shows; remarks beyond ``most_lines`` are counted, an answer is never
+    cut.
+    """
     said = family(fits)
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
@@ -105,7 +117,9 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 24) -> list
 
 
 def _scaled(estimate: Estimate, by: float) -> str:
-    """Say by what a loss is multiplied, with its interval, where its logarithm moves by ``by`` estimates."""
+    """Say by what a loss is multiplied, with its interval, where its logarithm moves by ``by``
+    estimates.
+    """
     with np.errstate(over="ignore"):
         ends = sorted(float(np.exp(bound * by)) for bound in estimate.interval or ())
     bounds = (ends[0], ends[1]) if ends else None
@@ -118,7 +132,9 @@ def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """How often at most such a study would establish an effect: permutations and Holm ask for more."""
+    """How often at most such a study would establish an effect: permutations and Holm ask for
+    more.
+    """
     power = f.t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f"; {words} would show in at most {power:.0%} of such studies"
 
@@ -133,7 +149,8 @@ def _hangs_on(estimate: Estimate, words: str) -> list[str]:
     turned = sorted(n for n, value in estimate.left_out.items() if value * estimate.value < 0)
     signs = f" Its sign turns without {' or '.join(turned)}." if turned else ""
     return [
-        f"Hangs most on {name}{carries}: without it, {words} is {number(estimate.left_out[name])} instead of "
+        f"Hangs most on {name}{carries}: without it, {words} is {number(estimate.left_out[name])} "
+        "instead of "
         f"{number(estimate.value)}.{signs}"
     ]
 
@@ -162,14 +179,28 @@ def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
 
 def _few_ways(estimate: Estimate) -> str:
     ways = plural(estimate.num_resamples, "way")
-    return f"datasets can change places within domains in {ways}, too few for a p-value of {LEVEL:g}"
+    return (
+        f"datasets can change places within domains in {ways}, too few for a p-value of {LEVEL:g}"
+    )
 
 
 def _of_height(
-    fits: ScalingFits, key: str, name: str, question: str, *, what: str, meaning: str, by: float, law: str,
-    effect: float, effect_words: str, caveats: Sequence[str],
-) -> Finding:  # fmt: skip
-    """``meaning`` is done to the property and moves the term by ``by``; power is reckoned for ``effect``."""
+    fits: ScalingFits,
+    key: str,
+    name: str,
+    question: str,
+    *,
+    what: str,
+    meaning: str,
+    by: float,
+    law: str,
+    effect: float,
+    effect_words: str,
+    caveats: Sequence[str],
+) -> Finding:
+    """``meaning`` is done to the property and moves the term by ``by``; power is reckoned for
+    ``effect``.
+    """
     fit = fits.find("headline")
     estimate, reason = fit.estimate(name), fit.reason
     if estimate is None and fit.status == "ok":
@@ -177,12 +208,16 @@ def _of_height(
     elif estimate is not None and not estimate.is_tested:
         reason = _few_ways(estimate)
     if estimate is None or reason:
-        return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
+        return _untested(
+            question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats
+        )
     claim, term = fits.claim(key), t.WORDS[name]
     held, decides = claim is not None and claim.established, _decides(claim, estimate)
     short = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}; {decides}"
     falling = ", which falls as d_data rises," if name == t.INVERSE_D else ""
-    slope = f"The slope on {term}{falling} is {number(estimate.value)} ({interval(estimate.interval)})."
+    slope = (
+        f"The slope on {term}{falling} is {number(estimate.value)} ({interval(estimate.interval)})."
+    )
     over = f"{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
     rises = estimate.value * by > 0
     found = f"log test loss {'rises' if rises else 'falls'} with {what}"
@@ -191,7 +226,9 @@ def _of_height(
         short += _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
     answer = f"At equal model and train size{over}, {found}: {short}. {slope}"
-    return Finding(question, _VERDICT[held], short, answer, notes, way="yes" if rises else "the reverse")
+    return Finding(
+        question, _VERDICT[held], short, answer, notes, way="yes" if rises else "the reverse"
+    )
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -202,24 +239,41 @@ def _dimension(fits: ScalingFits) -> Finding:
         offset = gap.estimates[0]
         p = "" if offset.resampled_p is None else f", permutation p {p_value(offset.resampled_p)}"
         caveats.append(
-            f"From natural to medical the loss is multiplied by {_scaled(offset, 1.0)}{p}, adjusted for "
+            f"From natural to medical the loss is multiplied by {_scaled(offset, 1.0)}{p}, "
+            "adjusted for "
             "nothing; exploratory, over all that the domains differ by."
         )
     return _of_height(
-        fits, f.DIMENSION, t.INVERSE_D, "Is a dataset of higher intrinsic dimension harder to learn?",
-        what="d_data", by=1 / high - 1 / low, law="", effect=fits.twice_as_high, caveats=caveats,
-        meaning=f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
+        fits,
+        f.DIMENSION,
+        t.INVERSE_D,
+        ("Is a dataset of higher intrinsic dimension harder to learn?"),
+        what="d_data",
+        by=1 / high - 1 / low,
+        law="",
+        effect=fits.twice_as_high,
+        caveats=caveats,
+        meaning=(
+            f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})"
+        ),
         effect_words="a doubling",
-    )  # fmt: skip
+    )
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
     return _of_height(
-        fits, f.SHARPNESS, t.LOG_SHARPNESS, "Do sharper labels give higher losses?", what="K_F",
-        meaning="doubling K_F", by=np.log(2), law="; the law's form would give 2", effect=1.0,
+        fits,
+        f.SHARPNESS,
+        t.LOG_SHARPNESS,
+        "Do sharper labels give higher losses?",
+        what="K_F",
+        meaning="doubling K_F",
+        by=np.log(2),
+        law="; the law's form would give 2",
+        effect=1.0,
         effect_words="that",
         caveats=[fits.sharpness_scale.note] if fits.sharpness_scale.note else [],
-    )  # fmt: skip
+    )
 
 
 def _train_size(fits: ScalingFits) -> Finding:
@@ -236,14 +290,21 @@ def _train_size(fits: ScalingFits) -> Finding:
     clear = f" ({kept} of {of}: the others lie near guessing)" * bool(fit.num_at_guessing)
     times = _scaled(estimate, -np.log(2) / middle)
     factor = f"doubling N multiplies the loss by {times} at the median d_data, {number(middle)}"
-    slope = f"log test loss on −log N / d has slope {number(estimate.value)} ({interval(estimate.interval)})"
+    slope = (
+        f"log test loss on −log N / d has slope {number(estimate.value)} "
+        f"({interval(estimate.interval)})"
+    )
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
     low, high = estimate.interval or (-np.inf, np.inf)
     below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
     held, decides, way, said = False, _decides(falls, estimate), "no", ""
     sure = falls is not None and falls.established
     if below is not None and below.established:
-        said = "rises with N" if sure and high < 0 else "falls more slowly with N than the bound allows"
+        said = (
+            "rises with N"
+            if sure and high < 0
+            else "falls more slowly with N than the bound allows"
+        )
         said += "" if sure else ", if it falls at all"
         held, decides = True, _decides(below, estimate, 1.0)
         said = f": the loss {said}, which contradicts the bound"
@@ -252,11 +313,17 @@ def _train_size(fits: ScalingFits) -> Finding:
         if low > 0:
             way, said = "yes", ": the loss falls with N, and nothing contradicts the bound"
         if 0 < low <= high < 1:
-            way, said = "it falls", ": the loss falls with N; that it falls too slowly is not established"
+            way, said = (
+                "it falls",
+                ": the loss falls with N; that it falls too slowly is not established",
+            )
     none = "" if held else " neither a fall with N nor a contradiction is established:"
     said = said or _power(estimate, fit.num_datasets - 1, 1.0, "a fall as fast as the bound")
     short = f"{factor}; {decides}{said}"
-    bound = f"The bound asks for {number(float(2 ** (-1 / middle)))} or less; {slope}, the bound being 1."
+    bound = (
+        f"The bound asks for {number(float(2 ** (-1 / middle)))} or less; {slope}, the bound "
+        "being 1."
+    )
     answer = f"Within {plural(fit.num_datasets, 'dataset')}{clear},{none} {short}. {bound}"
     return Finding(question, _VERDICT[held], short, answer, notes, way=way)
 
@@ -267,7 +334,9 @@ def _attacks(fits: ScalingFits) -> Finding:
     if not tried:
         return _untested(question, "no attack was run", "put attacks into the sweep file")
     known = [fit for fit in tried if fit.status == "ok"]
-    best = max(known or tried, key=lambda fit: (fit.estimates[0].value if known else 0, fit.num_datasets))
+    best = max(
+        known or tried, key=lambda fit: (fit.estimates[0].value if known else 0, fit.num_datasets)
+    )
     if claim is None:
         reason = _few_ways(best.estimates[0]) if known else best.reason
         return _untested(question, reason, _to_add(fits, best, "K_F and attacks at equal N"))
@@ -275,12 +344,18 @@ def _attacks(fits: ScalingFits) -> Finding:
     domains = len({d.domain for d in fits.datasets}) > 1
     about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
     of = f" (K_F of {best.variant} alone)" if best.variant else ""
-    means = f"over {best.num_datasets} datasets{of}, at equal model and N{', within domains' * domains}"
+    means = (
+        f"over {best.num_datasets} datasets{of}, at equal model and N{', within domains' * domains}"
+    )
     model = best.model if " " in best.model else f"model {best.model}"
     attack = f"{c.attack_columns([best.response])[0].words} on {model}"
-    found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
+    found = (
+        f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
+    )
     held = claim.established
-    decides = decided(claim.p_value, claim.adjusted_p, strongest.interval if strongest.value > 0 else None)
+    decides = decided(
+        claim.p_value, claim.adjusted_p, strongest.interval if strongest.value > 0 else None
+    )
     found += f"; for a rise, {decides}"
     largest_is, tail = "" if alone else "the largest is ", ""
     if held:
@@ -292,7 +367,11 @@ def _attacks(fits: ScalingFits) -> Finding:
         found += f"; r = {f.STRONG:g} would show in at most {power:.0%} of such studies"
         lead = "It is not established" if alone else f"For none of {about} is it established"
         lead += " that the loss gained rises with K_F"
-        tail = "" if strongest.value > 0 else " The estimate is of a fall, against what the law expects."
+        tail = (
+            ""
+            if strongest.value > 0
+            else " The estimate is of a fall, against what the law expects."
+        )
     answer = f"{lead} ({means}): {largest_is}{found}.{tail}"
     notes = tuple(_hangs_on(strongest, "r"))
     return Finding(question, _VERDICT[held], f"correlation {found}", answer, notes, way="yes")
@@ -314,7 +393,9 @@ def _of_pairs(slope: Slope, d_data: float | None) -> Finding:
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
     if meaning and slope.established and np.isfinite(low):
         text += f"; {meaning} {number(by(slope.value))} ({interval((low, high))})"
-    return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way)
+    return Finding(
+        question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way
+    )
 
 
 def _representation(fits: ScalingFits) -> Finding:
@@ -324,16 +405,23 @@ def _representation(fits: ScalingFits) -> Finding:
         return _untested(question, fit.reason, "measure both on one set of training images")
     share = fit.estimates[0]
     tells = share.interval is not None and share.interval != (0.0, 1.0)
-    span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
+    span = (
+        f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}"
+        if tells
+        else ""
+    )
     mean = f" (each dataset counting once: {share.value:.0%}{span})" if fit.num_datasets > 1 else ""
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
-    points += f" ({lack} more lack one of the two)" if (lack := fits.num_points - fit.num_points) else ""
+    points += (
+        f" ({lack} more lack one of the two)" if (lack := fits.num_points - fit.num_points) else ""
+    )
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
     if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
         named = listing([f"{name} ({part:.0%})" for name, part in worst])
         caveats.insert(0, f"Above it are most often {named}.")
     answer = (
-        f"d_repr is at or below d_data at {points}{mean}; the approximate bound d_repr ≲ d_data expects "
+        f"d_repr is at or below d_data at {points}{mean}; the approximate bound d_repr ≲ d_data "
+        "expects "
         "nearly all. Exploratory."
     )
     short = f"at {points} d_repr is at or below d_data{mean}"
@@ -344,13 +432,17 @@ def _experiment(fits: ScalingFits) -> Finding:
     found = fits.interventions
     assert found is not None  # noqa: S101 - its caller asked
     caveats = [
-        "Worlds are the replicates; intervals are over them, for these kinds of images and these networks. "
-        "Where they share classes, an interval is the wider of t over worlds and a jackknife over classes.",
+        "Worlds are the replicates; intervals are over them, for these kinds of images and these "
+        "networks. "
+        "Where they share classes, an interval is the wider of t over worlds and a jackknife over "
+        "classes.",
         "Arms with exchanged labels also raise the loss that no network can go below.",
     ]
     whole = [effect for effect in found.effects if not effect.arm]
     if cells := sum(effect.num_at_chance for effect in whole if effect.response == "loss"):
-        caveats.append(f"Left out: {plural(cells, 'pair')} whose base guesses (guessing's loss or more).")
+        caveats.append(
+            f"Left out: {plural(cells, 'pair')} whose base guesses (guessing's loss or more)."
+        )
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
     short = followed(found.effects).rstrip(".")

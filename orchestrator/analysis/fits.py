@@ -1,8 +1,10 @@
-"""All fits of one results table, and the one record of a number and of a fit that everything else reads.
+"""All fits of one results table, and the one record of a number and of a fit that everything else
+reads.
 
 The law (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound.
-**Exponent**: every curve keeps its own height, with one d per dataset and class pair. **Height**: 1/d enters
-beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown volume V.
+**Exponent**: every curve keeps its own height, with one d per dataset and class pair. **Height**:
+1/d enters beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown
+volume V.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.results import table as c
 
-#: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log loss on
-#: −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤ d_data.
+#: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log
+#: loss on −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤
+#: d_data.
 Kind = Literal["headline", "height", "exponent", "attack", "representation"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
@@ -36,7 +39,10 @@ QUESTIONS = {
     SHARPNESS: "loss on K_F, given 1/d and the domain label",
     EXPONENT: "exponent of N within datasets (against none)",
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
-    ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
+    ATTACKS: (
+        "loss gained by attacks rises with K_F, given the domain label (over all attacks and "
+        "models)"
+    ),
 }
 #: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
 STRONG = 0.8
@@ -48,10 +54,11 @@ OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k i
 class Estimate:
     """One number of a fit with its 95 % interval; datasets are the replicates throughout.
 
-    ``name`` is a column of the points, ``exponent``, ``r`` or ``share``. ``p_value`` is two-sided, by t;
-    ``resampled_p`` by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``
-    one-sided and adjusted for the number of attacks, epsilons and models. ``exact``: all rearrangements were
-    tried, and datasets are exchangeable under the null. ``weights``: the share of each dataset in the value.
+    ``name`` is a column of the points, ``exponent``, ``r`` or ``share``. ``p_value`` is two-sided,
+    by t; ``resampled_p`` by permutation of datasets or the wild cluster bootstrap, of
+    ``num_resamples``; of ``r`` one-sided and adjusted for the number of attacks, epsilons and
+    models. ``exact``: all rearrangements were tried, and datasets are exchangeable under the null.
+    ``weights``: the share of each dataset in the value.
     """
 
     name: str
@@ -84,12 +91,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """One fit of one model (or pooled) over one domain (or both); without estimates for the ``reason`` given.
+    """One fit of one model (or pooled) over one domain (or both); without estimates for the
+    ``reason`` given.
 
-    ``variant`` is a choice of d or of points. Of an exponent: ``num_curves`` with two train sizes and d,
-    ``num_at_guessing`` of them left out since guessing holds their losses down, the p-value ``bound_p`` of
-    "not slower than the bound", which only a slower fall can refute, and ``by_dataset`` its own values. Of a
-    representation: ``num_held`` points at which d_repr ≤ d_data, and ``by_dataset`` the share above.
+    ``variant`` is a choice of d or of points. Of an exponent: ``num_curves`` with two train sizes
+    and d, ``num_at_guessing`` of them left out since guessing holds their losses down, the p-value
+    ``bound_p`` of "not slower than the bound", which only a slower fall can refute, and
+    ``by_dataset`` its own values. Of a representation: ``num_held`` points at which d_repr ≤
+    d_data, and ``by_dataset`` the share above.
     """
 
     kind: Kind
@@ -117,7 +126,9 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One headline question that could be tested: p-value, Holm's, whether p and interval establish it."""
+    """One headline question that could be tested: p-value, Holm's, whether p and interval establish
+    it.
+    """
 
     key: str
     p_value: float
@@ -127,8 +138,12 @@ class Claim:
 
 def claims_of(found: Sequence[Fit]) -> tuple[Claim, ...]:
     """Return every headline question that could be tested, by the larger of two p-values."""
-    asked: dict[str, tuple[float, Interval | None, float]] = {}  # p-value, interval, and the null outside it
-    pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
+    asked: dict[
+        str, tuple[float, Interval | None, float]
+    ] = {}  # p-value, interval, and the null outside it
+    pooled = [
+        fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")
+    ]
     for fit in pooled:
         tested = [e for e in fit.estimates if fit.kind == "headline" and e.is_tested]
         keys = {t.INVERSE_D: DIMENSION, t.LOG_SHARPNESS: SHARPNESS}
@@ -146,7 +161,9 @@ def claims_of(found: Sequence[Fit]) -> tuple[Claim, ...]:
     tests = [(key, *asked[key]) for key in QUESTIONS if key in asked]
     return tuple(
         Claim(key=key, p_value=p, adjusted_p=at or 0.0, established=t.established(at, bounds, null))
-        for (key, p, bounds, null), at in zip(tests, i.holm([test[1] for test in tests]), strict=True)
+        for (key, p, bounds, null), at in zip(
+            tests, i.holm([test[1] for test in tests]), strict=True
+        )
     )
 
 
@@ -170,16 +187,25 @@ class ScalingFits:
     interventions: Interventions | None = None
 
     def find(
-        self, kind: Kind, *terms: str, model: str = t.POOLED, subset: str = t.ALL, response: str = "",
+        self,
+        kind: Kind,
+        *terms: str,
+        model: str = t.POOLED,
+        subset: str = t.ALL,
+        response: str = "",
         variant: str = "",
-    ) -> Fit:  # fmt: skip
-        """Return a fit; one never tried comes back as "not enough data". No terms or response: any."""
+    ) -> Fit:
+        """Return a fit; one never tried comes back as "not enough data". No terms or response:
+        any.
+        """
         for fit in self.fits:
             same = (fit.kind, fit.model, fit.subset, fit.variant) == (kind, model, subset, variant)
             if same and terms in (fit.terms, ()) and response in (fit.response, ""):
                 return fit
         reason = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
-        return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
+        return Fit(
+            kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason
+        )
 
     @property
     def attacks(self) -> list[Fit]:
@@ -230,14 +256,19 @@ class Prepared(NamedTuple):
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and reduce it to the points that fits and figures see; arguments as for the fits."""
+    """Check a table and reduce it to the points that fits and figures see; arguments as for the
+    fits.
+    """
     full, unusable = t.normalise(table)
     copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     reason = "arms of interventions, which are compared with their own bases"
     of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
     full = full[~copies].reset_index(drop=True)
     points, excluded = t.fitted_points(full)
-    scale, num_used = t.sharpness_scale(full, sharpness_policy), len(full) - sum(e.count for e in excluded)
+    scale, num_used = (
+        t.sharpness_scale(full, sharpness_policy),
+        len(full) - sum(e.count for e in excluded),
+    )
     return Prepared(full, points, scale, (*unusable, *of_arms, *excluded), len(table), num_used)
 
 
@@ -250,9 +281,10 @@ def fit_scaling_laws(
 ) -> ScalingFits:
     """Fit the study's law to a table of :mod:`orchestrator.results.table`, one row per trial.
 
-    Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that compare it,
-    or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other fit takes the bases
-    alone. ``explore``: single models, domains and other d, too. DataError if a column lacks or contradicts.
+    Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that
+    compare it, or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other
+    fit takes the bases alone. ``explore``: single models, domains and other d, too. DataError if a
+    column lacks or contradicts.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     fits = fits_of(ready, explore=explore)
@@ -260,13 +292,19 @@ def fit_scaling_laws(
 
 
 def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
-    """Fit what the answers rest on, all models together; on ``explore`` single models, domains, other d."""
+    """Fit what the answers rest on, all models together; on ``explore`` single models, domains,
+    other d.
+    """
     points, scale = ready.points, ready.scale
     models = tuple(sorted(points[c.MODEL].unique()))
     found: list[Fit] = []
     if models:
         found = [fit_headline(points, scale), fit_height(points, scale, (t.IS_MEDICAL,))]
-        found += [*fit_exponents(ready), *fit_attacks(points, scale, models), fit_representation(points)]
+        found += [
+            *fit_exponents(ready),
+            *fit_attacks(points, scale, models),
+            fit_representation(points),
+        ]
     if models and explore:
         for model in models:
             found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
@@ -291,16 +329,22 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
 
 
 def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
-    """Return the exponent, and that of N past guessing, where curves start flat whatever their law."""
+    """Return the exponent, and that of N past guessing, where curves start flat whatever their
+    law.
+    """
     past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
     whole = fit_exponent(ready.points, dimension=dimension)
     return whole, fit_exponent(past, dimension=dimension, variant=PAST_GUESSING)
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
-    """Return these columns, and the keys, of the points of a model and domain that have all of them."""
+    """Return these columns, and the keys, of the points of a model and domain that have all of
+    them.
+    """
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT, t.OF_GUESSING]
-    return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(subset=[*names])
+    return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(
+        subset=[*names]
+    )
 
 
 def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
@@ -321,11 +365,15 @@ def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...
 
 
 def fit_height(
-    points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
+    points: pd.DataFrame,
+    scale: t.SharpnessScale,
+    terms: tuple[str, ...],
+    *,
+    model: str = t.POOLED,
     kind: Kind = "height",
-) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss at equal model and N on ``terms``; the headline of all models is
-    tested by permutation too, and fitted without each dataset.
+) -> Fit:
+    """Regress dataset effects of log loss at equal model and N on ``terms``; the headline of all
+    models is tested by permutation too, and fitted without each dataset.
     """
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
@@ -339,13 +387,17 @@ def fit_height(
         return replace(blank, status="refused", reason=reason)
     effects = _effects(rows, names)
     if effects is None:
-        reason = "the datasets share no model, train size and data mode: none can be compared at equal N"
+        reason = (
+            "the datasets share no model, train size and data mode: none can be compared at equal N"
+        )
         return replace(blank, reason=reason)
     if not effects[t.LOG_LOSS].any():
         return replace(blank, reason="the losses are the same for all datasets")
     domains = rows.groupby(c.DATASET)[c.DOMAIN].first()[effects.index].tolist()
     claimed = (kind, model) == ("headline", t.POOLED)
-    tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
+    tested = (
+        set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
+    )
     y, x = effects[t.LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
     estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
@@ -359,9 +411,13 @@ def fit_height(
     left_out: dict[str, Array] = {}
     for dataset in effects.index if claimed else ():
         less = _effects(rows[rows[c.DATASET] != dataset], names)
-        slopes = None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
+        slopes = (
+            None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
+        )
         left_out |= {} if slopes is None else {dataset: slopes[0]}
-    without = [{name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))]
+    without = [
+        {name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))
+    ]
     refitted = (replace(one, left_out=own) for one, own in zip(estimates, without, strict=True))
     return replace(blank, status="ok", estimates=tuple(refitted))
 
@@ -369,17 +425,24 @@ def fit_height(
 def _effects(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     """Effects of these columns, a row per dataset."""
     values, weights = rows[[*names]].to_numpy(dtype=float), rows[t.WEIGHT].to_numpy(dtype=float)
-    found = i.dataset_effects(values, rows[t.CELL].to_numpy(), rows[c.DATASET].to_numpy(dtype=str), weights)
+    found = i.dataset_effects(
+        values, rows[t.CELL].to_numpy(), rows[c.DATASET].to_numpy(dtype=str), weights
+    )
     return None if found is None else pd.DataFrame(found[1], found[0], [*names])
 
 
 def slope_estimates(
-    y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
+    y: Array,
+    x: Array,
+    terms: Sequence[str],
+    blocks: Sequence[str],
+    *,
+    tested: Collection[str],
     hopeless: float = 1.0,
-) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested`` unless t's p is
-    above ``hopeless``; None where slopes are not identified. At equal label only datasets of one of the
-    ``blocks`` (G,) are exchangeable.
+) -> tuple[Estimate, ...] | None:
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested`` unless
+    t's p is above ``hopeless``; None where slopes are not identified. At equal label only datasets
+    of one of the ``blocks`` (G,) are exchangeable.
     """
     slopes = i.ols(y, x)
     if slopes is None:
@@ -390,7 +453,9 @@ def slope_estimates(
     for k, name in enumerate(terms):
         value, error = float(values[k]), float(errors[k])
         bounds = i.t_interval(value, error, degrees)
-        estimate = Estimate(name=name, value=value, std_error=error, interval=bounds, p_value=p_values[k])
+        estimate = Estimate(
+            name=name, value=value, std_error=error, interval=bounds, p_value=p_values[k]
+        )
         if name in tested and p_values[k] <= hopeless:
             others = set(terms) - {name}
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
@@ -404,24 +469,39 @@ def slope_estimates(
 
 
 def fit_exponent(
-    points: pd.DataFrame, *, model: str = t.POOLED, subset: str = t.ALL, dimension: str = "",
+    points: pd.DataFrame,
+    *,
+    model: str = t.POOLED,
+    subset: str = t.ALL,
+    dimension: str = "",
     variant: str = "",
-) -> Fit:  # fmt: skip
-    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve; d
-    is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` names the choice.
+) -> Fit:
+    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per
+    curve; d is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant``
+    names the choice.
     """
     if dimension:
-        points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension, (*t.SUBSET, c.MODEL))})
+        points = points.assign(
+            **{t.D_REFERENCE: t.at_largest_size(points, dimension, (*t.SUBSET, c.MODEL))}
+        )
     rows = _curves(rows_of(points, model, subset, (t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE)))
     num_curves = rows[t.CURVE].nunique()
     rows = _curves(g.clear_of_guessing(rows))
     blank = _blank(
-        "exponent", rows, model=model, subset=subset, variant=variant, num_needed=i.MIN_DATASETS,
-        num_curves=num_curves, num_at_guessing=num_curves - rows[t.CURVE].nunique(),
-    )  # fmt: skip
+        "exponent",
+        rows,
+        model=model,
+        subset=subset,
+        variant=variant,
+        num_needed=i.MIN_DATASETS,
+        num_curves=num_curves,
+        num_at_guessing=num_curves - rows[t.CURVE].nunique(),
+    )
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
-        d = "_".join((dimension or c.D_DATA_MLE).split("_")[:2]) + f" by {variant}" * (variant in OTHER_D)
+        d = "_".join((dimension or c.D_DATA_MLE).split("_")[:2]) + f" by {variant}" * (
+            variant in OTHER_D
+        )
         counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
         return replace(blank, reason=f"{counted}, at least {i.MIN_DATASETS} needed")
     if same := g.unvaried(rows, within=t.CURVE):
@@ -441,19 +521,27 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     error = i.jackknife_error(value, left_out)
     p_zero, p_bound = i.t_p_values(value - np.array([0.0, 1.0]), error, num - 1).tolist()
     estimate = Estimate(
-        name="exponent", value=value, std_error=error, interval=i.t_interval(value, error, num - 1),
-        p_value=p_zero, resampled_p=i.wild_cluster_p(sums), num_resamples=len(i.wild_draws(num)),
+        name="exponent",
+        value=value,
+        std_error=error,
+        interval=i.t_interval(value, error, num - 1),
+        p_value=p_zero,
+        resampled_p=i.wild_cluster_p(sums),
+        num_resamples=len(i.wild_draws(num)),
         left_out=dict(zip(names, left_out.tolist(), strict=True)),
         weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
-    )  # fmt: skip
+    )
     own = {name: float(y / x) for name, x, y in zip(*sums, strict=True) if x > 0}
     bound_p = 1.0 if value >= 1 else max(p_bound, i.wild_cluster_p(sums, null=1.0))
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
-def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
-    """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal train size,
-    within domains; p is adjusted over attacks and models. Of unequal scales of K_F the commonest is taken.
+def fit_attacks(
+    points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]
+) -> Iterator[Fit]:
+    """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal
+    train size, within domains; p is adjusted over attacks and models. Of unequal scales of K_F the
+    commonest is taken.
     """
     variant = ""
     if not scale.comparable:
@@ -464,14 +552,21 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
     for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
         rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
-        about = {"model": model, "response": name, "terms": (c.LABEL_SHARPNESS,), "variant": variant}
+        about = {
+            "model": model,
+            "response": name,
+            "terms": (c.LABEL_SHARPNESS,),
+            "variant": variant,
+        }
         blank = _blank("attack", rows, **about, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
         if reduced is None and variant:
             yield replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
         elif reduced is None:
             counted = t.plural(blank.num_datasets, "dataset")
-            yield replace(blank, reason=f"{counted} with K_F and attacks at equal N, at least 4 needed")
+            yield replace(
+                blank, reason=f"{counted} with K_F and attacks at equal N, at least 4 needed"
+            )
         else:
             tried.append((blank, reduced[name]))
     if not tried:
@@ -479,7 +574,10 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     gains = pd.DataFrame({k: gained for k, (_, gained) in enumerate(tried)}).sort_index()
     known = points.dropna(subset=[c.LABEL_SHARPNESS]).groupby(c.DATASET)
     x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
-    values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
+    values, blocks = (
+        gains.to_numpy(dtype=float),
+        known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str),
+    )
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
     found, p_values, num = i.max_correlation_test(values, x, blocks.tolist(), single)
     largest = np.nanmax([-1.0, *found[single]])
@@ -487,11 +585,19 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
         if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        bounds = correlation_interval(r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1)
+        bounds = correlation_interval(
+            r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1
+        )
         adjusted_p = None if np.isnan(p) else p
-        estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num)
+        estimate = Estimate(
+            name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num
+        )
         if r == largest:
-            rows = known.agg({c.LABEL_SHARPNESS: "mean", c.DOMAIN: "first"}).loc[own.index].assign(y=own)
+            rows = (
+                known.agg({c.LABEL_SHARPNESS: "mean", c.DOMAIN: "first"})
+                .loc[own.index]
+                .assign(y=own)
+            )
             less = ((name, rows.drop(index=name)) for name in map(str, own.index))
             estimate = replace(estimate, left_out={name: _correlation(part) for name, part in less})
         yield replace(blank, status="ok", estimates=(estimate,))
@@ -533,7 +639,9 @@ def correlation_power(num_datasets: int, num_given: int) -> float:
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
-    """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate bound)."""
+    """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate
+    bound).
+    """
     rows = rows_of(points, model, t.ALL, (c.D_DATA_MLE, c.D_REPR_MLE))
     about = {"response": c.D_REPR_MLE, "terms": (c.D_DATA_MLE,)}
     blank = _blank("representation", rows, model=model, **about)

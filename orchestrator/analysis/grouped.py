@@ -1,8 +1,8 @@
 """Anybody's table: does a response go with a column, within groups and between them?
 
-Rows of one group share what is peculiar to it, so both slopes are estimated, with intervals that count
-groups, beside the pooled number and why it misleads. Groups may cross: a pair of classes belongs to both.
-Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
+Rows of one group share what is peculiar to it, so both slopes are estimated, with intervals that
+count groups, beside the pooled number and why it misleads. Groups may cross: a pair of classes
+belongs to both. Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ import pandas as pd
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.inference import LEVEL, Array, Interval
-from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import (
+    decided,
+    established,
+    interval,
+    listing,
+    number,
+    p_value,
+    plural,
+)
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
 
 MOST_LEFT_OUT = 0.05
-"""Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
+"""Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its
+source."""
 MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
 STEPS = 1e4
@@ -37,13 +46,27 @@ MOST_CELLS = 200
 MOST_PERMUTED = 1_000
 """Of more groups a permutation says what t says, and takes a gigabyte."""
 DETECTED = 0.5 * (1 + 0.84 / 1.96)
-"""By the normal approximation, the slope that 80 % of studies with a 95 % interval of length 1 establish."""
+"""By the normal approximation, the slope that 80 % of studies with a 95 % interval of length 1
+establish."""
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
-#: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and told.
+#: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and
+#: told.
 NINES = (sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
 CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, -99.9, 99.0, -32768.0, 65535.0, 9.96921e36, 1e20, *NINES)
-SUMS = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "subtotal", "sum", "total"}
+SUMS = {
+    "all",
+    "average",
+    "avg",
+    "gesamt",
+    "mean",
+    "median",
+    "overall",
+    "pooled",
+    "subtotal",
+    "sum",
+    "total",
+}
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -51,8 +74,9 @@ LEVELS: tuple[Level, Level] = ("within", "between")
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What is asked of a table: which column of numbers is explained, by which (each at equal others), which
-    columns say what rows belong together (all of them), and what is equal where two rows are compared.
+    """What is asked of a table: which column of numbers is explained, by which (each at equal
+    others), which columns say what rows belong together (all of them), and what is equal where two
+    rows are compared.
     """
 
     response: str
@@ -68,8 +92,8 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with ``on`` within groups, or between them (one effect per group), at equal
-    others; without a value, or an interval, for the ``reason`` given.
+    """How the response goes with ``on`` within groups, or between them (one effect per group), at
+    equal others; without a value, or an interval, for the ``reason`` given.
 
     Interval and p are by t of the jackknife over groups (CR3); between groups by least squares and
     permutation too: the wider interval, the larger p. ``adjusted_p`` is Holm's over all slopes.
@@ -103,7 +127,9 @@ class Slope:
 
     @property
     def established(self) -> bool:
-        """Whether the slope is claimed: the adjusted p-value holds, and the interval excludes zero."""
+        """Whether the slope is claimed: the adjusted p-value holds, and the interval excludes
+        zero.
+        """
         return established(self.adjusted_p, self.interval)
 
     @property
@@ -132,7 +158,9 @@ class PooledCorrelation:
 
 @dataclass(frozen=True, slots=True)
 class GroupedFit:
-    """Slopes of a table within and between its groups, the pooled numbers, and what was left out."""
+    """Slopes of a table within and between its groups, the pooled numbers, and what was left
+    out.
+    """
 
     design: Design
     num_rows: int
@@ -164,7 +192,9 @@ class GroupedFit:
             return f"{where}, nothing can be said of {slope.on} ({slope.reason})"
         found = f"no relation with {slope.on} is established"
         if slope.established:
-            found = f"{self.design.response} {'rises' if slope.value > 0 else 'falls'} with {slope.on}"
+            found = (
+                f"{self.design.response} {'rises' if slope.value > 0 else 'falls'} with {slope.on}"
+            )
         return f"{where}, {found} ({slope.numbers})"
 
     def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
@@ -175,12 +205,18 @@ class GroupedFit:
         by_group = ""
         if pooled.by_group:
             low, high = (number(end(pooled.by_group.values())) for end in (min, max))
-            by_group = f" Group by group r {f'is {low}' if low == high else f'runs from {low} to {high}'}."
-        ends = {"0%": "it is nearly the slope within them", "100%": "it is nearly the slope between them"}
+            by_group = (
+                f" Group by group r {f'is {low}' if low == high else f'runs from {low} to {high}'}."
+            )
+        ends = {
+            "0%": "it is nearly the slope within them",
+            "100%": "it is nearly the slope between them",
+        }
         return (
             f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} (p {p}). That takes "
             f"{plural(self.num_rows, 'row')} of {self.units} for independent. Of the "
-            f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between groups, so "
+            f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between "
+            "groups, so "
             f"{ends.get(column, 'it mixes both slopes')}.{by_group}"
         )
 
@@ -194,14 +230,17 @@ class GroupedFit:
         """All numbers, with the sentences."""
         return {
             **asdict(self),
-            "slopes": [{**asdict(slope), "established": slope.established} for slope in self.slopes],
+            "slopes": [
+                {**asdict(slope), "established": slope.established} for slope in self.slopes
+            ],
             "sentences": [self.sentence(on) for on in self.design.on],
         }
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
-    says which rows are left out, and what looks like no measurement. ConfigError with all that is wrong.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text;
+    ``attrs["remarks"]`` says which rows are left out, and what looks like no measurement.
+    ConfigError with all that is wrong.
     """
     if not path.is_file():
         way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
@@ -220,9 +259,13 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
         raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
     names = [name.strip() for name in names]
     if not names:
-        raise ConfigError("The table must have a line of column names", f"{path.name} is empty", way_out)
+        raise ConfigError(
+            "The table must have a line of column names", f"{path.name} is empty", way_out
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
+        raise ConfigError(
+            "Column names must differ", f"{listing(twice)} more than once", "rename one"
+        )
     uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
     if uneven.any():
         found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
@@ -230,7 +273,9 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
         raise ConfigError(rule, found, way_out)
     table = pd.DataFrame(rows, columns=names, dtype=str)
     absent = [name for name in design.columns if name not in table]
-    collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
+    collect(
+        unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent
+    )
     if len(set(design.columns)) < len(design.columns):
         found = next(name for name in design.columns if design.columns.count(name) > 1)
         rule, way_out = "A column has one part in a design", "name another column for one"
@@ -248,7 +293,11 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
         masks[f"without {name}" + f", as {texts} reads" * bool(texts)] = mask
     masks["equal to an earlier row in every column"] = doubled
     own[numbers.columns] = numbers
-    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in masks.items() if of.any()]
+    lost = [
+        f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})"
+        for why, of in masks.items()
+        if of.any()
+    ]
     collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
     remarks = (*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design))
@@ -257,8 +306,9 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
 
 
 def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
-    """What is fitted as it stands, and may be no measurement or no group: a known code that lies further from
-    every other number than their standard deviation, or alone below zero; rows that sum up; spellings.
+    """What is fitted as it stands, and may be no measurement or no group: a known code that lies
+    further from every other number than their standard deviation, or alone below zero; rows that
+    sum up; spellings.
     """
     for name in (design.response, *design.on):
         for code in CODES:
@@ -267,7 +317,8 @@ def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
             apart = (rest - code).abs().min() > rest.std() or code < 0 <= rest.min()
             if there.any() and rest.nunique() > 2 and apart:
                 yield (
-                    f"Beware: {name} is {code:g} in {plural(int(there.sum()), 'row')}, fitted as a number; "
+                    f"Beware: {name} is {code:g} in {plural(int(there.sum()), 'row')}, fitted as a "
+                    "number; "
                     "leave the cell empty where it stands for a missing value."
                 )
     for name in (*design.groups, *design.within):
@@ -275,11 +326,14 @@ def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
         words = {one: re.findall(r"[^\W\d_]+", one.casefold()) for one in counts.index}
         for group in [one for one in words if not SUMS.isdisjoint(words[one])]:
             yield (
-                f"Beware: {name} is {group} in {plural(int(counts[group]), 'row')}, fitted like any other; "
+                f"Beware: {name} is {group} in {plural(int(counts[group]), 'row')}, fitted like "
+                "any other; "
                 "leave them out where they sum up the rest."
             )
         numbers = pd.to_numeric(counts.index.to_series(), errors="coerce")
-        read_as = [n if n == n else text.casefold() for text, n in zip(counts.index, numbers, strict=True)]
+        read_as = [
+            n if n == n else text.casefold() for text, n in zip(counts.index, numbers, strict=True)
+        ]
         if alike := sorted(counts.index[pd.Index(read_as, dtype=object).duplicated(keep=False)]):
             yield f"Beware: {name} holds {listing(alike[:6])}, which spelling alone tells apart."
 
@@ -287,7 +341,10 @@ def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
 def _rows(mask: pd.Series) -> str:
     """Name the first marked rows by their numbers; the first below the header is row 1."""
     places = np.flatnonzero(mask) + 1
-    return f"row{'s' * (len(places) > 1)} {', '.join([*map(str, places[:3]), *['…'] * (len(places) > 3)])}"
+    return (
+        f"row{'s' * (len(places) > 1)} "
+        f"{', '.join([*map(str, places[:3]), *['…'] * (len(places) > 3)])}"
+    )
 
 
 def _faults(
@@ -297,78 +354,126 @@ def _faults(
     for name, mask in odd.items():
         if mask.any():
             yield ConfigError(
-                f"Column {name} must hold finite numbers, of a size between {1 / MOST:g} and {MOST:g}",
-                f"something else in {plural(int(mask.sum()), 'cell')} ({_rows(mask)} below the header)",
-                "write 1234.5, without comma, unit or word; leave a cell empty where the value is missing",
+                (
+                    f"Column {name} must hold finite numbers, of a size between {1 / MOST:g} and "
+                    f"{MOST:g}"
+                ),
+                (
+                    f"something else in {plural(int(mask.sum()), 'cell')} ({_rows(mask)} below the "
+                    "header)"
+                ),
+                (
+                    "write 1234.5, without comma, unit or word; leave a cell empty where the value "
+                    "is "
+                    "missing"
+                ),
             )
     if (share := 1 - kept.mean()) > MOST_LEFT_OUT:
         yield ConfigError(
             f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
             f"{share:.0%}: {'; '.join(lost)}",
-            "drop those rows yourself where that is right, add a column that tells them apart, or spell "
+            "drop those rows yourself where that is right, add a column that tells them apart, or "
+            "spell "
             "otherwise what is a level of its own",
         )
     own = own[kept]
     for name in design.groups:
         if (num_groups := own[name].nunique()) < 2:
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
-            yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
+            yield ConfigError(
+                f"Column {name} must name at least two groups", f"{num_groups}", way_out
+            )
     for name in (design.response, *design.on):
         if odd[name].any():
             continue  # as was told
         if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
             found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
-            yield ConfigError(f"Column {name} must vary", found, "name another one, or subtract a constant")
-    if (num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0) > MOST_CELLS:
+            yield ConfigError(
+                f"Column {name} must vary", found, "name another one, or subtract a constant"
+            )
+    if (
+        num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0
+    ) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
-        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{num_cells:,}", way_out)
+        yield ConfigError(
+            f"--within may make at most {MOST_CELLS:,} kinds", f"{num_cells:,}", way_out
+        )
 
 
 class _Groups:
-    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U, G).
+    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U,
+    G).
 
-    A name is of its own column, unless columns are places of one kind: ``pairs``, or :func:`_alike`.
+    A name is of its own column, unless columns are places of one kind: ``pairs``, or
+    :func:`_alike`.
     """
 
     def __init__(self, table: pd.DataFrame, columns: Sequence[str], pairs: bool) -> None:
         rows, self.remarks = table[list(columns)].astype(str), []
-        kind = {name: next(one for one in columns if pairs or _alike(rows, one, name)) for name in columns}
+        kind = {
+            name: next(one for one in columns if pairs or _alike(rows, one, name))
+            for name in columns
+        }
         for one, other in combinations(columns, 2):
             shared = set(table[one].astype(str)) & set(table[other].astype(str))
             taken = "the same group in each: write other names where it is not."
             if kind[one] != kind[other]:
-                taken = "a different group in each: where it is not, swap both until each holds nearly all."
+                taken = (
+                    "a different group in each: where it is not, swap both until each holds "
+                    "nearly all."
+                )
                 for name in (name for name in columns if kind[name] in (kind[one], kind[other])):
-                    rows[name] = rows[name].mask(rows[name].isin(shared), f"{kind[name]} " + rows[name])
+                    rows[name] = rows[name].mask(
+                        rows[name].isin(shared), f"{kind[name]} " + rows[name]
+                    )
             told = f"{plural(len(shared), 'name')} in {one} and {other} taken for {taken}"
             self.remarks += [told] * bool(shared)
-        units, self.unit = np.unique(np.sort(rows.to_numpy(str), axis=1), axis=0, return_inverse=True)
+        units, self.unit = np.unique(
+            np.sort(rows.to_numpy(str), axis=1), axis=0, return_inverse=True
+        )
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), len(columns) > 1
         self.member = np.zeros((len(units), len(self.names) if self.crossed else 0))
         if self.crossed:
             np.put_along_axis(self.member, np.searchsorted(self.names, units), 1.0, axis=1)
-        places = [rows[[name for name in columns if kind[name] == one]] for one in set(kind.values())]
-        self.of_kind = [(np.isin(self.names, of), of.shape[1] > 1 and of.nunique().min()) for of in places]
+        places = [
+            rows[[name for name in columns if kind[name] == one]] for one in set(kind.values())
+        ]
+        self.of_kind = [
+            (np.isin(self.names, of), of.shape[1] > 1 and of.nunique().min()) for of in places
+        ]
 
     def sums(self, of_units: Array) -> Array:
         """Add up what units (U, ...) have, by group (G, ...)."""
         return np.tensordot(self.member.T, of_units, 1) if self.crossed else of_units
 
     def degrees(self, carried: Array) -> float:
-        """Degrees of freedom, given what each group carries of what varies: those of groups of equal parts, 1
-        / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017), since one that carries most leaves few to judge
-        by; of pairs G − 1. Of several kinds, the one of fewest.
+        """Degrees of freedom, given what each group carries of what varies: those of groups of
+        equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017), since one that carries
+        most leaves few to judge by; of pairs G − 1. Of several kinds, the one of fewest.
         """
         parts = [(carried[of] / carried[of].sum(), most) for of, most in self.of_kind]
-        return min(min(len(part) - 1.0, most) if most else 1 / (part @ part) - 1 for part, most in parts)
+        return min(
+            min(len(part) - 1.0, most) if most else 1 / (part @ part) - 1 for part, most in parts
+        )
 
 
 def _alike(rows: pd.DataFrame, one: str, other: str) -> bool:
-    """Whether columns are one, or places of a pair: none with itself, and each lacks one name, or a fifth."""
-    first, second, places = set(rows[one]), set(rows[other]), set(zip(rows[one], rows[other], strict=True))
+    """Whether columns are one, or places of a pair: none with itself, and each lacks one name, or a
+    fifth.
+    """
+    first, second, places = (
+        set(rows[one]),
+        set(rows[other]),
+        set(zip(rows[one], rows[other], strict=True)),
+    )
     lacks, num = max(len(first - second), len(second - first)), len(first | second)
-    if one == other or num < i.MIN_CLASSES or lacks > max(1, num // 5) or any(a == b for a, b in places):
+    if (
+        one == other
+        or num < i.MIN_CLASSES
+        or lacks > max(1, num // 5)
+        or any(a == b for a, b in places)
+    ):
         return one == other
     if turned := next((place for place in places if place[::-1] in places), None):
         rule = f"{one} and {other} hold the same names: each pair must stand in one order"
@@ -378,9 +483,9 @@ def _alike(rows: pd.DataFrame, one: str, other: str) -> bool:
 
 
 def fit_groups(table: pd.DataFrame, design: Design, pairs: bool = False) -> GroupedFit:
-    """Fit a table of :func:`read_own_table`: within groups by least squares with an intercept per unit and
-    per kind of ``within``; between by one effect per unit at equal kinds, and least squares over these.
-    ``pairs``: all columns of groups name the same things.
+    """Fit a table of :func:`read_own_table`: within groups by least squares with an intercept per
+    unit and per kind of ``within``; between by one effect per unit at equal kinds, and least
+    squares over these. ``pairs``: all columns of groups name the same things.
     """
     groups = _Groups(table, design.groups, pairs)
     cells = np.zeros(len(table), dtype=int)
@@ -394,8 +499,12 @@ def fit_groups(table: pd.DataFrame, design: Design, pairs: bool = False) -> Grou
     y, *others = (moved / deviations).T
     x, (y_scale, *x_scale) = np.column_stack(others), (deviations * largest).tolist()
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
-    slopes = adjusted([slope.times(y_scale / scale) for slope, scale in zip(found, x_scale * 2, strict=True)])
-    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
+    slopes = adjusted(
+        [slope.times(y_scale / scale) for slope, scale in zip(found, x_scale * 2, strict=True)]
+    )
+    pooled = tuple(
+        _pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2
+    )
     remarks = (*table.attrs.get("remarks", ()), *groups.remarks)
     return GroupedFit(design, len(table), len(groups.units), slopes, pooled, remarks)
 
@@ -407,7 +516,9 @@ def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
 
 
 def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
-    """Slopes with one intercept per unit and kind, by the products of each unit's centred columns."""
+    """Slopes with one intercept per unit and kind, by the products of each unit's centred
+    columns.
+    """
     kinds = np.arange(1, cells.max() + 1)  # the first kind's intercept is the unit's
     centred = i.centred(np.column_stack([y, x, cells[:, None] == kinds]), groups.unit)
     starts = np.cumsum(np.bincount(groups.unit))[:-1]
@@ -438,8 +549,8 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design)
 
 
 def _partial(products: Array, k: int, smallest: float) -> tuple[float, Array]:
-    """Slope of column 0 on column k at equal others from products of columns, NaN where k hardly varies
-    beside them, and the weights of all columns in what varies of it.
+    """Slope of column 0 on column k at equal others from products of columns, NaN where k hardly
+    varies beside them, and the weights of all columns in what varies of it.
     """
     others, rest = [j for j in range(1, len(products)) if j != k], np.zeros(len(products))
     square, own = products[np.ix_(others, others)], products[others, k]
@@ -456,7 +567,9 @@ def _judged(slope: Slope, left_out: dict[str, float], degrees: float) -> Slope:
     return replace(slope, interval=bounds, p_value=p, num_groups=len(left_out), left_out=left_out)
 
 
-def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
+def _between(
+    y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
+) -> Iterator[Slope]:
     """Slopes over one effect per unit at equal cell."""
     num = len(groups.units)
     reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups.unit, np.ones(len(y)))
@@ -501,29 +614,40 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             yield judged
 
 
-#: What is asked of class pairs: estimand -> the question in plain words, the column that is explained, and
-#: what a doubling goes with.
+#: What is asked of class pairs: estimand -> the question in plain words, the column that is
+#: explained, and what a doubling goes with.
 PAIR_QUESTIONS = {
     "exponent b in N^(-b/d)": ("Does the loss fall with N?", "fall", "N doubled: loss ×"),
-    "exponent b against the law's 1": ("Does it fall faster than the law's bound asks?", "beyond", ""),
+    "exponent b against the law's 1": (
+        ("Does it fall faster than the law's bound asks?"),
+        "beyond",
+        "",
+    ),
     "slope of log loss on log K_F at equal 1/d": (
-        "Do sharper labels go with a higher loss?", "loss", "K_F doubled: loss ×",
+        "Do sharper labels go with a higher loss?",
+        "loss",
+        "K_F doubled: loss ×",
     ),
     "slope of log R̂ on log K_F at equal 1/d": (
-        "Do sharper labels go with less robustness?", "r_hat", "K_F doubled: R̂ ×",
+        "Do sharper labels go with less robustness?",
+        "r_hat",
+        "K_F doubled: R̂ ×",
     ),
     "slope of accuracy lost to the attack on log K_F at equal 1/d": (
-        "Do attacks cost more accuracy where labels are sharper?", "drop", "K_F doubled: accuracy lost +",
+        ("Do attacks cost more accuracy where labels are sharper?"),
+        "drop",
+        ("K_F doubled: accuracy lost +"),
     ),
-}  # fmt: skip
+}
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     """Ask the class pairs of one dataset, if it is one and has five classes, what the law says.
 
-    Pairs that share a class share its images, so every number is computed anew without each class (jackknife,
-    t with classes − 1 degrees of freedom). The exponent has an intercept per pair and network; slopes on log
-    K_F are of a pair's height at equal network and N, given 1/d; d and K_F are of the pair's largest N.
+    Pairs that share a class share its images, so every number is computed anew without each class
+    (jackknife, t with classes − 1 degrees of freedom). The exponent has an intercept per pair and
+    network; slopes on log K_F are of a pair's height at equal network and N, given 1/d; d and K_F
+    are of the pair's largest N.
     """
     points = points.dropna(subset=[t.LOG_LOSS, t.D_REFERENCE])
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
@@ -536,10 +660,15 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
     radius = points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0)
     rows = (own - own.groupby(points[t.CURVE]).transform("mean")).assign(
-        first=classes[0], second=classes[1], cell=points[t.CELL], inverse_d=points[t.INVERSE_D],
-        k=np.log(t.at_largest_size(points, c.LABEL_SHARPNESS)), loss=points[t.LOG_LOSS],
-        r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
-    )  # fmt: skip
+        first=classes[0],
+        second=classes[1],
+        cell=points[t.CELL],
+        inverse_d=points[t.INVERSE_D],
+        k=np.log(t.at_largest_size(points, c.LABEL_SHARPNESS)),
+        loss=points[t.LOG_LOSS],
+        r_hat=np.log(radius),
+        drop=points[drops].mean(axis=1) if drops else np.nan,
+    )
     found = []
     for estimand, (_, name, _) in PAIR_QUESTIONS.items():
         design = Design(name, ("k", "inverse_d"), ("first", "second"), ("cell",))
@@ -547,13 +676,17 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
             design = replace(design, on=("x",), within=())
         known = rows.dropna(subset=[*design.columns])
         if len(known):
-            slope = fit_groups(known, design, pairs=True).find(LEVELS[name not in own], design.on[0])
+            slope = fit_groups(known, design, pairs=True).find(
+                LEVELS[name not in own], design.on[0]
+            )
             found.append(replace(slope, on=estimand))
     return adjusted(found)
 
 
 def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation:
-    """Return the correlation over all rows of columns (n,) of mean 0 and deviation 1, and what it hides."""
+    """Return the correlation over all rows of columns (n,) of mean 0 and deviation 1, and what it
+    hides.
+    """
     r, codes = float(y @ x) / len(y), groups.unit
     own_y, own_x = i.centred(np.column_stack([y, x]), codes).T
     yy, xx, xy = (np.bincount(codes, product) for product in (own_y**2, own_x**2, own_y * own_x))

@@ -1,7 +1,9 @@
-"""Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
+"""Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster
+bootstrap.
 
-66 points of 11 datasets carry the information of about 11: they are reduced to one effect per dataset, or
-whole ones are left out and exchanged. Shape letters: n points, G datasets, q terms, B draws, m responses.
+66 points of 11 datasets carry the information of about 11: they are reduced to one effect per
+dataset, or whole ones are left out and exchanged. Shape letters: n points, G datasets, q terms, B
+draws, m responses.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Quantile of a t variable; ``scipy.stats`` calls the same, and takes a second to be imported."""
+    """Quantile of a t variable; ``scipy.stats`` calls the same, and takes a second to be
+    imported.
+    """
     return float(special.stdtrit(degrees, share))
 
 
@@ -50,7 +54,9 @@ def t_interval(value: float, std_error: float, degrees: float) -> Interval:
 
 
 def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
-    """Two-sided p-values of t = value / standard error; 0 (or 1 for a value of 0) where nothing scatters."""
+    """Two-sided p-values of t = value / standard error; 0 (or 1 for a value of 0) where nothing
+    scatters.
+    """
     values, std_errors = np.asarray(values), np.asarray(std_errors)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 2 * special.stdtr(degrees, -np.abs(values / std_errors))
@@ -58,7 +64,9 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
 
 
 def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
-    """Mean, standard error and 95 % t interval; 0 and None below three values or where nothing varies."""
+    """Mean, standard error and 95 % t interval; 0 and None below three values or where nothing
+    varies.
+    """
     mean, num = float(values.mean()), len(values)
     if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, 0.0, None
@@ -77,13 +85,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def members(codes: Codes) -> tuple[list[str], csr_array]:
-    """Return the sorted names of codes (n,), and the matrix (names, n) that adds up the points of each."""
+    """Return the sorted names of codes (n,), and the matrix (names, n) that adds up the points of
+    each.
+    """
     names, code = np.unique(codes, return_inverse=True)
     return [*map(str, names)], csr_array((np.ones(len(code)), (code, np.arange(len(code)))))
 
 
 def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
-    """Columns (n, k) less their means of the same code; what is equal but for rounding becomes zero."""
+    """Columns (n, k) less their means of the same code; what is equal but for rounding becomes
+    zero.
+    """
     member, weights = members(codes)[1], np.ones(len(values)) if weights is None else weights
     means = member @ (weights[:, None] * values) / (member @ weights)[:, None]
     moved = values - member.T @ means
@@ -93,9 +105,9 @@ def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points (n, k) to sorted names (G) and one effect per dataset of ``groups`` (n,), (G, k) that sum
-    to zero, at equal cell (model and train size), by weighted least squares of each column on indicators of
-    both; None where datasets share no cells, directly or through others.
+    """Reduce points (n, k) to sorted names (G) and one effect per dataset of ``groups`` (n,), (G,
+    k) that sum to zero, at equal cell (model and train size), by weighted least squares of each
+    column on indicators of both; None where datasets share no cells, directly or through others.
     """
     (_, in_cell), (names, in_group) = members(cells), members(groups)
     together = (in_cell * weights @ in_group.T).toarray()
@@ -103,8 +115,8 @@ def dataset_effects(
         return None
     share = together / together.sum(axis=0)
     laplacian = np.diag(together.sum(axis=1)) - together @ share.T
-    # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
-    # rounding (1e-16) for a number and divide by it. A single cell has nothing else.
+    # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that
+    # eigenvalue's rounding (1e-16) for a number and divide by it. A single cell has nothing else.
     filled = laplacian + (laplacian.diagonal().mean() if len(together) > 1 else 1.0) / len(together)
     weighted = weights[:, None] * values
     by_group = in_group @ weighted
@@ -115,7 +127,9 @@ def dataset_effects(
 
 
 def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
-    """Slopes (q,) of y (G,) on x (G, q), standard errors, degrees of freedom; None where not identified."""
+    """Slopes (q,) of y (G,) on x (G, q), standard errors, degrees of freedom; None where not
+    identified.
+    """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
     scale = np.sqrt((design**2).mean(axis=0))
@@ -128,11 +142,14 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     return found[1:], errors[1:], degrees
 
 
-def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -> Permutation | None:
+def permutation_test(
+    y: Array, x: Array, others: Array, blocks: Sequence[str]
+) -> Permutation | None:
     """Permute the response y (G,) within blocks against x (G,) at given others (G, q); by |t|.
 
-    Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
-    1983), which is exact in the limit alone. None where x or y does not vary beside them.
+    Exact where no others vary within blocks; otherwise residuals of their fit are permuted
+    (Freedman & Lane 1983), which is exact in the limit alone. None where x or y does not vary
+    beside them.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -143,7 +160,12 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     num_near = int((near := np.isclose(x, x.min(), rtol=0, atol=1e-9 * np.ptp(x))).sum())
     two_valued = (near | np.isclose(x, x.max(), rtol=0, atol=1e-9 * np.ptp(x))).all()
     # Of a regressor of two values only matters which datasets have the lower one.
-    if others.shape[1] == 0 and two_valued and len(set(blocks)) == 1 and comb(len(y), num_near) <= MOST_EXACT:
+    if (
+        others.shape[1] == 0
+        and two_valued
+        and len(set(blocks)) == 1
+        and comb(len(y), num_near) <= MOST_EXACT
+    ):
         sums = np.abs(residual[np.array(list(combinations(range(len(y)), num_near)))].sum(axis=1))
         return float(np.mean(sums >= abs(residual[near].sum()) * (1 - 1e-9))), len(sums), True
     order, exact = rearrangements(tuple(blocks))
@@ -176,15 +198,19 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.intp], bool]:
 def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
 ) -> tuple[Array, Array, int]:
-    """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust those
-    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993). x
-    changes places the same way for all, so that their dependence is kept; only a rise with it counts.
+    """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust
+    those ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young
+    1993). x changes places the same way for all, so that their dependence is kept; only a rise with
+    it counts.
 
-    Return r and adjusted p of each response (m,; NaN below four datasets), and the number of rearrangements.
+    Return r and adjusted p of each response (m,; NaN below four datasets), and the number of
+    rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
-    moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
+    moved: dict[
+        bytes, Array
+    ] = {}  # x of the datasets that have a response, rearranged, of unit length
     for k, response in enumerate(responses.T):
         has = np.isfinite(response)
         mine, pair = np.array(blocks)[has], np.column_stack([response, x])[has]
@@ -198,25 +224,33 @@ def max_correlation_test(
             moved[key] = turned / np.maximum(np.linalg.norm(turned, axis=0), 1e-300)
         if k in tested:
             strongest = np.maximum(strongest, own @ moved[key])
-    p = [np.mean(strongest >= r - 1e-9) if k in tested and r == r else np.nan for k, r in enumerate(found)]
+    p = [
+        np.mean(strongest >= r - 1e-9) if k in tested and r == r else np.nan
+        for k, r in enumerate(found)
+    ]
     return found, np.array(p), len(order)
 
 
 def jackknife_error(value: float, left_out: Array) -> float:
-    """Standard error (CR3; Bell & McCaffrey 2002) of a value from its refits without each dataset (G,)."""
+    """Standard error (CR3; Bell & McCaffrey 2002) of a value from its refits without each dataset
+    (G,).
+    """
     return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
 
 
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
-    """Reduce points (n,), centred within every curve, to what a slope Σxy / Σx² needs of each dataset."""
+    """Reduce points (n,), centred within every curve, to what a slope Σxy / Σx² needs of each
+    dataset.
+    """
     names, member = members(groups)
     x, y = centred(np.column_stack([x, y]), curves, weights).T
     return names, member @ (weights * x * x), member @ (weights * x * y)
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
-    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
-    & Miller 2008), from Σx² and Σx(y − x · null) of each dataset, of which there are three.
+    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null``
+    (Cameron, Gelbach & Miller 2008), from Σx² and Σx(y − x · null) of each dataset, of which there
+    are three.
     """
     _, weights, xy = sums
     scores = xy - null * weights
@@ -234,7 +268,9 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
 
 @lru_cache(maxsize=16)
 def wild_draws(size: int) -> Array:
-    """All sign patterns (B, G) of 8 to 12 datasets, drawn ones beyond, and Webb's points below eight."""
+    """All sign patterns (B, G) of 8 to 12 datasets, drawn ones beyond, and Webb's points below
+    eight.
+    """
     if 8 <= size <= 12:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
     rng = np.random.default_rng([0, size, 6])

@@ -1,7 +1,9 @@
-"""Experiments that move one property of a dataset and hold the others: what losses do when only K_F is moved.
+"""Experiments that move one property of a dataset and hold the others: what losses do when only K_F
+is moved.
 
-Worlds (a base, and arms in which one dial was turned) are the replicates; an arm is compared with its own
-base, and counts only where the measures say that it moved what it was meant to move, and that alone.
+Worlds (a base, and arms in which one dial was turned) are the replicates; an arm is compared with
+its own base, and counts only where the measures say that it moved what it was meant to move, and
+that alone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One dataset of a world: what was moved in it, by which dial, and the classes that it shows."""
+    """One dataset of a world: what was moved in it, by which dial, and the classes that it
+    shows.
+    """
 
     dataset: str
     world: str
@@ -45,11 +49,13 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one response does when one property moves: mean over worlds, with the wider interval and the
-    larger p of t over worlds and a jackknife over the classes that they share (``num_classes``, if enough).
+    """What one response does when one property moves: mean over worlds, with the wider interval and
+    the larger p of t over worlds and a jackknife over the classes that they share (``num_classes``,
+    if enough).
 
-    ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base of
-    ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0).
+    ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base
+    of ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an
+    error of 0).
     """
 
     estimand: str
@@ -77,7 +83,8 @@ class Interventions:
     answer: str
 
 
-#: An arm counts where what it moves moves by this much (log) and what it holds by less than that much.
+#: An arm counts where what it moves moves by this much (log) and what it holds by less than that
+#: much.
 MOVED, HELD = float(np.log(2)), 0.05
 #: d cannot be doubled as easily as K_F: a nuisance arm counts from a quarter on.
 MOVED_DIMENSION = float(np.log(1.25))
@@ -85,7 +92,9 @@ LOG_R_HAT = "log_r_hat"
 
 
 class Response(NamedTuple):
-    """A logged response and its slope on log K_F in the paper; controls move R's unit, so it has none."""
+    """A logged response and its slope on log K_F in the paper; controls move R's unit, so it has
+    none.
+    """
 
     name: str
     column: str
@@ -101,12 +110,16 @@ RESPONSES = (
 
 
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
-    """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
+    """Gate the arms (every dataset of the experiment), estimate the effects and say what came
+    out.
+    """
     full, _ = t.normalise(table)
     points, excluded = t.fitted_points(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
-    moved = sorted((arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset))
+    moved = sorted(
+        (arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset)
+    )
     gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in moved)
     changes = _changes(points, gates, bases)
     known = [response for response in RESPONSES if points[response.column].notna().any()]
@@ -114,9 +127,13 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     effects = tuple(
         _judged(effect, shows)
         for response in known
-        for effect in _effects(changes, response, points[points[c.DATASET].isin(bases.values())], bases)
+        for effect in _effects(
+            changes, response, points[points[c.DATASET].isin(bases.values())], bases
+        )
     )
-    answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
+    answer = " ".join(
+        [_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)]
+    )
     return Interventions(gates=gates, effects=effects, answer=answer)
 
 
@@ -126,10 +143,14 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
         return Gate(arm=arm, reason=f"world {arm.world} has no base")
     ratios = []
     for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
-        means = points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
+        means = (
+            points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
+        )
         both = means.reindex(columns=[arm.dataset, base]).dropna().sort_index()
         if both.empty:
-            return Gate(arm=arm, reason="d_data or K_F was not measured at a train size that both have")
+            return Gate(
+                arm=arm, reason="d_data or K_F was not measured at a train size that both have"
+            )
         of_arm, of_base = both.to_numpy(dtype=float)[-1]
         ratios.append(float(np.log(of_arm / of_base)))
     sharpness, dimension = ratios
@@ -142,26 +163,39 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     reasons = [f"{what} moved too little"] * (not moved)
     reasons += [f"|Δ log {other}| is {HELD:g} or more"] * (not held)
     return Gate(
-        arm=arm, sharpness_moved=sharpness, dimension_moved=dimension, counts=not reasons,
+        arm=arm,
+        sharpness_moved=sharpness,
+        dimension_moved=dimension,
+        counts=not reasons,
         reason=" and ".join(reasons),
-    )  # fmt: skip
+    )
 
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
-    """Change of every logged response from base to arm, a row per arm that counts, model and train size.
-    Where the base is at chance nothing could get worse; no others go: choosing by their own loss moves it.
+    """Change of every logged response from base to arm, a row per arm that counts, model and train
+    size. Where the base is at chance nothing could get worse; no others go: choosing by their own
+    loss moves it.
     """
     columns = [*(response.column for response in RESPONSES), t.OF_GUESSING]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
-    parts = [pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])]
+    parts = [
+        pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])
+    ]
     for gate in gates:
         if gate.counts:
             arm = gate.arm
-            of_arm, of_base = (means.query("dataset == @name") for name in (arm.dataset, bases[arm.world]))
+            of_arm, of_base = (
+                means.query("dataset == @name") for name in (arm.dataset, bases[arm.world])
+            )
             moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
             at_chance = g.at_guessing(start[t.OF_GUESSING], 1.0)
             by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
-            about = {"dataset": arm.dataset, "world": arm.world, "name": arm.name, "moves": arm.moves}
+            about = {
+                "dataset": arm.dataset,
+                "world": arm.world,
+                "name": arm.name,
+                "moves": arm.moves,
+            }
             parts.append((moved - start).assign(**about, by=by, at_chance=at_chance))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
@@ -169,7 +203,9 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 def _effects(
     changes: pd.DataFrame, response: Response, of_bases: pd.DataFrame, bases: Mapping[str, str]
 ) -> Iterator[Effect]:
-    """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of bases."""
+    """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of
+    bases.
+    """
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
     asked = [(slope, sharper, response.theory, "")]
@@ -181,25 +217,43 @@ def _effects(
         at_chance, without = rows["at_chance"].astype(bool), rows[response.column].isna()
         kept = rows[~at_chance & ~without]
         slopes = (kept[response.column] / kept["by"]).astype(float)
-        by_world = dict(slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean())
+        by_world = dict(
+            slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
+        )
         yield Effect(
-            estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=len(by_world),
-            by_world=by_world, num_cells=len(kept), num_at_chance=int(at_chance.sum()),
+            estimand=estimand,
+            response=response.name,
+            arm=arm,
+            theory=theory,
+            num_worlds=len(by_world),
+            by_world=by_world,
+            num_cells=len(kept),
+            num_at_chance=int(at_chance.sum()),
             num_without=int((without & ~at_chance).sum()),
-        )  # fmt: skip
+        )
     if response.has_control:
         rows = of_bases.dropna(subset=[response.column, t.D_REFERENCE])
         rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
-        own = {name: float(xy / xx) for name, xx, xy in zip(*t.sums_of(rows, response.column), strict=True)}
+        own = {
+            name: float(xy / xx)
+            for name, xx, xy in zip(*t.sums_of(rows, response.column), strict=True)
+        }
         worlds = {world: own[base] for world, base in sorted(bases.items()) if base in own}
         yield Effect(
-            estimand="exponent · d", response=response.name, arm="", theory=1.0, num_worlds=len(worlds),
-            by_world=worlds, num_cells=len(rows),
-        )  # fmt: skip
+            estimand="exponent · d",
+            response=response.name,
+            arm="",
+            theory=1.0,
+            num_worlds=len(worlds),
+            by_world=worlds,
+            num_cells=len(rows),
+        )
 
 
 def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
-    """Return an effect with its mean over worlds, and by which interval and p-values that is judged."""
+    """Return an effect with its mean over worlds, and by which interval and p-values that is
+    judged.
+    """
     if not effect.by_world:
         return effect
     values = np.array([*effect.by_world.values()])
@@ -208,14 +262,18 @@ def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
         return replace(effect, value=mean)
     judges = [(error, len(values) - 1)]
     shown = {name for world in effect.by_world for name in shows[world]}
-    kept = (values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown))
+    kept = (
+        values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)
+    )
     without = [float(some.mean()) for some in kept if len(some)]
     num_classes = len(without) if len(without) >= i.MIN_CLASSES else 0
     if num_classes:
         judges.append((i.jackknife_error(mean, np.array(without)), num_classes - 1))
     p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
-    widest = max((i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
+    widest = max(
+        (i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0]
+    )
     effect = replace(effect, value=mean, interval=widest, num_classes=num_classes)
     return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
@@ -228,7 +286,9 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     parts = [f"{moved_k} and log d by less than {HELD:g}.", followed(effects)]
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
-            moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
+            moved = [
+                abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"
+            ]
             low, high = effect.interval
             parts.append(
                 "In controls, which change nothing that is learned, K_F moved by up to a factor "
@@ -255,7 +315,10 @@ def followed(effects: Sequence[Effect]) -> str:
             continue
         # Turned so that the theory's direction is the positive one.
         low, high = sorted(bound / effect.theory for bound in effect.interval)
-        agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
+        agrees, way = (
+            low <= 1 <= high,
+            "rises with it" if effect.theory > 0 else "falls as it rises",
+        )
         if low <= 0 <= high:
             verdict = "may follow it as the law says or not at all"
             verdict = verdict if agrees else "does not follow it as the law says"
@@ -264,9 +327,12 @@ def followed(effects: Sequence[Effect]) -> str:
         elif low > 1:
             verdict = f"{way}, more strongly than the law says"
         else:
-            verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
+            verdict = (
+                "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
+            )
         said.append(
-            f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
+            f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % "
+            "interval "
             f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
     return f"When only K_F is moved, {'; '.join(said)}." if said else ""

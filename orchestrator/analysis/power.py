@@ -1,5 +1,6 @@
-"""What a design could detect: its own analysis on arrays drawn in its own shape with a known truth; of
-worlds, whose replicates they are, by the noncentral t. Shape letters: n points, G datasets, q terms.
+"""What a design could detect: its own analysis on arrays drawn in its own shape with a known truth;
+of worlds, whose replicates they are, by the noncentral t. Shape letters: n points, G datasets, q
+terms.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
 
-#: Spread of the slope between worlds of an experiment, as in the first one that was run, and of single
-#: trainings in log loss, as in the published residuals.
+#: Spread of the slope between worlds of an experiment, as in the first one that was run, and of
+#: single trainings in log loss, as in the published residuals.
 WORLD_STD, TRIAL_STD = 0.8, 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What decides the losses: log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors.
+    """What decides the losses: log L = −exponent · log N / d + sharpness · log K_F + d_slope · d +
+    errors.
 
-    The standard deviations are of the published residuals: most of what is unexplained belongs to datasets.
+    The standard deviations are of the published residuals: most of what is unexplained belongs to
+    datasets.
     """
 
     exponent: float = 1.0
@@ -58,12 +61,21 @@ EFFECTS = {
 
 
 class Design:
-    """All (dataset, domain, number of class pairs) at all models and train sizes, as codes of points (n,)."""
+    """All (dataset, domain, number of class pairs) at all models and train sizes, as codes of
+    points (n,).
+    """
 
     def __init__(
-        self, datasets: Sequence[tuple[str, str, int]], models: Sequence[str], train_sizes: Sequence[int]
+        self,
+        datasets: Sequence[tuple[str, str, int]],
+        models: Sequence[str],
+        train_sizes: Sequence[int],
     ) -> None:
-        self.datasets, self.models, self.train_sizes = tuple(datasets), tuple(models), tuple(train_sizes)
+        self.datasets, self.models, self.train_sizes = (
+            tuple(datasets),
+            tuple(models),
+            tuple(train_sizes),
+        )
         shapes = [(num, len(models), len(train_sizes)) for _, _, num in datasets]
         cells = [np.indices(shape).reshape(3, -1) for shape in shapes]
         pair, self.model, self.size = np.hstack(cells)
@@ -78,16 +90,22 @@ class Design:
 
 
 def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
-    """Draw one table and fit the headline questions but that on attacks. p-values above the level may be too
-    small: where the t test finds nothing no permutation is tried.
+    """Draw one table and fit the headline questions but that on attacks. p-values above the level
+    may be too small: where the t test finds nothing no permutation is tried.
     """
-    num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
+    num_subsets, num_models, num_sizes = (
+        int(at.subset.max()) + 1,
+        len(at.models),
+        len(at.train_sizes),
+    )
 
     def shared(std: float, codes: NDArray[np.intp]) -> i.Array:
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
     d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
-    log_k = -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
+    log_k = (
+        -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
+    )
     log_loss = (
         -truth.exponent * at.log_size / d
         + truth.sharpness * log_k
@@ -122,8 +140,9 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions get a claim: ``alone`` with p ≤ 0.05, ``adjusted`` after Holm
-    (standard error at most ``0.5 / √num_tables``); of a plan also its cost, and its experiment's power.
+    """How often a design's headline questions get a claim: ``alone`` with p ≤ 0.05, ``adjusted``
+    after Holm (standard error at most ``0.5 / √num_tables``); of a plan also its cost, and its
+    experiment's power.
     """
 
     effect: str
@@ -140,15 +159,19 @@ class Power:
         lines, error = [], 0.5 / self.num_tables**0.5
         if found := self.experiment:
             lines.append(
-                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
-                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
-                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f})."
+                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} "
+                "worlds in "
+                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the "
+                "law's 1 in "
+                f"{found['from_law']:.0%} of such experiments (interval about "
+                f"±{found['half_width']:.2f})."
             )
         asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
         claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
         shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
         lines.append(
-            f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
+            f"Power, if the effect is “{self.effect}”: so many of such sweeps with "
+            f"{self.num_datasets} "
             f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
         )
         return lines
@@ -156,28 +179,46 @@ class Power:
     def table(self) -> Table:
         """Return how often every question is answered."""
         cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
-        title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
+        title = (
+            f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} "
+            f"trials{cost}"
+        )
         error = 0.5 / self.num_tables**0.5
         note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
-        if untested := [words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)]:
+        if untested := [
+            words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)
+        ]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
-        rows = [(f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone]
+        rows = [
+            (f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone
+        ]
         return Table("power", title, note, ("question", "alone", "after Holm"), tuple(rows))
 
 
 def power(
-    design: Design, *, effect: str = "law", truth: Truth | None = None, num_tables: int = 400, seed: int = 0
+    design: Design,
+    *,
+    effect: str = "law",
+    truth: Truth | None = None,
+    num_tables: int = 400,
+    seed: int = 0,
 ) -> Power:
-    """Simulate a design's own analysis of an effect, or of a ``truth``; ConfigError if it cannot be."""
+    """Simulate a design's own analysis of an effect, or of a ``truth``; ConfigError if it cannot
+    be.
+    """
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < 3:
         rule = "Power needs at least 3 datasets, since datasets are what is compared"
-        raise ConfigError(rule, t.plural(len(design.datasets), "dataset"), "add datasets to the sweep")
+        raise ConfigError(
+            rule, t.plural(len(design.datasets), "dataset"), "add datasets to the sweep"
+        )
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
     rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
-    drawn = [claim for _ in range(num_tables) for claim in f.claims_of(drawn_fits(design, truth, rng))]
+    drawn = [
+        claim for _ in range(num_tables) for claim in f.claims_of(drawn_fits(design, truth, rng))
+    ]
     alone = Counter(claim.key for claim in drawn if claim.p_value <= i.LEVEL)
     held = Counter(claim.key for claim in drawn if claim.established)
     asked = dict.fromkeys(claim.key for claim in drawn)
@@ -194,8 +235,9 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> dict[str, float]:
-    """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``) and from
-    the law's 1 (``from_law``), and its interval's ``half_width``, if every arm moves K_F by the least factor.
+    """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``)
+    and from the law's 1 (``from_law``), and its interval's ``half_width``, if every arm moves K_F
+    by the least factor.
     """
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)
@@ -215,7 +257,9 @@ def experiment_power(
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone count."""
+    """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone
+    count.
+    """
     copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
@@ -223,14 +267,21 @@ def design_of(plan: SweepPlan) -> Design:
         if subset.prepared.dataset not in copies:
             pairs.setdefault(subset.prepared.dataset, set()).add(subset.class_pair)
     return Design(
-        [(name, plan.datasets[name].domain or c.NATURAL, len(found)) for name, found in pairs.items()],
+        [
+            (name, plan.datasets[name].domain or c.NATURAL, len(found))
+            for name, found in pairs.items()
+        ],
         [*dict.fromkeys(trial.network.model.name for trial in plan.trials)],
         sorted({trial.network.train_size for trial in plan.trials}),
     )
 
 
-def planned_power(plan: SweepPlan, *, effect: str = "law", num_tables: int = 200, seed: int = 0) -> Power:
-    """Simulate the analysis of a plan: what it could detect, at how many GPU-hours; see :func:`power`."""
+def planned_power(
+    plan: SweepPlan, *, effect: str = "law", num_tables: int = 200, seed: int = 0
+) -> Power:
+    """Simulate the analysis of a plan: what it could detect, at how many GPU-hours; see
+    :func:`power`.
+    """
     design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
     arms = [Arm(arm.dataset, arm.world, arm.moves) for arm in plan.sweep.experiment]

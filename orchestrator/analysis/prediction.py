@@ -1,9 +1,11 @@
-"""From a sweep to a dataset not yet seen: the loss at N images, and the images that a target loss needs.
+"""From a sweep to a dataset not yet seen: the loss at N images, and the images that a target loss
+needs.
 
-A mixed model of log loss, log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h + s (log N −
-centre) + error, with a height h and a slope s of each dataset's own; log N is centred, so that no unit
-matters. Variances by restricted maximum likelihood (Patterson & Thompson 1971). A pilot, a few small
-trainings on the dataset itself, moves this prior. Shape letters: n points, p fixed effects, G datasets.
+A mixed model of log loss, log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h +
+s (log N − centre) + error, with a height h and a slope s of each dataset's own; log N is centred,
+so that no unit matters. Variances by restricted maximum likelihood (Patterson & Thompson 1971). A
+pilot, a few small trainings on the dataset itself, moves this prior. Shape letters: n points, p
+fixed effects, G datasets.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ LEVEL = 0.90
 LARGEST_TRAIN_SIZE = 1e15
 MIN_SPARE_POINTS = 3
 WIDEST_ANSWER = 1e4
-#: An interval that d_data and K_F shorten by less than this share is worth a pilot, of this many at most.
+#: An interval that d_data and K_F shorten by less than this share is worth a pilot, of this many at
+#: most.
 WORTH, MOST_PILOT = 0.30, 6
 FAR = 2.0
 MOST_CURVES = 30
@@ -46,8 +49,9 @@ class CannotBeTold(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Fixed effects (p,) and (p, p) of (mean intercept, ``terms``...), variances of points and of a dataset's
-    own height and slope in log N; ``stretch``, by pilot size, is how much further off datasets left out were.
+    """Fixed effects (p,) and (p, p) of (mean intercept, ``terms``...), variances of points and of a
+    dataset's own height and slope in log N; ``stretch``, by pilot size, is how much further off
+    datasets left out were.
     """
 
     terms: tuple[str, ...]
@@ -62,7 +66,9 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one, and what to doubt."""
+    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one, and what to
+    doubt.
+    """
 
     num_datasets: int
     centre: float
@@ -76,8 +82,9 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or needed train size (images) with a 90 % interval; None where that is not told.
-    ``shorter``: by which share the interval, of log loss, is shorter than one that ignores the dataset.
+    """A predicted loss (nat) or needed train size (images) with a 90 % interval; None where that is
+    not told. ``shorter``: by which share the interval, of log loss, is shorter than one that
+    ignores the dataset.
     """
 
     quantity: str
@@ -95,7 +102,9 @@ class Prediction:
 
     def lines(self) -> list[str]:
         """Return the answer in words, and what a reader should know of it."""
-        what, unit = ("test loss", "nat") if self.quantity == "loss" else ("number of images", "images")
+        what, unit = (
+            ("test loss", "nat") if self.quantity == "loss" else ("number of images", "images")
+        )
         said = f"no {what}" if self.value is None else f"{what} {t.number(self.value)} {unit}"
         bounds = " to ".join(map(t.number, self.interval or ()))
         lines = [f"{said}, {f'{LEVEL:.0%} interval {bounds}' if bounds else 'no interval'}"]
@@ -109,10 +118,15 @@ class Prediction:
 
 
 def fit_growth(
-    table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()
+    table: pd.DataFrame,
+    *,
+    model: str = t.POOLED,
+    domain: str | None = None,
+    arms: Sequence[Arm] = (),
 ) -> Growth:
-    """Fit what predictions start from: losses of one model in a sweep (or of all), of one ``domain`` where
-    that can be fitted, else of all, with a doubt. ConfigError for an unknown name; DataError of too little.
+    """Fit what predictions start from: losses of one model in a sweep (or of all), of one
+    ``domain`` where that can be fitted, else of all, with a doubt. ConfigError for an unknown name;
+    DataError of too little.
     """
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
@@ -150,7 +164,9 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
         return "only one train size, so nothing is known of how losses fall with N"
     # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
     names = [t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE, *HEIGHT, c.D_DATA_MLE, c.LABEL_SHARPNESS]
-    means = rows.groupby([c.MODEL, c.DATASET, c.DATA_MODE, c.TRAIN_SIZE])[names].mean().reset_index()
+    means = (
+        rows.groupby([c.MODEL, c.DATASET, c.DATA_MODE, c.TRAIN_SIZE])[names].mean().reset_index()
+    )
     wanted = [*HEIGHT][: 2 if scale.comparable else 1]
     # What is the same for all datasets, or goes only with the other, says nothing of the height.
     choices = [wanted, *([name] for name in wanted), []] if num >= MIN_DATASETS_FOR_HEIGHT else [[]]
@@ -162,7 +178,11 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
     refits = {name: _fitted(means[datasets != name], height, scale) for name in datasets.unique()}
     missing = [words for name, words in HEIGHT.items() if name not in height]
     doubts = [reason] if (reason := g.flattened(rows)) else []
-    doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
+    doubts += (
+        [f"{' and '.join(missing)} could not be related to the height of the loss"]
+        if missing
+        else []
+    )
     doubts += [f"with {num} datasets no interval can be given"] if num < 3 else []
     spans = [c.TRAIN_SIZE, c.D_DATA_MLE, *known[1:]]
     return replace(
@@ -187,7 +207,9 @@ def _fitted(means: pd.DataFrame, height: Sequence[str], scale: t.SharpnessScale)
 
 
 def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
-    """Fit fixed effects (mean intercept, then terms) and variances; None where terms are not identified."""
+    """Fit fixed effects (mean intercept, then terms) and variances; None where terms are not
+    identified.
+    """
     size = rows[t.LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
     known = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
     models, codes = np.unique(rows[c.MODEL].to_numpy(dtype=str), return_inverse=True)
@@ -202,12 +224,17 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
     values, covariance, residual, ratios = _restricted(x, y, z, groups)
     keep, free = 1 + len(terms), int(groups.max()) - sum(name in HEIGHT for name in terms)
     height, slope = (ratios * residual).tolist()
-    return Prior(terms, values[:keep], covariance[:keep, :keep], residual, height, slope, max(1, free))
+    return Prior(
+        terms, values[:keep], covariance[:keep, :keep], residual, height, slope, max(1, free)
+    )
 
 
-def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
-    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios to it of
-    those of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms that closes in.
+def _restricted(
+    x: Array, y: Array, z: Array, groups: NDArray[np.intp]
+) -> tuple[Array, Array, float, Array]:
+    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios
+    to it of those of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms
+    that closes in.
     """
     num, p = int(groups.max()) + 1, x.shape[1]
     zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
@@ -218,7 +245,9 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
     smallest_residual = 1e-14 * max(float(y @ y) / len(y), 1e-300)
 
     def criterion(log_ratios: Array) -> tuple[Array, Array, Array, Array]:
-        """−2 log likelihood of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and residual variance."""
+        """−2 log likelihood of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and residual
+        variance.
+        """
         root = np.exp(log_ratios / 2)[:, None, :]
         inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
         middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
@@ -244,11 +273,15 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
     return values, inverse * residual, float(residual), ratios
 
 
-def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
-    """Return how much longer intervals have to be, by size of pilot from 0 on (0 alone, if not informed).
+def _stretch(
+    rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool
+) -> tuple[float, ...]:
+    """Return how much longer intervals have to be, by size of pilot from 0 on (0 alone, if not
+    informed).
 
-    Errors are not as a prior takes them, so the curves (``rows``) of every dataset are predicted without it
-    (``refits``) from their smallest sizes: RMS of error over predicted standard error at the largest N.
+    Errors are not as a prior takes them, so the curves (``rows``) of every dataset are predicted
+    without it (``refits``) from their smallest sizes: RMS of error over predicted standard error at
+    the largest N.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -257,24 +290,37 @@ def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informe
             continue
         curves = [part for _, part in mine.groupby(t.CURVE) if len(part) > 1]
         for part in curves[:: max(1, -(-len(curves) // MOST_CURVES))]:
-            *first, last = part.sort_values(c.TRAIN_SIZE, kind="stable")[names].itertuples(index=False)
+            *first, last = part.sort_values(c.TRAIN_SIZE, kind="stable")[names].itertuples(
+                index=False
+            )
             for size in range(min(MOST_PILOT, len(first)) + 1 if informed else 1):
                 pilot = [PilotPoint(row[0], float(np.exp(row[1]))) for row in first[:size]]
-                value, variance = Curve(growth, last[2], last[3], pilot, informed=informed).moments(last[0])
+                value, variance = Curve(growth, last[2], last[3], pilot, informed=informed).moments(
+                    last[0]
+                )
                 if variance > 0:
                     squares.append((size, name, (value - last[1]) ** 2 / variance))
-    by_dataset = pd.DataFrame(squares, columns=["size", "dataset", "square"]).groupby(["size", "dataset"])
+    by_dataset = pd.DataFrame(squares, columns=["size", "dataset", "square"]).groupby(
+        ["size", "dataset"]
+    )
     means = by_dataset["square"].mean().groupby("size").mean().astype(float)
     return tuple(np.maximum(np.sqrt(means.to_numpy()), 1.0).tolist()) or (1.0,)
 
 
 class Curve:
-    """Log loss against N of one dataset: the sweep's prior, informed or plain, moved by its pilot."""
+    """Log loss against N of one dataset: the sweep's prior, informed or plain, moved by its
+    pilot.
+    """
 
     def __init__(
-        self, growth: Growth, d_data: float, label_sharpness: float, pilot: Sequence[PilotPoint] = (), *,
+        self,
+        growth: Growth,
+        d_data: float,
+        label_sharpness: float,
+        pilot: Sequence[PilotPoint] = (),
+        *,
         informed: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         prior = growth.informed if informed else growth.plain
         self.growth, self.prior = growth, prior
         self.d_data, self.label_sharpness, self.num_pilot = d_data, label_sharpness, len(pilot)
@@ -287,7 +333,9 @@ class Curve:
             # The posterior of a linear Gaussian model.
             design = np.array([self._row(point.train_size) for point in pilot])
             losses = np.log([point.test_loss for point in pilot])
-            spread = design @ self.covariance @ design.T + np.eye(len(pilot)) * prior.residual_variance
+            spread = (
+                design @ self.covariance @ design.T + np.eye(len(pilot)) * prior.residual_variance
+            )
             gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
             self.mean = self.mean + gain @ (losses - design @ self.mean)
             self.covariance = self.covariance - gain @ design @ self.covariance
@@ -309,7 +357,9 @@ class Curve:
         return float(row @ self.mean), max(variance, 0.0)
 
     def at(self, train_size: float) -> tuple[float, float | None]:
-        """Return log loss and the half width of its interval for one training; None below three datasets."""
+        """Return log loss and the half width of its interval for one training; None below three
+        datasets.
+        """
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < 3:
             return log_loss, None
@@ -319,7 +369,9 @@ class Curve:
 
     def shorter(self, train_size: float) -> float | None:
         """By which share the interval is shorter than one that knows nothing of the dataset."""
-        plain = Curve(self.growth, self.d_data, self.label_sharpness, informed=False).at(train_size)[1]
+        plain = Curve(self.growth, self.d_data, self.label_sharpness, informed=False).at(
+            train_size
+        )[1]
         ours = self.at(train_size)[1]
         return None if not plain or ours is None else 1 - ours / plain
 
@@ -333,20 +385,27 @@ class Curve:
         low, high = self.growth.ranges[c.TRAIN_SIZE]
         last = max(low, min(high, train_size / 2))
         for num in range(1, MOST_PILOT + 1):
-            # Trainings of one size would share their images: a pilot has as many sizes as trainings.
+            # Trainings of one size would share their images: a pilot has as many sizes as
+            # trainings.
             sizes = np.geomspace(low if num == 1 else min(low, last / 2), last, num)
             pilot = [PilotPoint(size, 1.0) for size in sizes]
-            better = Curve(self.growth, self.d_data, self.label_sharpness, pilot).shorter(train_size)
+            better = Curve(self.growth, self.d_data, self.label_sharpness, pilot).shorter(
+                train_size
+            )
             if better is not None and better >= WORTH:
                 named = t.listing([f"{size:.0f}" for size in sizes])
                 return [f"{poor}; a pilot at {named} images would make it {better:.0%} shorter"]
-        return [f"{poor}; nor would a pilot of up to {MOST_PILOT} trainings make it {WORTH:.0%} shorter"]
+        return [
+            f"{poor}; nor would a pilot of up to {MOST_PILOT} trainings make it {WORTH:.0%} shorter"
+        ]
 
     def loss_at(self, train_size: float) -> tuple[float, Interval | None]:
         """Return the loss of one training and its interval, or raise why they cannot be told."""
         log_loss, half_width = self.at(train_size)
         if abs(log_loss) > np.log(t.LARGEST_VALUE):
-            raise CannotBeTold(f"at these numbers the fit has a loss of 10^{log_loss / np.log(10):.0f}")
+            raise CannotBeTold(
+                f"at these numbers the fit has a loss of 10^{log_loss / np.log(10):.0f}"
+            )
         if half_width is None:
             return float(np.exp(log_loss)), None
         low, high = log_loss - half_width, log_loss + half_width
@@ -357,7 +416,9 @@ class Curve:
         return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
 
     def size_for(self, target: float) -> tuple[float, Interval | None]:
-        """Return the train size at which the loss reaches a target and its interval, or raise why neither."""
+        """Return the train size at which the loss reaches a target and its interval, or raise why
+        neither.
+        """
         first, last = (self.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
         slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
         if slope >= 0:
@@ -367,7 +428,9 @@ class Curve:
             raise CannotBeTold(f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed")
         if log_size <= 0:
             smallest = f"the smallest fitted is {self.growth.ranges[c.TRAIN_SIZE][0]:.0f} images"
-            raise CannotBeTold(f"this fit has the loss at or below {target:.3g} at every size; {smallest}")
+            raise CannotBeTold(
+                f"this fit has the loss at or below {target:.3g} at every size; {smallest}"
+            )
         sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001).tolist()
         ends = [self.at(size) for size in sizes]
         if ends[0][1] is None:
@@ -383,28 +446,44 @@ class Curve:
         return float(np.exp(log_size)), (low, high)
 
     def _too_wide(self, train_size: float) -> str:
-        pilot = "a larger pilot" if self.num_pilot else "a pilot of small trainings on the dataset itself"
+        pilot = (
+            "a larger pilot"
+            if self.num_pilot
+            else "a pilot of small trainings on the dataset itself"
+        )
         hint = "" if self.advice(train_size) else f"; {pilot} may narrow it"
         return f"more than a factor {WIDEST_ANSWER:,.0f}{hint}"
 
 
 def predict(
-    growth: Growth, *, d_data: float, label_sharpness: float, train_size: float | None = None,
-    target_loss: float | None = None, pilot: Sequence[PilotPoint] = (),
-) -> Prediction:  # fmt: skip
-    """Predict the loss at ``train_size`` images, or the images that ``target_loss`` (nat) needs, for a
-    dataset of this d_data (maximum likelihood) and K_F (on the fitted scale), from a sweep and a pilot on the
-    dataset itself. ConfigError where a number is out of its range, or not one of the two is asked.
+    growth: Growth,
+    *,
+    d_data: float,
+    label_sharpness: float,
+    train_size: float | None = None,
+    target_loss: float | None = None,
+    pilot: Sequence[PilotPoint] = (),
+) -> Prediction:
+    """Predict the loss at ``train_size`` images, or the images that ``target_loss`` (nat) needs,
+    for a dataset of this d_data (maximum likelihood) and K_F (on the fitted scale), from a sweep
+    and a pilot on the dataset itself. ConfigError where a number is out of its range, or not one of
+    the two is asked.
     """
     check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
     losses: dict[float, list[float]] = {}
     for point in pilot:
         losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
-    pilot = [PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())]
+    pilot = [
+        PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())
+    ]
     curve = Curve(growth, d_data, label_sharpness, pilot)
     why, value, bounds = [], None, None
     try:
-        found = curve.size_for(float(target_loss or 0.0)) if train_size is None else curve.loss_at(train_size)
+        found = (
+            curve.size_for(float(target_loss or 0.0))
+            if train_size is None
+            else curve.loss_at(train_size)
+        )
         value, bounds = found
     except CannotBeTold as error:
         why = [f"cannot be told: {error}"]
@@ -413,15 +492,29 @@ def predict(
     outside = [
         f"{t.WORDS[name]} {asked_for:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
         for name, (low, high) in growth.ranges.items()
-        if (asked_for := asked[name]) is not None and not low * (1 - 1e-9) <= asked_for <= high * (1 + 1e-9)
+        if (asked_for := asked[name]) is not None
+        and not low * (1 - 1e-9) <= asked_for <= high * (1 + 1e-9)
     ]
     low, high = growth.ranges[c.TRAIN_SIZE]
-    far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
-    guessed = [f"{p.test_loss:.3g}" for p in pilot if g.is_guessing(p.test_loss, growth.num_classes)]
+    far = [
+        f"{point.train_size:.4g}"
+        for point in pilot
+        if not low / FAR <= point.train_size <= high * FAR
+    ]
+    guessed = [
+        f"{p.test_loss:.3g}" for p in pilot if g.is_guessing(p.test_loss, growth.num_classes)
+    ]
     doubts = {
-        f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}": far,
-        f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little": guessed,
-        "the pilot's test loss rises with its train size": pilot and pilot[-1].test_loss > pilot[0].test_loss,
+        (
+            f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to "
+            f"{high:.4g}"
+        ): far,
+        (
+            f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says "
+            "little"
+        ): guessed,
+        "the pilot's test loss rises with its train size": pilot
+        and pilot[-1].test_loss > pilot[0].test_loss,
     }
     of_pilot = [text for text, holds in doubts.items() if holds]
     advice = curve.advice(growth.ranges[c.TRAIN_SIZE][1] if size is None else size)

@@ -31,7 +31,9 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Mean losses by train size, d_data and K_F at the largest that has them, and what was left out."""
+    """Mean losses by train size, d_data and K_F at the largest that has them, and what was left
+    out.
+    """
 
     points: tuple[PilotPoint, ...]
     d_data: float | None = None
@@ -40,7 +42,9 @@ class Pilot:
 
 
 def is_pilot_table(path: Path) -> bool:
-    """Tell a CSV file of results from a table of images: its first line names train_size or test_loss."""
+    """Tell a CSV file of results from a table of images: its first line names train_size or
+    test_loss.
+    """
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -49,24 +53,31 @@ def is_pilot_table(path: Path) -> bool:
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and 0,5."""
+    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and
+    0,5.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             separator = max(",;\t", key=file.readline().count)
         decimal = "," if separator == ";" else "."
         table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
     except (OSError, ValueError) as error:
-        raise ConfigError("A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT) from None
+        raise ConfigError(
+            "A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT
+        ) from None
     return pilot_of(table, model, where=str(path))
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table called
-    ``where``. ConfigError, or DataError, where that is none, or of several models or datasets.
+    """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table
+    called ``where``. ConfigError, or DataError, where that is none, or of several models or
+    datasets.
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:
-        raise ConfigError("A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _WAY_OUT)
+        raise ConfigError(
+            "A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _WAY_OUT
+        )
     t.check_values(table)
     rows, notes = table, []
     if c.MODEL in table and model != t.POOLED:
@@ -79,11 +90,15 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     for name in (c.MODEL, c.DATASET):
         if name in rows and rows[name].nunique() > 1:
             found = t.listing(sorted(map(str, rows[name].unique())))
-            raise ConfigError(f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them")
+            raise ConfigError(
+                f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them"
+            )
     num, (rows, _) = len(rows), t.finished_trials(rows)
     rows = rows[(rows[c.TRAIN_SIZE] > 0) & (rows[c.TEST_LOSS] > 0)]
     if rows.empty:
-        raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
+        raise ConfigError(
+            "A pilot must hold a finite loss above 0", f"{where} has none", "train it longer"
+        )
     if lost := num - len(rows):
         what = "of the pilot without a usable train size and loss left out"
         notes.append(f"{t.plural(lost, 'training')} {what}")
@@ -118,7 +133,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return ``d_data`` (maximum likelihood) and ``label_sharpness`` of a record, as far as it has them."""
+    """Return ``d_data`` (maximum likelihood) and ``label_sharpness`` of a record, as far as it has
+    them.
+    """
     dimension = record.get("d_data")
     values = {
         "d_data": dimension.get("mle") if isinstance(dimension, Mapping) else dimension,
@@ -134,7 +151,9 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
-    """Refuse a K_F on another scale than a sweep's one, or on none that is recorded; plain numbers pass."""
+    """Refuse a K_F on another scale than a sweep's one, or on none that is recorded; plain numbers
+    pass.
+    """
     sharpness = record.get("label_sharpness")
     if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
         return
@@ -147,14 +166,20 @@ def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
     if t.UNRECORDED not in theirs and ours != theirs:
         found = f"{ours} beside the sweep's {theirs}"
         (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
-        way_out = f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is on its scale"
+        way_out = (
+            f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is "
+            "on its scale"
+        )
         raise ConfigError("K_F must be measured on the sweep's scale", found, way_out)
 
 
 def check_numbers(
-    d_data: float, label_sharpness: float, train_size: float | None, target_loss: float | None,
+    d_data: float,
+    label_sharpness: float,
+    train_size: float | None,
+    target_loss: float | None,
     pilot: Sequence[PilotPoint],
-) -> None:  # fmt: skip
+) -> None:
     """Refuse a question that is none, and numbers that cannot be."""
     if (train_size is None) == (target_loss is None):
         found = "neither" if train_size is None else "both"
@@ -165,7 +190,10 @@ def check_numbers(
         ("d_data", d_data, measured),
         ("label_sharpness", label_sharpness, measured),
         *(("pilot train size", point.train_size, "give what was trained") for point in pilot),
-        *(("pilot loss", point.test_loss, "give the test loss of a finished training") for point in pilot),
+        *(
+            ("pilot loss", point.test_loss, "give the test loss of a finished training")
+            for point in pilot
+        ),
     ]
     if target_loss is None:
         asked.append(("train_size", train_size, "give a number of images, e.g. 1000"))

@@ -1,7 +1,9 @@
-"""A sweep beside others: the published study's numbers, how a sweep agrees with them, and two sweeps.
+"""A sweep beside others: the published study's numbers, how a sweep agrees with them, and two
+sweeps.
 
-A quantity agrees where ours lies within a factor of the published one: what the published value can be read
-to, plus what repeats of the study itself vary by. Data modes are scored apart (docs/faults.md).
+A quantity agrees where ours lies within a factor of the published one: what the published value can
+be read to, plus what repeats of the study itself vary by. Data modes are scored apart
+(docs/faults.md).
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ _KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
 def published_table() -> pd.DataFrame:
     """Return one row per published (model, dataset, train size), in the form of a results table.
 
-    A loss that cannot be read from the figures is missing. ``d_repr_mle`` is from Fig. 5, ``d_repr_twonn``
-    from Fig. 4; of natural datasets d_data is the mean over models. Eleven rows hold the FGSM loss gains, of
-    an unstated model and N. K_F is taken to be of three channels for CIFAR-10, SVHN and ImageNet.
+    A loss that cannot be read from the figures is missing. ``d_repr_mle`` is from Fig. 5,
+    ``d_repr_twonn`` from Fig. 4; of natural datasets d_data is the mean over models. Eleven rows
+    hold the FGSM loss gains, of an unstated model and N. K_F is taken to be of three channels for
+    CIFAR-10, SVHN and ImageNet.
     """
     return t.read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
@@ -58,8 +61,8 @@ QUANTITIES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How many published cells of one quantity a sweep in one data mode has, and how many agree to the factor
-    ``tolerance``; ``median_ratio`` is ours over theirs, ``apart`` names the others.
+    """How many published cells of one quantity a sweep in one data mode has, and how many agree to
+    the factor ``tolerance``; ``median_ratio`` is ours over theirs, ``apart`` names the others.
     """
 
     quantity: str
@@ -85,10 +88,14 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
 
 def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
     def means(table: pd.DataFrame) -> pd.Series:
-        """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
+        """Geometric mean of the positive values of every cell; empty where the table lacks the
+        column.
+        """
         values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
         logs = pd.Series(np.log(values.where(values > 0))).dropna()
-        return pd.Series(np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean()))
+        return pd.Series(
+            np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean())
+        )
 
     published = means(theirs)
     ratio = (means(ours) / published).dropna()
@@ -102,7 +109,9 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
         num_agreeing=int((~off).sum()),
         tolerance=quantity.factor,
         median_ratio=float(ratio.median()) if len(ratio) else None,
-        apart=tuple("-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys),
+        apart=tuple(
+            "-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys
+        ),
     )
 
 
@@ -111,18 +120,23 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees where ours is within the factor of the published value; cells not in this sweep are "
+        "A cell agrees where ours is within the factor of the published value; cells not in this "
+        "sweep are "
         "not counted.",
         scores,
         {
-            "data mode": "data_mode", "quantity": "quantity",
+            "data mode": "data_mode",
+            "quantity": "quantity",
             "agree": lambda s: f"{s.num_agreeing} of {s.num_compared}",
             "compared": lambda s: f"{s.num_compared} of {s.num_published}",
-            "factor": lambda s: f"{s.tolerance:g}", "median ratio": "median_ratio",
-            "apart": lambda s: ", ".join(s.apart[:5]) + f" and {len(s.apart) - 5} more" * (len(s.apart) > 5),
+            "factor": lambda s: f"{s.tolerance:g}",
+            "median ratio": "median_ratio",
+            "apart": lambda s: (
+                ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more") * (len(s.apart) > 5)
+            ),
         },
         numeric_from=2,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +152,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SweepComparison:
-    """Changes of every quantity, how many cells only one of the two sweeps has, and what was left out."""
+    """Changes of every quantity, how many cells only one of the two sweeps has, and what was left
+    out.
+    """
 
     first: str
     second: str
@@ -152,35 +168,58 @@ class SweepComparison:
         return laid_out(
             "comparison-of-sweeps",
             f"{self.second} against {self.first}",
-            "Ratio of geometric means (difference of means for accuracies), over the seeds of a cell first, "
-            f"each dataset counting once; 95 % intervals over datasets. {self.num_only_first} cells only in "
+            "Ratio of geometric means (difference of means for accuracies), over the seeds of a "
+            "cell first, "
+            f"each dataset counting once; 95 % intervals over datasets. {self.num_only_first} "
+            "cells only in "
             f"{self.first}, {self.num_only_second} only in {self.second}."
             + "".join(f" {note}." for note in self.notes),
             self.changes,
             {
-                "quantity": "quantity", "ratio": "ratio", "interval": "interval",
-                "datasets": "num_datasets", "cells": "num_cells",
+                "quantity": "quantity",
+                "ratio": "ratio",
+                "interval": "interval",
+                "datasets": "num_datasets",
+                "cells": "num_cells",
             },
-        )  # fmt: skip
+        )
 
 
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if none."""
+    """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if
+    none.
+    """
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
-    notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
-    quantities = [c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN]
+    notes = [
+        f"Left out of {n}: {found}"
+        for n, each in zip(names, excluded, strict=True)
+        for found in each
+    ]
+    quantities = [
+        c.TEST_LOSS,
+        c.TEST_ACCURACY,
+        c.D_DATA_MLE,
+        c.LABEL_SHARPNESS,
+        c.D_REPR_MLE,
+        c.D_REPR_TWONN,
+    ]
     measured = [t.sharpness_scale(table, "ignore").scales for table in kept]
     scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(c.LABEL_SHARPNESS)
-        where = [f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)]
+        where = [
+            f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)
+        ]
         notes.append(f"K_F is not compared: it was measured on {t.listing(where)}")
     one, two = (_cells(table, quantities) for table in kept)
     shared = one.index.intersection(two.index).sort_values()
     if len(shared) == 0:
-        rule, found = "compared on cells that both have", f"none of {len(one)} and {len(two)} is shared"
+        rule, found = (
+            "compared on cells that both have",
+            f"none of {len(one)} and {len(two)} is shared",
+        )
         way_out = "compare sweeps with equal models, datasets, class pairs and train sizes"
         raise DataError(f"Two sweeps can be {rule}", found, way_out)
     changes = []
@@ -202,4 +241,6 @@ def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     table = t.split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
     ratios = [name for name in known if name != c.TEST_ACCURACY]
     table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
-    return table.groupby([c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE], dropna=False)[known].mean()
+    return table.groupby([c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE], dropna=False)[
+        known
+    ].mean()

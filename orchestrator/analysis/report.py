@@ -1,4 +1,6 @@
-"""The report: a self-contained HTML page that answers first, with figures, tables and fits beside it."""
+"""The report: a self-contained HTML page that answers first, with figures, tables and fits beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,29 @@ from tasks.atomic import write_atomic
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result store's."""
+    """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result
+    store's.
+    """
     rows = (state or read_state(workspace)).rows() if rows is None else rows
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    kept.sort(key=lambda row: [row[k] for k in ("dataset", "class_pair", "model", "train_size", "seed")])
+    kept.sort(
+        key=lambda row: [row[k] for k in ("dataset", "class_pair", "model", "train_size", "seed")]
+    )
     return pd.DataFrame(kept)
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
-    """Return the datasets of the sweep's experiment for the analysis; none where it has no worlds."""
+    """Return the datasets of the sweep's experiment for the analysis; none where it has no
+    worlds.
+    """
     arms = workspace.plan.sweep.experiment
     return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows) for arm in arms)
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
-    """Fit and write the report of what the result store has; return the page, None without a result."""
+    """Fit and write the report of what the result store has; return the page, None without a
+    result.
+    """
     table = results_table(workspace, state=state)
     if table.empty:
         return None
@@ -70,7 +80,9 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         **state.counts(workspace.plan),
         "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
-        "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},
+        "tracebacks": {
+            i: text for i, one in state.failures.items() if (text := one.failure.traceback)
+        },
         "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),
@@ -90,13 +102,24 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
-    """Return, for a tracker, each dataset's best test loss and the p-values of the headline questions."""
-    best = table.reindex(columns=[c.DATASET, c.TEST_LOSS]).dropna().groupby(c.DATASET)[c.TEST_LOSS].min()
+    """Return, for a tracker, each dataset's best test loss and the p-values of the headline
+    questions.
+    """
+    best = (
+        table.reindex(columns=[c.DATASET, c.TEST_LOSS])
+        .dropna()
+        .groupby(c.DATASET)[c.TEST_LOSS]
+        .min()
+    )
     # What MLflow takes in a metric's name.
     names = best.index.map(lambda name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"))
     losses = dict(zip(names, best.astype(float).tolist(), strict=True))
     p_values = {f"claim/{claim.key}/p": claim.p_value for claim in fits.claims}
-    return losses | p_values | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
+    return (
+        losses
+        | p_values
+        | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
+    )
 
 
 def write_report(
@@ -108,15 +131,17 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and ``fits.json``.
-    The same input gives the same bytes, and every file is replaced whole. All of ``summary`` is optional.
+    """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and
+    ``fits.json``. The same input gives the same bytes, and every file is replaced whole. All of
+    ``summary`` is optional.
     """
     from orchestrator.analysis.figures import write_figures
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
-    # Only columns that the caller had: a column added as missing would pretend to have been measured.
+    # Only columns that the caller had: a column added as missing would pretend to have been
+    # measured.
     data = ready.full[list(table.columns)]
     write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
@@ -178,7 +203,9 @@ def _template() -> Any:
     )
     # What stands in backticks is set on the page as names are.
     named = re.compile(r"`([^`]+)`")
-    environment.filters["words"] = lambda text: Markup(named.sub(r"<code>\1</code>", str(escape(text))))
+    environment.filters["words"] = lambda text: Markup(
+        named.sub(r"<code>\1</code>", str(escape(text)))
+    )
     environment.filters["flat"] = flat_table
     return environment.get_template("report.html")
 
@@ -195,15 +222,21 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
         "",
         fits.datasets,
         {
-            "dataset": "dataset", "domain": "domain", "what it is": lambda d: describe(d.dataset),
-            "trials": "num_trials", "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
+            "dataset": "dataset",
+            "domain": "domain",
+            "what it is": lambda d: describe(d.dataset),
+            "trials": "num_trials",
+            "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
-                f"{d.image_size}² × {d.channels}" if d.image_size and d.channels
-                else "not recorded" if None in (d.image_size, d.channels) else "mixed"
+                f"{d.image_size}² × {d.channels}"
+                if d.image_size and d.channels
+                else "not recorded"
+                if None in (d.image_size, d.channels)
+                else "mixed"
             ),
         },
         numeric_from=3,
-    )  # fmt: skip
+    )
 
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
@@ -214,16 +247,28 @@ def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = 
 
 TEXT_COLUMNS = (c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.STATUS)
 NUMBER_COLUMNS = (
-    c.TRAIN_SIZE, c.SEED, c.TEST_LOSS, c.TEST_ACCURACY, c.AUC, SEED_STD, c.D_DATA_MLE, c.LABEL_SHARPNESS,
+    c.TRAIN_SIZE,
+    c.SEED,
+    c.TEST_LOSS,
+    c.TEST_ACCURACY,
+    c.AUC,
+    SEED_STD,
+    c.D_DATA_MLE,
+    c.LABEL_SHARPNESS,
     c.WALL_TIME_S,
-)  # fmt: skip
+)
 _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 
 
 def trial_data(
-    full: pd.DataFrame, devices: Mapping[str, str], runs: Mapping[str, str] | None = None, pages: str = ""
+    full: pd.DataFrame,
+    devices: Mapping[str, str],
+    runs: Mapping[str, str] | None = None,
+    pages: str = "",
 ) -> dict[str, Any]:
-    """Return all trials for JSON, with what they ran on and their runs (by trial id) below ``pages``."""
+    """Return all trials for JSON, with what they ran on and their runs (by trial id) below
+    ``pages``.
+    """
     keys = [name for name in _CELL if name in full]
     rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
     if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:

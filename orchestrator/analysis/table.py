@@ -1,4 +1,6 @@
-"""Results tables: read, written, checked, and reduced to points; what columns and numbers are called."""
+"""Results tables: read, written, checked, and reduced to points; what columns and numbers are
+called.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,45 @@ from search_spaces.errors import plural as plural
 from tasks.trials.records import TrialStatus
 
 LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
-#: Logarithm of the share that a loss has of guessing's own, ln of the number of classes (not told: two).
+#: Logarithm of the share that a loss has of guessing's own, ln of the number of classes (not told:
+#: two).
 OF_GUESSING = "of_guessing"
 LOG_TRAIN_SIZE = "log_train_size"
-#: d_data at the largest train size of the dataset and class pair, since the estimate itself grows with N.
+#: d_data at the largest train size of the dataset and class pair, since the estimate itself grows
+#: with N.
 D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
-#: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
+#: What has to be equal for two points to be compared at equal N, and what one curve over N is:
+#: codes.
 CELL, CURVE = "cell", "curve"
 WEIGHT, SEED_STD = "weight", "seed_std"
 
 WORDS = {
-    c.MODEL: "model", c.RECIPE: "recipe", c.DATASET: "dataset", c.CLASS_PAIR: "pair", c.STATUS: "status",
-    c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
-    SEED_STD: "seed spread", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "K_F", c.WALL_TIME_S: "time (s)",
-    D_REFERENCE: "d_data", INVERSE_D: "1/d", LOG_SHARPNESS: "log K_F", IS_MEDICAL: "the domain label",
-}  # fmt: skip
+    c.MODEL: "model",
+    c.RECIPE: "recipe",
+    c.DATASET: "dataset",
+    c.CLASS_PAIR: "pair",
+    c.STATUS: "status",
+    c.TRAIN_SIZE: "N",
+    c.SEED: "seed",
+    c.TEST_LOSS: "test loss",
+    c.TEST_ACCURACY: "accuracy",
+    c.AUC: "AUC",
+    SEED_STD: "seed spread",
+    c.D_DATA_MLE: "d_data",
+    c.LABEL_SHARPNESS: "K_F",
+    c.WALL_TIME_S: "time (s)",
+    D_REFERENCE: "d_data",
+    INVERSE_D: "1/d",
+    LOG_SHARPNESS: "log K_F",
+    IS_MEDICAL: "the domain label",
+}
 #: All models together, each with its own intercept; both domains together.
 POOLED, ALL = "pooled", "all"
 
-#: MLflow keeps 1.797e308 for infinity; nothing measured comes near this bound, whose square is a number.
+#: MLflow keeps 1.797e308 for infinity; nothing measured comes near this bound, whose square is a
+#: number.
 LARGEST_VALUE = 1e50
 DIVERGED = "diverged (loss stopped being a finite number)"
 SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
@@ -64,7 +84,13 @@ def number(value: float | None, figures: int = 3) -> str:
         return ""
     small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
     large = 1e3 <= abs(value) < 1e7
-    text = f"{value:,.0f}" if large else f"{value:.{figures - 1}e}" if small else f"{value:.{figures}g}"
+    text = (
+        f"{value:,.0f}"
+        if large
+        else f"{value:.{figures - 1}e}"
+        if small
+        else f"{value:.{figures}g}"
+    )
     return "0" if text == "-0" else text.replace("-", "−")
 
 
@@ -76,7 +102,9 @@ def p_value(value: float | None) -> str:
 
 
 def interval(bounds: Interval | None) -> str:
-    """Render an interval, to the figures that tell its ends apart; a dash with too few datasets for one."""
+    """Render an interval, to the figures that tell its ends apart; a dash with too few datasets for
+    one.
+    """
     if bounds is None:
         return "–"
     ends = ([number(bound, figures) for bound in bounds] for figures in range(3, 9))
@@ -85,12 +113,16 @@ def interval(bounds: Interval | None) -> str:
 
 
 def established(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> bool:
-    """Whether a number is claimed: its adjusted p-value holds, and its interval excludes the null."""
+    """Whether a number is claimed: its adjusted p-value holds, and its interval excludes the
+    null.
+    """
     held = adjusted_p is not None and adjusted_p <= LEVEL
     return held and bounds is not None and not bounds[0] <= null <= bounds[1]
 
 
-def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
+def decided(
+    p: float | None, adjusted_p: float | None, bounds: Interval | None, null: float = 0.0
+) -> str:
     """Spell the adjusted p-value, and why it establishes nothing where it does not."""
     if p is None or adjusted_p is None:
         return "not tested"
@@ -99,7 +131,9 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
     if established(adjusted_p, bounds, null):
         return text
     if adjusted_p <= LEVEL:
-        return text + (f", but the interval holds {null:g}" if bounds else ", but without an interval")
+        return text + (
+            f", but the interval holds {null:g}" if bounds else ", but without an interval"
+        )
     text += f", above {LEVEL:g}"
     if not established(0.0, bounds, null):
         return text
@@ -107,13 +141,16 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
     return f"p = {p_value(p)} alone{by}; {text}, decides"
 
 
-# A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
-# (OWASP, "CSV Injection"), which reading takes off again; so is a leading apostrophe itself.
+# A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading
+# apostrophe (OWASP, "CSV Injection"), which reading takes off again; so is a leading apostrophe
+# itself.
 _RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def escape_cell(value: object) -> object:
-    """Return ``value`` made safe for a spreadsheet; anything but risky text is returned as it is."""
+    """Return ``value`` made safe for a spreadsheet; anything but risky text is returned as it
+    is.
+    """
     return f"'{value}" if isinstance(value, str) and value.startswith(_RISKY) else value
 
 
@@ -139,7 +176,9 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_csv` wrote, empty text staying empty; DataError if there is none."""
+    """Read a table that :func:`write_csv` wrote, empty text staying empty; DataError if there is
+    none.
+    """
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
@@ -167,7 +206,9 @@ def check_values(table: pd.DataFrame) -> None:
     said = table.get(c.STATUS, pd.Series(dtype=object))
     unknown = sorted({str(value) for value in said if not _is_blank(value)} - set(known))
     way_out = "correct it, or leave it blank for trials that are done"
-    _refuse(f"The status of a trial is {' or '.join(known)}", listing([*map(repr, unknown)]), way_out)
+    _refuse(
+        f"The status of a trial is {' or '.join(known)}", listing([*map(repr, unknown)]), way_out
+    )
     sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
@@ -193,20 +234,28 @@ def _is_blank(value: Any) -> bool:
 
 
 def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
-    """Tell models apart by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
+    """Tell models apart by what their recipes vary within one cell, ``vgg13
+    (learning_rate=0.0003)``.
+    """
     if c.RECIPE not in table:
         return table
     texts = [f"recipe={text}".split("+") for text in table[c.RECIPE].fillna("")]
     changes = [dict(change.split("=", 1) for change in text if "=" in change) for text in texts]
     parts = pd.Series(changes, index=table.index)
-    keys = [n for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE) if n in table]
+    keys = [
+        n
+        for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE)
+        if n in table
+    ]
     axes = set()
     for _, cell in parts.groupby([table[key].fillna("") for key in keys]):
         names = {name for changes in cell for name in changes}
         axes |= {name for name in names if len({changes.get(name) for changes in cell}) > 1}
     if not axes:
         return table
-    labels = parts.map(lambda own: ", ".join(f"{name}={own.get(name, 'as given')}" for name in sorted(axes)))
+    labels = parts.map(
+        lambda own: ", ".join(f"{name}={own.get(name, 'as given')}" for name in sorted(axes))
+    )
     return table.assign(**{c.MODEL: table[c.MODEL].astype(str) + " (" + labels + ")"})
 
 
@@ -223,8 +272,8 @@ class Exclusion:
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Check the table, add columns it lacks, and make stored infinities missing; return it sorted by
-    ``trial_id``, and the number of unusable values per column.
+    """Check the table, add columns it lacks, and make stored infinities missing; return it sorted
+    by ``trial_id``, and the number of unusable values per column.
     """
     missing = [name for name in c.REQUIRED if name not in table]
     rule, found = f"A results table needs the columns {', '.join(c.REQUIRED)}", ", ".join(missing)
@@ -237,8 +286,14 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
     _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
     unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
-    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    _refuse(
+        "A domain is natural or medical",
+        ", ".join(map(repr, unknown)),
+        "correct the dataset's spec",
+    )
+    shares = pd.to_numeric(
+        table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce"
+    )
     wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
     first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
     found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
@@ -250,14 +305,19 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)
     texts = [name for name in full.columns if name in c.TEXT_COLUMNS]
-    # As objects: a look at one of pandas' own string columns is a call into Arrow, and fits take thousands.
-    full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str).astype(object)
+    # As objects: a look at one of pandas' own string columns is a call into Arrow, and fits take
+    # thousands.
+    full[texts] = (
+        full[texts].astype(object).where(full[texts].notna(), "").astype(str).astype(object)
+    )
     full.loc[full[c.STATUS] == "", c.STATUS] = c.DONE
     return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that did not diverge, and how many trials and unusable values that left out."""
+    """Return the trials that did not diverge, and how many trials and unusable values that left
+    out.
+    """
     check_values(table)
     done = table.get(c.STATUS, pd.Series("", table.index)).fillna("").isin([c.DONE, ""])
     kept, unusable = _with_numbers(table[done].copy())
@@ -266,13 +326,21 @@ def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion,
 
 
 def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Make every measured column one of numbers, and what is none or stands for none missing and counted."""
+    """Make every measured column one of numbers, and what is none or stands for none missing and
+    counted.
+    """
     exclusions = []
     measured = [n for n in full.columns if n not in c.TEXT_COLUMNS]
-    for name in [n for n in measured if c.describe([n])[0].meaning != "not part of the standard table"]:
-        values = pd.to_numeric(full[name].mask(_truth_values(full[name])), errors="coerce").astype(float)
+    for name in [
+        n for n in measured if c.describe([n])[0].meaning != "not part of the standard table"
+    ]:
+        values = pd.to_numeric(full[name].mask(_truth_values(full[name])), errors="coerce").astype(
+            float
+        )
         lost = (values.isna() & full[name].notna()).to_numpy(copy=True)
-        lost[lost] = [str(v).strip().lower() not in _MISSING for v in full[name].to_numpy(dtype=object)[lost]]
+        lost[lost] = [
+            str(v).strip().lower() not in _MISSING for v in full[name].to_numpy(dtype=object)[lost]
+        ]
         unusable = {
             "not a number": pd.Series(lost, index=values.index),
             "stored infinity": values.abs() >= LARGEST_VALUE,
@@ -282,7 +350,9 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
         for what, affected in unusable.items():
             if affected.any():
-                exclusions.append(Exclusion(f"{name}: {what}, treated as missing", int(affected.sum())))
+                exclusions.append(
+                    Exclusion(f"{name}: {what}, treated as missing", int(affected.sum()))
+                )
             values = values.mask(affected)
         full[name] = values
     return full, tuple(exclusions)
@@ -298,7 +368,9 @@ _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharpnessScale:
-    """Whether K_F may be compared over datasets, what was done, and the scales met with their datasets."""
+    """Whether K_F may be compared over datasets, what was done, and the scales met with their
+    datasets.
+    """
 
     comparable: bool
     policy: Policy
@@ -307,7 +379,9 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Tell whether K_F, which depends on pixel range, side and channels, may be compared over datasets."""
+    """Tell whether K_F, which depends on pixel range, side and channels, may be compared over
+    datasets.
+    """
     measured = table.reindex(columns=[*table.columns.union([c.LABEL_SHARPNESS, *_SCALE])])
     measured = measured[measured[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
@@ -316,12 +390,14 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     comparable, note = len(found) <= 1 or policy == "ignore", ""
     if not comparable:
         note = (
-            f"{UNEQUAL_SCALES} ({listed}), so fits that compare it over datasets are refused; measure at one "
+            f"{UNEQUAL_SCALES} ({listed}), so fits that compare it over datasets are refused; "
+            "measure at one "
             "size and channel count."
         )
     elif len(found) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
+            "K_F is compared over unequal scales as it stands, although more pixels or channels "
+            "alone make "
             f"it smaller: {listed}."
         )
     elif measured[_SCALE].isna().any(axis=None):
@@ -330,23 +406,32 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
 
 
 def spell_scale(key: object) -> str:
-    """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
+    """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not
+    recorded.
+    """
     range_, side, channels = np.asarray(key, dtype=float).tolist()
     parts = {
         "size": (side, f"{side:g}×{side:g} pixels"),
         "channels": (channels, f"{channels:g} channel{'s' * (channels != 1)}"),
         "range": (range_, f"range {range_:g}"),
     }
-    return ", ".join(f"{UNRECORDED} {what}" if np.isnan(v) else said for what, (v, said) in parts.items())
+    return ", ".join(
+        f"{UNRECORDED} {what}" if np.isnan(v) else said for what, (v, said) in parts.items()
+    )
 
 
 def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
+    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and
+    train size.
 
-    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
-    Also returned is how many trials have no loss to fit, each under its first reason; they stay for others.
+    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together
+    as one. Also returned is how many trials have no loss to fit, each under its first reason; they
+    stay for others.
     """
-    no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
+    no_trial = {
+        DIVERGED: full[c.STATUS] != c.DONE,
+        "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
+    }
     reasons = no_trial | {
         "no test loss": full[c.TEST_LOSS].isna(),
         "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
@@ -383,7 +468,9 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET) -> pd.Series:
-    """The positive value of a measure at the largest train size that has one, for each of ``by``."""
+    """The positive value of a measure at the largest train size that has one, for each of
+    ``by``.
+    """
     known = points[points[name] > 0]
     last = known.groupby([*by])[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
     reference = known[last].groupby([*by])[name].mean()
@@ -399,16 +486,19 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
 
 def sums_of(points: pd.DataFrame, column: str) -> Sums:
     """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
-    y, size, d = (points[name].to_numpy(dtype=float) for name in (column, LOG_TRAIN_SIZE, D_REFERENCE))
+    y, size, d = (
+        points[name].to_numpy(dtype=float) for name in (column, LOG_TRAIN_SIZE, D_REFERENCE)
+    )
     groups, weights = points[c.DATASET].to_numpy(dtype=str), points[WEIGHT].to_numpy(dtype=float)
     return curve_sums(y, -size / d, points[CURVE].to_numpy(), groups, weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What one dataset brought to the fits. K_F is a mean over train sizes and class pairs; at the largest
-    size 1 / d_data, log ``loss`` (over models too) and ``loss_gain`` by the strongest ``attack`` up to 8/255.
-    ``image_size``, ``channels`` and ``num_classes`` are 0 where it has several, None where none is recorded.
+    """What one dataset brought to the fits. K_F is a mean over train sizes and class pairs; at the
+    largest size 1 / d_data, log ``loss`` (over models too) and ``loss_gain`` by the strongest
+    ``attack`` up to 8/255. ``image_size``, ``channels`` and ``num_classes`` are 0 where it has
+    several, None where none is recorded.
     """
 
     dataset: str
@@ -427,7 +517,11 @@ class DatasetSummary:
 
 def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
     """Return what each dataset brought, from all trials and the fitted points."""
-    tried = [a for a in c.attack_columns(points.columns) if a.epsilon <= 8 and points[a.name].notna().any()]
+    tried = [
+        a
+        for a in c.attack_columns(points.columns)
+        if a.epsilon <= 8 and points[a.name].notna().any()
+    ]
     attack = max(tried, key=lambda a: (a.attack == "fgsm", a.epsilon), default=None)
     last = points[points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")]
     losses = np.exp(last.groupby(c.DATASET)[LOG_LOSS].mean())

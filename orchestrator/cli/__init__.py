@@ -1,4 +1,6 @@
-"""The command line: parsing and printing only. One module per group of commands, options beside them."""
+"""The command line: parsing and printing only. One module per group of commands, options beside
+them.
+"""
 
 import gc
 import os
@@ -17,7 +19,11 @@ def entry() -> NoReturn:
     except KeyboardInterrupt:  # while that is imported: nothing has begun
         sys.stderr.write("Stopped.\n")
         code = 130
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all is said and kept: no traceback more
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # all is said and kept: no traceback more
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()

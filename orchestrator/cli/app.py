@@ -35,13 +35,21 @@ EXIT_INTERRUPTED, EXIT_BUG = 130, 4
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
-        data.init: ("looking at the images", "isweep init ./my-images", "isweep init a.csv --out mine.yaml"),
+        data.init: (
+            "looking at the images",
+            "isweep init ./my-images",
+            "isweep init a.csv --out mine.yaml",
+        ),
         data.presets: ("reading presets", "isweep presets"),
         data.models: ("", "isweep models"),
         data.recipes: ("", "isweep recipes"),
     },
     "Sweeps": {
-        sweeps.run: ("reading the sweep", "isweep run demo", "isweep run ./mine.yaml --set recipe.epochs=3"),
+        sweeps.run: (
+            "reading the sweep",
+            "isweep run demo",
+            "isweep run ./mine.yaml --set recipe.epochs=3",
+        ),
         sweeps.plan: ("planning", "isweep plan ./mine.yaml"),
         sweeps.status: ("looking at the root", "isweep status", "isweep status demo --watch"),
         sweeps.tune: ("reading the sweep", "isweep tune demo"),
@@ -54,7 +62,11 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --where dataset=digits --mean --sort loss",
             "isweep results demo --csv table.csv",
         ),
-        results.fit: ("fitting", "isweep fit demo", "isweep fit a.csv --response loss --on d --groups set"),
+        results.fit: (
+            "fitting",
+            "isweep fit demo",
+            "isweep fit a.csv --response loss --on d --groups set",
+        ),
         results.report: ("fitting and drawing", "isweep report demo"),
         results.compare: ("comparing", "isweep compare demo demo-tuned"),
         results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
@@ -84,14 +96,24 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
-"""By group: what a command says while one waits ("" where it shows its own progress), and its examples."""
-SLOW = {results.fit, results.report, results.compare, results.claims, results.predict, results.power}
+"""By group: what a command says while one waits ("" where it shows its own progress), and its
+examples."""
+SLOW = {
+    results.fit,
+    results.report,
+    results.compare,
+    results.claims,
+    results.predict,
+    results.power,
+}
 SLOW |= {data.measure, environment.ui, environment.doctor}
 """They take seconds whatever they find, and say that into a pipe or file too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a bug."""
+    """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a
+    bug.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     stop_on_signals()
     try:
@@ -116,7 +138,9 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
     if not arguments:
         raise ConfigError("A command is required", way_out="see: isweep --help")
     try:
-        function, bound, _ = application().parse_args(arguments, print_error=False, exit_on_error=False)
+        function, bound, _ = application().parse_args(
+            arguments, print_error=False, exit_on_error=False
+        )
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return partial(function, *bound.args, **bound.kwargs)
@@ -126,13 +150,19 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     """Say what is wrong with a command line and where its help is."""
     error.verbose = False
     if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
-        return ConfigError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
+        return ConfigError(
+            "Options begin with plain hyphens", dash, "type it: pages write other dashes"
+        )
     said = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            return ConfigError(f"Unknown option: {words[0]}", way_out="options stand after the command")
+            return ConfigError(
+                f"Unknown option: {words[0]}", way_out="options stand after the command"
+            )
         if words[0] in ("resume", "continue"):
-            return ConfigError(f"Unknown command: {words[0]}", way_out="isweep run SWEEP does what is left")
+            return ConfigError(
+                f"Unknown command: {words[0]}", way_out="isweep run SWEEP does what is left"
+            )
         said = said.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         said = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
@@ -140,7 +170,9 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         said = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in said:
         said = f"Invalid value for {error.argument.name}: {said}"
-    return ConfigError(said, way_out=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help")
+    return ConfigError(
+        said, way_out=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help"
+    )
 
 
 def application() -> App:
@@ -156,13 +188,21 @@ def application() -> App:
         group = Group(name, sort_key=order)
         for place, (function, (_, *examples)) in enumerate(functions.items()):
             epilogue = "\n  ".join(["For example:", *examples])
-            app.command(function, group=group, sort_key=place, help_epilogue=epilogue, usage=_usage(function))
+            app.command(
+                function,
+                group=group,
+                sort_key=place,
+                help_epilogue=epilogue,
+                usage=_usage(function),
+            )
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
 
 
 def _usage(function: Callable[..., int | None]) -> str | None:
-    """Return the line of usage where the library's would be ``[ARGS]``, for a name that may be left out."""
+    """Return the line of usage where the library's would be ``[ARGS]``, for a name that may be left
+    out.
+    """
     first = next(iter(signature(function).parameters.values()))
     if first.kind != first.POSITIONAL_ONLY or first.default is first.empty:
         return None
@@ -170,7 +210,9 @@ def _usage(function: Callable[..., int | None]) -> str | None:
 
 
 class _App(App):
-    """In bash, completes names of files where there is nothing else to offer, as the library does not."""
+    """In bash, completes names of files where there is nothing else to offer, as the library does
+    not.
+    """
 
     def generate_completion(self, **how: Any) -> str:
         """Return the script that teaches a shell to complete the commands."""
@@ -180,7 +222,11 @@ class _App(App):
 def _run(command: partial[int | None]) -> int:
     waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
     try:
-        with waiting(wait, slow=command.func in SLOW) if (wait := waits.get(command.func)) else nullcontext():
+        with (
+            waiting(wait, slow=command.func in SLOW)
+            if (wait := waits.get(command.func))
+            else nullcontext()
+        ):
             code = command() or 0
         sys.stdout.flush()
         return code
@@ -268,8 +314,12 @@ class _RootLog(logging.handlers.RotatingFileHandler):
             super().emit(self.waiting.popleft())
 
     def _open(self) -> TextIOWrapper:
-        """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
+        """Open the file; a pipe in its place is an error, where opening it would wait for a
+        reader.
+        """
         return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
+        """Stay silent: the file is on a full disk or another's, and the terminal is for the
+        user.
+        """

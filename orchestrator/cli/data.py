@@ -1,4 +1,6 @@
-"""Commands to begin with: what a sweep file can name, a first one, and measuring your own images."""
+"""Commands to begin with: what a sweep file can name, a first one, and measuring your own
+images.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def init(
     """Write a sweep file for your images that runs as it is; prints its path last.
 
     Args:
-        source: Your images: a folder, a table or a file of arrays. Without it, an example on digits.
+        source: Your images: a folder, a table or a file of arrays. Without it, an example on
+            digits.
         out: File to write (default: the source's name with .yaml, here).
         domain: What the images are of (default: guessed).
         device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
@@ -46,9 +49,13 @@ def init(
     """
     from orchestrator.data_commands import draft_sweep
 
-    to = out or o.writable(Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml"))
+    to = out or o.writable(
+        Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
+    )
     if to.exists():
-        raise ConfigError("No file is written over", f"{to} exists", "name another with --out, or remove it")
+        raise ConfigError(
+            "No file is written over", f"{to} exists", "name another with --out, or remove it"
+        )
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
     to.write_text(text, encoding="utf-8")
@@ -64,7 +71,12 @@ def models(*, place: o.Place = o.Place()) -> None:
     from search_spaces.models import MODELS, about
 
     rows = [
-        {"model": row.name, "library": row.library, "architecture": row.architecture, "about": about(row)}
+        {
+            "model": row.name,
+            "library": row.library,
+            "architecture": row.architecture,
+            "about": about(row),
+        }
         for row in MODELS.values()
     ]
     more = "Also: torchvision:NAME, timm:NAME, or a function of your own; see docs/trials.md."
@@ -72,7 +84,9 @@ def models(*, place: o.Place = o.Place()) -> None:
 
 
 def recipes(*, place: o.Place = o.Place()) -> None:
-    """List the training recipes that a sweep file can name, those that isweep tune wrote among them."""
+    """List the training recipes that a sweep file can name, those that isweep tune wrote among
+    them.
+    """
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names, rows = ("recipe", "epochs", "rate", "batch", "pixels", "about"), list[dict[str, Any]]()
@@ -84,7 +98,9 @@ def recipes(*, place: o.Place = o.Place()) -> None:
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
         about = f"found by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
-    more = "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
+    more = (
+        "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
+    )
     emit(place, rows, _listed(rows, names, more))
 
 
@@ -97,7 +113,9 @@ def presets(*, place: o.Place = o.Place()) -> None:
     for name in preset_names():
         sweep = load_sweep(name)
         trials = len(plan_sweep(sweep).trials)
-        rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
+        rows.append(
+            {"preset": name, "trials": trials, "about": " ".join(sweep.description.split())}
+        )
     emit(place, rows, _listed(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
 
 
@@ -140,7 +158,8 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep names.
+        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep
+            names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
         sweep: Take image size, channels and data mode from this sweep (default paper).
@@ -178,7 +197,9 @@ class MethodOptions:
     num_neighbors: Annotated[int, o.whole(3), Parameter(metavar="K")] = 20
     estimators: o.Names = ()
     sharpness_sample: Annotated[int, o.whole(0), Parameter(metavar="N")] = 1000
-    pixel_range: Annotated[tuple[float, float] | None, o.real(), Parameter(metavar="LOW HIGH")] = None
+    pixel_range: Annotated[tuple[float, float] | None, o.real(), Parameter(metavar="LOW HIGH")] = (
+        None
+    )
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     calibrate: bool = False
@@ -233,8 +254,8 @@ def measure(
     """Measure d_data and label sharpness of your own images.
 
     Args:
-        source: Folder of class folders, table of paths, arrays, shards, prepared folder, or a dataset's name;
-            docs/datasets.md lists all kinds.
+        source: Folder of class folders, table of paths, arrays, shards, prepared folder, or a
+            dataset's name; docs/datasets.md lists all kinds.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
@@ -252,7 +273,9 @@ def measure(
         connected = connect(address, num_cpus=num_cpus, dashboard=False)
     with connected as cluster:
         # The source and the prepared images lie on this node.
-        executor = InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
+        executor = (
+            InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
+        )
         measured = m.measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure
@@ -264,7 +287,9 @@ def measure(
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:
-    """Yield what was taken, left out and doubtful (a wrong label shows there first), then the numbers."""
+    """Yield what was taken, left out and doubtful (a wrong label shows there first), then the
+    numbers.
+    """
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
     if measured.preparation is not None:
@@ -312,11 +337,20 @@ def locate(
     if not raw.exists():
         raise ConfigError("--raw must be the folder or file that was read", str(raw))
     key_folder = place.paths.root / "prepared"
-    if HASH.search(said) and not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
+    if (
+        HASH.search(said)
+        and not (key_folder / KEY_FILE).exists()
+        and not os.environ.get(KEY_VARIABLE)
+    ):
         rule = "The root must hold the key by which the hash was made"
-        raise ConfigError(rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT")
+        raise ConfigError(
+            rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT"
+        )
     name = find(raw, key_folder, said)
     if name is None:
-        rule = "WHAT must be a row of the table, or the hash of a file below --raw, made with this root's key"
+        rule = (
+            "WHAT must be a row of the table, or the hash of a file below --raw, made with this "
+            "root's key"
+        )
         raise ConfigError(rule, said)
     emit(place, {"file": name}, name)

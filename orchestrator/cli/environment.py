@@ -43,7 +43,9 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
 
     if place.storage:
         rule = "isweep rm removes what lies in the root"
-        raise ConfigError(rule, f"--storage {place.storage}", "remove the sweep's folder there yourself")
+        raise ConfigError(
+            rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
+        )
     known = {row["name"]: row for row in contents(place.paths) if row["removable"]}
     if name not in known:
         holds = f"it holds: {', '.join(known) or 'nothing'}; see {place.hint('ls')}"
@@ -52,7 +54,9 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     what = f"{row['what']} {name}" + f" with {row['about']}" * bool(row["about"])
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
-            raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
+            raise ConfigError(
+                "isweep rm asks before it removes", "no terminal to ask on", "give --yes"
+            )
         question = f"Remove {what}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
@@ -68,7 +72,8 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends it.
+    """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends
+    it.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
@@ -106,7 +111,8 @@ def ui(
 
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
-    """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each fault.
+    """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each
+    fault.
 
     Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
 
@@ -154,8 +160,8 @@ def gpu_check(
 ) -> int:
     """Measure what the GPUs of this machine do: correctness, time, memory; some minutes each.
 
-    Writes one file per GPU, which names neither the machine nor you. Plans of this root read it from then on,
-    and it is what to send back. Exit code 1 when a part fails.
+    Writes one file per GPU, which names neither the machine nor you. Plans of this root read it
+    from then on, and it is what to send back. Exit code 1 when a part fails.
 
     Args:
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.

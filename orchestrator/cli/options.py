@@ -39,7 +39,9 @@ def whole(least: int, below: int = 2**63) -> Parameter:
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
-    """Return how to read finite numbers from ``least`` to ``most``; a share may be written as ``1%``."""
+    """Return how to read finite numbers from ``least`` to ``most``; a share may be written as
+    ``1%``.
+    """
 
     def check(text: str) -> float:
         try:
@@ -57,7 +59,9 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
 
 
 def ending(*endings: str) -> Parameter:
-    """Return how to read the path of a file to write: a slip may not write over a file of another kind."""
+    """Return how to read the path of a file to write: a slip may not write over a file of another
+    kind.
+    """
 
     def check(word: str) -> Path:
         if not word.endswith(endings):
@@ -68,15 +72,23 @@ def ending(*endings: str) -> Parameter:
 
 
 def writable(path: Path, *, into_new: bool = False) -> Path:
-    """Return the path of a file that can be written, in a new folder if asked; checked before any work."""
+    """Return the path of a file that can be written, in a new folder if asked; checked before any
+    work.
+    """
     try:
         if into_new:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", opener=without_waiting) if path.exists() else TemporaryFile(dir=path.parent):
+        with (
+            open(path, "ab", opener=without_waiting)
+            if path.exists()
+            else TemporaryFile(dir=path.parent)
+        ):
             return path
     except OSError as error:
         why = f"{path}: {error.strerror}"
-        raise ConfigError("The file must be one that can be written", why, "name one elsewhere") from None
+        raise ConfigError(
+            "The file must be one that can be written", why, "name one elsewhere"
+        ) from None
 
 
 def _each(check: Callable[[str], object], **more: Any) -> Parameter:
@@ -90,7 +102,9 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 
 
 def _named(text: str) -> str:
-    if not text.strip():  # a shell's variable that is not set: what it should have said is not the default
+    if (
+        not text.strip()
+    ):  # a shell's variable that is not set: what it should have said is not the default
         raise ValueError("must not be empty; leave the option out to take its default")
     return text
 
@@ -146,13 +160,17 @@ class Place:
     def open(
         self, sweep: str, *, as_run: bool = True, changes: Mapping[str, object] | None = None
     ) -> Workspace:
-        """Open a sweep; of a name that is both, the one that ran rather than the preset, if ``as_run``."""
+        """Open a sweep; of a name that is both, the one that ran rather than the preset, if
+        ``as_run``.
+        """
         from orchestrator.planning.plan import Workspace
 
         return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
 
     def hint(self, command: str, *words: str) -> str:
-        """Spell a command to type next, for the same places, quoted for a shell; without passwords."""
+        """Spell a command to type next, for the same places, quoted for a shell; without
+        passwords.
+        """
         options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
         given = [word for flag, value in options.items() if value for word in (flag, value)]
         return without_secrets(shlex.join(["isweep", command, *words, *given]))
@@ -166,7 +184,9 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
         if not (name and mark and meant):
             raise ConfigError(f"{flag} must be {form}", value, f"e.g. {flag} {example}")
         if found.setdefault(name, meant) != meant:
-            raise ConfigError(f"{flag} must give {name} one value", f"{name}={found[name]} and {value}")
+            raise ConfigError(
+                f"{flag} must give {name} one value", f"{name}={found[name]} and {value}"
+            )
     return found
 
 
@@ -199,8 +219,9 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one with another
-            label, as 0.01 or 1%; one file may always be unusable, unless it is 0 (default 0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one
+            with another label, as 0.01 or 1%; one file may always be unusable, unless it is 0
+            (default 0.1%).
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -254,4 +275,6 @@ class SweepWork(Work):
 
     def again(self, command: str, sweep: str) -> str:
         """Spell the command that goes on where this one was stopped."""
-        return self.hint(command, sweep, *(word for change in self.changes for word in ("--set", change)))
+        return self.hint(
+            command, sweep, *(word for change in self.changes for word in ("--set", change))
+        )

@@ -13,7 +13,17 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
 from orchestrator.cli import options as o
-from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
+from orchestrator.cli.printing import (
+    Shown,
+    cell,
+    emit,
+    grid,
+    progress,
+    report_tables,
+    stdout,
+    tell,
+    written,
+)
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, nearest, plural
 
 if TYPE_CHECKING:
@@ -45,7 +55,15 @@ SHORT = {
 """Short names of columns, which people see and may give to --where and --sort."""
 CELL = ("model", "dataset", "class_pair", "train_size")
 NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
-BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
+BEST = (
+    "dataset",
+    "model",
+    "train_size",
+    "test_loss",
+    "test_accuracy",
+    "runner_up",
+    "runner_up_loss",
+)
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
 ROWS = Group("Rows", sort_key=1)
 ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
@@ -109,7 +127,9 @@ def _column(asked: str, table: pd.DataFrame) -> str:
     meant = [name for name in names if asked in (name, SHORT.get(name))]
     if not meant:
         hint = nearest(asked, [*SHORT.values(), *names])
-        raise ConfigError("Unknown column", repr(asked), f"{hint}docs/results-columns.md has all of them")
+        raise ConfigError(
+            "Unknown column", repr(asked), f"{hint}docs/results-columns.md has all of them"
+        )
     return asked if asked in meant else meant[0]
 
 
@@ -129,8 +149,8 @@ def results(
     Args:
         csv: Write it as CSV.
         parquet: Write it as Parquet.
-        predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
-            image; the sweep needs predictions: true.
+        predictions: Write every network's logits of the test images as Parquet instead, one row per
+            trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
 
@@ -143,9 +163,13 @@ def results(
         records = read_state(workspace).records
         table = predictions_table(records, ResultStore(workspace.results_url))
         trials = table["trial_id"].nunique()
-        what = f"{plural(len(table), 'prediction')} of {trials} of {plural(len(records), 'trial')} to "
+        what = (
+            f"{plural(len(table), 'prediction')} of {trials} of {plural(len(records), 'trial')} to "
+        )
         written(predictions, lambda path: table.to_parquet(path, index=False), what)
-        return emit(place, {"predictions": str(predictions), "rows": len(table), "trials": trials}, ())
+        return emit(
+            place, {"predictions": str(predictions), "rows": len(table), "trials": trials}, ()
+        )
     if chosen.search:
         import pandas as pd
 
@@ -179,7 +203,8 @@ class TableOptions:
         on: Column of numbers that explains it; may be given several times.
         groups: Column that says which rows belong together, e.g. dataset; two are crossed, as pairs
             of classes are.
-        within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
+        within: Column that must be equal for rows to be compared, e.g. model; may be given several
+            times.
         figure: Draw it into this file: .svg, .pdf or .png.
     """
 
@@ -195,7 +220,9 @@ class TableOptions:
 
         if not self.response or not self.on or not self.groups:
             rule = "A table needs --response, --on and --groups"
-            raise ConfigError(rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset")
+            raise ConfigError(
+                rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
+            )
         design = grouped.Design(self.response, self.on, self.groups, self.within)
         table = grouped.read_own_table(path, design)
         found = grouped.fit_groups(table, design)
@@ -215,7 +242,8 @@ def fit(
     from_store: o.FromStore = False,
     place: o.Place = o.Place(),
 ) -> None:
-    """Fit the scaling laws and say what they answer; or fit any table within and between its groups.
+    """Fit the scaling laws and say what they answer; or fit any table within and between its
+    groups.
 
     Args:
         all_: Fit and print what no answer rests on as well, as tables.
@@ -288,7 +316,8 @@ def claims(
 
     Args:
         published: From the study's own published numbers, in place of a sweep's.
-        markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
+        markdown: Write the ledger as Markdown too, with how the sweep agrees with every published
+            quantity.
         latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
@@ -321,8 +350,9 @@ class PilotOptions:
     """A few small trainings on the data that the prediction is for.
 
     Attributes:
-        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now as the
-            sweep trains; or a CSV file of results that are there (columns train_size and test_loss).
+        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now
+            as the sweep trains; or a CSV file of results that are there (columns train_size and
+            test_loss).
         pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
         pilot_test_size: Images that the pilot is tested on (default: the sweep's).
     """
@@ -354,7 +384,8 @@ def predict(
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
+        measured: Take both from a record that isweep measure --json wrote, or measure these images
+            now.
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
@@ -395,7 +426,9 @@ def _pilot(
     if trained.pilot is None:
         if trained.pilot_sizes or trained.pilot_test_size:
             flag = "--pilot-sizes" if trained.pilot_sizes else "--pilot-test-size"
-            raise ConfigError(f"{flag} is for a pilot", "no --pilot", "say on which images: --pilot SOURCE")
+            raise ConfigError(
+                f"{flag} is for a pilot", "no --pilot", "say on which images: --pilot SOURCE"
+            )
         return None
     source, path = trained.pilot, Path(trained.pilot).expanduser()
     if is_pilot_table(path):
@@ -404,7 +437,11 @@ def _pilot(
     def train() -> Pilot:
         from orchestrator.commands import run_pilot
 
-        asked = {"train_sizes": trained.pilot_sizes, "test_size": trained.pilot_test_size, "domain": domain}
+        asked = {
+            "train_sizes": trained.pilot_sizes,
+            "test_size": trained.pilot_test_size,
+            "domain": domain,
+        }
         opened = work.open(sweep).plan.sweep
         return run_pilot(opened, source, model, work.options({}), progress(work), **asked)
 
@@ -414,7 +451,9 @@ def _pilot(
 def _record(
     source: str, given: tuple[float | None, float | None], sweep: str, work: o.Work
 ) -> Mapping[str, Any]:
-    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
+    """Return the record that was named, or that of images measured now at the sweep's side and
+    channels.
+    """
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
@@ -438,7 +477,8 @@ def power(
     seed: Annotated[int, o.whole(0)] = 0,
     place: o.Place = o.Place(),
 ) -> None:
-    """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
+    """Simulate how often a sweep's own analysis would settle its questions, before anything is
+    trained.
 
     Args:
         effect: What is true in the simulated world: the whole law (default), or a part of it alone.
@@ -452,8 +492,12 @@ def power(
     emit(place, asdict(found), report_tables(found.table()), found.lines())
 
 
-def read_table(sweep: str, place: o.Place, *, from_store: bool) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
-    """Return the tidy table of a sweep, one row at least, and its arms; see :func:`read_results`."""
+def read_table(
+    sweep: str, place: o.Place, *, from_store: bool
+) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
+    """Return the tidy table of a sweep, one row at least, and its arms; see
+    :func:`read_results`.
+    """
     from orchestrator.analysis.report import arms_of, results_table
 
     workspace, state = read_results(sweep, place, from_store=from_store)
@@ -461,7 +505,9 @@ def read_table(sweep: str, place: o.Place, *, from_store: bool) -> tuple[pd.Data
 
 
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and what its store holds, one result at least; told where MLflow differs, if asked."""
+    """Return a sweep and what its store holds, one result at least; told where MLflow differs, if
+    asked.
+    """
     from orchestrator.results.state import read_state
 
     workspace = place.open(sweep)
@@ -475,10 +521,14 @@ def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Works
 
 
 def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
-    """Say what no row shows: results that are not believed, why d_data is blank, how many trials are left."""
+    """Say what no row shows: results that are not believed, why d_data is blank, how many trials
+    are left.
+    """
     for item in state.unreadable:
         tell(f"not believed: {item.path}: {item.reason}")
-    measured = [(size, size.d_data.get("mle")) for m in state.measures.values() for size in m.result.sizes]
+    measured = [
+        (size, size.d_data.get("mle")) for m in state.measures.values() for size in m.result.sizes
+    ]
     blank = {(size.train_size, one.reason) for size, one in measured if one and one.value is None}
     for train_size, reason in sorted(blank):
         tell(f"no d_data at N = {train_size}: {reason}")
@@ -489,7 +539,9 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: o
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
-    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
+    """Say where MLflow shows something else than the store; the store's numbers are used either
+    way.
+    """
     from orchestrator.results.store import ResultStore
     from orchestrator.results.tracking import differences, tracked_rows
 
@@ -504,7 +556,9 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
 
 
 def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
-    """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
+    """Say that a sweep has no results yet, and whether a run works on it or where one would put
+    them.
+    """
     from orchestrator.running.progress import read_run
 
     way_out = f"run it: {place.hint('run', sweep)}"

@@ -44,7 +44,9 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     shown, again = progress(work), work.again("run", sweep)
     _tell_which(sweep, work, "run")
     try:
-        summary = run_sweep(sweep, work.run_options, progress=shown, changes=read_changes(work.changes))
+        summary = run_sweep(
+            sweep, work.run_options, progress=shown, changes=read_changes(work.changes)
+        )
     except KeyboardInterrupt:
         kept = f"{shown.done} of {plural(shown.planned, 'trial')} are kept" if shown.planned else ""
         raise KeyboardInterrupt(f"{kept or 'Nothing was lost'}; continue with: {again}") from None
@@ -69,7 +71,9 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     options, again = work.run_options, work.again("tune", sweep)
     _tell_which(sweep, work, "tune")
     try:
-        summary = tune_sweep(sweep, options, progress=progress(work), changes=read_changes(work.changes))
+        summary = tune_sweep(
+            sweep, options, progress=progress(work), changes=read_changes(work.changes)
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
     for problem in summary.problems:
@@ -87,9 +91,14 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
     if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
         return
     with suppress(ConfigError):
-        if load_sweep(work.paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=work.paths.recipes):
+        if load_sweep(work.paths.sweep(sweep).sweep_file) != load_sweep(
+            file, recipes=work.paths.recipes
+        ):
             way = work.again(command, f"./{file}")
-            tell(f"{sweep} is the sweep as it last ran; ./{file} says otherwise, and is run by: {way}")
+            tell(
+                f"{sweep} is the sweep as it last ran; ./{file} says otherwise, and is run by: "
+                f"{way}"
+            )
 
 
 def _tell_behind(num: int, command: str) -> None:
@@ -138,7 +147,11 @@ def plan(
     found = planned(workspace, gpu=gpu, num_gpus=gpus)
     settled, settled_lines = settled_by(workspace)
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
-    document |= {"measures": found.measures, "not_prepared": found.not_prepared, "estimate": found.cost}
+    document |= {
+        "measures": found.measures,
+        "not_prepared": found.not_prepared,
+        "estimate": found.cost,
+    }
     document["power"] = settled
     costs = (found.cost["text"], found.beside, *settled_lines)
     emit(place, document, _grid_of(found, all_), _lacks(workspace, found.not_prepared), costs)
@@ -192,12 +205,17 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         yield f"not on this machine: {error}"
     for item in filter(lambda item: item["own"], missing):
         opening = shlex.join(["isweep", "measure", item["own"]])
-        files = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
+        files = (
+            f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
+        )
         yield f"not prepared: {item['dataset']} ({files})"
         yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
     if known := [item["dataset"] for item in missing if not item["own"]]:
         more = f" and {len(known) - MAX_LACKING} more" if len(known) > MAX_LACKING else ""
-        yield f"not prepared: {', '.join(known[:MAX_LACKING])}{more} (what each needs: isweep datasets NAME)"
+        yield (
+            f"not prepared: {', '.join(known[:MAX_LACKING])}{more} (what each needs: isweep "
+            "datasets NAME)"
+        )
 
 
 COUNTS = ("planned", "done", "failed", "running", "pending")
@@ -224,7 +242,9 @@ def status(
     if sweep is None:
         for asked, flag, more in ((cell is not None, "--cell", " ID"), (watch, "--watch", "")):
             if asked:
-                raise ConfigError(f"{flag} needs a sweep", "none", f"e.g. isweep status paper {flag}{more}")
+                raise ConfigError(
+                    f"{flag} needs a sweep", "none", f"e.g. isweep status paper {flag}{more}"
+                )
         return _status_of_all(place)
     workspace = place.open(sweep)
     if cell is not None:
@@ -233,7 +253,10 @@ def status(
     if watch:
         _watch(lambda: progress_of(workspace))
     if not workspace.paths.root.is_dir():
-        way_in = f"start with: {place.hint('run', sweep)}, or name the right one with --root or ISWEEP_ROOT"
+        way_in = (
+            f"start with: {place.hint('run', sweep)}, or name the right one with --root or "
+            "ISWEEP_ROOT"
+        )
         tell(f"There is no root {workspace.paths.root} yet; {way_in}")
     document = progress_of(workspace)
     return emit(place, document, _standing(document))
@@ -245,7 +268,9 @@ def _standing(document: Mapping[str, Any]) -> Iterator[str]:
     yield from grouped_failures(document["failures"])
     if document["stale"]:
         yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
-    yield from (f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"])
+    yield from (
+        f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"]
+    )
     if document["foreign"]:
         yield f"{plural(len(document['foreign']), 'result')} of no planned trial: kept, not used"
     if document["done"]:
@@ -271,12 +296,18 @@ def _status_of_all(place: Place) -> None:
     if found:
         emit(place, found, table, (f"{row['sweep']}: {row['now']}" for row in found if row["now"]))
     else:
-        emit(place, found, f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}")
+        emit(
+            place,
+            found,
+            f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}",
+        )
     collect(damaged, type(damaged[0]) if damaged else SweepError)
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield a line per kind and message of failure, with the trials it befell: the commonest first."""
+    """Yield a line per kind and message of failure, with the trials it befell: the commonest
+    first.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     for failure in failures:
         groups.setdefault((failure["kind"], failure["message"]), []).append(failure["trial_id"])
@@ -306,7 +337,9 @@ def _watch(look: Callable[[], Mapping[str, Any]]) -> None:
     said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)
     try:
         with shown if stdout.is_terminal else nullcontext():
-            while (document := look())["now"] and not stderr.quiet:  # as once nobody reads it any more
+            while (document := look())[
+                "now"
+            ] and not stderr.quiet:  # as once nobody reads it any more
                 now = f"{_counted(document, COUNTS)}  {document['now']}"
                 if stdout.is_terminal:
                     shown.update(watched(document), refresh=True)
@@ -332,13 +365,16 @@ LOG_LINES = 20
 
 
 def _told(story: Mapping[str, Any], last_words: str) -> Iterator[str]:
-    """Yield what happened to one cell: its attempts, where they ran, how they ended, where their logs lie."""
+    """Yield what happened to one cell: its attempts, where they ran, how they ended, where their
+    logs lie.
+    """
     yield f"{story['trial_id']}: {story['status']}"
     if not story["events"]:
         yield story["unreadable"] or "no attempt at it is recorded"
     for event in story["events"]:
         where, said = (
-            f"{mark}{event[key]}" * bool(event.get(key)) for mark, key in ((" on ", "node"), (": ", "said"))
+            f"{mark}{event[key]}" * bool(event.get(key))
+            for mark, key in ((" on ", "node"), (": ", "said"))
         )
         when = time.strftime("%F %T", time.localtime(event["at"]))
         yield f"{when}  attempt {event['attempt']} {event['what']}{where}{said}"
@@ -356,6 +392,8 @@ def _cell_named(workspace: Workspace, asked: str) -> str:
         return asked if asked in planned else matching[0]
     if matching:
         found = f"{asked}: {', '.join(matching[:3])}{' …' * (len(matching) > 3)}"
-        raise ConfigError(f"--cell must name one cell, not {len(matching)}", found, "write more of the id")
+        raise ConfigError(
+            f"--cell must name one cell, not {len(matching)}", found, "write more of the id"
+        )
     way_out = f"{nearest(asked, planned)}isweep plan --all lists them"
     raise ConfigError("--cell must name a cell of the sweep", repr(asked), way_out)

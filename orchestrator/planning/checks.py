@@ -36,7 +36,8 @@ def counted(listing: Listing) -> Counted | None:
         return None
     ids: dict[str, int] = {}
     groups = [
-        ids.setdefault(item.group or f"\0{place}", len(ids)) for place, item in enumerate(listing.items)
+        ids.setdefault(item.group or f"\0{place}", len(ids))
+        for place, item in enumerate(listing.items)
     ]
     return Counted(
         np.array([item.label for item in listing.items], np.int64),
@@ -46,12 +47,15 @@ def counted(listing: Listing) -> Counted | None:
     )
 
 
-def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, Listing]:
-    """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
+def check_feasible(
+    workspace: Workspace, raw: Mapping[str, Path] | None = None
+) -> dict[str, Listing]:
+    """Find every own source that is not there or contradicts itself, and every subset that data
+    cannot give.
 
-    Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the sweep, which
-    finds what is wrong with labels, groups, splits and names of files. Returns what was listed of them, and
-    not opened, by prepared id.
+    Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the
+    sweep, which finds what is wrong with labels, groups, splits and names of files. Returns what
+    was listed of them, and not opened, by prepared id.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
@@ -75,7 +79,10 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
                 problems.append(error)
         images[spec.prepared_id], names = there, dataset.label_names
         if there is not None and spec.dataset in own and names not in ((), there.label_names):
-            rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
+            rule = (
+                f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in "
+                "their order"
+            )
             found = f"{', '.join(names)}; classes: {', '.join(there.label_names[:20])}"
             problems.append(DataError(rule, found, "leave it out"))
     for measure in plan.measures:
@@ -85,12 +92,17 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             continue
         try:
             size, names = max(measure.train_sizes), there.label_names
-            # Where the names were known when the sweep was planned, pairs were named; by numbers that are
-            # names of other classes they could be read in two ways.
-            unnamed = subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names
+            # Where the names were known when the sweep was planned, pairs were named; by numbers
+            # that are names of other classes they could be read in two ways.
+            unnamed = (
+                subset.class_pair is not None
+                and not plan.datasets[subset.prepared.dataset].label_names
+            )
             strange = names != tuple(map(str, range(len(names))))
             if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
-                rule = "class_pairs number classes by place, from 0; these have other numbers as names"
+                rule = (
+                    "class_pairs number classes by place, from 0; these have other numbers as names"
+                )
                 known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
                 way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
                 raise DataError(rule, f"{subset.prepared.dataset}: {known}", way_out)
@@ -119,8 +131,12 @@ def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def names_key(root: Path | None) -> str:
-    """Return the root's key, by which isweep locate finds what a message names; without a root, none."""
-    return hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else "unkeyed"
+    """Return the root's key, by which isweep locate finds what a message names; without a root,
+    none.
+    """
+    return (
+        hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else "unkeyed"
+    )
 
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:

@@ -1,4 +1,6 @@
-"""What the trials that are left will cost, by prediction and measurement, and in which order they go."""
+"""What the trials that are left will cost, by prediction and measurement, and in which order they
+go.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,12 @@ class MeasuredTrial:
     peak_bytes: int = 0
 
 
-def corrections_for(gpu: predict.GpuModel | None, trials: Iterable[MeasuredTrial]) -> predict.Corrections:
-    """Return how far predictions of memory, of time on this kind of GPU and of time on cores were off."""
+def corrections_for(
+    gpu: predict.GpuModel | None, trials: Iterable[MeasuredTrial]
+) -> predict.Corrections:
+    """Return how far predictions of memory, of time on this kind of GPU and of time on cores were
+    off.
+    """
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
@@ -55,17 +61,24 @@ def corrections_for(gpu: predict.GpuModel | None, trials: Iterable[MeasuredTrial
         if not network.recipe.epochs or trial.seconds <= 0:
             continue
         if not trial.on_gpu:
-            core.setdefault(name, []).append(trial.seconds * trial.share / predict.core_seconds(trial.spec))
-        elif gpu is not None and ran_on is not None and ran_on.name == gpu.name:  # whatever an hour costs
+            core.setdefault(name, []).append(
+                trial.seconds * trial.share / predict.core_seconds(trial.spec)
+            )
+        elif (
+            gpu is not None and ran_on is not None and ran_on.name == gpu.name
+        ):  # whatever an hour costs
             predicted = predict.need_of(trial.spec, gpu, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
-    medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
+    medians = [
+        {name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)
+    ]
     return predict.Corrections(memory, *medians)
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """How long trials are expected to take on a GPU, or on CPUs without one, by what was measured there.
+    """How long trials are expected to take on a GPU, or on CPUs without one, by what was measured
+    there.
 
     ``share`` of a GPU is what every trial gets; None is what each is predicted to need.
     """
@@ -82,7 +95,9 @@ class Expectation:
 
 
 def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
-    """Return how long each trial is expected to take, by its id; infinite where nothing is known of it."""
+    """Return how long each trial is expected to take, by its id; infinite where nothing is known of
+    it.
+    """
     seconds: dict[str, float] = {}
     for trial in trials:
         try:
@@ -97,11 +112,14 @@ HANG_FACTOR, UNTIMED_FACTOR, MIN_LIMIT_S = 20, 5, 600.0
 """Libraries, arrays and a GPU's start come before the first epoch, and machines are shared."""
 
 
-def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], expectation: Expectation) -> float:
+def time_limit(
+    trial: TrialSpec, measured: Collection[MeasuredTrial], expectation: Expectation
+) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    Many times the whole trial by the slowest done one of its model, or else by what is expected of its GPU,
-    more where that has no hours, or by one core; infinite where its network's operations cannot be counted.
+    Many times the whole trial by the slowest done one of its model, or else by what is expected of
+    its GPU, more where that has no hours, or by one core; infinite where its network's operations
+    cannot be counted.
     """
     if not predict.has_cost(trial.network):
         return math.inf
@@ -116,11 +134,14 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], expectatio
     return max(MIN_LIMIT_S, HANG_FACTOR * (max(slowest, usual) if known else slowest or usual))
 
 
-# In which order trials are offered: the longest first, as far as the arrays they share fit into memory.
+# In which order trials are offered: the longest first, as far as the arrays they share fit into
+# memory.
 
 
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
-    """Name the arrays that a trial needs; all sizes share them unless a fault forbids it, splits do not."""
+    """Name the arrays that a trial needs; all sizes share them unless a fault forbids it, splits do
+    not.
+    """
     subset = trial.network.subset
     key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
     return f"{key}/{trial.validation.split}" if isinstance(trial, SearchTrialSpec) else key
@@ -129,10 +150,12 @@ def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
 def order_trials(
     plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
 ) -> list[TrialSpec]:
-    """Return trials, the longest first; where their arrays do not fit together, one shelf after another.
+    """Return trials, the longest first; where their arrays do not fit together, one shelf after
+    another.
 
-    A shelf is as many arrays as fit into half the ``budget`` of bytes, so that the next one can be filled
-    while the last trials of the one before still run: nothing waits for a shelf. Ties keep their order.
+    A shelf is as many arrays as fit into half the ``budget`` of bytes, so that the next one can be
+    filled while the last trials of the one before still run: nothing waits for a shelf. Ties keep
+    their order.
     """
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])
     keys = {trial.trial_id: array_key(plan, trial) for trial in by_length}
@@ -161,7 +184,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Job:
-    """A trial's seconds on its share of a GPU, and that share: up to 1, or a whole number of GPUs."""
+    """A trial's seconds on its share of a GPU, and that share: up to 1, or a whole number of
+    GPUs.
+    """
 
     name: str
     seconds: float
@@ -184,8 +209,9 @@ class Replay:
 def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     """Run ``jobs`` in their order on ``num_gpus`` GPUs, at least 1.
 
-    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share spans two
-    GPUs. One that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before it.
+    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share spans
+    two GPUs. One that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before
+    it.
     """
     free = [1.0] * max(1, min(num_gpus, len(jobs)))
     fullest_first = [(1.0, gpu) for gpu in range(len(free))]
@@ -227,7 +253,9 @@ def amount(value: float) -> str:
     """Spell an amount to two figures, without exponents: ``17,000``, ``0.45``, ``under 0.001``."""
     rounded = float(f"{value:.2g}")
     small = "0" if value == 0 else "under 0.001"
-    return small if abs(value) < 1e-3 else f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+    return (
+        small if abs(value) < 1e-3 else f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+    )
 
 
 def roughly(value: float) -> str:
@@ -247,16 +275,24 @@ def estimate(
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep, by prediction and by what done trials cost.
 
-    Of ``num_gpus`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that the sweep
-    asks for; None (or 0) for what it is predicted to need. Without a GPU trials share ``num_cpus`` cores.
+    Of ``num_gpus`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that
+    the sweep asks for; None (or 0) for what it is predicted to need. Without a GPU trials share
+    ``num_cpus`` cores.
 
     Returns:
-        ``gpu_hours`` or ``cpu_core_hours``; ``cpu_hours`` until the last trial has ended on ``num_cpus``;
-        ``memory_bytes`` of the largest trial; ``refused``, recipes that the GPU cannot compute; and more.
+        ``gpu_hours`` or ``cpu_core_hours``; ``cpu_hours`` until the last trial has ended on
+        ``num_cpus``; ``memory_bytes`` of the largest trial; ``refused``, recipes that the GPU
+        cannot compute; and more.
     """
     corrections = corrections_for(gpu, measured_trials)
-    memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
-    rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
+    memory = (
+        predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0)
+        for t in left
+    )
+    rate, interval = (
+        f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s",
+        f"{predict.CORE_INTERVAL_S * 1e6:g} µs",
+    )
     where = "where this sweep has no finished trial of the model yet"
     assumptions = f"{rate} per core and {interval} an operation, {where}"
     seconds = [predict.core_seconds(trial, corrections) for trial in left]
@@ -296,10 +332,12 @@ def on_gpus(
     corrections: predict.Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.
+    """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted
+    to need.
 
-    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends. By model are the
-    largest of ``shares``, and the bytes of trials that are ``too_large`` for the memory of their share.
+    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends. By
+    model are the largest of ``shares``, and the bytes of trials that are ``too_large`` for the
+    memory of their share.
     """
     whole = max(1, int(share or 1))  # GPUs that a trial lies on
     if whole > num_gpus:
@@ -355,14 +393,17 @@ def _text(result: dict[str, Any]) -> str:
         for name, size in cluster["too_large"].items()
     )
     too_large = named and (
-        f"\nmore memory than the share has: {named}; such trials end out of memory and start again with "
-        "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no batch norm "
+        f"\nmore memory than the share has: {named}; such trials end out of memory and start again "
+        "with "
+        "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no "
+        "batch norm "
         "forbids it: choose a larger GPU, or a smaller recipe.batch_size"
     )
     if result["refused"]:
         name = result["refused"][0]
         return (
-            f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it has not: "
+            f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it "
+            "has not: "
             "--set recipe.precision=float32, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
@@ -370,8 +411,10 @@ def _text(result: dict[str, Any]) -> str:
         return f"{begin}. On {gpus} {unknown}{assumed}{too_large}"
     return (
         f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
-        f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
-        f"trials share GPUs and fill each other's gaps, under MPS, {100 * cluster['utilisation']:.0f} % "
+        f"{amount(result['hours_one_at_a_time'])} h one trial at a time, "
+        f"{amount(cluster['hours'])} h where "
+        "trials share GPUs and fill each other's gaps, under MPS, "
+        f"{100 * cluster['utilisation']:.0f} % "
         f"used, {roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
         f"share of a GPU: {shares or 'none'}{assumed}{too_large}"
     )
@@ -386,8 +429,9 @@ COLUMN_BYTES = 650
 def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
     """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
 
-    ``incomplete`` says of every done trial that lacks a measurement whether its weights are kept: it is only
-    measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
+    ``incomplete`` says of every done trial that lacks a measurement whether its weights are kept:
+    it is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and
+    why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
@@ -417,7 +461,9 @@ def extras_text(found: Mapping[str, Any]) -> str:
     """Say what :func:`extras` found."""
     shares = {kind: share for kind, share in found["attack_shares"].items() if share}
     words = (
-        f"attacks: {sum(shares.values()):.0%} of training" if found["attack_shares"] else "nothing is trained"
+        f"attacks: {sum(shares.values()):.0%} of training"
+        if found["attack_shares"]
+        else "nothing is trained"
     )
     if len(shares) > 1:
         words += f" ({', '.join(f'{kind} {one:.0%}' for kind, one in shares.items())})"
@@ -427,9 +473,15 @@ def extras_text(found: Mapping[str, Any]) -> str:
     parts.append(words)
     if found["num_measured"]:
         parts.append(
-            f"{found['num_measured']} trained networks are only measured, none of them trained again"
+            f"{found['num_measured']} trained networks are only measured, none of them trained "
+            "again"
         )
     if found["num_retrained"]:
-        parts.append(f"{found['num_retrained']} networks are trained again: their weights were not kept")
-    parts += [f"costs of {name} are guessed from its weights: {w}" for name, w in found["uncounted"].items()]
+        parts.append(
+            f"{found['num_retrained']} networks are trained again: their weights were not kept"
+        )
+    parts += [
+        f"costs of {name} are guessed from its weights: {w}"
+        for name, w in found["uncounted"].items()
+    ]
     return "; ".join(parts)

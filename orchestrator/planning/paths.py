@@ -19,7 +19,9 @@ DEFAULT_ROOT = "isweep-root"
 
 
 def user_cache(name: str) -> Path:
-    """Return this user's folder of what can be found out again; it may be thrown away, or never be made."""
+    """Return this user's folder of what can be found out again; it may be thrown away, or never be
+    made.
+    """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:  # of a user without a home
@@ -54,7 +56,8 @@ class SweepPaths:
     """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
     report = _Below("report")
     report_made_of = _Below("report.sha256")
-    """What the report was made of, and its files: where nothing changed, a run leaves it as it is."""
+    """What the report was made of, and its files: where nothing changed, a run leaves it as it
+    is."""
     search_report = _Below("search/report")
 
 
@@ -79,9 +82,11 @@ class RootPaths:
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
+        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing
+        is made.
 
-        ConfigError where ``root`` is a file, SetupError where it can be no folder, or none that can be read.
+        ConfigError where ``root`` is a file, SetupError where it can be no folder, or none that can
+        be read.
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
@@ -96,13 +101,16 @@ class RootPaths:
         return cls(path)
 
     def make(self) -> RootPaths:
-        """Make the folder, for this user alone, and see that it can be written and will stay; returns itself.
+        """Make the folder, for this user alone, and see that it can be written and will stay;
+        returns itself.
 
-        ConfigError where it lies in a session folder of Ray, which goes with the cluster; else SetupError.
+        ConfigError where it lies in a session folder of Ray, which goes with the cluster; else
+        SetupError.
         """
         check_outlasts_ray(self.root, "root", "--root")
         try:
-            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
+            # Prepared images are patients'; who shares a root makes it first, with the modes that
+            # suit.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
@@ -143,20 +151,27 @@ def _no_root(path: str | Path, error: Exception) -> SweepError:
 
 
 def check_outlasts_ray(path: Path, what: str, option: str) -> None:
-    """Refuse a path, links followed, below a folder that Ray made for one start of itself; says for what."""
+    """Refuse a path, links followed, below a folder that Ray made for one start of itself; says for
+    what.
+    """
     found = path.resolve()
     for folder in (found, *found.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
                 f"The {what} must outlive the cluster, and a session folder of Ray does not",
                 str(path),
-                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
+                (
+                    f"name another with {option}, absolute; `ray job submit --working-dir` starts "
+                    "commands there"
+                ),
             )
 
 
 # What must not be said: passwords in URLs, and the values of variables that hold secrets.
 
-SECRET_NAME = re.compile("(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY")
+SECRET_NAME = re.compile(
+    "(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY"
+)
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 """Of a URL, before its host or among its parameters."""
 SHORTEST_SECRET = 6
@@ -164,7 +179,8 @@ SHORTEST_SECRET = 6
 
 
 def without_secrets(text: str) -> str:
-    """Leave out of URLs what stands before the host and after the question mark, and all that is secret here.
+    """Leave out of URLs what stands before the host and after the question mark, and all that is
+    secret here.
 
     Secret is the value of every environment variable whose name says so; paths to files are none.
     """
@@ -172,5 +188,7 @@ def without_secrets(text: str) -> str:
     text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)
     for name, value in os.environ.items():
         if value in text and len(value) >= SHORTEST_SECRET and SECRET_NAME.search(name):
-            text = text if os.path.isabs(value) and os.path.exists(value) else text.replace(value, "…")
+            text = (
+                text if os.path.isabs(value) and os.path.exists(value) else text.replace(value, "…")
+            )
     return text

@@ -1,4 +1,6 @@
-"""From a sweep's choices to the explicit list of its cells: the grid is planned here, not by Tune."""
+"""From a sweep's choices to the explicit list of its cells: the grid is planned here, not by
+Tune.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ class CellStatus(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """It has a result, made from other data than are prepared now or from other choices under the same id."""
+    """It has a result, made from other data than are prepared now or from other choices under the
+    same id."""
     PENDING = "pending"
 
 
@@ -76,13 +79,17 @@ class SweepPlan:
         return max(self.sweep.train_sizes)
 
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
-        """How many training images to load for a cell: all sizes share them unless a fault forbids it."""
+        """How many training images to load for a cell: all sizes share them unless a fault forbids
+        it.
+        """
         return train_size if subset.depends_on_size else self.largest_size
 
     def keeps_weights(self, trial: TrialSpec) -> bool:
         """Whether the weights of a trial's network are kept, by the sweep's policy."""
         policy = self.sweep.keep_weights
-        return policy == "all" or (policy == "last" and trial.network.train_size == self.largest_size)
+        return policy == "all" or (
+            policy == "last" and trial.network.train_size == self.largest_size
+        )
 
     def num_outputs(self, network: NetworkSpec) -> int:
         """How many logits a network has, as far as is known before its data are read."""
@@ -101,10 +108,14 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     """Expand the grid: models x (datasets x class pairs) x train sizes x recipes x seeds."""
     datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
     subsets = [
-        subset for choice in sweep.all_datasets for subset in _subsets(sweep, choice, datasets[choice.name])
+        subset
+        for choice in sweep.all_datasets
+        for subset in _subsets(sweep, choice, datasets[choice.name])
     ]
     num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
-    num_trials = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
+    num_trials = (
+        len(subsets) * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
+    )
     if num_trials > MAX_TRIALS:
         rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
         raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
@@ -121,7 +132,9 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             attacks=sweep.attacks,
             robustness=sweep.robustness,
             predictions=sweep.predictions,
-            representation=RepresentationSpec(num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages),
+            representation=RepresentationSpec(
+                num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
+            ),
         )
         for subset in subsets
         for model in models
@@ -133,7 +146,9 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
 
 
 def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
-    """Return the grid as plain rows, for tables and JSON; a trial without a status is ``pending``."""
+    """Return the grid as plain rows, for tables and JSON; a trial without a status is
+    ``pending``.
+    """
     return [
         {
             "trial_id": trial_id,
@@ -168,7 +183,11 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     if choice.made is not None:
         return made_dataset_spec(choice.name, choice.made)
-    return dataset_spec(choice.name) if choice.own is None else own_dataset_spec(choice.name, choice.own)
+    return (
+        dataset_spec(choice.name)
+        if choice.own is None
+        else own_dataset_spec(choice.name, choice.own)
+    )
 
 
 def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
@@ -195,22 +214,32 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
             raise ConfigError(
                 f"{where} must name classes of the dataset",
                 f"{list(pair)}, but classes are 0 to {num_classes - 1}",
-                f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+                (
+                    "classes: "
+                    f"{', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}"
+                ),
             )
         # Turned round it is the same question, and would count twice in every fit.
         if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
             rule = f"{where} must name different classes, and each pair once, in one order"
             raise ConfigError(rule, str(list(pair)))
     return [
-        SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
+        SubsetSpec(
+            prepared=prepared,
+            class_pair=pair,
+            test_size=sweep.test_size,
+            split_seed=sweep.split_seed,
+        )
         for pair in pairs
     ]
 
 
 def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
-    """Return the subset with the pair that the released script drew for this cell (F8), where it is on.
+    """Return the subset with the pair that the released script drew for this cell (F8), where it is
+    on.
 
-    ImageNet keeps the table's pair: whatever was drawn of its 1,000 classes, the same files were read (F4).
+    ImageNet keeps the table's pair: whatever was drawn of its 1,000 classes, the same files were
+    read (F4).
     """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
@@ -221,7 +250,9 @@ def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSp
 
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return one measure per subset for all its train sizes, or one per size where sizes share no images."""
+    """Return one measure per subset for all its train sizes, or one per size where sizes share no
+    images.
+    """
     sizes: dict[tuple[str, int], tuple[SubsetSpec, set[int]]] = {}
     for network in (trial.network for trial in trials):
         subset, size = network.subset, network.train_size
@@ -245,13 +276,17 @@ def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     unknown = [name for name in pair if isinstance(name, str) and name not in dataset.label_names]
     if unknown:
         raise unknown_name(f"class of {dataset.name}", unknown[0], dataset.label_names)
-    first, second = (dataset.label_names.index(name) if isinstance(name, str) else name for name in pair)
+    first, second = (
+        dataset.label_names.index(name) if isinstance(name, str) else name for name in pair
+    )
     return first, second
 
 
 @dataclass
 class Workspace:
-    """A plan and the places that belong to it; results are kept below ``storage``, or else below the root."""
+    """A plan and the places that belong to it; results are kept below ``storage``, or else below
+    the root.
+    """
 
     plan: SweepPlan
     paths: RootPaths
@@ -282,13 +317,17 @@ class Workspace:
         paths = RootPaths.at(root)
         if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
-            raise ConfigError("--storage must name a bucket or host", storage, "e.g. s3://bucket/results")
+            raise ConfigError(
+                "--storage must name a bucket or host", storage, "e.g. s3://bucket/results"
+            )
         if storage and os.path.isfile(os.path.expanduser(storage)):
             raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def make(self) -> None:
-        """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a cluster."""
+        """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a
+        cluster.
+        """
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
             check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")
@@ -307,7 +346,9 @@ class Workspace:
 
     @contextmanager
     def recorded_while_checked(self) -> Iterator[None]:
-        """Keep a new sweep at once, others when the block ends; one that is refused in it leaves no trace."""
+        """Keep a new sweep at once, others when the block ends; one that is refused in it leaves no
+        trace.
+        """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
             self.record()
@@ -338,7 +379,9 @@ class Workspace:
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
+        """Prepared datasets that are whole, by prepared id; looked for once, see
+        :meth:`look_again`.
+        """
         found: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -358,11 +401,17 @@ def _find(
         return load_sweep(source, changes, recipes=paths.recipes)
     path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
     if not os.path.lexists(path) or (source in preset_names() and not as_run):
-        if source not in known and not source.endswith((".yaml", ".yml")) and not os.path.exists(source):
+        if (
+            source not in known
+            and not source.endswith((".yaml", ".yml"))
+            and not os.path.exists(source)
+        ):
             if os.path.isfile(f"{source}.yaml"):
                 raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
             raise unknown_name(f"preset or sweep of {paths.root}", source, known)
-        return load_sweep(source if source in known else Path(source), changes, recipes=paths.recipes)
+        return load_sweep(
+            source if source in known else Path(source), changes, recipes=paths.recipes
+        )
     find_modules_in(paths.sweep(source).code)
     try:
         return load_sweep(path, changes, recipes=paths.recipes)

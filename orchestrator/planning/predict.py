@@ -1,9 +1,9 @@
 """What a trial needs of a GPU or a core: how long it takes, how much memory, which share of a GPU.
 
-A kernel takes as long as its arithmetic or its traffic, whichever is longer, at the share of the data sheet's
-rate that training reaches, and never less than the time between two kernels. These shares are fitted to
-published training throughput at 224 pixels, assumed where a row says so, or measured by ``isweep gpu-check``;
-what finished trials were measured to take corrects all.
+A kernel takes as long as its arithmetic or its traffic, whichever is longer, at the share of the
+data sheet's rate that training reaches, and never less than the time between two kernels. These
+shares are fitted to published training throughput at 224 pixels, assumed where a row says so, or
+measured by ``isweep gpu-check``; what finished trials were measured to take corrects all.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ BFLOAT16_FROM = 8.0
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
 EAGER_INTERVAL_S, GRAPH_INTERVAL_S = 10e-6, 3e-6
-"""Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
+"""Time between two kernels that Python starts, and within a captured graph: assumed, not measured
+yet."""
 IDLE_DRAW = 0.1
 """Share of its power that a GPU draws without work: assumed (about 70 W of an H100)."""
 TENSOR_FACTOR, WORKSPACE_FACTOR = 1.1, 2.0
-"""Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
-published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
+"""Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions.
+Fitted to published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of
+the measured)."""
 PACKING_PAYS = 1.1
 """Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
 PGD_GRADIENTS = 5 * (1 + 20)
@@ -50,12 +52,15 @@ TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
 CORE_FLOPS = 100e9
 """Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
-"""What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by small_cnn, 52
-operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_epyc.json)."""
+"""What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by
+small_cnn, 52 operations and 0.12 GFLOP, takes 2.9 ms
+(benchmarks/results/training_throughput_epyc.json)."""
 MEMORY_MARGIN = 1.15
-"""Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
+"""Shares are this much larger than predicted memory: a trial that asks too little ends out of
+memory."""
 BUSY_ENOUGH = 0.95
-"""A GPU this busy gains nothing from another trial; that gaps are filled is known of processes under MPS."""
+"""A GPU this busy gains nothing from another trial; that gaps are filled is known of processes
+under MPS."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a GPU."""
 
@@ -64,10 +69,11 @@ SHARE_STEP = 100
 class GpuModel:
     """One model of GPU, by its name on the command line.
 
-    ``capability`` is CUDA's, ``processors`` are the streaming ones. In 1e12 operations per second are
-    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32), in
-    GB/s the memory's ``bandwidth``; efficiencies are the shares of these that training reaches. ``price`` is
-    an assumed hour's in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
+    ``capability`` is CUDA's, ``processors`` are the streaming ones. In 1e12 operations per second
+    are ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without
+    TensorFloat-32), in GB/s the memory's ``bandwidth``; efficiencies are the shares of these that
+    training reaches. ``price`` is an assumed hour's in US dollars, November 2026. Where it is not
+    ``timed``, its hours are unknown.
     """
 
     name: str
@@ -100,11 +106,30 @@ GPU_MODELS = {
         GpuModel("h100-pcie", 9.0, 114, 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
         GpuModel("h100", 9.0, 132, 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
         GpuModel("h200", 9.0, 132, 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
-        GpuModel("rtx4090", 8.9, 128, 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, LIKE + "a 3090 and an H100"),
-        GpuModel("l4", 8.9, 58, 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, LIKE + "an A100 and an H100"),
+        GpuModel(
+            "rtx4090",
+            8.9,
+            128,
+            165,
+            82.6,
+            1008,
+            24,
+            0.65,
+            0.65,
+            450,
+            0.6,
+            LIKE + "a 3090 and an H100",
+        ),
+        GpuModel(
+            "l4", 8.9, 58, 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, LIKE + "an A100 and an H100"
+        ),
         GpuModel("l40s", 8.9, 142, 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, LIKE + "an A100"),
-        GpuModel("a10g", 8.6, 80, 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, LIKE + "a 3090 and an A100"),
-        GpuModel("a6000", 8.6, 84, 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, LIKE + "a 3090, its chip"),
+        GpuModel(
+            "a10g", 8.6, 80, 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, LIKE + "a 3090 and an A100"
+        ),
+        GpuModel(
+            "a6000", 8.6, 84, 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, LIKE + "a 3090, its chip"
+        ),
         GpuModel("t4", 7.5, 40, 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, LIKE + "an A100"),
         GpuModel("v100", 7.0, 80, 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, LIKE + "an A100"),
         GpuModel("v100-32", 7.0, 80, 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, LIKE + "an A100"),
@@ -122,7 +147,8 @@ def gpu_model(name: str) -> GpuModel:
 
 
 def gpu_model_like(name: str) -> GpuModel | None:
-    """Return the GPU of the table that a driver or Ray names, of several that with least memory, or None.
+    """Return the GPU of the table that a driver or Ray names, of several that with least memory, or
+    None.
 
     A slice of one (MIG) is none, nor are smaller ones of its name: Laptop, Max-Q, D.
     """
@@ -146,16 +172,23 @@ def gpu_model_there(
 ) -> GpuModel:
     """Return the GPU that a node's driver describes so; ``checks`` of :func:`read_checks`.
 
-    One that the table lacks, as a slice (MIG), has the rates per processor of the slowest GPU of the table
-    of its capability, or of the last before it.
+    One that the table lacks, as a slice (MIG), has the rates per processor of the slowest GPU of
+    the table of its capability, or of the last before it.
     """
     gpu = gpu_model_like(name)
     if gpu is None:
-        older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability] or [GPU_MODELS["v100"]]
+        older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability] or [
+            GPU_MODELS["v100"]
+        ]
         like = max(older, key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors))
         part = processors / like.processors if processors else 1.0
-        rates = {rate: part * getattr(like, rate) for rate in ("half_tflops", "single_tflops", "bandwidth")}
-        gpu = replace(like, **rates, name=name, capability=capability, processors=processors, timed=False)
+        rates = {
+            rate: part * getattr(like, rate)
+            for rate in ("half_tflops", "single_tflops", "bandwidth")
+        }
+        gpu = replace(
+            like, **rates, name=name, capability=capability, processors=processors, timed=False
+        )
         gpu = replace(gpu, origin=f"unknown: no hours; per processor as {like.name}")
     found = (checks or {}).get(name, {}).get("row", {})
     measured = {field.name: found[field.name] for field in fields(GpuModel) if field.name in found}
@@ -163,15 +196,21 @@ def gpu_model_there(
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last of all counts."""
+    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last of all
+    counts.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             summary = dict(record["parts"]["summary"]["values"])
             row = summary.get("row") or {}
-            numbers = [row[one.name] for one in fields(GpuModel) if one.type == "float" and one.name in row]
-            numbers += [summary[gain] for gain in ("pair_gain", "pair_gain_mps") if summary.get(gain)]
+            numbers = [
+                row[one.name] for one in fields(GpuModel) if one.type == "float" and one.name in row
+            ]
+            numbers += [
+                summary[gain] for gain in ("pair_gain", "pair_gain_mps") if summary.get(gain)
+            ]
             if all(0 < float(number) < math.inf for number in numbers):
                 found[str(record["gpu"])] = summary | {"row": row}
         except (OSError, ValueError, KeyError, TypeError):
@@ -180,7 +219,9 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
-    """Tell whether trials share a GPU: as a pair was measured, with MPS or without; else under MPS."""
+    """Tell whether trials share a GPU: as a pair was measured, with MPS or without; else under
+    MPS.
+    """
     gain = (checks.get(name) or {}).get("pair_gain_mps" if mps else "pair_gain")
     return mps if gain is None else float(gain) >= PACKING_PAYS
 
@@ -192,7 +233,8 @@ def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: boo
 class Kernel:
     """One operation of a pass, by PyTorch's name of it.
 
-    ``flops`` are of a convolution or matrix product, 0 for all others; ``num_bytes`` are read and written.
+    ``flops`` are of a convolution or matrix product, 0 for all others; ``num_bytes`` are read and
+    written.
     """
 
     name: str
@@ -201,7 +243,9 @@ class Kernel:
 
     @property
     def num_launches(self) -> int:
-        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are two."""
+        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are
+        two.
+        """
         return 2 if self.name == "convolution_backward" else 1
 
     @property
@@ -214,7 +258,8 @@ class Kernel:
 class PassCost:
     """What one pass costs: its operations in order, and the most memory alive at once, in tensors.
 
-    ``workspace_bytes`` are input and output of the largest convolution: libraries' scratch grows with it.
+    ``workspace_bytes`` are input and output of the largest convolution: libraries' scratch grows
+    with it.
     """
 
     kernels: tuple[Kernel, ...]
@@ -237,11 +282,13 @@ PASSES = ("step", "evaluation", "attack")
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs in one recipe: weights and buffers kept, operations of one image forward.
+    """What one network costs in one recipe: weights and buffers kept, operations of one image
+    forward.
 
-    A multiply-add is two operations. Passes are a training step on a whole batch; ``evaluation_batch`` images
-    forward, and ``attack_batch`` forward and back to the pixels, both in float32. ``uncounted`` says why they
-    could not be walked: then they are those of one dense layer of as many weights.
+    A multiply-add is two operations. Passes are a training step on a whole batch;
+    ``evaluation_batch`` images forward, and ``attack_batch`` forward and back to the pixels, both
+    in float32. ``uncounted`` says why they could not be walked: then they are those of one dense
+    layer of as many weights.
     """
 
     num_parameters: int
@@ -256,7 +303,8 @@ class NetworkCost:
 
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the presets' networks by :func:`cost_key`, so that a plan of them needs no torch and no walk."""
+"""Costs of the presets' networks by :func:`cost_key`, so that a plan of them needs no torch and no
+walk."""
 
 
 @cache
@@ -276,7 +324,8 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of a network's passes on square images of ``image_size`` pixels.
 
-    ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built so.
+    ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built
+    so.
     """
     key, keeps = cost_key(model, recipe, channels, image_size, num_outputs), model.library != "own"
     if key in _walked():
@@ -297,8 +346,12 @@ def network_cost(
 
 @cache
 def _walked_with() -> str:
-    """Return a hash of what a walk depends on beside its network: PyTorch's packages and our source."""
-    found = hashlib.sha256(" ".join(map(metadata.version, ("torch", "torchvision", "timm"))).encode())
+    """Return a hash of what a walk depends on beside its network: PyTorch's packages and our
+    source.
+    """
+    found = hashlib.sha256(
+        " ".join(map(metadata.version, ("torch", "torchvision", "timm"))).encode()
+    )
     trials = Path(__file__).parents[2] / "tasks" / "trials"
     for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
         found.update(path.read_bytes())
@@ -324,12 +377,15 @@ def _cost_of_plain(known: dict[str, Any]) -> NetworkCost:
 
 
 _KNOWN_COSTS: dict[tuple[int, ...], tuple[tuple[Spec, ...], NetworkCost]] = {}
-"""By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
-share them, and hashing their content for each takes longer than all the rest of a plan."""
+"""By the identity of the parts of a spec, which are held so that no others can have it: the trials
+of a plan share them, and hashing their content for each takes longer than all the rest of a
+plan."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe; ConfigError where it cannot be built or fails on all."""
+    """Return the costs of a network in its recipe; ConfigError where it cannot be built or fails on
+    all.
+    """
     prepared = network.subset.prepared
     parts = (network.model, network.recipe, prepared)
     key = tuple(map(id, parts))
@@ -337,7 +393,9 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
         return _KNOWN_COSTS[key][1]
     recipe, channels = recipe_of_costs(network), prepared.channels
     try:
-        cost = network_cost(network.model, recipe, channels=channels, image_size=prepared.image_size)
+        cost = network_cost(
+            network.model, recipe, channels=channels, image_size=prepared.image_size
+        )
     except SweepError:
         raise
     except (Exception, SystemExit) as error:  # whatever a network does
@@ -357,7 +415,13 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
     decay = 1e-4 if network.recipe.optimizer == "sgd" and network.recipe.weight_decay else 0.0
     return network.recipe.model_copy(
-        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": decay, "epochs": 1, "input_scale": 1.0}
+        update={
+            "name": "cost",
+            "learning_rate": 1e-3,
+            "weight_decay": decay,
+            "epochs": 1,
+            "input_scale": 1.0,
+        }
     )
 
 
@@ -376,7 +440,9 @@ def has_cost(network: NetworkSpec) -> bool:
 
 
 def has_batch_norm(network: NetworkSpec) -> bool:
-    """Tell whether a network may normalise over the batch; what cannot be counted may have any kernel."""
+    """Tell whether a network may normalise over the batch; what cannot be counted may have any
+    kernel.
+    """
     cost = cost_of(network)
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
@@ -389,7 +455,9 @@ def training_flops(trial: TrialSpec) -> float:
 
 
 def attack_flops(trial: TrialSpec) -> dict[str, float]:
-    """Return the operations of a trial's attacks by kind; a gradient of the pixels costs three passes."""
+    """Return the operations of a trial's attacks by kind; a gradient of the pixels costs three
+    passes.
+    """
     forward = cost_of(trial.network).forward_flops
     return {
         kind: forward * (3 * num_gradients + num_evaluations)
@@ -398,12 +466,16 @@ def attack_flops(trial: TrialSpec) -> dict[str, float]:
 
 
 def _attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
-    """Return by kind of attack how many images take a gradient, and how many a forward pass alone."""
+    """Return by kind of attack how many images take a gradient, and how many a forward pass
+    alone.
+    """
     attacks, asked, test_size = trial.attacks, trial.robustness, trial.network.subset.test_size
     num_epsilons = len(attacks.epsilons)
     passes = {
         "fgsm": (test_size, test_size * num_epsilons) if "fgsm" in attacks.methods else (0, 0),
-        "pgd": (test_size * num_epsilons * PGD_GRADIENTS, 0) if "pgd" in attacks.methods else (0, 0),
+        "pgd": (test_size * num_epsilons * PGD_GRADIENTS, 0)
+        if "pgd" in attacks.methods
+        else (0, 0),
         "robustness": (0, 0),
     }
     if asked is not None:
@@ -413,7 +485,9 @@ def _attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
 
 
 def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
-    """Return the bytes of a trial's images, one each; of ``train_size`` training images where it is given."""
+    """Return the bytes of a trial's images, one each; of ``train_size`` training images where it is
+    given.
+    """
     prepared = network.subset.prepared
     num_images = (train_size or network.train_size) + network.subset.test_size
     return num_images * prepared.channels * prepared.image_size**2
@@ -425,7 +499,9 @@ def memory_bytes(cost: PassCost) -> float:
 
 
 def peak_bytes(network: NetworkSpec) -> float:
-    """Predict the most memory that a trial holds on a GPU, over training, evaluation and attacks."""
+    """Predict the most memory that a trial holds on a GPU, over training, evaluation and
+    attacks.
+    """
     cost = cost_of(network)
     parts = [cost.step, cost.evaluation, cost.attack]
     if epochs_to_look_at(network.recipe.epochs):
@@ -435,11 +511,15 @@ def peak_bytes(network: NetworkSpec) -> float:
 
 
 def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
-    """Return what a training holds between two epochs, beside weights: moments, gradients and graphs."""
+    """Return what a training holds between two epochs, beside weights: moments, gradients and
+    graphs.
+    """
     recipe = network.recipe
     gradients = 4 * cost.num_parameters
     moments = gradients if recipe.optimizer == "sgd" else 2 * gradients
-    if network.model.library == "own":  # whose steps are not captured as graphs: they need not replay
+    if (
+        network.model.library == "own"
+    ):  # whose steps are not captured as graphs: they need not replay
         return moments + gradients
     # A graph keeps the memory of its step, and a last batch of another size has a graph of its own.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
@@ -477,11 +557,14 @@ def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = Tr
 
 
 def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
-    """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
+    """Return how many training steps, batches of an evaluation and gradients of a batch it
+    takes.
+    """
     network, recipe, attacks = trial.network, trial.network.recipe, _attack_passes(trial)
     gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
     looked_at = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
-    # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as well.
+    # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as
+    # well.
     clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
@@ -494,7 +577,8 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
 class Corrections:
     """How far predictions were off, by model: measured over predicted, 1 where unknown.
 
-    ``memory`` is the worst peak on any GPU; ``seconds``, on one kind of GPU, and ``core_seconds`` medians.
+    ``memory`` is the worst peak on any GPU; ``seconds``, on one kind of GPU, and ``core_seconds``
+    medians.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -504,7 +588,9 @@ class Corrections:
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """What a trial needs of one kind of GPU: peak memory, and seconds on its share (of several on one)."""
+    """What a trial needs of one kind of GPU: peak memory, and seconds on its share (of several on
+    one).
+    """
 
     seconds: float
     share: float
@@ -517,14 +603,22 @@ class GpuNeed:
 
 
 def need_of(
-    trial: TrialSpec, gpu: GpuModel, corrections: Corrections | None = None, given: float | None = None
+    trial: TrialSpec,
+    gpu: GpuModel,
+    corrections: Corrections | None = None,
+    given: float | None = None,
 ) -> GpuNeed:
-    """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to need.
+    """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to
+    need.
 
-    Its share is ``given``, or for None (or 0) such that as many trials share a GPU as keep it busy together,
-    fewer where memory is short.
+    Its share is ``given``, or for None (or 0) such that as many trials share a GPU as keep it busy
+    together, fewer where memory is short.
     """
-    corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
+    corrections, cost, recipe = (
+        corrections or Corrections(),
+        cost_of(trial.network),
+        trial.network.recipe,
+    )
     interval = EAGER_INTERVAL_S if trial.network.model.library == "own" else GRAPH_INTERVAL_S
     times = (
         pass_time(cost.step, gpu, interval=interval, half=recipe.precision != "float32"),
@@ -537,7 +631,9 @@ def need_of(
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
-    work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
+    work = (
+        math.floor(SHARE_STEP / together) / SHARE_STEP
+    )  # down: a third is 0.33, three of which fit
     work = work if gpu.timed else max(work, 0.25)
     room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (gpu.memory_gib * 2**30)) / SHARE_STEP
     share = given or min(1.0, max(work, room, 1 / SHARE_STEP))
@@ -546,11 +642,14 @@ def need_of(
 
 
 def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
-    """Predict how long a trial takes one core; a model that was not measured is off as others are."""
+    """Predict how long a trial takes one core; a model that was not measured is off as others
+    are.
+    """
     cost, measured = cost_of(trial.network), corrections.core_seconds if corrections else {}
     parts = zip(_num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
     predicted = CORE_TRIAL_SECONDS + sum(
-        number * (part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S) for number, part in parts
+        number * (part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S)
+        for number, part in parts
     )
     usual = statistics.median(measured.values()) if measured else 1.0
     return predicted * measured.get(trial.network.model.name, usual)

@@ -1,8 +1,9 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
-The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes) of plain
-values. What it has no use for is refused, so that no value is guessed and a hostile file costs nothing:
-anchors, tags and dates, keys that stand twice, more nesting or values than any sweep has.
+The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes)
+of plain values. What it has no use for is refused, so that no value is guessed and a hostile file
+costs nothing: anchors, tags and dates, keys that stand twice, more nesting or values than any sweep
+has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import ScalarNode
 
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, nearest_path, unknown_name
+from search_spaces.errors import (
+    ConfigError,
+    SweepError,
+    collect,
+    nearest,
+    nearest_path,
+    unknown_name,
+)
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
@@ -36,22 +44,29 @@ from tasks.sources import check_own_kind, check_own_options, source_for
 from tasks.sources.base import RawRequest
 
 MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_000, 5
-"""Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""
+"""Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few
+hundred."""
 MAX_PROBLEMS = 20
 """So many are named; what is behind them is counted."""
 SEE = "see README, 'Your own images', or let isweep init write one"
 DATASET = "write e.g. datasets: [digits]; isweep datasets lists them"
-MODEL = "write e.g. models: [small_cnn], or [{from: small_cnn, name: mine}]; isweep models lists what to name"
+MODEL = (
+    "write e.g. models: [small_cnn], or [{from: small_cnn, name: mine}]; isweep models lists "
+    "what to name"
+)
 RECIPE = "write e.g. recipe: {from: demo, epochs: 3}; isweep recipes lists what to start from"
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
-"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
+"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in
+Python."""
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     folder = resources.files("search_spaces") / "presets"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_sweep(
@@ -59,10 +74,11 @@ def load_sweep(
 ) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
-    Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in a mapping
-    start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold over what is written;
-    ``recipes`` is the folder of the recipes that searches wrote and that may be named. ConfigError names the
-    file and every mistake in it with its key, value and what is allowed.
+    Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in
+    a mapping start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold
+    over what is written; ``recipes`` is the folder of the recipes that searches wrote and that may
+    be named. ConfigError names the file and every mistake in it with its key, value and what is
+    allowed.
     """
     changes, folder, origin = changes or {}, Path(), "the sweep"
     if isinstance(source, SweepSpec):
@@ -79,7 +95,9 @@ def load_sweep(
         find_modules_in(folder)
     elif source in preset_names():
         origin = f"preset {source}"
-        text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(
+            encoding="utf-8"
+        )
         document = _document(text, origin)
     else:
         raise unknown_name("preset", source, preset_names())
@@ -87,7 +105,9 @@ def load_sweep(
 
 
 def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
-    """Read the text of a sweep file, which messages call ``origin``; its recipe files lie in ``folder``."""
+    """Read the text of a sweep file, which messages call ``origin``; its recipe files lie in
+    ``folder``.
+    """
     return _spec_of(_document(text, origin), origin, folder or Path(), {}, None)
 
 
@@ -96,7 +116,9 @@ def _document(text: str, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin} must not be empty", way_out=SEE)
     document = read_plain(text, origin)
     if not isinstance(document, dict):
-        raise ConfigError(f"{origin} must be a mapping of keys to values", type(document).__name__, SEE)
+        raise ConfigError(
+            f"{origin} must be a mapping of keys to values", type(document).__name__, SEE
+        )
     return document
 
 
@@ -112,16 +134,24 @@ def find_modules_in(folder: Path) -> None:
 
 
 def _spec_of(
-    document: dict[str, Any], origin: str, folder: Path, changes: Mapping[str, object], recipes: Path | None
+    document: dict[str, Any],
+    origin: str,
+    folder: Path,
+    changes: Mapping[str, object],
+    recipes: Path | None,
 ) -> SweepSpec:
     document = with_changes(document, changes)
     if isinstance(document.get("datasets"), list):
-        document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
+        document["datasets"] = [
+            {"name": d} if isinstance(d, str) else d for d in document["datasets"]
+        ]
     named = _tuned_path(document.pop("recipe", None), document.get("name"), recipes)
     recipe, tuned = _with_recipe_file(named, folder), None
     if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
         tuned = recipe.pop(TUNED)
-    said = [name for name in SEARCHED if tuned is not None and isinstance(named, dict) and name in named]
+    said = [
+        name for name in SEARCHED if tuned is not None and isinstance(named, dict) and name in named
+    ]
     if said:
         raise ConfigError(
             "What was searched of a recipe cannot be changed for all models and datasets beside it",
@@ -140,11 +170,19 @@ def _spec_of(
             for detail in details
             # That a list is too short is no fault of its own where only its bad items made it so.
             if detail["type"] != "too_short"
-            or not any(place != (at := detail["loc"]) and place[: len(at)] == at for place in places)
+            or not any(
+                place != (at := detail["loc"]) and place[: len(at)] == at for place in places
+            )
         ]
         if () not in places and not document.get("datasets") and not document.get("worlds"):
-            problems.append(ConfigError(f"{origin}: a sweep needs datasets, or worlds", way_out=DATASET))
-        names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
+            problems.append(
+                ConfigError(f"{origin}: a sweep needs datasets, or worlds", way_out=DATASET)
+            )
+        names = (
+            document
+            if all(isinstance(document.get(k), list) for k in ("models", "datasets"))
+            else {}
+        )
         _report(problems + _unknown_names(names))
         raise
     _report(_unknown_names(spec.model_dump()))
@@ -152,16 +190,24 @@ def _spec_of(
 
 
 def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
-    """Put the content of a recipe file in place of its path; what stands beside the path holds over it."""
+    """Put the content of a recipe file in place of its path; what stands beside the path holds over
+    it.
+    """
     outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
     name = outer.get("from") if isinstance(outer, dict) else None
     if not isinstance(outer, dict) or not isinstance(name, str) or not _is_path(name):
         return recipe
-    path = folder / os.path.expanduser(name)  # the home of nobody stays as it is written, and is not there
+    path = folder / os.path.expanduser(
+        name
+    )  # the home of nobody stays as it is written, and is not there
     if depth > MAX_RECIPE_FILES:
         raise ConfigError("Recipe files must not start from one another", str(path))
-    content = read_plain(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
-    inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
+    content = read_plain(
+        _read_file(path, "recipe file"), str(path)
+    )  # as a path, text would be quoted
+    inner = (
+        _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
+    )
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
     parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
@@ -180,13 +226,17 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
+        what, names = (
+            ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
+        )
         way_out = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
         raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
 
 
 def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
-    """Take paths of own data from the sweep file's folder: the file works from wherever it is run."""
+    """Take paths of own data from the sweep file's folder: the file works from wherever it is
+    run.
+    """
 
     def own_path(choice: DatasetChoice) -> DatasetChoice:
         if choice.own is None:
@@ -200,7 +250,8 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
         own = choice.own.model_copy(update={"path": str(path)})
         pairs = choice.class_pairs or ()
         if not own.class_names and any(isinstance(name, str) for pair in pairs for name in pair):
-            # A pair names some, and their places are needed; they depend on neither size nor channels.
+            # A pair names some, and their places are needed; they depend on neither size nor
+            # channels.
             prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
             request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
             names = source_for(own.kind).list_items(request).label_names
@@ -226,17 +277,23 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
             raise ConfigError("--set must be KEY=VALUE", word, WAY_OUT)
         read = read_plain(value, f"--set {key}")
         if key in changes and changes[key] != read:
-            raise ConfigError(f"--set {key} must be given one value", f"{changes[key]!r} and {read!r}")
+            raise ConfigError(
+                f"--set {key} must be given one value", f"{changes[key]!r} and {read!r}"
+            )
         changes[key] = read
     return changes
 
 
 def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
-    """Return a sweep file's content with values put at dotted keys; numbers in a key are places in a list."""
+    """Return a sweep file's content with values put at dotted keys; numbers in a key are places in
+    a list.
+    """
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
         if not isinstance(key, str):
-            raise ConfigError("changes must have dotted keys", repr(key), "e.g. {'recipe.epochs': 3}")
+            raise ConfigError(
+                "changes must have dotted keys", repr(key), "e.g. {'recipe.epochs': 3}"
+            )
         *parents, last = key.split(".")
         holder: Any = changed
         for part in parents:
@@ -262,10 +319,12 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
     return int(part)
 
 
-# Recipes that a search wrote, named by a sweep: found below the root, and cut to the sweep's own cells.
+# Recipes that a search wrote, named by a sweep: found below the root, and cut to the sweep's own
+# cells.
 
 TUNED = "tuned"
-"""As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its evidence."""
+"""As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its
+evidence."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 
 
@@ -297,7 +356,9 @@ def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     cells = tuned["cells"] if isinstance(tuned.get("cells"), list) else ()
     found = [cell for cell in cells if isinstance(cell, dict) and "not_tuned" not in cell]
     searched = [(cell.get("model"), cell.get("dataset")) for cell in found]
-    missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
+    missing = [
+        f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched
+    ]
     if missing:
         raise ConfigError(
             "A searched recipe must have been searched for every model and dataset of the sweep",
@@ -322,7 +383,10 @@ RULES |= dict.fromkeys(("dict_type", "model_type"), "must be a mapping of keys t
 def _report(problems: list[SweepError]) -> None:
     """Raise all problems as one; the first of them where there are too many to read."""
     more = len(problems) - MAX_PROBLEMS
-    collect(problems[:MAX_PROBLEMS] + ([ConfigError(f"and {more:,} more like these")] if more > 0 else []))
+    collect(
+        problems[:MAX_PROBLEMS]
+        + ([ConfigError(f"and {more:,} more like these")] if more > 0 else [])
+    )
 
 
 def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
@@ -412,30 +476,53 @@ def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
 
 YAML_WORDS = (
     ("character '\\t'", "a tab; indent with blanks", False),
-    ("cannot start any token", "a sign that no value can begin with; put the text in quotes", False),
-    ("alphabetic or numeric character", "* or & at the beginning of a value; put the text in quotes", False),
-    ("mapping values are not allowed", "a colon that cannot be here; write key: value, one a line, indented "
-     "like the others, and text with a colon in quotes", False),
+    (
+        "cannot start any token",
+        ("a sign that no value can begin with; put the text in quotes"),
+        False,
+    ),
+    (
+        "alphabetic or numeric character",
+        ("* or & at the beginning of a value; put the text in quotes"),
+        False,
+    ),
+    (
+        "mapping values are not allowed",
+        "a colon that cannot be here; write key: value, one a line, "
+        "indented "
+        "like the others, and text with a colon in quotes",
+        False,
+    ),
     ("could not find expected ':'", "no key: value; a blank must stand behind the colon", True),
     ("parsing a flow", "a bracket that is not closed, or no comma between its values", True),
     ("found unexpected end of stream", "a quote that is not closed", True),
     ("escape", "a backslash in double quotes; write / in a path, or take single quotes", False),
-    ("expected <block end>", "a line that is not indented like those above it, or a sign too many", False),
+    (
+        "expected <block end>",
+        ("a line that is not indented like those above it, or a sign too many"),
+        False,
+    ),
     ("expected the node content", "a sign that cannot be here", False),
     ("found another document", "a second document; take --- out", False),
-)  # fmt: skip
-"""Part of what the parser says, what is wrong in a user's words, and whether to name where it begins."""
+)
+"""Part of what the parser says, what is wrong in a user's words, and whether to name where it
+begins."""
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
-    """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is waited for.
+    """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is
+    waited for.
 
     FileNotFoundError where there is none; ConfigError where it is no file, too long, or no UTF-8.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            found = "a folder; isweep init writes a file for one" if path.is_dir() else "no regular file"
+            found = (
+                "a folder; isweep init writes a file for one"
+                if path.is_dir()
+                else "no regular file"
+            )
             raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
         if status.st_size > max_bytes:
             rule = f"A {kind} may have at most {max_bytes:,} bytes"
@@ -445,11 +532,15 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
         raise
     except (OSError, ValueError) as error:
         way_out = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}", way_out) from None
+        raise ConfigError(
+            f"The {kind} must be readable UTF-8 text", f"{path}: {error}", way_out
+        ) from None
 
 
 def read_plain(text: str, origin: str) -> object:
-    """Read one YAML document, which messages call ``origin``; a :class:`ConfigError` names a place in it."""
+    """Read one YAML document, which messages call ``origin``; a :class:`ConfigError` names a place
+    in it.
+    """
     try:
         _check_plain(text, origin)
         return YAML(typ="safe", pure=True).load(text)
@@ -467,7 +558,9 @@ def read_plain(text: str, origin: str) -> object:
 
 
 def write_plain(document: object) -> str:
-    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one line."""
+    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one
+    line.
+    """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
     writer.width = 100
@@ -504,7 +597,9 @@ def _check_plain(text: str, origin: str) -> None:
 
 
 def _plain_json(document: object, origin: str) -> bytes:
-    """Return a sweep as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them."""
+    """Return a sweep as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in
+    them.
+    """
 
     def plain(value: Any) -> object:
         if hasattr(value, "tolist"):
@@ -517,4 +612,6 @@ def _plain_json(document: object, origin: str) -> bytes:
         hint = "use numbers, text, lists and mappings"
         raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
+        raise ConfigError(
+            f"{origin} must be Unicode text", ascii(error.object[error.start])
+        ) from None

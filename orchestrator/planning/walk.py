@@ -1,6 +1,8 @@
-"""A network's costs read off the network itself: a walk over its passes with tensors that hold no data.
+"""A network's costs read off the network itself: a walk over its passes with tensors that hold no
+data.
 
-PyTorch's fake tensors know shapes, types and lifetimes: kernels, what they move, and memory, without a GPU.
+PyTorch's fake tensors know shapes, types and lifetimes: kernels, what they move, and memory,
+without a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +34,17 @@ from tasks.trials.training import Step
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
-_SHAPE_ONLY = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "alias"}
+_SHAPE_ONLY = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "detach",
+    "slice",
+    "alias",
+}
 _SHAPE_ONLY |= {"as_strided", "select", "split", "unsqueeze", "squeeze"}
 _SHAPE_ONLY |= {"empty", "empty_like", "empty_strided"}
 
@@ -64,7 +76,8 @@ def walk_network(
                 with mode:
                     network = built()
             except DataDependentOutputException:
-                # Transformers and Inceptions of timm and torchvision ask for numbers while they are made.
+                # Transformers and Inceptions of timm and torchvision ask for numbers while they are
+                # made.
                 network = built()
                 with FakeCopyMode(mode):
                     network = copy.deepcopy(network)
@@ -104,11 +117,16 @@ def _walked(
 
 
 def _walked_with_memory(
-    error: BaseException, built: Callable[[], nn.Module], walked: Callable[..., NetworkCost], num_pixels: int
+    error: BaseException,
+    built: Callable[[], nn.Module],
+    walked: Callable[..., NetworkCost],
+    num_pixels: int,
 ) -> NetworkCost:
-    """Walk over somebody's own network with real tensors: ``error`` came of those that hold no data.
+    """Walk over somebody's own network with real tensors: ``error`` came of those that hold no
+    data.
 
-    What fails on noise and on black images may yet work on a sweep's, where it depends on values of pixels.
+    What fails on noise and on black images may yet work on a sweep's, where it depends on values of
+    pixels.
     """
     for brightest in (255.0, 0.0):
         try:
@@ -151,7 +169,9 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
             self._count(func, name, args, kwargs or {}, out, outputs)
         return out
 
-    def _count(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]) -> None:
+    def _count(
+        self, func: Any, name: str, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]
+    ) -> None:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         formula = flop_registry.get(func._overloadpacket)
         flops = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
@@ -177,7 +197,9 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         self._alive -= size
 
 
-def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float) -> _Walk:
+def _step(
+    network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float
+) -> _Walk:
     """Walk over a step of a training that goes on: moments are there, as after any step."""
     network.train()
     size = recipe.batch_size

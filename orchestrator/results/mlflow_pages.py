@@ -1,7 +1,9 @@
-"""What people meet on MLflow's pages: names of runs, descriptions, views; and the server of those pages.
+"""What people meet on MLflow's pages: names of runs, descriptions, views; and the server of those
+pages.
 
-A view is a filter, an order, columns and a chart. MLflow keeps it as a tag of the experiment, and a link that
-names it opens the page with all of that in place. Importing this module does not import ``mlflow``.
+A view is a filter, an order, columns and a chart. MLflow keeps it as a tag of the experiment, and a
+link that names it opens the page with all of that in place. Importing this module does not import
+``mlflow``.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
 
 @dataclass(frozen=True)
 class View:
-    """A question, and the state of MLflow's page of runs that answers it: a chart of ``axes``, or a table.
+    """A question, and the state of MLflow's page of runs that answers it: a chart of ``axes``, or a
+    table.
 
-    ``axes`` are the metrics x and y of trials, of ``dataset`` alone where it is given; ``line`` is the metric
-    of curves over their steps.
+    ``axes`` are the metrics x and y of trials, of ``dataset`` alone where it is given; ``line`` is
+    the metric of curves over their steps.
     """
 
     question: str
@@ -56,7 +59,9 @@ class View:
     dataset: str = ""
 
     def query(self, name: str) -> str:
-        """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
+        """Return what a link to it asks for; whether charts are shown is no part of the view
+        itself.
+        """
         mode = "&compareRunsMode=CHART" if self.axes or self.line else ""
         return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
 
@@ -75,7 +80,11 @@ class View:
             + [f"metrics.`{n}`" for n in metrics],
             "runsHiddenMode": "SHOW_ALL",
         }
-        chart: dict[str, Any] = {"uuid": "isweep-0", "metricSectionId": "isweep", "runsCountToCompare": 1000}
+        chart: dict[str, Any] = {
+            "uuid": "isweep-0",
+            "metricSectionId": "isweep",
+            "runsCountToCompare": 1000,
+        }
         chart |= {"isGenerated": False, "deleted": False}
         if self.axes:
             x, y = ({"type": "METRIC", "key": name} for name in self.axes)
@@ -83,11 +92,25 @@ class View:
             chart |= {"xaxis": x, "yaxis": y}
         if self.line:
             chart |= {"type": "LINE", "displayName": f"{self.line} at N images, the step"}
-            chart |= {"metricKey": self.line, "selectedMetricKeys": [self.line], "yAxisKey": "metric"}
-            chart |= {"xAxisKey": "step", "xAxisScaleType": "log", "scaleType": "log", "displayPoints": True}
+            chart |= {
+                "metricKey": self.line,
+                "selectedMetricKeys": [self.line],
+                "yAxisKey": "metric",
+            }
+            chart |= {
+                "xAxisKey": "step",
+                "xAxisScaleType": "log",
+                "scaleType": "log",
+                "displayPoints": True,
+            }
             chart |= {"lineSmoothness": 0, "yAxisExpressions": [], "selectedXAxisMetricKey": ""}
         if "type" in chart:
-            section = {"uuid": "isweep", "name": self.question, "display": True, "isReordered": True}
+            section = {
+                "uuid": "isweep",
+                "name": self.question,
+                "display": True,
+                "isReordered": True,
+            }
             section |= {"columns": 1, "cardHeight": 420}
             state |= {"compareRunCharts": [chart], "compareRunSections": [section]}
         return json.dumps(state, separators=(",", ":"))
@@ -95,7 +118,9 @@ class View:
 
 @dataclass(frozen=True)
 class Page:
-    """What a sweep's pages say of it; ``loss_gain`` is the column of an attack that charts show, or empty."""
+    """What a sweep's pages say of it; ``loss_gain`` is the column of an attack that charts show, or
+    empty.
+    """
 
     sweep: str
     description: str = ""
@@ -107,8 +132,14 @@ class Page:
     def of(cls, workspace: Workspace) -> Page:
         """Return the pages of a sweep."""
         plan, sweep, asked = workspace.plan, workspace.plan.sweep, workspace.plan.sweep.attacks
-        gains = [f"{attack_name(method, e)}_loss_gain" for method in asked.methods for e in asked.epsilons]
-        return cls(sweep.name, sweep.description, len(plan.trials), (*gains, "")[0], tuple(plan.datasets))
+        gains = [
+            f"{attack_name(method, e)}_loss_gain"
+            for method in asked.methods
+            for e in asked.epsilons
+        ]
+        return cls(
+            sweep.name, sweep.description, len(plan.trials), (*gains, "")[0], tuple(plan.datasets)
+        )
 
     def sweep_tags(self, experiment: str) -> dict[str, str]:
         """Return the tags of the sweep's own run."""
@@ -116,17 +147,23 @@ class Page:
         return {**tags, NOTE_TAG: self.note(experiment)}
 
     def note(self, experiment: str) -> str:
-        """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
+        """Return the description of the experiment and of the sweep's run, in Markdown, with its
+        views.
+        """
         pages = f"#/experiments/{experiment}/runs"
         links: dict[bool, list[str]] = {False: [], True: []}
         for name, view in self.views().items():
             links[bool(view.dataset)].append(f"[{view.question}]({pages}?{view.query(name)})")
         lines = [
-            " · ".join(links[False]),  # MLflow shows the first line alone until it is asked for more
+            " · ".join(
+                links[False]
+            ),  # MLflow shows the first line alone until it is asked for more
             self.description,
             " · ".join(links[True]),
-            "One run per trial, below one run for the sweep, whose metrics are counts, the best test loss of "
-            "each dataset and every fitted coefficient. The result store is the truth; this is its view.",
+            "One run per trial, below one run for the sweep, whose metrics are counts, the best "
+            "test loss of "
+            "each dataset and every fitted coefficient. The result store is the truth; this is its "
+            "view.",
         ]
         return "\n\n".join(filter(None, lines))
 
@@ -136,7 +173,9 @@ class Page:
         if self.loss_gain:
             axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)
-        return found | {f"best-{name}": View(f"Best on {name}", dataset=name) for name in self.datasets}
+        return found | {
+            f"best-{name}": View(f"Best on {name}", dataset=name) for name in self.datasets
+        }
 
     def experiment_tags(self, experiment: str) -> dict[str, str]:
         """Return what the experiment keeps of its pages."""
@@ -154,14 +193,18 @@ class Page:
 
 
 class RunPages(BaseModel):
-    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
+    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by
+    key.
+    """
 
     prefix: str = ""
     runs: dict[str, str] = Field(default_factory=dict)
 
 
 def read_run_pages(path: Path) -> RunPages:
-    """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be read."""
+    """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be
+    read.
+    """
     try:
         return RunPages.model_validate_json(read_whole(path))
     except FileNotFoundError:
@@ -178,7 +221,9 @@ LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
 
 def free_port(asked: int | None = None) -> int:
-    """Return a port of loopback that is free: the one asked for (or SetupError), else MLflow's or another."""
+    """Return a port of loopback that is free: the one asked for (or SetupError), else MLflow's or
+    another.
+    """
     for port in (asked,) if asked else (PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,10 +237,11 @@ def free_port(asked: int | None = None) -> int:
 
 @contextlib.contextmanager
 def served(uri: str, port: int, words: Path) -> Iterator[str]:
-    """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it answers.
+    """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it
+    answers.
 
-    A server's own address is given back as it is, and nothing started. ``words`` takes what the server says;
-    SetupError has the last of them where it does not start.
+    A server's own address is given back as it is, and nothing started. ``words`` takes what the
+    server says; SetupError has the last of them where it does not start.
     """
     from orchestrator.results.mlflow_runs import connect
 
@@ -218,9 +264,13 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
     with words.open("wb") as said:
         server = subprocess.Popen(
             [*command, "--workers", "1"],
-            env=os.environ | settings, cwd=words.parent, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            env=os.environ | settings,
+            cwd=words.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         until = time.monotonic() + START_S
         while not answers():
@@ -232,7 +282,10 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
             time.sleep(LOOK_S)
         yield address
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # to its workers too: a session of their own
+        for number in (
+            signal.SIGTERM,
+            signal.SIGKILL,
+        ):  # to its workers too: a session of their own
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -251,6 +304,8 @@ def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
     for one in connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'"):
         if one.name.partition("@")[0] == f"isweep/{sweep}":
             links = LINK.findall(one.tags.get(NOTE_TAG, ""))
-            links = links or [("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")]
+            links = links or [
+                ("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")
+            ]
             found[one.name] = {question: f"{address}/{link}" for question, link in links}
     return dict(sorted(found.items()))

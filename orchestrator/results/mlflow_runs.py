@@ -1,7 +1,8 @@
-"""The runs of one sweep in MLflow: found by tag, one per key for ever, compared with what they should show.
+"""The runs of one sweep in MLflow: found by tag, one per key for ever, compared with what they
+should show.
 
-Every call may be repeated after a lost reply. A run that was perhaps created is looked up by its tag before
-another one is; of several runs for one key the oldest counts and the others are deleted.
+Every call may be repeated after a lost reply. A run that was perhaps created is looked up by its
+tag before another one is; of several runs for one key the oldest counts and the others are deleted.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ OPEN = ("RUNNING", PERHAPS_RUNNING)
 
 @dataclass
 class _Known:
-    """What is known of a run without asking: a digest of what it shows, if any; points sent while it ran."""
+    """What is known of a run without asking: a digest of what it shows, if any; points sent while
+    it ran.
+    """
 
     run_id: str
     status: str
@@ -61,11 +64,13 @@ class _Known:
 class SweepRuns:
     """Runs of one sweep by run key, in the experiment called ``name``.
 
-    ``storage``, the identity of the result store that they mirror, keeps sweeps of one name apart; a new
-    experiment keeps ``artifacts`` there, None leaves it to the server.
+    ``storage``, the identity of the result store that they mirror, keeps sweeps of one name apart;
+    a new experiment keeps ``artifacts`` there, None leaves it to the server.
     """
 
-    def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
+    def __init__(
+        self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None
+    ) -> None:
         self.client, self._page = client, page
         experiment = claim_experiment(client, page.sweep, storage, artifacts)
         self._experiment, self.name = str(experiment.experiment_id), str(experiment.name)
@@ -78,14 +83,17 @@ class SweepRuns:
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return where the server shows the runs that are known; for a database, where `mlflow ui` would."""
+        """Return where the server shows the runs that are known; for a database, where `mlflow ui`
+        would.
+        """
         uri = str(self.client.tracking_uri)
         server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
         ids = {key: known.run_id for key, known in self._runs.copy().items()}
         return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
     def show_live(self, key: str, live: Live) -> None:
-        """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent before.
+        """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent
+        before.
 
         Points alone are for a run that is RUNNING: one that has ended has all from its result.
         """
@@ -98,15 +106,19 @@ class SweepRuns:
         if key == SWEEP_KEY and live.tags is not None:
             tags = self._sweep_tags
         new = [point for point in live.points if known is None or point[:3] not in known.live]
-        known = self._open(key, tags, live.at_ms, [Metric(n, value, at, step) for n, step, value, at in new])
+        known = self._open(
+            key, tags, live.at_ms, [Metric(n, value, at, step) for n, step, value, at in new]
+        )
         known.live.update(point[:3] for point in new)
         if live.failed:
             self._end(known, "FAILED")
 
     def show(self, run: FlatRun) -> bool:
-        """Make the key's run FINISHED with exactly these values; returns whether anything had to be done.
+        """Make the key's run FINISHED with exactly these values; returns whether anything had to be
+        done.
 
-        A run that never can, since MLflow keeps params and metrics for ever, is deleted for a new one.
+        A run that never can, since MLflow keeps params and metrics for ever, is deleted for a new
+        one.
         """
         # MLflow shows the last point of a series.
         series = sorted(run.series, key=lambda point: (point[1], point[3]))
@@ -131,9 +143,15 @@ class SweepRuns:
                 return False
             else:
                 curves = {name for name, *_ in run.series}
-                unsure = {name for name in wanted if name in curves or data.metrics.get(name) != wanted[name]}
+                unsure = {
+                    name
+                    for name in wanted
+                    if name in curves or data.metrics.get(name) != wanted[name]
+                }
                 there = unsure & data.metrics.keys()
-                history = {name: self.client.get_metric_history(known.run_id, name) for name in there}
+                history = {
+                    name: self.client.get_metric_history(known.run_id, name) for name in there
+                }
         points = _missing_points(run, wanted, history)
         known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
         self._end(known, "FINISHED", run.finished_ms)
@@ -142,20 +160,29 @@ class SweepRuns:
         return True
 
     def show_report(
-        self, numbers: Mapping[str, float], folder: Path | None, sent: Callable[[], None] = lambda: None
+        self,
+        numbers: Mapping[str, float],
+        folder: Path | None,
+        sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make the sweep's own run show final finite numbers and the report's files; its status stays.
+        """Make the sweep's own run show final finite numbers and the report's files; its status
+        stays.
 
-        Each file is sent by itself, and not again after a lost reply; ``sent`` is called whenever one was.
+        Each file is sent by itself, and not again after a lost reply; ``sent`` is called whenever
+        one was.
         """
         own = self._own().run_id
         data, points = self.client.get_run(own).data, []
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
                 old = self.client.get_metric_history(own, name) if name in data.metrics else []
-                last = max(old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0))
+                last = max(
+                    old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0)
+                )
                 points.append(Metric(name, value, last.timestamp + 1, last.step))
-        tags = {name: text for name, text in self._sweep_tags.items() if data.tags.get(name) != text}
+        tags = {
+            name: text for name, text in self._sweep_tags.items() if data.tags.get(name) != text
+        }
         self._log(own, points, {}, tags)
         paths = sorted(filter(Path.is_file, folder.rglob("*"))) if folder else []
         files = {str(path.relative_to(folder or "")): _hash(path.read_bytes()) for path in paths}
@@ -171,12 +198,16 @@ class SweepRuns:
             self.client.set_tag(own, REPORT_TAG, whole)
 
     def end_running(self, but: Collection[str] = ()) -> tuple[int, int]:
-        """Let none be RUNNING but the sweep's own and ``but``, nor two of a key count; returns how many."""
+        """Let none be RUNNING but the sweep's own and ``but``, nor two of a key count; returns how
+        many.
+        """
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
             self._uncertain.clear()
         kept = {SWEEP_KEY, *but}
-        left = [known for key, known in self._runs.items() if known.status in OPEN and key not in kept]
+        left = [
+            known for key, known in self._runs.items() if known.status in OPEN and key not in kept
+        ]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
             self.client.set_tag(known.run_id, table.STATUS, KILLED)
@@ -188,14 +219,20 @@ class SweepRuns:
         return len(left), num_extra
 
     def end_sweep(self, status: str) -> None:
-        """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
+        """End the sweep's own run; one that ended before and was not begun again can only become
+        FINISHED.
+        """
         own = self._own()
         if own.status in OPEN or (status == "FINISHED" and own.status != status):
             self._end(own, status)
 
     def _own(self) -> _Known:
-        """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
-        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags, milliseconds(time.time()))
+        """Return the sweep's own run, as it ended until something is done: a start may yet be
+        refused.
+        """
+        return self._find(SWEEP_KEY) or self._open(
+            SWEEP_KEY, self._sweep_tags, milliseconds(time.time())
+        )
 
     def _load(self) -> None:
         self._runs, self._extra = dict[str, _Known](), []
@@ -252,7 +289,9 @@ class SweepRuns:
         chosen = [Param(*item) for item in params.items()]
         labels = [RunTag(*item) for item in tags.items()]
         while points or chosen or labels:
-            self.client.log_batch(run_id, points[:MOST_METRICS], chosen[:MOST_PARAMS], labels[:MOST_TAGS])
+            self.client.log_batch(
+                run_id, points[:MOST_METRICS], chosen[:MOST_PARAMS], labels[:MOST_TAGS]
+            )
             points, chosen, labels = points[MOST_METRICS:], chosen[MOST_PARAMS:], labels[MOST_TAGS:]
 
     def _artifacts(self, folder: str) -> set[str]:
@@ -267,7 +306,9 @@ class SweepRuns:
 
 
 def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
-    """Tell whether params, data or points are others, or a metric of ours is there that the run has not."""
+    """Tell whether params, data or points are others, or a metric of ours is there that the run has
+    not.
+    """
     images = run.tags.get(table.DATA_FINGERPRINT)
     others = any(data.params.get(name, value) != value for name, value in run.params.items())
     points = run.tags.get(table.CURVE, "")
@@ -275,14 +316,20 @@ def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> b
     others |= not {*drawn.split()} <= {*points.split()}
     if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
         return True
-    return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
+    return any(
+        column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys())
+    )
 
 
 def _missing_points(
     run: FlatRun, wanted: Mapping[str, float], history: Mapping[str, list[Metric]]
 ) -> list[Metric]:
-    """Return the points to send beside ``history``: every one is there once then, and ``wanted`` is shown."""
-    there = {(name, point.step, point.value) for name, points in history.items() for point in points}
+    """Return the points to send beside ``history``: every one is there once then, and ``wanted`` is
+    shown.
+    """
+    there = {
+        (name, point.step, point.value) for name, points in history.items() for point in points
+    }
     points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
     points += [Metric(name, value, at, step) for name, step, value, at in run.series]
     points = [point for point in points if (point.key, point.step, point.value) not in there]
@@ -298,10 +345,16 @@ def _shown_last(point: Metric) -> tuple[int, int, float]:
     return point.step, point.timestamp, point.value
 
 
-def _digest(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+def _digest(
+    tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]
+) -> str:
     """Return a digest of what a run shows, without the tags that MLflow and we keep beside it."""
     beside = {"kind", "sweep"}
-    kept = {k: v for k, v in tags.items() if k not in beside and not k.startswith(("mlflow.", "isweep."))}
+    kept = {
+        k: v
+        for k, v in tags.items()
+        if k not in beside and not k.startswith(("mlflow.", "isweep."))
+    }
     return _hash(json.dumps([kept, dict(params), dict(metrics)], sort_keys=True).encode())
 
 
@@ -343,8 +396,8 @@ def claim_experiment(
 def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
     """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
 
-    MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
-    again, open to everybody, and from a copy of a root write over the first one's artifacts.
+    MLflow notes whole paths and has no call that changes them: after a move it would make the old
+    folder again, open to everybody, and from a copy of a root write over the first one's artifacts.
     """
     runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
     where = " AND substr(artifact_uri, 1, ?) = ?"
@@ -354,13 +407,17 @@ def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
             database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
             database.execute(experiments, (new, experiment))
     except sqlite3.Error as error:
-        raise MlflowException(f"The root was moved, and MLflow's file does not follow: {error}") from error
+        raise MlflowException(
+            f"The root was moved, and MLflow's file does not follow: {error}"
+        ) from error
 
 
 def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
-    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown.
+    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when
+    unknown.
 
-    ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears the name.
+    ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears
+    the name.
     """
     rows: list[Row] = []
     try:
@@ -390,12 +447,15 @@ def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri`` whose tables exist; SetupError in seconds where it does not answer."""
+    """Return a client for ``uri`` whose tables exist; SetupError in seconds where it does not
+    answer.
+    """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It gives tracebacks and rows for what we say in a line.
     logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-    # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look first.
+    # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look
+    # first.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     # Our stdout is for data.
@@ -404,8 +464,9 @@ def connect(uri: str) -> MlflowClient:
     is_file = uri.startswith(SQLITE) and path.name not in ("", ":memory:") and "?" not in uri
     try:
         if is_file and not path.exists():
-            # Half of MLflow's tables, by a driver that is killed, nobody can use: they are made beside, by a
-            # name of its own at every try, since MLflow keeps connections by the name of the file.
+            # Half of MLflow's tables, by a driver that is killed, nobody can use: they are made
+            # beside, by a name of its own at every try, since MLflow keeps connections by the name
+            # of the file.
             draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
             try:
                 _client(f"{SQLITE}{draft}")
@@ -415,13 +476,19 @@ def connect(uri: str) -> MlflowClient:
         return _client(uri)
     except Exception as error:
         said = first_line(error, uri)
-        way_out = "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
+        way_out = (
+            "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
+        )
         if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
             way_out = "pip install 'isweep[postgres]'"
         elif DAMAGED.search(said):
-            way_out = "remove the file, then `isweep reconcile` every sweep: the result stores have all"
+            way_out = (
+                "remove the file, then `isweep reconcile` every sweep: the result stores have all"
+            )
         kind = Refused if is_final(error) else SetupError
-        raise kind("The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out) from None
+        raise kind(
+            "The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out
+        ) from None
 
 
 def _client(uri: str) -> MlflowClient:

@@ -37,9 +37,11 @@ log = logging.getLogger(__name__)
 
 
 class TrialOutline(Finding):
-    """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
+    """What decides whether a result counts, and what its trial cost; attributes as of
+    :class:`TrialRecord`.
 
-    ``peak_bytes`` is what the whole batches of its process took on a GPU; 0 where that is not known.
+    ``peak_bytes`` is what the whole batches of its process took on a GPU; 0 where that is not
+    known.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -80,10 +82,11 @@ Stamped = tuple[str, TrialOutline]
 
 
 class Index:
-    """Outlines of a sweep's results in one SQLite file at ``path``, so that a look reads no record twice.
+    """Outlines of a sweep's results in one SQLite file at ``path``, so that a look reads no record
+    twice.
 
-    A row that is not whole, or whose record file has changed, counts for nothing; the file may be missing, or
-    below a root that cannot be written. No number of a table comes from it.
+    A row that is not whole, or whose record file has changed, counts for nothing; the file may be
+    missing, or below a root that cannot be written. No number of a table comes from it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,14 +110,20 @@ class Index:
 
     def add(self, found: Iterable[Stamped]) -> None:
         """Keep outlines that have a stamp; without them looks are slower."""
-        texts = ((outline.trial_id, stamp, outline.model_dump_json()) for stamp, outline in found if stamp)
+        texts = (
+            (outline.trial_id, stamp, outline.model_dump_json())
+            for stamp, outline in found
+            if stamp
+        )
         rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
         if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
             return
         for again in (True, False):
             try:
                 with self._opened() as database:
-                    database.executemany("INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows)
+                    database.executemany(
+                        "INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows
+                    )
                 return
             except sqlite3.Error as error:
                 log.info("the index %s cannot be written: %s", self._path, error)
@@ -136,13 +145,18 @@ class Index:
 
 
 class Records(MutableMapping[str, TrialRecord]):
-    """Results of trials by id: an outline of each, and its record, held or read when it is asked for.
+    """Results of trials by id: an outline of each, and its record, held or read when it is asked
+    for.
 
-    As an object a record takes 15 to 100 kB; what a run adds is held as compressed text of 1 to 5 kB.
+    As an object a record takes 15 to 100 kB; what a run adds is held as compressed text of 1 to 5
+    kB.
     """
 
     def __init__(
-        self, store: ResultStore, outlines: dict[str, TrialOutline], records: Mapping[str, TrialRecord]
+        self,
+        store: ResultStore,
+        outlines: dict[str, TrialOutline],
+        records: Mapping[str, TrialRecord],
     ) -> None:
         self._store, self.outlines = store, outlines
         self._held: dict[str, TrialRecord | bytes] = dict(records)
@@ -153,10 +167,16 @@ class Records(MutableMapping[str, TrialRecord]):
             found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
         if found is None:
             raise KeyError(trial_id)
-        return TrialRecord.model_validate_json(zlib.decompress(found)) if isinstance(found, bytes) else found
+        return (
+            TrialRecord.model_validate_json(zlib.decompress(found))
+            if isinstance(found, bytes)
+            else found
+        )
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        self._held[trial_id] = zlib.compress(record.text().encode(), 1)  # more takes longer and saves a tenth
+        self._held[trial_id] = zlib.compress(
+            record.text().encode(), 1
+        )  # more takes longer and saves a tenth
         self.outlines[trial_id] = TrialOutline.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
@@ -177,8 +197,8 @@ class Records(MutableMapping[str, TrialRecord]):
 class StoredResults:
     """All that is stored of a sweep, by id: read once, then kept up to date by writing through it.
 
-    ``unreadable`` files are not believed. ``index`` keeps outlines for the next look, and ``patience`` waits
-    for storage that is full or away, if they are there.
+    ``unreadable`` files are not believed. ``index`` keeps outlines for the next look, and
+    ``patience`` waits for storage that is full or away, if they are there.
     """
 
     store: ResultStore
@@ -190,27 +210,43 @@ class StoredResults:
     patience: Patience | None = None
 
     @classmethod
-    def read(cls, url: str | Storage, index: Path | None = None, *, look: bool = False) -> StoredResults:
-        """Read every record below ``url``; for a ``look``, no result whose outline the index has."""
+    def read(
+        cls, url: str | Storage, index: Path | None = None, *, look: bool = False
+    ) -> StoredResults:
+        """Read every record below ``url``; for a ``look``, no result whose outline the index
+        has.
+        """
         store, kept = ResultStore(url), None if index is None else Index(index)
         files, known = store.listing(TrialRecord), kept.read() if kept and look else {}
-        believed = {n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp}
+        believed = {
+            n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp
+        }
         left = [file for name, file in files.items() if name not in believed]
-        new, held, unreadable = dict[str, TrialOutline](), dict[str, TrialRecord](), list[Unreadable]()
+        new, held, unreadable = (
+            dict[str, TrialOutline](),
+            dict[str, TrialRecord](),
+            list[Unreadable](),
+        )
         for name, record in store.each(TrialRecord, left, unreadable):
             new[name] = TrialOutline.of(record)
             if not look:
                 held[name] = record
         if kept is not None and new:
             kept.add((files[name].stamp, outline) for name, outline in new.items())
-        found, measures, failures = believed | new, store.scan(MeasureRecord), store.scan(FailureRecord)
+        found, measures, failures = (
+            believed | new,
+            store.scan(MeasureRecord),
+            store.scan(FailureRecord),
+        )
         outlines = {name: found[name] for name in files if name in found}
         trials = Records(store, outlines, held)
         unreadable += failures.unreadable + measures.unreadable
         return cls(store, trials, measures.records, failures.records, unreadable, kept)
 
     def forget_lost(self) -> int:
-        """Forget results and measures whose file was removed since it was known; returns how many."""
+        """Forget results and measures whose file was removed since it was known; returns how
+        many.
+        """
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -220,13 +256,19 @@ class StoredResults:
         return len(lost) + len(gone)
 
     def forget_damaged(self, planned: Iterable[str]) -> tuple[int, int]:
-        """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
+        """Take predictions that are gone or damaged for not made, in memory, so that a run makes
+        them again.
 
-        A trial without kept weights is taken for not done; its stored result stays until it is replaced.
-        Returns how many are made from kept weights, and how many networks are trained again.
+        A trial without kept weights is taken for not done; its stored result stays until it is
+        replaced. Returns how many are made from kept weights, and how many networks are trained
+        again.
         """
         known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
-        kept = {trial_id: one.result.predictions for trial_id, one in known.items() if one.result.predictions}
+        kept = {
+            trial_id: one.result.predictions
+            for trial_id, one in known.items()
+            if one.result.predictions
+        }
         damaged = self.store.damaged(FileKind.PREDICTIONS, kept)
         lost = {trial_id for trial_id in damaged if known[trial_id].result.weights is None}
         for trial_id in damaged - lost:
@@ -237,7 +279,9 @@ class StoredResults:
         return len(damaged - lost), len(lost)
 
     def check_writable(self) -> None:
-        """Refuse a store in which a newer version wrote: a run would replace what that one found."""
+        """Refuse a store in which a newer version wrote: a run would replace what that one
+        found.
+        """
         newer = [item for item in self.unreadable if item.newer]
         if newer:
             more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
@@ -248,7 +292,9 @@ class StoredResults:
             )
 
     def save(self, record: SealedRecord) -> None:
-        """Seal a record, and know it without reading again; one that cannot be stored changes nothing."""
+        """Seal a record, and know it without reading again; one that cannot be stored changes
+        nothing.
+        """
         write = partial(self.store.save, record)
         stamp = write() if self.patience is None else self.patience.until_done(write)
         if isinstance(record, TrialRecord):
@@ -269,7 +315,8 @@ class State:
     Attributes:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
-        stale: Planned trials whose result was made from other data, or other choices under the same id.
+        stale: Planned trials whose result was made from other data, or other choices under the same
+            id.
         partial: Outlines of believed results that lack a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).
     """
@@ -318,7 +365,9 @@ class State:
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures as the command line and the report print them, ordered by trial id."""
+        """Return the failures as the command line and the report print them, ordered by trial
+        id.
+        """
         return [record.row() for _, record in sorted(self.failures.items())]
 
     def measured_trials(self) -> list[MeasuredTrial]:
@@ -338,7 +387,8 @@ class State:
         ]
 
     def cost(self) -> dict[str, Any]:
-        """Return what the trials that have a result cost, in words too; failed attempts leave no times.
+        """Return what the trials that have a result cost, in words too; failed attempts leave no
+        times.
 
         Hours are of whole GPUs, time times share, or of cores where a trial ran without one.
         """
@@ -352,13 +402,17 @@ class State:
 
 
 def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
-    """Read the store of a sweep and judge it; a ``look``, for what no network found, uses the index."""
+    """Read the store of a sweep and judge it; a ``look``, for what no network found, uses the
+    index.
+    """
     index = workspace.sweep_paths.index if look else None
     return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
 
 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
-    """Compare what is stored with the plan, the data prepared now, and what a live driver is ``running``."""
+    """Compare what is stored with the plan, the data prepared now, and what a live driver is
+    ``running``.
+    """
     planned = workspace.plan.trials_by_id
     known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
@@ -379,9 +433,11 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
 
 
 def _measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
-    """Return the believed measures of the plan; for one that is not made yet, those of other train sizes.
+    """Return the believed measures of the plan; for one that is not made yet, those of other train
+    sizes.
 
-    What is found at a train size does not depend on the others: a sweep file that was extended keeps it.
+    What is found at a train size does not depend on the others: a sweep file that was extended
+    keeps it.
     """
     alike: dict[MeasureSpec, dict[str, MeasureRecord]] = {}
     for name, record in stored.measures.items():
@@ -402,7 +458,8 @@ def _is_stale(
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
     if dataset is not None and dataset.fingerprint != record.data_fingerprint:
         return True
-    # An id leaves out what has its default: one that changed under the same version must not go unseen.
+    # An id leaves out what has its default: one that changed under the same version must not go
+    # unseen.
     return (spec.network if isinstance(spec, TrialSpec) else spec) != (
         record.spec.network if isinstance(record, TrialOutline) else record.spec
     )

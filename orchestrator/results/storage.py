@@ -1,7 +1,8 @@
 """Where results and weights are kept: a local folder, or an object store by its URL.
 
-Both are asked in the same words. A write is whole or not there: locally a flushed sibling is renamed, and an
-object store's put is atomic by itself, and may be made to depend on what is there, which a lease needs.
+Both are asked in the same words. A write is whole or not there: locally a flushed sibling is
+renamed, and an object store's put is atomic by itself, and may be made to depend on what is there,
+which a lease needs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S, REMIND_AFTER_S = 0.5, 10.0, 600.0
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH}
-"""What an operating system says of a disk that may have room again, or of a file system that may be back."""
+"""What an operating system says of a disk that may have room again, or of a file system that may be
+back."""
 
 LASTING = ("s3", "gs", "az", "abfs", "abfss")
 """Schemes of stores that keep what is written and let it be replaced."""
@@ -47,7 +49,11 @@ AGAIN = "then run the same command again: what is done is kept"
 UNREADABLE = "The result store must be readable", f"mend the permissions or the connection, {AGAIN}"
 UNWRITABLE = (
     "The result store must be writable",
-    "free space (keep_weights: none takes the least), mend the permissions or remove what is in the way, "
+    (
+        "free space (keep_weights: none takes the least), mend the permissions or remove what is "
+        "in "
+        "the way, "
+    )
     + AGAIN,
 )
 
@@ -60,7 +66,8 @@ class StorageAway(SetupError):
 
 @dataclass
 class Patience:
-    """Repeats a write while storage is full or away, ``limit_s`` seconds at most: a sweep pauses, not ends.
+    """Repeats a write while storage is full or away, ``limit_s`` seconds at most: a sweep pauses,
+    not ends.
 
     ``say`` is told when a pause begins, now and then while it lasts, and when it ends.
     """
@@ -70,7 +77,9 @@ class Patience:
     clock: Clock = SYSTEM
 
     def until_done(self, write: Callable[[], T]) -> T:
-        """Return what ``write`` returns as soon as storage takes it; raises what waiting does not mend."""
+        """Return what ``write`` returns as soon as storage takes it; raises what waiting does not
+        mend.
+        """
         began, said, pause = None, -math.inf, FIRST_PAUSE_S
         while True:
             try:
@@ -83,9 +92,14 @@ class Patience:
                     raise
                 if now - said > REMIND_AFTER_S:
                     said, file = now, getattr(error, "filename", None) or "a file"
-                    why = error.value if isinstance(error, StorageAway) else f"{file}: {error.strerror}"
+                    why = (
+                        error.value
+                        if isinstance(error, StorageAway)
+                        else f"{file}: {error.strerror}"
+                    )
                     self.say(
-                        f"Paused: {why}. The sweep goes on by itself when there is room and an answer; "
+                        f"Paused: {why}. The sweep goes on by itself when there is room and an "
+                        "answer; "
                         "Ctrl-C stops it, and what is done is kept"
                     )
                 self.clock.sleep(pause)
@@ -99,16 +113,20 @@ class Patience:
 
 @dataclass(frozen=True)
 class Found:
-    """A file that is there; its ``stamp``, of size and time or tag, changes whenever it is replaced."""
+    """A file that is there; its ``stamp``, of size and time or tag, changes whenever it is
+    replaced.
+    """
 
     path: str
     stamp: str
 
 
 def open_storage(url: str | Storage) -> Storage:
-    """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or made.
+    """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or
+    made.
 
-    One that is open is given back. ConfigError for a URL that is none, holds a password, or keeps nothing.
+    One that is open is given back. ConfigError for a URL that is none, holds a password, or keeps
+    nothing.
     """
     if isinstance(url, Folder | Bucket):
         return url
@@ -130,11 +148,17 @@ def open_storage(url: str | Storage) -> Storage:
         raise ConfigError(
             "--storage must hold no password: every user of the machine can read a command line",
             f"{scheme}://…@{host}",
-            "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or a role",
+            (
+                "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or "
+                "a "
+                "role"
+            ),
         )
     if not host or parts.query or parts.fragment:
         what = f"{scheme}://{host or ''}"
-        raise ConfigError("--storage must name a bucket or host, and no more than a path in it", what)
+        raise ConfigError(
+            "--storage must name a bucket or host, and no more than a path in it", what
+        )
     return Bucket(_object_store(scheme, rest.partition("/")[0]), rest.rstrip("/"), f"{scheme}://")
 
 
@@ -144,20 +168,27 @@ def _object_store(scheme: str, bucket: str) -> Any:
 
     # As every program of AWS does, by environment, file or role; boto3 reads what obstore does not.
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    waits = {"connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds", "timeout": f"{ANSWER_TIMEOUT_S:g} seconds"}
+    waits = {
+        "connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds",
+        "timeout": f"{ANSWER_TIMEOUT_S:g} seconds",
+    }
     again = {"max_retries": TRIES - 1, "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S)}
     client: dict[str, Any] = {**waits, "allow_http": address.startswith("http://")}
     settings: dict[str, Any] = {"client_options": client, "retry_config": again}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        with contextlib.suppress(ValueError):  # nobody's: the store may be open, or says who it wants
+        with contextlib.suppress(
+            ValueError
+        ):  # nobody's: the store may be open, or says who it wants
             settings["credential_provider"] = Boto3CredentialProvider()
     try:
         return from_url(f"{scheme}://{bucket}", **settings)
     except (BaseError, ValueError) as error:
         told = f"{scheme}://…: {str(error).splitlines()[0]}"
-        raise ConfigError("--storage must be a URL that can be opened", told, "see docs/cluster.md") from None
+        raise ConfigError(
+            "--storage must be a URL that can be opened", told, "see docs/cluster.md"
+        ) from None
 
 
 class Folder:
@@ -171,7 +202,9 @@ class Folder:
         return read_whole(path)
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
-        """Yield files with their content, in order; an error for a local one that cannot be read."""
+        """Yield files with their content, in order; an error for a local one that cannot be
+        read.
+        """
         for found in files:
             try:
                 yield found, self.read(found.path)
@@ -181,7 +214,9 @@ class Folder:
                 yield found, error
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
-        """Replace a file, whole or not at all; returns its stamp. No power cut takes a ``durable`` one."""
+        """Replace a file, whole or not at all; returns its stamp. No power cut takes a ``durable``
+        one.
+        """
         try:
             if os.path.isdir(path):
                 self.remove(path)
@@ -194,7 +229,9 @@ class Folder:
                 with contextlib.suppress(OSError):
                     free = f"{shutil.disk_usage(folder).free:,} bytes free"
             told = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free}"
-            raise (StorageAway if error.errno in PASSING else SetupError)(rule, told, way_out) from error
+            raise (StorageAway if error.errno in PASSING else SetupError)(
+                rule, told, way_out
+            ) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder in its place, if there is one."""
@@ -223,7 +260,9 @@ class Folder:
 
 
 class Bucket:
-    """An object store asked as a :class:`Folder` is: bucket and path are its ``base``, reads are parallel."""
+    """An object store asked as a :class:`Folder` is: bucket and path are its ``base``, reads are
+    parallel.
+    """
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
         self._store, self.base, self._prefix = store, base, prefix
@@ -258,14 +297,17 @@ class Bucket:
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file where ``mode`` lets it; returns its tag, None where it does not.
 
-        ``"create"`` demands that there is none, ``{"e_tag": tag}`` that one, ``"overwrite"`` nothing.
+        ``"create"`` demands that there is none, ``{"e_tag": tag}`` that one, ``"overwrite"``
+        nothing.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         try:
             with self._told(path, UNWRITABLE):
-                return str(obstore.put(self._store, _key(path), data, mode=cast("Any", mode))["e_tag"])
+                return str(
+                    obstore.put(self._store, _key(path), data, mode=cast("Any", mode))["e_tag"]
+                )
         except (AlreadyExistsError, PreconditionError):
             return None
         except NotSupportedError:
@@ -304,7 +346,9 @@ class Bucket:
 
     @contextlib.contextmanager
     def _told(self, path: str, problem: tuple[str, str] = UNREADABLE) -> Iterator[None]:
-        """Say in our words what the store says; whether it may answer again decides if a sweep waits."""
+        """Say in our words what the store says; whether it may answer again decides if a sweep
+        waits.
+        """
         from obstore import exceptions as of
 
         try:
@@ -315,20 +359,26 @@ class Bucket:
             code = int(status[1]) if status else 0
             if code == 404:
                 raise FileNotFoundError(path) from error
-            passing = isinstance(error, of.GenericError) and (not code or code in (408, 429) or code >= 500)
+            passing = isinstance(error, of.GenericError) and (
+                not code or code in (408, 429) or code >= 500
+            )
             kind = StorageAway if passing else SetupError
             raise kind(problem[0], f"{self._prefix}{path}: {text[:300]}", problem[1]) from error
         except (of.AlreadyExistsError, of.PreconditionError, of.NotSupportedError):
             raise
         except of.BaseError as error:
-            raise SetupError("The result store must do as asked", f"{self._prefix}{path}: {error}") from error
+            raise SetupError(
+                "The result store must do as asked", f"{self._prefix}{path}: {error}"
+            ) from error
 
 
 Storage = Folder | Bucket
 
 
 def unconditional(url: str) -> SetupError:
-    """Return the error for an object store whose writes cannot be made to depend on what is there."""
+    """Return the error for an object store whose writes cannot be made to depend on what is
+    there.
+    """
     return SetupError(
         "An object store must take conditional writes, by which one driver at a time holds it",
         f"{url}: it writes over what is there",

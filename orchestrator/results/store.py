@@ -1,8 +1,9 @@
-"""What a sweep's store seals, and the store itself: one sealed JSON file per finished trial or measure.
+"""What a sweep's store seals, and the store itself: one sealed JSON file per finished trial or
+measure.
 
-A file is believed only when its checksum matches its content, it lies in its own cell's folder and its schema
-is one that we read: each kind counts its own version. Records are written by the driver alone; a reader sees
-the old one, the new one, or none: :mod:`.storage`.
+A file is believed only when its checksum matches its content, it lies in its own cell's folder and
+its schema is one that we read: each kind counts its own version. Records are written by the driver
+alone; a reader sees the old one, the new one, or none: :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ log = logging.getLogger(__name__)
 
 
 class FailureKind(StrEnum):
-    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what follows."""
+    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what
+    follows.
+    """
 
     OUT_OF_MEMORY = "out_of_memory"
     LOST_NODE = "lost_node"
@@ -59,7 +62,9 @@ class FailureKind(StrEnum):
 
 
 class Provenance(Finding):
-    """Which code, with a hash of its source, and packages made a result; never a host name or a path."""
+    """Which code, with a hash of its source, and packages made a result; never a host name or a
+    path.
+    """
 
     code_version: str = "unknown"
     commit: str = ""
@@ -104,7 +109,9 @@ class MadeRecord(SealedRecord):
 
 
 class ResultRecord(MadeRecord):
-    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of a GPU."""
+    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of
+    a GPU.
+    """
 
     folder: ClassVar[str] = "trials"
 
@@ -122,7 +129,8 @@ class TrialRecord(ResultRecord):
     Attributes:
         shared_group_share: Share of test images whose group is also trained on.
         gpu_name: In its driver's words; empty on a CPU.
-        measured_at: When more was measured on the kept network, if ever; the other times are its training's.
+        measured_at: When more was measured on the kept network, if ever; the other times are its
+            training's.
     """
 
     file: ClassVar[str] = "result.json"
@@ -135,18 +143,26 @@ class TrialRecord(ResultRecord):
     result: TrialResult
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that it lacks, predictions that found no room among them."""
+        """Return the measurements of ``asked`` that it lacks, predictions that found no room among
+        them.
+        """
         result = self.result
-        return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
+        return missing(
+            self.spec, asked, kept_without=bool(result.weights) and not result.predictions
+        )
 
 
 def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
-    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
+    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no
+    predictions.
+    """
     lacking = made.lacks(asked)
     if not kept_without:  # spelling out all that is asked for takes longer than all else here
         return lacking
     return lacking + tuple(
-        item for item in asked.measurements if isinstance(item, PredictionMeasurement) and item not in lacking
+        item
+        for item in asked.measurements
+        if isinstance(item, PredictionMeasurement) and item not in lacking
     )
 
 
@@ -187,14 +203,19 @@ class FailureRecord(SealedRecord):
 
     def row(self) -> dict[str, str]:
         """Return the failure as the command line and the report print it."""
-        return {"trial_id": self.trial_id, "kind": str(self.failure.kind), "message": self.failure.message}
+        return {
+            "trial_id": self.trial_id,
+            "kind": str(self.failure.kind),
+            "message": self.failure.message,
+        }
 
 
 class CellReport(Finding):
     """What a worker hands to the driver about one attempt at a cell: a result or a failure.
 
-    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user, once; a
-    network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of and printed.
+    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user,
+    once; a network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of
+    and printed.
     """
 
     started_at: float
@@ -213,7 +234,17 @@ class CellReport(Finding):
 
 # Where a result came from: code, versions, never a host name or a path.
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "ray",
+    "mlflow",
+    "zarr",
+)
 SOURCES = ("search_spaces", "tasks", "orchestrator")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -222,14 +253,18 @@ def code_fingerprint() -> str:
     """Return a hash of our source as it lies here now, the same of a checkout and a wheel of it."""
     files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
     stats = [path.stat() for path in files]
-    return _hash_of(tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)))
+    return _hash_of(
+        tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True))
+    )
 
 
 @lru_cache(maxsize=1)
 def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
     found = hashlib.sha256()
     for path, *_ in stamped:
-        found.update(f"{path.relative_to(_PACKAGE.parent).as_posix()}\0".encode() + path.read_bytes())
+        found.update(
+            f"{path.relative_to(_PACKAGE.parent).as_posix()}\0".encode() + path.read_bytes()
+        )
     return found.hexdigest()[:16]
 
 
@@ -248,7 +283,9 @@ def provenance() -> Provenance:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
     made: dict[str, Any] = {"commit": "", "dirty": False}
@@ -278,7 +315,9 @@ MOST_EVENTS = 200
 
 @dataclass
 class Unreadable:
-    """A stored file that is not believed, and why; nothing may be written over one that is ``newer``."""
+    """A stored file that is not believed, and why; nothing may be written over one that is
+    ``newer``.
+    """
 
     path: str
     reason: str
@@ -299,17 +338,24 @@ class FileKind(StrEnum):
     WEIGHTS = "weights"
     PREDICTIONS = "predictions"
     CHECKPOINT = "checkpoints"
-    """The state of a training so far, which lives while its trial does, with its checksum before it."""
+    """The state of a training so far, which lives while its trial does, with its checksum before
+    it."""
 
 
-_ENDINGS = {FileKind.WEIGHTS: "safetensors", FileKind.PREDICTIONS: "parquet", FileKind.CHECKPOINT: "pt"}
+_ENDINGS = {
+    FileKind.WEIGHTS: "safetensors",
+    FileKind.PREDICTIONS: "parquet",
+    FileKind.CHECKPOINT: "pt",
+}
 What = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):
-    """Something that happened to a cell, in seconds since 1970 by the driver's clock; attempts are from 1.
+    """Something that happened to a cell, in seconds since 1970 by the driver's clock; attempts are
+    from 1.
 
-    ``said`` is of a failure its kind and reason, and whether there is another attempt; of an end, how.
+    ``said`` is of a failure its kind and reason, and whether there is another attempt; of an end,
+    how.
     """
 
     at: float
@@ -325,13 +371,14 @@ _EVENTS = TypeAdapter(list[Event])
 class ResultStore:
     """What one sweep keeps below ``url``, a local path or the URL of an object store.
 
-    ``trials/<trial_id>/`` has ``result.json`` (the completion marker), ``failure.json`` (the latest failed
-    attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story), ``measures/<measure_id>/`` has
-    ``result.json``. ``weights``, ``predictions`` and ``checkpoints`` of trials are written before the result
-    that names their checksums, and never go to MLflow.
+    ``trials/<trial_id>/`` has ``result.json`` (the completion marker), ``failure.json`` (the latest
+    failed attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story),
+    ``measures/<measure_id>/`` has ``result.json``. ``weights``, ``predictions`` and ``checkpoints``
+    of trials are written before the result that names their checksums, and never go to MLflow.
 
-    Methods raise SetupError where the storage is full, away, or not to be read or written, which leaves whole
-    what was there; and CorruptStoreError for a file that is there and cannot be believed.
+    Methods raise SetupError where the storage is full, away, or not to be read or written, which
+    leaves whole what was there; and CorruptStoreError for a file that is there and cannot be
+    believed.
     """
 
     def __init__(self, url: str | Storage) -> None:
@@ -340,12 +387,16 @@ class ResultStore:
         self._files = open_storage(url)
 
     def save(self, record: SealedRecord) -> str:
-        """Write a record; returns its file's stamp. A trial that has its result has no failure any more."""
+        """Write a record; returns its file's stamp. A trial that has its result has no failure any
+        more.
+        """
         plain = record.plain()
         data = to_json({"sha256": fingerprint(plain), "record": plain}, indent=1)
         stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
-            self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
+            self._files.remove(
+                self._path(FailureRecord.folder, record.record_id, FailureRecord.file)
+            )
         return stamp
 
     def listing(self, kind: type[SealedRecord]) -> dict[str, Found]:
@@ -361,17 +412,23 @@ class ResultStore:
     def each(
         self, kind: type[R], files: Iterable[Found], unreadable: list[Unreadable]
     ) -> Iterator[tuple[str, R]]:
-        """Yield the records in ``files`` with their ids; those that are not believed go to ``unreadable``."""
+        """Yield the records in ``files`` with their ids; those that are not believed go to
+        ``unreadable``.
+        """
         for file, content in self._files.read_many(files):
             try:
                 yield _id(file), _believed(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 reason = error.value.removeprefix(f"{file.path}: ")
-                unreadable.append(Unreadable(file.path, reason, isinstance(error, NewerRecordError)))
+                unreadable.append(
+                    Unreadable(file.path, reason, isinstance(error, NewerRecordError))
+                )
 
     def read(self, kind: type[R], record_id: str) -> R | None:
-        """Read one record; None when there is none, and NewerRecordError when a newer version made it."""
+        """Read one record; None when there is none, and NewerRecordError when a newer version made
+        it.
+        """
         path = self._path(kind.folder, record_id, kind.file)
         try:
             found: Content = self._files.read(path)
@@ -383,11 +440,15 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """File that the one driver of a store holds; None for an object store, which has no locks."""
+        """File that the one driver of a store holds; None for an object store, which has no
+        locks.
+        """
         return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
 
     def identity(self, *, make: bool = False) -> str | None:
-        """Return what tells this store from every other one, wherever it is moved; made if asked, or None."""
+        """Return what tells this store from every other one, wherever it is moved; made if asked,
+        or None.
+        """
         path, found = self._path("store.json"), None
         try:
             return str(json.loads(self._files.read(path))["store_id"])
@@ -400,7 +461,10 @@ class ResultStore:
             raise CorruptStoreError(
                 "The result store's own id must be whole",
                 f"{path}: {error}",
-                "delete the file: the next run makes a new one, and MLflow gets the runs again under it",
+                (
+                    "delete the file: the next run makes a new one, and MLflow gets the runs again "
+                    "under it"
+                ),
             ) from None
 
     # Files of trials, whole or not at all.
@@ -440,20 +504,26 @@ class ResultStore:
             log.warning("the checkpoint of %s stays: %s", trial_id, error)
 
     def damaged(self, kind: FileKind, kept: Mapping[str, KeptFile]) -> set[str]:
-        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by trial id."""
+        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by
+        trial id.
+        """
         ids = {self._file(kind, trial_id): trial_id for trial_id in kept}
         found = self._files.read_many(Found(path, "") for path in ids) if ids else ()
         whole = {
             ids[file.path]
             for file, data in found
-            if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == kept[ids[file.path]].sha256
+            if isinstance(data, bytes)
+            and hashlib.sha256(data).hexdigest() == kept[ids[file.path]].sha256
         }
         return kept.keys() - whole
 
-    # The story of each cell, for people: nothing is decided by it, and one that is not kept costs nothing.
+    # The story of each cell, for people: nothing is decided by it, and one that is not kept costs
+    # nothing.
 
     def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
-        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended then."""
+        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended
+        then.
+        """
         try:
             events = []
             try:
@@ -464,7 +534,9 @@ class ResultStore:
             path = self._path(TrialRecord.folder, trial_id, "history.json")
             self._files.write(path, story, durable=False)
             if log_text:
-                self._files.write(self.log_path(trial_id, event.attempt), log_text.encode(), durable=False)
+                self._files.write(
+                    self.log_path(trial_id, event.attempt), log_text.encode(), durable=False
+                )
         except SweepError as error:
             log.warning("the story of %s is not kept: %s", trial_id, error)
 
@@ -478,7 +550,9 @@ class ResultStore:
         except (OSError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             way_out = "delete it: nothing is decided by it"
-            raise CorruptStoreError("A cell's story must be whole", f"{path}: {reason}", way_out) from None
+            raise CorruptStoreError(
+                "A cell's story must be whole", f"{path}: {reason}", way_out
+            ) from None
 
     def log_path(self, trial_id: str, attempt: int) -> str:
         """Return where an attempt's log is, if it left one."""
@@ -504,7 +578,8 @@ def _id(file: Found) -> str:
 
 
 def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
-    """Return the record that a file holds, when its seal is whole and it lies in its own cell's folder.
+    """Return the record that a file holds, when its seal is whole and it lies in its own cell's
+    folder.
 
     CorruptStoreError says why it is not believed; NewerRecordError, that a newer version made it.
     """
@@ -531,7 +606,9 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     if isinstance(version, int) and version > kind.version:
         reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
         rule = "A stored record must be of a version that this isweep knows"
-        raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
+        raise NewerRecordError(
+            rule, f"{path}: {reason}", "update isweep; the file is left as it is"
+        )
     try:
         read = kind.model_validate(record, strict=False)
     except ValidationError as error:

@@ -1,10 +1,11 @@
 """What MLflow should show of a sweep, and the thread that makes it so.
 
-The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow does not
-show yet: a run that is running or failed, a result, the sweep's report. One thread makes MLflow show row
-after row and strikes them out; a row that failed stays, and is tried again after a pause. A newer state of a
-run replaces its row. Nothing of this is on disk: what a killed driver did not send, ``reconcile`` finds by
-putting the whole store into the table. Importing this module does not import ``mlflow``.
+The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow
+does not show yet: a run that is running or failed, a result, the sweep's report. One thread makes
+MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a
+pause. A newer state of a run replaces its row. Nothing of this is on disk: what a killed driver did
+not send, ``reconcile`` finds by putting the whole store into the table. Importing this module does
+not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ GATHER_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
 """After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
 SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
-"""After how long a server's absence is told on the terminal, and how long a start waits to be refused."""
+"""After how long a server's absence is told on the terminal, and how long a start waits to be
+refused."""
 PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
-"""How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
+"""How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when
+quiet."""
 HEADLINE = "headline.json"
 """Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -62,16 +65,18 @@ SCHEMES = ("http", "https", *DATABASES, "databricks")
 _REPORT, _END = "sweep report", "sweep end"
 """Keys of rows that are no runs; keys of runs hold no blank."""
 _Row = Live | bytes | tuple[Mapping[str, float], Path | None] | Ending | None
-"""A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the report's
-folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
+"""A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the
+report's folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
 
 
 class Tracker:
-    """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it is away.
+    """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it
+    is away.
 
-    ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None tracks
-    nothing. ``say`` is told what a person should know, such as a server that does not answer. One that
-    ``waits``, since nobody is there yet who could refuse us, begins when there is something to show.
+    ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None
+    tracks nothing. ``say`` is told what a person should know, such as a server that does not
+    answer. One that ``waits``, since nobody is there yet who could refuse us, begins when there is
+    something to show.
     """
 
     def __init__(
@@ -103,7 +108,9 @@ class Tracker:
         return len(self._behind)
 
     def check(self) -> None:
-        """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always will."""
+        """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always
+        will.
+        """
         if self._waits or not self._open_runs:
             return
         with self._changed:
@@ -151,16 +158,23 @@ class Tracker:
             self._change(failure.trial_id, tags=tags, failed=True)
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-        """Show the final numbers of the sweep in its own run, and the files of its report, if it has one."""
+        """Show the final numbers of the sweep in its own run, and the files of its report, if it
+        has one.
+        """
         self._want(_REPORT, (numbers, folder))
 
     def reconcile(
-        self, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = (), *, wait: bool = True
+        self,
+        results: Iterable[FlatRun],
+        failures: Iterable[FailureRecord] = (),
+        *,
+        wait: bool = True,
     ) -> dict[str, int]:
         """Show exactly these results, and failures of cells without one; nothing runs.
 
         Every value is compared; second runs of one key are deleted, RUNNING ones are closed.
-        ``wait=False`` leaves it to the background and returns no counts; else SetupError without an answer.
+        ``wait=False`` leaves it to the background and returns no counts; else SetupError without an
+        answer.
         """
         before = self._counts.copy()
         for run in results:
@@ -176,7 +190,9 @@ class Tracker:
         return {name: n - before[name] for name, n in self._counts.items()}
 
     def flush(self, patience: float | None = None) -> bool:
-        """Wait until all is shown that is not refused; False after ``patience`` seconds without progress."""
+        """Wait until all is shown that is not refused; False after ``patience`` seconds without
+        progress.
+        """
         self._wake()
         patience = PATIENCE_S if patience is None else patience
         with self._changed:
@@ -188,7 +204,9 @@ class Tracker:
             return not self._is_dirty()
 
     def keep_pages(self, path: Path) -> None:
-        """Keep at ``path`` where MLflow's server shows the runs that are known, for reports to link there."""
+        """Keep at ``path`` where MLflow's server shows the runs that are known, for reports to link
+        there.
+        """
         if self._runs is not None:
             try:
                 write_atomic(path, self._runs.run_pages().model_dump_json().encode(), durable=False)
@@ -196,9 +214,11 @@ class Tracker:
                 log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
 
     def close(self, ending: Ending) -> None:
-        """Send what is behind for as long as MLflow takes something, then end every run that is open.
+        """Send what is behind for as long as MLflow takes something, then end every run that is
+        open.
 
-        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished.
+        A sweep that ended before, and in which nothing was done since, stays as it was unless it is
+        finished.
         """
         if self._waits:
             return
@@ -217,7 +237,9 @@ class Tracker:
             self._change(SWEEP_KEY, tags={})
 
     def _change(self, key: str, points: Sequence[Point] = (), **state: Any) -> None:
-        """Change what is wanted of a live run; points not sent yet stay, of an earlier attempt too."""
+        """Change what is wanted of a live run; points not sent yet stay, of an earlier attempt
+        too.
+        """
         row = self._behind.get(key)
         live = row if isinstance(row, Live) else Live()
         if state:
@@ -266,7 +288,10 @@ class Tracker:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._is_dirty())
             self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause)
-            self._hurried, self._pause = False, GATHER_S if self._failing_since is None else self._pause
+            self._hurried, self._pause = (
+                False,
+                GATHER_S if self._failing_since is None else self._pause,
+            )
             rows = [] if self._stopped else [*self._behind.items()]
         # Final numbers come after the points of their curves, and the end last.
         return sorted(rows, key=lambda item: (item[0] == _END, item[0] == _REPORT))
@@ -299,25 +324,35 @@ class Tracker:
         self._moved()
 
     def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
-        """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a newer."""
+        """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a
+        newer.
+        """
         why, now = first_line(error), self._clock.monotonic()
         log.warning("MLflow does not show %s: %s", key, why)
         with self._changed:
             self._error = error
             if is_final(error):
-                self._refused.update(self._behind if self._runs is None else {key} & self._behind.keys())
+                self._refused.update(
+                    self._behind if self._runs is None else {key} & self._behind.keys()
+                )
                 self._moved()
                 return True
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                self._runs = None  # MLflow is an older one than it was: what we know of it holds no more
-            self._pause = min(GROWTH * self._pause, LONGEST_PAUSE_S) if self._failing_since else FIRST_PAUSE_S
+                self._runs = (
+                    None  # MLflow is an older one than it was: what we know of it holds no more
+                )
+            self._pause = (
+                min(GROWTH * self._pause, LONGEST_PAUSE_S) if self._failing_since else FIRST_PAUSE_S
+            )
             self._failing_since = self._failing_since or now
             if self._behind.get(key) is row:
                 self._behind[key] = self._behind.pop(key)  # behind the others
             self._changed.notify_all()
         if not self._reported and now - self._failing_since >= SAID_AFTER_S:
             self._reported = True
-            self._say(f"MLflow does not answer ({why}); the sweep goes on, and MLflow is updated later")
+            self._say(
+                f"MLflow does not answer ({why}); the sweep goes on, and MLflow is updated later"
+            )
         return False
 
     def _moved(self) -> None:
@@ -341,7 +376,9 @@ FINAL_CODES = {
     "CUSTOMER_UNAUTHORIZED",
 }
 FINAL_WORDS = re.compile(
-    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
+    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ "
+    r"does "
+    r"not exist"
 )
 
 
@@ -350,12 +387,15 @@ class Refused(SetupError):
 
 
 def is_final(error: Exception) -> bool:
-    """Tell whether an error will be the same however often one tries; a driver that is not installed, too."""
+    """Tell whether an error will be the same however often one tries; a driver that is not
+    installed, too.
+    """
     if isinstance(error, SweepError):
         return isinstance(error, Refused | ConfigError)
     if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
         return True
-    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
+    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is
+    # asked.
     return bool(FINAL_WORDS.search(str(error)[:600]))
 
 
@@ -375,7 +415,11 @@ def first_line(error: Exception, uri: str = "") -> str:
     if isinstance(error, SweepError):
         return error.value
     # SQLAlchemy says first under which circumstances it met the database's error.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
+    lines = [
+        line
+        for line in str(error).splitlines()
+        if line.strip() and not line.startswith("(raised as")
+    ]
     text = (lines or [type(error).__name__])[0]
     found = re.search(r"://[^:\s]*:(\S*)@", uri)
     for password in [found[1], unquote(found[1])] if found else []:
@@ -391,8 +435,8 @@ def first_line(error: Exception, uri: str = "") -> str:
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
 
-    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens;
-    SetupError below a root whose path is another one in a URL.
+    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin
+    opens; SetupError below a root whose path is another one in a URL.
     """
     if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
         scheme, found, _ = named.partition("://")
@@ -404,20 +448,31 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
                 "e.g. sqlite:////data/mlflow.db or https://…",
             )
         return named
-    # A question mark begins options for MLflow, and quoting is no way out: it makes folders by quoted names.
+    # A question mark begins options for MLflow, and quoting is no way out: it makes folders by
+    # quoted names.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
             "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
             str(paths.root),
-            "choose another with --root, name an MLflow server with --mlflow-uri, or run with --no-tracking",
+            (
+                "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
+                "--no-tracking"
+            ),
         )
     return f"sqlite:///{paths.mlflow_database}"
 
 
 def make_tracker(
-    workspace: Workspace, store: ResultStore, uri: str | None, *, used: bool = True, say: Say = log.info
+    workspace: Workspace,
+    store: ResultStore,
+    uri: str | None,
+    *,
+    used: bool = True,
+    say: Say = log.info,
 ) -> Tracker:
-    """Return the sweep's tracker, which connects in the background; not ``used``, it tracks nothing."""
+    """Return the sweep's tracker, which connects in the background; not ``used``, it tracks
+    nothing.
+    """
     if not used:
         return Tracker(None)
     resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
@@ -433,7 +488,9 @@ def make_tracker(
             say(f"MLflow's {usual} is another result store's; this one's runs are in {runs.name}")
         return runs
 
-    return Tracker(open_runs, say, waits=resolved == f"sqlite:///{database}" and not database.exists())
+    return Tracker(
+        open_runs, say, waits=resolved == f"sqlite:///{database}" and not database.exists()
+    )
 
 
 @contextmanager
@@ -454,7 +511,9 @@ def open_tracker(
 
 
 def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
+    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest
+    report.
+    """
     for run in curve_runs(state.flat_runs()):
         tracker.finish(run)
     folder, numbers = workspace.sweep_paths.report, dict[str, float]()
@@ -489,7 +548,8 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
 
 
 def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
-    """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way out.
+    """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way
+    out.
 
     A column that is absent on one side is a difference too, unless it is none of ours.
     """
@@ -500,17 +560,24 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
         strangers = {column.name for column in c.describe(shown) if column.origin is None}
         for name in {**row, **shown}:
             if row.get(name) != shown.get(name) and (name in row or name not in strangers):
-                there, here = (repr(one[name]) if name in one else "nothing" for one in (shown, row))
+                there, here = (
+                    repr(one[name]) if name in one else "nothing" for one in (shown, row)
+                )
                 values.append(f"{trial_id} {name}: {there}, stored {here}")
                 trials.add(trial_id)
     missing, strange = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
     more = [f"and {len(values) - 3} more"] * (len(values) > 3)
     sentences = {
         f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-        f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are used. "
+        f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are "
+        "used. "
         f"Mend MLflow with `{mend}`": values,
-        f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with `{mend}`": missing,
-        f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, has no "
+        (
+            f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with "
+            f"`{mend}`"
+        ): missing,
+        f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, "
+        "has no "
         "result; left out": strange,
     }
     return [sentence for sentence, found in sentences.items() if found]

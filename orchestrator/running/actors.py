@@ -1,4 +1,5 @@
-"""The actors on the driver's node that trials speak with: they hand out arrays, keep files and hear epochs.
+"""The actors on the driver's node that trials speak with: they hand out arrays, keep files and hear
+epochs.
 
 Each is a process, which imports what is imported here: nothing of Ray Tune or torch.
 """
@@ -27,9 +28,11 @@ TELL_INTERVAL_S = 0.5
 ASK_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 2.0
 MOST_KEPT = 100_000
-"""Of what trials say, until the driver asks. Live views alone lose the rest: a result has all its epochs."""
+"""Of what trials say, until the driver asks. Live views alone lose the rest: a result has all its
+epochs."""
 PATIENCE_S = 120.0
-"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to hang."""
+"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to
+hang."""
 SAID_AFTER_S = 10.0
 
 
@@ -42,15 +45,19 @@ class Desk:
         self.arrays = start_beside_driver(IsweepArrays)
 
     def end(self) -> None:
-        """End them by a word to each: a head that is lost, over which Ray kills, is not waited for."""
+        """End them by a word to each: a head that is lost, over which Ray kills, is not waited
+        for.
+        """
         for actor in (self.board.actor, self.keeper and self.keeper.actor, self.arrays):
             actor and actor.__ray_terminate__.options(max_task_retries=0).remote()
 
 
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
-    """Start an actor on this driver's node, since one lost with another node would fail every trial.
+    """Start an actor on this driver's node, since one lost with another node would fail every
+    trial.
 
-    It asks for no CPU, for it must answer while trials have all of them; Ray's list of tasks is for trials.
+    It asks for no CPU, for it must answer while trials have all of them; Ray's list of tasks is for
+    trials.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
@@ -58,7 +65,9 @@ def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
 
 
 class EpochReport(NamedTuple):
-    """An epoch of a trial has ended; ``score`` is what the test images gave after it, if they were passed."""
+    """An epoch of a trial has ended; ``score`` is what the test images gave after it, if they were
+    passed.
+    """
 
     trial_id: str
     epoch: EpochRecord
@@ -153,7 +162,9 @@ class EpochTeller:
 
 
 class IsweepKeeper:
-    """The one actor that writes weights, predictions and checkpoints; it may be started again at any time."""
+    """The one actor that writes weights, predictions and checkpoints; it may be started again at
+    any time.
+    """
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
@@ -167,18 +178,26 @@ class IsweepKeeper:
             return self._patience.until_done(work)
         try:
             # A checkpoint does not wait: another follows.
-            return work() if arguments[0] == FileKind.CHECKPOINT else self._patience.until_done(work)
+            return (
+                work() if arguments[0] == FileKind.CHECKPOINT else self._patience.until_done(work)
+            )
         except SetupError as error:
             return str(error)
 
 
 class Keeper:
-    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent anywhere."""
+    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent
+    anywhere.
+    """
 
     def __init__(self, url: str, board: EpochBoard) -> None:
         self._board = board
-        credentials = {name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)}
-        self.actor = start_beside_driver(IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1)
+        credentials = {
+            name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)
+        }
+        self.actor = start_beside_driver(
+            IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1
+        )
         self.actor.__ray_ready__.remote()  # so that the driver knows its address, to end it
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
@@ -206,7 +225,9 @@ class IsweepArrays:
         self._there = asyncio.Condition()
 
     async def put(self, key: str, boxed: list[Any]) -> None:
-        """Keep a reference, boxed so that Ray does not fetch the array itself, or why there is none."""
+        """Keep a reference, boxed so that Ray does not fetch the array itself, or why there is
+        none.
+        """
         async with self._there:
             self._references[key] = boxed
             self._there.notify_all()

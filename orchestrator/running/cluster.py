@@ -38,13 +38,15 @@ ANSWER_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 2.0
 HEAD_ANSWER_TIMEOUT_S = 2.0
 PRIVATE_PATIENCE_S = 4.0
-"""A process of a private cluster never comes back; one that is merely busy has its connections accepted."""
+"""A process of a private cluster never comes back; one that is merely busy has its connections
+accepted."""
 SHARED_PATIENCE_S = 120.0
 """That of a shared one may: a network heals, an operator starts it again."""
 SAID_AFTER_S = 30.0
 DISCONNECT_S = 10.0
 TOO_SLOW = "timed out during startup"
-"""What Ray says when its own node took more than 30 s, which no setting changes and a busy machine needs."""
+"""What Ray says when its own node took more than 30 s, which no setting changes and a busy machine
+needs."""
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -120,13 +122,17 @@ def _parted(address: str) -> tuple[str, str]:
     if address == "auto":
         return "", ""
     if "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
-        way_out = "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
+        way_out = (
+            "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
+        )
         raise ConfigError("--address must be host:port of a Ray head, or auto", address, way_out)
     return host, port
 
 
 def reached(address: str) -> str:
-    """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
+    """Return an address that answers, where Ray would wait, with its host's name looked up for
+    gRPC.
+    """
     host, port = _parted(address)
     if not host:
         return address
@@ -134,7 +140,10 @@ def reached(address: str) -> str:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
-        way_out = "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine"
+        way_out = (
+            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
+            "machine"
+        )
         raise SetupError("The Ray address must answer", f"{address}: {error}", way_out) from None
     return address if ":" in peer else f"{peer}:{port}"
 
@@ -168,8 +177,8 @@ class Cluster:
 class Resources:
     """What one trial gets: a share of 0 is of no GPU, and 0 bytes ask Ray for no memory.
 
-    ``fast`` and ``micro_batches`` are those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches pass the
-    network whole, or ``micro_batch`` images at once.
+    ``fast`` and ``micro_batches`` are those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches
+    pass the network whole, or ``micro_batch`` images at once.
     """
 
     num_cpus: float
@@ -185,7 +194,9 @@ class Resources:
         return {name: amount for name, amount in asked.items() if amount}
 
     def for_worker(self) -> dict[str, Any]:
-        """Return what a trial's process is told of it; torch threads are its CPU share, at least one."""
+        """Return what a trial's process is told of it; torch threads are its CPU share, at least
+        one.
+        """
         told = {name: getattr(self, name) for name in ("num_gpus", "fast", "micro_batch")}
         return told | {"num_threads": max(1, int(self.num_cpus)), "request": self.as_ray()}
 
@@ -193,8 +204,9 @@ class Resources:
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
     """Return what each trial asks for on this cluster.
 
-    ``device`` ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
-    that grow on demand; ``cpu`` never does. What a private cluster has not raises a ``SweepError``.
+    ``device`` ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for
+    clusters that grow on demand; ``cpu`` never does. What a private cluster has not raises a
+    ``SweepError``.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
@@ -208,14 +220,19 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         for name in ("num_cpus", "num_gpus", "memory_bytes"):
             asked, there = getattr(wanted, name), getattr(cluster, name)
             if asked > there:
-                rule, found = f"resources.{name} must fit the machine", f"{asked:,g}, it has {there:,g}"
+                rule, found = (
+                    f"resources.{name} must fit the machine",
+                    f"{asked:,g}, it has {there:,g}",
+                )
                 way_out = "ask for less, run with --device cpu, or run on a larger cluster"
                 raise ConfigError(rule, found, way_out)
     return wanted
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the private cluster that this machine could give at most; starts none and looks for no GPUs."""
+    """Return the private cluster that this machine could give at most; starts none and looks for no
+    GPUs.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     there = float(num_cpus or len(os.sched_getaffinity(0)))
     return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))
@@ -233,17 +250,19 @@ def connect(
     """Connect to Ray for the duration of a ``with`` block.
 
     Args:
-        address: Of a running cluster; None starts a private one on loopback, with its own temporary folder
-            and token, that ends with the block.
+        address: Of a running cluster; None starts a private one on loopback, with its own temporary
+            folder and token, that ends with the block.
         num_cpus: CPUs of the private cluster; None takes all that this process may use.
         dashboard: Whether the private cluster serves its dashboard.
-        token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
+        token_file: Where to write the private cluster's token (mode 600), for opening its
+            dashboard.
         job: What Ray's dashboard says of this driver's job, by key.
 
     Raises:
         SweepError: when Ray does not answer, start or accept us, or has known holes.
     """
-    # Ray takes a child of process 1 for an orphan, which it ends without a word where its raylet is gone.
+    # Ray takes a child of process 1 for an orphan, which it ends without a word where its raylet is
+    # gone.
     os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -272,18 +291,24 @@ def connect(
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
-            # Ray counts slices (MIG) as their one GPU, one where CUDA_VISIBLE_DEVICES=-1 hides all, and hangs
-            # with a driver that hangs.
-            if not is_logical() and ((there := gpus_here()) or visible_gpus() == [] or has_devices()):
+            # Ray counts slices (MIG) as their one GPU, one where CUDA_VISIBLE_DEVICES=-1 hides all,
+            # and hangs with a driver that hangs.
+            if not is_logical() and (
+                (there := gpus_here()) or visible_gpus() == [] or has_devices()
+            ):
                 settings["num_gpus"] = len(there)
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
-        stack.enter_context(_watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S))
+        stack.enter_context(
+            _watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S)
+        )
         yield _describe(ray, context, local=head is None)
 
 
 @contextlib.contextmanager
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them."""
+    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for
+    them.
+    """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -312,7 +337,11 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             return SetupError(
                 f"{name} must be there",
                 "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
-                "run the same command again, on a shared cluster when it is back: what is done is kept",
+                (
+                    "run the same command again, on a shared cluster when it is back: what is done "
+                    "is "
+                    "kept"
+                ),
             )
         if silent_s >= SAID_AFTER_S and not said:
             said = True
@@ -334,12 +363,15 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
+    """Start a private cluster in a folder that goes with the block, again where the machine was too
+    busy.
+    """
     for again in (True, True, False):
         with ending.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
-                # Ray's dashboard and its workers are killed at the end, and would leave their files for ever.
+                # Ray's dashboard and its workers are killed at the end, and would leave their files
+                # for ever.
                 with ending.own_signals(ray.shutdown), ending.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
@@ -360,14 +392,20 @@ def _attach(ray: Any, said: str, **settings: Any) -> Any:
     except Exception as error:
         rule = "The Ray cluster must accept this driver"
         told = (str(error) or type(error).__name__).splitlines()[0]
-        way_out = "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 unless "
+        way_out = (
+            "run isweep on a node of the cluster, with its Ray version; the head's port is "
+            "6379 unless "
+        )
         way_out += "`ray start` was told another, and 8265 is the dashboard"
-        # Ray says itself when there is no token; that one was refused stands only in what caused its error.
+        # Ray says itself when there is no token; that one was refused stands only in what caused
+        # its error.
         refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
         if refused or isinstance(error, ray.exceptions.AuthenticationError):
             rule = "The Ray cluster must accept this driver's token"
             told = "the token is missing or another one" if refused else told.partition(". ")[0]
-            way_out = "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
+            way_out = (
+                "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
+            )
         raise SetupError(rule, f"{said}: {told}", way_out) from None
 
 
@@ -396,7 +434,9 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
     token = secrets.token_hex(32)
     remove()
     if token_file is not None:
-        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(
+            os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+        ) as file:
             file.write(token)
     try:
         with ending.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), ending.at_forced_end(remove):
@@ -407,7 +447,9 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 
 def _read_settings_again() -> None:
-    """Make Ray, which may have been imported earlier, take its settings from the environment as it is now."""
+    """Make Ray, which may have been imported earlier, take its settings from the environment as it
+    is now.
+    """
     # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
@@ -417,4 +459,6 @@ def _read_settings_again() -> None:
     with contextlib.suppress(ImportError, AttributeError):
         constants: Any = importlib.import_module("ray._private.ray_constants")
         constants.NUM_REDIS_GET_RETRIES = 1
-        constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1") == "1"
+        constants.ENABLE_RAY_CLUSTER = (
+            os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1") == "1"
+        )

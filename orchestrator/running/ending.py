@@ -1,6 +1,7 @@
 """How a driver ends: by a signal, for want of what it needs, or killed; and what it leaves then.
 
-A request to stop is never lost, and signals stay this process's own, whatever a library does to them.
+A request to stop is never lost, and signals stay this process's own, whatever a library does to
+them.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ _at_forced_end: list[Callable[[], object]] = []
 def stop_on_signals() -> None:
     """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
 
-    In a finaliser or a callback from C Python prints and forgets it; :func:`raise_if_asked` then raises it
-    again, until :func:`stop_heard`.
+    In a finaliser or a callback from C Python prints and forgets it; :func:`raise_if_asked` then
+    raises it again, until :func:`stop_heard`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -94,7 +95,9 @@ def is_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def stop_held() -> Iterator[None]:
-    """Let a stop wait for the end of the block: an import that is cut off leaves half a module behind."""
+    """Let a stop wait for the end of the block: an import that is cut off leaves half a module
+    behind.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -113,13 +116,17 @@ def stop_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_signals(undo: Callable[[], object]) -> Iterator[None]:
-    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
+    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes
+    SIGTERM.
 
-    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
-    a polite request to stop would abort the process. ``undo`` ends what a stop left half started, which
-    blocks the next start.
+    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the
+    second taken, a polite request to stop would abort the process. ``undo`` ends what a stop left
+    half started, which blocks the next start.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -142,7 +149,8 @@ def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
 
 
 class Watch:
-    """Looks from a thread, during a ``with`` block, whether what the block needs is there, and else ends it.
+    """Looks from a thread, during a ``with`` block, whether what the block needs is there, and else
+    ends it.
 
     ``look`` returns why the block must end, which is then ``lost``, and None while it need not.
     """
@@ -167,7 +175,10 @@ class Watch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """End looking; raise ``lost`` in place of whatever ended the block then."""
         self.end()
@@ -194,7 +205,9 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another one, and end the process with ``error`` unless it has heard."""
+    """Interrupt the main thread from another one, and end the process with ``error`` unless it has
+    heard.
+    """
     _thread.interrupt_main()
     if not ended.wait(END_WITHIN_S):
         for tidy in reversed(_at_forced_end):
@@ -206,10 +219,11 @@ def end_main_thread(error: SetupError, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
-    """Make a folder that only this user can enter, and yield one in it for Ray, which opens its to everybody.
+    """Make a folder that only this user can enter, and yield one in it for Ray, which opens its to
+    everybody.
 
-    A run holds a lock on a file in it for as long as it lives. Process ids would not do: another container
-    that shares the temporary folder has others.
+    A run holds a lock on a file in it for as long as it lives. Process ids would not do: another
+    container that shares the temporary folder has others.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as made:
         folder = Path(made)
@@ -243,11 +257,13 @@ STUCK = set(filter(None, os.environ.get("ISWEEP_STUCK", "").split(os.pathsep)))
 """Programs that wait in the driver, as they would every time; those that are started are told."""
 
 
-def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S) -> tuple[str, str]:
+def answer_of(
+    *command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S
+) -> tuple[str, str]:
     """Return what a command prints, and its complaint where it fails: then it has said nothing.
 
-    It sees all GPUs, or those that ``visible`` names. One that hangs in the kernel, where no signal ends it,
-    is left behind, and its program is not asked again.
+    It sees all GPUs, or those that ``visible`` names. One that hangs in the kernel, where no signal
+    ends it, is left behind, and its program is not asked again.
     """
     if command[0] in STUCK:
         return "", "it does not answer"
@@ -287,10 +303,14 @@ def end(process: subprocess.Popen[str]) -> bool:
 
 
 def stopped_child() -> tuple[int, str]:
-    """Return id and name of a child of this process that is stopped (SIGSTOP); 0 and "" where none is."""
+    """Return id and name of a child of this process that is stopped (SIGSTOP); 0 and "" where none
+    is.
+    """
     with contextlib.suppress(OSError):
         if found := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
-            return found.si_pid, Path(f"/proc/{found.si_pid}/comm").read_text(encoding="utf-8").strip()
+            return found.si_pid, Path(f"/proc/{found.si_pid}/comm").read_text(
+                encoding="utf-8"
+            ).strip()
     return 0, ""
 
 
@@ -323,16 +343,18 @@ class Processes:
     def remove(self, folder: Path) -> None:
         """Kill what still runs out of a folder, and remove it.
 
-        Processes of Ray name it in their command line, until they write a title of theirs over it: then their
-        logs tell. A worker does not end with its raylet where process 1 leaves the dead one in its table, as
-        in many containers.
+        Processes of Ray name it in their command line, until they write a title of theirs over it:
+        then their logs tell. A worker does not end with its raylet where process 1 leaves the dead
+        one in its table, as in many containers.
         """
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 command = (process / "cmdline").read_bytes()
                 named = f"{folder}/".encode() in command
                 is_ours = process.stat().st_uid == os.geteuid()
-                if is_ours and (named or (command.startswith(TITLE) and _has_open(process, folder))):
+                if is_ours and (
+                    named or (command.startswith(TITLE) and _has_open(process, folder))
+                ):
                     os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -341,7 +363,9 @@ THIS_MACHINE = Processes()
 
 
 def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
-    """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
+    """End the processes and remove the folders of private clusters whose run was killed; returns
+    how many.
+    """
     abandoned = [folder for folder in processes.folders() if processes.is_abandoned(folder)]
     for folder in abandoned:
         processes.remove(folder)

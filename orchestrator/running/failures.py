@@ -1,4 +1,6 @@
-"""Of what a trial died, what hangs or does not start, and how many attempts each kind of failure is worth."""
+"""Of what a trial died, what hangs or does not start, and how many attempts each kind of failure is
+worth.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ log = logging.getLogger(__name__)
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: MOST_IN_VAIN alone ends it
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 19,  # each with more or after a wait, until :class:`Requests` has no way left
+    # each with more or after a wait, until :class:`Requests` has no way left
+    FailureKind.OUT_OF_MEMORY: 19,
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
@@ -43,44 +46,54 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.BAD_DATA: 0,
     FailureKind.CODE_ERROR: 0,
 }
-"""Further attempts within one ``isweep run`` of a cell that fails alone, see :class:`Retries`; None is no
-limit. A new run tries every failed cell again."""
+"""Further attempts within one ``isweep run`` of a cell that fails alone, see :class:`Retries`; None
+is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
 ASK_FOR_S = 2.0
-"""How long the cluster is asked which trial the memory killer hit: it is known a moment after its error."""
+"""How long the cluster is asked which trial the memory killer hit: it is known a moment after its
+error."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MOST_DEATHS = 20
 """Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
-"""Failures in a row, of cells that failed before, without a result in between: then nothing works here."""
+"""Failures in a row, of cells that failed before, without a result in between: then nothing works
+here."""
 LONGEST_REST_S = REST_S * 2.0**3
-"""Of a GPU that fails again and again: one that was too hot, or was reset by hand, is back by then."""
+"""Of a GPU that fails again and again: one that was too hot, or was reset by hand, is back by
+then."""
 MOST_ON_UNFIT = 4
-"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+"""Trials of a node in a row that could not run there, with no result in between: then it counts as
+unfit."""
 DEVICE_ERRORS = 10
 """That tell as much of a node as one trial that finds no GPU there: the trial may be to blame."""
 OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP, FailureKind.HUNG))
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
 PATIENCE_S = 60.0
-"""How long no trial may start before it is said what is missing, and then until it is looked at again."""
+"""How long no trial may start before it is said what is missing, and then until it is looked at
+again."""
 ENDS_AFTER_S = 180.0
-"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
+"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything
+of it."""
 HELD_UP_S = 30.0
-"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
+"""A gap between two looks from which on it was the driver that stood still, and no trial is to
+blame."""
 ANSWERS_WITHIN_S = 60.0
 """How long a worker may take to say that it has the cell that it was given."""
 GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [\w.-]+")
 
 
 class OtherCodeError(SetupError):
-    """A worker whose code is not the driver's: what it would find must not be sealed as the driver's."""
+    """A worker whose code is not the driver's: what it would find must not be sealed as the
+    driver's.
+    """
 
 
 class CellFailed(Exception):
-    """How a worker says that its cell failed, so that Ray shows the task as failed, with this message.
+    """How a worker says that its cell failed, so that Ray shows the task as failed, with this
+    message.
 
     ``report`` is the whole of what it has to say, a :class:`CellReport` as JSON text.
     """
@@ -99,7 +112,8 @@ class DeviceError(Exception):
 
 
 class GpuError(NamedTuple):
-    """What an error of a GPU, or of memory, is taken for, by its class's name, and words of its message.
+    """What an error of a GPU, or of memory, is taken for, by its class's name, and words of its
+    message.
 
     ``ends_process`` tells that nothing that the process computes afterwards can be believed.
     """
@@ -114,17 +128,26 @@ MEMORY, DEVICE = FailureKind.OUT_OF_MEMORY, FailureKind.DEVICE_ERROR
 GPU_ERRORS = (
     GpuError("OutOfMemoryError", "", MEMORY, False),  # PyTorch's allocator
     GpuError("MemoryError", "", MEMORY, False),  # the machine's memory
-    GpuError("RuntimeError", "unable to find an engine", MEMORY, False),  # no workspace: pytorch#108645
+    GpuError(
+        "RuntimeError", "unable to find an engine", MEMORY, False
+    ),  # no workspace: pytorch#108645
     # Of slices (MIG), where NVML does not say who holds it: pytorch#112377.
     GpuError("RuntimeError", "NVML_SUCCESS ==", MEMORY, False),
     # cuBLAS and cuDNN allocate by themselves.
     GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False),
     GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False),  # cuDNN 9
-    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True),  # cublasCreate finds no room
+    GpuError(
+        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True
+    ),  # cublasCreate finds no room
     GpuError("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", MEMORY, True),  # nor cudnnCreate
-    # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
-    GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True),  # cudaErrorMemoryAllocation
-    GpuError("RuntimeError", "CUDA driver error: out of memory", MEMORY, True),  # c10/cuda/driver_api.h
+    # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries
+    # again.
+    GpuError(
+        "RuntimeError", "CUDA error: out of memory", MEMORY, True
+    ),  # cudaErrorMemoryAllocation
+    GpuError(
+        "RuntimeError", "CUDA driver error: out of memory", MEMORY, True
+    ),  # c10/cuda/driver_api.h
     GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True),  # hipErrorOutOfMemory
     GpuError("DeferredCudaCallError", "", DEVICE, True),
     GpuError("CaptureError", "", DEVICE, True),  # its memory is lost to the process: pytorch#190308
@@ -134,14 +157,16 @@ GPU_ERRORS = (
         GpuError("RuntimeError", words, DEVICE, True)
         for words in (
             # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
-            "cudaGetDeviceCount()",  # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged
+            # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged
+            "cudaGetDeviceCount()",
             *("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system"),
             *("CUDA error", "CUDA driver error", "HIP error", "NCCL error"),
             *("cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS"),
         )
     ),
 )
-"""The first that fits counts. Beside a row stands what raises it, or where its reading comes from."""
+"""The first that fits counts. Beside a row stands what raises it, or where its reading comes
+from."""
 
 
 def gpu_error(error: BaseException) -> GpuError | None:
@@ -160,7 +185,9 @@ def gpu_error(error: BaseException) -> GpuError | None:
 
 
 def gpu_named(message: str) -> str:
-    """Return the GPU that a failure names, and is of, by its UUID and node; empty where it is of none."""
+    """Return the GPU that a failure names, and is of, by its UUID and node; empty where it is of
+    none.
+    """
     found = None if CAPTURE_FAILED in message else GPU_NAMED.search(message)
     return found[0] if found else ""
 
@@ -200,7 +227,10 @@ def _kind(error: BaseException) -> FailureKind:
         (ray.exceptions.OutOfDiskError, FailureKind.DISK_FULL),
         (ray.exceptions.ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
         (ray.exceptions.NodeDiedError, FailureKind.LOST_NODE),
-        (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
+        (
+            ray.exceptions.RayTaskError,
+            FailureKind.CODE_ERROR,
+        ),  # a task's own exception; all others are Ray's
         (RayError, FailureKind.CLUSTER_ERROR),
     ):
         if isinstance(error, kind):
@@ -213,7 +243,8 @@ def classify_lost_worker(
 ) -> TrialFailure:
     """Return the failure for a trial whose process went away without a word.
 
-    ``error`` is Ray's, where Tune kept it, ``text`` what Tune wrote about it, with ids of ``dead_nodes``.
+    ``error`` is Ray's, where Tune kept it, ``text`` what Tune wrote about it, with ids of
+    ``dead_nodes``.
     """
     text = text or str(error or "the worker is gone")
     if "DeviceError" in text:
@@ -241,7 +272,9 @@ def classify_lost_worker(
 
 
 def classify_broken_fit(error: BaseException) -> TrialFailure:
-    """Return the failure of the trials that ran when Tune's loop raised ``error``, which may wrap Ray's."""
+    """Return the failure of the trials that ran when Tune's loop raised ``error``, which may wrap
+    Ray's.
+    """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):
         cause = cause.__cause__
@@ -252,7 +285,9 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
 
 
 class Place(NamedTuple):
-    """Where an attempt runs: Ray's ids of its actor and node, the node's address, its GPUs, their share."""
+    """Where an attempt runs: Ray's ids of its actor and node, the node's address, its GPUs, their
+    share.
+    """
 
     trial_id: str
     actor: str
@@ -271,17 +306,23 @@ class Place(NamedTuple):
 
 
 def keep_out(place: Place, seconds: float) -> Any:
-    """Rest the part of a GPU on which a trial failed, as soon as it is free; returns what then ends.
+    """Rest the part of a GPU on which a trial failed, as soon as it is free; returns what then
+    ends.
 
-    Ray would give it again as the first free one, and gives another as long as the failed process ends. Where
-    another trial got it before and stays, it does not rest.
+    Ray would give it again as the first free one, and gives another as long as the failed process
+    ends. Where another trial got it before and stays, it does not rest.
     """
     there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_keep_out).remote(place, seconds)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_keep_out).remote(
+        place, seconds
+    )
 
 
 def _keep_out(place: Place, seconds: float) -> None:
-    until, there = time.time() + LONGEST_REST_S, NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    until, there = (
+        time.time() + LONGEST_REST_S,
+        NodeAffinitySchedulingStrategy(place.node_id, soft=False),
+    )
     options = {"num_cpus": 0, "num_gpus": place.num_gpus, "max_calls": 0, "max_retries": 0}
     rest = ray.remote(**options, scheduling_strategy=there)(_rests_on)
     while not ray.get(rest.remote(place.gpus, seconds, until)) and time.time() < until:
@@ -295,15 +336,17 @@ def _rests_on(gpus: str, seconds: float, until: float) -> bool:
 
 
 def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
-    """Return what the worker of a Tune trial said of its failure, or of what its process went without a word.
+    """Return what the worker of a Tune trial said of its failure, or of what its process went
+    without a word.
 
-    ``place`` is where it ran, if it said so. Tune writes the error into the trial's local folder; of errors
-    that are not an actor's or a task's, such as the memory killer's, the text alone. A worker dies a moment
-    before its node, which the head counts as alive for a while; so the node itself is asked.
+    ``place`` is where it ran, if it said so. Tune writes the error into the trial's local folder;
+    of errors that are not an actor's or a task's, such as the memory killer's, the text alone. A
+    worker dies a moment before its node, which the head counts as alive for a while; so the node
+    itself is asked.
     """
     error: Any = None
-    # Private: with a Ray that has these no more, each death is a crash of its worker. Our own driver wrote it
-    # a moment ago, below its own scratch folder.
+    # Private: with a Ray that has these no more, each death is a crash of its worker. Our own
+    # driver wrote it a moment ago, below its own scratch folder.
     with suppress(Exception):
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
@@ -312,7 +355,8 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     text, dead = "", list[str]()
     with suppress(OSError, AttributeError, TypeError):
         text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        # Attempts of one cell share a folder: the last error counts, below the line that numbers it.
+        # Attempts of one cell share a folder: the last error counts, below the line that numbers
+        # it.
         last = text.rpartition("Failure # ")[2]
         text = last.partition("\n")[2] or last
     try:
@@ -328,7 +372,9 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
 
 
 def fit_nodes(failure: TrialFailure) -> set[str]:
-    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
+    """Return the addresses of the live nodes to which a trial that failed for its node could be
+    given.
+    """
     needed = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     alive = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
@@ -339,9 +385,16 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     patience = time.monotonic() + ASK_FOR_S
     while places:
         try:
-            about = {trial_id: ray._private.state.actors(place.actor) for trial_id, place in places.items()}
-            dead = {trial_id: one for trial_id, one in about.items() if one and one["State"] == "DEAD"}
-            found = {name for name, one in dead.items() if one["DeathCause"].HasField("oom_context")}
+            about = {
+                trial_id: ray._private.state.actors(place.actor)
+                for trial_id, place in places.items()
+            }
+            dead = {
+                trial_id: one for trial_id, one in about.items() if one and one["State"] == "DEAD"
+            }
+            found = {
+                name for name, one in dead.items() if one["DeathCause"].HasField("oom_context")
+            }
         except Exception as problem:
             log.warning("the cluster cannot be asked what a trial died of: %s", problem)
             return set()
@@ -352,7 +405,9 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
 
 
 class Decision(NamedTuple):
-    """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for none."""
+    """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for
+    none.
+    """
 
     pause_s: float | None
     reason: str
@@ -362,17 +417,19 @@ class Decision(NamedTuple):
 class Retries:
     """Whether a cell that failed gets another attempt in this run, when, and why.
 
-    A death counts as the trial's own doing only when it dies again and again while others live. Where other
-    cells die too, something kills workers, and each of them gets more attempts. Every attempt waits twice as
-    long as the one before, up to a minute.
+    A death counts as the trial's own doing only when it dies again and again while others live.
+    Where other cells die too, something kills workers, and each of them gets more attempts. Every
+    attempt waits twice as long as the one before, up to a minute.
 
     Attributes:
         failures: How often each cell failed of each kind.
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
-        in_a_row: Failures of each part of a node that a trial was given, without a result in between.
-        unfit: Trials in a row that a node was unfit for, by its address and whether of other code or no GPU.
+        in_a_row: Failures of each part of a node that a trial was given, without a result in
+            between.
+        unfit: Trials in a row that a node was unfit for, by its address and whether of other code
+            or no GPU.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
@@ -388,22 +445,35 @@ class Retries:
         self.computes(node)
 
     def rest_s(self, node: str, gpus: str) -> float:
-        """Return how long ``gpus`` of ``node``, which failed again, rest: twice as long every time."""
+        """Return how long ``gpus`` of ``node``, which failed again, rest: twice as long every
+        time.
+        """
         self.in_a_row[node, gpus] += 1
         return REST_S * 2.0 ** min(self.in_a_row[node, gpus] - 1, 3)
 
     def computes(self, node: str) -> None:
-        """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""
+        """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are
+        sound.
+        """
         self.unfit[node, False] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its trials."""
-        other_code, of_gpu = failure.kind == FailureKind.OTHER_CODE, failure.kind == FailureKind.DEVICE_ERROR
-        of_gpu &= not any(words in failure.message for words in (CAPTURE_FAILED, "device-side assert"))
+        """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its
+        trials.
+        """
+        other_code, of_gpu = (
+            failure.kind == FailureKind.OTHER_CODE,
+            failure.kind == FailureKind.DEVICE_ERROR,
+        )
+        of_gpu &= not any(
+            words in failure.message for words in (CAPTURE_FAILED, "device-side assert")
+        )
         if not (other_code or of_gpu or failure.message.startswith(NO_GPU)):
             return
         self.unfit[node, other_code] += 1 / DEVICE_ERRORS if of_gpu else 1
-        if not offered or any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered):
+        if not offered or any(
+            self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered
+        ):
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
         rule, what = "Some node must give trials a GPU that they can compute on", "had none"
@@ -419,11 +489,18 @@ class Retries:
         )
 
     def failed(
-        self, trial_id: str, kind: FailureKind, *, died: bool = False, gpu: str = "", hopeless: bool = False
+        self,
+        trial_id: str,
+        kind: FailureKind,
+        *,
+        died: bool = False,
+        gpu: str = "",
+        hopeless: bool = False,
     ) -> Decision:
         """Count a failure and decide.
 
-        The trial's process ``died`` of it, a ``gpu`` failed, or it is ``hopeless``: no attempt can get more.
+        The trial's process ``died`` of it, a ``gpu`` failed, or it is ``hopeless``: no attempt can
+        get more.
         """
         if gpu:
             self.of_gpus.setdefault(gpu, set()).add(trial_id)
@@ -452,7 +529,10 @@ class Retries:
         if limit is None:
             return None, "a lost node says nothing about the trial"
         if kind not in PROCESS_DEATHS:
-            return limit, f"{kind} is tried again {limit} times" if limit else f"{kind} would come again"
+            return (
+                limit,
+                f"{kind} is tried again {limit} times" if limit else f"{kind} would come again",
+            )
         # A trial that runs out of memory without harm to its process tells nothing of others.
         others = self.deaths.total() - self.deaths[trial_id]
         if others < 2:
@@ -472,8 +552,8 @@ class _Watched:
 class TrialWatch:
     """Ends trials that hang, and workers that do not answer, by a limit; says why none starts.
 
-    ``say`` is told what a person should know; ``process`` returns how to kill a trial's process, None where
-    it has none; ``why`` says what is missing. Waiting ``ends`` on a private cluster.
+    ``say`` is told what a person should know; ``process`` returns how to kill a trial's process,
+    None where it has none; ``why`` says what is missing. Waiting ``ends`` on a private cluster.
     """
 
     def __init__(
@@ -485,14 +565,22 @@ class TrialWatch:
         ends: bool,
         clock: Clock = SYSTEM,
     ) -> None:
-        self._say, self._process, self._why, self._ends, self._clock = say, process, why, ends, clock
+        self._say, self._process, self._why, self._ends, self._clock = (
+            say,
+            process,
+            why,
+            ends,
+            clock,
+        )
         self._watched: dict[str, _Watched] = {}
         self._failures: dict[str, TrialFailure] = {}
         self._moved_at = self._asked_at = self._looked_at = clock.monotonic()
         self._said = ""
 
     def started(self, trial_id: str, limit_s: float) -> None:
-        """A trial begins, for the first time or again; after ``limit_s`` without a word it counts as hung."""
+        """A trial begins, for the first time or again; after ``limit_s`` without a word it counts
+        as hung.
+        """
         self._failures.pop(trial_id, None)
         self._watched[trial_id] = _Watched(self._clock.monotonic(), limit_s)
 
@@ -532,7 +620,8 @@ class TrialWatch:
                 raise SetupError(
                     "Ray must be able to start a worker on this machine",
                     f"no trial could start {told}: {reason}",
-                    "run the same command again when the machine has less to do, with bash on PATH; "
+                    "run the same command again when the machine has less to do, with bash on "
+                    "PATH; "
                     "what is done is kept, and isweep doctor knows other causes",
                 )
         for trial in trials:

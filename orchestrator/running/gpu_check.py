@@ -1,8 +1,9 @@
 """``isweep gpu-check``: what a GPU really does, part by part, in one file to send back.
 
-Each part runs in a process of its own, which sees one GPU or slice (MIG), so that none stops the next. It
-yields names and values, and what it has yielded is kept, however it ends. On a CPU (``--device cpu``) the
-parts that need no GPU run in small, which tries the check itself. Nothing names the machine or its user.
+Each part runs in a process of its own, which sees one GPU or slice (MIG), so that none stops the
+next. It yields names and values, and what it has yielded is kept, however it ends. On a CPU
+(``--device cpu``) the parts that need no GPU run in small, which tries the check itself. Nothing
+names the machine or its user.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ from orchestrator.running import gpus, self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import end, environment
 from orchestrator.running.failures import classify
-from orchestrator.running.gpus import Gpu, capability, describe, is_logical, mps_runs, nvidia_smi, slices
+from orchestrator.running.gpus import (
+    Gpu,
+    capability,
+    describe,
+    is_logical,
+    mps_runs,
+    nvidia_smi,
+    slices,
+)
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
@@ -67,7 +76,9 @@ SMI_FIELDS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Where parts run, in which size, and whether in bfloat16 and by graphs, as the device's trials."""
+    """Where parts run, in which size, and whether in bfloat16 and by graphs, as the device's
+    trials.
+    """
 
     device: torch.device
     models: tuple[str, ...]
@@ -87,7 +98,9 @@ class Bench:
 
     def trial(self, model: str) -> TrialSpec:
         """Return the largest trial of a network in the grid."""
-        of_model = (trial for trial in grid(self.on_gpu, self.half) if trial.network.model.name == model)
+        of_model = (
+            trial for trial in grid(self.on_gpu, self.half) if trial.network.model.name == model
+        )
         return max(of_model, key=lambda trial: trial.network.train_size)
 
     def images(self, number: int) -> tuple[Tensor, Tensor]:
@@ -96,14 +109,22 @@ class Bench:
         return images.to(self.device), labels.to(self.device)
 
     def built(self, model: str) -> Any:
-        """Return a network of the bench's size, on its device, in the layout that it is trained in."""
+        """Return a network of the bench's size, on its device, in the layout that it is trained
+        in.
+        """
         network: Any = self_test.built(model, self.image_size)
         return network.to(self.device, memory_format=torch.channels_last)
 
     @contextlib.contextmanager
     def as_trials(self, share: float | None = None) -> Iterator[None]:
-        """Compute as a trial with a share of the GPU does: memory, determinism, nothing left changed."""
-        with trial_memory(self.device, share), contained(0, self.device), deterministic(self.device):
+        """Compute as a trial with a share of the GPU does: memory, determinism, nothing left
+        changed.
+        """
+        with (
+            trial_memory(self.device, share),
+            contained(0, self.device),
+            deterministic(self.device),
+        ):
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
@@ -116,7 +137,9 @@ class Bench:
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
     def failure(self, work: Callable[[], object], share: float | None = None) -> str:
-        """Return the kind of failure that work dies of within a share of the GPU; empty where it runs."""
+        """Return the kind of failure that work dies of within a share of the GPU; empty where it
+        runs.
+        """
         try:
             with self.as_trials(share):
                 work()
@@ -130,12 +153,16 @@ class Bench:
         """Train for some epochs; return the seconds of each."""
         recipe = self.trial(model).network.recipe.model_copy(update={"epochs": number})
         options: dict[str, Any] = {"seed": 0, "device": self.device, "graphs": graphs}
-        return [record.seconds for record in train(self.built(model), images, labels, recipe, **options)]
+        return [
+            record.seconds for record in train(self.built(model), images, labels, recipe, **options)
+        ]
 
 
 @cache
 def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
-    """Return the paper's trials, in float32 without bfloat16 as there they must be; the demo's for a CPU."""
+    """Return the paper's trials, in float32 without bfloat16 as there they must be; the demo's for
+    a CPU.
+    """
     changes = {} if half or not on_gpu else {"recipe": {"from": "paper", "precision": "float32"}}
     return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo", changes=changes)).trials)
 
@@ -154,7 +181,10 @@ def host(bench: Bench) -> Found:
     """What the machine is."""
     about, cpus = provenance(), Path("/proc/cpuinfo")
     yield "system", f"{platform.system()} {platform.release()}"
-    yield "cpu", "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1])
+    yield (
+        "cpu",
+        "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1]),
+    )
     yield "cores", len(os.sched_getaffinity(0))
     yield "memory_gib", round(this_machine().memory_bytes / 2**30, 1)
     yield "container", Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
@@ -186,7 +216,9 @@ def gpu(bench: Bench) -> Found:
 
 
 def context(bench: Bench) -> Found:
-    """Bytes that the process holds beside its tensors: after its start, and after a step of each network."""
+    """Bytes that the process holds beside its tensors: after its start, and after a step of each
+    network.
+    """
     (its,) = _seen()  # what others hold: this process holds nothing yet
 
     def beside() -> int:
@@ -209,7 +241,10 @@ def correctness(bench: Bench) -> Found:
     with bench.as_trials():
         draw = torch.Generator().manual_seed(0)
         left, right = (torch.randn(512, 512, generator=draw) for _ in range(2))
-        exact, product = left.double() @ right.double(), left.to(bench.device) @ right.to(bench.device)
+        exact, product = (
+            left.double() @ right.double(),
+            left.to(bench.device) @ right.to(bench.device),
+        )
         float32_error = float((product.cpu().double() - exact).abs().max() / exact.abs().max())
         yield "float32_error", float32_error
         small = replace(bench, image_size=32)
@@ -225,7 +260,10 @@ def correctness(bench: Bench) -> Found:
     yield "fgsm_signs_equal", signs
     features_error = float(abs(features - features_cpu).max() / max(abs(features_cpu).max(), 1e-30))
     yield "features_error", features_error
-    yield "products_that_differ", (products := list(wrong_products(bench)))  # a GPU may have none at all
+    yield (
+        "products_that_differ",
+        (products := list(wrong_products(bench))),
+    )  # a GPU may have none at all
     wrong = {
         "TensorFloat-32 is on": float32_error >= 1e-5,
         "products of bytes differ from the CPU's": products,
@@ -238,9 +276,13 @@ def correctness(bench: Bench) -> Found:
 
 
 def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
-    """Yield the sizes of ragged products of bytes that are not those of float32 by BLAS, which are exact."""
+    """Yield the sizes of ragged products of bytes that are not those of float32 by BLAS, which are
+    exact.
+    """
     draw = np.random.default_rng(0)
-    product = partial(torch_product, device=str(bench.device)) if bench.on_gpu else choose_product(1e15)
+    product = (
+        partial(torch_product, device=str(bench.device)) if bench.on_gpu else choose_product(1e15)
+    )
     for sizes in RAGGED:
         a, b = (draw.integers(-128, 128, (number, sizes[2]), np.int8) for number in sizes[:2])
         a[0] = b[0] = -128
@@ -251,7 +293,9 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
 
 
 def step_times(bench: Bench) -> Found:
-    """Milliseconds of a training step, started by Python and, after all of these, replayed as a graph."""
+    """Milliseconds of a training step, started by Python and, after all of these, replayed as a
+    graph.
+    """
     rows: dict[str, dict[str, float]] = {model: {} for model in bench.models}
     for name, graphs in (("eager_ms", False), ("graph_ms", True))[: 1 + bench.on_gpu]:
         for model, row in rows.items():
@@ -263,7 +307,9 @@ def step_times(bench: Bench) -> Found:
 
 
 def passes(bench: Bench) -> Found:
-    """Images per second in float32: evaluated 64 and 16 at once, in the other layout, and FGSM's gradient."""
+    """Images per second in float32: evaluated 64 and 16 at once, in the other layout, and FGSM's
+    gradient.
+    """
     for model in bench.models:
         with bench.as_trials():
             network, (images, labels) = bench.built(model), bench.images(64)
@@ -285,7 +331,9 @@ def passes(bench: Bench) -> Found:
 
 
 def memory(bench: Bench) -> Found:
-    """Peak of a small trial of each network, against the prediction, and the least share that it needs."""
+    """Peak of a small trial of each network, against the prediction, and the least share that it
+    needs.
+    """
     for model in bench.models:
         network = bench.trial(model).network
         with bench.as_trials():
@@ -303,18 +351,24 @@ def memory(bench: Bench) -> Found:
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
     network = bench.trial(model).network
     recipe = network.recipe.model_copy(update={"epochs": 5})
-    number = 3 * recipe.batch_size + network.train_size % recipe.batch_size  # as ragged as what is predicted
+    number = (
+        3 * recipe.batch_size + network.train_size % recipe.batch_size
+    )  # as ragged as what is predicted
     trained, (images, labels) = bench.built(model), bench.images(number)
 
     def look(record: object) -> None:
         evaluate(trained, images, labels)
 
-    train(trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs)
+    train(
+        trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs
+    )
     pass_clean(trained, images, labels, pass_size=attack_pass(recipe))
 
 
 def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, Any]:
-    """Return the least share, up to ``largest``, for which ``ends`` names no failure; and a lesser one's."""
+    """Return the least share, up to ``largest``, for which ``ends`` names no failure; and a lesser
+    one's.
+    """
     runs, dies, kind = None, 0.0, ""
     for _ in range(5):
         share = ((largest if runs is None else runs) + dies) / 2
@@ -326,7 +380,9 @@ def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, An
 
 
 def pairs(bench: Bench) -> Found:
-    """Images per second of several processes on one GPU, over those of one, without MPS and where it runs."""
+    """Images per second of several processes on one GPU, over those of one, without MPS and where
+    it runs.
+    """
     yield "mps", (mps := mps_runs())
     ways = {"without_mps": {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}, "with_mps": {}}
     for way in list(ways)[: 1 + mps]:
@@ -353,7 +409,9 @@ def _gain(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def rate(bench: Bench, model: str) -> Found:
-    """Images per second of training for about four seconds, after a first epoch; in short on a CPU."""
+    """Images per second of training for about four seconds, after a first epoch; in short on a
+    CPU.
+    """
     images, labels = bench.images(10 * bench.trial(model).network.recipe.batch_size)
     with bench.as_trials():
         first = bench.epochs(model, images, labels, 2, graphs=bench.graphs)
@@ -380,16 +438,22 @@ def _two_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
         its = spec.model_copy(update={"network": network})
         result = run_trial(its, data, device=bench.device, graphs=bench.graphs)
         kept = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
-        found.append(result.model_dump(mode="json", include=kept) | {"left_bytes": bench.left_bytes()})
+        found.append(
+            result.model_dump(mode="json", include=kept) | {"left_bytes": bench.left_bytes()}
+        )
     return found
 
 
 def faults(bench: Bench) -> Found:
-    """Memory that runs out on purpose: the kind that it is taken for, and whether the next training runs."""
+    """Memory that runs out on purpose: the kind that it is taken for, and whether the next training
+    runs.
+    """
     model = bench.models[0]
     images, labels = bench.images(bench.trial(model).network.recipe.batch_size)
     size = 2**44 if bench.on_gpu else 2**60
-    allocation: Callable[[], Any] = partial(torch.empty, size, dtype=torch.uint8, device=bench.device)
+    allocation: Callable[[], Any] = partial(
+        torch.empty, size, dtype=torch.uint8, device=bench.device
+    )
     works: dict[str, Callable[[], object]] = {
         "step": partial(bench.epochs, model, images, labels, 1),
         "evaluation": lambda: evaluate(bench.built(model), images, labels),
@@ -407,13 +471,21 @@ def faults(bench: Bench) -> Found:
     if bench.on_gpu:  # the last that this process can do
         kinds["capture"] = bench.failure(partial(record_graph, allocation))
     wrong = {name: kind or "nothing" for name, kind in kinds.items() if kind != "out_of_memory"}
-    yield "fails", [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()]
+    yield (
+        "fails",
+        [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()],
+    )
 
 
 def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
-    """What follows for the planner: a row for its table, whether trials share a GPU, the paper's hours."""
+    """What follows for the planner: a row for its table, whether trials share a GPU, the paper's
+    hours.
+    """
     values = {name: part["values"] for name, part in parts.items()}
-    failed, of_pairs = [name for name, part in parts.items() if not part["ok"]], values.get("pairs", {})
+    failed, of_pairs = (
+        [name for name, part in parts.items() if not part["ok"]],
+        values.get("pairs", {}),
+    )
     alone, under_mps = (
         min((row["gain"] for row in of_pairs.get(way, {}).values() if "gain" in row), default=None)
         for way in ("without_mps", "with_mps")
@@ -427,14 +499,20 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
     yield "num_gpus", "left out: trials share a GPU" if (gain or 0) >= predict.PACKING_PAYS else 1
     interval = predict.GRAPH_INTERVAL_S if graphs else predict.EAGER_INTERVAL_S
     measured = "graph_ms" if graphs else "eager_ms"
-    times = {model: row[measured] for model, row in values.get("step_times", {}).items() if measured in row}
+    times = {
+        model: row[measured]
+        for model, row in values.get("step_times", {}).items()
+        if measured in row
+    }
     if "planned_as" not in values.get("gpu", {}) or not times:
         return
     its = predict.GpuModel(**values["gpu"]["planned_as"])
     bench = replace(bench, half=its.bfloat16)
     costs = {model: predict.cost_of(bench.trial(model).network).step for model in times}
     speed = statistics.median(
-        1000 * predict.pass_time(cost, its, interval=interval, half=bench.half).seconds / times[model]
+        1000
+        * predict.pass_time(cost, its, interval=interval, half=bench.half).seconds
+        / times[model]
         for model, cost in costs.items()
     )
     there = replace(
@@ -451,16 +529,32 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
 
 PARTS: dict[str, Callable[..., Found]] = {
     part.__name__: part
-    for part in (host, gpu, context, correctness, step_times, passes, memory, pairs, trial, faults, summary)
+    for part in (
+        host,
+        gpu,
+        context,
+        correctness,
+        step_times,
+        passes,
+        memory,
+        pairs,
+        trial,
+        faults,
+        summary,
+    )
 }
 
 
 def check(its: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
-    """Check a GPU, or the CPU, written down after every part; return the file, and whether no part failed.
+    """Check a GPU, or the CPU, written down after every part; return the file, and whether no part
+    failed.
 
-    Until it is whole it is called ``.unfinished``: one that was cut short takes no earlier one's place.
+    Until it is whole it is called ``.unfinished``: one that was cut short takes no earlier one's
+    place.
     """
-    name, uuid, device = (its.name, its.uuid.partition("-")[2][:8], "cuda") if its else ("CPU", "cpu", "cpu")
+    name, uuid, device = (
+        (its.name, its.uuid.partition("-")[2][:8], "cuda") if its else ("CPU", "cpu", "cpu")
+    )
     spelled = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = folder / f"gpu-check-{spelled}-{uuid}.json"
     unfinished = path.with_suffix(".unfinished")
@@ -472,8 +566,12 @@ def check(its: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
             with environment(**({"CUDA_VISIBLE_DEVICES": its.uuid} if its else {})):
                 record["parts"][part] = found = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"What was found is in {unfinished}; the command begins anew.") from None
-        write_atomic(path if part == parts[-1] else unfinished, json.dumps(record, indent=1).encode())
+            raise KeyboardInterrupt(
+                f"What was found is in {unfinished}; the command begins anew."
+            ) from None
+        write_atomic(
+            path if part == parts[-1] else unfinished, json.dumps(record, indent=1).encode()
+        )
         error = f": {found['error']}" if found["error"] else ""
         say(f"{'PASS' if found['ok'] else 'FAIL'} {part} in {found['seconds']:.1f} s{error}")
     unfinished.unlink(missing_ok=True)
@@ -515,19 +613,27 @@ def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
         end_group(process)
     if process.returncode and not error:
         error = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-    whole = [line for line in said.splitlines(keepends=True) if line.startswith("{") and line.endswith("}\n")]
+    whole = [
+        line
+        for line in said.splitlines(keepends=True)
+        if line.startswith("{") and line.endswith("}\n")
+    ]
     return json.loads(whole[-1]) if whole else {}, error
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
-    """End a part's process and what it started: what it leaves would compute beside the next part."""
+    """End a part's process and what it started: what it leaves would compute beside the next
+    part.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     end(process)
 
 
 def nameless(found: Any) -> Any:
-    """Return what was found as JSON has it, without the name of the machine or of its user, without paths."""
+    """Return what was found as JSON has it, without the name of the machine or of its user, without
+    paths.
+    """
     text = json.dumps(found, default=str).replace("\\n", " ")
     names = {host := socket.gethostname(), host.partition(".")[0]}
     with contextlib.suppress(OSError, KeyError):  # a user without a name, as containers have
@@ -557,7 +663,9 @@ def devices(wanted: str | None) -> list[Gpu | None]:
 
 
 def main() -> None:
-    """Run one part, or measure a network's rate; print what was found as JSON, whenever it is more."""
+    """Run one part, or measure a network's rate; print what was found as JSON, whenever it is
+    more.
+    """
     part, device, graphs, *model = sys.argv[1:]
     half, values = device == "cpu" or capability() >= predict.BFLOAT16_FROM, dict[str, Any]()
     bench = bench_of(device, half=half, graphs=graphs == "1")

@@ -1,6 +1,8 @@
-"""The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
+"""The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a
+trial.
 
-No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything
+starts.
 """
 
 from __future__ import annotations
@@ -37,22 +39,24 @@ from tasks.trials.records import CONTEXT_BYTES
 log = logging.getLogger(__name__)
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
-"""Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
+"""Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of
+packing."""
 
 NO_GPU = "A trial that is given a GPU must be able to compute on it"
 """How the failure of a trial begins that cannot."""
 
 REST_S = 120.0
-"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would be free
-first, be given, and fail, every cell of a sweep while the sound ones compute."""
+"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would
+be free first, be given, and fail, every cell of a sweep while the sound ones compute."""
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
-"""The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
-(NVIDIA, "CUDA Compatibility", table 1)."""
+"""The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are
+compatible (NVIDIA, "CUDA Compatibility", table 1)."""
 HIDES = ("", "-1", "none", "void", "nodevfiles")
 """What ``CUDA_VISIBLE_DEVICES`` says where somebody means that no GPU be seen."""
 DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
-"""Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of devices."""
+"""Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of
+devices."""
 WAYS_OUT = {
     "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
     "MPS client": "start MPS again (nvidia-cuda-mps-control -d), or unset CUDA_MPS_PIPE_DIRECTORY",
@@ -65,7 +69,8 @@ MPS_TIMEOUT_S, LATE_S = 5.0, 10.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
-"""Less than a trial may take without a word; how long a test that came to no end is not tried again."""
+"""Less than a trial may take without a word; how long a test that came to no end is not tried
+again."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,12 @@ class Gpu:
         return self.memory_bytes / 2**30
 
     def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
-        """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives them."""
-        return predict.gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
+        """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives
+        them.
+        """
+        return predict.gpu_model_there(
+            self.name, self.memory_gib, self.capability, self.processors, checks
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,8 @@ class NodeGpus:
         gpus: that torch reaches there.
         driver: version of NVIDIA's driver; empty without.
         cuda: that torch was built for; empty for a build without.
-        mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
+        mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the
+            same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there; ``logical`` ones are for scheduling only.
         complaint: why torch reaches none, in its words; empty where it reaches one.
@@ -136,7 +146,9 @@ def is_logical() -> bool:
 
 
 def mps_runs() -> bool:
-    """Tell whether NVIDIA's multi-process service answers on this node: one that died leaves its socket."""
+    """Tell whether NVIDIA's multi-process service answers on this node: one that died leaves its
+    socket.
+    """
     path = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(MPS_TIMEOUT_S)
@@ -148,7 +160,9 @@ def mps_runs() -> bool:
 
 
 def ask_smi(*options: str) -> tuple[str, str]:
-    """Return what ``nvidia-smi`` says, and its complaint where it fails; one that hangs is asked once."""
+    """Return what ``nvidia-smi`` says, and its complaint where it fails; one that hangs is asked
+    once.
+    """
     tool, told = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi"), "nvidia-smi is waited for"
     late = threading.Timer(LATE_S, lambda: print(told, file=sys.stderr, flush=True))  # noqa: T201
     late.daemon = True
@@ -173,7 +187,9 @@ def has_devices() -> bool:
 
 
 def driver_version() -> str:
-    """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty without."""
+    """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty
+    without.
+    """
     said = [row[0] for row in nvidia_smi("driver_version")]
     with suppress(OSError):
         said.append(DRIVER.read_text(encoding="utf-8"))
@@ -182,7 +198,9 @@ def driver_version() -> str:
 
 
 def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
-    """Return how a driver and a torch that was built for ``cuda`` and says so are brought together."""
+    """Return how a driver and a torch that was built for ``cuda`` and says so are brought
+    together.
+    """
     if known := next((way_out for words, way_out in WAYS_OUT.items() if words in complaint), ""):
         return known
     if not driver:
@@ -192,12 +210,21 @@ def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
     branch, needed = int(driver.partition(".")[0]), NEEDS_DRIVER.get(int(cuda.partition(".")[0]), 0)
     if branch >= needed:
         return "see what nvidia-smi says: the driver is new enough"
-    older = ", or a torch of PyTorch's cu126 wheels (up to 2.14), which takes it" if branch >= 525 else ""
-    return f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install one{older}"
+    older = (
+        ", or a torch of PyTorch's cu126 wheels (up to 2.14), which takes it"
+        if branch >= 525
+        else ""
+    )
+    return (
+        f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install "
+        f"one{older}"
+    )
 
 
 def visible_gpus() -> list[str] | None:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: to a word that is none; or None."""
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: to a word that is none; or
+    None.
+    """
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     words = (word.strip() for word in (said or "").split(","))
     named = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))
@@ -207,9 +234,9 @@ def visible_gpus() -> list[str] | None:
 def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs, slices (MIG) one by one, without torch where that can be.
 
-    Torch is asked where ``nvidia-smi`` says nothing although the kernel has GPUs, of GPUs that the table of
-    models lacks, of slices, and which ones a number means where there are two kinds: ``nvidia-smi`` numbers
-    them in another order than CUDA.
+    Torch is asked where ``nvidia-smi`` says nothing although the kernel has GPUs, of GPUs that the
+    table of models lacks, of slices, and which ones a number means where there are two kinds:
+    ``nvidia-smi`` numbers them in another order than CUDA.
     """
     words = visible_gpus()
     if is_logical() or words == []:
@@ -236,7 +263,9 @@ def slices() -> list[str]:
 
 
 def check_driver() -> None:
-    """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word."""
+    """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without
+    a word.
+    """
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = said is not None and said.partition(",")[0].strip().lower() in HIDES
     if is_logical() or hidden or not has_devices() or gpus_here():
@@ -251,13 +280,16 @@ def check_driver() -> None:
     raise SetupError(
         "NVIDIA's driver must answer where there is a GPU",
         f"nvidia-smi: {complaint or 'it lists none'}; driver {driver_version() or 'absent'}",
-        "restart the machine where the driver was updated since it started; in a container ask for the "
+        "restart the machine where the driver was updated since it started; in a container ask for "
+        "the "
         "capabilities compute,utility; or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs",
     )
 
 
 def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
-    """Return this machine's GPU, of several the smallest with the least capability, and how many."""
+    """Return this machine's GPU, of several the smallest with the least capability, and how
+    many.
+    """
     checks = predict.read_checks(folders)
     found = [gpu.model(checks) for gpu in gpus_here()]
     least = min(found, key=lambda its: (its.memory_gib, its.half_tflops), default=None)
@@ -273,23 +305,31 @@ def describe(visible: str | None = None) -> NodeGpus:
     """Return this node's GPUs, as a process of its own sees them.
 
     Args:
-        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray hides
-            GPUs from tasks without a share.
+        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since
+            Ray hides GPUs from tasks without a share.
     """
     if visible is None:
         visible, name = "", b"CUDA_VISIBLE_DEVICES="
         with suppress(OSError):  # what the raylet, our parent, was started with
             words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-            visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
+            visible = next(
+                (word.removeprefix(name).decode() for word in words if word.startswith(name)), ""
+            )
     seen = [word.strip() for word in visible.split(",")]
     if len(seen) > 1 and "MIG-" in visible:  # CUDA shows a process the first slice alone
         with ThreadPoolExecutor() as pool:
             each = [*pool.map(describe, seen)]
         told = next((one for one in each if one.error or one.complaint), each[0])
         return replace(told, gpus=tuple(gpu for one in each for gpu in one.gpus), visible=visible)
-    command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
+    command = (
+        sys.executable,
+        "-c",
+        "from orchestrator.running.gpus import print_gpus; print_gpus()",
+    )
     said, complaint = answer_of(*command, visible=visible, timeout=IMPORT_TIMEOUT_S)
-    found: dict[str, Any] = json.loads(said.splitlines()[-1]) if said else {"error": complaint or "no answer"}
+    found: dict[str, Any] = (
+        json.loads(said.splitlines()[-1]) if said else {"error": complaint or "no answer"}
+    )
     gpus = tuple(Gpu(**gpu) for gpu in found.pop("gpus", ()))
     found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
     return NodeGpus(socket.gethostname(), gpus, **found)
@@ -323,10 +363,16 @@ def print_gpus() -> None:
                 processors=about.multi_processor_count,
                 compute_mode=mode,
                 mig=mig,
-                has_kernels=_has_kernels((10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()),
+                has_kernels=_has_kernels(
+                    (10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()
+                ),
             )
         )
-    found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version(), "complaint": complaint}
+    found = {
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "driver": driver_version(),
+        "complaint": complaint,
+    }
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
 
 
@@ -342,7 +388,9 @@ def no_gpu() -> str:
 
 
 def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
-    """Tell whether torch has kernels for a GPU: of its major version and no newer, or to be compiled."""
+    """Tell whether torch has kernels for a GPU: of its major version and no newer, or to be
+    compiled.
+    """
     for name in built_for:
         kind, _, number = name.partition("_")
         its = int("".join(filter(str.isdigit, number)) or 0) / 10
@@ -352,7 +400,8 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
 
 
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
-    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is offered.
+    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is
+    offered.
 
     Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
     """
@@ -364,7 +413,9 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     import ray
 
     found = []
-    for reference, node in asked_of_nodes(describe, lambda node: node["Resources"].get("GPU", 0) > 0).items():
+    for reference, node in asked_of_nodes(
+        describe, lambda node: node["Resources"].get("GPU", 0) > 0
+    ).items():
         with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
             found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
     return [said for said in found if not said.logical]
@@ -373,7 +424,9 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
 def asked_of_nodes(
     look: Callable[[], object], of: Callable[[dict[str, Any]], bool] = lambda node: True
 ) -> dict[Any, dict[str, Any]]:
-    """Start a task on every live node of the connected cluster; returns nodes by their answer's reference."""
+    """Start a task on every live node of the connected cluster; returns nodes by their answer's
+    reference.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -385,12 +438,17 @@ def asked_of_nodes(
     return asked
 
 
-def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
-    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
+def refuse(
+    nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool
+) -> None:
+    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at
+    most.
 
     Where none of ours run yet, ``alone``, what is held of a GPU is somebody else's.
     """
-    problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
+    problems = [
+        problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)
+    ]
     if problems:
         what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
         raise SetupError(
@@ -398,22 +456,33 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             what,
             f"{way_out}, or run with --device cpu",
         )
-    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM]
-    recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
+    without = [
+        (node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM
+    ]
+    recipes = {
+        trial.network.recipe.name
+        for trial in trials
+        if trial.network.recipe.precision == "bfloat16"
+    }
     if without and recipes:
         node, gpu = without[0]
         name = sorted(recipes)[0]
         raise ConfigError(
             "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be emulated, "
+            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be "
+            "emulated, "
             "slower than float32",
             "--set recipe.precision=float32, or another GPU; beside others hide this one with "
             "CUDA_VISIBLE_DEVICES",
         )
 
 
-def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield what stands in the way of trials on a node's GPUs, with the way out; see :func:`refuse`."""
+def gpu_problems(
+    node: NodeGpus, *, share: float = 1.0, alone: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield what stands in the way of trials on a node's GPUs, with the way out; see
+    :func:`refuse`.
+    """
     where = f"node {node.node}"
     if node.error:
         way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
@@ -421,15 +490,21 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield (
-            f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell apart",
-            "list the slices with nvidia-smi -L, start Ray there with CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
+            (
+                f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot "
+                "tell "
+                "apart"
+            ),
+            "list the slices with nvidia-smi -L, start Ray there with "
+            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
             "and --num-gpus as many, and set resources.num_gpus: 1",
         )
         return
     if len(node.gpus) < node.offered:
         reached = ",".join(gpu.uuid for gpu in node.gpus)
         yield (
-            f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
+            f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
+            f"{node.cuda or 'none'} "
             f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}"
             + (f": {node.complaint}" if node.complaint else ""),
             f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={reached}"
@@ -441,7 +516,11 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         if not gpu.has_kernels:
             yield (
                 f"{its}: torch {node.torch} has no kernels for compute capability {gpu.capability}",
-                "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
+                (
+                    "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs "
+                    "before "
+                    "Turing"
+                ),
             )
         shared = share < 1 and not node.mps
         if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and shared):
@@ -452,22 +531,38 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         if alone and gpu.held_bytes > MOST_HELD * gpu.memory_bytes:
             yield (
                 f"{its}: others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB",
-                "end what runs there (nvidia-smi lists it), or hide the GPU with CUDA_VISIBLE_DEVICES",
+                (
+                    "end what runs there (nvidia-smi lists it), or hide the GPU with "
+                    "CUDA_VISIBLE_DEVICES"
+                ),
             )
 
 
 def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no graphs."""
+    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no
+    graphs.
+    """
     share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
-    options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
+    options = {
+        "device": "cpu",
+        "num_threads": cell["num_threads"],
+        "gpu_fraction": None,
+        "graphs": False,
+    }
     if share and not is_logical():
         check_gpu(cell["precision"])
         # By every process's first trial: an exclusive GPU takes no self-test beside this process.
         off = graphs_off() if fast == "auto" else ""
-        is_asked = fast == "auto" and not cell["own_network"]  # whose code need not replay as a graph
+        is_asked = (
+            fast == "auto" and not cell["own_network"]
+        )  # whose code need not replay as a graph
         note, graphs = off if is_asked else "", fast == "on" or (is_asked and not off)
         # A whole GPU needs no limit: nobody else is there.
-        options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
+        options |= {
+            "device": "cuda",
+            "gpu_fraction": share if share < 1 else None,
+            "graphs": graphs,
+        }
         check_computes()
     return options, note
 
@@ -486,7 +581,9 @@ def check_computes() -> None:
 
 
 def check_gpu(precision: str) -> None:
-    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may come late."""
+    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may
+    come late.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -515,7 +612,9 @@ def capability() -> float:
 
 
 def held_by_others() -> str:
-    """Say what other processes hold of this process's GPU: all where it could not begin; empty if unknown."""
+    """Say what other processes hold of this process's GPU: all where it could not begin; empty if
+    unknown.
+    """
     import torch
 
     if is_logical():
@@ -543,21 +642,27 @@ def _uuid(about: Any) -> str:
 
 
 def named(uuid: str = "") -> str:
-    """Return this process's GPU as failures name it: by its UUID, or its number where it has told none."""
+    """Return this process's GPU as failures name it: by its UUID, or its number where it has told
+    none.
+    """
     known = uuid or f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'of no number'}"
     return f"{known} of node {socket.gethostname()}"
 
 
 @cache
 def graphs_off() -> str:
-    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs.
+    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures
+    graphs.
 
-    The test runs at first contact, once per GPU, driver, torch and version of the code; processes of one node
-    wait for each other, and its verdict is kept on the node.
+    The test runs at first contact, once per GPU, driver, torch and version of the code; processes
+    of one node wait for each other, and its verdict is kept on the node.
     """
     name, uuid = gpu_in_use()
     verdict = self_test(uuid)
-    off = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken"
+    off = (
+        f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are "
+        "taken"
+    )
     said = "" if verdict["graphs"] else f"{off}: {verdict['reason']}"
     if said:
         log.warning("%s", said)

@@ -1,4 +1,6 @@
-"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease."""
+"""One driver per root and per store: a lock that the operating system drops with its holder, or a
+lease.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,14 @@ LOOK_EVERY_S = 2.0
 RULE = "Only one isweep command may work on a {} at a time"
 PROBE_ATTEMPTS = 10
 PROBE_PAUSE_S = 0.02
-"""A look at the lock (:func:`is_held`) holds it, shared, for microseconds: no reason for a run to give up."""
+"""A look at the lock (:func:`is_held`) holds it, shared, for microseconds: no reason for a run to
+give up."""
 
 
 @contextlib.contextmanager
-def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning) -> Iterator[None]:
+def locked(
+    workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
+) -> Iterator[None]:
     """Hold the locks of a sweep's root and, since two roots may share one, of its result store."""
     store = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
@@ -66,7 +71,9 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
     except OSError as error:
         rule = "The lock of a root must be a file that can be written"
         found = f"{path}: {error.strerror or error}"
-        raise SetupError(rule, found, "remove what is in its place or mend its permissions") from None
+        raise SetupError(
+            rule, found, "remove what is in its place or mend its permissions"
+        ) from None
     with file:
         for _ in range(PROBE_ATTEMPTS):
             try:
@@ -76,7 +83,9 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
                 time.sleep(PROBE_PAUSE_S)
             except OSError as error:
                 rule = "The file system must have locks, or two runs could work on one root"
-                way_out = "keep it on a local disk, or mount the file system with locks (NFS: no nolock)"
+                way_out = (
+                    "keep it on a local disk, or mount the file system with locks (NFS: no nolock)"
+                )
                 raise SetupError(rule, f"{path}: {error.strerror or error}", way_out) from None
         else:
             found = f"{path.parent} is in use by {_holder(_said(path), 'another process')}"
@@ -110,7 +119,9 @@ def is_held(path: Path) -> bool:
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the id of the process that holds the lock now; None when nobody does or it has not said yet."""
+    """Return the id of the process that holds the lock now; None when nobody does or it has not
+    said yet.
+    """
     pid = _said(path).get("pid") if is_held(path) else None
     return pid if isinstance(pid, int) else None
 
@@ -139,11 +150,11 @@ def _holder(about: dict[str, Any], unknown: str) -> str:
 class Lease:
     """One driver per object store, which has no locks: held during a ``with`` block.
 
-    It is one file, written only over what is known to be there, so that of many that start at once exactly
-    one has it. Whether its holder lives is told by the file changing, never by a clock: one that stays as it
-    is for :data:`EXPIRES_S` belongs to a driver that is gone. An earlier lease of ``name``, of a root whose
-    own lock is held, is dead. ``say`` is told of what is waited for, ``interrupt`` ends the main thread where
-    the lease is lost.
+    It is one file, written only over what is known to be there, so that of many that start at once
+    exactly one has it. Whether its holder lives is told by the file changing, never by a clock: one
+    that stays as it is for :data:`EXPIRES_S` belongs to a driver that is gone. An earlier lease of
+    ``name``, of a root whose own lock is held, is dead. ``say`` is told of what is waited for,
+    ``interrupt`` ends the main thread where the lease is lost.
     """
 
     def __init__(
@@ -160,7 +171,12 @@ class Lease:
         self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, FILE)
         self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
-        self._who = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
+        self._who = {
+            "name": name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "purpose": purpose,
+        }
         self._who |= {"token": self._token, "since": time.strftime("%F %T")}
         self._writing, self._away_since = clock.condition(), 0.0
         self.watch = Watch("lease", BEAT_S, self._beat, clock, interrupt)
@@ -184,7 +200,9 @@ class Lease:
             if self._read()[0].get("token") == self._token:
                 self._files.remove(self._path)
         except (SetupError, OSError) as problem:
-            log.warning("the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, problem)
+            log.warning(
+                "the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, problem
+            )
         self.watch.__exit__(*ended_by)
 
     def _taken_over(self) -> str | None:
@@ -193,7 +211,8 @@ class Lease:
             found, tag = self._read()
             if found.get("name") != self._who["name"]:
                 self._say(
-                    f"{self._url} was or is in use by {_holder(found, 'another driver')}; looking for up to "
+                    f"{self._url} was or is in use by {_holder(found, 'another driver')}; looking "
+                    "for up to "
                     f"{EXPIRES_S:g} s whether that driver lives"
                 )
                 until = self._clock.monotonic() + EXPIRES_S
@@ -220,11 +239,18 @@ class Lease:
                 self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
             return None
         if self._away_since:
-            self._say(f"The storage answers again after {self._clock.monotonic() - self._away_since:.0f} s")
+            self._say(
+                "The storage answers again after "
+                f"{self._clock.monotonic() - self._away_since:.0f} "
+                "s"
+            )
             self._away_since = 0.0
         if renewed:
             return None
-        told = f"{self._url}: another driver took it over; this one had not renewed it for {EXPIRES_S:g} s"
+        told = (
+            f"{self._url}: another driver took it over; this one had not renewed it for "
+            f"{EXPIRES_S:g} s"
+        )
         return SetupError(RULE.format("storage"), told, "let that one end; what is done is kept")
 
     def _renewed(self) -> bool:
@@ -239,7 +265,9 @@ class Lease:
                 except FileNotFoundError:  # whoever takes over leaves one: files were lost
                     tag = self._files.put(self._path, self._content(), "create")
                 else:
-                    tag = there if found.get("token") == self._token else None  # only the reply was lost
+                    tag = (
+                        there if found.get("token") == self._token else None
+                    )  # only the reply was lost
             self._tag = tag or self._tag
             return tag is not None
 

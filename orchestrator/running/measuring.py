@@ -49,10 +49,13 @@ class MeasureRequest:
 
     Attributes:
         source: A path, or a dataset's name.
-        labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
+        labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension
+            only.
         raw: Raw download, for a dataset's name.
-        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``.
-        class_pair: Only these two classes, by name; a number that is no name is the place in their order.
+        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``,
+            ``layout``.
+        class_pair: Only these two classes, by name; a number that is no name is the place in their
+            order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure beside all images.
         image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
@@ -101,14 +104,20 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         rule = "--device must be a torch device of this machine"
         raise ConfigError(rule, error.value, "e.g. cpu or cuda:0") from None
     if request.settings.pixel_range is not None:
-        request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
+        request = replace(
+            request, said=request.said | {"pixel_range": request.settings.pixel_range}
+        )
     path = Path(request.source)
     of_table = request.source in DATASETS and not path.exists()
     if request.said and (of_table or (path / MARKER).exists()):
         rule = f"{_options(request.said)} is for own data that are not prepared yet"
-        raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
+        raise ConfigError(
+            rule, path.name, "classes of prepared data and of the table's datasets are fixed"
+        )
     if of_table:
-        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
+        return _measure_prepared(
+            request, dataset_spec(request.source), request.raw, executor, paths
+        )
     if not path.exists():
         near = f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; ")
         if "://" in request.source:
@@ -116,11 +125,17 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         rule = "The source must be a folder, a file or the name of a dataset"
         raise ConfigError(rule, request.source, near)
     of_npy = path.is_file() and path.suffix.lower() == ".npy"
-    as_stored = path.is_file() and (of_npy or path.suffix.lower() in ARRAY_FILES) and not request.image_size
+    as_stored = (
+        path.is_file() and (of_npy or path.suffix.lower() in ARRAY_FILES) and not request.image_size
+    )
     for option, is_unused, what in (
         ("--labels", request.labels and not of_npy, "a .npy; others hold theirs"),
         ("--raw", request.raw, "the name of a dataset"),
-        ("--channels", as_stored and request.channels != 1, "images that are resized, by --image-size"),
+        (
+            "--channels",
+            as_stored and request.channels != 1,
+            "images that are resized, by --image-size",
+        ),
     ):
         if is_unused:
             raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
@@ -135,7 +150,11 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
 
 def measure_arrays(
-    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+    images: Images,
+    labels: Codes | None,
+    label_names: Names,
+    request: MeasureRequest,
+    executor: Executor,
 ) -> Measured:
     """Measure images in memory as ``request`` says, whose source is not looked at."""
     if request.class_pair is not None:
@@ -144,17 +163,23 @@ def measure_arrays(
         rows = _rows_of_pair(labels, label_names, request.class_pair)
         images, labels = images[rows], labels[rows]
     sizes = request.train_sizes or None
-    record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
+    record = measure_array(
+        images, labels, train_sizes=sizes, executor=executor, settings=request.settings
+    )
     return _measured(record, images.__getitem__, labels, label_names)
 
 
 def measure_on_scale(
-    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+    images: Images,
+    labels: Codes | None,
+    label_names: Names,
+    request: MeasureRequest,
+    executor: Executor,
 ) -> Measured:
     """Measure arrays in memory on the scale of their pixels, which lines say.
 
-    Floating-point images, and any whose black and white are told, are brought to [0, 255], as preparing does.
-    Whole numbers, and points of ``(num_points, num_features)``, stay as they are.
+    Floating-point images, and any whose black and white are told, are brought to [0, 255], as
+    preparing does. Whole numbers, and points of ``(num_points, num_features)``, stay as they are.
     """
     from tasks.sources.arrays import CUT, pixel_scale, to_scale
 
@@ -163,7 +188,9 @@ def measure_on_scale(
     if images.dtype != np.uint8 and kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
     is_open = kind == "f" and images.ndim > 2 if given is None else kind in "uif"
-    if not is_open or not images.size or not all(np.isfinite(row).all() for row in images):  # refused later
+    if (
+        not is_open or not images.size or not all(np.isfinite(row).all() for row in images)
+    ):  # refused later
         said = [f"  as they are, {shape}, {values}, not scaled"]
     else:
         limits, rule = pixel_scale("images", [images], given)
@@ -171,10 +198,15 @@ def measure_on_scale(
         for row, image in enumerate(images):
             pixels[row], is_cut = to_scale(image, limits)
             num_cut += bool(is_cut.any())
-        said = [f"  {shape}, {values}: {rule}", *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else [])]
+        said = [
+            f"  {shape}, {values}: {rule}",
+            *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else []),
+        ]
         settings = replace(request.settings, pixel_range=PREPARED_RANGE)
         images, request = pixels, replace(request, settings=settings)
-    return replace(measure_arrays(images, labels, label_names, request, executor), taken=tuple(said))
+    return replace(
+        measure_arrays(images, labels, label_names, request, executor), taken=tuple(said)
+    )
 
 
 def _options(said: Iterable[str]) -> str:
@@ -187,7 +219,9 @@ def known_kind(path: Path) -> str:
     if kind is not None:
         return kind
     what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-    raise ConfigError("Your images must be a .npy file or of a known kind", path.suffix or "no ending", what)
+    raise ConfigError(
+        "Your images must be a .npy file or of a known kind", path.suffix or "no ending", what
+    )
 
 
 def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
@@ -199,7 +233,11 @@ def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec
 
 
 def _measure_prepared(
-    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
+    request: MeasureRequest,
+    dataset: DatasetSpec,
+    raw: Path | None,
+    executor: Executor,
+    paths: RootPaths,
 ) -> Measured:
     from tasks.prepared.prepare import prepare_dataset  # imports scipy, which arrays do without
 
@@ -218,26 +256,35 @@ def _measure_prepared(
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
     paths.make()
-    # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
+    # Beside the prepared datasets, where the key lies by which a hashed file name can be found
+    # again.
     destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
     limits: dict[str, Any] = {"max_skipped_share": request.max_skipped_share, "for_training": False}
     try:
-        prepare_dataset(spec, dataset, raw=raw, destination=destination, executor=executor, **limits)
+        prepare_dataset(
+            spec, dataset, raw=raw, destination=destination, executor=executor, **limits
+        )
         return _measure_dataset(request, PreparedDataset.open(destination), executor)
     finally:
         for folder in destination.parent.glob(f".*measure-{os.getpid()}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
+def _measure_dataset(
+    request: MeasureRequest, data: PreparedDataset, executor: Executor
+) -> Measured:
     settings, names = replace(request.settings, pixel_range=PREPARED_RANGE), data.label_names
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
-        record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
+        record = measure_nested(
+            data, data.labels, [data.num_images], executor=executor, settings=settings
+        )
         found = _measured(record, data.read_rows, data.labels, names)
     else:
         pair = request.class_pair
-        rows = np.arange(data.num_images) if pair is None else _rows_of_pair(data.labels, names, pair)
+        rows = (
+            np.arange(data.num_images) if pair is None else _rows_of_pair(data.labels, names, pair)
+        )
         asked = replace(request, class_pair=None, settings=settings)
         found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
     return replace(found, preparation=data.record.model_dump(mode="json"))
@@ -246,7 +293,10 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
     kind = own_kind_of(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
-        rule = "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+        rule = (
+            "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the "
+            "images to"
+        )
         found = f"{path.stat().st_size:,} bytes"
         raise ConfigError(rule, found, "give --image-size, e.g. that of the arrays")
     others = set(request.said) - {"label_map", "pixel_range"}
@@ -288,10 +338,14 @@ def _raw(own: OwnSourceSpec) -> RawRequest:
 
 def _load_npy(path: Path) -> Images:
     try:
-        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
+        # Mapped, so that a header that declares more than the file holds is refused before memory
+        # is taken.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        found, way_out = f"{path.name}: {str(error).splitlines()[0]}", "save it with numpy.save(PATH, array)"
+        found, way_out = (
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array)",
+        )
         raise DataError("A .npy file must hold one plain numeric array", found, way_out) from None
 
 
@@ -312,7 +366,8 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
 def name_labels(
     cells: Sequence[object], own: OwnSourceSpec | None = None, first: int = 0
 ) -> tuple[Names, Codes]:
-    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's class.
+    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's
+    class.
 
     ``own`` says what labels of a file mean; ``first`` is the number of its first row in messages.
     """
@@ -357,7 +412,9 @@ def _measured(
 ) -> Measured:
     if labels is None:
         return Measured(record)
-    classes = {code: names[code] if code < len(names) else str(code) for code in np.unique(labels).tolist()}
+    classes = {
+        code: names[code] if code < len(names) else str(code) for code in np.unique(labels).tolist()
+    }
     pair = record.label_sharpness.pair if record.label_sharpness else None
     if pair is None:
         return Measured(record, label_names=tuple(classes.values()))
@@ -390,7 +447,8 @@ def measured_document(measured: Measured) -> dict[str, Any]:
 
 
 def draw_pair(figure: Figure, measured: Measured) -> None:
-    """Draw the two differently labelled images that are closest side by side, each stretched to its range.
+    """Draw the two differently labelled images that are closest side by side, each stretched to its
+    range.
 
     DataError where there are none, or they are no images.
     """
@@ -412,19 +470,26 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
 
 
 def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
-    """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
+    """Return the study's eleven datasets at the nearest train size, K_F in this record's
+    convention.
 
-    It was published as a maximum over some 2,000 sampled pairs of [0, 255] images of 224 x 224, natural ones
-    on three channels.
+    It was published as a maximum over some 2,000 sampled pairs of [0, 255] images of 224 x 224,
+    natural ones on three channels.
     """
     size, own = record.sizes[-1].train_size, record.label_sharpness
-    to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
+    to = (
+        None
+        if own is None or None in (own.convention.pixel_range, own.convention.side)
+        else own.convention
+    )
     nearest: dict[str, dict[str, str]] = {}
     for row in read_published("d_data"):
         best = nearest.get(row["dataset"])
         if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
             nearest[row["dataset"]] = row
-    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")}
+    sharpness = {
+        row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")
+    }
 
     def rescaled(name: str) -> float | None:
         channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
@@ -449,7 +514,9 @@ def describe(measured: Measured) -> list[str]:
     """Say in plain words how the two numbers compare with the study's datasets."""
 
     def level(below: int, total: int) -> str:
-        return "low" if below / total < 1 / 3 else "high" if below / total > 2 / 3 else "in the middle"
+        return (
+            "low" if below / total < 1 / 3 else "high" if below / total > 2 / 3 else "in the middle"
+        )
 
     record, lines = measured.record, list[str]()
     rows = published_rows(record)
@@ -457,8 +524,10 @@ def describe(measured: Measured) -> list[str]:
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {level(below, len(rows))}: "
-            f"higher than {below} of the {len(rows)} published datasets (at their train size nearest to "
+            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is "
+            f"{level(below, len(rows))}: "
+            f"higher than {below} of the {len(rows)} published datasets (at their train size "
+            "nearest to "
             "yours). The law expects a higher dimension to need more images for the same loss."
         )
     sharpness = record.label_sharpness
@@ -466,9 +535,12 @@ def describe(measured: Measured) -> list[str]:
     if sharpness is not None and sharpness.value is not None and known:
         below = sum(value < sharpness.value for value in known)
         lines.append(
-            f"Label sharpness {sharpness.value:.3g} is {level(below, len(known))}: higher than {below} of "
-            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
-            "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
+            f"Label sharpness {sharpness.value:.3g} is {level(below, len(known))}: higher than "
+            f"{below} of "
+            f"the {len(known)} published values, rescaled to your pixel range, side and channels. "
+            "The law "
+            "expects sharper labels to give a higher loss and a model that is easier to fool. "
+            "Published "
             "values come from a sample of pairs, so read this as an order of magnitude."
         )
     return lines + list(record.notes)

@@ -44,15 +44,19 @@ if TYPE_CHECKING:
 PIXEL_RANGE = (0.0, 255.0)
 """Of all prepared images, also of those stored as float32."""
 READ_HERE_S = 30.0
-"""How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
+"""How long own data are read before anything is started for them: some 5,000 images of 512 x
+512."""
 HERE_S = 5.0
-"""How long what is left is waited for, since processes of Ray would take seconds to begin with it."""
+"""How long what is left is waited for, since processes of Ray would take seconds to begin with
+it."""
 BLOCK_S = 10.0
 """How long a block of images may take to be read to its end when it is wanted no more."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
+    """Refuse raw folders of datasets that the sweep does not have, and find all that are
+    missing.
+    """
     from tasks.sources import FROM_RAW, check_raw_folder
     from tasks.sources.base import RawRequest
 
@@ -72,7 +76,9 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
 
 
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
-    """Find every network that cannot be built; those of trials ``known``, which have a result, were."""
+    """Find every network that cannot be built; those of trials ``known``, which have a result,
+    were.
+    """
     asked: dict[tuple[ModelSpec, int, int, int, float | None], NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
         if trial_id not in known:
@@ -90,15 +96,21 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
         try:
             check_buildable(model, **size, dropout=dropout)
             if model.library == "own":
-                cost_of(network)  # a step without memory: one's own network may fail only in training
+                cost_of(
+                    network
+                )  # a step without memory: one's own network may fail only in training
         except SweepError as error:
             problems.append(error)
     collect(problems)
 
 
 def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of one's own networks among ``cells``, by relative path, for the workers."""
-    references = {cell.network.model.architecture for cell in cells if cell.network.model.library == "own"}
+    """Return the source of one's own networks among ``cells``, by relative path, for the
+    workers.
+    """
+    references = {
+        cell.network.model.architecture for cell in cells if cell.network.model.library == "own"
+    }
     return {path: text for name in sorted(references) for path, text in source_texts(name).items()}
 
 
@@ -107,7 +119,8 @@ def fetch_pretrained(
 ) -> dict[str, bytes]:
     """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`; all fit.
 
-    Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the same.
+    Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the
+    same.
     """
     asked: dict[ModelSpec, set[tuple[int, int]]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -129,7 +142,11 @@ def fetch_pretrained(
                 write_atomic(path, data)
             found[model.pretrained_key] = data = path.read_bytes()
             for channels, side in sorted(images):
-                size: dict[str, Any] = {"in_channels": channels, "image_size": side, "num_outputs": 2}
+                size: dict[str, Any] = {
+                    "in_channels": channels,
+                    "image_size": side,
+                    "num_outputs": 2,
+                }
                 build_model(model, **size, input_scale=1.0, dropout=None, seed=0, pretrained=data)
         except SweepError as error:
             problems.append(error)
@@ -140,7 +157,9 @@ def fetch_pretrained(
 def check_same_start(
     records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
 ) -> None:
-    """Refuse to start networks of one sweep from different weights of one name, as libraries give them."""
+    """Refuse to start networks of one sweep from different weights of one name, as libraries give
+    them.
+    """
     here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
     others: dict[str, Counter[str]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -151,9 +170,15 @@ def check_same_start(
     rule = "Networks of a sweep must start from the same pretrained weights"
     problems: list[SweepError] = []
     for key, found in others.items():
-        theirs = ", ".join(f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items())
-        way_out = f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
-        problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out))
+        theirs = ", ".join(
+            f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items()
+        )
+        way_out = (
+            f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
+        )
+        problems.append(
+            ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out)
+        )
     collect(problems)
 
 
@@ -164,13 +189,17 @@ def prepare_missing(
     executor: Executor,
     monitor: Progress,
 ) -> None:
-    """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
+    """Prepare datasets one after another, each in parallel, and raise what could not be
+    prepared.
+    """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.record import doubt_lines
 
     problems: list[SweepError] = []
     known = set(workspace.prepared)
-    own = {choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own}
+    own = {
+        choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own
+    }
     for spec in missing:
         name = spec.dataset
         monitor.stage("prepare", name)
@@ -202,10 +231,11 @@ def prepare_missing(
 
 
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-    """Read own data in this process, so that what is wrong with them is said before MLflow and Ray start.
+    """Read own data in this process, so that what is wrong with them is said before MLflow and Ray
+    start.
 
-    After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are listed again,
-    which tells whether they changed.
+    After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are
+    listed again, which tells whether they changed.
     """
     own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
@@ -223,7 +253,8 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 class Meanwhile:
     """A process that prepares the datasets which packages bring while Ray starts.
 
-    What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and told, after.
+    What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and
+    told, after.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
@@ -246,7 +277,9 @@ class Meanwhile:
                 env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 process_group=0,  # Ctrl-C is for this one, which ends it
             )
-            told = json.dumps([str(workspace.paths.root / "prepared"), options.max_skipped_share, asked])
+            told = json.dumps(
+                [str(workspace.paths.root / "prepared"), options.max_skipped_share, asked]
+            )
             threading.Thread(target=self._tell, args=(self._process, told), daemon=True).start()
 
     def end(self, patience_s: float = 0.0) -> None:
@@ -271,7 +304,9 @@ class Meanwhile:
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
-    """Return what reads on every node of a shared cluster that has the raw download too, if it is faster."""
+    """Return what reads on every node of a shared cluster that has the raw download too, if it is
+    faster.
+    """
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
     nodes = nodes_that_see(raw)
@@ -279,7 +314,8 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers is None or readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw download"
+        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw "
+        "download"
     )
     return readers.labelled(f"prepare {name}")
 
@@ -287,7 +323,9 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
-    """Return the record of the intrinsic dimension and label sharpness of a subset's train images."""
+    """Return the record of the intrinsic dimension and label sharpness of a subset's train
+    images.
+    """
     import numpy as np
 
     from tasks.measures.measure import measure_nested
@@ -305,8 +343,12 @@ def measure_subset(
         discard_fraction=spec.subset.twonn_discard_fraction,
         seed=spec.derived_seed % 2**32,
     )
-    images, labels = (np.asarray(array[:num_rows]) for array in (data.train_images, data.train_labels))
-    measured = measure_nested(images, labels, spec.train_sizes, executor=executor, settings=settings)
+    images, labels = (
+        np.asarray(array[:num_rows]) for array in (data.train_images, data.train_labels)
+    )
+    measured = measure_nested(
+        images, labels, spec.train_sizes, executor=executor, settings=settings
+    )
     return MeasureRecord(
         measure_id=spec.measure_id,
         spec=spec,
@@ -325,7 +367,9 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
 
     data = workspace.prepared[subset.prepared.prepared_id]
     try:
-        chosen = make_subset(data.labels, data.groups, subset, data.splits, max_train_size=train_size)
+        chosen = make_subset(
+            data.labels, data.groups, subset, data.splits, max_train_size=train_size
+        )
         return chosen.load(data, train_size)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(

@@ -1,4 +1,6 @@
-"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file, to Prometheus."""
+"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file, to
+Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ MOST_SHOWN = 4
 
 
 class RunningTrial(BaseModel):
-    """How far a trial is: what no epoch has told yet is 0 or None; times are in seconds since 1970."""
+    """How far a trial is: what no epoch has told yet is 0 or None; times are in seconds since
+    1970.
+    """
 
     started_at: float = Field(default_factory=time.time)
     epoch: int = 0
@@ -51,12 +55,15 @@ class RunningTrial(BaseModel):
             return duration
         left = f"about {spelled(self.seconds_left)} of training left"
         return (
-            f"{duration}  epoch {self.epoch}/{self.num_epochs}  {self.images_per_second:,.0f} img/s  {left}"
+            f"{duration}  epoch {self.epoch}/{self.num_epochs}  {self.images_per_second:,.0f} "
+            f"img/s  {left}"
         )
 
 
 class RunState(BaseModel):
-    """Where a run stands, as its file says; it counts only while process ``pid`` holds the root's lock."""
+    """Where a run stands, as its file says; it counts only while process ``pid`` holds the root's
+    lock.
+    """
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
@@ -65,7 +72,9 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return what the process that works on a sweep now says; None when none does, or it has not said yet."""
+    """Return what the process that works on a sweep now says; None when none does, or it has not
+    said yet.
+    """
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -97,11 +106,13 @@ def spelled(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """The state of a run, told to whoever watches: on a ``console``, and at a ``path`` for ``isweep status``.
+    """The state of a run, told to whoever watches: on a ``console``, and at a ``path`` for ``isweep
+    status``.
 
     Attributes:
         slots: Trials that run at the same time, for the time left.
-        expected: Seconds by trial, for the time left: the longest go first, so their mean is too long.
+        expected: Seconds by trial, for the time left: the longest go first, so their mean is too
+            long.
         done: Those with a result, of earlier runs too.
     """
 
@@ -219,24 +230,35 @@ class Progress:
     def pace(self) -> dict[str, float]:
         """Return how fast running trials are, and when the last will end, as far as is known."""
         left, names = self.time_left(), ("images_per_second", "epochs_per_second")
-        pace = {f"isweep_{n}": sum(getattr(one, n) or 0.0 for one in self.running.values()) for n in names}
+        pace = {
+            f"isweep_{n}": sum(getattr(one, n) or 0.0 for one in self.running.values())
+            for n in names
+        }
         return pace | ({} if left is None else {"isweep_seconds_left": left})
 
     def time_left(self) -> float | None:
-        """Seconds until the last trial ends, from the trials of this run; None before the first one."""
+        """Seconds until the last trial ends, from the trials of this run; None before the first
+        one.
+        """
         if not self._seconds:
             return None
         took, ended = sum(self._seconds.values()), self._seconds.keys() | self.failed
-        expected = {name: seconds for name, seconds in self.expected.items() if math.isfinite(seconds)}
+        expected = {
+            name: seconds for name, seconds in self.expected.items() if math.isfinite(seconds)
+        }
         foreseen = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
         left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
         if foreseen > 0:
-            open_s = {name: took / foreseen * s for name, s in expected.items() if name not in ended}
+            open_s = {
+                name: took / foreseen * s for name, s in expected.items() if name not in ended
+            }
             left = sum(max(0.0, seconds - self._ran(name)) for name, seconds in open_s.items())
         return left / max(1, self.slots)
 
     def save(self) -> None:
-        """Say in the run's file where it stands; that it cannot be written neither ends nor stops a sweep."""
+        """Say in the run's file where it stands; that it cannot be written neither ends nor stops a
+        sweep.
+        """
         if self.path is None:
             return
         self._saved = time.monotonic()
@@ -255,7 +277,11 @@ class Progress:
             step = f"{self.step}/{self.total}" if self.total else ""
             return "  ".join(filter(None, (self.name, step, self.detail)))
         left = self.time_left()
-        counts = {"running": len(self.running), "failed": len(self.failed), "diverged": self.diverged}
+        counts = {
+            "running": len(self.running),
+            "failed": len(self.failed),
+            "diverged": self.diverged,
+        }
         parts = [f"{self.name}  {self.done}/{self.planned} done"]
         parts += [f"{count} {what}" for what, count in counts.items() if count]
         if left is not None and self.done < self.planned:
@@ -264,8 +290,12 @@ class Progress:
 
     def _render(self) -> Table:
         table, running = Table.grid(padding=(0, 1)), list(self.running.items())
-        table.add_row(Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line()))
-        lines = [f"{name}  {one.text(spelled(self._ran(name)))}" for name, one in running[:MOST_SHOWN]]
+        table.add_row(
+            Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line())
+        )
+        lines = [
+            f"{name}  {one.text(spelled(self._ran(name)))}" for name, one in running[:MOST_SHOWN]
+        ]
         if len(running) > MOST_SHOWN:
             lines.append(f"and {len(running) - MOST_SHOWN} more: isweep status --watch shows them")
         for line in lines:
@@ -280,7 +310,9 @@ class Progress:
             return
         if force or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
-            self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True)
+            self.console.print(
+                Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True
+            )
 
 
 INTERVAL_S = 2.0
@@ -295,7 +327,9 @@ GAUGES = {
 
 
 class Series:
-    """The series of one sweep for Prometheus, served as ``ray_isweep_…``; ``grafana.json`` draws them."""
+    """The series of one sweep for Prometheus, served as ``ray_isweep_…``; ``grafana.json`` draws
+    them.
+    """
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
         from ray.util.metrics import Counter, Gauge  # late: a finished sweep needs no Ray
@@ -304,14 +338,18 @@ class Series:
         self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
         kinds = "Failed attempts by kind."
         self._failed = Counter("isweep_failed_attempts", kinds, tag_keys=("sweep", "kind"))
-        self._gauges = {name: Gauge(name, text, tag_keys=("sweep",)) for name, text in GAUGES.items()}
+        self._gauges = {
+            name: Gauge(name, text, tag_keys=("sweep",)) for name, text in GAUGES.items()
+        }
 
     def failed(self, kind: str) -> None:
         """Count an attempt that failed."""
         self._failed.inc(1, {**self._sweep, "kind": kind})
 
     def tell(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at most."""
+        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at
+        most.
+        """
         if time.monotonic() - self._told < INTERVAL_S:
             return
         self._told = time.monotonic()

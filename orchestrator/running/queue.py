@@ -1,4 +1,6 @@
-"""Cells on their way to Ray Tune, which only executes: what waits, and all that is asked of Tune and Ray."""
+"""Cells on their way to Ray Tune, which only executes: what waits, and all that is asked of Tune
+and Ray.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,18 @@ if TYPE_CHECKING:
 MOST_NAMED = 1_000
 """For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
 
-That is with its older exporter, which :mod:`orchestrator.running.cluster` and the launch files ask for: with
-the newer one and 400 names the driver grew by 0.15 MB a second at rest, against 0.009.
+That is with its older exporter, which :mod:`orchestrator.running.cluster` and the launch files ask
+for: with the newer one and 400 names the driver grew by 0.15 MB a second at rest, against 0.009.
 """
 
 
 @dataclass
 class CellQueue:
-    """Ids of cells that wait (``ready``), run, or are tried again ``later``: after ready ones, by a clock.
+    """Ids of cells that wait (``ready``), run, or are tried again ``later``: after ready ones, by a
+    clock.
 
-    Those that ``begun`` have their worker. ``error`` says why no more are given out, where something ended
-    the sweep.
+    Those that ``begun`` have their worker. ``error`` says why no more are given out, where
+    something ended the sweep.
     """
 
     ready: deque[str]
@@ -93,7 +96,9 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         super().__init__()
         self._queue, self._config, self._clock = queue, config, clock
 
-    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
+    def __getstate__(
+        self,
+    ) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -104,7 +109,9 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         return None if cell is None else self._config(cell)
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """Do nothing: :class:`~orchestrator.running.trials.Trials` settles cells, and Tune restores none."""
+        """Do nothing: :class:`~orchestrator.running.trials.Trials` settles cells, and Tune restores
+        none.
+        """
 
     save = restore = on_trial_complete
 
@@ -116,16 +123,20 @@ def trial_name(trial: Any) -> str:
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]:
-    """Name the tasks of trials after them inside the block, of ``named``, which grows, and ``most`` others.
+    """Name the tasks of trials after them inside the block, of ``named``, which grows, and ``most``
+    others.
 
-    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
+    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's
+    name.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
         yield
         return
 
-    def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
+    def schedule_named(
+        controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any
+    ) -> Any:
         live: dict[Any, Any] = {}
         actor, name = None, trial_name(trial)
         if method_name == "train" and (name in named or len(named) < most):
@@ -134,7 +145,10 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
                 handle, resources = held = live[actor]
-                live[actor] = (SimpleNamespace(train=handle.train.options(name=f"trial {name}")), resources)
+                live[actor] = (
+                    SimpleNamespace(train=handle.train.options(name=f"trial {name}")),
+                    resources,
+                )
         try:
             return schedule(controller, trial, method_name, *rest, **options)
         finally:
@@ -149,10 +163,11 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
 
 
 def empty(trial: Any) -> None:
-    """Leave nothing in a Tune trial that has ended but the id of its cell: results are in the store.
+    """Leave nothing in a Tune trial that has ended but the id of its cell: results are in the
+    store.
 
-    Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
-    statistics of every number in it, and an object of Ray's.
+    Tune holds every trial until the last has ended, each with copies of what it was told, its whole
+    report, statistics of every number in it, and an object of Ray's.
     """
     trial.config["cell"] = {"trial_id": trial_name(trial)}
     # Private: with a Ray that has them no more, the driver grows by 20 kB for each trial.
@@ -160,20 +175,27 @@ def empty(trial: Any) -> None:
         trial.evaluated_params, trial.experiment_tag = {}, ""
         about = trial.run_metadata
         about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}
-        # The answer to a question that Tune asks each trial's actor, which Ray keeps with the question.
+        # The answer to a question that Tune asks each trial's actor, which Ray keeps with the
+        # question.
         trial._default_result_or_future = None
 
 
 class Execution(Protocol):
-    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train on."""
+    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train
+    on.
+    """
 
     arrays: Any
 
     def fit(self, trials: tune.Callback, feed: Feed) -> None:
-        """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of each."""
+        """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of
+        each.
+        """
 
     def heard(self, *, wait: bool = False) -> list[Said]:
-        """Return what running trials said since the last call; with ``wait``, what they said until now."""
+        """Return what running trials said since the last call; with ``wait``, what they said until
+        now.
+        """
 
     def show(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
         """Show elsewhere how far the sweep is and what running trials asked for."""
@@ -188,7 +210,9 @@ class Execution(Protocol):
         """Return how to kill a trial's process; None where it has none."""
 
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
-        """Return the addresses of nodes to which a trial that failed for its node could be given."""
+        """Return the addresses of nodes to which a trial that failed for its node could be
+        given.
+        """
 
     def gpu_failed(self, place: Place, seconds: float) -> None:
         """Give the GPU of a trial, which failed, to no other for so long."""
@@ -207,9 +231,13 @@ class Execution(Protocol):
 
 
 class TuneExecution:
-    """Ray Tune, with workers that are used again; another ``trainable`` is for tests and benchmarks."""
+    """Ray Tune, with workers that are used again; another ``trainable`` is for tests and
+    benchmarks.
+    """
 
-    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
+    def __init__(
+        self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable
+    ) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
         self._resting: dict[Any, tuple[str, str]] = {}
@@ -217,13 +245,24 @@ class TuneExecution:
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         shelf = self._desk.arrays, work.num_uses, self._desk.end
         self.arrays = ArrayCache(work.load, run.array_budget, *shelf)
-        self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
-        self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
+        self.heard, self.show, self.count_failure = (
+            self._desk.board.heard,
+            series.tell,
+            series.failed,
+        )
+        self.failure_of, self.fit_nodes, self.killed_for_memory = (
+            failure_of,
+            fit_nodes,
+            killed_for_memory,
+        )
         self.node_memory_bytes = node_memory_bytes
 
     def fit(self, trials: tune.Callback, feed: Feed) -> None:
-        """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of each."""
-        # Actors of a loop that broke keep their CPUs until nothing refers to them, its error included.
+        """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of
+        each.
+        """
+        # Actors of a loop that broke keep their CPUs until nothing refers to them, its error
+        # included.
         gc.collect()
         name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = equipped(
@@ -247,8 +286,8 @@ class TuneExecution:
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=str(self._run.paths.tune),
-                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
-                # would have to share.
+                # Tune saves class trainables at their end unless told otherwise, into a folder that
+                # the nodes would have to share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[trials],
                 verbose=0,
@@ -270,8 +309,14 @@ class TuneExecution:
         return None if actor is None else partial(ray.kill, actor)
 
     def gpu_failed(self, place: Place, seconds: float) -> None:
-        """Give the GPU of a trial, which failed, to no other for so long, where one is left that works."""
-        over = ray.wait(parts, num_returns=len(parts), timeout=0)[0] if (parts := [*self._resting]) else []
+        """Give the GPU of a trial, which failed, to no other for so long, where one is left that
+        works.
+        """
+        over = (
+            ray.wait(parts, num_returns=len(parts), timeout=0)[0]
+            if (parts := [*self._resting])
+            else []
+        )
         self._resting = {part: gpu for part, gpu in self._resting.items() if part not in over}
         gpu, resting = (place.node, place.gpus), [*self._resting.values()]
         is_last = len({gpu, *resting}) >= self._run.cluster.num_gpus
@@ -288,10 +333,13 @@ class TuneExecution:
 
 
 def keep_out_of_runtime_environments() -> None:
-    """Take credentials off the variables that Tune copies to its trials: Ray's agents would log them."""
+    """Take credentials off the variables that Tune copies to its trials: Ray's agents would log
+    them.
+    """
     from ray.tune.execution import class_cache
 
-    # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
+    # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say
+    # so.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})
 
@@ -299,9 +347,10 @@ def keep_out_of_runtime_environments() -> None:
 class ArrayCache:
     """Which arrays are in the object store, and who still needs them.
 
-    The driver puts an array when the first trial that needs it starts, and drops it when none that is left
-    needs it, or when others need its room: ``budget`` bytes, which running trials may exceed. Trials ask an
-    actor for the reference, because theirs is not made yet when they are planned.
+    The driver puts an array when the first trial that needs it starts, and drops it when none that
+    is left needs it, or when others need its room: ``budget`` bytes, which running trials may
+    exceed. Trials ask an actor for the reference, because theirs is not made yet when they are
+    planned.
     """
 
     def __init__(
@@ -331,7 +380,8 @@ class ArrayCache:
         try:
             data = self._load(key)
         except SweepError as error:
-            # Or the trial would wait for ever. Of bad data its own cells die, each with this message.
+            # Or the trial would wait for ever. Of bad data its own cells die, each with this
+            # message.
             ray.get(self.references.put.remote(key, [error]))
             if isinstance(error, DataError):
                 return
@@ -343,7 +393,9 @@ class ArrayCache:
         ray.get(self.references.put.remote(key, [reference]))
 
     def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
-        """Let the array go with the last trial that needs it; not ``for_good`` is one that is tried again."""
+        """Let the array go with the last trial that needs it; not ``for_good`` is one that is tried
+        again.
+        """
         self._running.pop(trial, None)
         if self._left is not None:
             self._left[key] -= for_good

@@ -1,4 +1,6 @@
-"""What each trial asks of Ray, and what is missing where it waits: Ray itself waits without a word."""
+"""What each trial asks of Ray, and what is missing where it waits: Ray itself waits without a
+word.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from tasks.trials.records import CAPTURE_FAILED
 log = logging.getLogger(__name__)
 
 TIMES_OUT_OF_MEMORY = 4
-"""That a trial, or the trials of a network, may be as they are where others may have used the memory up."""
+"""That a trial, or the trials of a network, may be as they are where others may have used the
+memory up."""
 HELD = re.compile(r"others hold ([\d.]+) of ([\d.]+) GiB")
 """As :func:`orchestrator.running.gpus.held_by_others` says it."""
 MOST_KINDS = 4
@@ -44,12 +47,21 @@ MOST_TOLD = 3
 MOST_CHARACTERS = 200
 MONITOR_LOG = "see monitor.* in /tmp/ray/session_latest/logs on the head"
 ADVICE = (
-    (("limitexceeded", "spotinstancecount", "quota"), "ask the provider for a higher quota of this type"),
+    (
+        ("limitexceeded", "spotinstancecount", "quota"),
+        "ask the provider for a higher quota of this type",
+    ),
     (
         ("capacity", "exhausted", "stockout"),
-        "name another zone or type; an on-demand type is taken when max_workers of this one is lowered",
+        (
+            "name another zone or type; an on-demand type is taken when max_workers of this one is "
+            "lowered"
+        ),
     ),
-    (("servicelinkedrole",), "make the role once: aws iam create-service-linked-role, see docs/cluster.md"),
+    (
+        ("servicelinkedrole",),
+        "make the role once: aws iam create-service-linked-role, see docs/cluster.md",
+    ),
     (
         ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
         "give the head's role the rights of clusters/iam/head.json",
@@ -62,10 +74,12 @@ ADVICE = (
 )
 """What a provider's words ask for; the first row with a word in the message holds."""
 NO_TYPE = (
-    "What to do: ask for less, or raise max_workers or the machines of a node type in the launch file; "
+    "What to do: ask for less, or raise max_workers or the machines of a node type in the launch "
+    "file; "
     "`ray status` says what is asked for."
 )
-"""Where nothing failed and nothing comes: no node of any type would do, or as many are there as may be."""
+"""Where nothing failed and nothing comes: no node of any type would do, or as many are there as may
+be."""
 
 
 @dataclass
@@ -76,9 +90,11 @@ class Requests:
         resources: What the sweep asks for every trial.
         expectation: Of the cluster's kind of GPU; without one all trials get the same share.
         node_memory_bytes: What the largest node has: a trial that asks for more would never start.
-        out_of_memory: How often each trial was, and how much the trials of each network get from the start.
+        out_of_memory: How often each trial was, and how much the trials of each network get from
+            the start.
         given: How often each had when its last attempt began.
-        waited: How often each found a whole GPU's memory held by others, and those of each network in a row.
+        waited: How often each found a whole GPU's memory held by others, and those of each network
+            in a row.
         pressed: With how much less those of a network try then.
         not_captured: Networks whose steps could not be captured.
     """
@@ -95,9 +111,9 @@ class Requests:
     def of(self, cell: TrialSpec) -> Resources:
         """Return what the next attempt at ``cell`` gets.
 
-        Every time that it, or another trial of its network, is out of memory doubles its share, up to a whole
-        GPU; then it takes plain steps, and after that its batches pass in ever smaller parts, where they may.
-        Where others hold a whole GPU's memory it first waits.
+        Every time that it, or another trial of its network, is out of memory doubles its share, up
+        to a whole GPU; then it takes plain steps, and after that its batches pass in ever smaller
+        parts, where they may. Where others hold a whole GPU's memory it first waits.
         """
         network = _network(cell)
         pressed = self.pressed[network] if self.waited[network] > TIMES_OUT_OF_MEMORY else 0
@@ -106,7 +122,9 @@ class Requests:
         return self._after(cell, times)
 
     def finished(self, cell: TrialSpec) -> None:
-        """Learn from a result: what was enough for it is so for its network, of which the next tries less."""
+        """Learn from a result: what was enough for it is so for its network, of which the next
+        tries less.
+        """
         network, times = _network(cell), self.given.pop(cell.trial_id, 0)
         self.out_of_memory[network] = min(times, self.out_of_memory[network])
         if 0 < self.pressed[network] <= times:
@@ -128,10 +146,17 @@ class Requests:
         resources = replace(
             resources,
             num_gpus=min(1.0, share * 2**times) if 0 < share <= 1 else share,
-            memory_bytes=max(memory, int(min(2 * memory, self.node_memory_bytes()))) if memory else 0,
+            memory_bytes=max(memory, int(min(2 * memory, self.node_memory_bytes())))
+            if memory
+            else 0,
         )
-        left, is_plain = times - doublings, cell.network.model.library == "own" and resources.fast == "auto"
-        if left > 0 and share and resources.fast != "off" and not is_plain:  # graphs keep memory of their own
+        left, is_plain = (
+            times - doublings,
+            cell.network.model.library == "own" and resources.fast == "auto",
+        )
+        if (
+            left > 0 and share and resources.fast != "off" and not is_plain
+        ):  # graphs keep memory of their own
             resources, left = replace(resources, fast="off"), left - 1
         if left <= 0 or not self._may_be_cut(cell):
             return resources
@@ -162,7 +187,11 @@ class Requests:
         if after != before or (not on_gpu and times < TIMES_OUT_OF_MEMORY):
             return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
-        there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
+        there = (
+            "a whole GPU has: choose a larger GPU"
+            if on_gpu
+            else "its machine gave: choose a larger one"
+        )
         if on_gpu and others:
             there = "others leave of its GPU: end what runs there, or choose another GPU"
         cut = "; resources.micro_batches: on cuts batches, which changes what batch norm sees"
@@ -177,7 +206,9 @@ class Requests:
         return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
     def _may_be_cut(self, cell: TrialSpec) -> bool:
-        """Tell whether batches of a trial may pass in parts: with batch norm that changes its numbers."""
+        """Tell whether batches of a trial may pass in parts: with batch norm that changes its
+        numbers.
+        """
         if self.resources.micro_batches != "auto":
             return self.resources.micro_batches == "on"
         with suppress(SweepError):
@@ -185,10 +216,16 @@ class Requests:
         return False
 
     def _fits(self, cell: TrialSpec, share: float) -> bool:
-        """Tell whether a trial needs less than half of the GPU that it has: others hold the rest."""
+        """Tell whether a trial needs less than half of the GPU that it has: others hold the
+        rest.
+        """
         gpu = self.expectation.gpu
         with suppress(SweepError):
-            return gpu is not None and share == 1 and 2 * peak_bytes(cell.network) < gpu.memory_gib * 2**30
+            return (
+                gpu is not None
+                and share == 1
+                and 2 * peak_bytes(cell.network) < gpu.memory_gib * 2**30
+            )
         return False
 
     def _share(self, cell: TrialSpec, gpu: GpuModel) -> float:
@@ -196,19 +233,25 @@ class Requests:
             return self.expectation.share
         try:
             return need_of(cell, gpu, self.expectation.corrections).share
-        except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
+        except (
+            SweepError
+        ) as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
 
 
 def _network(cell: TrialSpec) -> Hashable:
-    """Return what trials have in common that need the same memory, and that graphs capture or not."""
+    """Return what trials have in common that need the same memory, and that graphs capture or
+    not.
+    """
     prepared = cell.network.subset.prepared
     return cell.network.model, cell.network.recipe, prepared.image_size, prepared.channels
 
 
 def node_memory_bytes() -> float:
-    """Return the memory that Ray may hand out on the node of the connected cluster that has most."""
+    """Return the memory that Ray may hand out on the node of the connected cluster that has
+    most.
+    """
     return max(float(node.get("memory", 0)) for node in _nodes())
 
 
@@ -220,8 +263,9 @@ def expected(
 ) -> Expectation:
     """Return what trials are expected to need of the connected cluster's GPUs.
 
-    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check``, whose
-    records lie in ``folders``, found that a pair of trials pays; elsewhere each trial has one to itself.
+    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep
+    gpu-check``, whose records lie in ``folders``, found that a pair of trials pays; elsewhere each
+    trial has one to itself.
     """
     if asked.num_gpus == 0 or not nodes:
         return Expectation(None, corrections_for(None, measured))
@@ -235,16 +279,25 @@ def expected(
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
-    return Expectation(least, corrections_for(least, measured), asked.num_gpus or (None if shared else 1.0))
+    return Expectation(
+        least, corrections_for(least, measured), asked.num_gpus or (None if shared else 1.0)
+    )
 
 
 def why_nothing_starts(resources: Resources) -> str:
-    """Say what each trial asks for, what the cluster lacks, and what its autoscaler does about it."""
-    asked = {name if name == "memory" else name.upper(): n for name, n in resources.as_ray().items()}
+    """Say what each trial asks for, what the cluster lacks, and what its autoscaler does about
+    it.
+    """
+    asked = {
+        name if name == "memory" else name.upper(): n for name, n in resources.as_ray().items()
+    }
     there, free, nodes = ray.cluster_resources(), ray.available_resources(), _nodes()
     missing = "each asks for {}.".format(
         ", ".join(
-            f"{amount:g} {name} (the cluster has {there.get(name, 0):g}, {free.get(name, 0):g} free)"
+            (
+                f"{amount:g} {name} (the cluster has {there.get(name, 0):g}, {free.get(name, 0):g} "
+                "free)"
+            )
             for name, amount in asked.items()
         )
     )
@@ -254,8 +307,12 @@ def why_nothing_starts(resources: Resources) -> str:
     if held:
         missing += " What is not free is held by other work, or by processes that still start."
     elif not fits and all(amount <= there.get(name, 0) for name, amount in asked.items()):
-        kinds = Counter(" and ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes)
-        they = ", ".join(f"{kind} ({number} nodes)" for kind, number in kinds.most_common(MOST_KINDS))
+        kinds = Counter(
+            " and ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes
+        )
+        they = ", ".join(
+            f"{kind} ({number} nodes)" for kind, number in kinds.most_common(MOST_KINDS)
+        )
         missing += f" No node has all that one asks for: they have {they}."
     report = launch_report()
     if report is not None:
@@ -267,13 +324,16 @@ def why_nothing_starts(resources: Resources) -> str:
 
 
 def places(resources: Resources) -> tuple[int, str]:
-    """Return how many trials run at once, node by node, and says when CPUs are too few to fill the GPUs."""
+    """Return how many trials run at once, node by node, and says when CPUs are too few to fill the
+    GPUs.
+    """
     num_cpus, num_gpus = resources.num_cpus, resources.num_gpus
     by_cpu = [int(node.get("CPU", 0) / num_cpus) for node in _nodes()]
     by_gpu = [int(node.get("GPU", 0) / num_gpus) for node in _nodes()] if num_gpus else by_cpu
     at_once, most = sum(map(min, zip(by_cpu, by_gpu, strict=True))), sum(by_gpu)
     bound = (
-        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {num_cpus:g}, {most} by the GPUs; "
+        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {num_cpus:g}, {most} by "
+        "the GPUs; "
         f"{most * num_cpus:g} CPUs beside the GPUs would fill them"
     )
     return max(1, at_once), bound if at_once < most else ""
@@ -284,26 +344,43 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def launch_report() -> str | None:
-    """Say what the connected cluster's autoscaler does about trials that wait; None where there is none."""
+    """Say what the connected cluster's autoscaler does about trials that wait; None where there is
+    none.
+    """
     address = ray.get_runtime_context().gcs_address
-    status = (sys.executable, "-m", "ray.scripts.scripts", "status", "--verbose", "--address", address)
+    status = (
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "status",
+        "--verbose",
+        "--address",
+        address,
+    )
     said, _ = answer_of(*status)
     return told_of(said)
 
 
 def told_of(status: str) -> str | None:
-    """Say in a sentence or two what ``ray status --verbose`` tells: what comes, what failed, what to do."""
+    """Say in a sentence or two what ``ray status --verbose`` tells: what comes, what failed, what
+    to do.
+    """
     found = {
         title: [line.strip() for line in lines.splitlines() if not line.startswith(" (no ")]
         for title, lines in re.findall(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", status, re.MULTILINE)
     }
     coming, failures = found.get("Pending", []), found.get("Recent failures", [])
-    # Of nodes that were added by hand Ray's provider calls each one's type by its id: it launches none.
+    # Of nodes that were added by hand Ray's provider calls each one's type by its id: it launches
+    # none.
     types = [line.split()[1] for line in found.get("Active", []) + found.get("Idle", [])]
-    if not (coming or failures) and all(re.fullmatch(r"node_[0-9a-f]{40,}", name) for name in types):
+    if not (coming or failures) and all(
+        re.fullmatch(r"node_[0-9a-f]{40,}", name) for name in types
+    ):
         return None
     parts = [f"On their way: {'; '.join(coming)}." if coming else "No node is on its way."]
-    parts += [f"Launch failed: {one[:MOST_CHARACTERS].rstrip('.')}." for one in failures[:MOST_TOLD]]
+    parts += [
+        f"Launch failed: {one[:MOST_CHARACTERS].rstrip('.')}." for one in failures[:MOST_TOLD]
+    ]
     if failures:
         plain = failures[0].lower().replace(" ", "").replace("_", "")
         fitting = (what for words, what in ADVICE if any(word in plain for word in words))

@@ -1,8 +1,9 @@
-"""``isweep run``: what is left of a sweep is prepared, measured and trained, then fitted and reported.
+"""``isweep run``: what is left of a sweep is prepared, measured and trained, then fitted and
+reported.
 
-:func:`run_sweep` is the whole of it, a stage a line. A trial's way from here: :mod:`.state` (is it done?),
-:mod:`.predict` (when is its turn?), :mod:`.trials` (who runs it?), :mod:`.worker`, :mod:`tasks.trials.trial`,
-:mod:`.store`, :mod:`.tracking`.
+:func:`run_sweep` is the whole of it, a stage a line. A trial's way from here: :mod:`.state` (is it
+done?), :mod:`.predict` (when is its turn?), :mod:`.trials` (who runs it?), :mod:`.worker`,
+:mod:`tasks.trials.trial`, :mod:`.store`, :mod:`.tracking`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,23 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import Cluster, RunOptions, connect, reached, this_machine, trial_resources
+from orchestrator.running.cluster import (
+    Cluster,
+    RunOptions,
+    connect,
+    reached,
+    this_machine,
+    trial_resources,
+)
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
-from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
+from orchestrator.running.gpus import (
+    NodeGpus,
+    gpu_check_folders,
+    gpus_here,
+    is_logical,
+    refuse,
+    survey,
+)
 from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
 from search_spaces.errors import plural
@@ -40,7 +55,8 @@ if TYPE_CHECKING:
     from orchestrator.running.trials import Run
 
 MOST_HERE = 10**9
-"""Products that the distances of a subset may take, to be measured here: in less time than a task starts."""
+"""Products that the distances of a subset may take, to be measured here: in less time than a task
+starts."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,8 @@ def run_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
-    """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
+    """Do what is left of a sweep, then fit and report; calling it again resumes, extends or
+    repairs.
 
     Args:
         source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
@@ -83,10 +100,14 @@ def run_sweep(
     options, monitor = options or RunOptions(), progress or Progress()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     with ExitStack() as stack:
-        sweep = _Sweep(f"isweep run {workspace.plan.sweep.name}", workspace, options, monitor, stack)
+        sweep = _Sweep(
+            f"isweep run {workspace.plan.sweep.name}", workspace, options, monitor, stack
+        )
         _begin(sweep)
         state, uri = sweep.state, options.mlflow_uri
-        tracker = make_tracker(workspace, sweep.stored.store, uri, used=options.tracking, say=monitor.note)
+        tracker = make_tracker(
+            workspace, sweep.stored.store, uri, used=options.tracking, say=monitor.note
+        )
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep.tracker = tracker
@@ -106,7 +127,9 @@ def run_sweep(
 
 @dataclass
 class Stages:
-    """What the stages of ``isweep run`` and ``isweep tune`` share; ``purpose`` is the command, for people."""
+    """What the stages of ``isweep run`` and ``isweep tune`` share; ``purpose`` is the command, for
+    people.
+    """
 
     purpose: str
     workspace: Workspace
@@ -115,9 +138,13 @@ class Stages:
     stack: ExitStack
 
     def begin(self) -> None:
-        """Take the root's lock, once options are seen to be right, and remove what a killed run left."""
+        """Take the root's lock, once options are seen to be right, and remove what a killed run
+        left.
+        """
         if self.options.tracking:
-            mlflow_uri(self.workspace.paths, self.options.mlflow_uri)  # it must not wait for MLflow's start
+            mlflow_uri(
+                self.workspace.paths, self.options.mlflow_uri
+            )  # it must not wait for MLflow's start
         self.workspace.make()
         provenance()  # of the code as it is now, whatever becomes of it while trials run
         self.monitor.path = self.workspace.sweep_paths.progress
@@ -148,7 +175,9 @@ class Stages:
         monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
         if page := cluster.dashboard:
             monitor.note(f"Ray dashboard: {page} (access token in {paths.token})")
-            table = f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
+            table = (
+                f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
+            )
             monitor.note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
         return cluster
 
@@ -160,7 +189,9 @@ class Stages:
         return survey(self.cluster.num_gpus, local=self.cluster.local)
 
     def check_machine(self) -> None:
-        """Refuse, before anything starts, a cluster that is not there and GPUs here that no trial can use."""
+        """Refuse, before anything starts, a cluster that is not there and GPUs here that no trial
+        can use.
+        """
         options = self.options
         if options.address is not None:
             reached(options.address)
@@ -180,8 +211,12 @@ class Stages:
             refuse(nodes, plan.trials, share=share, alone=self.options.address is None)
 
     def executor(self, *, reads_files: bool = False) -> Executor:
-        """Return what runs tasks; raw downloads and prepared data lie on the driver's node alone."""
-        return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
+        """Return what runs tasks; raw downloads and prepared data lie on the driver's node
+        alone.
+        """
+        return RayExecutor(
+            driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note
+        )
 
     def check_stored(self, stored: StoredResults) -> None:
         """Refuse a store in which a newer version wrote; say how many files are not believed."""
@@ -189,7 +224,8 @@ class Stages:
         if damaged := stored.unreadable:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} not believed, such as {damaged[0].path}: "
-                f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their cells are done anew"
+                f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their cells are done "
+                "anew"
             )
 
     @property
@@ -214,7 +250,9 @@ class Stages:
         cells: Collection[TrialSpec],
         measured: Collection[MeasuredTrial] = (),
     ) -> Run:
-        """Return what the trials of ``plan``, such as ``cells``, share: above all what each asks for."""
+        """Return what the trials of ``plan``, such as ``cells``, share: above all what each asks
+        for.
+        """
         from orchestrator.running.requests import Requests, expected, places
         from orchestrator.running.trials import Run
 
@@ -246,7 +284,9 @@ def _begin(sweep: _Sweep) -> None:
     sweep.begin()
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     with workspace.recorded_while_checked():
-        stored = sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
+        stored = sweep.stored = StoredResults.read(
+            workspace.results_url, workspace.sweep_paths.index
+        )
         sweep.check_stored(stored)
         if workspace.plan.sweep.predictions:
             damaged = "Predictions gone or damaged"
@@ -267,14 +307,20 @@ def _begin(sweep: _Sweep) -> None:
     for name in sorted(names) if waiting else ():
         others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
         if both := len(others.keys() & waiting):
-            monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
+            monitor.note(
+                f"{name}, another sweep of this root, has {both} of these cells: trained again here"
+            )
     stored.patience = Patience(monitor.note)
 
 
 def _start(sweep: _Sweep) -> None:
-    """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first answer."""
+    """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first
+    answer.
+    """
     workspace, known = sweep.workspace, sweep.state.results
-    weights = preparation.fetch_pretrained(workspace.plan, known, workspace.paths, sweep.monitor.note)
+    weights = preparation.fetch_pretrained(
+        workspace.plan, known, workspace.paths, sweep.monitor.note
+    )
     preparation.check_same_start(sweep.stored.trials, workspace.plan, weights)
     sweep.pretrained = weights
     meanwhile = preparation.Meanwhile(workspace, sweep.options, sweep.monitor)
@@ -300,7 +346,9 @@ def _measure(sweep: _Sweep) -> None:
     for spec in missing:
         dataset = plan.datasets[spec.subset.prepared.dataset]
         data = preparation.load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
-        label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
+        label = (
+            f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
+        )
         here = max(spec.train_sizes) * data.train_images.size <= MOST_HERE
         executor = InlineExecutor() if here else sweep.executor()
         record = preparation.measure_subset(spec, data, dataset, executor.labelled(label))
@@ -310,8 +358,15 @@ def _measure(sweep: _Sweep) -> None:
 
 def _train(sweep: _Sweep) -> None:
     """Train the cells that are left, and measure on kept networks what is asked for now."""
-    workspace, plan, state, monitor = sweep.workspace, sweep.workspace.plan, sweep.state, sweep.monitor
-    pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
+    workspace, plan, state, monitor = (
+        sweep.workspace,
+        sweep.workspace.plan,
+        sweep.state,
+        sweep.monitor,
+    )
+    pending = [
+        trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results
+    ]
     monitor.planned, monitor.done = len(plan.trials), len(state.results)
     if not pending:
         return
@@ -327,7 +382,12 @@ def _train(sweep: _Sweep) -> None:
 
 def _report(sweep: _Sweep) -> RunSummary:
     """Fit and report what the store holds now, whatever this run believes to have put there."""
-    workspace, stored, tracker, monitor = sweep.workspace, sweep.stored, sweep.tracker, sweep.monitor
+    workspace, stored, tracker, monitor = (
+        sweep.workspace,
+        sweep.stored,
+        sweep.tracker,
+        sweep.monitor,
+    )
     monitor.stage("report")
     if lost := stored.forget_lost():
         monitor.note(
@@ -352,10 +412,16 @@ def _report(sweep: _Sweep) -> RunSummary:
 
 
 def _written(workspace: Workspace, state: State) -> Path | None:
-    """Write the report, which takes seconds, unless what it is made of and its files are as they were."""
+    """Write the report, which takes seconds, unless what it is made of and its files are as they
+    were.
+    """
     paths, about = workspace.sweep_paths, provenance()
     records = (*state.records, *state.measures.values(), *state.failures.values())
-    made_of = [sweep_text(workspace.plan.sweep), about.text(), *(record.text() for record in records)]
+    made_of = [
+        sweep_text(workspace.plan.sweep),
+        about.text(),
+        *(record.text() for record in records),
+    ]
     pages = read_run_pages(paths.run_pages)
     made_of += [f"{pages.prefix} {pages.runs.get(trial_id)}" for trial_id in state.results]
     made_of.append(repr(state.unreadable))

@@ -1,10 +1,12 @@
-"""Whether captured graphs give the numbers of the libraries' own path on this GPU, and are not slower.
+"""Whether captured graphs give the numbers of the libraries' own path on this GPU, and are not
+slower.
 
-A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
-plainly again (A'), and by captured graphs (F). What two plain trainings differ by is the GPU's own noise; F
-may differ from A by four times as much. The loss of the first batch is compared with float32 on the CPU, so
-that a GPU that is wrong in all three is found. ``python -m orchestrator.running.self_test`` runs it in a
-process of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
+A network is trained three times from the same start, inside the determinism that trials use:
+plainly (A), plainly again (A'), and by captured graphs (F). What two plain trainings differ by is
+the GPU's own noise; F may differ from A by four times as much. The loss of the first batch is
+compared with float32 on the CPU, so that a GPU that is wrong in all three is found. ``python -m
+orchestrator.running.self_test`` runs it in a process of its own, which a broken capture cannot
+outlive, and prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ NUM_EPOCHS = 6
 """A ragged batch comes once an epoch: it is captured in the fourth, and replayed in two more."""
 NOISE_FACTOR = 4.0
 LEAST_NOISE = {"loss": 1e-5, "weight": 1e-6}
-"""Also where two plain trainings agree to the last bit: some hundred roundings of a loss in float32, and a
-hundredth of what one step of Adam moves a weight at the test's learning rate."""
+"""Also where two plain trainings agree to the last bit: some hundred roundings of a loss in
+float32, and a hundredth of what one step of Adam moves a weight at the test's learning rate."""
 LEAST_SPREAD = 0.05
-"""Of the seconds of plain steps: graphs are slower when they take so much longer than the slower of two plain
-trainings, or longer by what these differ by, where that is more."""
+"""Of the seconds of plain steps: graphs are slower when they take so much longer than the slower of
+two plain trainings, or longer by what these differ by, where that is more."""
 FIRST_LOSS_TOLERANCE = 2e-2
 """Of the first batch's loss in bfloat16 to float32's: bfloat16 keeps 8 bits."""
 
@@ -64,7 +66,8 @@ class CaseResult:
         losses: largest difference of an epoch's loss: between A and A', and between F and A.
         weights: of a weight, likewise.
         first_loss: of the first batch: on the device, and in float32 on the CPU.
-        seconds: of a plain epoch, of the other training's, and of one by graphs, captures not counted.
+        seconds: of a plain epoch, of the other training's, and of one by graphs, captures not
+            counted.
     """
 
     model: str
@@ -88,7 +91,9 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether graphs are taken, in one line why not, and whether an error ended it or they were slower."""
+    """Whether graphs are taken, in one line why not, and whether an error ended it or they were
+    slower.
+    """
 
     graphs: bool
     reason: str
@@ -105,10 +110,14 @@ def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
         for case in cases:
             results.append(run_case(case, device))
         reason = "; ".join(result.problem for result in results if result.problem)
-        plain, again, graph = (sum(times) for times in zip(*(case.seconds for case in results), strict=True))
+        plain, again, graph = (
+            sum(times) for times in zip(*(case.seconds for case in results), strict=True)
+        )
         slower = graph > max(plain, again) + max(abs(plain - again), LEAST_SPREAD * plain)
         if slower and not reason:
-            reason = f"they take {graph:.2f} s an epoch, plain steps {plain:.2f} s and {again:.2f} s"
+            reason = (
+                f"they take {graph:.2f} s an epoch, plain steps {plain:.2f} s and {again:.2f} s"
+            )
     except Exception as error:  # whatever a driver, a library or a capture does
         first = (str(error).splitlines() or [""])[0][:300]
         reason, failed = f"{case.model}: {type(error).__name__}: {first}", True
@@ -127,11 +136,14 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         input_scale=1 / 255,
         precision="bfloat16" if half else "float32",
     )
-    # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
+    # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is
+    # drawn.
     dropout = None if case.model.startswith("resnet") else 0.0
 
     def trained(*, graphs: bool) -> tuple[Tensor, Tensor, float]:
-        """Return all epochs' losses, all weights, and the seconds of an epoch once all is captured."""
+        """Return all epochs' losses, all weights, and the seconds of an epoch once all is
+        captured.
+        """
         model = built(case.model, case.image_size, dropout)
         history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
         weights = torch.cat(
@@ -144,7 +156,9 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         start = built(case.model, case.image_size, dropout)
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
-        found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
+        found = _first_loss(
+            start.to(device), first.to(device), classes.to(device), recipe.precision
+        )
         plain, graph, again = (trained(graphs=graphs) for graphs in (False, True, False))
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
@@ -153,7 +167,9 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
 
 
 def noise(number: int, side: int) -> tuple[Tensor, Tensor]:
-    """Return seeded images of noise (``number`` x 1 x ``side`` x ``side``, bytes), and two labels in turn."""
+    """Return seeded images of noise (``number`` x 1 x ``side`` x ``side``, bytes), and two labels
+    in turn.
+    """
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (number, 1, side, side), generator=draw, dtype=torch.uint8)
     return images, torch.arange(number) % 2

@@ -1,8 +1,9 @@
-"""Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a search.
+"""Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a
+search.
 
 The store decides what is left; Tune only executes. What a grid and a search do differently is a
-:class:`Work`; all else is here: its cells are run by workers (:mod:`orchestrator.running.worker`), and what
-comes back is stored, told to the tracker and shown, by this driver alone.
+:class:`Work`; all else is here: its cells are run by workers (:mod:`orchestrator.running.worker`),
+and what comes back is stored, told to the tracker and shown, by this driver alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any, cast
 
 from ray import tune
 
-from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
+from orchestrator.planning.estimate import (
+    Expectation,
+    array_key,
+    expected_seconds,
+    order_trials,
+    time_limit,
+)
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.results.state import State, StoredResults
@@ -31,12 +38,26 @@ from orchestrator.results.store import (
     What,
     provenance,
 )
-from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
+from orchestrator.results.table import (
+    FlatRun,
+    Point,
+    epoch_points,
+    flat_trial,
+    index_measures,
+    trial_tags,
+)
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import at_forced_end, raise_if_asked
-from orchestrator.running.failures import OF_GPU, Place, Retries, TrialWatch, classify_broken_fit, gpu_named
+from orchestrator.running.failures import (
+    OF_GPU,
+    Place,
+    Retries,
+    TrialWatch,
+    classify_broken_fit,
+    gpu_named,
+)
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests
@@ -144,7 +165,9 @@ class Work:
 
 
 class GridWork(Work):
-    """The cells of a plan that are left; ``load`` reads a subset's arrays, given how many training images."""
+    """The cells of a plan that are left; ``load`` reads a subset's arrays, given how many training
+    images.
+    """
 
     perform = staticmethod(perform_cell)
 
@@ -161,7 +184,9 @@ class GridWork(Work):
         cells, plan = list(cells), run.plan
         seconds = expected_seconds(cells, run.expectation)
         run.monitor.expected = seconds
-        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, run.array_budget, seconds)}
+        ordered = {
+            cell.trial_id: cell for cell in order_trials(plan, cells, run.array_budget, seconds)
+        }
         super().__init__(run, CellQueue(deque(ordered)), ordered)
         self._load, self.keep_url, self.pretrained = load, keep_url, pretrained or {}
         self._networks = {array_key(plan, cell): cell.network for cell in cells}
@@ -169,16 +194,24 @@ class GridWork(Work):
         self._incomplete = frozenset(state.partial) if state else frozenset()
         self._measured = state.measured_trials() if state else []
         self._measures = index_measures(state.measures.values() if state else ())
-        self.earlier = {name: record.attempt for name, record in state.failures.items()} if state else {}
+        self.earlier = (
+            {name: record.attempt for name, record in state.failures.items()} if state else {}
+        )
 
     def load(self, key: str) -> TrialData:
         """See :class:`Work`."""
         network = self._networks[key]
-        return self._load(network.subset, self.run.plan.load_size(network.subset, network.train_size))
+        return self._load(
+            network.subset, self.run.plan.load_size(network.subset, network.train_size)
+        )
 
     def job(self, cell: TrialSpec) -> dict[str, Any]:
-        """See :class:`Work`; an earlier result of this very network and these images is only added to."""
-        known = self.run.stored.trials.get(cell.trial_id) if cell.trial_id in self._incomplete else None
+        """See :class:`Work`; an earlier result of this very network and these images is only added
+        to.
+        """
+        known = (
+            self.run.stored.trials.get(cell.trial_id) if cell.trial_id in self._incomplete else None
+        )
         return {
             "spec": cell.model_dump_json(),
             "known": "" if known is None else known.text(),
@@ -188,14 +221,21 @@ class GridWork(Work):
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """See :class:`Work`."""
         result = cast("TrialResult", report.outcome)
-        about = self.sealed(cell, report, attempt) | {"shared_group_share": report.shared_group_share}
+        about = self.sealed(cell, report, attempt) | {
+            "shared_group_share": report.shared_group_share
+        }
         known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
-        made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        made_by = (
+            report if known is None else known
+        )  # where nothing was trained, its training's times stay
         training = ("gpu_share", "gpu_name", "started_at", "finished_at")
         about |= {name: getattr(made_by, name) for name in training}
         record = TrialRecord(**about, measured_at=None if known is None else report.finished_at)
         self.run.stored.save(record)
-        for kind, note in (("weights", result.weights_note), ("predictions", result.predictions_note)):
+        for kind, note in (
+            ("weights", result.weights_note),
+            ("predictions", result.predictions_note),
+        ):
             if note:
                 self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
@@ -208,7 +248,9 @@ class GridWork(Work):
 
 
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer."""
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single
+    writer.
+    """
 
     def __init__(
         self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
@@ -218,12 +260,16 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._execution, self._clock = execution or TuneExecution(run, work), clock
         self._requests = Requests(run.resources, run.expectation, self._execution.node_memory_bytes)
         why, process = self._execution.why_nothing_starts, self._execution.process
-        self._watch = TrialWatch(run.monitor.note, process, why, ends=run.cluster.local, clock=clock)
+        self._watch = TrialWatch(
+            run.monitor.note, process, why, ends=run.cluster.local, clock=clock
+        )
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
 
-    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
+    def __getstate__(
+        self,
+    ) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def run(self) -> None:
@@ -234,7 +280,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 try:
                     self._execution.fit(self, Feed(self._queue, self._taken, self._clock))
                 except Exception as error:
-                    # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                    # Whatever Tune raises costs the cells that ran an attempt, and no other cell
+                    # anything.
                     self._fit_failed(error)
                 if self._queue.error is not None:
                     raise self._queue.error
@@ -266,14 +313,18 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         if self._queue.error is not None:
             return
-        tags = trial_tags(cell, self._work.domain_of(cell), CellStatus.RUNNING, self._attempt(trial_id))
+        tags = trial_tags(
+            cell, self._work.domain_of(cell), CellStatus.RUNNING, self._attempt(trial_id)
+        )
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
         self._watch.started(trial_id, self._work.seconds_allowed(cell))
         self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for hours."""
+        """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for
+        hours.
+        """
         raise_if_asked()
         with self._ends_on_error():
             self._watch.look(trials, self._queue.running)
@@ -322,7 +373,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._finished(trial_id, report)
 
     def _lost(self, trial_id: str, failure: TrialFailure) -> None:
-        """The process of a trial is gone, of what only counts where nobody knows yet how it ended."""
+        """The process of a trial is gone, of what only counts where nobody knows yet how it
+        ended.
+        """
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
         with self._ends_on_error():
@@ -351,7 +404,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             elif said.trial_id in self._queue.running:
                 self._retries.computes(self._nodes.get(said.trial_id, ""))
                 cell = self._work.cells[said.trial_id]
-                self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
+                self._run.monitor.trial_epoch(
+                    said.trial_id, said.epoch, self._work.trained_on(cell)
+                )
                 if points := self._work.points(said.epoch, said.score, at):
                     self._run.tracker.log_points(said.trial_id, points)
 
@@ -374,18 +429,24 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _failed(
         self, trial_id: str, failure: TrialFailure, *, died: bool = False, log_text: str = ""
     ) -> None:
-        """Store a failure, do what follows from it, and tell everybody; ``died`` is of its process."""
+        """Store a failure, do what follows from it, and tell everybody; ``died`` is of its
+        process.
+        """
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
         if way_out := self._requests.failed(cell, failure):
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
-        record = FailureRecord(trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure)
+        record = FailureRecord(
+            trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure
+        )
         self._run.stored.save(record)
         self._execution.count_failure(failure.kind)
         gpu = gpu_named(failure.message) if failure.kind in OF_GPU else ""
         if gpu and (place := self._places.get(trial_id)):
             self._execution.gpu_failed(place, self._retries.rest_s(place.node, place.gpus))
-        decision = self._retries.failed(trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out))
+        decision = self._retries.failed(
+            trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out)
+        )
         if decision.pause_s is None:
             self._settled(trial_id)
             self._work.given_up(trial_id)
@@ -415,15 +476,20 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             if trial_id in (killed or self._queue.begun):
                 self._lost(trial_id, failure)
                 continue
-            # It has ended through no fault of its own, or waited for its worker: no attempt is counted.
+            # It has ended through no fault of its own, or waited for its worker: no attempt is
+            # counted.
             reason = f"Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
             self._tell(trial_id, "stopped", reason)
             self._attempts[trial_id] -= 1
             self._waits_again(trial_id, 0.0)
             self._run.monitor.trial_stopped(trial_id)
         if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
-            way_out = "run the same command again: what is done is kept; the log below the root says more"
-            self._queue.error = SetupError("Ray Tune must be able to run trials", failure.message, way_out)
+            way_out = (
+                "run the same command again: what is done is kept; the log below the root says more"
+            )
+            self._queue.error = SetupError(
+                "Ray Tune must be able to run trials", failure.message, way_out
+            )
 
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
@@ -442,7 +508,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             counts = self._run.monitor.counts()
             self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
         node = "" if what == "started" else self._nodes.get(trial_id, "")
-        event = Event(at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        event = Event(
+            at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said
+        )
         self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:

@@ -47,9 +47,11 @@ REPORT = "report"
 HEAD_CHARACTERS = 16_000
 TAIL_CHARACTERS = 48_000
 
-Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]]
-"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns what was
-found, and whether a network was trained for it."""
+Perform = Callable[
+    ["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]
+]
+"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns
+what was found, and whether a network was trained for it."""
 
 
 class TrialLog(io.TextIOBase):
@@ -112,9 +114,9 @@ def recorded() -> Iterator[TrialLog]:
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
-    An exception inside a cell is an outcome, of which the driver is told in full. It reaches Tune as an
-    error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that a failure
-    left in the process meets the next cell.
+    An exception inside a cell is an outcome, of which the driver is told in full. It reaches Tune
+    as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing
+    that a failure left in the process meets the next cell.
     """
 
     def setup(
@@ -127,7 +129,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         epochs: EpochBoard | None = None,
         pretrained: dict[str, bytes] | None = None,
     ) -> None:
-        """Take the first cell, and what all have in common: see :class:`orchestrator.running.trials.Work`.
+        """Take the first cell, and what all have in common: see
+        :class:`orchestrator.running.trials.Work`.
 
         ``code`` is the source of one's own networks, by relative path.
         """
@@ -142,7 +145,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell; return its report, or raise it as :class:`CellFailed` or ``DeviceError``."""
+        """Run the cell; return its report, or raise it as :class:`CellFailed` or
+        ``DeviceError``.
+        """
         trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
         if self.epochs is not None:
             self.epochs.say(Place.here(trial_id))
@@ -160,8 +165,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 report = CellReport(started_at=started_at, finished_at=started_at, outcome=failed)
             # By a clock that nobody sets: durations are stored.
             seconds, outcome = time.monotonic() - began, report.outcome
-            # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
-            ended = f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else outcome.status
+            # Into the worker's log, which the dashboard shows beside the task, and into the
+            # trial's.
+            ended = (
+                f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else outcome.status
+            )
             print(f"{trial_id}: {ended} after {seconds:.1f} s", flush=True)  # noqa: T201
         told: dict[str, Any] = {"finished_at": started_at + seconds, "provenance": provenance()}
         told |= {"node": ray.util.get_node_ip_address(), "log": said.text()}
@@ -194,11 +202,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         failure = classify(error)
         # Of a share that is too small its limit tells, not what other trials hold.
         if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"] >= 1:
-            failure = failure.model_copy(update={"message": f"{gpus.held_by_others()}{failure.message}"})
+            failure = failure.model_copy(
+                update={"message": f"{gpus.held_by_others()}{failure.message}"}
+            )
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
         of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing
         if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
-            time.sleep(gpus.REST_S)  # or this node would be given, and fail, every cell of the sweep
+            time.sleep(
+                gpus.REST_S
+            )  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
             gpu = f" ({gpus.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
@@ -218,10 +230,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return data
 
     def _check_code(self) -> None:
-        """See that this process runs the driver's code; one that has run a cell has loaded what it needs."""
+        """See that this process runs the driver's code; one that has run a cell has loaded what it
+        needs.
+        """
         wanted = self.cell["code"]
         if not self._has_run and (here := code_fingerprint()) != wanted:
-            found = f"{provenance().code_version} with source {here} on node {ray.util.get_node_ip_address()}"
+            found = (
+                f"{provenance().code_version} with source {here} on node "
+                f"{ray.util.get_node_ip_address()}"
+            )
             way_out = "install the same everywhere, and leave it as it is while a sweep runs"
             rule = "A worker must run the code of the driver"
             raise OtherCodeError(rule, f"{found}, the driver's is {wanted}", way_out)
@@ -235,14 +252,18 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 def perform_cell(
     worker: TrialTrainable, data: TrialData, options: dict[str, Any]
 ) -> tuple[TrialResult, bool]:
-    """Train and measure a cell of a grid, or measure on its kept network what an earlier result lacks."""
+    """Train and measure a cell of a grid, or measure on its kept network what an earlier result
+    lacks.
+    """
     from tasks.trials.training import Checkpoints
     from tasks.trials.trial import measure_trial, run_trial
 
     spec, keeper = TrialSpec.model_validate_json(worker.cell["spec"]), worker.keeper
     trial_id, text = spec.trial_id, worker.cell["known"]
     known = TrialRecord.model_validate_json(text) if text else None
-    keep_predictions = None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
+    keep_predictions = (
+        None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
+    )
     if keeper is not None and known is not None and known.result.weights is not None:
         how = {name: value for name, value in options.items() if name != "graphs"}
         how |= {"keep_predictions": keep_predictions, "micro_batch": worker.cell["micro_batch"]}
@@ -257,7 +278,9 @@ def perform_cell(
         teller = worker.epochs.teller(trial_id)
         options |= {"on_epoch": teller.ended, "on_score": teller.scored}
     if keeper is not None:
-        keep = partial(keeper.put, FileKind.WEIGHTS, trial_id) if worker.cell["keep_weights"] else None
+        keep = (
+            partial(keeper.put, FileKind.WEIGHTS, trial_id) if worker.cell["keep_weights"] else None
+        )
         written = partial(keeper.put, FileKind.CHECKPOINT, trial_id)
         checkpoints = Checkpoints(partial(keeper.checkpoint, trial_id), written)
         options |= {"keep": keep, "keep_predictions": keep_predictions, "checkpoints": checkpoints}
@@ -265,7 +288,9 @@ def perform_cell(
 
 
 def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return ``trainable`` with what its trials share (arguments of its ``setup``), named for people."""
+    """Return ``trainable`` with what its trials share (arguments of its ``setup``), named for
+    people.
+    """
     made = tune.with_parameters(trainable, **shared)
     made = tune.with_resources(made, lambda config: config["cell"]["request"])
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.

@@ -1,4 +1,6 @@
-"""What is searched: a cell per model and dataset of a sweep, the trials of its points, their records."""
+"""What is searched: a cell per model and dataset of a sweep, the trials of its points, their
+records.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ class Point(Spec):
 class TuningCell:
     """One model on one dataset; ``choice`` is the sweep's recipe, over which a point holds.
 
-    Of ``subsets``, the class pairs, the search is on the first; finalists are trained on all in turn.
+    Of ``subsets``, the class pairs, the search is on the first; finalists are trained on all in
+    turn.
     """
 
     model: ModelSpec
@@ -92,13 +95,18 @@ class TuningCell:
         """Return the point of the space nearest to one of another space."""
         space = self.space
         return Point(
-            learning_rate=min(max(point.learning_rate, space.learning_rate[0]), space.learning_rate[1]),
+            learning_rate=min(
+                max(point.learning_rate, space.learning_rate[0]), space.learning_rate[1]
+            ),
             weight_decay=min(max(point.weight_decay, space.weight_decay[0]), space.weight_decay[1]),
-            batch_size=min(space.batch_size, key=lambda size: abs(math.log(size / point.batch_size))),
+            batch_size=min(
+                space.batch_size, key=lambda size: abs(math.log(size / point.batch_size))
+            ),
         )
 
     def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
-        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and pairs.
+        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and
+        pairs.
 
         Another split each, or a choice would be that of one split.
         """
@@ -119,8 +127,11 @@ class TuningCell:
         return SearchTrialSpec(network=network, validation=validation)
 
 
-def tuning_cells(plan: SweepPlan, num_train: Mapping[str, int] | None = None) -> tuple[TuningCell, ...]:
-    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be searched.
+def tuning_cells(
+    plan: SweepPlan, num_train: Mapping[str, int] | None = None
+) -> tuple[TuningCell, ...]:
+    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be
+    searched.
 
     Batches fit what is trained on: ``num_train`` images by subset id, or as many as the share says.
     """
@@ -155,18 +166,24 @@ def tuning_cells(plan: SweepPlan, num_train: Mapping[str, int] | None = None) ->
     validation = ValidationSpec(share=tune.validation_share)
     cells: list[TuningCell] = []
     problems: dict[str, SweepError] = {}
-    for (name, dataset), found in sorted(subsets.items(), key=lambda item: list(models).index(item[0][0])):
+    for (name, dataset), found in sorted(
+        subsets.items(), key=lambda item: list(models).index(item[0][0])
+    ):
         recipe = recipe_grid(sweep.recipe, name, dataset)[0]
         try:
             if not recipe.epochs:
-                raise ConfigError("A search needs a recipe with epochs", f"0 for {name} on {dataset}")
+                raise ConfigError(
+                    "A search needs a recipe with epochs", f"0 for {name} on {dataset}"
+                )
             fewest = min((num_train or {}).get(subset_id, by_share) for subset_id in found)
             space = space_of(models[name], recipe.optimizer, tune, fewest)
         except SweepError as error:
             problems.setdefault(str(error), error)
             continue
         cells.append(
-            TuningCell(models[name], tuple(found.values()), train_size, sweep.recipe, space, validation)
+            TuningCell(
+                models[name], tuple(found.values()), train_size, sweep.recipe, space, validation
+            )
         )
     collect(problems.values())
     return tuple(cells)
@@ -186,8 +203,8 @@ class Role(StrEnum):
 
 
 class _OfATrial(SealedRecord):
-    """What both kinds of records say of their trial; ``run`` is 0 for the search's own training of a point,
-    then one per seed.
+    """What both kinds of records say of their trial; ``run`` is 0 for the search's own training of
+    a point, then one per seed.
     """
 
     folder: ClassVar[str] = "trials"
@@ -211,7 +228,8 @@ class _OfATrial(SealedRecord):
 
 
 class AskedRecord(_OfATrial):
-    """A training that a search has asked for, stored before it begins: a killed search goes on with it.
+    """A training that a search has asked for, stored before it begins: a killed search goes on with
+    it.
 
     ``number`` is how many the search had asked for before.
     """
@@ -235,14 +253,22 @@ class SearchRecord(_OfATrial, ResultRecord):
     result: SearchResult
 
     def scores(self) -> dict[str, float | None]:
-        """Return epochs that it took, and loss and accuracy on the validation images; None when diverged."""
+        """Return epochs that it took, and loss and accuracy on the validation images; None when
+        diverged.
+        """
         result = self.result
         accuracy = None if result.loss is None else result.curve[-1].accuracy
-        return {"epochs": result.epochs, VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: accuracy}
+        return {
+            "epochs": result.epochs,
+            VALIDATION_LOSS: result.loss,
+            VALIDATION_ACCURACY: accuracy,
+        }
 
 
 def flat_search(record: SearchRecord) -> FlatRun:
-    """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
+    """Return a stored trial of a search as one flat run: its validation losses are a series over
+    epochs.
+    """
     started = milliseconds(record.started_at)
     series = tuple(
         (EPOCH_PREFIX + name, score.epoch, value, started)
@@ -254,9 +280,11 @@ def flat_search(record: SearchRecord) -> FlatRun:
 
 
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:
-    """Return what is stored of a sweep's search, trials of finalists too; None where nothing was searched.
+    """Return what is stored of a sweep's search, trials of finalists too; None where nothing was
+    searched.
 
-    Counts are of trials, by status, without a result, and of unreadable files; then come paths where written.
+    Counts are of trials, by status, without a result, and of unreadable files; then come paths
+    where written.
     """
     store = ResultStore(workspace.search_url)
     scan, failures = store.scan(SearchRecord), store.scan(FailureRecord).records

@@ -1,4 +1,6 @@
-"""What a search found: per cell the chosen point and what speaks for it, as tables and as a page."""
+"""What a search found: per cell the chosen point and what speaks for it, as tables and as a
+page.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ from tasks.trials.records import SearchResult, SearchStatus, capped
 
 
 class Candidate(Finding):
-    """A finalist: a point and the capped validation losses of the runs that it is judged by, in nat.
+    """A finalist: a point and the capped validation losses of the runs that it is judged by, in
+    nat.
 
-    Runs have other seeds, splits and class pairs, the same ones for every finalist. The error is of the mean,
-    from the spread over runs, and None for one.
+    Runs have other seeds, splits and class pairs, the same ones for every finalist. The error is of
+    the mean, from the spread over runs, and None for one.
     """
 
     point: Point
@@ -49,9 +52,11 @@ class CellOutcome(Finding):
     Attributes:
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
-        gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or own kept.
+        gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or
+            own kept.
         num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
-        spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
+        spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are
+            beside it.
     """
 
     model: str
@@ -86,8 +91,10 @@ class CellOutcome(Finding):
         found = ""
         if self.chosen is None:
             found = (
-                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} diverged, "
-                f"{self.num_failed} failed), so there is no recipe; lower tune.learning_rate where they "
+                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} "
+                "diverged, "
+                f"{self.num_failed} failed), so there is no recipe; lower tune.learning_rate where "
+                "they "
                 "diverged, mend what failed, or raise tune.budget,"
             )
             if self.num_trials > self.num_diverged:
@@ -107,7 +114,9 @@ class CellOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended: ``num_new`` trials of this start, ``num_behind`` updates that MLflow lacks."""
+    """How a search ended: ``num_new`` trials of this start, ``num_behind`` updates that MLflow
+    lacks.
+    """
 
     cells: tuple[CellOutcome, ...]
     recipe: Path
@@ -171,13 +180,16 @@ def _outcome(search: CellSearch) -> CellOutcome:
 
 
 def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
-    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of it.
+    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of
+    it.
 
-    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what is not
-    better by more than the error of the difference, run by run, is not worth leaving what is known. One run
-    alone has no error, and the lowest loss is taken.
+    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what
+    is not better by more than the error of the difference, run by run, is not worth leaving what is
+    known. One run alone has no error, and the lowest loss is taken.
     """
-    best = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
+    best = next(
+        (candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None
+    )
     if best is None or own is None or own.diverged == len(own.losses):
         return best
     gains = _differences(own, best)
@@ -185,7 +197,8 @@ def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | N
 
 
 def _candidate(search: CellSearch, point: Point) -> Candidate | None:
-    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs.
+    """Return a finalist with all its runs; None where one gave nothing: means are over the same
+    runs.
 
     The first made it a finalist, by its luck too, and so is judged by only where there is no other.
     """
@@ -217,7 +230,9 @@ def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
 
     def row(cell: CellOutcome) -> Row:
         chosen, own = cell.chosen, cell.own
-        points = {name: getattr(chosen.point, name) if chosen else None for name in Point.model_fields}
+        points = {
+            name: getattr(chosen.point, name) if chosen else None for name in Point.model_fields
+        }
         return {
             "model": cell.model,
             "dataset": cell.dataset,
@@ -251,7 +266,9 @@ def _loss(candidate: Candidate | None) -> str:
 COLUMNS: dict[str, Callable[[CellOutcome], str]] = {
     "model": lambda cell: cell.model,
     "dataset": lambda cell: cell.dataset,
-    "learning rate": lambda cell: f"{cell.chosen.point.learning_rate:.3g}" if cell.chosen else "none",
+    "learning rate": lambda cell: (
+        f"{cell.chosen.point.learning_rate:.3g}" if cell.chosen else "none"
+    ),
     "weight decay": lambda cell: f"{cell.chosen.point.weight_decay:.2g}" if cell.chosen else "",
     "batch": lambda cell: str(cell.chosen.point.batch_size) if cell.chosen else "",
     "validation loss": lambda cell: _loss(cell.chosen),
@@ -259,7 +276,9 @@ COLUMNS: dict[str, Callable[[CellOutcome], str]] = {
     "gain": lambda cell: "own kept" if cell.keeps_own else _spelled(cell.gain, cell.gain_std_error),
     "trials": lambda cell: str(cell.num_trials),
     "diverged": lambda cell: f"{cell.divergence_rate:.0%}",
-    "trainings": lambda cell: f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
+    "trainings": lambda cell: (
+        f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}"
+    ),
 }
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
 """What of the table fits a terminal; the page has it all."""
@@ -268,8 +287,10 @@ BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validati
 def outcome_table(cells: Iterable[CellOutcome], names: Iterable[str] = COLUMNS) -> Table:
     """Return the table for people, of the columns ``names``."""
     note = (
-        "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower than "
-        "with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an error); "
+        "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much "
+        "lower than "
+        "with the sweep's own recipe, in the same runs (own kept: nothing was better by more than "
+        "an error); "
         "trainings: of the search + of finalists."
     )
     columns = {name: COLUMNS[name] for name in names}
@@ -284,11 +305,15 @@ def gains(cells: Iterable[CellOutcome]) -> str:
             by_dataset.setdefault(cell.dataset, []).append(cell.gain)
     if not by_dataset:
         return "No cell has both a chosen recipe and its own to compare."
-    mean, _, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
+    mean, _, bounds = mean_interval(
+        np.array([statistics.fmean(values) for values in by_dataset.values()])
+    )
     return (
         f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
-        f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both had. The "
-        "chosen recipe is the best of several in these very trainings, so its own loss is a little too low; "
+        f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both "
+        "had. The "
+        "chosen recipe is the best of several in these very trainings, so its own loss is a little "
+        "too low; "
         "the test images know nothing of the choice."
     )
 
@@ -327,9 +352,12 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
     environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template("report.html").render(
         sweep=sweep.name,
-        settings=f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
-        f"model and dataset; {states[0].cell.train_size} training images, {tune.validation_share:.0%} of "
-        f"them, in whole groups, to validate on; {tune.finalists} finalists and the sweep's own recipe "
+        settings=f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole "
+        "trainings per "
+        f"model and dataset; {states[0].cell.train_size} training images, "
+        f"{tune.validation_share:.0%} of "
+        f"them, in whole groups, to validate on; {tune.finalists} finalists and the sweep's own "
+        "recipe "
         f"trained {tune.seeds} times. No test image was read.",
         gains=gains(cells),
         problems=[cell.problem for cell in cells if cell.problem],
@@ -343,7 +371,8 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
 
 
 CAPTION = (
-    "Validation loss against learning rate. Weight decay and batch size differ from point to point; a loss "
+    "Validation loss against learning rate. Weight decay and batch size differ from point to "
+    "point; a loss "
     "of more than twice that of guessing, or of a diverged trial, is drawn at twice that."
 )
 
@@ -356,8 +385,12 @@ def loss_against_rate(
 ) -> str:
     """Draw loss against rate of a :func:`trial_table`, a panel per model; returns SVG in base64."""
     models = list(dict.fromkeys(table["model"]))
-    chosen = {(one.model, one.dataset): one.chosen.point.learning_rate for one in found if one.chosen}
-    marks = palette.dataset_marks({one: datasets[one].domain or "natural" for one in set(table["dataset"])})
+    chosen = {
+        (one.model, one.dataset): one.chosen.point.learning_rate for one in found if one.chosen
+    }
+    marks = palette.dataset_marks(
+        {one: datasets[one].domain or "natural" for one in set(table["dataset"])}
+    )
     with palette.styled():
         figure, axes = palette.panels(len(models), share=False)
         for panel, model in zip(axes, models, strict=True):
@@ -365,12 +398,17 @@ def loss_against_rate(
             for search in (one for one in cells if one.cell.key[0] == model):
                 colour, marker = marks[search.cell.dataset]
                 rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
-                for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
+                for status, shape in (
+                    (SearchStatus.COMPLETE, marker),
+                    (SearchStatus.DIVERGED, "x"),
+                ):
                     some = rows[rows["status"] == str(status)]
                     x, y = some["learning_rate"], some["shown"]
                     drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
                     drawn.set(edgecolor=colour, facecolor=colour)
-                panel.axvline(search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1)
+                panel.axvline(
+                    search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1
+                )
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
@@ -382,7 +420,15 @@ def loss_against_rate(
         no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
         extra = [
             Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
-            Line2D([], [], color="white", marker="*", markeredgecolor="black", markersize=11, label="chosen"),
+            Line2D(
+                [],
+                [],
+                color="white",
+                marker="*",
+                markeredgecolor="black",
+                markersize=11,
+                label="chosen",
+            ),
             Line2D([], [], marker="o", label="to the end", **grey, **no_line),
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]

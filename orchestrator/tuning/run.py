@@ -1,4 +1,6 @@
-"""The stages of ``isweep tune``, in order: prepare, split, search, write the recipe and its report."""
+"""The stages of ``isweep tune``, in order: prepare, split, search, write the recipe and its
+report.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from orchestrator.running.preparation import check_models, check_raw, prepare_ow
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
-from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcome_rows, outcomes, write_report
+from orchestrator.tuning.outcome import (
+    CellOutcome,
+    TuneSummary,
+    outcome_rows,
+    outcomes,
+    write_report,
+)
 from orchestrator.tuning.search import Earlier, Search
 from search_spaces.errors import DataError, SetupError, SweepError, collect
 from search_spaces.specs import SubsetSpec
@@ -29,7 +37,7 @@ from search_spaces.tuning import ValidationSpec
 from tasks.atomic import write_atomic
 from tasks.prepared.subsets import TrialData, load_validation, split_validation
 
-HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, with its evidence.
+HEAD = """# Written by `isweep tune {name}`: the best recipe of each model and dataset, and why.
 # A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
 """
 
@@ -39,8 +47,8 @@ def write_recipe(
 ) -> None:
     """Write the recipe of a finished search, whole or not at all.
 
-    The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are named in
-    its evidence. ``fingerprints`` are the content hashes of datasets.
+    The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are
+    named in its evidence. ``fingerprints`` are the content hashes of datasets.
     """
     base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     rows = [
@@ -49,7 +57,10 @@ def write_recipe(
         if cell.chosen is not None
     ]
     cells = [
-        {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
+        {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            for name, value in row.items()
+        }
         | ({"not_tuned": "diverged or failed"} if cell.chosen is None else {})
         for cell, row in zip(found, outcome_rows(found), strict=True)
     ]
@@ -62,9 +73,16 @@ def write_recipe(
             "sweep": sweep.name,
             "train_size": sweep.tune.train_size or max(sweep.train_sizes),
             "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
-            "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and class pair",
+            "loss": (
+                "validation cross-entropy in nat, mean over runs; a run has its own seed and "
+                "class pair"
+            ),
             "cells": cells,
-            "made_by": {"code_version": origin.code_version, "packages": packages, "data": fingerprints},
+            "made_by": {
+                "code_version": origin.code_version,
+                "packages": packages,
+                "data": fingerprints,
+            },
         },
     }
     try:
@@ -74,7 +92,10 @@ def write_recipe(
         raise SetupError(
             "The recipe of a search must be writable",
             f"{path}: {error.strerror}",
-            "make room for it and run the same command again: every trial is kept, none is repeated",
+            (
+                "make room for it and run the same command again: every trial is kept, none is "
+                "repeated"
+            ),
         ) from None
 
 
@@ -85,7 +106,8 @@ def tune_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> TuneSummary:
-    """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs it.
+    """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs
+    it.
 
     Arguments, and what is raised, as of :func:`orchestrator.running.run.run_sweep`.
     """
@@ -93,7 +115,9 @@ def tune_sweep(
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     cells, purpose = tuning_cells(workspace.plan), f"isweep tune {workspace.plan.sweep.name}"
     with ExitStack() as stack:
-        return _Tuning(purpose, workspace, options, progress or Progress(), stack, cells).all_stages()
+        return _Tuning(
+            purpose, workspace, options, progress or Progress(), stack, cells
+        ).all_stages()
 
 
 @dataclass
@@ -128,10 +152,14 @@ class _Tuning(Stages):
             if not search.done:
                 self._run(search, stored, earlier, tracker)
             summary = self._write(search, records, tracker, len(records) - num_known)
-        return replace(summary, num_behind=tracker.num_behind)  # what it misses after it was told all
+        return replace(
+            summary, num_behind=tracker.num_behind
+        )  # what it misses after it was told all
 
     def _check_splits(self) -> None:
-        """Find every subset without a validation split, and batches too large, before anything is trained."""
+        """Find every subset without a validation split, and batches too large, before anything is
+        trained.
+        """
         problems: dict[str, SweepError] = {}
         num_train: dict[str, int] = {}
         runs = range(self.workspace.plan.sweep.tune.seeds)
@@ -156,7 +184,9 @@ class _Tuning(Stages):
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"{earlier.num_others} stored trials belong to another search of this sweep; kept, not used"
+                f"{earlier.num_others} stored trials belong to another search of this sweep; "
+                "kept, "
+                "not used"
             )
         return earlier
 
@@ -168,7 +198,9 @@ class _Tuning(Stages):
         search = SweepPlan(plan.sweep.model_copy(update=about), (), (), plan.datasets)
         return Workspace(search, self.workspace.paths, self.workspace.storage)
 
-    def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
+    def _run(
+        self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker
+    ) -> None:
         from orchestrator.running.trials import Trials
         from orchestrator.tuning.trials import SearchWork
 
@@ -186,7 +218,9 @@ class _Tuning(Stages):
         found = outcomes(search)
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
         prepared = self.workspace.prepared.values()
-        write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
+        write_recipe(
+            recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared}
+        )
         report = write_report(self.workspace, search, found)
         if report is not None:
             tracker.log_report({"trials_done": len(records)}, report.parent)

@@ -1,7 +1,8 @@
-"""Who is trained next: the state of a whole search, told what was found, or reads it from the store.
+"""Who is trained next: the state of a whole search, told what was found, or reads it from the
+store.
 
-In this order: every cell's own recipe; then points of cells, one cell after another; then finalists, which
-need nothing new and fill what is left of the cluster.
+In this order: every cell's own recipe; then points of cells, one cell after another; then
+finalists, which need nothing new and fill what is left of the cluster.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-# Where the next point comes from: an Optuna study per cell, made anew from what is known for every proposal:
-# ``docs/decisions/0012-own-ask-and-tell.md``.
+# Where the next point comes from: an Optuna study per cell, made anew from what is known for every
+# proposal: ``docs/decisions/0012-own-ask-and-tell.md``.
 
 STARTUP_TRIALS = 4
-"""Points that are drawn at random before a model of the loss is believed, the given ones included."""
+"""Points that are drawn at random before a model of the loss is believed, the given ones
+included."""
 MANY_REPEATS = 25
 """Points in a row that were all known: the space has no more."""
 
 
 class CellStudy:
-    """What the sampler is told of one cell, point by point; the seed is that of the whole search."""
+    """What the sampler is told of one cell, point by point; the seed is that of the whole
+    search.
+    """
 
     def __init__(self, cell: TuningCell, sampler: Sampler, seed: int = 0) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,10 +54,13 @@ class CellStudy:
     def propose(self, again: int = 0) -> Point:
         """Return the sampler's next point, which nobody has asked for yet.
 
-        It follows from the seed, the points in their order and what is known of them, so that a kill changes
-        nothing; ``again`` counts proposals that nothing was told between.
+        It follows from the seed, the points in their order and what is known of them, so that a
+        kill changes nothing; ``again`` counts proposals that nothing was told between.
         """
-        seed = derive_seed("sampler", self._seed, list(self._cell.key), len(self.trials), again) % 2**32
+        seed = (
+            derive_seed("sampler", self._seed, list(self._cell.key), len(self.trials), again)
+            % 2**32
+        )
         study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         study.add_trials(self.trials)
         # Of four digits: what people copy is what was run.
@@ -68,15 +75,21 @@ class CellStudy:
 
     def tell(self, place: int, result: SearchResult | None) -> None:
         """Tell what a point that was asked for gave, if anything."""
-        state, value = (TrialState.COMPLETE, result.capped_loss) if result else (TrialState.FAIL, None)
+        state, value = (
+            (TrialState.COMPLETE, result.capped_loss) if result else (TrialState.FAIL, None)
+        )
         self.trials[place] = self._trial(self.trials[place].params, state, value)
 
     def add(self, point: Point, result: SearchResult) -> None:
         """Tell of a point that an earlier start asked for, in its turn."""
         self.trials.append(self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss))
 
-    def _trial(self, params: dict[str, Any], state: TrialState, value: float | None = None) -> FrozenTrial:
-        return optuna.create_trial(state=state, value=value, params=params, distributions=self._space)
+    def _trial(
+        self, params: dict[str, Any], state: TrialState, value: float | None = None
+    ) -> FrozenTrial:
+        return optuna.create_trial(
+            state=state, value=value, params=params, distributions=self._space
+        )
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
@@ -87,7 +100,9 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
         warnings.simplefilter("ignore", ExperimentalWarning)
         if name == "gp":
             return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
+        return TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+        )
 
 
 @dataclass(frozen=True)
@@ -118,8 +133,8 @@ Training = tuple[Asked | AskedRecord | SearchRecord, SearchResult | None]
 class CellSearch:
     """The search of one cell: results by point and run, what runs now by trial id.
 
-    ``num_failed`` points of this start gave nothing, each counted as a whole training, and runs ``given_up``;
-    it is ``exhausted`` when the sampler has no new points.
+    ``num_failed`` points of this start gave nothing, each counted as a whole training, and runs
+    ``given_up``; it is ``exhausted`` when the sampler has no new points.
     """
 
     cell: TuningCell
@@ -150,12 +165,19 @@ class CellSearch:
 
     @property
     def may_ask(self) -> bool:
-        """Whether one more whole training is in the budget, when all that run take a whole one too."""
-        return not self.exhausted and self.spent + self.num_searching + 1 <= self.tune.num_trainings + 1e-9
+        """Whether one more whole training is in the budget, when all that run take a whole one
+        too.
+        """
+        return (
+            not self.exhausted
+            and self.spent + self.num_searching + 1 <= self.tune.num_trainings + 1e-9
+        )
 
     @property
     def owes_own(self) -> bool:
-        """Whether the sweep's own recipe is still to be trained, budget or not: all is compared with it."""
+        """Whether the sweep's own recipe is still to be trained, budget or not: all is compared
+        with it.
+        """
         return (self.cell.own, 0) not in self.known_runs
 
     @property
@@ -173,7 +195,9 @@ class CellSearch:
         return len(self.running) + max(budget - self.num_searching, int(self.owes_own)) + further
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
-        """Return the points that were trained to the end, the best first; of equal ones the lowest rate."""
+        """Return the points that were trained to the end, the best first; of equal ones the lowest
+        rate.
+        """
         found = [
             (point, result)
             for (point, run), result in self.results.items()
@@ -190,7 +214,9 @@ class CellSearch:
     def further(self) -> list[tuple[Point, int]]:
         """Return the runs of finalists that are to come, with what is known of the search now."""
         known, runs = self.known_runs, range(1, self.tune.seeds)
-        return [(point, run) for point in self.finalists() for run in runs if (point, run) not in known]
+        return [
+            (point, run) for point in self.finalists() for run in runs if (point, run) not in known
+        ]
 
     def new_point(self) -> Point | None:
         """Return a new point; None where the space has none left, which is noted."""
@@ -206,7 +232,9 @@ class CellSearch:
         """Tell whether the search as it is set now has a use for a training that was asked for."""
         if run:
             return self.searched and (point, run) in self.further()
-        return self.owes_own if point == self.cell.own else self.may_ask and self.cell.contains(point)
+        return (
+            self.owes_own if point == self.cell.own else self.may_ask and self.cell.contains(point)
+        )
 
 
 class Search:
@@ -215,12 +243,14 @@ class Search:
     def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec) -> None:
         self.tune = tune
         self.cells: dict[CellKey, CellSearch] = {
-            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, tune.seed), tune) for cell in cells
+            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, tune.seed), tune)
+            for cell in cells
         }
         self._again: deque[Asked] = deque()
 
     def go_on(self, earlier: Iterable[Training]) -> None:
-        """Take what earlier starts asked for, in the order of asking; what gave nothing yet runs next.
+        """Take what earlier starts asked for, in the order of asking; what gave nothing yet runs
+        next.
 
         What the search has no more room for, or no use, is left out.
         """
@@ -257,7 +287,9 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether nothing runs and nothing is left."""
-        return all(one.searched and not one.running and not one.further() for one in self.cells.values())
+        return all(
+            one.searched and not one.running and not one.further() for one in self.cells.values()
+        )
 
     @property
     def num_left(self) -> int:
@@ -265,7 +297,9 @@ class Search:
         return sum(search.num_left for search in self.cells.values())
 
     def finished(self, trial_id: str, result: SearchResult | None) -> None:
-        """Take a result; None of a trial that gave nothing, and will not be tried again at this start."""
+        """Take a result; None of a trial that gave nothing, and will not be tried again at this
+        start.
+        """
         asked = self.asked(trial_id)
         search = self.cells[asked.key]
         del search.running[trial_id]
@@ -292,7 +326,8 @@ class Search:
 class Earlier:
     """What is stored of a search, by trial id; records are in the order in which they ended.
 
-    ``num_others`` are results of another train size, recipe, split or prepared data; kept and not used.
+    ``num_others`` are results of another train size, recipe, split or prepared data; kept and not
+    used.
     """
 
     asked: dict[str, AskedRecord]
@@ -304,7 +339,9 @@ class Earlier:
     def read(
         cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
     ) -> Earlier:
-        """Read what the store has of these cells; ``fingerprints`` of datasets are by prepared id."""
+        """Read what the store has of these cells; ``fingerprints`` of datasets are by prepared
+        id.
+        """
         by_key = {cell.key: cell for cell in cells}
 
         def belongs(record: AskedRecord | SearchRecord) -> bool:
@@ -313,7 +350,9 @@ class Earlier:
             return is_ours and fingerprints.get(prepared) == record.data_fingerprint
 
         asked, found = store.scan(AskedRecord), store.scan(SearchRecord)
-        records = sorted(filter(belongs, found.records.values()), key=lambda record: record.finished_at)
+        records = sorted(
+            filter(belongs, found.records.values()), key=lambda record: record.finished_at
+        )
         return cls(
             {name: one for name, one in asked.records.items() if belongs(one)},
             {record.trial_id: record for record in records},
@@ -322,8 +361,12 @@ class Earlier:
         )
 
     def trainings(self) -> list[Training]:
-        """Return everything in the order in which it was asked for; what is of no known place comes first."""
+        """Return everything in the order in which it was asked for; what is of no known place comes
+        first.
+        """
         every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
-        ordered = sorted(every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1)
+        ordered = sorted(
+            every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1
+        )
         results = {name: record.result for name, record in self.records.items()}
         return [(one, results.get(one.trial_id)) for one in ordered]

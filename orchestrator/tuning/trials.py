@@ -42,13 +42,17 @@ def perform_search(
 
 
 class SearchQueue(CellQueue):
-    """Trials of a search that wait, run, or are tried again later; those taken are added to ``cells``.
+    """Trials of a search that wait, run, or are tried again later; those taken are added to
+    ``cells``.
 
     ``note`` is told of a trial before it is given out; an error of it ends the search.
     """
 
     def __init__(
-        self, search: Search, cells: dict[str, TrialSpec], note: Callable[[Asked], None] = lambda asked: None
+        self,
+        search: Search,
+        cells: dict[str, TrialSpec],
+        note: Callable[[Asked], None] = lambda asked: None,
     ) -> None:
         super().__init__(deque())
         self._search, self._cells, self._note = search, cells, note
@@ -76,10 +80,11 @@ class SearchQueue(CellQueue):
 
 
 class SearchWork(Work):
-    """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and added to.
+    """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and
+    added to.
 
-    ``load`` reads the arrays of a subset, given how many images and how they are split; ``fingerprints`` of
-    prepared datasets are by prepared id.
+    ``load`` reads the arrays of a subset, given how many images and how they are split;
+    ``fingerprints`` of prepared datasets are by prepared id.
     """
 
     perform = staticmethod(perform_search)
@@ -93,11 +98,18 @@ class SearchWork(Work):
         fingerprints: Mapping[str, str],
     ) -> None:
         runs = range(search.tune.seeds)
-        trials = [one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs]
+        trials = [
+            one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs
+        ]
         # The source of one's own networks is sent along at the start, and is that of every cell.
         cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in trials}
         super().__init__(run, SearchQueue(search, cells, self._note), cells)
-        self._search, self._stored, self._load, self._fingerprints = search, earlier, load, fingerprints
+        self._search, self._stored, self._load, self._fingerprints = (
+            search,
+            earlier,
+            load,
+            fingerprints,
+        )
         self._by_array = {array_key(self.run.plan, trial): trial for trial in trials}
         self._count()
 
@@ -127,14 +139,18 @@ class SearchWork(Work):
     def trained_on(self, cell: TrialSpec) -> NetworkSpec:
         """See :class:`Work`."""
         share = cast("SearchTrialSpec", cell).validation.share
-        return cell.network.model_copy(update={"train_size": round(cell.network.train_size * (1 - share))})
+        return cell.network.model_copy(
+            update={"train_size": round(cell.network.train_size * (1 - share))}
+        )
 
     def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
         """Return none: a search's run has validation losses alone, which come with its result."""
         return ()
 
     def _note(self, asked: Asked) -> None:
-        """Store that a training was asked for, before it is given out, unless an earlier start did."""
+        """Store that a training was asked for, before it is given out, unless an earlier start
+        did.
+        """
         trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
         known = self._stored.asked
         if trial_id not in known:

@@ -1,4 +1,6 @@
-"""The published study's numbers as tables; README.md beside them says how far each can be trusted."""
+"""The published study's numbers as tables; README.md beside them says how far each can be
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ from importlib.resources import files
 
 
 def read_published(name: str) -> list[dict[str, str]]:
-    """Return the rows of published table ``name`` (its file's name without ``.csv``), cells as text."""
+    """Return the rows of published table ``name`` (its file's name without ``.csv``), cells as
+    text.
+    """
     text = (files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

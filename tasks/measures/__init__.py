@@ -1,1 +1,3 @@
-"""Intrinsic dimension and label sharpness of a training set, with all that is needed to judge them."""
+"""Intrinsic dimension and label sharpness of a training set, with all that is needed to judge
+them.
+"""

@@ -1,17 +1,19 @@
-"""Bias-corrected intrinsic dimension, by simulating manifolds of known dimension at the user's sample size.
+"""Bias-corrected intrinsic dimension, by simulating manifolds of known dimension at the user's
+sample size.
 
-Neighbour-based estimators fall short when dimension is high for the number of points, by how much depends on
-the shape as well; but shapes also differ in other statistics of the same distances. So:
+Neighbour-based estimators fall short when dimension is high for the number of points, by how much
+depends on the shape as well; but shapes also differ in other statistics of the same distances. So:
 
-1. Four statistics are taken from the data: ``ln d`` by MLE, its change from k/2 to k neighbours, the spread
-   of ``ln T_k`` over points in units of what even density would give, and the coefficient of variation of
-   distances between random pairs.
-2. The same statistics are simulated for each family of manifolds over a grid of dimensions, with as many
-   points; between grid values they are interpolated in ln d.
-3. Bayes' rule with even prior over families and ln d gives a distribution over d. Its covariance holds the
-   noise of simulated statistics plus a part of their spread between families at that dimension, because
-   real data are in none of the families: `VALUE_SPREAD` of it for the value, the distribution's mean in
-   ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its central part.
+1. Four statistics are taken from the data: ``ln d`` by MLE, its change from k/2 to k neighbours,
+   the spread of ``ln T_k`` over points in units of what even density would give, and the
+   coefficient of variation of distances between random pairs.
+2. The same statistics are simulated for each family of manifolds over a grid of dimensions, with as
+   many points; between grid values they are interpolated in ln d.
+3. Bayes' rule with even prior over families and ln d gives a distribution over d. Its covariance
+   holds the noise of simulated statistics plus a part of their spread between families at that
+   dimension, because real data are in none of the families: `VALUE_SPREAD` of it for the value, the
+   distribution's mean in ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its
+   central part.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source, flatten, squared_distances
+from tasks.measures.distances import (
+    BlockSource,
+    FloatArray,
+    Precision,
+    as_source,
+    flatten,
+    squared_distances,
+)
 from tasks.measures.estimators import inverse_dimensions
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tasks.remote import Executor, InlineExecutor
@@ -66,7 +75,9 @@ MANIFOLDS: dict[str, Callable[[int, int, np.random.Generator], Points]] = {
         rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
     ),
     # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: strongly uneven density.
-    "beta_cloud": lambda num_points, dimension, rng: rng.beta(10, 0.5, size=(num_points, dimension)),
+    "beta_cloud": lambda num_points, dimension, rng: rng.beta(
+        10, 0.5, size=(num_points, dimension)
+    ),
     # A curved cube, coordinates wound around each other, as in Hein & Audibert (2005).
     "curled": _curled,
     # A rolled-up sheet; above dimension 2 with further flat directions of the sheet's width.
@@ -79,8 +90,9 @@ DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
 # Probability of the interval.
 LEVEL = 0.9
-# Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md: a
-# small part makes the best values, but intervals that are too sure of shapes they have not seen.
+# Chosen on simulated families left out one at a time and on the benchmark manifolds, see
+# docs/measures.md: a small part makes the best values, but intervals that are too sure of shapes
+# they have not seen.
 VALUE_SPREAD = 0.3
 INTERVAL_SPREAD = 6.0
 # Of interpolation between grid dimensions.
@@ -88,7 +100,8 @@ INTERPOLATION_ERROR = 0.01
 # Larger data are thinned to this: simulating more points costs minutes and corrects ever less.
 MAX_POINTS = 2500
 NUM_PAIR_ROWS = 256
-# Above this, values and intervals of sets outside all families are off more often than the level says.
+# Above this, values and intervals of sets outside all families are off more often than the level
+# says.
 HIGH_DIMENSION = 16
 # 99 % point of chi-square with four degrees of freedom.
 MISFIT = 13.28
@@ -126,8 +139,8 @@ class CalibratedDimension:
 
 @dataclass(frozen=True)
 class Simulations:
-    """Statistics of simulated manifolds, ``(num_families, num_dimensions, num_repeats, 4)``, over a grid of
-    ln d (num_dimensions,); NaN where a family has no such dimension.
+    """Statistics of simulated manifolds, ``(num_families, num_dimensions, num_repeats, 4)``, over a
+    grid of ln d (num_dimensions,); NaN where a family has no such dimension.
     """
 
     families: tuple[str, ...]
@@ -150,7 +163,8 @@ def calibrate(
     Args:
         rows: ``(num_points, ...)`` array or source, without duplicates among ``keep``.
         num_neighbors: k of the MLE.
-        keep: Rows to use, ascending; all when None. More than ``MAX_POINTS`` are thinned at random to it.
+        keep: Rows to use, ascending; all when None. More than ``MAX_POINTS`` are thinned at random
+            to it.
         families: Of ``MANIFOLDS``, to simulate.
         executor: Where simulations run; in this process when None.
         precision: How products are formed.
@@ -177,7 +191,9 @@ def calibrate(
     return posterior(observed, simulations, *how_many, ambient)
 
 
-def statistics(table: NeighborTable, pair_distances: FloatArray, num_neighbors: int) -> FloatArray | None:
+def statistics(
+    table: NeighborTable, pair_distances: FloatArray, num_neighbors: int
+) -> FloatArray | None:
     """The four statistics of step 1, or None where a distance is zero or all are equal."""
     good = table.distances[:, 0] > 0
     logs = np.log(table.distances[good, :num_neighbors])
@@ -208,7 +224,9 @@ def simulate(
         for r in range(NUM_REPEATS)
         if dimension >= 2 or family not in FROM_DIMENSION_2
     ]
-    arguments = [(families[f], dimensions[d], num_points, num_neighbors, [seed, r]) for f, d, r in cells]
+    arguments = [
+        (families[f], dimensions[d], num_points, num_neighbors, [seed, r]) for f, d, r in cells
+    ]
     result = np.full((len(families), len(dimensions), NUM_REPEATS, 4), np.nan)
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
@@ -219,7 +237,9 @@ def simulate(
 def simulate_one(
     family: str, dimension: int, num_points: int, num_neighbors: int, seed: Sequence[int]
 ) -> FloatArray | None:
-    """Statistics of one simulated sample; each has its own stream, whatever else is simulated beside it."""
+    """Statistics of one simulated sample; each has its own stream, whatever else is simulated
+    beside it.
+    """
     rng = np.random.default_rng([*seed, dimension, zlib.crc32(family.encode())])
     source = as_source(MANIFOLDS[family](num_points, dimension, rng))
     table = nested_neighbors(source, None, [num_points], num_neighbors).tables[0]
@@ -236,7 +256,9 @@ def _pair_distances(source: BlockSource, kept: npt.NDArray[Any]) -> FloatArray:
 
 
 def dimension_grid(estimate: float, ambient: int) -> list[int]:
-    """Dimensions worth simulating: from well below the raw estimate to where it could have come from."""
+    """Dimensions worth simulating: from well below the raw estimate to where it could have come
+    from.
+    """
     # The raw value falls short by up to a factor that grows with dimension (2 at 32, 3 at 70).
     low, high = estimate / 2, 3 * estimate + 0.05 * estimate**2
     inside = [d for d in DIMENSIONS if low <= d <= high and d <= ambient]
@@ -246,7 +268,11 @@ def dimension_grid(estimate: float, ambient: int) -> list[int]:
 
 
 def posterior(
-    observed: FloatArray, simulations: Simulations, num_points: int, num_neighbors: int, ambient: int
+    observed: FloatArray,
+    simulations: Simulations,
+    num_points: int,
+    num_neighbors: int,
+    ambient: int,
 ) -> CalibratedDimension:
     """Step 3: distribution over families and ln d given the observed statistics."""
     grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)
@@ -262,11 +288,14 @@ def posterior(
         notes.append("the distances are unlike those of every simulated family: take it with care")
     if value > HIGH_DIMENSION:
         notes.append(
-            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on images of "
+            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on "
+            "images of "
             "known dimension it was too low, on curved sheets too high"
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
-        notes.append("the interval reaches the largest simulated dimension; the true one may be higher")
+        notes.append(
+            "the interval reaches the largest simulated dimension; the true one may be higher"
+        )
     return CalibratedDimension(
         value=value,
         interval=(min(float(low), value), max(float(high), value)),
@@ -282,7 +311,9 @@ def posterior(
 def _weights(
     observed: FloatArray, curves: FloatArray, noise: FloatArray, spread: float
 ) -> tuple[FloatArray, float]:
-    """Probability of each family and grid value, ``(num_families, len(grid))``, and the smallest misfit."""
+    """Probability of each family and grid value, ``(num_families, len(grid))``, and the smallest
+    misfit.
+    """
     missing: npt.NDArray[np.bool_] = np.asarray(np.isnan(curves).any(axis=2))
     centred = np.where(missing[..., None], 0, curves)
     centred -= centred.sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)[:, None]
@@ -298,20 +329,28 @@ def _weights(
 
 
 def _curves(simulations: Simulations, grid: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean statistics of each family along the grid, ``(num_families, len(grid), 4)``, and their noise."""
+    """Mean statistics of each family along the grid, ``(num_families, len(grid), 4)``, and their
+    noise.
+    """
     values = simulations.statistics
     means = values.mean(axis=2)
     deviations = (values - means[:, :, None]).reshape(-1, values.shape[2], 4)
     deviations = deviations[np.isfinite(deviations).all(axis=(1, 2))]
     repeats = values.shape[2]
     # What is compared is one observation with a mean of `repeats`: both are noisy.
-    noise = np.einsum("nri,nrj->ij", deviations, deviations) / max(len(deviations) * (repeats - 1), 1)
+    noise = np.einsum("nri,nrj->ij", deviations, deviations) / max(
+        len(deviations) * (repeats - 1), 1
+    )
     noise *= 1 + 1 / repeats
     curves = np.full((len(values), len(grid), 4), np.nan)
     for family, mean in enumerate(means):
         known = np.isfinite(mean).all(axis=1)
         for column in range(4):
             curves[family, :, column] = np.interp(
-                grid, simulations.log_dimensions[known], mean[known, column], left=np.nan, right=np.nan
+                grid,
+                simulations.log_dimensions[known],
+                mean[known, column],
+                left=np.nan,
+                right=np.nan,
             )
     return curves, noise

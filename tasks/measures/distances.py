@@ -1,11 +1,12 @@
-"""Exact squared distances between two blocks of rows: fast where rounding is harmless, direct where not.
+"""Exact squared distances between two blocks of rows: fast where rounding is harmless, direct where
+not.
 
-``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which
-is fast, but it loses digits when two rows are much closer to each other than to the origin. Rows are
-therefore centred first; products are summed over chunks of features, in float32 inside a chunk and in
-float64 across chunks; and every pair whose squared distance is a small share of ``|a|² + |b|²`` is
-recomputed directly from the differences in float64. When many pairs of a block are that close (data on a
-thin, curved or low-dimensional set), the whole block is redone in float64 instead, by the same rule.
+``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which is fast, but it loses
+digits when two rows are much closer to each other than to the origin. Rows are therefore centred
+first; products are summed over chunks of features, in float32 inside a chunk and in float64 across
+chunks; and every pair whose squared distance is a small share of ``|a|² + |b|²`` is recomputed
+directly from the differences in float64. When many pairs of a block are that close (data on a thin,
+curved or low-dimensional set), the whole block is redone in float64 instead, by the same rule.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tasks.measures.products import MAX_FEATURES, Bytes, Product
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# Share of |a|²+|b|² under which the expanded form may be off by more than 1e-5 (float32) or 1e-7 (float64)
-# of the distance; measured, and held by tests on data made to break it.
+# Share of |a|²+|b|² under which the expanded form may be off by more than 1e-5 (float32) or 1e-7
+# (float64) of the distance; measured, and held by tests on data made to break it.
 CLOSE_SHARE = {"float32": 0.02, "float64": 1e-8}
 
 # Squared distances under which products may have underflowed.
@@ -93,8 +94,8 @@ class Precision:
 
 
 def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
-    """Mean of a few slices spread over the rows, float64 ``(num_features,)``, which keeps the products small;
-    of integer rows a whole number, so that centred pixels stay exact in float32.
+    """Mean of a few slices spread over the rows, float64 ``(num_features,)``, which keeps the
+    products small; of integer rows a whole number, so that centred pixels stay exact in float32.
     """
     total = source.num_rows
     starts = np.unique(np.linspace(0, max(total - 64, 0), max(num_rows // 64, 1)).astype(int))
@@ -121,8 +122,9 @@ def squared_distances(
         precision: How the products are formed.
 
     Returns:
-        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when too many pairs
-        were too close for float32; a caller with more blocks saves time by asking for it from then on.
+        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when too
+        many pairs were too close for float32; a caller with more blocks saves time by asking for it
+        from then on.
     """
     squared, norms_a, norms_b = _expanded(a, b, centre, precision)
     close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -159,7 +161,9 @@ def direct_squared_distances(
 def _expanded(
     a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """``|a|² + |b|² - 2ab`` of centred rows, summed over chunks of features, and both sides' ``|a|²``."""
+    """``|a|² + |b|² - 2ab`` of centred rows, summed over chunks of features, and both sides'
+    ``|a|²``.
+    """
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
     width = min(precision.chunk_features, num_features)
@@ -170,7 +174,9 @@ def _expanded(
     buffer_a = np.empty((len(a), width), dtype)
     buffer_b = buffer_a if b is None else np.empty((len(b), width), dtype)
     product = gram if one_chunk else np.empty(gram.shape, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by the caller, see `trouble`
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # overflow is caught by the caller, see `trouble`
         for start in range(0, num_features, width):
             part = slice(start, start + width)
             chunk_a = _centre_into(buffer_a, a[:, part], centre[part])
@@ -190,9 +196,19 @@ def _expanded(
 
 
 def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray) -> FloatArray:
-    """Rows minus centre in ``buffer``, subtracting in float64 when the rows hold more than float32 does."""
+    """Rows minus centre in ``buffer``, subtracting in float64 when the rows hold more than float32
+    does.
+    """
     out = buffer[:, : rows.shape[1]]
-    narrow = rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_)
+    narrow = rows.dtype in (
+        np.float32,
+        np.float16,
+        np.uint8,
+        np.int8,
+        np.uint16,
+        np.int16,
+        np.bool_,
+    )
     subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
     np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
@@ -222,16 +238,18 @@ def _close_pairs(
     """Pairs whose distance is too small a share of their norms for the expanded form."""
     share, floor = CLOSE_SHARE[dtype], UNDERFLOW[dtype]
     ceiling = max(share * (norms_a.max(initial=0.0) + norms_b.max(initial=0.0)), floor)
-    # Comparing against one number first: most blocks have no such pair, and stop here. The comparison is
-    # negated so that NaN, which an overflow leaves behind, counts as close.
+    # Comparing against one number first: most blocks have no such pair, and stop here. The
+    # comparison is negated so that NaN, which an overflow leaves behind, counts as close.
     rows, columns = np.divmod(np.flatnonzero(~(squared >= ceiling)), max(squared.shape[1], 1))
-    keep = ~(squared[rows, columns] >= np.maximum(share * (norms_a[rows] + norms_b[columns]), floor))
+    keep = ~(
+        squared[rows, columns] >= np.maximum(share * (norms_a[rows] + norms_b[columns]), floor)
+    )
     return rows[keep], columns[keep]
 
 
-# Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided by 255.
-# Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on
-# block size, order, threads or machine.
+# Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided
+# by 255. Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so
+# nothing depends on block size, order, threads or machine.
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -240,7 +258,9 @@ UNITS = (1.0, 1 / 255)
 # Squared distances fit int32 up to this many features, and int64 beyond.
 INT32_FEATURES = (2**31 - 1) // 255**2
 
-_NORM_ROWS = 64  # rows per product whose diagonal are the norms: wasteful, and still faster than summing
+_NORM_ROWS = (
+    64  # rows per product whose diagonal are the norms: wasteful, and still faster than summing
+)
 _PIECE_VALUES = 1 << 15  # so that all steps of a conversion find them in the cache
 
 
@@ -277,10 +297,14 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Rows in memory as bytes, where they are bytes in a wider type, which is then looked at once; anything
-    else as it is.
+    """Rows in memory as bytes, where they are bytes in a wider type, which is then looked at once;
+    anything else as it is.
     """
-    if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype) or not source.array.size:
+    if (
+        not isinstance(source, ArraySource)
+        or is_byte_dtype(source.array.dtype)
+        or not source.array.size
+    ):
         return source
     levels = np.empty(source.array.shape, np.uint8)  # no memory is taken before it is written
     for unit in _possible_units(source.array.dtype):
@@ -290,8 +314,8 @@ def as_bytes(source: BlockSource) -> BlockSource:
 
 
 def byte_units(rows: npt.NDArray[Any]) -> set[float]:
-    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255: the very float that dividing
-    by 255 gives, for which half-precision floats are too coarse.
+    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255: the very float
+    that dividing by 255 gives, for which half-precision floats are too coarse.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -306,11 +330,15 @@ def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
 
 
 def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float) -> bool:
-    """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without one."""
+    """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without
+    one.
+    """
     divisor = rows.dtype.type(255)
     width = max(1, min(int(np.prod(rows.shape[1:])), _PIECE_VALUES))
     height = max(1, _PIECE_VALUES // width)
-    with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # casts of NaN and large values are found unequal
         for top in range(0, len(rows), height):
             # Few at a time, since flattening copies rows that do not lie one after another.
             few, levels_of_few = flatten(rows[top : top + height]), flatten(out[top : top + height])
@@ -331,11 +359,15 @@ def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float
 def squared_norms(rows: Bytes, product: Product) -> npt.NDArray[np.int64]:
     """``|a|²`` of every row."""
     strips = [rows[start : start + _NORM_ROWS] for start in range(0, len(rows), _NORM_ROWS)]
-    return np.concatenate([gram(strip, strip, product).diagonal() for strip in strips], dtype=np.int64)
+    return np.concatenate(
+        [gram(strip, strip, product).diagonal() for strip in strips], dtype=np.int64
+    )
 
 
 def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
-    """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else int64."""
+    """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else
+    int64.
+    """
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None
     num_parts = -(-a.shape[1] // MAX_FEATURES)  # equal ones, of which none may overflow
@@ -343,13 +375,17 @@ def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
     for part in map(slice, edges[:-1], edges[1:]):
         left = a[:, part]
         found = product(left, left if a is b else b[:, part])
-        total = found.astype(dtype, copy=False) if total is None else np.add(total, found, out=total)
+        total = (
+            found.astype(dtype, copy=False) if total is None else np.add(total, found, out=total)
+        )
     if total is None:
         raise ValueError("rows need at least one feature")
     return total
 
 
-def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
+def expand(
+    products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]
+) -> IntArray:
     """Turn products of rows into squared distances, in place and in the dtype of `gram`."""
     products *= -2
     products += norms_a[:, None].astype(products.dtype)

@@ -1,7 +1,8 @@
 """Both measures of a dataset, for all its train sizes, with everything needed to judge them.
 
-Two equal images are at distance zero, where logarithms and inverses break: the first one stays and the later
-ones are left out of every measure, and counted; if their labels differ they are conflicts, and listed.
+Two equal images are at distance zero, where logarithms and inverses break: the first one stays and
+the later ones are left out of every measure, and counted; if their labels differ they are
+conflicts, and listed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ from tasks.prepared.subsets import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10
-# Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
+# Distances from the product are good to 1e-5, so the closest pair is among those within twice that
+# of it.
 _NEAR_MINIMUM = 1 + 4e-5
 _MAX_CANDIDATES = 64
 PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
@@ -66,11 +68,12 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure prefixes of rows that are already in nested order; pairs found are row numbers of ``images``.
+    """Measure prefixes of rows that are already in nested order; pairs found are row numbers of
+    ``images``.
 
     Args:
-        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range that shall be measured; or
-            a source that reads such blocks.
+        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range that shall be
+            measured; or a source that reads such blocks.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Prefix lengths, any order.
         executor: Where block tasks run; in this process when None.
@@ -93,7 +96,13 @@ def measure_nested(
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
     search: dict[str, Any] = {"executor": executor, "precision": precision, "keep": keep}
     found = nested_neighbors(
-        profile.source, codes, positions, width, block_rows=settings.block_rows, subsets=samples, **search
+        profile.source,
+        codes,
+        positions,
+        width,
+        block_rows=settings.block_rows,
+        subsets=samples,
+        **search,
     )
     convention = _convention(source, settings)
     asked: dict[str, Any] = {"num_neighbors": settings.num_neighbors, "seed": settings.seed}
@@ -103,8 +112,12 @@ def measure_nested(
             train_size=size,
             num_duplicates=size - table.num_points,
             num_conflicts=sum(row < size for row, _ in profile.conflicts),
-            d_data=estimate(table, estimators=names, discard_fraction=settings.discard_fraction, **asked),
-            label_sharpness=_sharpness(profile, labels_of_kept, found, table, samples, part, convention),
+            d_data=estimate(
+                table, estimators=names, discard_fraction=settings.discard_fraction, **asked
+            ),
+            label_sharpness=_sharpness(
+                profile, labels_of_kept, found, table, samples, part, convention
+            ),
         )
         for size, table, part in zip(sizes, found.tables, parts, strict=True)
     ]
@@ -132,18 +145,21 @@ def measure_array(
     """Measure your own images: intrinsic dimension and label sharpness, without training anything.
 
     Args:
-        images: ``(num_images, channels, height, width)``, ``(num_images, height, width, channels)``,
-            ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
+        images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
+            channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
+            any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all only.
+        train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all
+            only.
         num_neighbors: k of the MLE; None for that of ``settings``, 20 unless given.
-        seed: Of the order that subsets are prefixes of, and of bootstraps; likewise, 0 unless given.
+        seed: Of the order that subsets are prefixes of, and of bootstraps; likewise, 0 unless
+            given.
         executor: Where block tasks run; in this process, without Ray, when None.
         settings: All others.
 
     Returns:
-        Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
-        ``images`` as given.
+        Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row
+        numbers of ``images`` as given.
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
@@ -151,7 +167,8 @@ def measure_array(
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> record = measure_array(rng.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 2)
+        >>> images = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+        >>> record = measure_array(images, np.arange(60) % 2)
         >>> record.label_sharpness.num_pairs
         900
     """
@@ -164,7 +181,11 @@ def measure_array(
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
     sizes = sorted({*check_train_sizes(train_sizes, len(array)), len(array)})
-    targets = np.zeros(len(array), np.int64) if codes is None else np.unique(codes, return_inverse=True)[1]
+    targets = (
+        np.zeros(len(array), np.int64)
+        if codes is None
+        else np.unique(codes, return_inverse=True)[1]
+    )
     rng = np.random.default_rng(settings.seed)
     order = stratified_order(targets.astype(np.int64), np.arange(len(array)), rng, balanced=False)
     codes = None if codes is None else codes[order]
@@ -175,7 +196,8 @@ def measure_array(
 def intrinsic_dimension(
     features: npt.ArrayLike | BlockSource, *, executor: Executor | None = None, **settings: Any
 ) -> dict[str, IntrinsicDimension]:
-    """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
+    """Intrinsic dimension of any array of points, for example of a network's last hidden layer
+    (d_repr).
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
@@ -195,9 +217,14 @@ def intrinsic_dimension(
         True
     """
     chosen, source = MeasureSettings(**settings), checked_source(features)
-    found = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen).sizes[0]
+    found = measure_nested(
+        source, None, [source.num_rows], executor=executor, settings=chosen
+    ).sizes[0]
     extra = {"num_duplicates": found.num_duplicates}
-    return {name: replace(record, details=record.details | extra) for name, record in found.d_data.items()}
+    return {
+        name: replace(record, details=record.details | extra)
+        for name, record in found.d_data.items()
+    }
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
@@ -219,8 +246,8 @@ def _sharpness(
     part: slice,
     convention: SharpnessConvention,
 ) -> LabelSharpness | None:
-    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly; ``part`` are
-    the size's of the samples of all sizes, ``(num_samples, num_kept)``.
+    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly;
+    ``part`` are the size's of the samples of all sizes, ``(num_samples, num_kept)``.
     """
     if labels is None:
         return None
@@ -260,16 +287,21 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
     notes = []
     if record.num_duplicates:
         notes.append(
-            f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were left out "
+            f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were "
+            "left out "
             "of all measures; neighbour distances of zero have no logarithm"
         )
     if record.num_conflicts:
         notes.append(
-            f"{record.num_conflicts} of these carry another label than the earlier image: their label "
-            "sharpness is infinite, and the values here hold for the other pairs; look at conflict_pairs"
+            f"{record.num_conflicts} of these carry another label than the earlier image: their "
+            "label "
+            "sharpness is infinite, and the values here hold for the other pairs; look at "
+            "conflict_pairs"
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
-        notes.append("the pixel range of these images is not known: --pixel-range makes K_F comparable")
+        notes.append(
+            "the pixel range of these images is not known: --pixel-range makes K_F comparable"
+        )
     return tuple(notes)
 
 
@@ -306,7 +338,9 @@ def profile_rows(
     num_rows = source.num_rows
     row_values = int(np.prod(source.row_shape))
     if num_rows == 0 or row_values == 0:
-        raise DataError("There must be at least one row, with at least one value", f"{num_rows} rows")
+        raise DataError(
+            "There must be at least one row, with at least one value", f"{num_rows} rows"
+        )
     step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
     shared = executor.share(source)
     pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
@@ -322,7 +356,10 @@ def profile_rows(
     if not_finite:
         raise DataError(
             "All values must be finite",
-            f"NaN or infinity in {len(not_finite)} of {num_rows} rows, first ones {sorted(not_finite)[:5]}",
+            (
+                f"NaN or infinity in {len(not_finite)} of {num_rows} rows, first ones "
+                f"{sorted(not_finite)[:5]}"
+            ),
             "remove or repair these rows",
         )
     first_of = _confirm(source, keys)
@@ -338,8 +375,8 @@ def profile_rows(
 def row_keys(
     source: BlockSource, start: int, stop: int
 ) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
-    """Return a 64-bit key per row, from a fixed random choice of its values, so that equal rows have equal
-    keys; the rows not finite, the `byte_units`, the dtype.
+    """Return a 64-bit key per row, from a fixed random choice of its values, so that equal rows
+    have equal keys; the rows not finite, the `byte_units`, the dtype.
 
     Raises:
         DataError: If rows are no real numbers.
@@ -358,14 +395,18 @@ def row_keys(
     units = byte_units(rows)
     bad: list[int] = []
     if rows.dtype.kind == "f" and not units:
-        with np.errstate(over="ignore", invalid="ignore"):  # a finite sum proves that a row is finite
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a finite sum proves that a row is finite
             suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
         bad = (suspects[~np.isfinite(rows[suspects]).all(axis=1)] + start).tolist()
     return keys, bad, units, rows.dtype.str
 
 
 def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """First equal row of every row; rows with equal keys are told apart by digests of all their values."""
+    """First equal row of every row; rows with equal keys are told apart by digests of all their
+    values.
+    """
     first_of = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1

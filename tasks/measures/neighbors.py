@@ -1,13 +1,16 @@
-"""Exact nearest neighbours, and nearest rows with another label, for all nested train sizes in one pass.
+"""Exact nearest neighbours, and nearest rows with another label, for all nested train sizes in one
+pass.
 
-Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``. A pair ``(i, j)`` belongs
-to every size above ``max(i, j)``, so it is filed once, under the smallest train size that holds both (its
-*shell*); the table of a size is the merge of the shells up to it. Each block of pairs is computed once and
-serves both sides. What it finds is merged by "keep the k smallest" and "keep the minimum", of equal distances
-the one to the earlier row, so any division of the blocks over workers gives the same tables.
+Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``. A pair ``(i, j)``
+belongs to every size above ``max(i, j)``, so it is filed once, under the smallest train size that
+holds both (its *shell*); the table of a size is the merge of the shells up to it. Each block of
+pairs is computed once and serves both sides. What it finds is merged by "keep the k smallest" and
+"keep the minimum", of equal distances the one to the earlier row, so any division of the blocks
+over workers gives the same tables.
 
-Rows of bytes go the exact way: one large block of rows is held, and columns stream past it in pieces, the
-next piece being read while one is multiplied. All else goes the float way, in square blocks.
+Rows of bytes go the exact way: one large block of rows is held, and columns stream past it in
+pieces, the next piece being read while one is multiplied. All else goes the float way, in square
+blocks.
 """
 
 from __future__ import annotations
@@ -52,9 +55,9 @@ TILES_PER_WORKER = 5
 SPREAD_WORK = 1e11
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
-# Rows of bytes that pass by a block at a time, so that the diagonal costs little more than half and a block
-# of distances stays in the cache while it is filed; and not more bytes than this, of which two pieces are
-# held.
+# Rows of bytes that pass by a block at a time, so that the diagonal costs little more than half and
+# a block of distances stays in the cache while it is filed; and not more bytes than this, of which
+# two pieces are held.
 PIECE_ROWS, PIECE_BYTES = 256, 64 << 20
 # Bytes held while others pass by.
 HELD_BYTES = 320 << 20  # 2,048 rows of 3 x 224 x 224
@@ -68,21 +71,36 @@ def far(dtype: np.dtype[Any]) -> float | int:
     """What stands for "no such pair" in a block: above every squared distance of its dtype."""
     if dtype.kind == "f":
         return np.inf
-    return 2**31 - 1 if dtype == np.int32 else 2**47  # both exact in float64, as the numbers below them are
+    return (
+        2**31 - 1 if dtype == np.int32 else 2**47
+    )  # both exact in float64, as the numbers below them are
 
 
 class Partial:
-    """The best found so far for positions ``start`` to ``stop``: neighbours by shell, ``squared[shell]``, and
-    nearest opposites by shell and, after these, by sample.
+    """The best found so far for positions ``start`` to ``stop``: neighbours by shell,
+    ``squared[shell]``, and nearest opposites by shell and, after these, by sample.
     """
 
     def __init__(
-        self, start: int, stop: int, *, num_shells: int, num_neighbors: int, num_subsets: int, dtype: str
+        self,
+        start: int,
+        stop: int,
+        *,
+        num_shells: int,
+        num_neighbors: int,
+        num_subsets: int,
+        dtype: str,
     ) -> None:
-        near, opposite = (num_shells, stop - start, num_neighbors), (num_shells + num_subsets, stop - start)
+        near, opposite = (
+            (num_shells, stop - start, num_neighbors),
+            (num_shells + num_subsets, stop - start),
+        )
         self.start, self.stop, self.precision = start, stop, dtype
         self.squared, self.ids = np.full(near, np.inf), np.full(near, -1, np.int64)
-        self.opposite, self.opposite_ids = np.full(opposite, np.inf), np.full(opposite, -1, np.int64)
+        self.opposite, self.opposite_ids = (
+            np.full(opposite, np.inf),
+            np.full(opposite, -1, np.int64),
+        )
 
     def merge(self, other: Partial) -> None:
         """Take over what ``other``, which covers a part of the same positions, found."""
@@ -91,12 +109,16 @@ class Partial:
         ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
         self.squared[:, part], self.ids[:, part] = smallest(squared, ids, self.squared.shape[-1])
         mine, mine_ids = self.opposite[:, part], self.opposite_ids[:, part]
-        better = (other.opposite < mine) | ((other.opposite == mine) & (other.opposite_ids < mine_ids))
+        better = (other.opposite < mine) | (
+            (other.opposite == mine) & (other.opposite_ids < mine_ids)
+        )
         mine[better], mine_ids[better] = other.opposite[better], other.opposite_ids[better]
         self.precision = max(self.precision, other.precision)  # "float64" > "float32"
 
     def offer(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
-        """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
+        """Consider the distances from ``rows`` (local) to the positions from ``column_start``
+        on.
+        """
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
         k = kept.shape[1]
         limits = kept[:, -1]
@@ -110,17 +132,23 @@ class Partial:
             return
         ids = np.where(np.isfinite(values), columns + column_start, -1)
         kept[active], kept_ids[active] = smallest(
-            np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
+            np.concatenate([kept[active], values], axis=1),
+            np.concatenate([kept_ids[active], ids], axis=1),
+            k,
         )
 
 
 def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is moot."""
+    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is
+    moot.
+    """
     order = np.lexsort((ids, squared), axis=-1)[..., :k]
     return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
 
 
-def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
+def improve(
+    best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block
+) -> None:
     """Lower ``best[rows]`` to smaller row minima of ``squared``, and note their columns."""
     found = squared.argmin(axis=1)
     nearest, found = squared[np.arange(len(found)), found], columns[found]
@@ -137,8 +165,12 @@ def _as_entries(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
 
 
 def _by_row(chosen: npt.NDArray[np.bool_], squared: Block) -> tuple[IntArray, IntArray, FloatArray]:
-    """Chosen entries as ``(rows that have some, columns, values)``, padded with infinity to equal lengths."""
-    if chosen.strides[0] >= chosen.strides[1]:  # flatnonzero takes a tenth of the time of nonzero on two axes
+    """Chosen entries as ``(rows that have some, columns, values)``, padded with infinity to equal
+    lengths.
+    """
+    if (
+        chosen.strides[0] >= chosen.strides[1]
+    ):  # flatnonzero takes a tenth of the time of nonzero on two axes
         rows, columns = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
     else:
         columns, rows = np.divmod(np.flatnonzero(chosen.T), chosen.shape[0])
@@ -165,9 +197,11 @@ class Job:
         rows: Source row behind each position, ascending; dropped duplicates are absent.
         labels: ``(num_positions,)`` label codes, or None when only neighbours are wanted.
         shells: ``(num_positions,)`` index of the smallest train size that holds the position.
-        subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted too.
+        subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted
+            too.
         work: Multiply-adds that each worker does in all.
-        byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all others.
+        byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all
+            others.
     """
 
     source: BlockSource
@@ -184,7 +218,9 @@ class Job:
     byte_dtype: np.dtype[Any] | None = None
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``."""
+        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start,
+        num_features)``.
+        """
         wanted = self.rows[start:stop]
         first = int(wanted[0])
         block = self.source.read(first, int(wanted[-1]) + 1)
@@ -196,7 +232,9 @@ class Job:
             )
         return flatten(block if len(block) == len(wanted) else block[wanted - first])
 
-    def stream(self, spans: Iterator[Span], pool: ThreadPoolExecutor) -> Iterator[tuple[Span, Bytes]]:
+    def stream(
+        self, spans: Iterator[Span], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[Span, Bytes]]:
         """Rows, span after span, of which the next is read meanwhile."""
         ahead = [(span, pool.submit(self.read, *span)) for span in islice(spans, 1)]
         while ahead:
@@ -229,7 +267,9 @@ def search_tile(
     return [mine] if rows == columns else [mine, theirs]
 
 
-def _blocks_of_floats(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span, Span, Block, str]]:
+def _blocks_of_floats(
+    job: Job, rows: Span, columns: Span
+) -> Iterator[tuple[Span, Span, Block, str]]:
     """Yield rows, columns, squared distances, and the dtype that they needed so far."""
     precision = job.precision
     for i in _spans(*rows, job.block_rows):
@@ -241,7 +281,9 @@ def _blocks_of_floats(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Spa
             yield i, j, squared, needed
 
 
-def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span, Span, Block, str]]:
+def _blocks_of_bytes(
+    job: Job, rows: Span, columns: Span
+) -> Iterator[tuple[Span, Span, Block, str]]:
     """The same in whole numbers."""
     num_features = int(np.prod(job.source.row_shape))
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
@@ -268,11 +310,18 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
 def _blocks_within(
     products: IntArray, norms: npt.NDArray[np.int64], i: Span, piece: int
 ) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The distances of rows ``i`` to each other, whose ``products`` may miss what is below the diagonal."""
+    """The distances of rows ``i`` to each other, whose ``products`` may miss what is below the
+    diagonal.
+    """
     for j in _spans(*i, piece):
         above, inside = slice(j[0] - i[0]), slice(j[0] - i[0], j[1] - i[0])
         if j[0] > i[0]:
-            yield (i[0], j[0]), j, expand(products[above, inside], norms[above], norms[inside]), EXACT
+            yield (
+                (i[0], j[0]),
+                j,
+                expand(products[above, inside], norms[above], norms[inside]),
+                EXACT,
+            )
         own = np.triu(products[inside, inside])
         own += np.triu(own, 1).T
         yield j, j, expand(own, norms[inside], norms[inside]), EXACT
@@ -300,7 +349,13 @@ def _file_side(job: Job, side: Partial, own: Span, other: Span, block: Block) ->
             side.offer(shell, rows, b, block[part])
             if opposite is not None:
                 best, ids = side.opposite[shell], side.opposite_ids[shell]
-                improve(best, ids, np.arange(rows.start, rows.stop), np.arange(b, b_stop), opposite[part])
+                improve(
+                    best,
+                    ids,
+                    np.arange(rows.start, rows.stop),
+                    np.arange(b, b_stop),
+                    opposite[part],
+                )
 
 
 def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
@@ -309,14 +364,19 @@ def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Blo
         rows, columns = np.flatnonzero(members[slice(*own)]), np.flatnonzero(members[slice(*other)])
         if not len(rows) or not len(columns):
             continue
-        if len(columns) > DENSE_SHARE * opposite.shape[1]:  # masking many columns is faster than picking them
+        if (
+            len(columns) > DENSE_SHARE * opposite.shape[1]
+        ):  # masking many columns is faster than picking them
             bar = np.where(members[slice(*other)], 0, far(opposite.dtype)).astype(opposite.dtype)
             inside = opposite[rows]
             np.maximum(inside, bar, out=inside)
             columns = np.arange(opposite.shape[1])
         else:
             inside = opposite[rows][:, columns]
-        best, ids = side.opposite[job.num_shells + number], side.opposite_ids[job.num_shells + number]
+        best, ids = (
+            side.opposite[job.num_shells + number],
+            side.opposite_ids[job.num_shells + number],
+        )
         improve(best, ids, rows + own[0] - side.start, columns + other[0], inside)
 
 
@@ -334,9 +394,9 @@ def _segments(shells: IntArray, start: int, stop: int) -> Iterator[Span]:
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """Neighbours of the first ``num_points`` rows among themselves: ``(num_points, num_neighbors)`` L2
-    distances, ascending, and their rows (inf and -1 where there are fewer); likewise ``(num_points,)`` of the
-    nearest row with another label.
+    """Neighbours of the first ``num_points`` rows among themselves: ``(num_points, num_neighbors)``
+    L2 distances, ascending, and their rows (inf and -1 where there are fewer); likewise
+    ``(num_points,)`` of the nearest row with another label.
     """
 
     distances: FloatArray
@@ -352,9 +412,9 @@ class NeighborTable:
 
 @dataclass(frozen=True)
 class NeighborSearch:
-    """All that one pass found: a table per train size, ``(num_subsets, num_rows)`` distances to the nearest
-    row with another label inside each subset and that row (inf and -1 outside), and the dtype that the
-    products needed at least once, or ``EXACT``.
+    """All that one pass found: a table per train size, ``(num_subsets, num_rows)`` distances to the
+    nearest row with another label inside each subset and that row (inf and -1 outside), and the
+    dtype that the products needed at least once, or ``EXACT``.
     """
 
     tables: list[NeighborTable]
@@ -375,8 +435,8 @@ def nested_neighbors(
     keep: IntArray | None = None,
     subsets: npt.NDArray[np.bool_] | None = None,
 ) -> NeighborSearch:
-    """Find the neighbours of every row within every prefix, exactly: distances of rows of bytes are roots of
-    exact integers, others are off by 1e-5 at most in float32, 1e-7 in float64.
+    """Find the neighbours of every row within every prefix, exactly: distances of rows of bytes are
+    roots of exact integers, others are off by 1e-5 at most in float32, 1e-7 in float64.
 
     Args:
         rows: ``(num_rows, ...)`` array or source, in nested order.
@@ -386,7 +446,8 @@ def nested_neighbors(
         executor: Where block tasks run; in this process when None.
         precision: How products are formed.
         block_rows: Rows per block; memory grows with its square.
-        keep: Source rows to use, ascending; all when None. Indices in the result are positions in it.
+        keep: Source rows to use, ascending; all when None. Indices in the result are positions in
+            it.
         subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
 
     Raises:
@@ -395,7 +456,9 @@ def nested_neighbors(
     executor = executor or InlineExecutor()
     precision = precision or Precision()
     source = as_bytes(as_source(rows)) if precision.exact_bytes else as_source(rows)
-    positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[: train_sizes[-1]]
+    positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[
+        : train_sizes[-1]
+    ]
     num_rows = len(positions)
     dtype = source.read(0, 1).dtype
     exact = precision.exact_bytes and is_byte_dtype(dtype)
@@ -438,15 +501,18 @@ def _merged(job: Job, executor: Executor) -> Partial:
 
 
 def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:
-    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column stop)``; those
-    off the diagonal cost twice as much and come first, so that short ones fill the gaps at the end.
+    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column
+    stop)``; those off the diagonal cost twice as much and come first, so that short ones fill the
+    gaps at the end.
     """
     if num_workers == 1:
         sides = math.ceil(num_rows / TILE_ROWS_OF_ONE)
     else:
         at_least = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
         sides = max(math.ceil(num_rows / TILE_ROWS), at_least)
-    edges = np.unique(np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)).tolist()
+    edges = np.unique(
+        np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)
+    ).tolist()
     ranges = list(pairwise(edges))
     pairs = [(a, b) for i, a in enumerate(ranges) for b in ranges[i:]]
     return [(*a, *b) for a, b in sorted(pairs, key=lambda pair: pair[0] == pair[1])]

@@ -1,7 +1,9 @@
-"""Exact products of rows of bytes, ``a @ b.T`` in whole numbers, by the library that is fastest here.
+"""Exact products of rows of bytes, ``a @ b.T`` in whole numbers, by the library that is fastest
+here.
 
-All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with AVX-512 VNNI
-(``benchmarks/measures.py products``; older instructions by switching newer ones off in each library):
+All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with
+AVX-512 VNNI (``benchmarks/measures.py products``; older instructions by switching newer ones off in
+each library):
 
 =================  ============  =========================  ==================
 way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
@@ -11,9 +13,10 @@ numkong            120 to 170    37                         nothing
 float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed) uses numkong, and torch (``_int_mm``
-is private) where the work pays for importing it; any other multiplies float32. Each way is checked against
-products known to be right before it is used, and left aside where it is missing or wrong.
+So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed) uses numkong, and torch
+(``_int_mm`` is private) where the work pays for importing it; any other multiplies float32. Each
+way is checked against products known to be right before it is used, and left aside where it is
+missing or wrong.
 """
 
 from __future__ import annotations
@@ -38,33 +41,48 @@ Bytes = npt.NDArray[np.integer[Any] | np.bool_]
 """Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
 SignedBytes = npt.NDArray[np.int8]
 Product = Callable[[Bytes, Bytes], npt.NDArray[np.int32]]
-"""``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes, shifted as `signed` does, which moves no two rows
-apart. Of rows with themselves, ``a is b``, what is below the diagonal may be missing.
-"""
+"""``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes, shifted as `signed` does, which moves no
+two rows apart. Of rows with themselves, ``a is b``, what is below the diagonal may be missing. """
 
-# Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is exact.
+# Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is
+# exact.
 MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
-# What numkong multiplies fastest: pieces of rows, and columns of the product, that stay in the cache.
+# What numkong multiplies fastest: pieces of rows, and columns of the product, that stay in the
+# cache.
 NUMKONG_FEATURES, NUMKONG_COLUMNS = 4_096, 64
 # Columns of a product of rows with themselves that torch forms at a time, down to the diagonal.
 TORCH_COLUMNS = 256
-# Multiply-adds per thread from which on torch's products save more than its import takes, and its 190 MiB.
+# Multiply-adds per thread from which on torch's products save more than its import takes, and its
+# 190 MiB.
 IMPORT_PAYS = 4e11
 # numkong's names of what multiplies 8-bit integers in one step.
-BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
-# Shapes of the products that are checked, odd and round, small and large, since they take other code paths.
+BYTE_INSTRUCTIONS = {
+    "icelake",
+    "alder",
+    "sierra",
+    "sapphireamx",
+    "graniteamx",
+    "neonsdot",
+    "svesdot",
+    "sme",
+}
+# Shapes of the products that are checked, odd and round, small and large, since they take other
+# code paths.
 CHECKED = [(1, 1, 1), (3, 5, 17), (2, 3, MAX_FEATURES), (133, 70, 9000)]
 
 
 def num_threads() -> int:
-    """Threads of one process: as OMP_NUM_THREADS says, which Ray sets for its workers, else all cores."""
+    """Threads of one process: as OMP_NUM_THREADS says, which Ray sets for its workers, else all
+    cores.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(int(asked), 1) if asked.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def signed(rows: Bytes, room: SignedBytes | None = None) -> SignedBytes:
-    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same. Made in
-    ``room`` of as many values, where that is given, since fresh memory costs as much as filling it.
+    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same.
+    Made in ``room`` of as many values, where that is given, since fresh memory costs as much as
+    filling it.
     """
     copy = np.empty(rows.shape, np.int8) if room is None else room[: rows.size].reshape(rows.shape)
     if rows.dtype == np.uint8:
@@ -75,7 +93,9 @@ def signed(rows: Bytes, room: SignedBytes | None = None) -> SignedBytes:
 
 
 def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
-    """The product by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact."""
+    """The product by float32 products over at most ``FLOAT32_FEATURES`` features, each of them
+    exact.
+    """
     total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
         part = slice(start, start + FLOAT32_FEATURES)
@@ -92,7 +112,9 @@ def wide_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
 
 
 def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
-    """The product by the 8-bit instructions of a processor, features and columns shared out over threads."""
+    """The product by the 8-bit instructions of a processor, features and columns shared out over
+    threads.
+    """
     import numkong
 
     features, columns = a.shape[1], -(-len(b) // NUMKONG_COLUMNS)
@@ -104,7 +126,9 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
 
     def add(share: tuple[int, int]) -> None:
         total, first = totals[share[0]], share[1]
-        room_a, room_b = (np.empty(len(rows) * width, np.int8) for rows in (a, b))  # of b may stay unused
+        room_a, room_b = (
+            np.empty(len(rows) * width, np.int8) for rows in (a, b)
+        )  # of b may stay unused
         for start in range(share[0] * width, features, by_features * width):
             left = signed(a[:, start : start + width], room_a)
             right = left if a is b else signed(b[:, start : start + width], room_b)
@@ -115,7 +139,9 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
                 total[: len(above), some] += np.asarray(found)
 
     in_threads(add, list(pairs_of(range(by_features), range(by_columns))))
-    product: npt.NDArray[np.int32] = totals[0] if by_features == 1 else totals.sum(axis=0, dtype=np.int32)
+    product: npt.NDArray[np.int32] = (
+        totals[0] if by_features == 1 else totals.sum(axis=0, dtype=np.int32)
+    )
     return product
 
 
@@ -130,14 +156,16 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)  # of a parent's threads a forked process has none
+os.register_at_fork(
+    after_in_child=_threads.cache_clear
+)  # of a parent's threads a forked process has none
 
 
 def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
     """The product by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
 
-    A GPU takes 17 rows at least, and both want multiples of 8: zeros are added, and cut off again. Of one
-    feature torch 2.13 multiplies the wrong pairs on a processor.
+    A GPU takes 17 rows at least, and both want multiples of 8: zeros are added, and cut off again.
+    Of one feature torch 2.13 multiplies the wrong pairs on a processor.
     """
     import torch
 
@@ -151,7 +179,9 @@ def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int
     left = there(a)
     right = left if a is b else there(b)
     if not on_cpu or a is not b:
-        product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+        product: npt.NDArray[np.int32] = (
+            torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+        )
         return product
     total = np.zeros((len(a), len(a)), np.int32)
     for column in range(0, len(a), TORCH_COLUMNS):
@@ -161,8 +191,8 @@ def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int
 
 
 def choose_product(work: float, device: str = "cpu") -> Product:
-    """The fastest exact product, see the table above; by torch only where it is loaded, or where ``work``
-    (multiply-adds of this process) is worth importing it.
+    """The fastest exact product, see the table above; by torch only where it is loaded, or where
+    ``work`` (multiply-adds of this process) is worth importing it.
     """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
     if device != "cpu":
@@ -186,7 +216,10 @@ def check_device(device: str) -> None:
 
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it has it
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch built without CUDA asserts that it has it
         rule, found = "The device that measures run on must be there", str(error).splitlines()[0]
         raise SetupError(rule, f"{device}: {found}", "measure on the cpu") from None
 
@@ -198,15 +231,18 @@ def has_byte_instructions() -> bool:
         import numkong
     except ImportError:
         return False
-    return any(there and name in BYTE_INSTRUCTIONS for name, there in numkong.get_capabilities().items())
+    return any(
+        there and name in BYTE_INSTRUCTIONS for name, there in numkong.get_capabilities().items()
+    )
 
 
 _checked: dict[str, bool] = {}
 
 
 def is_exact(name: str, product: Product) -> bool:
-    """Whether a product exists here and is right where others were seen to fail, found out once per process:
-    instructions before VNNI saturate at extremes of one sign, BLAS can be told to round to 16 bits.
+    """Whether a product exists here and is right where others were seen to fail, found out once per
+    process: instructions before VNNI saturate at extremes of one sign, BLAS can be told to round to
+    16 bits.
     """
     if name not in _checked:
         rng = np.random.default_rng(0)
@@ -217,8 +253,8 @@ def is_exact(name: str, product: Product) -> bool:
 def _is_right(
     name: str, product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
 ) -> bool:
-    """Whether ``product(a, b)`` is ``a @ b.T``, by ``(a bᵀ) r = a (bᵀ r)`` with one long random number per
-    row of ``b``: a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
+    """Whether ``product(a, b)`` is ``a @ b.T``, by ``(a bᵀ) r = a (bᵀ r)`` with one long random
+    number per row of ``b``: a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
@@ -226,10 +262,14 @@ def _is_right(
     weights = rng.integers(1, 1 << 20, num_b)
     try:
         found = product(a, b).astype(np.int64) @ weights
-    except Exception as error:  # whatever a library raises that is broken, or too old for this processor
+    except (
+        Exception
+    ) as error:  # whatever a library raises that is broken, or too old for this processor
         logger.info("8-bit products by %s are left aside: %s", name, error)
         return False
     if np.array_equal(found, np.einsum("ij,j->i", a, np.einsum("i,ij->j", weights, b))):
         return True
-    logger.warning("products by %s are wrong on this machine and left aside; results do not change", name)
+    logger.warning(
+        "products by %s are wrong on this machine and left aside; results do not change", name
+    )
     return False

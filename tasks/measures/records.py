@@ -1,4 +1,6 @@
-"""What measuring was asked to do, with checks of what a user hands in, and what it found, as plain data."""
+"""What measuring was asked to do, with checks of what a user hands in, and what it found, as plain
+data.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,16 @@ class MeasureSettings:
         num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
         estimators: Of intrinsic dimension, by name.
         discard_fraction: Of TwoNN, 0.1 as in Facco et al.; 0 as in the code of Konz & Mazurowski.
-        sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as in Konz
-            & Mazurowski; None for all images.
+        sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as
+            in Konz & Mazurowski; None for all images.
         sharpness_seeds: One sample per seed, for sizes above ``sharpness_sample``.
-        pixel_range: Black and white; None for the range of an integer dtype. Recorded; readers apply it.
+        pixel_range: Black and white; None for the range of an integer dtype. Recorded; readers
+            apply it.
         dtype: ``"float32"`` or ``"float64"``, of the products that find neighbours.
         device: ``"cpu"``, or a torch device for the products.
         block_rows: Rows per block; memory per worker grows with its square.
-        calibrate: Also correct the MLE's bias by simulation, at the largest size; takes a minute or so.
+        calibrate: Also correct the MLE's bias by simulation, at the largest size; takes a minute or
+            so.
         seed: Of bootstraps and simulations.
     """
 
@@ -58,7 +62,9 @@ class MeasureSettings:
         sample = self.sharpness_sample
         limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
         is_range = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
-        are_names = not isinstance(self.estimators, str) and all(isinstance(name, str) for name in names)
+        are_names = not isinstance(self.estimators, str) and all(
+            isinstance(name, str) for name in names
+        )
         share = self.discard_fraction
         rules = {
             "num_neighbors must be a whole number, 3 or more": _whole(self.num_neighbors, 3),
@@ -69,10 +75,12 @@ class MeasureSettings:
             "sharpness_seeds must be whole numbers, not negative": bool(seeds)
             and all(_whole(seed, 0) for seed in seeds),
             "pixel_range must be (black, white), two numbers": is_range,
-            "pixel_range must rise: black is the lower number, and inverting changes no measure": not is_range
-            or limits[0] < limits[1],
+            (
+                "pixel_range must rise: black is the lower number, and inverting changes no measure"
+            ): not is_range or limits[0] < limits[1],
             "dtype must be float32 or float64": self.dtype in ("float32", "float64"),
-            "discard_fraction must be a number in [0, 1)": isinstance(share, Real) and 0 <= share < 1,
+            "discard_fraction must be a number in [0, 1)": isinstance(share, Real)
+            and 0 <= share < 1,
             "estimators must be names, each once, e.g. ('mle', 'twonn')": are_names
             and len({*names}) == len(names) > 0,
         }
@@ -83,7 +91,10 @@ class MeasureSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {k: list(value) if isinstance(value, tuple) else value for k, value in asdict(self).items()}
+        return {
+            k: list(value) if isinstance(value, tuple) else value
+            for k, value in asdict(self).items()
+        }
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -91,14 +102,16 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
-    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+    return (
+        tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+    )
 
 
 @dataclass(frozen=True)
 class SizeRecord:
-    """The measures of one train size, duplicates included, which are left out of the measures: estimator name
-    to intrinsic dimension, and label sharpness where labels were given. Conflicts are duplicates of another
-    label.
+    """The measures of one train size, duplicates included, which are left out of the measures:
+    estimator name to intrinsic dimension, and label sharpness where labels were given. Conflicts
+    are duplicates of another label.
     """
 
     train_size: int
@@ -114,7 +127,9 @@ class SizeRecord:
             "duplicates": self.num_duplicates,
             "conflicts": self.num_conflicts,
             "d_data": {name: value.to_json() for name, value in self.d_data.items()},
-            "label_sharpness": None if self.label_sharpness is None else self.label_sharpness.to_json(),
+            "label_sharpness": None
+            if self.label_sharpness is None
+            else self.label_sharpness.to_json(),
         }
 
 
@@ -123,8 +138,9 @@ class MeasureResult(Finding):
 
     Attributes:
         conflict_pairs: First pairs of identical images with different labels.
-        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
-            the products, ``"float64"`` when the data were too close together for float32 anywhere.
+        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the
+            dtype of the products, ``"float64"`` when the data were too close together for float32
+            anywhere.
         notes: What a reader should know, in words.
         calibration: Bias-corrected dimension at the largest size, when it was asked for.
     """
@@ -154,7 +170,9 @@ class MeasureResult(Finding):
         return self.sizes[-1].label_sharpness
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON without NaN or infinity; an undefined estimate is a null value with its reason."""
+        """Plain JSON without NaN or infinity; an undefined estimate is a null value with its
+        reason.
+        """
         largest = self.sizes[-1].to_json()
         return {
             "num_images": largest.pop("train_size"),
@@ -231,7 +249,9 @@ def one_array(what: str, given: Any) -> npt.NDArray[Any]:
     try:
         array = np.asarray(given)
     except ValueError as error:  # numpy's word for ragged nested sequences
-        raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
+        raise DataError(
+            f"{what} must make one array", str(error), "give all of them one shape"
+        ) from None
     if array.ndim == 0:
         found = "nothing" if given is None else f"one value, {array}"
         raise DataError(f"{what} must make one array", found, "give an array or a list of them")
@@ -265,7 +285,9 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
 
 
 def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on it."""
+    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on
+    it.
+    """
     if array.ndim == 3:
         return array[:, None]
     if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):

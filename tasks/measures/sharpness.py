@@ -1,9 +1,9 @@
 """Label sharpness K_F: how fast the label changes with the image.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024; for two classes
-|y_i - y_j| is 1 exactly there, for more classes the indicator of different labels takes its place). It has
-the unit 1/pixel value, and grows as pixel range, side and channels shrink, so a number without its
-conventions means nothing.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024; for two
+classes |y_i - y_j| is 1 exactly there, for more classes the indicator of different labels takes its
+place). It has the unit 1/pixel value, and grows as pixel range, side and channels shrink, so a
+number without its conventions means nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from tasks.measures.distances import FloatArray
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-# Rearrangements of the labels, and how many of the closest pairs are looked through for one of unlike labels.
+# Rearrangements of the labels, and how many of the closest pairs are looked through for one of
+# unlike labels.
 NUM_PERMUTATIONS = 100
 CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
 
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """What a label sharpness is measured in: black and white, height and width in pixels (None for features
-    that are no images, whose number is then ``channels``), images per sample (None for all).
+    """What a label sharpness is measured in: black and white, height and width in pixels (None for
+    features that are no images, whose number is then ``channels``), images per sample (None for
+    all).
     """
 
     pixel_range: tuple[float, float] | None
@@ -42,13 +44,17 @@ class LabelSharpness:
     """Label sharpness with its uncertainty and its conventions.
 
     Attributes:
-        value: Mean over the samples of each sample's maximum, or None when undefined, for ``reason``.
+        value: Mean over the samples of each sample's maximum, or None when undefined, for
+            ``reason``.
         num_pairs, num_images: Pairs with different labels in one sample, and its images.
-        pair: Rows of the two differently labelled images that are closest, among all images of this size.
+        pair: Rows of the two differently labelled images that are closest, among all images of this
+            size.
         pair_value: ``1/distance`` of that pair: the maximum over all images.
         sample_values: The maximum in each sample; one number when all images are used.
-        percentiles: Of the images' ``1/distance to the nearest image with another label``, and their mean.
-        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images.
+        percentiles: Of the images' ``1/distance to the nearest image with another label``, and
+            their mean.
+        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the
+            images.
     """
 
     value: float | None
@@ -79,16 +85,19 @@ class LabelSharpness:
 
 
 def stratified_subsets(
-    labels: npt.NDArray[Any] | None, train_sizes: Sequence[int], sample: int | None, seeds: Sequence[int]
+    labels: npt.NDArray[Any] | None,
+    train_sizes: Sequence[int],
+    sample: int | None,
+    seeds: Sequence[int],
 ) -> tuple[npt.NDArray[np.bool_], list[slice]]:
     """Draw the samples in which the maximum is taken.
 
-    Every sample of a size, one per seed, holds each class of ``labels`` (num_images,) in the proportion it
-    has among the images of that size (by largest remainder).
+    Every sample of a size, one per seed, holds each class of ``labels`` (num_images,) in the
+    proportion it has among the images of that size (by largest remainder).
 
     Returns:
-        ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes that are
-        no larger than ``sample``, where all images are used.
+        ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes
+        that are no larger than ``sample``, where all images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[npt.NDArray[np.bool_]] = []
@@ -166,11 +175,13 @@ def permuted_sharpness(
     *,
     seed: int = 0,
 ) -> float | None:
-    """Label sharpness of the same images with their labels exchanged at random: mean over permutations.
+    """Label sharpness of the same images with their labels exchanged at random: mean over
+    permutations.
 
     The closest pair with unlike labels is looked for among nearest neighbours, ``(num_images,
-    num_neighbors)``, which misses it only where all neighbours of both its images have their own label; in
-    each sample of ``members`` (num_samples, num_images), or in all. None where a permutation leaves none.
+    num_neighbors)``, which misses it only where all neighbours of both its images have their own
+    label; in each sample of ``members`` (num_samples, num_images), or in all. None where a
+    permutation leaves none.
     """
     rng = np.random.default_rng(seed)
     first = np.repeat(np.arange(len(labels)), distances.shape[1])
@@ -199,10 +210,16 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
     """Why no finite label sharpness exists, or None."""
     num_classes = len(np.unique(labels))
     reasons = {
-        f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes < 2,
-        "the other class is too rare for a sample; use all images (sharpness_sample=None)": num_pairs == 0,
-        "two images with different labels differ by less than can be represented": pair_distance <= 0,
-        "images with different labels differ by more than can be squared": not np.isfinite(pair_distance),
+        f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes
+        < 2,
+        (
+            "the other class is too rare for a sample; use all images (sharpness_sample=None)"
+        ): num_pairs == 0,
+        "two images with different labels differ by less than can be represented": pair_distance
+        <= 0,
+        "images with different labels differ by more than can be squared": not np.isfinite(
+            pair_distance
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -210,11 +227,13 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
 def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
     """Factor that takes a label sharpness from one pixel range, side and channel count to another.
 
-    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels; for the
-    side it neglects the blur of interpolation (a bilinear 28 → 224 shortens distances by about 8 %).
+    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
+    for the side it neglects the blur of interpolation (a bilinear 28 → 224 shortens distances by
+    about 8 %).
 
     Raises:
-        DataError: If a side or range is missing, or the sample differs, which no factor makes up for.
+        DataError: If a side or range is missing, or the sample differs, which no factor makes up
+            for.
     """
     if have.sample != to.sample:
         rule = "Label sharpness can only be converted between samples of equal size"
@@ -225,5 +244,7 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
         if one.pixel_range is None or one.side is None:
             raise DataError("Converting label sharpness needs pixel range and side", str(one))
         (black, white), (height, width) = one.pixel_range, one.side
-        units.append((white - black) * np.sqrt(height * width * one.channels))  # the largest distance
+        units.append(
+            (white - black) * np.sqrt(height * width * one.channels)
+        )  # the largest distance
     return float(units[0] / units[1])

@@ -1,8 +1,9 @@
-"""Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
+"""Part files: what one reading task leaves behind, so that an interrupted preparation goes on where
+it was.
 
-A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (what is known of them, ids
-hashed), the second written last and atomically. Equal inputs give equal parts, so two processes that prepare
-the same data at the same time may overwrite each other's parts without harm.
+A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (what is known of
+them, ids hashed), the second written last and atomically. Equal inputs give equal parts, so two
+processes that prepare the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations
@@ -29,23 +30,24 @@ IMAGE = np.dtype(
         *(("patient", "<i8"), ("split", "i1"), ("digest", "V32")),
     ]
 )
-"""What is kept of an image: place of its item in the block, class index, keyed hashes of its group and of its
-header's patient (0: none known), code of its split, SHA-256 of its prepared bytes."""
+"""What is kept of an image: place of its item in the block, class index, keyed hashes of its group
+and of its header's patient (0: none known), code of its split, SHA-256 of its prepared bytes."""
 FORM = "mode, size or conversion of the raw image"
 """Name of the trait that every image has."""
 
 
 @dataclass
 class Part:
-    """What is known of the images of one block of items; a preparation holds the parts of all blocks.
+    """What is known of the images of one block of items; a preparation holds the parts of all
+    blocks.
 
     Attributes:
         rows: ``(num_images,)`` of :data:`IMAGE`, in item order.
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
-        traits: Tuples (label, name, keyed hash of the value, number of images) of what must not tell the
-            label. Mode, size and conversion of the raw image are one of them, as they are.
+        traits: Tuples (label, name, keyed hash of the value, number of images) of what must not
+            tell the label. Mode, size and conversion of the raw image are one of them, as they are.
     """
 
     num_items: int = 0
@@ -57,7 +59,9 @@ class Part:
 
 
 def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
-    """Read one block of items, write its part files ``stem.*``, and return what is known of its images."""
+    """Read one block of items, write its part files ``stem.*``, and return what is known of its
+    images.
+    """
     part, images = read_block(request, items, dtype)
     save_part(stem, part, images)
     return part
@@ -102,7 +106,9 @@ def read_block(
 def _read_item(
     reader: Reader, item: Item, request: RawRequest, dtype: str
 ) -> list[tuple[NDArray[np.generic], int, Sample]]:
-    """Read an item wholly before any of its images is kept, so that a skip leaves nothing behind."""
+    """Read an item wholly before any of its images is kept, so that a skip leaves nothing
+    behind.
+    """
     spec = request.spec
     found = []
     for sample in reader(item):
@@ -156,5 +162,7 @@ def load_part(stem: Path) -> Part | None:
 
 def open_images(stem: Path) -> NDArray[np.generic]:
     """Return a part's images ``(num_images, channels, height, width)``, mapped, not read."""
-    images: NDArray[np.generic] = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    images: NDArray[np.generic] = np.load(
+        stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False
+    )
     return images

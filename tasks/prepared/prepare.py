@@ -1,9 +1,10 @@
-"""From a raw download to a prepared dataset: list, read in parallel tasks, write shards, publish at once.
+"""From a raw download to a prepared dataset: list, read in parallel tasks, write shards, publish at
+once.
 
-Nothing under the destination's name exists until it is whole: the store is built in a sibling folder and
-renamed. Reading tasks leave part files (:mod:`tasks.prepared.parts`) in another sibling, so an
-interrupted preparation goes on, and two preparations of the same data meet without harm: the first to
-rename wins, the other finds its result there.
+Nothing under the destination's name exists until it is whole: the store is built in a sibling
+folder and renamed. Reading tasks leave part files (:mod:`tasks.prepared.parts`) in another sibling,
+so an interrupted preparation goes on, and two preparations of the same data meet without harm: the
+first to rename wins, the other finds its result there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from search_spaces.errors import CorruptStoreError, DataError, SweepError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import remove_folder, sync_folder
-from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
+from tasks.prepared.parts import (
+    Part,
+    digest,
+    load_part,
+    open_images,
+    read_block,
+    read_part,
+    save_part,
+)
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
@@ -72,19 +81,24 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
 
-    A whole destination is returned at once; a damaged one is made again. A raw download that is not as
-    expected, or has too many items that cannot be used, is a DataError.
+    A whole destination is returned at once; a damaged one is made again. A raw download that is not
+    as expected, or has too many items that cannot be used, is a DataError.
 
     Args:
         spec: Task, side, channels and faults.
         dataset: A row of the table, or of own data.
         raw: Folder or file of the raw download; None for sources that bring their own.
-        destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
-        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable; one always may, unless it is 0.
-        for_training: Refuse data without a fair split; measuring, which needs none, counts what is wrong.
+        destination: Where the store goes; its parent also holds the part files and the hash key
+            meanwhile.
+        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all
+            its nodes.
+        max_skipped_share: Largest share of listed items that may be unusable; one always may,
+            unless it is 0.
+        for_training: Refuse data without a fair split; measuring, which needs none, counts what is
+            wrong.
         on_progress: Called after every block of items.
-        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
+        readers: Runs reading tasks on more nodes, which need not see ``destination``; see
+            ``read_blocks``.
     """
     done = _published(destination, spec)
     if done is not None and (raw is None or dataset.name in DATASETS):
@@ -108,9 +122,13 @@ def prepare_dataset(
     try:
         parts = read_blocks(request, listing, blocks, dtype, executor, readers, on_progress)
         skipped = _counted_skips(request, listing, parts, max_skipped_share)
-        images = _checked(listed_order(gather(parts), parts, order), request, max_skipped_share, for_training)
+        images = _checked(
+            listed_order(gather(parts), parts, order), request, max_skipped_share, for_training
+        )
         record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
-        return build_and_publish(record, images, [stem for _, stem in blocks], destination, executor, started)
+        return build_and_publish(
+            record, images, [stem for _, stem in blocks], destination, executor, started
+        )
     except FileNotFoundError:
         # Another process published the same dataset and cleared the parts under us.
         if (done := _published(destination, spec)) is None:
@@ -119,7 +137,9 @@ def prepare_dataset(
 
 
 def prepare_asked() -> None:
-    """Prepare what a line on stdin asks for, and say what, until stdin is closed; what fails is left."""
+    """Prepare what a line on stdin asks for, and say what, until stdin is closed; what fails is
+    left.
+    """
     from tasks.remote import InlineExecutor
 
     def go_on() -> None:
@@ -127,9 +147,16 @@ def prepare_asked() -> None:
             sys.exit()
 
     folder, share, asked = json.loads(sys.stdin.readline())
-    how: dict[str, Any] = {"raw": None, "executor": InlineExecutor(go_on), "max_skipped_share": share}
+    how: dict[str, Any] = {
+        "raw": None,
+        "executor": InlineExecutor(go_on),
+        "max_skipped_share": share,
+    }
     for specs in asked:
-        spec, dataset = PreparedSpec.model_validate_json(specs[0]), DatasetSpec.model_validate_json(specs[1])
+        spec, dataset = (
+            PreparedSpec.model_validate_json(specs[0]),
+            DatasetSpec.model_validate_json(specs[1]),
+        )
         print(spec.dataset, flush=True)  # noqa: T201
         with suppress(SweepError):
             prepare_dataset(spec, dataset, destination=Path(folder) / spec.prepared_id, **how)
@@ -138,32 +165,42 @@ def prepare_asked() -> None:
 def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
     """Hash items and all that decides what becomes of them, file sizes and times included.
 
-    A file mended or replaced since gives another hash, so its part is read again. An item may need several
-    files; those besides its own are named in its details.
+    A file mended or replaced since gives another hash, so its part is read again. An item may need
+    several files; those besides its own are named in its details.
     """
     base = None if request.raw is None else str(request.base())
 
     @lru_cache(maxsize=1024)  # thousands of members share an archive
     def stamp(name: str) -> tuple[int, int] | None:
-        """Return size and time of a plain file, None of anything else: a locator need not be a file."""
+        """Return size and time of a plain file, None of anything else: a locator need not be a
+        file.
+        """
         try:  # pathlib would keep every name
             status = None if base is None else os.stat(os.path.join(base, name))
         except (OSError, ValueError):
             return None
         return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
 
-    total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
+    total = hashlib.sha256(
+        canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode()
+    )
     total.update(repr(request.raw and stamp(request.raw.name)).encode())
     for item in items:
         details = (*item.details, *(text for trait in item.traits for text in trait))
         known = (item.locator, item.label, item.group, item.split, details)
-        files = [split_locator(name)[0] for name in (item.locator, *details) if isinstance(name, str)]
-        total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
+        files = [
+            split_locator(name)[0] for name in (item.locator, *details) if isinstance(name, str)
+        ]
+        total.update(
+            repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape")
+        )
     return total.hexdigest()
 
 
 class Block(NamedTuple):
-    """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
+    """Items that one task reads, and where its part goes: a name made of all that the part depends
+    on.
+    """
 
     items: Sequence[Item]
     stem: Path
@@ -191,9 +228,10 @@ def read_blocks(
 ) -> list[Part]:
     """Read every block that has no part yet, and return the parts in order.
 
-    ``readers`` runs tasks on nodes that may see the raw download: there a block is read only when its files
-    are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a node
-    refuses are read by ``executor``, whose tasks see the raw download and write parts.
+    ``readers`` runs tasks on nodes that may see the raw download: there a block is read only when
+    its files are the listed ones, by name, size and time, and comes back to be written here. Blocks
+    that such a node refuses are read by ``executor``, whose tasks see the raw download and write
+    parts.
     """
     total, read, parts = sum(len(block.items) for block in blocks), 0, dict[int, Part]()
 
@@ -210,14 +248,20 @@ def read_blocks(
     on_progress(0, total)
     todo = note((index, load_part(block.stem)) for index, block in enumerate(blocks))
     if readers is not None and request.raw is not None:
-        away = replace(request, raw=request.raw.absolute()), replace(listing, items=(), skipped=()), dtype
+        away = (
+            replace(request, raw=request.raw.absolute()),
+            replace(listing, items=(), skipped=()),
+            dtype,
+        )
         calls = ((*away, blocks[index].items, blocks[index].stem.name) for index in todo)
         for place, found in readers.map_unordered(read_if_same, calls, spread=True):
             if found is not None:
                 save_part(blocks[todo[place]].stem, *found)
                 note([(todo[place], found[0])])
         if todo := note(()):
-            logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(todo))
+            logger.warning(
+                "%d blocks are read on the driver's node: elsewhere files differ", len(todo)
+            )
     arguments = ((request, *blocks[index], dtype) for index in todo)
     note((todo[place], part) for place, part in executor.map_unordered(read_part, arguments))
     return [parts[index] for index in range(len(blocks))]
@@ -249,14 +293,18 @@ def build_and_publish(
             folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
         )
         spans = [slice(start, start + shard) for start in range(0, record.num_images, shard)]
-        shards = ((folder, stems, span.start, images.places[span], images.digests[span]) for span in spans)
+        shards = (
+            (folder, stems, span.start, images.places[span], images.digests[span]) for span in spans
+        )
         if len(list(executor.map_unordered(write_shard, shards))) < len(spans):
             raise RuntimeError("a store may only be sealed when no shard is missing")
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = dict(executor.map_unordered(stamp_file, ((path,) for path in files)))
-        stamps = {path.relative_to(folder).as_posix(): found[place] for place, path in enumerate(files)}
+        stamps = {
+            path.relative_to(folder).as_posix(): found[place] for place, path in enumerate(files)
+        }
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
@@ -272,7 +320,9 @@ def build_and_publish(
 def write_shard(
     folder: Path, stems: Sequence[Path], start: int, places: np.ndarray, digests: np.ndarray
 ) -> None:
-    """Copy one shard's images from their parts; one that changed since it was read is a CorruptStoreError."""
+    """Copy one shard's images from their parts; one that changed since it was read is a
+    CorruptStoreError.
+    """
     opened: dict[int, np.ndarray] = {}
     rows = []
     for (part, row), expected in zip(places.tolist(), digests, strict=True):
@@ -281,12 +331,16 @@ def write_shard(
         rows.append(np.array(opened[part][row]))
         if digest(rows[-1]) != expected.tobytes():
             way_out = f"delete folder {stems[part].parent.name} and prepare again"
-            raise CorruptStoreError(f"Part {part} must be as it was written", "another checksum", way_out)
+            raise CorruptStoreError(
+                f"Part {part} must be as it was written", "another checksum", way_out
+            )
     write_rows(folder, "images", start, np.stack(rows))
 
 
 def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
-    """Rename; when a whole store is already there it wins, since equal specs and files give equal content."""
+    """Rename; when a whole store is already there it wins, since equal specs and files give equal
+    content.
+    """
     for _ in range(3):
         try:
             folder.rename(destination)
@@ -300,11 +354,15 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
             return PreparedDataset.open(destination).record
         except CorruptStoreError:
             remove_folder(destination)
-    raise CorruptStoreError(f"{destination.name} must stay whole while it is published", "damaged thrice")
+    raise CorruptStoreError(
+        f"{destination.name} must stay whole while it is published", "damaged thrice"
+    )
 
 
 def save_montage(prepared: PreparedDataset, path: Path) -> None:
-    """Write a PNG with one row per label of up to eight seeded examples: pictures of patients are private."""
+    """Write a PNG with one row per label of up to eight seeded examples: pictures of patients are
+    private.
+    """
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -329,7 +387,9 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
     None when every order costs the same: no such archive, or none with several items in it.
     """
     chains = [tuple(split_locator(item.locator)[:-1]) for item in items]
-    chains = [chain if chain and chain[-1].lower().endswith(PACKED_TARS) else () for chain in chains]
+    chains = [
+        chain if chain and chain[-1].lower().endswith(PACKED_TARS) else () for chain in chains
+    ]
     stored: dict[tuple[str, ...], dict[str, int]] = {}
     for chain, count in sorted(Counter(chains).items()):
         if chain and count > 1:
@@ -346,17 +406,23 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
     return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
 
 
-def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.intp] | None) -> ImageTable:
+def listed_order(
+    images: ImageTable, parts: Sequence[Part], order: NDArray[np.intp] | None
+) -> ImageTable:
     """Return images in the order of their listed items, however they were read."""
     if order is None:
         return images
     starts = np.cumsum([0, *(part.num_items for part in parts)])
-    read = np.concatenate([start + part.rows["item"] for start, part in zip(starts, parts, strict=False)])
+    read = np.concatenate(
+        [start + part.rows["item"] for start, part in zip(starts, parts, strict=False)]
+    )
     return images.take(np.argsort(order[read], kind="stable"))
 
 
 def list_raw(request: RawRequest) -> Listing:
-    """List the raw download; one without items is an error, with the reasons why each was left out."""
+    """List the raw download; one without items is an error, with the reasons why each was left
+    out.
+    """
     dataset = request.dataset
     check_own_options(dataset)
     try:
@@ -364,17 +430,25 @@ def list_raw(request: RawRequest) -> Listing:
     except DataError as error:
         if not HASH.search(f"{error.rule} {error.value}"):
             raise
-        way_out = "; ".join(filter(None, (error.way_out, "isweep locate HASH --raw DIR finds a file")))
+        way_out = "; ".join(
+            filter(None, (error.way_out, "isweep locate HASH --raw DIR finds a file"))
+        )
         raise DataError(error.rule, error.value, way_out) from None
     if listing.items:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    raise request.error("the raw download must hold images", found, f"expected: {dataset.raw_layout}")
+    raise request.error(
+        "the raw download must hold images", found, f"expected: {dataset.raw_layout}"
+    )
 
 
-def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
-    """Keep the images that the spec asks for; there must be some, and to train on, a fair split of them."""
+def _checked(
+    images: ImageTable, request: RawRequest, allowed: float, for_training: bool
+) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and to train on, a fair split of
+    them.
+    """
     name = request.dataset.name
     images = select(images, request.spec)
     num_images = len(images.labels)
@@ -391,7 +465,9 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
-    groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
+    groups_of = [
+        np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)
+    ]
     if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
         raise request.error(
             "a class must have images of several groups (patients)",
@@ -415,17 +491,23 @@ def _allowing(found: int, total: int) -> str:
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
-    """Return the record of a whole destination; None when there is nothing or only debris of ours."""
+    """Return the record of a whole destination; None when there is nothing or only debris of
+    ours.
+    """
     if not destination.exists():
         return None
     try:
         record = PreparedDataset.open(destination).record
     except CorruptStoreError as error:
-        ours = destination.is_dir() and any((destination / name).exists() for name in (MARKER, "zarr.json"))
+        ours = destination.is_dir() and any(
+            (destination / name).exists() for name in (MARKER, "zarr.json")
+        )
         if not ours and any(destination.iterdir()):
             rule = f"{destination.name} must be a prepared dataset or not exist"
             raise DataError(rule, "other files", "choose another --root") from error
-        logger.warning("prepared dataset %s is damaged and is made again: %s", destination.name, error)
+        logger.warning(
+            "prepared dataset %s is damaged and is made again: %s", destination.name, error
+        )
         return None
     if record.prepared_id != spec.prepared_id:
         rule = f"{destination.name} must hold prepared dataset {spec.prepared_id}"
@@ -447,7 +529,9 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
 def _counted_skips(
     request: RawRequest, listing: Listing, parts: Sequence[Part], allowed: float
 ) -> list[tuple[str, str]]:
-    """Return pairs (keyed hash of the locator, reason) of what could not be used, if it is not too much."""
+    """Return pairs (keyed hash of the locator, reason) of what could not be used, if it is not too
+    much.
+    """
     skipped = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
     skipped += [pair for part in parts for pair in part.skipped]
     if not skipped:

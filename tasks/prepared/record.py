@@ -1,4 +1,6 @@
-"""What is known of a prepared dataset, as one record that goes into its marker, logs, MLflow and reports."""
+"""What is known of a prepared dataset, as one record that goes into its marker, logs, MLflow and
+reports.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,14 @@ class PreparedRecord(BaseModel):
     """What a prepared dataset is and how it came to be; holds nothing that identifies a person.
 
     Attributes:
-        fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label names, dtype.
-            It does not depend on sharding, worker count, hash key or when and where it was made.
-        raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
+        fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label
+            names, dtype. It does not depend on sharding, worker count, hash key or when and where
+            it was made.
+        raw_id: Hash of the raw listing with file sizes and times, to notice that your own data
+            changed.
         excluded: Items left out by the dataset's own rules, by reason.
-        skipped: Items that could not be used, by reason; ``skipped_items`` are the first of them, pairs
-            (keyed hash of the locator, reason).
+        skipped: Items that could not be used, by reason; ``skipped_items`` are the first of them,
+            pairs (keyed hash of the locator, reason).
         conversions: What was done to pixels, and to how many images.
         flags: What is doubtful, and how often.
         num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
@@ -84,7 +88,9 @@ def make_record(
     skipped: Sequence[tuple[str, str]],
     raw_id: str,
 ) -> PreparedRecord:
-    """Put together what is known of a preparation; ``seconds`` is filled in when it is published."""
+    """Put together what is known of a preparation; ``seconds`` is filled in when it is
+    published.
+    """
     spec, dataset = request.spec, request.dataset
     names = tuple(listing.label_names)
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
@@ -122,13 +128,17 @@ def make_record(
 
 
 def _doubts(
-    images: ImageTable, parts: Sequence[Part], names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]
+    images: ImageTable,
+    parts: Sequence[Part],
+    names: Sequence[str],
+    groups_of: Sequence[NDArray[np.int64]],
 ) -> dict[str, int]:
     """Flag what keeps groups and classes from being in training and test as they should be.
 
-    Test images whose group (a header's patient, or an equal image) is in training, too; images whose patient,
-    by the headers, is in several groups, which a split may tear apart; classes of one group, without any
-    image, or on one side of a given split only, as when one side's labels start at 1.
+    Test images whose group (a header's patient, or an equal image) is in training, too; images
+    whose patient, by the headers, is in several groups, which a split may tear apart; classes of
+    one group, without any image, or on one side of a given split only, as when one side's labels
+    start at 1.
     """
     train, test = images.splits == 1, images.splits == 2
     torn = int((np.isin(images.groups, images.groups[train]) & test).sum())
@@ -141,9 +151,16 @@ def _doubts(
         "test images never used, since their group is in training": torn,
         "patient of the header in several groups: is the group a patient?": spread,
     }
-    flags |= {f"class of one group: {names[k]}": 1 for k, groups in enumerate(groups_of) if len(groups) == 1}
+    flags |= {
+        f"class of one group: {names[k]}": 1
+        for k, groups in enumerate(groups_of)
+        if len(groups) == 1
+    }
     if train.any() and test.any():
-        sides = {"train": set(images.labels[train].tolist()), "test": set(images.labels[test].tolist())}
+        sides = {
+            "train": set(images.labels[train].tolist()),
+            "test": set(images.labels[test].tolist()),
+        }
         flags |= {
             f"class in {side} only: {names[label]}": 1
             for side, other in (("train", "test"), ("test", "train"))
@@ -157,10 +174,10 @@ def _doubts(
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     """Flag what predicts the label besides the picture, and what should be one and is several.
 
-    A network may learn how the images were saved, or where, instead of what they show. A trait is flagged
-    when guessing by it alone is right for a tenth of the images more than guessing the largest class, and
-    when that is no chance (G-test, p < 0.001; traits with fewer than five images per value are left alone).
-    Counted are images guessed right, or unlike the commonest value.
+    A network may learn how the images were saved, or where, instead of what they show. A trait is
+    flagged when guessing by it alone is right for a tenth of the images more than guessing the
+    largest class, and when that is no chance (G-test, p < 0.001; traits with fewer than five images
+    per value are left alone). Counted are images guessed right, or unlike the commonest value.
     """
     from scipy.special import chdtrc, entr, rel_entr
 
@@ -170,7 +187,10 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
             tables[name][label, value] += count
     flags: dict[str, int] = {}
     for name, counts in tables.items():
-        labels, values = sorted({label for label, _ in counts}), sorted({value for _, value in counts})
+        labels, values = (
+            sorted({label for label, _ in counts}),
+            sorted({value for _, value in counts}),
+        )
         table = np.array([[counts[label, value] for value in values] for label in labels])
         if name in SHOULD_BE_ONE and len(values) > 1:
             flags[f"{name}: {len(values)} different"] = int(table.sum() - table.sum(0).max())
@@ -182,7 +202,10 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
         information = float(rel_entr(shares, np.outer(shares.sum(1), shares.sum(0))).sum())
         freedom = (len(labels) - 1) * (len(values) - 1)
         if chdtrc(freedom, 2 * total * information) < TELLING_CHANCE:
-            bits = f"{information / math.log(2):.2f} of {entr(shares.sum(1)).sum() / math.log(2):.2f} bits"
+            bits = (
+                f"{information / math.log(2):.2f} of "
+                f"{entr(shares.sum(1)).sum() / math.log(2):.2f} bits"
+            )
             flags[f"{name} tells the label ({right / total:.0%} by it alone, {bits})"] = right
     return flags
 
@@ -193,7 +216,9 @@ def doubt_lines(record: PreparedRecord) -> list[str]:
 
 
 def set_lines(images_of: Mapping[str, int], groups_of: Iterable[int], num_groups: int) -> list[str]:
-    """Return how many images, classes and groups there are, and how many of each class, as lines."""
+    """Return how many images, classes and groups there are, and how many of each class, as
+    lines.
+    """
     whole = {"image": sum(images_of.values()), "class": len(images_of), "group": num_groups}
     return [", ".join(plural(count, noun) for noun, count in whole.items())] + [
         f"  class {name}: {plural(count, 'image')}, {plural(groups, 'group')}"
@@ -202,7 +227,9 @@ def set_lines(images_of: Mapping[str, int], groups_of: Iterable[int], num_groups
 
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
-    """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
+    """Return what people should see of a preparation: what was taken, left out, changed, and is
+    doubtful.
+    """
     groups_of = record.num_groups_per_label.values()
     whole, *classes = set_lines(record.num_images_per_label, groups_of, record.num_groups)
     alone = ", every image its own (docs/datasets.md says how to name patients)"
@@ -210,7 +237,10 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     channels, height, width = record.shape[1:]
-    lines += [*classes, f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}"]
+    lines += [
+        *classes,
+        f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}",
+    ]
     lines += [*count_lines(converted=record.conversions), *doubt_lines(record)]
     if record.num_duplicates:
         twins = f"  equal to an earlier image: {record.num_duplicates:,}"

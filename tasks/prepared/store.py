@@ -2,11 +2,11 @@
 
 Layout of the folder::
 
-    zarr.json  images/  labels/  groups/  splits/     the arrays
-    complete.json                                     written last: record, every file's size and SHA-256
+    zarr.json  images/  labels/  groups/  splits/     the arrays complete.json
+    written last: record, every file's size and SHA-256
 
-A folder without a whole ``complete.json`` is not a prepared dataset, whatever else lies in it. Opening
-checks the marker's own hash and all file sizes; reading checks the crc32c of what is read;
+A folder without a whole ``complete.json`` is not a prepared dataset, whatever else lies in it.
+Opening checks the marker's own hash and all file sizes; reading checks the crc32c of what is read;
 :meth:`PreparedDataset.verify` checks every byte.
 """
 
@@ -38,11 +38,13 @@ CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """Rows of a sharded, uncompressed zarr array, read straight into place, every chunk's crc32c checked.
+    """Rows of a sharded, uncompressed zarr array, read straight into place, every chunk's crc32c
+    checked.
 
-    zarr itself reads the same files, at half the rate. The layout is the zarr 3 sharding codec's: raw chunks
-    of ``chunk_rows`` (also where the array ends before), each followed by its crc32c, then an index of
-    (offset, length) pairs with a crc32c of its own. ``folder`` is the array's ``c``.
+    zarr itself reads the same files, at half the rate. The layout is the zarr 3 sharding codec's:
+    raw chunks of ``chunk_rows`` (also where the array ends before), each followed by its crc32c,
+    then an index of (offset, length) pairs with a crc32c of its own. ``folder`` is the array's
+    ``c``.
     """
 
     folder: Path
@@ -53,7 +55,8 @@ class ShardedRows:
     shard_rows: int
 
     def read_rows(self, wanted: NDArray[np.int64] | range) -> NDArray[np.generic]:
-        """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied less.
+        """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied
+        less.
 
         Damage is a ValueError or an OSError, a row that is not there an IndexError.
         """
@@ -73,7 +76,9 @@ class ShardedRows:
                     if order is None:
                         before = ordered[done] - first
                         after = self.chunk_rows - before - (stop - done)
-                        self._read_chunk(file, entry, buffer[:before], rows[done:stop], buffer[:after])
+                        self._read_chunk(
+                            file, entry, buffer[:before], rows[done:stop], buffer[:after]
+                        )
                     else:
                         self._read_chunk(file, entry, buffer)
                         rows[order[done:stop]] = buffer[np.asarray(ordered[done:stop]) - first]
@@ -153,7 +158,9 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
         **checked,
     )
     for name, kind in (("labels", "int64"), ("groups", "int64"), ("splits", "int8")):
-        group.create_array(name, shape=(num_images,), dtype=kind, chunks=(max(1, num_images),), **checked)
+        group.create_array(
+            name, shape=(num_images,), dtype=kind, chunks=(max(1, num_images),), **checked
+        )
     return shard
 
 
@@ -173,7 +180,9 @@ def stamp_file(path: Path) -> tuple[int, str]:
 
 
 def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
-    """Write the completion marker, after everything else (``stamps``: its files) has reached the disk."""
+    """Write the completion marker, after everything else (``stamps``: its files) has reached the
+    disk.
+    """
     files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
     body = {"schema": STORE_SCHEMA, "record": record.model_dump(mode="json"), "files": files}
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
@@ -183,19 +192,27 @@ def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]
 
 
 class PreparedDataset:
-    """A whole prepared dataset, read lazily. Pickles as its path, so tasks reopen it where they run."""
+    """A whole prepared dataset, read lazily. Pickles as its path, so tasks reopen it where they
+    run.
+    """
 
-    def __init__(self, path: Path, record: PreparedRecord, files: dict[str, tuple[int, str]]) -> None:
+    def __init__(
+        self, path: Path, record: PreparedRecord, files: dict[str, tuple[int, str]]
+    ) -> None:
         self.path = path
         self.record = record
         self._files = files
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Open a prepared dataset; half written, damaged or of another schema is a CorruptStoreError."""
+        """Open a prepared dataset; half written, damaged or of another schema is a
+        CorruptStoreError.
+        """
         folder = Path(path)
         if not folder.exists():
-            raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
+            raise DataError(
+                "A prepared dataset must exist", f"no folder {folder.name}", "prepare it first"
+            )
         if not (folder / MARKER).is_file():
             rule = f"Prepared dataset {folder.name} must have its {MARKER}"
             raise CorruptStoreError(rule, "half written", REMAKE)
@@ -204,7 +221,9 @@ class PreparedDataset:
             is_whole, schema = body.pop("sha256") == fingerprint(body), body["schema"]
             if not is_whole or schema != STORE_SCHEMA:
                 what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
-                rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
+                rule = (
+                    f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
+                )
                 raise CorruptStoreError(f"{rule} and unchanged", what, REMAKE)
             files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
             record = PreparedRecord.model_validate(body["record"])
@@ -253,7 +272,9 @@ class PreparedDataset:
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """``(num_images,)`` int64 keyed hashes; equal for images that must stay on one side of a split."""
+        """``(num_images,)`` int64 keyed hashes; equal for images that must stay on one side of a
+        split.
+        """
         return self._array("groups").astype(np.int64)
 
     @cached_property
@@ -266,7 +287,8 @@ class PreparedDataset:
         return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
-        """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that order.
+        """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that
+        order.
 
         A wrong checksum is a CorruptStoreError that names the shard.
         """
@@ -278,7 +300,9 @@ class PreparedDataset:
             return self._images.read_rows(wanted)
 
     def verify(self) -> None:
-        """Check every byte of every file against the marker; one that differs is a CorruptStoreError."""
+        """Check every byte of every file against the marker; one that differs is a
+        CorruptStoreError.
+        """
         for name, (_, digest) in self._files.items():
             with (self.path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -295,7 +319,9 @@ class PreparedDataset:
     def _images(self) -> ShardedRows:
         array, dtype = self._group["images"], np.dtype(self.record.dtype).newbyteorder("<")
         folder = self.path / "images" / "c"
-        return ShardedRows(folder, self.num_rows, self.row_shape, dtype, array.chunks[0], array.shards[0])
+        return ShardedRows(
+            folder, self.num_rows, self.row_shape, dtype, array.chunks[0], array.shards[0]
+        )
 
     def _array(self, name: str) -> NDArray[np.generic]:
         everything = range(self.num_rows)

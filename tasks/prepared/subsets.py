@@ -1,15 +1,18 @@
-"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split, nested sizes.
+"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split,
+nested sizes.
 
-The faults of the released code, which ``docs/faults.md`` lists, change that choice where a spec switches them
-on. The pool of a training set of N images is then (N + test size) / 2 images of each class:
+The faults of the released code, which ``docs/faults.md`` lists, change that choice where a spec
+switches them on. The pool of a training set of N images is then (N + test size) / 2 images of each
+class:
 
 - ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice;
-- ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills first are
-  dropped from the list of labels but not from the array of images, so image i meets the label of another
-  image; the pool is then the first of each class, split by image;
-- ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list of all
-  files, so the images are the first files whatever the pair is;
-- ``test_set_depends_on_size`` (F7): pool and permutation depend on N, so every N has another test set;
+- ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills
+  first are dropped from the list of labels but not from the array of images, so image i meets the
+  label of another image; the pool is then the first of each class, split by image;
+- ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list
+  of all files, so the images are the first files whatever the pair is;
+- ``test_set_depends_on_size`` (F7): pool and permutation depend on N, so every N has another test
+set;
 - ``image_level_split`` (F5): groups are ignored.
 """
 
@@ -32,9 +35,11 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import number_groups, occurrence, quotas_of
 
 FILE_LISTS = ("imagenet",)
-"""Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of F3)."""
+"""Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of
+F3)."""
 TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if needed."""
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if
+needed."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ class TrialData:
     """The arrays of one subset, shared read-only by all trials and measures of that subset.
 
     Attributes:
-        train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0, 255], in
-            nested order: the training set of size N is the first N rows.
+        train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0,
+            255], in nested order: the training set of size N is the first N rows.
         train_labels: ``(num_train,)`` int64 in ``range(num_classes)``.
         test_images: ``(test_size, channels, height, width)``, same range.
         data_fingerprint: fingerprint of the prepared dataset they come from.
         shared_group_share: share of test images whose group is also in training; 0 without faults.
-        test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None where that
-            is not known.
+        test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None
+            where that is not known.
     """
 
     train_images: NDArray[np.generic]
@@ -67,8 +72,9 @@ class Subset:
     """Rows of a prepared dataset to train and test on.
 
     Attributes:
-        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Any prefix is
-            balanced: equal classes up to one image, or proportional for a whole set of more than two classes.
+        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Any
+            prefix is balanced: equal classes up to one image, or proportional for a whole set of
+            more than two classes.
         train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         class_names: Spelling of each class for messages: its index in the prepared dataset.
@@ -93,7 +99,9 @@ class Subset:
 
     def class_counts(self, train_size: int) -> tuple[int, ...]:
         """Images of each class among the first ``train_size``."""
-        return tuple(np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist())
+        return tuple(
+            np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist()
+        )
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
         """Read the test images and the first ``train_size`` training images."""
@@ -111,7 +119,9 @@ class Subset:
 
 
 class _Task(NamedTuple):
-    """Rows of a task's classes in the prepared dataset, their labels; and groups and splits of all images."""
+    """Rows of a task's classes in the prepared dataset, their labels; and groups and splits of all
+    images.
+    """
 
     rows: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -131,11 +141,12 @@ def make_subset(
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
-    The order is a function of ``labels``, who shares a group, and ``spec``; never of which train sizes are
-    used. ``labels``, ``groups`` and ``splits`` are as those of :class:`PreparedDataset`; the values of ids do
-    not matter. ``max_train_size`` is the largest train size that will be asked for, to refuse it here. It
-    changes nothing else, unless faults of the released code are on that make the choice depend on it; those
-    subsets have to be made anew for every train size. Too few images, of a class or in all, are a DataError.
+    The order is a function of ``labels``, who shares a group, and ``spec``; never of which train
+    sizes are used. ``labels``, ``groups`` and ``splits`` are as those of :class:`PreparedDataset`;
+    the values of ids do not matter. ``max_train_size`` is the largest train size that will be asked
+    for, to refuse it here. It changes nothing else, unless faults of the released code are on that
+    make the choice depend on it; those subsets have to be made anew for every train size. Too few
+    images, of a class or in all, are a DataError.
     """
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
@@ -147,7 +158,9 @@ def make_subset(
     lookup = {label: index for index, label in enumerate(classes)}
     targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
     names = tuple(label_names[label] if label_names else str(label) for label in classes)
-    task = _Task(rows, targets, names, groups, np.zeros(len(labels), np.int8) if splits is None else splits)
+    task = _Task(
+        rows, targets, names, groups, np.zeros(len(labels), np.int8) if splits is None else splits
+    )
     if spec.prepared.faults:
         subset = _faulty_subset(task, spec, max_train_size)
     else:
@@ -159,7 +172,11 @@ def make_subset(
     if max_train_size is not None and max_train_size > largest:
         per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
         raise DataError(
-            f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} test images",
+            (
+                f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} "
+                "test "
+                "images"
+            ),
             f"at most {largest} (class: images {per_class})",
             f"lower train_sizes to at most {largest}, or lower test_size"
             if largest > 1
@@ -178,7 +195,9 @@ def _split(
 ) -> Subset:
     """Split the images of a task by ``groups``; ``rng`` None takes them in stored order (F6)."""
     targets, members, given = task.targets, number_groups(groups), task.splits[task.rows]
-    quotas = quotas_of(np.bincount(targets, minlength=len(task.names)), spec.test_size, balanced=balanced)
+    quotas = quotas_of(
+        np.bincount(targets, minlength=len(task.names)), spec.test_size, balanced=balanced
+    )
     test = choose_test(targets, members, quotas, given, rng, task.names)
     free = ~np.isin(members, members[test]) & (given != 2)
     train = stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
@@ -192,10 +211,14 @@ def _subset(task: _Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> S
 
 
 def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Subset:
-    """Split with the faults of the released code that the spec switches on; see the top of this module."""
+    """Split with the faults of the released code that the spec switches on; see the top of this
+    module.
+    """
     faults, name = set(spec.prepared.faults), spec.prepared.dataset
     by_size = "test_set_depends_on_size" in faults
-    in_memory = name not in FILE_LISTS and (name not in DATASETS or DATASETS[name].domain == "natural")
+    in_memory = name not in FILE_LISTS and (
+        name not in DATASETS or DATASETS[name].domain == "natural"
+    )
     misaligned = "misaligned_labels" in faults and in_memory
     pooled = misaligned or ("fixed_imagenet_files" in faults and name in FILE_LISTS)
     if (pooled or by_size) and train_size is None:
@@ -234,11 +257,12 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
 def split_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> Subset:
-    """Split the first ``train_size`` training images of a subset by groups, for a learning-rate search.
+    """Split the first ``train_size`` training images of a subset by groups, for a learning-rate
+    search.
 
-    The held-out side, ``test_rows``, is the validation images: whole groups of the training images, and never
-    a test image of ``spec``. A DataError where a class has too few groups to be on both sides, or faults of
-    the released code are on, which let test groups be trained on.
+    The held-out side, ``test_rows``, is the validation images: whole groups of the training images,
+    and never a test image of ``spec``. A DataError where a class has too few groups to be on both
+    sides, or faults of the released code are on, which let test groups be trained on.
     """
     where = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
     if spec.prepared.faults:
@@ -258,22 +282,30 @@ def split_validation(
         "A class needs enough groups among the training images for a validation split",
         f"{where}: "
         + "; ".join(
-            f"class {name}: {plural(of, 'group')}, {plural(int(count), 'image')}" for name, of, count in found
+            f"class {name}: {plural(of, 'group')}, {plural(int(count), 'image')}"
+            for name, of, count in found
         ),
-        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the search",
+        (
+            "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
+            "search"
+        ),
     )
     if min(groups_of) < 2:
         raise too_few
     size = max(round(validation.share * len(targets)), num_classes)
     quotas = np.maximum(quotas_of(counts, size, balanced=balanced), 1)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
-    chosen = choose_test(targets, members, quotas, np.zeros(len(rows), np.int8), rng, subset.class_names)
+    chosen = choose_test(
+        targets, members, quotas, np.zeros(len(rows), np.int8), rng, subset.class_names
+    )
     free = np.flatnonzero(~np.isin(members, members[chosen]))
     if np.bincount(targets[free], minlength=num_classes).min() < 2:
         raise too_few
     train = stratified_order(targets, free, None, balanced=balanced)
     sides = {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows}
-    for first, second in itertools.combinations(sides, 2):  # spelt out, so that python -O checks it too
+    for first, second in itertools.combinations(
+        sides, 2
+    ):  # spelt out, so that python -O checks it too
         if np.isin(groups[sides[first]], groups[sides[second]]).any():
             raise AssertionError(f"a group is on the {first} and the {second} side of a search")
     return Subset(rows[train], targets[train], rows[chosen], targets[chosen], subset.class_names)
@@ -295,10 +327,11 @@ def choose_test(
     rng: np.random.Generator | None,
     names: tuple[str, ...],
 ) -> NDArray[np.int64]:
-    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas are met.
+    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas
+    are met.
 
-    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups (volumes) do
-    not make the whole test set. Groups that give no image stay free for training.
+    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups
+    (volumes) do not make the whole test set. Groups that give no image stay free for training.
     """
     fixed = bool((given == 2).any())
     allowed = given == 2 if fixed else given != 1
@@ -310,7 +343,10 @@ def choose_test(
     order = order[np.argsort(position[members[order]], kind="stable")]
     order = order[allowed[order]]
     spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
-    more = "; those given for training, and their groups, are not tested on: name others test, or no split"
+    more = (
+        "; those given for training, and their groups, are not tested on: name others test, or "
+        "no split"
+    )
     more = more if (given == 1).any() else ""
     chosen = []
     for label, quota in enumerate(quotas):
@@ -330,7 +366,11 @@ def choose_test(
 
 
 def stratified_order(
-    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator | None, *, balanced: bool
+    targets: NDArray[np.int64],
+    free: NDArray[np.int64],
+    rng: np.random.Generator | None,
+    *,
+    balanced: bool,
 ) -> NDArray[np.int64]:
     """Interleave the shuffled classes so that every prefix has them in proportion.
 

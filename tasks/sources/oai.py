@@ -1,15 +1,17 @@
 """OAI baseline knees: both knees of a radiograph, cropped 13.4 cm around the joint.
 
-Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (releases ``0.C.2`` and
-``0.E.1`` hold half of the baseline each; the released code read ``0.E.1`` only), and its S3 form, one
-``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public readers quote them). Tables: grades in
-``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's ``contents.csv``.
+Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (releases ``0.C.2``
+and ``0.E.1`` hold half of the baseline each; the released code read ``0.E.1`` only), and its S3
+form, one ``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public readers quote them).
+Tables: grades in ``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's
+``contents.csv``.
 
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
 ``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
 
-The study's detector is not available: a knee comes from ``crops/<ID>_<R|L>.png``, else ``knee_centers.csv``
-(row and column in pixels of the file), else :func:`find_centers`, and the record counts each way.
+The study's detector is not available: a knee comes from ``crops/<ID>_<R|L>.png``, else
+``knee_centers.csv`` (row and column in pixels of the file), else :func:`find_centers`, and the
+record counts each way.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
 VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
-"""Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m`` ..."""
+"""Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m``
+..."""
 RELEASED_SERIES = "0.E.1"
 WANTED = "fixed flexion knee"
 OTHER_VIEW = "another view or body part"
@@ -56,12 +59,18 @@ Descriptions = Mapping[tuple[str, str], str]
 
 
 def list_oai(request: RawRequest) -> Listing:
-    """Return one item per ready crop, then one per radiograph with a grade, in the order of their names."""
+    """Return one item per ready crop, then one per radiograph with a grade, in the order of their
+    names.
+    """
     tree = RawTree(request)
     if tree.archives and request.root().is_dir():
-        # Series that contents.csv calls something else stay shut. Of the archives beside unpacked radiographs
-        # only those of single series are opened: a series that is still packed is a patient more.
-        described, table = read_descriptions(tree, request), find_table(tree, request, GRADES, GRADE_COLUMNS)
+        # Series that contents.csv calls something else stay shut. Of the archives beside unpacked
+        # radiographs only those of single series are opened: a series that is still packed is a
+        # patient more.
+        described, table = (
+            read_descriptions(tree, request),
+            find_table(tree, request, GRADES, GRADE_COLUMNS),
+        )
         is_whole = table is not None and any(map(RADIOGRAPH.search, tree))
 
         def wanted(name: str) -> bool:
@@ -93,7 +102,9 @@ def list_oai(request: RawRequest) -> Listing:
         for side in ("R", "L"):
             details += [grades.get((patient, side)), *centers.get((patient, side), (None, None))]
         items.append(Item(locator, None, patient, details=tuple(details)))
-    excluded["graded knee without a radiograph"] = sum(patient not in radiographs for patient, _ in grades)
+    excluded["graded knee without a radiograph"] = sum(
+        patient not in radiographs for patient, _ in grades
+    )
     return Listing(
         items,
         request.dataset.label_names,
@@ -150,7 +161,9 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
         locator = tree.locator(name)
         if set(map(column_key, CONTENTS)) <= set(header_of(locator, request)):
             for row in read_table(locator, request, CONTENTS):
-                patient, barcode = (row[column].removesuffix(".0") for column in ("ParticipantID", "Barcode"))
+                patient, barcode = (
+                    row[column].removesuffix(".0") for column in ("ParticipantID", "Barcode")
+                )
                 found[patient, barcode.lstrip("0")] = row["SeriesDescription"]
     return found
 
@@ -158,7 +171,9 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
 def read_centers(
     tree: RawTree, sides_of: Mapping[str, tuple[int, int]], request: RawRequest
 ) -> dict[Knee, tuple[float, float]]:
-    """Return (patient, side) -> (row, column) of ``knee_centers.csv``; a DataError names wrong rows."""
+    """Return (patient, side) -> (row, column) of ``knee_centers.csv``; a DataError names wrong
+    rows.
+    """
     centers: dict[Knee, tuple[float, float]] = {}
     wrong: list[int] = []
     for name in find_named(tree, CENTERS)[:1]:
@@ -177,7 +192,10 @@ def read_centers(
                 centers[patient, side] = place
     if wrong:
         raise request.error(
-            f"{CENTERS} must give side R or L, and a row and column inside the image, once per knee",
+            (
+                f"{CENTERS} must give side R or L, and a row and column inside the image, once per "
+                "knee"
+            ),
             f"{len(wrong)} other rows: {first_of(map(str, wrong), MAX_TOLD_ROWS)}",
             "the header is row 1, and no row blank; pixels are those of the DICOM file",
         )
@@ -191,7 +209,9 @@ def _is_wanted(description: str) -> bool:
 def _radiographs(
     tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
 ) -> dict[str, tuple[str, Header]]:
-    """Return locator and header of each patient's first fixed-flexion radiograph; count the others."""
+    """Return locator and header of each patient's first fixed-flexion radiograph; count the
+    others.
+    """
     described, base = read_descriptions(tree, request), request.base()
     released = request.spec.data_mode == "as_released"
     found: dict[str, tuple[str, Header]] = {}
@@ -202,7 +222,9 @@ def _radiographs(
             continue
         parts = locator.split("/")
         if any(visit[1].strip("0") for part in parts if (visit := VISIT.fullmatch(part))):
-            excluded["radiograph of a later visit"] += 1  # the baseline's grades are not of these knees
+            excluded["radiograph of a later visit"] += (
+                1  # the baseline's grades are not of these knees
+            )
             continue
         if released and RELEASED_SERIES not in parts:
             continue
@@ -271,11 +293,13 @@ def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
 
 
 def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return (row, column) of the left and the right knee of a bilateral radiograph, by image content.
+    """Return (row, column) of the left and the right knee of a bilateral radiograph, by image
+    content.
 
-    In each half: the column is the middle of the leg, the centre of mass of the columns' brightness above its
-    median; the row is where brightness changes most from row to row near that column, in the middle half of
-    the height: the joint's bony edges. A rule of thumb, made on drawn legs; check crops before relying on it.
+    In each half: the column is the middle of the leg, the centre of mass of the columns' brightness
+    above its median; the row is where brightness changes most from row to row near that column, in
+    the middle half of the height: the joint's bony edges. A rule of thumb, made on drawn legs;
+    check crops before relying on it.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -289,7 +313,9 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[
         column = float((weight * np.arange(len(weight))).sum() / weight.sum())
         reach = max(2, width // 12)
         band = half[:, max(0, int(column) - reach) : int(column) + reach]
-        change = gaussian_filter1d(np.abs(np.diff(band, axis=0)).mean(axis=1), max(1.0, height / 60))
+        change = gaussian_filter1d(
+            np.abs(np.diff(band, axis=0)).mean(axis=1), max(1.0, height / 60)
+        )
         quarter = height // 4
         row = quarter + int(np.argmax(change[quarter : height - quarter]))
         centers.append((float(row), start + column))

@@ -29,9 +29,9 @@ def download(
 ) -> Source:
     """Return the source of a download, with its archives when a part of it is not unpacked.
 
-    Archives left beside a whole one stay shut. ``list_tree`` tells what is not there by :func:`not_there` or
-    items skipped as ``FILE_MISSING``; ``read`` makes samples of the bytes of an item's file; ``wanted`` says
-    which archives to look into.
+    Archives left beside a whole one stay shut. ``list_tree`` tells what is not there by
+    :func:`not_there` or items skipped as ``FILE_MISSING``; ``read`` makes samples of the bytes of
+    an item's file; ``wanted`` says which archives to look into.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -62,13 +62,21 @@ def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
     """Return the error for something that is neither unpacked nor in an archive."""
-    found = f"it is not there, nor in {len(tree.archives)} archives" if tree.archives else "it is not there"
+    found = (
+        f"it is not there, nor in {len(tree.archives)} archives"
+        if tree.archives
+        else "it is not there"
+    )
     rule = f"{request.dataset.name} needs {what}"
     return NotThereError(rule, found, f"expected: {request.dataset.raw_layout}")
 
 
-def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest) -> dict[str, int]:
-    """Return how many rows repeat another's image, as a reason; two labels for one are a DataError."""
+def repeated_rows(
+    name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest
+) -> dict[str, int]:
+    """Return how many rows repeat another's image, as a reason; two labels for one are a
+    DataError.
+    """
     first: dict[str, int | None] = {}
     unlike, repeats = set[str](), 0
     for image, label in labels:
@@ -77,7 +85,9 @@ def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: 
             unlike.add(image)
     if unlike:
         rule = f"{name} must give an image one label"
-        raise request.error(rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again")
+        raise request.error(
+            rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again"
+        )
     return {"repeated row": repeats}
 
 
@@ -89,12 +99,19 @@ def find_named(tree: RawTree, file: str) -> list[str]:
 
 
 def find_table(
-    tree: RawTree, request: RawRequest, stem: str, columns: Sequence[str], *, only_named: bool = False
+    tree: RawTree,
+    request: RawRequest,
+    stem: str,
+    columns: Sequence[str],
+    *,
+    only_named: bool = False,
 ) -> str | None:
-    """Return the locator of the table with these columns, whatever it is called; one called ``stem`` first.
+    """Return the locator of the table with these columns, whatever it is called; one called
+    ``stem`` first.
 
-    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right one, unless
-    other tables of the download have them, too (``only_named``). Several that differ are a DataError.
+    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right
+    one, unless other tables of the download have them, too (``only_named``). Several that differ
+    are a DataError.
     """
     wanted = set(map(column_key, columns))
     near: list[str] = []
@@ -102,7 +119,9 @@ def find_table(
     for name in tree:
         path = PurePosixPath(name)
         if path.suffix.lower() in TABLE_ENDINGS and name.count("/") <= MAX_TABLE_DEPTH:
-            (near if column_key(path.stem).startswith(column_key(stem)) else far).append(tree.locator(name))
+            (near if column_key(path.stem).startswith(column_key(stem)) else far).append(
+                tree.locator(name)
+            )
     for locators in (near,) if only_named else (near, far):
         found = [locator for locator in locators if wanted <= set(header_of(locator, request))]
         lines = [read_lines(locator, request).rows for locator in found] if len(found) > 1 else []

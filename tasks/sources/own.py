@@ -1,8 +1,9 @@
 """What own data say of their images: one set of rules for every kind.
 
-A kind (table, arrays, tars, folders) finds rows and what is written of each; here written labels become
-classes, ids become groups, words become splits, and what cannot be meant is refused with the rows it stands
-in. No kind has a rule of its own for any of these. A class has one spelling, and never a word for "missing".
+A kind (table, arrays, tars, folders) finds rows and what is written of each; here written labels
+become classes, ids become groups, words become splits, and what cannot be meant is refused with the
+rows it stands in. No kind has a rule of its own for any of these. A class has one spelling, and
+never a word for "missing".
 """
 
 from __future__ import annotations
@@ -24,12 +25,25 @@ import numpy as np
 from tasks.sources.base import Item, Listing, RawRequest, Split, first_of
 from tasks.sources.tables import COLUMNS, SEVERAL, column_key
 
-MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"})
+MISSING = frozenset(
+    {"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"}
+)
 MISSING |= {"inf", "-inf", "+inf"}
 MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
 """What spreadsheets, pandas, R, SAS and ARFF write where there is nothing, in lower case."""
-UNKNOWN = frozenset({"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"})
-UNKNOWN |= {"not available", "not known", "tbd", "todo", "uncertain", "unsure", "undetermined", "undefined"}
+UNKNOWN = frozenset(
+    {"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"}
+)
+UNKNOWN |= {
+    "not available",
+    "not known",
+    "tbd",
+    "todo",
+    "uncertain",
+    "unsure",
+    "undetermined",
+    "undefined",
+}
 UNKNOWN |= {"ignore", "ignored", "not applicable", "n.a.", "no label"}
 """Words that may name a class, and mostly say that there is none, in lower case."""
 NOBODY = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
@@ -60,7 +74,8 @@ SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("val", "valid", "validation")),
 }
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason to count: training has its own fixed test set, and a validation split is drawn when tuning."""
+"""Reason to count: training has its own fixed test set, and a validation split is drawn when
+tuning."""
 
 
 def is_missing(cell: str) -> bool:
@@ -77,7 +92,8 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def split_of(word: str) -> Split | None:
-    """Return the split that a word means: ``train``, ``test``, None for validation, empty for no split.
+    """Return the split that a word means: ``train``, ``test``, None for validation, empty for no
+    split.
 
     Hugging Face's hub calls the folder of a large split's first files ``partial-train``.
     """
@@ -87,8 +103,8 @@ def split_of(word: str) -> Split | None:
 def split_of_file(name: str, request: RawRequest) -> Split | None:
     """Return the split that a word of a file's name, or else a folder above it, means; one at most.
 
-    ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it; a file given
-    alone says none, whatever it is called.
+    ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it; a file
+    given alone says none, whatever it is called.
     """
     if request.root().is_file():
         return ""
@@ -97,7 +113,9 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
         meant = {split_of(word) for word in words} - {""}
         if len(meant) > 1:
             rule = "a file's name must say one split"
-            raise request.error(rule, request.hashed(name), "rename it: train-..., test-... or val-...")
+            raise request.error(
+                rule, request.hashed(name), "rename it: train-..., test-... or val-..."
+            )
         if meant:
             return meant.pop()
     return ""
@@ -115,7 +133,9 @@ Cells = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of the columns is what: our name -> theirs; those of labels, one or one a class; what to tell."""
+    """Which of the columns is what: our name -> theirs; those of labels, one or one a class; what
+    to tell.
+    """
 
     of: dict[str, str]
     labels: tuple[str, ...]
@@ -123,7 +143,9 @@ class Columns:
 
     def cells(self, found: Cells, request: RawRequest, row: Callable[[int], str]) -> Cells:
         """Return columns by our names, labels of the classes too; ``row`` is what one is called."""
-        own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
+        own = {
+            ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found
+        }
         labels = {name: found[name] for name in self.labels}
         label = one_hot(labels, request, row) if len(labels) > 1 else labels[self.labels[0]]
         return own | {"label": label}
@@ -137,10 +159,12 @@ def find_columns(
     more: Sequence[str] = (),
     known: dict[str, str] | None = None,
 ) -> Columns:
-    """Return which columns are the ``wanted`` ones of :data:`COLUMNS`, and traits; ``more`` are read, too.
+    """Return which columns are the ``wanted`` ones of :data:`COLUMNS`, and traits; ``more`` are
+    read, too.
 
-    ``label_columns`` of the request go before all names, and so do those ``known`` to the kind (our name ->
-    theirs). Where several columns could be one, which is meant is not for us to guess: a DataError.
+    ``label_columns`` of the request go before all names, and so do those ``known`` to the kind (our
+    name -> theirs). Where several columns could be one, which is meant is not for us to guess: a
+    DataError.
     """
     given = request.dataset.label_columns
     by_key = {column_key(name): name for name in reversed(header)}
@@ -159,7 +183,9 @@ def find_columns(
             plural = column_key(own) == f"{ours}s"
             flags += [] if plural else [f"column {own} read as {ours}"]
         if own is not None:
-            flags += [f"column {other} not used, since there is {ours}" for other in near if other != own]
+            flags += [
+                f"column {other} not used, since there is {ours}" for other in near if other != own
+            ]
             of[ours] = own
     of |= {trait: by_key[trait] for trait in TRAITS if trait in by_key}
     labels = given or ((of["label"],) if "label" in of else ())
@@ -172,14 +198,22 @@ def find_columns(
 
 
 def one_hot(cells: Cells, request: RawRequest, name: Callable[[int], str]) -> list[str]:
-    """Return the label of every row from columns of 0 and 1, one a class; other rows are a DataError."""
+    """Return the label of every row from columns of 0 and 1, one a class; other rows are a
+    DataError.
+    """
     found = []
     wrong: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(zip(*cells.values(), strict=True)):
         values = [ONE_HOT.get(cell.strip().casefold()) for cell in row]
         chosen = [label for label, value in zip(cells, values, strict=True) if value]
         if None in values or len(chosen) != 1:
-            what = "with other cells" if None in values else "of several classes" if chosen else "of no class"
+            what = (
+                "with other cells"
+                if None in values
+                else "of several classes"
+                if chosen
+                else "of no class"
+            )
             wrong[what].append(number)
         found += chosen[:1]
     if wrong:
@@ -192,7 +226,9 @@ def one_hot(cells: Cells, request: RawRequest, name: Callable[[int], str]) -> li
 
 
 def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
-    """Return columns of several files, blank where one has none, and row -> number of its file, row there."""
+    """Return columns of several files, blank where one has none, and row -> number of its file, row
+    there.
+    """
     sizes = [len(part["label"]) for part in parts]
     ends = [0, *itertools.accumulate(sizes)]
     cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
@@ -212,7 +248,8 @@ class Rows:
     """What is written of images, one entry each.
 
     Attributes:
-        cells: Columns label and, where they are, group, split and those that must not tell the label.
+        cells: Columns label and, where they are, group, split and those that must not tell the
+            label.
         locator: Where a row's image is.
         name: What a row is called in messages; no id and no file name.
         counting: How the numbers of a row's file are counted; empty where rows are no numbers.
@@ -261,9 +298,9 @@ def own_listing(
 ) -> Listing:
     """Return one item per row that is in no validation split; what cannot be meant is a DataError.
 
-    ``names`` are those of the labels 0, 1, ... where the data give them; ``order`` sorts the classes;
-    ``flags`` name what the kind doubts about all rows, ``counts`` what about some; ``excluded`` is what it
-    left out, by reason; ``known`` are other fields of the listing.
+    ``names`` are those of the labels 0, 1, ... where the data give them; ``order`` sorts the
+    classes; ``flags`` name what the kind doubts about all rows, ``counts`` what about some;
+    ``excluded`` is what it left out, by reason; ``known`` are other fields of the listing.
     """
     labels, sides = class_labels(rows, request, names), _sides(rows, request)
     _check_groups(rows, request)
@@ -284,7 +321,12 @@ def own_listing(
         told["row without a split: used for training or testing"] = free
     left = left_out[VALIDATION_LEFT_OUT]
     if left and set(sides) - {None} == {"train"}:
-        told["no test split beside train and val: call the validation split test, or give train alone"] = left
+        told[
+            (
+                "no test split beside train and val: call the validation split test, or give train "
+                "alone"
+            )
+        ] = left
     mapping = dict(request.dataset.label_map)
     absent = [name for name in names if mapping.get(name, name) not in index]
     told |= {f"class without an image: {name}": 1 for name in absent[:MAX_NAMED]}
@@ -316,7 +358,9 @@ class RowItems(Sequence[Item]):
         return Item(rows.locator(row), int(self.codes[index]), *known)
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Travel as a plain list: a block must not carry the columns of all the others to its task."""
+        """Travel as a plain list: a block must not carry the columns of all the others to its
+        task.
+        """
         return list, (list(self),)
 
 
@@ -341,16 +385,24 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     known = {cell.strip() for cell in (*classes, *names)}
     if unused := sorted(mapping.keys() - known):
         found = f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}"
-        raise request.error("label_map must name labels as they are written", found, "mend or drop it")
+        raise request.error(
+            "label_map must name labels as they are written", found, "mend or drop it"
+        )
     if SEVERAL in classes and SEVERAL not in mapping:
         rule = "a row must have one label, as text or number"
         found = f"several labels, or bytes, in {rows.with_labels({SEVERAL})}"
         raise request.error(rule, found, "write one class per image")
-    if absent := {cell for cell, label in classes.items() if is_missing(label) and label not in meant}:
+    if absent := {
+        cell for cell, label in classes.items() if is_missing(label) and label not in meant
+    }:
         raise request.error(
             "every row needs a label",
             f"blank in {rows.with_labels(absent)}",
-            "give them a class or take them out; blank, NaN and NA are classes only if label_map says so",
+            (
+                "give them a class or take them out; blank, NaN and NA are classes only if "
+                "label_map "
+                "says so"
+            ),
         )
     check_spellings(set(classes.values()), request)
     return [classes[cell] for cell in written]
@@ -364,8 +416,12 @@ def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
         return given
     if bad := [row for row, cell in enumerate(cells) if cell.strip() and split_of(cell) == ""]:
         known = ", ".join(SPLITS)
-        raise request.error(f"split must be one of {known} or blank", f"other cells in {rows.named(bad)}")
-    sides = [split_of(cell) if cell.strip() else side for cell, side in zip(cells, given, strict=True)]
+        raise request.error(
+            f"split must be one of {known} or blank", f"other cells in {rows.named(bad)}"
+        )
+    sides = [
+        split_of(cell) if cell.strip() else side for cell, side in zip(cells, given, strict=True)
+    ]
     if unlike := [row for row, side in enumerate(given) if side not in ("", sides[row])]:
         rule = "the column split must say what the folder or file says"
         found = f"another split in {rows.named(unlike)}"
@@ -374,24 +430,34 @@ def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
 
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that ids in a column are whole and tell patients apart: a shared "nan" is no patient."""
+    """Check that ids in a column are whole and tell patients apart: a shared "nan" is no
+    patient.
+    """
     groups = rows.cells.get("group", ())
     if not groups:
         return
     nobody = NOBODY | {SEVERAL}
     if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
         found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
-        way_out = "give them a patient, or drop them or the column; one who is called so needs another id"
+        way_out = (
+            "give them a patient, or drop them or the column; one who is called so needs another id"
+        )
         raise request.error("every row needs a group when there is such a column", found, way_out)
     counts = Counter(groups)
     top, count = counts.most_common(1)[0]
     if len(counts) < 2 or (top.casefold() in PLACEHOLDERS and 2 * count > len(groups)):
         rule = "group ids must tell patients apart, or no patient-level split exists"
-        raise request.error(rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column")
+        raise request.error(
+            rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column"
+        )
 
 
-def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None], request: RawRequest) -> None:
-    """Check that no group is in training and test, and that no two differ only as :func:`plain_id` says."""
+def _check_group_sides(
+    rows: Rows, kept: Numbers, sides: Sequence[Split | None], request: RawRequest
+) -> None:
+    """Check that no group is in training and test, and that no two differ only as :func:`plain_id`
+    says.
+    """
     first: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in kept.tolist():
@@ -399,7 +465,9 @@ def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None],
         if group and sides[row] not in first[group]:
             first[group][sides[row]] = row
             spellings[plain_id(group)].setdefault(group, row)
-    if doubtful := [row for alike in spellings.values() if len(alike) > 1 for row in alike.values()]:
+    if doubtful := [
+        row for alike in spellings.values() if len(alike) > 1 for row in alike.values()
+    ]:
         rule = "every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
         raise request.error(rule, rows.named(doubtful), "spell one patient's ids alike")
     if both := [places for places in first.values() if {"train", "test"} <= places.keys()]:
@@ -412,13 +480,16 @@ def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None],
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
-    Letter case, blanks, hyphens and underscores between words, quotes, Unicode forms (NFKC) and ways to write
-    a number, a truth value, positive or negative make no other class. A list of other classes is none. A word
-    for "unknown" is asked about. What ``label_map`` says is meant so. What cannot be printed could not be
-    told apart, and could drive a terminal. Each is a DataError with the spellings; class names may be shown.
+    Letter case, blanks, hyphens and underscores between words, quotes, Unicode forms (NFKC) and
+    ways to write a number, a truth value, positive or negative make no other class. A list of other
+    classes is none. A word for "unknown" is asked about. What ``label_map`` says is meant so. What
+    cannot be printed could not be told apart, and could drive a terminal. Each is a DataError with
+    the spellings; class names may be shown.
     """
     found = set(names)
-    odd = sorted(one for one in found if not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH)
+    odd = sorted(
+        one for one in found if not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH
+    )
     if odd:
         rule = f"class names must be printable, not blank, {MAX_LENGTH} letters at most"
         shown = f"{len(odd)}, first {odd[0][:MAX_LENGTH]!a}"
@@ -429,13 +500,16 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         raise request.error(
             "a word for unknown must be a class on purpose",
             ", ".join(map(repr, unknown)),
-            f"take those images out, or keep it with --label-map {quote(f'{unknown[0]}={unknown[0]}')} "
+            "take those images out, or keep it with --label-map "
+            f"{quote(f'{unknown[0]}={unknown[0]}')} "
             "or label_map",
         )
     # Mass|Nodule beside Mass and Nodule.
     parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}
     parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
-    if lists := sorted(one for one, several in parts.items() if len(several) > 1 and found >= {*several}):
+    if lists := sorted(
+        one for one, several in parts.items() if len(several) > 1 and found >= {*several}
+    ):
         rule = "a label must be one class, not a list of them"
         found_lists = f"{len(lists)}: {first_of(map(repr, lists))}"
         raise request.error(rule, found_lists, f"take those images out, or {MEANT}")
@@ -444,15 +518,21 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     for one in found:
         whole = INITIALS.get(one.strip().casefold())
         spellings[_key(whole if whole and whole in words else one)].add(one)
-    doubtful = [" / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1]
+    doubtful = [
+        " / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1
+    ]
     if doubtful:
         rule = "every class must be spelt one way"
         raise request.error(rule, first_of(doubtful), f"spell them alike, or {MEANT}")
 
 
 def _check_numbers(found: set[str], request: RawRequest) -> None:
-    """Check that labels which are all numbers are class numbers: no measurements, no codes for unknown."""
-    plain = {one.strip().replace("\u2212", "-").replace(",", ".") for one in found}  # as Word writes minus
+    """Check that labels which are all numbers are class numbers: no measurements, no codes for
+    unknown.
+    """
+    plain = {
+        one.strip().replace("\u2212", "-").replace(",", ".") for one in found
+    }  # as Word writes minus
     if not plain or not all(re.fullmatch(r"[-+]?\d+([.]\d+)?", one, re.ASCII) for one in plain):
         return
     numbers = sorted(map(Decimal, plain))
@@ -467,7 +547,9 @@ def _check_numbers(found: set[str], request: RawRequest) -> None:
         rule, code = "labels must not hold a code for unknown", numbers[-1]
     else:
         return
-    way_out = f"take those images out, or say what they mean with --label-map={code}=NAME or label_map"
+    way_out = (
+        f"take those images out, or say what they mean with --label-map={code}=NAME or label_map"
+    )
     raise request.error(rule, f"{code}, which often means unknown", way_out)
 
 

@@ -1,6 +1,8 @@
-"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb.
+"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a
+bomb.
 
-Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255] throughout.
+Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255]
+throughout.
 """
 
 from __future__ import annotations
@@ -22,12 +24,35 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".pgm",
+    ".ppm",
+)
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, where it warns; here it is an error."""
 MAX_DECODED_BYTES = 256 << 20
 """What a decoded image may take: that many pixels of RGB, fewer with alpha or 32 bits."""
-BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "RGB": 3, "YCbCr": 3}
+BYTES_PER_PIXEL = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "LA": 2,
+    "PA": 2,
+    "I;16": 2,
+    "I;16B": 2,
+    "RGB": 3,
+    "YCbCr": 3,
+}
 """By Pillow's mode; all others take up to four. 1-bit images are one byte once converted."""
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
@@ -47,9 +72,10 @@ def is_image_name(name: str) -> bool:
 def decode_image(body: bytes) -> Sample:
     """Decode the bytes of an image file to uint8 grey or RGB.
 
-    Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF orientation is
-    applied, more than 8 bits are scaled by the image's own maximum (the study's rule); each is recorded. What
-    is no image, damaged, too large, too small, animated or not finite is a SkipItem.
+    Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF
+    orientation is applied, more than 8 bits are scaled by the image's own maximum (the study's
+    rule); each is recorded. What is no image, damaged, too large, too small, animated or not finite
+    is a SkipItem.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -58,7 +84,9 @@ def decode_image(body: bytes) -> Sample:
         raise SetupError("Pillow must refuse truncated images", found, "a library switched it on")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # odd EXIF or palette data: the decoder decides
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # odd EXIF or palette data: the decoder decides
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
                 _check_size(image)
@@ -67,7 +95,16 @@ def decode_image(body: bytes) -> Sample:
             raise SkipItem("not an image") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise SkipItem("too many pixels") from None
-        except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, OverflowError):
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            TypeError,
+            KeyError,
+            IndexError,
+            OverflowError,
+        ):
             # Pillow's decoders raise any of these on damaged files.
             raise SkipItem("damaged image") from None
 
@@ -78,11 +115,16 @@ def _check_size(image: Image) -> None:
     # A tile is decoded whole, however small the image is.
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     tile_pixels = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
-    if width * height > MAX_PIXELS or max(width * height, tile_pixels) * width_bytes > MAX_DECODED_BYTES:
+    if (
+        width * height > MAX_PIXELS
+        or max(width * height, tile_pixels) * width_bytes > MAX_DECODED_BYTES
+    ):
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
-    if image.format == "MPO":  # a phone's JPEG with a preview behind it: the first picture is the photograph
+    if (
+        image.format == "MPO"
+    ):  # a phone's JPEG with a preview behind it: the first picture is the photograph
         return
     try:
         image.seek(1)
@@ -99,7 +141,11 @@ def _convert(image: Image) -> Sample:
     notes = []
     stored = str(getattr(image, "tile", ""))  # gone once loaded; ends in the raw mode
     image.load()
-    cut = ";16" in stored and image.mode in ("RGB", "RGBA", "LA")  # Pillow keeps the high byte of each
+    cut = ";16" in stored and image.mode in (
+        "RGB",
+        "RGBA",
+        "LA",
+    )  # Pillow keeps the high byte of each
     flags = ("16-bit channels cut to their high byte",) if cut else ()
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
@@ -111,7 +157,9 @@ def _convert(image: Image) -> Sample:
         for top in range(0, height, STRIP_ROWS):  # so that a large image is not held several times
             strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
             black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
-            pixels[top : top + STRIP_ROWS] = np.asarray(Pillow.alpha_composite(black, strip).convert("RGB"))
+            pixels[top : top + STRIP_ROWS] = np.asarray(
+                Pillow.alpha_composite(black, strip).convert("RGB")
+            )
         return Sample(pixels, conversions=tuple(notes), flags=flags)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -133,10 +181,11 @@ def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:
 
 
 def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels, and what it is called.
+    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels, and what it
+    is called.
 
-    This is the study's rule for every image, which rounds towards zero; so do we. Values that are not finite,
-    or none above 0, are a SkipItem.
+    This is the study's rule for every image, which rounds towards zero; so do we. Values that are
+    not finite, or none above 0, are a SkipItem.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")
@@ -155,7 +204,9 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tupl
         if is_whole:
             pixels[start : start + step] = strip.astype(np.uint32) * 255 // int(top)
         else:
-            pixels[start : start + step] = (strip.astype(np.float64) * 255 / float(top)).astype(np.uint8)
+            pixels[start : start + step] = (strip.astype(np.float64) * 255 / float(top)).astype(
+                np.uint8
+            )
     return pixels, ("scaled by own maximum",)
 
 
@@ -167,17 +218,24 @@ def to_prepared(
     dtype: Literal["uint8", "float32"] = "uint8",
     antialias: bool = True,
 ) -> NDArray[np.generic]:
-    """Return ``(channels, image_size, image_size)`` from ``(height, width)`` or ``(height, width, 3)``.
+    """Return ``(channels, image_size, image_size)`` from ``(height, width)`` or ``(height, width,
+    3)``.
 
-    The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes luma.
-    uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear resize (F15).
+    The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes
+    luma. uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear
+    resize (F15).
     """
     from PIL import Image
 
     planes = np.asarray(pixels)
-    if channels == 1 and pixels.ndim == 3:  # in strips: a large image takes four times its bytes as floats
+    if (
+        channels == 1 and pixels.ndim == 3
+    ):  # in strips: a large image takes four times its bytes as floats
         rows = max(1, STRIP_VALUES // pixels.shape[1])
-        strips = (planes[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(planes), rows))
+        strips = (
+            planes[top : top + rows].astype(np.float32) @ LUMA
+            for top in range(0, len(planes), rows)
+        )
         planes = np.concatenate(list(strips))
     planes = planes[..., None] if planes.ndim == 2 else planes
     resized, side = [], image_size
@@ -186,7 +244,9 @@ def to_prepared(
         if plane.shape != (side, side) and antialias:
             # Pillow widens the filter when it shrinks, which is the antialiasing.
             image = Image.fromarray(np.ascontiguousarray(plane))
-            plane = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
+            plane = np.asarray(
+                image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32
+            )
         elif plane.shape != (side, side):
             plane = _bilinear(_bilinear(plane, side).T, side).T
         resized.append(plane)
@@ -195,9 +255,13 @@ def to_prepared(
 
 
 def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize the rows by two-point interpolation at half-pixel centres, as torch does without antialias."""
+    """Resize the rows by two-point interpolation at half-pixel centres, as torch does without
+    antialias.
+    """
     scale = np.float32(plane.shape[0] / size)
-    place = np.maximum((np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+    place = np.maximum(
+        (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0
+    )
     low = np.minimum(place.astype(np.int64), plane.shape[0] - 1)
     high = np.minimum(low + 1, plane.shape[0] - 1)
     weight = (place - low.astype(np.float32))[:, None]

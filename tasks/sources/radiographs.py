@@ -1,19 +1,20 @@
 """CheXpert, MURA and RSNA: a table of images, and where these lie in the releases of years.
 
-CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg``
-beside it (the competition's page); AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2
-(train 1)/patient<id>/...`` to batch 4. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows
-with an explicit 0 are left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy".
+CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with
+``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page); AIMI's
+``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2 (train 1)/patient<id>/...`` to
+batch 4. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are
+left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy".
 
-MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's page). The
-release says every study's label twice, in the folder's name and in ``train_labeled_studies.csv``; both must
-agree.
+MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's
+page). The release says every study's label twice, in the folder's name and in
+``train_labeled_studies.csv``; both must agree.
 
-RSNA 2019, stage 2. Layout: the Kaggle competition's data page. A slice is the file of its id, wherever the
-train split lies; its header repeats the id as SOP instance UID. ``any`` must be the largest of the five
-subtypes. The group is the patient id in the DICOM header. Corrected: Hounsfield units plus 1024 by the
-slice's own maximum. With ``wrapped_pixel_cast`` the stored values are scaled and cast as the released
-extractor did (F16): negative ones wrap around to arbitrary grey.
+RSNA 2019, stage 2. Layout: the Kaggle competition's data page. A slice is the file of its id,
+wherever the train split lies; its header repeats the id as SOP instance UID. ``any`` must be the
+largest of the five subtypes. The group is the patient id in the DICOM header. Corrected: Hounsfield
+units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored values are scaled
+and cast as the released extractor did (F16): negative ones wrap around to arbitrary grey.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from tasks.sources.tables import first_hashed, read_lines, read_table
 
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
 VALUES = {"1": 1, "-1": 0, "": 0, "0": None}
-CHEXPERT_IMAGE = re.compile(r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE)
+CHEXPERT_IMAGE = re.compile(
+    r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE
+)
 OTHER_SPLITS = re.compile(r"(?:^|/)(?:valid|test)/", re.IGNORECASE)
 CHEXPERT_TABLE = "train.csv"
 MURA_TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
@@ -59,7 +62,9 @@ TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 
 
 class _Images:
-    """Images of a tree by a pattern's match, those beside the table first: releases may lie side by side."""
+    """Images of a tree by a pattern's match, those beside the table first: releases may lie side by
+    side.
+    """
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
         self._tree, self._table, self._found = tree, table.rpartition("/")[2], dict[str, str]()
@@ -122,7 +127,9 @@ chexpert = download(list_chexpert, read_picture)
 
 
 def list_mura(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per line of the table, in their order; hidden files that it names are left out."""
+    """Return one item per line of the table, in their order; hidden files that it names are left
+    out.
+    """
     tables = find_named(tree, MURA_TABLE)
     if not tables:
         raise not_there(request, MURA_TABLE, tree)
@@ -136,10 +143,15 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
             studies[match["study"]] = int(match["label"] == "positive")
             images.add(match, studies[match["study"]])
     if odd:
-        rule = f"lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+        rule = (
+            f"lines of {MURA_TABLE} must be "
+            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+        )
         raise request.error(rule, f"{odd} other lines")
     second = tables[0][: -len(MURA_TABLE)] + STUDIES
-    beside = next((tree.locator(name) for name in tree if name.casefold() == second.casefold()), None)
+    beside = next(
+        (tree.locator(name) for name in tree if name.casefold() == second.casefold()), None
+    )
     flags = {f"labels from folder names only: no {STUDIES}": len(studies)} if beside is None else {}
     if beside is not None:
         said, odd = dict[str, int](), 0
@@ -184,7 +196,9 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
         if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
     ]:
         rule = "any must be the largest of a slice's subtypes"
-        raise request.error(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
+        raise request.error(
+            rule, f"unlike: {first_hashed(request, unlike)}", "download the table again"
+        )
     files: dict[str, str] = {}
     for name in tree:
         match = RSNA_IMAGE.search(name)
@@ -220,7 +234,8 @@ def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]
     if not request.has_fault("wrapped_pixel_cast"):
         (sample,) = frame_samples(dicom)
     else:
-        # Scale stored values by their maximum, resize, then let the cast to 8 bits wrap negative ones (F16).
+        # Scale stored values by their maximum, resize, then let the cast to 8 bits wrap negative
+        # ones (F16).
         values, side = dicom.values[0].astype(np.float32), request.spec.image_size
         top = float(values.max())
         if top <= 0:

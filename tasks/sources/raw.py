@@ -1,13 +1,15 @@
-"""From a name below the raw folder to bytes, never more than a bound: folders, zip, tar, one in another.
+"""From a name below the raw folder to bytes, never more than a bound: folders, zip, tar, one in
+another.
 
-Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`; RFC 1952,
-bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
+RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
 
-A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and archives
-in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened archives are kept per
-process; a packed tar goes forward only as long as its members are asked for in stored order. What an archive
-declares is checked here, before it is believed, and nowhere else: names that lead elsewhere, links, repeated
-names, encryption, and members that would unpack to more than their packed size can hold are refused.
+A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and
+archives in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened
+archives are kept per process; a packed tar goes forward only as long as its members are asked for
+in stored order. What an archive declares is checked here, before it is believed, and nowhere else:
+names that lead elsewhere, links, repeated names, encryption, and members that would unpack to more
+than their packed size can hold are refused.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ ARCHIVES = (".zip", *TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
-"""Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a computed
-radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
+"""Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a
+computed radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
 MAX_DEPTH = 3
 MAX_RATIO = 1040
 """Deflate cannot do better than 1032 to 1; more is a lie."""
@@ -49,8 +51,8 @@ MAX_MEMBERS = 5_000_000
 MAX_XZ_MEMORY = 256 << 20
 """The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk of a
-member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
+"""How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk
+of a member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
 DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, OSError, RuntimeError, ValueError, KeyError, NotImplementedError),
@@ -73,7 +75,9 @@ def is_noise(name: str) -> bool:
 
 
 def read_locator(base: Path, locator: str) -> bytes:
-    """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why not."""
+    """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why
+    not.
+    """
     file, *inner = split_locator(locator)
     if not inner:
         return read_plain(base / file)
@@ -96,9 +100,13 @@ def split_locator(locator: str) -> list[str]:
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
-    """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never opened."""
+    """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never
+    opened.
+    """
     try:
-        with open(path, "rb", opener=without_waiting) as file:  # it may be swapped for a FIFO after listing
+        with open(
+            path, "rb", opener=without_waiting
+        ) as file:  # it may be swapped for a FIFO after listing
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SkipItem("no plain file")
@@ -106,7 +114,9 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            return file.read(min(status.st_size, max_bytes))  # memory is taken for what is asked for
+            return file.read(
+                min(status.st_size, max_bytes)
+            )  # memory is taken for what is asked for
     except IsADirectoryError:
         raise SkipItem("no plain file") from None
     except (OSError, ValueError):
@@ -114,7 +124,9 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
 
 
 def gunzipped(body: bytes, max_bytes: int) -> bytes:
-    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return others as they are."""
+    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return others as they
+    are.
+    """
     if body[:2] != b"\x1f\x8b":
         return body
     try:
@@ -134,11 +146,11 @@ def walk(
 ) -> Iterator[str]:
     """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
 
-    Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
-    names' parts, so a folder's files lie together whatever characters its name has. ``folders`` gets the
-    names of all folders met, empty ones too, and ``hidden`` of what is left out, folders with ``/``. A link
-    that leaves the root, a linked folder, a FIFO, socket or device, or a folder that cannot be listed is a
-    DataError; where not ``strict``, it is named, too.
+    Hidden files and folders, and what file managers leave behind, are left out. The order is that
+    of the names' parts, so a folder's files lie together whatever characters its name has.
+    ``folders`` gets the names of all folders met, empty ones too, and ``hidden`` of what is left
+    out, folders with ``/``. A link that leaves the root, a linked folder, a FIFO, socket or device,
+    or a folder that cannot be listed is a DataError; where not ``strict``, it is named, too.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
@@ -171,25 +183,33 @@ def _entries(
             return []
         rule = "every folder of the raw download must be readable"
         where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
-        raise request.error(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+        raise request.error(
+            rule, f"{where}: {error.strerror}", "mend its permissions or move it"
+        ) from None
     return [(prefix + entry.name, entry) for entry in found]
 
 
 def _check_inside(base: Path, path: Path, where: str, request: RawRequest) -> None:
     """Refuse what could lead a reader elsewhere or make it wait for ever."""
     if not path.is_symlink():
-        raise request.error(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+        raise request.error(
+            f"{where} must be a plain file", "a FIFO, socket or device", "remove it"
+        )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
         raise request.error(f"{where} must be a file", "a link to nothing", "remove it") from None
     if not target.is_relative_to(base) or not target.is_file():
         what = "a link to a folder or out of the raw folder"
-        raise request.error(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
+        raise request.error(
+            f"{where} must stay inside the raw folder", what, "replace it by the file itself"
+        )
 
 
 def plain_name(name: str) -> str | None:
-    """Return a name of a table or an archive in ``/``-separated normal form; None if it leads elsewhere."""
+    """Return a name of a table or an archive in ``/``-separated normal form; None if it leads
+    elsewhere.
+    """
     parts = name.replace("\\", "/").split("/")
     drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or drive:
@@ -198,7 +218,9 @@ def plain_name(name: str) -> str | None:
 
 
 def _checked_member(name: str) -> tuple[str, str]:
-    """Return a member's name in normal form, and what of it :func:`walk` would call hidden, or nothing."""
+    """Return a member's name in normal form, and what of it :func:`walk` would call hidden, or
+    nothing.
+    """
     found = plain_name(name)
     if found is None:
         raise RefusedArchive("an archive with names that lead elsewhere")
@@ -210,7 +232,9 @@ def _checked_member(name: str) -> tuple[str, str]:
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked."""
+    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was
+    checked.
+    """
     try:
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
@@ -264,7 +288,8 @@ class ZipArchive:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                # Asked for all, zipfile unpacks whatever there is before it looks at the declared size.
+                # Asked for all, zipfile unpacks whatever there is before it looks at the declared
+                # size.
                 return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
@@ -287,8 +312,11 @@ class TarArchive:
         elif name.lower().endswith(BZIP2):
             self._file = bz2.BZ2File(file)
         elif self._packed:
-            # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit.
-            lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
+            # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a
+            # limit.
+            lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(
+                file.read(1 << 16), 1
+            )
             file.seek(0)
             self._file = lzma.LZMAFile(file)  # noqa: SIM115
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
@@ -301,11 +329,14 @@ class TarArchive:
         """Read one more header; False at the end."""
         info = self._archive.next()
         if info is None:
-            # tarfile takes a damaged header for the end, and a cut between two members; a real end is zeros.
+            # tarfile takes a damaged header for the end, and a cut between two members; a real end
+            # is zeros.
             self._file.seek(self._archive.offset)
             end = self._file.read(tarfile.BLOCKSIZE)
             if not end or end.strip(b"\0"):
-                raise RefusedArchive("damaged archive" if end else "an archive without its end, as if cut")
+                raise RefusedArchive(
+                    "damaged archive" if end else "an archive without its end, as if cut"
+                )
             self._whole = True
             return False
         name, hidden = _checked_member(info.name)
@@ -404,16 +435,21 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 
 
 class RawTree:
-    """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
+    """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked
+    in place.
 
-    Walked once. A file that lies there unpacked goes before the same name in an archive. Archives below a
-    folder are opened only when asked for (``archives``), those whose names as if unpacked are ``wanted``, so
-    a download that is unpacked pays nothing for what was left beside it. What must not be read is a
-    DataError.
+    Walked once. A file that lies there unpacked goes before the same name in an archive. Archives
+    below a folder are opened only when asked for (``archives``), those whose names as if unpacked
+    are ``wanted``, so a download that is unpacked pays nothing for what was left beside it. What
+    must not be read is a DataError.
     """
 
     def __init__(
-        self, request: RawRequest, *, archives: bool = False, wanted: Callable[[str], bool] = lambda _: True
+        self,
+        request: RawRequest,
+        *,
+        archives: bool = False,
+        wanted: Callable[[str], bool] = lambda _: True,
     ) -> None:
         root = request.root()
         self.folders: list[str] = []
@@ -426,7 +462,9 @@ class RawTree:
             self.archives = [root.name]
         for name in self.archives if archives or not root.is_dir() else ():
             place = name.rpartition("/")[0] if root.is_dir() else ""
-            for virtual, locator in self._members(request, name, (), place, wanted) if wanted(name) else ():
+            for virtual, locator in (
+                self._members(request, name, (), place, wanted) if wanted(name) else ()
+            ):
                 before = self._locators.get(virtual)
                 if before is None or MARK not in before:
                     self._locators.setdefault(virtual, locator)
@@ -458,7 +496,9 @@ class RawTree:
             rule = "archives of the raw download must be whole and safe"
             where = request.hashed(MARK.join((file, *inner)))
             way_out = "download it again, or unpack it beside the others and take it away"
-            way_out += "; its name must end as its format does" * (refused.reason == "damaged archive")
+            way_out += "; its name must end as its format does" * (
+                refused.reason == "damaged archive"
+            )
             raise request.error(rule, f"{where}: {refused.reason}", way_out) from None
         self.hidden += archive.hidden
         for name in names:

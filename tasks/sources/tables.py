@@ -1,9 +1,9 @@
 """Label tables read as text only, whatever file holds them: ids keep their zeros, "NA" stays "NA".
 
-A table is text with any separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by openpyxl),
-Parquet, or SAS (as read by :func:`pandas.read_sas`); ``metadata.jsonl`` and ``metadata.parquet`` as in the
-``datasets`` documentation ("Create an image dataset"). It is given by its path, or by its locator below the
-raw folder, which may lead into an archive.
+A table is text with any separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
+openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`); ``metadata.jsonl`` and
+``metadata.parquet`` as in the ``datasets`` documentation ("Create an image dataset"). It is given
+by its path, or by its locator below the raw folder, which may lead into an archive.
 """
 
 from __future__ import annotations
@@ -25,11 +25,19 @@ COLUMNS = {
     "path": ("filename", "file_path", "image", "image_path", "img_path"),
     "image": ("img", "image_bytes", "bytes"),
     "label": ("labels", "class", "class_name", "label_name", "target", "cls", "y"),
-    "group": ("groups", "patient_id", "patient", "subject_id", "subject", "participant_id", "case_id"),
+    "group": (
+        "groups",
+        "patient_id",
+        "patient",
+        "subject_id",
+        "subject",
+        "participant_id",
+        "case_id",
+    ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it, taken
-only where it is not there under its own name."""
+"""What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it,
+taken only where it is not there under its own name."""
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30
 MAX_PARTS = 1_000
@@ -49,11 +57,12 @@ MAX_SHOWN_LENGTH = 30
 
 
 class Lines(NamedTuple):
-    """Rows of text, the header's first and no blank one, and the number that viewers of the file give each.
+    """Rows of text, the header's first and no blank one, and the number that viewers of the file
+    give each.
 
-    Spreadsheets and editors count the header and blank rows; JSON lines have their line, Parquet rows that of
-    pandas, from 0. A header that is no row of the file has the number before. ``other_sheets`` of a workbook
-    hold something and are not read.
+    Spreadsheets and editors count the header and blank rows; JSON lines have their line, Parquet
+    rows that of pandas, from 0. A header that is no row of the file has the number before.
+    ``other_sheets`` of a workbook hold something and are not read.
     """
 
     rows: list[list[str]]
@@ -63,11 +72,17 @@ class Lines(NamedTuple):
 
 def counting(numbers: Sequence[int]) -> str:
     """Say how rows are numbered."""
-    return f"the header is row {numbers[0]}" if numbers[0] > 0 else f"the first row is {numbers[0] + 1}"
+    return (
+        f"the header is row {numbers[0]}"
+        if numbers[0] > 0
+        else f"the first row is {numbers[0] + 1}"
+    )
 
 
 class TableError(Exception):
-    """A table that cannot be read: the rule it breaks, and what was found; neither quotes a cell."""
+    """A table that cannot be read: the rule it breaks, and what was found; neither quotes a
+    cell.
+    """
 
 
 def read_xlsx(body: bytes) -> Lines:
@@ -76,11 +91,19 @@ def read_xlsx(body: bytes) -> Lines:
         import openpyxl
     except ImportError:
         raise TableError("needs openpyxl", "not installed: pip install 'isweep[medical]'") from None
-    if sum(part.file_size for part in open_zip(io.BytesIO(body), MAX_PARTS).infolist()) > MAX_UNPACKED:
-        raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account")
-    book = openpyxl.load_workbook(io.BytesIO(body), read_only=True, data_only=True, keep_links=False)
+    if (
+        sum(part.file_size for part in open_zip(io.BytesIO(body), MAX_PARTS).infolist())
+        > MAX_UNPACKED
+    ):
+        raise TableError(
+            f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account"
+        )
+    book = openpyxl.load_workbook(
+        io.BytesIO(body), read_only=True, data_only=True, keep_links=False
+    )
     sheet = book.worksheets[0]
-    # What a sheet says of its own size decides how wide openpyxl pads every row; it may say anything.
+    # What a sheet says of its own size decides how wide openpyxl pads every row; it may say
+    # anything.
     sheet.reset_dimensions()
     rows, numbers = [], []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -125,11 +148,15 @@ def read_jsonl(body: bytes) -> Lines:
             raise TableError("must have one JSON object a line", found) from None
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
-    return Lines([header, *([cell_text(record.get(key)) for key in header] for record in records)], numbers)
+    return Lines(
+        [header, *([cell_text(record.get(key)) for key in header] for record in records)], numbers
+    )
 
 
 def read_json(text: str) -> Any:
-    """Read JSON; a key that stands twice in an object is a ValueError, since one value would be lost."""
+    """Read JSON; a key that stands twice in an object is a ValueError, since one value would be
+    lost.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
@@ -140,7 +167,9 @@ def read_json(text: str) -> Any:
 
 
 def read_parquet(body: bytes) -> Lines:
-    """Return a Parquet file as a header and rows of text; columns of bytes or of several values hold none."""
+    """Return a Parquet file as a header and rows of text; columns of bytes or of several values
+    hold none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -148,12 +177,18 @@ def read_parquet(body: bytes) -> Lines:
     header = list(file.schema_arrow.names)
     _check_width(header)
     many = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
-    told = [field.name for field in file.schema_arrow if not any(is_kind(field.type) for is_kind in many)]
+    told = [
+        field.name
+        for field in file.schema_arrow
+        if not any(is_kind(field.type) for is_kind in many)
+    ]
     rows, size = [header], 0
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=told, use_threads=False):
         cells = batch.to_pydict()
         for row in range(batch.num_rows):
-            rows.append([cell_text(cells[name][row]) if name in cells else SEVERAL for name in header])
+            rows.append(
+                [cell_text(cells[name][row]) if name in cells else SEVERAL for name in header]
+            )
             size += sum(map(len, rows[-1]))
         if size > MAX_UNPACKED:
             raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more")
@@ -194,7 +229,9 @@ def read_text(body: bytes) -> Lines:
 READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
     ".xlsx": (read_xlsx, "an xlsx workbook"),
     ".sas7bdat": (read_sas, "a SAS table"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), (read_jsonl, "UTF-8 text with one JSON object a line")),
+    **dict.fromkeys(
+        (".jsonl", ".ndjson", ".json"), (read_jsonl, "UTF-8 text with one JSON object a line")
+    ),
     ".parquet": (read_parquet, "a whole Parquet file"),
 }
 """Ending -> how a table is read that is not text with separators, and what it must be."""
@@ -221,7 +258,9 @@ def _check_width(cells: Sequence[str]) -> None:
 
 def label_text(value: object) -> str:
     """Spell a value of an array; bytes that are no UTF-8 stay apart from one another."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else cell_text(value)
+    return (
+        value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else cell_text(value)
+    )
 
 
 def cell_text(value: object) -> str:
@@ -246,9 +285,10 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Return the rows of a table as dicts of text, with the needed and optional columns only.
 
-    Cells are stripped but for the columns ``raw``; ``lines`` are those of the table, where they were read.
-    Column names are matched without regard to case, blanks, ``_`` and ``-``. A missing file, missing or
-    repeated columns, and ragged rows are a DataError; no cell below the header is ever quoted.
+    Cells are stripped but for the columns ``raw``; ``lines`` are those of the table, where they
+    were read. Column names are matched without regard to case, blanks, ``_`` and ``-``. A missing
+    file, missing or repeated columns, and ragged rows are a DataError; no cell below the header is
+    ever quoted.
     """
     rows, numbers, _ = read_lines(path, request) if lines is None else lines
     if not rows:
@@ -261,8 +301,12 @@ def read_table(
     wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    if ragged := [number for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)]:
-        found = f"{plural(len(ragged), 'row')} with another number of columns, first row {ragged[0]}"
+    if ragged := [
+        number for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)
+    ]:
+        found = (
+            f"{plural(len(ragged), 'row')} with another number of columns, first row {ragged[0]}"
+        )
         found += f" ({counting(numbers)})"
         raise _error(request, path, f"must have {len(header)} columns in every line", found)
     places = {name: header.index(column_key(name)) for name in wanted}
@@ -276,17 +320,23 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
     """Return the rows of a table, header and all, as text cells."""
     read, what = READERS.get(PurePath(path).suffix.lower(), (read_text, "text"))
     try:
-        return read(read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path))
+        return read(
+            read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
+        )
     except TableError as error:
         raise _error(request, path, *error.args) from None
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason, SAVE_AGAIN) from None
-    except Exception as error:  # readers raise almost anything on damaged files, with values in the text
+    except (
+        Exception
+    ) as error:  # readers raise almost anything on damaged files, with values in the text
         raise _error(request, path, f"must be {what}", type(error).__name__, SAVE_AGAIN) from None
 
 
 def header_of(path: Path | str, request: RawRequest) -> list[str]:
-    """Return the column names of a table as :func:`column_key` spells them; none when it is no table."""
+    """Return the column names of a table as :func:`column_key` spells them; none when it is no
+    table.
+    """
     try:
         rows = read_lines(path, request).rows
     except DataError:
@@ -295,22 +345,26 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
 
 
 def column_key(name: str) -> str:
-    """Spell a column's name without what people write differently: case, blanks, ``_`` and ``-``."""
+    """Spell a column's name without what people write differently: case, blanks, ``_`` and
+    ``-``.
+    """
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 KNOWN = frozenset(column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others))
 
 
-def _error(request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = "") -> DataError:
+def _error(
+    request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = ""
+) -> DataError:
     return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", found, way_out)
 
 
 def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     """Spell the names in a header line; nothing of a line that may be data, for want of a header.
 
-    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line, and a header
-    has a name that is usual or ``asked`` for.
+    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line, and
+    a header has a name that is usual or ``asked`` for.
     """
     names = [cell.strip() for cell in row]
     known = KNOWN.union(map(column_key, asked))

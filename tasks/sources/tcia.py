@@ -1,17 +1,20 @@
 """Two collections of TCIA: Duke breast MRI, and the ultrasound of Prostate-MRI-US-Biopsy.
 
-Layout: each collection's page at TCIA, and its tables, which are found by their columns. Files may lie under
-the classic or the descriptive directory names, in several manifest folders, renamed, or in ``.zip``.
+Layout: each collection's page at TCIA, and its tables, which are found by their columns. Files may
+lie under the classic or the descriptive directory names, in several manifest folders, renamed, or
+in ``.zip``.
 
-Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. A path is believed
-when the files at both ends of its series have the UIDs of their rows; otherwise headers decide. Rows whose
-original path contains "pre" are the fat-saturated pre-contrast series. A slice is positive when ``start <=
-slice < end`` of one of its patient's boxes, negative when it is at least 5 slices away from all, else left
-out. Slices are counted by the original file name, as the boxes are.
+Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. A path
+is believed when the files at both ends of its series have the UIDs of their rows; otherwise headers
+decide. Rows whose original path contains "pre" are the fat-saturated pre-contrast series. A slice
+is positive when ``start <= slice < end`` of one of its patient's boxes, negative when it is at
+least 5 slices away from all, else left out. Slices are counted by the original file name, as the
+boxes are.
 
-Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five digits, or
-the file whose header has the UID. Frames from one quarter to three quarters of the volume are taken.
-Corrected, a series takes the highest score of its targets, so that no frame has two labels (F33).
+Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five
+digits, or the file whose header has the UID. Frames from one quarter to three quarters of the
+volume are taken. Corrected, a series takes the highest score of its targets, so that no frame has
+two labels (F33).
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ Boxes = Mapping[str, Sequence[Box]]
 
 
 class Slice(NamedTuple):
-    """A row of Duke's mapping table that has a label; the instance's UID is empty when the table has none."""
+    """A row of Duke's mapping table that has a label; the instance's UID is empty when the table
+    has none.
+    """
 
     row: Mapping[str, str]
     patient: str
@@ -68,7 +73,9 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     for row in read_table(table, request, BOX_COLUMNS):
         patient, *cells = (row[name] for name in BOX_COLUMNS)
         if any(map(is_missing, (patient, *cells))):
-            raise request.error("every annotation box must have a patient and two slices", "a blank cell")
+            raise request.error(
+                "every annotation box must have a patient and two slices", "a blank cell"
+            )
         try:
             start, end = (int(cell.removesuffix(".0")) for cell in cells)
         except ValueError:
@@ -84,7 +91,9 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
-        raise request.error(f"the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
+        raise request.error(
+            f"the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none"
+        )
     slices, excluded, skipped = _labelled(rows, boxes)
     if rows and INSTANCE not in rows[0]:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
@@ -95,7 +104,9 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
             skipped.append((one.row[ORIGINAL], FILE_MISSING))
         else:
             labels.append((name, one.label))
-            items.setdefault(name, Item(tree.locator(name), one.label, one.patient, details=(one.instance,)))
+            items.setdefault(
+                name, Item(tree.locator(name), one.label, one.patient, details=(one.instance,))
+            )
     return Listing(
         list(items.values()),
         request.dataset.label_names,
@@ -125,7 +136,11 @@ def slice_label(number: int, *boxes: Box) -> int | None:
     """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all, None between."""
     if any(start <= number < end for start, end in boxes):
         return 1
-    return 0 if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes) else None
+    return (
+        0
+        if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes)
+        else None
+    )
 
 
 def _labelled(
@@ -137,7 +152,10 @@ def _labelled(
     skipped: list[tuple[str, str]] = []
     for row in rows:
         original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
-        patient, number = re.search(r"Breast_MRI_\d+", original), re.search(r"(\d+)\.dcm$", original)
+        patient, number = (
+            re.search(r"Breast_MRI_\d+", original),
+            re.search(r"(\d+)\.dcm$", original),
+        )
         # Below the patient's folder: a folder above may be called "preprocessed".
         below = original.rpartition("/")[0].partition(patient[0])[2] if patient else ""
         if patient is not None and "pre" not in below:
@@ -166,7 +184,11 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
 
     def agrees(place: int) -> bool:
         name, instance = found[place], slices[place].instance
-        header = read_header(request.base(), tree.locator(name)) if name is not None and instance else None
+        header = (
+            read_header(request.base(), tree.locator(name))
+            if name is not None and instance
+            else None
+        )
         return header is None or header.instance == instance
 
     doubtful: list[int] = []
@@ -176,7 +198,9 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
     if doubtful:
         # Below the folders of the patients, or where one has none all files.
         patients = {slices[place].patient for place in doubtful}
-        names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
+        names = [
+            name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))
+        ]
         of_patients = [name for name in names if patients & set(name.split("/"))]
         seen = {part for name in of_patients for part in name.split("/")}
         index = _by_header("instance", of_patients if patients <= seen else names, tree, request)
@@ -185,7 +209,9 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
     return found
 
 
-def _by_header(field: str, names: Iterable[str], tree: RawTree, request: RawRequest) -> dict[str, list[str]]:
+def _by_header(
+    field: str, names: Iterable[str], tree: RawTree, request: RawRequest
+) -> dict[str, list[str]]:
     """Return the names of the files by a field of their headers, all of which are opened."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for number, name in enumerate(names, 1):
@@ -210,7 +236,9 @@ def _paths(row: Mapping[str, str]) -> Iterator[str]:
 
 
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per series (released: per target), by score, then table row, as the released code."""
+    """Return one item per series (released: per target), by score, then table row, as the released
+    code.
+    """
     table = find_table(tree, request, TARGETS, TARGET_COLUMNS)
     if table is None:
         raise not_there(request, f"a table with the columns {', '.join(TARGET_COLUMNS)}", tree)
@@ -220,7 +248,9 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         if is_missing(row[SERIES]) or is_missing(row[SCORE]):
             excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
         elif not (cell := SCORE_CELL.fullmatch(row[SCORE])):
-            raise request.error("UCLA scores must be whole numbers from 0 to 5, or blank", "another cell")
+            raise request.error(
+                "UCLA scores must be whole numbers from 0 to 5, or blank", "another cell"
+            )
         else:
             targets.append((int(cell[1]), row[SERIES], row[PATIENT]))
     if request.spec.data_mode == "corrected":

@@ -1,10 +1,10 @@
 """Your own images in WebDataset tars.
 
-Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share their name up
-to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label`` or another usual name,
-where it may give group and split, too; the image is ``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or
-a folder of shards; the split of a sample without its own is a word of the shard's name (``train-000000.tar``,
-``skin-test-0.tar``) or its folder's.
+Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share
+their name up to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label``
+or another usual name, where it may give group and split, too; the image is ``.jpg``, ``.png`` and
+the like. ``<raw>`` is one tar or a folder of shards; the split of a sample without its own is a
+word of the shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MAX_LABEL_BYTES = 1 << 16
 
 @dataclass
 class _Sample:
-    """What lies under one key: the image's member, its ``.cls``, and the values of its ``.json``."""
+    """What lies under one key: the image's member, its ``.cls``, and the values of its
+    ``.json``.
+    """
 
     shard: str
     image: str = ""
@@ -63,7 +65,10 @@ def list_samples(request: RawRequest) -> Listing:
     if not found:
         expected = "expected: shards with <key>.jpg and <key>.cls (or <key>.json with label)"
         raise request.error("the shards must hold samples", "none", expected)
-    cells = {ours: [sample.values.get(theirs, "") for sample in found] for ours, theirs in columns.of.items()}
+    cells = {
+        ours: [sample.values.get(theirs, "") for sample in found]
+        for ours, theirs in columns.of.items()
+    }
     side = cache(lambda shard: split_of_file(shard, request))
     rows = Rows(
         cells=cells | {"label": [_label(sample, label, request) for sample in found]},
@@ -85,7 +90,9 @@ webdataset = Source(list_samples, single_reader)
 
 
 def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
-    """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what is."""
+    """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what
+    is.
+    """
     samples: dict[str, _Sample] = {}
     member = ""
     try:
@@ -117,12 +124,16 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[s
         ) from None
     except (ValueError, RecursionError):
         rule = ".cls must be UTF-8 text, and .json hold JSON, each key once"
-        raise request.error(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
+        raise request.error(
+            rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}"
+        ) from None
     return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
 
 
 def _label(sample: _Sample, column: str, request: RawRequest) -> str:
-    """Return the label of a sample as written; ``.cls`` and ``.json`` may not contradict each other."""
+    """Return the label of a sample as written; ``.cls`` and ``.json`` may not contradict each
+    other.
+    """
     value = sample.values.get(column, "")
     if sample.written is None or not value:
         return sample.written or value

@@ -1,8 +1,10 @@
-"""Adversarial attacks on a trained network, and its robustness R: how little an image must change to fool it.
+"""Adversarial attacks on a trained network, and its robustness R: how little an image must change
+to fool it.
 
-Perturbations are in pixel units, 1/255 of the range: epsilon 2 moves every pixel by at most 2 of 255. All
-passes are float32 and in evaluation mode; images are ``(num_images, channels, height, width)`` with pixels in
-[0, 255], labels ``(num_images,)`` int64. An attack is one function and its row in :data:`ATTACKS`.
+Perturbations are in pixel units, 1/255 of the range: epsilon 2 moves every pixel by at most 2 of
+255. All passes are float32 and in evaluation mode; images are ``(num_images, channels, height,
+width)`` with pixels in [0, 255], labels ``(num_images,)`` int64. An attack is one function and its
+row in :data:`ATTACKS`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from torch import Tensor, nn
 from search_spaces.errors import DataError
 from search_spaces.specs import AttackSpec, RecipeSpec
 from tasks.trials.records import AttackRecord, RadiusRecord, RadiusSummary
-from tasks.trials.training import Evaluation, LossRule, evaluation_mode, in_parts, iterate, mean_loss, score
+from tasks.trials.training import (
+    Evaluation,
+    LossRule,
+    evaluation_mode,
+    in_parts,
+    iterate,
+    mean_loss,
+    score,
+)
 
 PIXEL_MAX = 255.0
 PGD_STEPS = 20
@@ -30,12 +40,14 @@ PGD_STEP = 0.1
 RADIUS_STEPS = 100
 RADIUS_BISECTIONS = 20
 RADIUS_RATE = (0.05, 0.001)
-"""Share by which the sphere shrinks or grows, at the first and the last step (DDN's 0.05, then finer)."""
+"""Share by which the sphere shrinks or grows, at the first and the last step (DDN's 0.05, then
+finer)."""
 RADIUS_STEP = (1.0, 0.01)
 """Length of a gradient step in sphere radii, at the first and the last step, as in DDN."""
 SEARCH_ROWS = 50
 POOL_ROWS = 256
-"""Images whose distances are taken at once, and images they are taken to that become float32 at once."""
+"""Images whose distances are taken at once, and images they are taken to that become float32 at
+once."""
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
@@ -61,10 +73,11 @@ class CleanPass:
 
 
 def attack_pass(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return how many images pass forward and back at once: as many as need no more memory than training.
+    """Return how many images pass forward and back at once: as many as need no more memory than
+    training.
 
-    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch, and as
-    many parts where training's batches pass in parts.
+    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its
+    batch, and as many parts where training's batches pass in parts.
     """
     return in_parts(max(8, recipe.batch_size // 2), recipe, micro_batch)
 
@@ -77,8 +90,11 @@ def pass_clean(model: nn.Module, images: Tensor, labels: Tensor, *, pass_size: i
             pixels.requires_grad_(True)
             with torch.enable_grad():
                 logits = model(pixels).float()
-                # A sum, not a mean: the sign is the same and small gradients are not divided into underflow.
-                (gradient,) = torch.autograd.grad(F.cross_entropy(logits, some, reduction="sum"), pixels)
+                # A sum, not a mean: the sign is the same and small gradients are not divided into
+                # underflow.
+                (gradient,) = torch.autograd.grad(
+                    F.cross_entropy(logits, some, reduction="sum"), pixels
+                )
             logits = logits.detach()
             passed.append((logits, *score(logits, some), gradient.sign().to(torch.int8)))
     return CleanPass(*(torch.cat(parts) for parts in zip(*passed, strict=True)))
@@ -102,22 +118,29 @@ class Images:
 
 
 def fgsm(model: nn.Module, images: Images, epsilon: float) -> Tensor:
-    """Move every pixel by ``epsilon`` along the sign of the gradient of the loss, clamped to the range.
+    """Move every pixel by ``epsilon`` along the sign of the gradient of the loss, clamped to the
+    range.
 
-    Goodfellow et al., ICLR 2015, as in Konz & Mazurowski, ICLR 2024: one untargeted step, the true labels.
+    Goodfellow et al., ICLR 2015, as in Konz & Mazurowski, ICLR 2024: one untargeted step, the true
+    labels.
     """
     return (images.pixels + epsilon * images.gradient_sign).clamp(0, PIXEL_MAX)
 
 
 def pgd(model: nn.Module, images: Images, epsilon: float) -> Tensor:
-    """Descend on the margin between the logits within ``epsilon``; keep each image's smallest margin.
+    """Descend on the margin between the logits within ``epsilon``; keep each image's smallest
+    margin.
 
-    Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner, S&P 2017):
-    cross-entropy of a network trained to the end has no gradient left in float32, the margin has one wherever
-    the network has. The first start is the image, the others are uniform in the allowed cube, drawn for each
-    image by itself, so that no result depends on which images pass together.
+    Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner,
+    S&P 2017): cross-entropy of a network trained to the end has no gradient left in float32, the
+    margin has one wherever the network has. The first start is the image, the others are uniform in
+    the allowed cube, drawn for each image by itself, so that no result depends on which images pass
+    together.
     """
-    low, high = (images.pixels - epsilon).clamp_min(0), (images.pixels + epsilon).clamp_max(PIXEL_MAX)
+    low, high = (
+        (images.pixels - epsilon).clamp_min(0),
+        (images.pixels + epsilon).clamp_max(PIXEL_MAX),
+    )
     best, smallest = images.pixels, torch.full_like(images.labels, torch.inf, dtype=torch.float32)
     for restart in range(PGD_RESTARTS):
         moved = images.pixels if not restart else low + _noise(images, restart) * (high - low)
@@ -133,7 +156,9 @@ def pgd(model: nn.Module, images: Images, epsilon: float) -> Tensor:
 
 
 def _noise(images: Images, restart: int) -> Tensor:
-    """Return numbers in [0, 1) for every pixel, which depend on the image's row and the restart alone."""
+    """Return numbers in [0, 1) for every pixel, which depend on the image's row and the restart
+    alone.
+    """
     drawn = torch.empty(images.pixels.shape)
     for image, row in zip(drawn, images.rows.tolist(), strict=True):
         generator = torch.Generator().manual_seed(row * PGD_RESTARTS + restart)
@@ -142,7 +167,8 @@ def _noise(images: Images, restart: int) -> Tensor:
 
 
 ATTACKS: dict[str, Callable[[nn.Module, Images, float], Tensor]] = {"fgsm": fgsm, "pgd": pgd}
-"""Each method maps a network in evaluation mode, images and epsilon to attacked copies of their pixels."""
+"""Each method maps a network in evaluation mode, images and epsilon to attacked copies of their
+pixels."""
 
 
 def attack_all(
@@ -155,14 +181,17 @@ def attack_all(
     pass_size: int,
     rule: LossRule = "mean_over_examples",
 ) -> list[AttackRecord]:
-    """Attack every image with every method and epsilon of ``attacks``; one record each, in that order.
+    """Attack every image with every method and epsilon of ``attacks``; one record each, in that
+    order.
 
-    ``labels`` are the true ones, ``clean`` is what :func:`pass_clean` gave for these images, and ``rule`` is
-    how losses are averaged, of clean and attacked images alike. How many pass at once changes nothing but
-    speed and memory; images and the model's mode stay as they were.
+    ``labels`` are the true ones, ``clean`` is what :func:`pass_clean` gave for these images, and
+    ``rule`` is how losses are averaged, of clean and attacked images alike. How many pass at once
+    changes nothing but speed and memory; images and the model's mode stay as they were.
     """
     attacked = [(method, epsilon) for method in attacks.methods for epsilon in attacks.epsilons]
-    outcomes: dict[tuple[str, float], list[tuple[Tensor, ...]]] = {attack: [] for attack in attacked}
+    outcomes: dict[tuple[str, float], list[tuple[Tensor, ...]]] = {
+        attack: [] for attack in attacked
+    }
     rows = torch.arange(len(images))
     parts = zip(
         iterate(images, labels, pass_size),
@@ -179,7 +208,11 @@ def attack_all(
                 outcomes[method, epsilon].append((*score(model(moved), some), unchanged))
     return [
         _attack_record(
-            method, epsilon, clean, *(torch.cat(part) for part in zip(*found, strict=True)), rule=rule
+            method,
+            epsilon,
+            clean,
+            *(torch.cat(part) for part in zip(*found, strict=True)),
+            rule=rule,
         )
         for (method, epsilon), found in outcomes.items()
     ]
@@ -195,7 +228,11 @@ def _attack_record(
     *,
     rule: LossRule,
 ) -> AttackRecord:
-    before, loss, accuracy = clean.evaluation(rule), mean_loss(losses, rule), float(correct.double().mean())
+    before, loss, accuracy = (
+        clean.evaluation(rule),
+        mean_loss(losses, rule),
+        float(correct.double().mean()),
+    )
     finite = math.isfinite(loss) and math.isfinite(before.loss)
     return AttackRecord(
         method=method,
@@ -224,12 +261,13 @@ def measure_radii(
 ) -> RadiusRecord:
     """Measure the robustness R of ``model`` on a fixed seeded sample of ``images``.
 
-    R is the mean of ``r(x) = min ||d||_2`` over all ``d`` with ``x + d`` in [0, 255]^n put in another class
-    than ``x``. What is found is an upper bound: an image of another class at that distance.
+    R is the mean of ``r(x) = min ||d||_2`` over all ``d`` with ``x + d`` in [0, 255]^n put in
+    another class than ``x``. What is found is an upper bound: an image of another class at that
+    distance.
 
-    Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample has
-    ``num_images`` images, or all where there are no more, and depends on ``seed``; ``pass_size`` images pass
-    at once. The other numbers are those of :func:`minimal_perturbations`.
+    Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample
+    has ``num_images`` images, or all where there are no more, and depends on ``seed``;
+    ``pass_size`` images pass at once. The other numbers are those of :func:`minimal_perturbations`.
 
     Raises:
         DataError: when there are no images.
@@ -241,7 +279,9 @@ def measure_radii(
     sample, everything = torch.from_numpy(rows).to(images.device), torch.cat([pool, images])
     with torch.no_grad(), evaluation_mode(model):
         batches = torch.split(everything, pass_size)
-        predicted = torch.cat([model(batch.to(torch.float32, copy=True)).argmax(1) for batch in batches])
+        predicted = torch.cat(
+            [model(batch.to(torch.float32, copy=True)).argmax(1) for batch in batches]
+        )
     own = predicted[len(pool) + sample]
     radii, bound = [], []
     for part, classes in zip(*(torch.split(t, SEARCH_ROWS) for t in (sample, own)), strict=True):
@@ -275,12 +315,14 @@ def minimal_perturbations(
 ) -> Tensor:
     """Return, for every image, the smallest change found that the network puts in another class.
 
-    From ``starts`` on it follows DDN (Rony et al., CVPR 2019): a step down the gradient of the margin between
-    the logits, then onto a sphere whose radius shrinks while the class is another one and grows while not.
+    From ``starts`` on it follows DDN (Rony et al., CVPR 2019): a step down the gradient of the
+    margin between the logits, then onto a sphere whose radius shrinks while the class is another
+    one and grows while not.
 
-    ``starts`` has for every image one that is put in another class, NaN where there is none. Each of
-    ``num_steps`` takes two passes; ``num_bisections`` passes find where the class changes on a line, before
-    and after. Changes have the shape of ``images`` and lie within the pixel range; NaN where none was found.
+    ``starts`` has for every image one that is put in another class, NaN where there is none. Each
+    of ``num_steps`` takes two passes; ``num_bisections`` passes find where the class changes on a
+    line, before and after. Changes have the shape of ``images`` and lie within the pixel range; NaN
+    where none was found.
     """
     with evaluation_mode(model):
         with torch.no_grad():
@@ -298,16 +340,25 @@ def minimal_perturbations(
             best = torch.where(_per_image(better, images), change, best)
             smallest = torch.where(better, norms, smallest)
             early = (1 + math.cos(math.pi * step / num_steps)) / 2  # from 1 at the first step down
-            rate, length = (last + (first - last) * early for first, last in (RADIUS_RATE, RADIUS_STEP))
-            radius = torch.where(other, torch.minimum(radius, smallest) * (1 - rate), radius * (1 + rate))
+            rate, length = (
+                last + (first - last) * early for first, last in (RADIUS_RATE, RADIUS_STEP)
+            )
+            radius = torch.where(
+                other, torch.minimum(radius, smallest) * (1 - rate), radius * (1 + rate)
+            )
             moved = change - _per_image(length * radius, images) * _unit(gradient.nan_to_num(0.0))
-            # Where the gradient vanishes at the image itself, the way to the start is the only one known.
+            # Where the gradient vanishes at the image itself, the way to the start is the only one
+            # known.
             moved = torch.where(_per_image(_norms(moved) == 0, images), best.nan_to_num(0.0), moved)
-            change = (images + _unit(moved) * _per_image(radius, images)).clamp(0, PIXEL_MAX) - images
+            change = (images + _unit(moved) * _per_image(radius, images)).clamp(
+                0, PIXEL_MAX
+            ) - images
         return _bisected(model, images, predicted, best, num_bisections)
 
 
-def nearest_in_another_class(images: Tensor, classes: Tensor, pool: Tensor, pool_classes: Tensor) -> Tensor:
+def nearest_in_another_class(
+    images: Tensor, classes: Tensor, pool: Tensor, pool_classes: Tensor
+) -> Tensor:
     """Return for every image the nearest of ``pool`` of another class; NaN where there is none."""
     flat = images.flatten(1).float()
     blocks = [torch.cdist(flat, block.flatten(1).float()) for block in torch.split(pool, POOL_ROWS)]
@@ -318,7 +369,9 @@ def nearest_in_another_class(images: Tensor, classes: Tensor, pool: Tensor, pool
 
 
 def summarise_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
-    """Summarise ``radii`` ``(num_images,)`` of images with ``num_values`` numbers; None for no radius."""
+    """Summarise ``radii`` ``(num_images,)`` of images with ``num_values`` numbers; None for no
+    radius.
+    """
     if not len(radii):
         return None
     mean = float(radii.mean())
@@ -348,7 +401,8 @@ def _radius_record(
     true = np.where(wrong, 0.0, radii)
     return RadiusRecord(
         pred=summarise_radii(radii[found], num_values),
-        # A wrong class needs no perturbation, so those images count whether or not another was found.
+        # A wrong class needs no perturbation, so those images count whether or not another was
+        # found.
         true=summarise_radii(true[np.isfinite(true)], num_values) if found.any() else None,
         radii=tuple(float(radius) if ok else None for radius, ok in zip(radii, found, strict=True)),
         rows=tuple(int(row) for row in rows),
@@ -362,7 +416,9 @@ def _radius_record(
 
 
 def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return by how much the logit of each image's class exceeds the largest other one: ``(num_images,)``."""
+    """Return by how much the logit of each image's class exceeds the largest other one:
+    ``(num_images,)``.
+    """
     own = logits.gather(1, classes[:, None]).squeeze(1)
     return own - logits.scatter(1, classes[:, None], -math.inf).amax(1)
 
@@ -380,7 +436,10 @@ def _bisected(
     model: nn.Module, images: Tensor, predicted: Tensor, changes: Tensor, num_bisections: int
 ) -> Tensor:
     """Shorten ``changes`` along their lines to where the class becomes another; NaN stays NaN."""
-    low, high = torch.zeros(len(images), device=images.device), torch.ones(len(images), device=images.device)
+    low, high = (
+        torch.zeros(len(images), device=images.device),
+        torch.ones(len(images), device=images.device),
+    )
 
     def moved(share: Tensor) -> Tensor:
         return (images + _per_image(share, images) * changes).clamp(0, PIXEL_MAX)
@@ -394,12 +453,16 @@ def _bisected(
 
 
 def _range_binds(model: nn.Module, pixels: Tensor, change: Tensor, classes: Tensor) -> Tensor:
-    """Tell for every image whether the pixel range keeps it from a step that would lower the margin."""
+    """Tell for every image whether the pixel range keeps it from a step that would lower the
+    margin.
+    """
     moved = pixels + change.nan_to_num(0.0)
     with evaluation_mode(model):
         gradient = margin_gradient(model, moved, classes)[1]
     rounding = 1e-3  # the sum of a pixel and its change may miss the limit by a float32 rounding
-    stopped = ((moved <= rounding) & (gradient > 0)) | ((moved >= PIXEL_MAX - rounding) & (gradient < 0))
+    stopped = ((moved <= rounding) & (gradient > 0)) | (
+        (moved >= PIXEL_MAX - rounding) & (gradient < 0)
+    )
     return stopped.flatten(1).any(1)
 
 

@@ -1,7 +1,8 @@
-"""What keeps a trial apart from its process: random state, determinism, threads, memory, and a GPU's energy.
+"""What keeps a trial apart from its process: random state, determinism, threads, memory, and a
+GPU's energy.
 
-Everything here is scoped: what was set before a trial is restored after it, so a trial neither depends on
-what ran before it in the process nor leaves anything behind.
+Everything here is scoped: what was set before a trial is restored after it, so a trial neither
+depends on what ran before it in the process nor leaves anything behind.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def _flushes_denormals() -> bool:
 
 def _default_device() -> torch.device | None:
     found = torch.get_default_device()
-    return None if found.type == "cpu" else found  # None costs nothing, a device a look at every call
+    return (
+        None if found.type == "cpu" else found
+    )  # None costs nothing, a device a look at every call
 
 
 # What somebody's own network may leave changed, and what every trial begins with.
@@ -49,11 +52,14 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object], object], ...]
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block on freshly seeded generators; restore all of them afterwards.
 
-    They are torch's of the CPU and of ``device``, and Python's and NumPy's global ones, which only somebody's
-    own network may draw from.
+    They are torch's of the CPU and of ``device``, and Python's and NumPy's global ones, which only
+    somebody's own network may draw from.
     """
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), ExitStack() as restore:
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ExitStack() as restore,
+    ):
         restore.callback(set_states_outside_torch, *states_outside_torch())
         torch.manual_seed(seed)
         random.seed(seed)
@@ -76,7 +82,9 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 @contextmanager
 def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no trace."""
+    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no
+    trace.
+    """
     with ExitStack() as restore:
         for read, change, value in _SETTINGS:
             restore.callback(change, read())
@@ -88,13 +96,15 @@ def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[Non
 
 @contextmanager
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
-    """Make a block repeatable: fixed thread count, deterministic kernels; restore all settings afterwards.
+    """Make a block repeatable: fixed thread count, deterministic kernels; restore all settings
+    afterwards.
 
-    On the CPU the same work with the same ``num_threads`` is equal to the last bit; another thread count
-    splits sums differently and may change the last digits. On CUDA cuDNN is held to deterministic kernels
-    without autotuning (autotuning picks kernels by timing, so results would change from run to run), but
-    kernels outside cuDNN may still add in any order: there, results agree to rounding only. float32 means
-    float32: TensorFloat-32, with its 10 bits of mantissa, is off (cuDNN's own default is on).
+    On the CPU the same work with the same ``num_threads`` is equal to the last bit; another thread
+    count splits sums differently and may change the last digits. On CUDA cuDNN is held to
+    deterministic kernels without autotuning (autotuning picks kernels by timing, so results would
+    change from run to run), but kernels outside cuDNN may still add in any order: there, results
+    agree to rounding only. float32 means float32: TensorFloat-32, with its 10 bits of mantissa, is
+    off (cuDNN's own default is on).
     """
     device = torch.device(device)
     with ExitStack() as restore:
@@ -107,10 +117,15 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             restore.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
             matmul.allow_tf32 = False
         else:
-            restore.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
-            # Filling new tensors is a debugging aid of this mode that would write each of them twice.
+            restore.callback(
+                torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
+            )
+            # Filling new tensors is a debugging aid of this mode that would write each of them
+            # twice.
             mode: Any = torch.utils.deterministic
-            restore.callback(setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory)
+            restore.callback(
+                setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory
+            )
             mode.fill_uninitialized_memory = False
             torch.use_deterministic_algorithms(True)
         restore.callback(torch.set_num_threads, torch.get_num_threads())
@@ -126,14 +141,16 @@ _MAP_FROM = (2**30, 32 * 2**20)
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
 )
-"""What torch says without the machine's memory: its own allocator, C++'s, and oneDNN, which makes kernels."""
+"""What torch says without the machine's memory: its own allocator, C++'s, and oneDNN, which makes
+kernels."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed pages for the next step, and return whether it does; changes no number.
+    """Tell glibc to keep freed pages for the next step, and return whether it does; changes no
+    number.
 
-    By default it unmaps every large tensor that is freed, so that each training step asks the kernel for
-    zeroed pages again: a third to a half of a VGG step at 64 pixels.
+    By default it unmaps every large tensor that is freed, so that each training step asks the
+    kernel for zeroed pages again: a third to a half of a VGG step at 64 pixels.
     """
     libc = _glibc()
     if libc is None:
@@ -146,13 +163,13 @@ def keep_freed_memory() -> bool:
 def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Iterator[None]:
     """Give a trial its share of memory, and what it leaves behind back: a worker may be used again.
 
-    ``gpu_fraction`` is the share of the GPU's memory that this process may take within the block, its context
-    included; None sets no limit. PyTorch checks it after it has allocated (pytorch#69688), so a process may
-    be above it for a moment.
+    ``gpu_fraction`` is the share of the GPU's memory that this process may take within the block,
+    its context included; None sets no limit. PyTorch checks it after it has allocated
+    (pytorch#69688), so a process may be above it for a moment.
 
     Raises:
-        MemoryError: when the machine's memory is used up. ``torch.OutOfMemoryError`` passes as it is. Before
-            either, what the trial held is freed.
+        MemoryError: when the machine's memory is used up. ``torch.OutOfMemoryError`` passes as it
+            is. Before either, what the trial held is freed.
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
@@ -161,7 +178,8 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     try:
         yield
     except BaseException as error:
-        # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
+        # The frames of the traceback hold the tensors; without this the next trial would meet a
+        # full device.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         with suppress(RuntimeError):  # of a GPU that fails, which must not hide what failed first
@@ -184,13 +202,15 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """Return peak memory since :func:`reset_peak`.
 
-    On CUDA what the process reserved on the GPU for tensors; on a CPU its resident memory, libraries and
-    arrays included (where the kernel is not Linux: since the process started).
+    On CUDA what the process reserved on the GPU for tensors; on a CPU its resident memory,
+    libraries and arrays included (where the kernel is not Linux: since the process started).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
+        )
     except OSError:
         found = None
     if found:
@@ -202,9 +222,11 @@ def peak_bytes(device: torch.device) -> int:
 def _give_back(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        # Pinned memory too, which features pass through: a gigabyte of a ResNet-50's. Older torch keeps it.
+        # Pinned memory too, which features pass through: a gigabyte of a ResNet-50's. Older torch
+        # keeps it.
         getattr(torch.accelerator, "empty_host_cache", lambda: None)()
-        # cuBLAS keeps scratch for every handle and stream. Private: a torch that lacks it keeps the scratch.
+        # cuBLAS keeps scratch for every handle and stream. Private: a torch that lacks it keeps the
+        # scratch.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         _limit(1.0, device)
     libc = _glibc()
@@ -213,7 +235,8 @@ def _give_back(device: torch.device) -> None:
 
 
 def _limit(fraction: float, device: torch.device) -> None:
-    # Alone among its like it refuses a device without an index, which is the current one: None stands for it.
+    # Alone among its like it refuses a device without an index, which is the current one: None
+    # stands for it.
     torch.cuda.set_per_process_memory_fraction(fraction, device.index)
 
 

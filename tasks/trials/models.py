@@ -1,8 +1,8 @@
 """Networks with random initial weights, built from a :class:`~search_spaces.specs.ModelSpec`.
 
-They are of a library, small ones of ours, or one's own: ``package.module:function``. Every model takes
-float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is part of the model, so
-that attacks keep pixel units.
+They are of a library, small ones of ours, or one's own: ``package.module:function``. Every model
+takes float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is part
+of the model, so that attacks keep pixel units.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tasks.trials.weights import Normalisation, normalisation, start_from
 class PixelModel(nn.Module):
     """A network behind its input scaling: ``network(pixels * input_scale)``.
 
-    With ``normalised`` it is ``network((pixels / 255 - mean) / std)``, whatever ``input_scale`` says: what a
-    pretrained network's weights were made for.
+    With ``normalised`` it is ``network((pixels / 255 - mean) / std)``, whatever ``input_scale``
+    says: what a pretrained network's weights were made for.
     """
 
     mean: Tensor
@@ -58,7 +58,9 @@ class PixelModel(nn.Module):
         if self.normalised:
             normal: Tensor = self.network((pixels / 255 - self.mean) / self.std)
             return normal
-        logits: Tensor = self.network(pixels if self.input_scale == 1 else pixels * self.input_scale)
+        logits: Tensor = self.network(
+            pixels if self.input_scale == 1 else pixels * self.input_scale
+        )
         return logits
 
 
@@ -84,13 +86,13 @@ def build_model(
     """Build a network with random weights that depend on ``seed`` and the arguments alone.
 
     Any classification architecture of torchvision or timm works by its name there; ``isweep`` has
-    ``small_cnn`` and ``small_mlp`` for short CPU trainings. Where torchvision's first convolution has to be
-    replaced for one-channel images, the new one keeps PyTorch's default initialisation, as in the released
-    code of Konz & Mazurowski (ICLR 2024).
+    ``small_cnn`` and ``small_mlp`` for short CPU trainings. Where torchvision's first convolution
+    has to be replaced for one-channel images, the new one keeps PyTorch's default initialisation,
+    as in the released code of Konz & Mazurowski (ICLR 2024).
 
-    Scaling by ``input_scale`` is part of the model. ``dropout`` is the probability in all dropout layers,
-    None keeps the library's. A network whose ``spec`` is pretrained starts from the weights in
-    ``pretrained``; without them it has random ones, for kept weights to be put in.
+    Scaling by ``input_scale`` is part of the model. ``dropout`` is the probability in all dropout
+    layers, None keeps the library's. A network whose ``spec`` is pretrained starts from the weights
+    in ``pretrained``; without them it has random ones, for kept weights to be put in.
 
     Raises:
         ConfigError: for an architecture its library does not know, an image too small for the
@@ -107,7 +109,9 @@ def build_model(
     model = PixelModel(network, input_scale, shown)
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
-        if parameter.dim() == 4:  # the layout that convolutions are fastest with, on a CPU and on a GPU
+        if (
+            parameter.dim() == 4
+        ):  # the layout that convolutions are fastest with, on a CPU and on a GPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 
@@ -133,7 +137,10 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         spec,
         shape,
         lambda: torchvision.models.get_model(
-            spec.architecture, weights=None, num_classes=shape.num_outputs, **options | _arguments(spec)
+            spec.architecture,
+            weights=None,
+            num_classes=shape.num_outputs,
+            **options | _arguments(spec),
         ),
     )
     _set_input_channels(network, shape.in_channels)
@@ -170,7 +177,9 @@ def _build_small(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 class _SmallCnn(nn.Sequential):
-    """In training each ReLU comes behind the pool after it: the same numbers of a quarter of the places."""
+    """In training each ReLU comes behind the pool after it: the same numbers of a quarter of the
+    places.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         layers = list(self)
@@ -189,7 +198,8 @@ def _small_cnn(shape: _Shape) -> nn.Module:
     return _SmallCnn(
         *stage(shape.in_channels, 8, nn.MaxPool2d(2)),
         *stage(8, 16, nn.MaxPool2d(2)),
-        # A maximum over coarse places, not a mean over all: a small lesion must not be averaged away.
+        # A maximum over coarse places, not a mean over all: a small lesion must not be averaged
+        # away.
         *stage(16, 32, nn.AdaptiveMaxPool2d(4)),
         nn.Flatten(),
         nn.Dropout(0.0),
@@ -210,10 +220,15 @@ def _small_mlp(shape: _Shape) -> nn.Module:
 
 
 def _arguments(spec: ModelSpec) -> dict[str, object]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments
+    }
 
 
-_SMALL: dict[str, Callable[[_Shape], nn.Module]] = {"small_cnn": _small_cnn, "small_mlp": _small_mlp}
+_SMALL: dict[str, Callable[[_Shape], nn.Module]] = {
+    "small_cnn": _small_cnn,
+    "small_mlp": _small_mlp,
+}
 
 
 def _set_input_channels(network: nn.Module, in_channels: int) -> None:
@@ -249,18 +264,24 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
 def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
-    except (AssertionError, ValueError) as error:  # transformers check the image size when they are made
+    except (
+        AssertionError,
+        ValueError,
+    ) as error:  # transformers check the image size when they are made
         raise _does_not_fit(spec, shape, error) from error
     except TypeError as error:
         raise ConfigError(
             "The arguments of a network must be those that its library takes",
-            f"{spec.library} {spec.architecture} {dict(spec.arguments)}: {str(error).splitlines()[0]}",
+            (
+                f"{spec.library} {spec.architecture} {dict(spec.arguments)}: "
+                f"{str(error).splitlines()[0]}"
+            ),
         ) from error
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
-    # One forward pass finds out what no table of minimal sizes could know for every architecture. One's own
-    # network might mix up the images of a batch.
+    # One forward pass finds out what no table of minimal sizes could know for every architecture.
+    # One's own network might mix up the images of a batch.
     num_images = 2 if spec.library == "own" else 1
     shown = (num_images, shape.in_channels, shape.image_size, shape.image_size)
     model.eval()
@@ -268,7 +289,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
         with torch.no_grad():
             logits = model(torch.zeros(shown))
     except (Exception, SystemExit) as error:
-        # A library's network fails where an image is too small for it; one's own may fail in any way.
+        # A library's network fails where an image is too small for it; one's own may fail in any
+        # way.
         if spec.library == "own":
             if fails_by_pixels(error, model, shown):
                 return
@@ -296,8 +318,8 @@ def check_buildable(
 ) -> None:
     """Find out whether a network can be built, before anything is prepared or trained.
 
-    Libraries' networks are built without memory, on torch's meta device, whose first pass imports compilers
-    for two seconds; small ones, and one's own, as they will be.
+    Libraries' networks are built without memory, on torch's meta device, whose first pass imports
+    compilers for two seconds; small ones, and one's own, as they will be.
 
     Raises:
         ConfigError: see :func:`build_model`.
@@ -318,7 +340,8 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
     return ConfigError(
         "An image must be large enough, and of a size that fits, for the architecture",
         f"{shape.in_channels}x{shape.image_size}x{shape.image_size} for {spec.library} "
-        f"{spec.architecture} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+        f"{spec.architecture} "
+        f"({str(error).splitlines()[0] if str(error) else type(error).__name__})",
         "choose a larger image_size (VGGs need at least 32) or another model",
     )
 
@@ -343,7 +366,9 @@ def install_code(texts: Mapping[str, str]) -> None:
 
 @cache
 def _written(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source into a folder that this process alone has, so that nobody else can put code there."""
+    """Write source into a folder that this process alone has, so that nobody else can put code
+    there.
+    """
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
@@ -355,23 +380,27 @@ def _written(texts: tuple[tuple[str, str], ...]) -> Path:
 def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Call one's own function and return its network.
 
-    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when the sweep
-    was planned, empty to take it as it is.
+    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when
+    the sweep was planned, empty to take it as it is.
 
     Raises:
-        ConfigError: when the source is another one now, cannot be imported, has no such function, raises, or
-            returns no network.
+        ConfigError: when the source is another one now, cannot be imported, has no such function,
+            raises, or returns no network.
     """
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
         raise ConfigError(
-            "The source of your own network must stay as it was planned", reference, "run the sweep again"
+            "The source of your own network must stay as it was planned",
+            reference,
+            "run the sweep again",
         )
     module_name, _, name = reference.partition(":")
     try:
         function = getattr(_fresh(module_name, reference), name)
     except (Exception, SystemExit) as error:
-        raise ConfigError("Your own network must be importable", f"{reference}: {one_line(error)}") from error
+        raise ConfigError(
+            "Your own network must be importable", f"{reference}: {one_line(error)}"
+        ) from error
     try:
         network = function(
             num_outputs=shape.num_outputs,
@@ -389,7 +418,8 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            "Your own function must return a torch.nn.Module", f"{reference}: {type(network).__name__}"
+            "Your own function must return a torch.nn.Module",
+            f"{reference}: {type(network).__name__}",
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("Your own network must have parameters to train", f"{reference}: none")
@@ -397,16 +427,23 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _fresh(module: str, reference: str) -> object:
-    """Import the module from the files that were hashed, even where an older one was imported before."""
+    """Import the module from the files that were hashed, even where an older one was imported
+    before.
+    """
     for name, path in source_files(reference).items():
         loaded = sys.modules.get(name)
-        if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
+        if (
+            loaded is not None
+            and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve()
+        ):
             del sys.modules[name]
     return importlib.import_module(module)
 
 
 def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Tell whether a pass that failed on black images may work on others: then only its cells may fail."""
+    """Tell whether a pass that failed on black images may work on others: then only its cells may
+    fail.
+    """
     if depends_on_pixels(error):
         return True
     try:
@@ -418,7 +455,9 @@ def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ..
 
 
 def depends_on_pixels(error: BaseException) -> bool:
-    """Tell whether a pass with tensors that hold no data failed because it asked for their values."""
+    """Tell whether a pass with tensors that hold no data failed because it asked for their
+    values.
+    """
     while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         if error.__cause__ is None and error.__context__ is None:
             return False

@@ -1,4 +1,5 @@
-"""What a trial, or one of a learning-rate search, found: typed, the one form from the worker to the report.
+"""What a trial, or one of a learning-rate search, found: typed, the one form from the worker to the
+report.
 
 Needs no torch to be read.
 """
@@ -17,7 +18,8 @@ from tasks.finding import Finding
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
-"""Losses count for at most so many times that of guessing: how badly a network diverged says nothing."""
+"""Losses count for at most so many times that of guessing: how badly a network diverged says
+nothing."""
 
 
 class SearchStatus(StrEnum):
@@ -37,10 +39,11 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """What a trial of a search found in its ``epochs`` of training; attributes as of :class:`TrialResult`.
+    """What a trial of a search found in its ``epochs`` of training; attributes as of
+    :class:`TrialResult`.
 
-    ``curve`` has the validation images after each epoch; a diverged one's ends before the loss that is no
-    number. ``chance_loss`` is that of guessing, ln of ``num_classes``.
+    ``curve`` has the validation images after each epoch; a diverged one's ends before the loss that
+    is no number. ``chance_loss`` is that of guessing, ln of ``num_classes``.
     """
 
     status: SearchStatus
@@ -64,12 +67,16 @@ class SearchResult(Finding):
 
     @property
     def loss(self) -> float | None:
-        """Validation loss after the last epoch, as the sweep's own trials count it; None when diverged."""
+        """Validation loss after the last epoch, as the sweep's own trials count it; None when
+        diverged.
+        """
         return None if self.status == SearchStatus.DIVERGED else self.curve[-1].loss
 
     @property
     def capped_loss(self) -> float:
-        """A finite number to minimise: the loss, or its cap where it diverged or is far worse than chance."""
+        """A finite number to minimise: the loss, or its cap where it diverged or is far worse than
+        chance.
+        """
         return capped(self.loss, self.chance_loss)
 
 
@@ -81,7 +88,8 @@ def capped(loss: float | None, chance_loss: float) -> float:
 
 
 class RadiusSummary(Finding):
-    """Distribution of minimal perturbations over images, L2 norms in pixel units (1/255 of the range).
+    """Distribution of minimal perturbations over images, L2 norms in pixel units (1/255 of the
+    range).
 
     Attributes:
         num_images: images with a radius; those without are in none of the numbers.
@@ -90,7 +98,8 @@ class RadiusSummary(Finding):
         median: median radius.
         geometric_mean: exp of the mean log radius; None where a radius is 0.
         quantiles: radius at the shares ``0.05, 0.25, 0.75, 0.95``, by share.
-        mean_per_pixel: ``mean`` over the square root of the number of pixel values, for unequal image sizes.
+        mean_per_pixel: ``mean`` over the square root of the number of pixel values, for unequal
+            image sizes.
     """
 
     num_images: int
@@ -103,16 +112,19 @@ class RadiusSummary(Finding):
 
 
 class RadiusRecord(Finding):
-    """Adversarial robustness R of one network: how far the nearest image with another decision lies.
+    """Adversarial robustness R of one network: how far the nearest image with another decision
+    lies.
 
     Attributes:
-        pred: over all images, distance to another decision than the network's own; None if none was found.
+        pred: over all images, distance to another decision than the network's own; None if none was
+            found.
         true: the same with radius 0 where the network is wrong.
         radii: one per image of ``rows``; None where no image with another decision was found.
         rows: which test images, ascending.
         wrong: one per image: whether the network's decision is not the label.
         num_not_found: images without a radius; left out of both summaries, never imputed.
-        box_share: share of the images found where the pixel range binds: a smaller change would leave it.
+        box_share: share of the images found where the pixel range binds: a smaller change would
+            leave it.
         num_steps: gradient steps per image.
         num_bisections: bisections between an image and one with another decision.
         reason: why ``pred`` is None; empty otherwise.
@@ -135,9 +147,10 @@ class ClassificationScores(Finding):
 
     Attributes:
         balanced_accuracy: mean of the classes' accuracies.
-        auc: area under the ROC curve; for more than two classes the mean of each against the rest. None
-            where a class is missing.
-        per_class_accuracy: share of each class's images that are classified rightly; None for no images.
+        auc: area under the ROC curve; for more than two classes the mean of each against the rest.
+            None where a class is missing.
+        per_class_accuracy: share of each class's images that are classified rightly; None for no
+            images.
         calibration_error: expected calibration error of the largest probability, 15 bins.
     """
 
@@ -156,7 +169,8 @@ class EpochScore(Finding):
 
 
 EVALUATION_PASS = 16
-"""Images per float32 forward pass: few enough that no network needs more memory than its training does."""
+"""Images per float32 forward pass: few enough that no network needs more memory than its training
+does."""
 CONTEXT_BYTES = int(0.7 * 2**30)
 """What a process holds of a GPU beside its tensors, its CUDA context and kernels: 0.3 to 0.9 GiB in
 others' reports (pytorch#58466, #107667), not measured here."""
@@ -168,16 +182,18 @@ NUM_EPOCHS_LOOKED_AT = 10
 def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
     """Return the epochs after which the test images are passed: about ten, and never the last.
 
-    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
-    images in a hundred epochs cost a few hundredths of that on a CPU, and up to a tenth on a GPU, which
-    computes float32 slowly.
+    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over
+    the test images in a hundred epochs cost a few hundredths of that on a CPU, and up to a tenth on
+    a GPU, which computes float32 slowly.
     """
     every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
     return frozenset(range(every, num_epochs, every))
 
 
 class KeptFile(Finding):
-    """A file kept beside a trial's result: its network's weights (safetensors), or predictions (Parquet)."""
+    """A file kept beside a trial's result: its network's weights (safetensors), or predictions
+    (Parquet).
+    """
 
     sha256: str
     num_bytes: int
@@ -188,7 +204,8 @@ class TrialStatus(StrEnum):
 
     DONE = "done"
     DIVERGED = "diverged"
-    """Training, or the trained network, gave a loss that is no finite number: a result, not a failure."""
+    """Training, or the trained network, gave a loss that is no finite number: a result, not a
+    failure."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +214,8 @@ class EpochRecord:
 
     Attributes:
         epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged, and such a
-            record is never part of a result.
+        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged, and
+            such a record is never part of a result.
         train_accuracy: share of the epoch's examples that were classified rightly.
         seconds: wall time.
     """
@@ -231,8 +248,9 @@ class AttackRecord(Finding):
         accuracy: accuracy on the attacked images.
         accuracy_drop: clean accuracy less ``accuracy``.
         robust_accuracy: share of the images classified rightly both before and after the attack.
-        num_unchanged: images the attack left as they were, because their gradient is exactly zero: a network
-            so sure of an image that float32 has no gradient left looks robust without being it.
+        num_unchanged: images the attack left as they were, because their gradient is exactly zero:
+            a network so sure of an image that float32 has no gradient left looks robust without
+            being it.
         reason: why a loss is None; empty otherwise.
     """
 
@@ -253,7 +271,9 @@ class AttackRecord(Finding):
 
 
 class NetworkScores(Finding):
-    """A trained network on its training set and on the test set; losses are cross-entropy in nat."""
+    """A trained network on its training set and on the test set; losses are cross-entropy in
+    nat.
+    """
 
     num_parameters: int
     train_loss: float
@@ -276,7 +296,9 @@ class Timings(Finding):
 
 
 class StageRecord(Finding):
-    """The representation after one stage of a network, the output of ``module``: features of one image."""
+    """The representation after one stage of a network, the output of ``module``: features of one
+    image.
+    """
 
     module: str
     num_features: int
@@ -292,26 +314,27 @@ class TrialResult(Finding):
         num_threads: torch threads on the CPU; another number may change the last digits.
         scores: of the trained network; None when diverged.
         d_repr: by estimator; one that is undefined says why.
-        d_repr_stages: the same after every stage of the network, from the pixels on, where asked for; empty
-            for a network without stages.
-        test_history: the test images after some epochs, at most about ten; the last epoch is in ``scores``.
-        best_epoch: that of ``test_history`` with the smallest test loss; chosen on the test images, so it
-            tells how training went and is no result to report.
+        d_repr_stages: the same after every stage of the network, from the pixels on, where asked
+            for; empty for a network without stages.
+        test_history: the test images after some epochs, at most about ten; the last epoch is in
+            ``scores``.
+        best_epoch: that of ``test_history`` with the smallest test loss; chosen on the test images,
+            so it tells how training went and is no result to report.
         robustness: distances to other decisions, where asked for.
         weights: of the trained network, where they are kept.
         weights_note: why they could not be kept although they should.
         predictions: logits of every test image, where they are kept.
         predictions_note: why they could not be kept although they should.
-        peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its resident
-            memory, libraries and arrays included.
+        peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its
+            resident memory, libraries and arrays included.
         pretrained: SHA-256 of the weights that training started from; empty for random ones.
-        energy_j: joules that the GPU used while the trial ran, by its own counter: all that ran on it
-            counts, so with a share of the GPU it is no more than a bound.
+        energy_j: joules that the GPU used while the trial ran, by its own counter: all that ran on
+            it counts, so with a share of the GPU it is no more than a bound.
         energy_note: why there is none.
-        micro_batch: images that passed the network at once in training, where memory was short; None for
-            whole batches.
-        step_path: how training took its steps: ``eager`` (Python starts every kernel) or ``graph`` (captured
-            graphs are replayed); empty in records from before it was noted.
+        micro_batch: images that passed the network at once in training, where memory was short;
+            None for whole batches.
+        step_path: how training took its steps: ``eager`` (Python starts every kernel) or ``graph``
+            (captured graphs are replayed); empty in records from before it was noted.
     """
 
     status: TrialStatus

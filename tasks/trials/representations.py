@@ -1,12 +1,12 @@
 """The last hidden layer of a trained network, as features whose intrinsic dimension is d_repr.
 
-Layers as in the released code of Konz & Mazurowski (ICLR 2024), read in evaluation mode without gradients
-and without augmentation (the released helper sets neither): ResNets give the output of ``layer4`` after its
-last ReLU and before pooling, flattened; VGGs the output of the second fully connected layer before its
-ReLU; any other network the input of its final classifier.
+Layers as in the released code of Konz & Mazurowski (ICLR 2024), read in evaluation mode without
+gradients and without augmentation (the released helper sets neither): ResNets give the output of
+``layer4`` after its last ReLU and before pooling, flattened; VGGs the output of the second fully
+connected layer before its ReLU; any other network the input of its final classifier.
 
-A model is a :class:`~tasks.trials.models.PixelModel` or a bare network; images are ``(num_images, channels,
-height, width)`` with pixels in [0, 255], on its device.
+A model is a :class:`~tasks.trials.models.PixelModel` or a bare network; images are ``(num_images,
+channels, height, width)`` with pixels in [0, 255], on its device.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def feature_layer(network: nn.Module) -> FeatureLayer:
     row = FEATURE_LAYERS.get(f"{kind.__module__}.{kind.__qualname__}")
     if row is not None:
         return row
-    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
     return FeatureLayer(layers[-1], "input")
 
 
@@ -72,13 +76,16 @@ class Features:
         self._block: Tensor | None = None
 
     def keep(self, activations: Tensor) -> None:
-        """Take the next batch's activations, flattened; on CUDA they are copied while the pass goes on."""
+        """Take the next batch's activations, flattened; on CUDA they are copied while the pass goes
+        on.
+        """
         features = activations.detach().flatten(1)
         if self._block is None:
             shape, pinned = (self._num_images, features.shape[1]), features.device.type == "cuda"
             self._block = torch.empty(shape, dtype=torch.float32, pin_memory=pinned)
             self.array = self._block.numpy()
-        # A copy, because the ReLU after it may work in place: on a CPU the stored tensor would change.
+        # A copy, because the ReLU after it may work in place: on a CPU the stored tensor would
+        # change.
         self._block[self._next : self._next + len(features)].copy_(features, non_blocking=True)
         self._next += len(features)
 
@@ -90,7 +97,9 @@ class Features:
 
 @contextmanager
 def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Read the last hidden layer of the ``num_images`` images that will pass ``model`` within the block."""
+    """Read the last hidden layer of the ``num_images`` images that will pass ``model`` within the
+    block.
+    """
     network = getattr(model, "network", model)
     layer, features = feature_layer(network), Features(num_images)
 
@@ -98,7 +107,9 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
         features.keep(inputs[0] if output is None else output)
 
     module = network.get_submodule(layer.module)
-    register = module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
+    register = (
+        module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
+    )
     handle = register(keep)
     try:
         yield features
@@ -110,10 +121,12 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
 ) -> NDArray[np.float32]:
-    """Return the last hidden layer of ``model`` for every image, ``(num_images, num_features)`` float32.
+    """Return the last hidden layer of ``model`` for every image, ``(num_images, num_features)``
+    float32.
 
-    There are 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352 for ResNet-50, 4,096 for VGGs. How
-    many images pass at once changes nothing but speed and memory; at least one there must be.
+    There are 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352 for ResNet-50, 4,096 for
+    VGGs. How many images pass at once changes nothing but speed and memory; at least one there must
+    be.
     """
     if not len(images):
         raise DataError("There must be at least one image to take features of", "none")
@@ -150,7 +163,9 @@ def estimate_dimension(
     except SweepError as error:  # features that are not finite
         reason = str(error)
         return {
-            name: IntrinsicDimension(name, None, None, source.num_rows, num_neighbors, "", reason=reason)
+            name: IntrinsicDimension(
+                name, None, None, source.num_rows, num_neighbors, "", reason=reason
+            )
             for name in estimators
         }
     return {name: _finite(estimate) for name, estimate in estimates.items()}
@@ -170,8 +185,8 @@ BLOCK_BYTES = 256 << 20
 def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the modules that end a stage of a network, from the pixels on, by their names.
 
-    timm's list where the network has one; else, for every spatial size above one pixel that activations take
-    on, the last of the outermost modules that give it.
+    timm's list where the network has one; else, for every spatial size above one pixel that
+    activations take on, the last of the outermost modules that give it.
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
@@ -210,16 +225,20 @@ def _sizes(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> li
 
 
 def _side(output: Tensor) -> int:
-    """Return the side of square activations; torchvision's Swins and ConvNeXts have their channels last."""
+    """Return the side of square activations; torchvision's Swins and ConvNeXts have their channels
+    last.
+    """
     _, first, second, third = output.shape
     return first if first == second != third else third
 
 
 @dataclass(frozen=True)
 class StageRows:
-    """A :class:`~tasks.measures.distances.BlockSource` of the activations after one stage, a ``module``'s.
+    """A :class:`~tasks.measures.distances.BlockSource` of the activations after one stage, a
+    ``module``'s.
 
-    Images pass in batches that always start at the same places: a row is the same bits whenever it is read.
+    Images pass in batches that always start at the same places: a row is the same bits whenever it
+    is read.
     """
 
     model: nn.Module

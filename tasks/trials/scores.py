@@ -49,14 +49,17 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     if not num_positive or not num_negative:
         return None
-    # Ranks from 1, the mean of their places for ties; scipy.stats would cost each worker a second to import.
+    # Ranks from 1, the mean of their places for ties; scipy.stats would cost each worker a second
+    # to import.
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = float((counts.cumsum() - (counts - 1) / 2)[place][positive].sum())
     return (ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
 def calibration_error(confidences: NDArray[np.floating], hits: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error: mean gap of confidence and accuracy over bins of confidence."""
+    """Return the expected calibration error: mean gap of confidence and accuracy over bins of
+    confidence.
+    """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     gaps = (
         abs(confidences[bins == b].mean() - hits[bins == b].mean()) * (bins == b).mean()
@@ -83,8 +86,9 @@ def to_parquet(
 ) -> bytes:
     """Return predictions as a Parquet file, one row per test image.
 
-    Its columns are ``image`` (its row in the prepared dataset, or its place in the test set where that is not
-    known), ``label``, and one float32 ``logit_0``, … per output, bit by bit as the network gave them.
+    Its columns are ``image`` (its row in the prepared dataset, or its place in the test set where
+    that is not known), ``label``, and one float32 ``logit_0``, … per output, bit by bit as the
+    network gave them.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})

@@ -1,15 +1,16 @@
 """Training and evaluation with the whole set resident as one tensor.
 
-The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), so they are put on the device
-once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
-type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch. Here images are
-``(num_images, channels, height, width)`` with pixels in [0, 255], labels ``(num_images,)`` int64, both on the
-device of the model, which maps them to logits.
+The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), so they are put on
+the device once and batches are rows of that tensor: no loader, no workers, no decoding per epoch.
+Pixels stay in the type they are stored in (uint8 as a rule) and become float32, channels last,
+batch by batch. Here images are ``(num_images, channels, height, width)`` with pixels in [0, 255],
+labels ``(num_images,)`` int64, both on the device of the model, which maps them to logits.
 
-One optimisation step, :class:`Step`, is run by Python on any device, or captured as a graph and replayed on a
-GPU: at the study's batches (6 to 40 images) a ResNet spends its time starting its 274 to 687 kernels a step,
-and a graph starts them all at once. It replays what it captured, so a step touches only tensors that stay
-where they are. :class:`Checkpoints` lets a training that was killed go on as if undisturbed.
+One optimisation step, :class:`Step`, is run by Python on any device, or captured as a graph and
+replayed on a GPU: at the study's batches (6 to 40 images) a ResNet spends its time starting its 274
+to 687 kernels a step, and a graph starts them all at once. It replays what it captured, so a step
+touches only tensors that stay where they are. :class:`Checkpoints` lets a training that was killed
+go on as if undisturbed.
 """
 
 from __future__ import annotations
@@ -39,20 +40,23 @@ from tasks.trials.records import CAPTURE_FAILED, EVALUATION_PASS, EpochRecord
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 WARM_UP_STEPS = 3
-"""Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the training."""
+"""Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the
+training."""
 
 
 class Step:
     """Forward, backward and update of ``model`` on one batch of resident images.
 
-    ``bfloat16`` runs the forward pass under autocast. ``float16_unscaled`` does so in float16 without scaling
-    the gradients, which is what the released code does on a GPU and which may flush small gradients to zero;
-    on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
-    released numbers. Weights, gradients, the update and the loss are float32 in all of them.
+    ``bfloat16`` runs the forward pass under autocast. ``float16_unscaled`` does so in float16
+    without scaling the gradients, which is what the released code does on a GPU and which may flush
+    small gradients to zero; on a CPU float16 kernels round in other places and are slow, so there
+    it shows the effect, not the released numbers. Weights, gradients, the update and the loss are
+    float32 in all of them.
 
-    Of a batch ``micro_batch`` images pass the network at once, None for all: the step is that of the whole
-    batch, but batch norm sees parts; below one it is a ConfigError. A graph can capture a step that is
-    ``capturable``: the optimiser counts its steps on the device. ``images`` are never written to.
+    Of a batch ``micro_batch`` images pass the network at once, None for all: the step is that of
+    the whole batch, but batch norm sees parts; below one it is a ConfigError. A graph can capture a
+    step that is ``capturable``: the optimiser counts its steps on the device. ``images`` are never
+    written to.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Step:
         capturable: bool = False,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
-            raise ConfigError("micro_batch must be at least one image", str(micro_batch), "leave it out")
+            raise ConfigError(
+                "micro_batch must be at least one image", str(micro_batch), "leave it out"
+            )
         self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
         self.optimizer = make_optimizer(model, recipe, capturable=capturable)
         self.recipe = recipe
@@ -81,8 +87,11 @@ class Step:
         self.count(len(rows))
 
     def take(self, rows: Tensor) -> None:
-        """Do what a captured graph replays: nothing here waits for the device or asks it for a number."""
-        # In a small network's step what Python does counts: this is zero_grad without its records and hooks.
+        """Do what a captured graph replays: nothing here waits for the device or asks it for a
+        number.
+        """
+        # In a small network's step what Python does counts: this is zero_grad without its records
+        # and hooks.
         for parameter in self._parameters:
             parameter.grad = None
         for part in [rows] if self.micro_batch is None else split_batches(rows, self.micro_batch):
@@ -92,7 +101,9 @@ class Step:
             labels = self.labels.index_select(0, part)
             loss = F.cross_entropy(logits.float(), labels)
             # The mean over the batch is the mean over its parts, weighted by their sizes.
-            torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
+            torch.autograd.backward(
+                loss if len(part) == len(rows) else loss * (len(part) / len(rows))
+            )
             self._loss_sum.add_(loss.detach(), alpha=len(part))
             self._num_hits += (logits.argmax(1) == labels).sum()
         self.optimizer.step()
@@ -102,8 +113,13 @@ class Step:
         self._num_examples += num_images
 
     def read_totals(self) -> tuple[float, float]:
-        """Return mean loss and accuracy since the last call, and begin anew; only this waits for a GPU."""
-        loss, accuracy = float(self._loss_sum) / self._num_examples, int(self._num_hits) / self._num_examples
+        """Return mean loss and accuracy since the last call, and begin anew; only this waits for a
+        GPU.
+        """
+        loss, accuracy = (
+            float(self._loss_sum) / self._num_examples,
+            int(self._num_hits) / self._num_examples,
+        )
         self._loss_sum.zero_()
         self._num_hits.zero_()
         self._num_examples = 0
@@ -111,7 +127,9 @@ class Step:
 
 
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut ``rows`` into batches; a last one of one row joins the one before: one has no variance."""
+    """Cut ``rows`` into batches; a last one of one row joins the one before: one has no
+    variance.
+    """
     batches = list(torch.split(rows, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
         batches[-2:] = [torch.cat(batches[-2:])]
@@ -125,11 +143,12 @@ class CaptureError(RuntimeError):
 class CapturedSteps:
     """Graphs of a step, one per batch size: full batches have one, the ragged last batch another.
 
-    They live as long as a training and end together: a graph that ends while another of its stream lives
-    takes cuBLAS's workspace from it (pytorch#193402).
+    They live as long as a training and end together: a graph that ends while another of its stream
+    lives takes cuBLAS's workspace from it (pytorch#193402).
 
-    The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as capture demands;
-    they are steps of the training like all others, so both ways of training take the same steps.
+    The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as capture
+    demands; they are steps of the training like all others, so both ways of training take the same
+    steps.
     """
 
     def __init__(
@@ -188,7 +207,8 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # One per process: memory cached for a stream serves no other, and cuBLAS keeps scratch for each.
+    # One per process: memory cached for a stream serves no other, and cuBLAS keeps scratch for
+    # each.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -206,7 +226,9 @@ def has_batch_norm(model: nn.Module) -> bool:
 def make_optimizer(
     model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over ``model``; ``capturable`` lets a graph capture its steps."""
+    """Return the recipe's optimiser over ``model``; ``capturable`` lets a graph capture its
+    steps.
+    """
     parameters = list(model.parameters())
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
@@ -231,9 +253,9 @@ INTERVAL_S = 300.0
 class Checkpoints:
     """Saves a training's state now and then, between epochs, and gives it back.
 
-    It holds weights, the optimiser's state, the generators of batch order and dropout, and the epochs so far.
-    What comes after is the same to the last bit on a CPU. A training begun on a CPU does not go on on a GPU,
-    nor the other way: its numbers would be those of neither.
+    It holds weights, the optimiser's state, the generators of batch order and dropout, and the
+    epochs so far. What comes after is the same to the last bit on a CPU. A training begun on a CPU
+    does not go on on a GPU, nor the other way: its numbers would be those of neither.
 
     Args:
         read: returns the latest state; None where there is none that is whole.
@@ -248,14 +270,25 @@ class Checkpoints:
         *,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        self._read, self._save, self._interval, self._last = read, save, interval_s, time.monotonic()
+        self._read, self._save, self._interval, self._last = (
+            read,
+            save,
+            interval_s,
+            time.monotonic(),
+        )
         self.notes: list[dict[str, Any]] = []
         """What else belongs to the training so far; plain values, kept and given back with it."""
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        order: torch.Generator,
+        device: torch.device,
     ) -> list[EpochRecord]:
-        """Put the latest state in place; return the epochs that it has behind it, none for a fresh start."""
+        """Put the latest state in place; return the epochs that it has behind it, none for a fresh
+        start.
+        """
         data = self._read()
         if data is None:
             return []
@@ -285,7 +318,9 @@ class Checkpoints:
         order: torch.Generator,
         device: torch.device,
     ) -> None:
-        """Save the state after the last epoch of ``history``, if the last save is long enough ago."""
+        """Save the state after the last epoch of ``history``, if the last save is long enough
+        ago.
+        """
         if time.monotonic() - self._last < self._interval:
             return
         buffer = io.BytesIO()
@@ -319,7 +354,8 @@ class Evaluation:
 
 
 def resident(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
-    """Return ``array`` as a tensor on ``device``; on the CPU it shares the memory and must not be written to.
+    """Return ``array`` as a tensor on ``device``; on the CPU it shares the memory and must not be
+    written to.
 
     The array may be read-only, as arrays from Ray's object store are.
     """
@@ -342,12 +378,14 @@ def train(
     checkpoints: Checkpoints | None = None,
     graphs: bool = False,
 ) -> list[EpochRecord]:
-    """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
+    """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch
+    counts.
 
-    Every epoch takes all images once, in batches of :func:`split_batches`, see :class:`Step`; their order and
-    dropout follow from ``seed`` alone. All is moved to ``device``; on a GPU ``graphs`` are captured of the
-    step and replayed. ``on_epoch`` is given the record of every finished epoch that did not diverge, and
-    ``checkpoints`` have where an earlier attempt left off, and where this one does.
+    Every epoch takes all images once, in batches of :func:`split_batches`, see :class:`Step`; their
+    order and dropout follow from ``seed`` alone. All is moved to ``device``; on a GPU ``graphs``
+    are captured of the step and replayed. ``on_epoch`` is given the record of every finished epoch
+    that did not diverge, and ``checkpoints`` have where an earlier attempt left off, and where this
+    one does.
 
     Returns:
         One record per epoch; the last one is ``diverged`` when its mean loss is NaN or infinite.
@@ -364,7 +402,9 @@ def train(
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     # A graph captures the current device's work; -1 is no device.
     with torch.cuda.device(device if graphs else -1), seeded(derive_seed("dropout", seed), device):
-        history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
+        history = (
+            [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
+        )
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
             permutation = torch.randperm(len(images), generator=order).to(device)
@@ -392,8 +432,9 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
 
-    The rule ``mean_of_batch_means`` is the released code's average over batches of 64, in which the images of
-    a shorter last batch weigh more. How many images pass at once changes nothing but speed and memory.
+    The rule ``mean_of_batch_means`` is the released code's average over batches of 64, in which the
+    images of a shorter last batch weigh more. How many images pass at once changes nothing but
+    speed and memory.
     """
     with torch.no_grad(), evaluation_mode(model):
         scores = [score(model(pixels), some) for pixels, some in iterate(images, labels, pass_size)]
@@ -402,13 +443,17 @@ def evaluate(
 
 
 def in_parts(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
-    """Return how many of ``num_images`` pass at once where training's batches pass in parts: likewise few."""
+    """Return how many of ``num_images`` pass at once where training's batches pass in parts:
+    likewise few.
+    """
     parts = micro_batch or recipe.batch_size
     return max(1, min(num_images, num_images * parts // recipe.batch_size))
 
 
 def iterate(images: Tensor, labels: Tensor, pass_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images in the stored order, ``pass_size`` at once, as fresh float32 pixels, and their labels."""
+    """Yield images in the stored order, ``pass_size`` at once, as fresh float32 pixels, and their
+    labels.
+    """
     for start in range(0, len(images), pass_size):
         rows = slice(start, start + pass_size)
         yield as_pixels(images[rows]), labels[rows]

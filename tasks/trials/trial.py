@@ -1,8 +1,8 @@
 """One trial as a pure function: its spec and its images go in, a result record comes out.
 
 Nothing is read or written, and nothing of the process's random state, thread counts or determinism
-switches is left changed. On a CPU the same spec, data and ``num_threads`` give the same numbers to the last
-bit, whatever ran before.
+switches is left changed. On a CPU the same spec, data and ``num_threads`` give the same numbers to
+the last bit, whatever ran before.
 """
 
 from __future__ import annotations
@@ -99,27 +99,31 @@ def run_trial(
 
     Args:
         spec: which network, how trained, on how many images, and what is measured on it.
-        data: the subset's arrays, which may be read-only; the first ``train_size`` rows are trained on.
+        data: the subset's arrays, which may be read-only; the first ``train_size`` rows are trained
+            on.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory, see :func:`trial_memory`; None sets no limit.
-        micro_batch: images that pass the network at once in training, where memory is short, and others in
-            as many parts; steps are those of whole batches, but batch norm sees parts. It is in the outcome.
+        micro_batch: images that pass the network at once in training, where memory is short, and
+            others in as many parts; steps are those of whole batches, but batch norm sees parts. It
+            is in the outcome.
         graphs: on a GPU, take steps by captured graphs.
         on_epoch: called with the record of every finished epoch.
         on_score: called before it where the test images were passed after that epoch.
-        keep: given the trained network's weights; text says why they could not be kept, which is noted.
-        keep_predictions: given the predictions, a Parquet file, where ``spec`` asks for them; likewise.
+        keep: given the trained network's weights; text says why they could not be kept, which is
+            noted.
+        keep_predictions: given the predictions, a Parquet file, where ``spec`` asks for them;
+            likewise.
         checkpoints: where training leaves off and goes on; None for none.
         pretrained: weights that a pretrained network starts from.
 
     Raises:
-        ConfigError: for a spec that cannot be carried out (image too small for the architecture, fewer logits
-            than classes, a batch too small for batch norm).
+        ConfigError: for a spec that cannot be carried out (image too small for the architecture,
+            fewer logits than classes, a batch too small for batch norm).
         DataError: for fewer training images than asked for, or pixels or labels out of range.
         CaptureError: when steps cannot be captured; the process must then end.
-        torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is freed first.
-        MemoryError: when the machine's memory is used up.
+        torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is
+        freed first. MemoryError: when the machine's memory is used up.
     """
     check_inputs(spec.network, data)
     if spec.network.model.pretrained and pretrained is None:
@@ -147,12 +151,13 @@ def measure_trial(
 ) -> TrialResult:
     """Measure on a network's kept weights what was not measured yet; nothing is trained.
 
-    ``missing`` is what is to be measured of a network with these ``weights``; everything in ``known``, what
-    was found before, stays as it is, to the last bit. The other arguments are those of :func:`run_trial`.
+    ``missing`` is what is to be measured of a network with these ``weights``; everything in
+    ``known``, what was found before, stays as it is, to the last bit. The other arguments are those
+    of :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: when the weights are not those of this network, or it needs more than its weights
-            to give the loss that is known; and as :func:`run_trial`.
+        CorruptStoreError: when the weights are not those of this network, or it needs more than its
+            weights to give the loss that is known; and as :func:`run_trial`.
     """
     check_inputs(spec.network, data)
     with _Trial.alone(spec, data, device, num_threads, gpu_fraction, micro_batch) as trial:
@@ -173,18 +178,23 @@ def run_search_trial(
     graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
-    """Train a network on one side of a validation split and return its validation loss after every epoch.
+    """Train a network on one side of a validation split and return its validation loss after every
+    epoch.
 
-    It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which comes
-    from :func:`tasks.prepared.subsets.load_validation`. ``on_epoch`` is given the record of every epoch, once
-    it is validated. The other arguments, and what is raised, are those of :func:`run_trial`.
+    It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which
+    comes from :func:`tasks.prepared.subsets.load_validation`. ``on_epoch`` is given the record of
+    every epoch, once it is validated. The other arguments, and what is raised, are those of
+    :func:`run_trial`.
     """
     if network.model.pretrained:
         found = f"{network.model.name} is pretrained"
         raise ConfigError("A search trains networks from random weights", found)
     num_train, chance_loss = len(data.train_images), math.log(data.num_classes)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
-    spec, options = TrialSpec(network=network), (device, num_threads, gpu_fraction, micro_batch, graphs)
+    spec, options = (
+        TrialSpec(network=network),
+        (device, num_threads, gpu_fraction, micro_batch, graphs),
+    )
     curve: list[ValidationScore] = []
     with _Trial.alone(spec, data, *options, num_train=num_train) as trial:
         trial.build()
@@ -304,7 +314,11 @@ class _Trial:
             if record.epoch in epochs_to_look_at(self.recipe.epochs):
                 found = self.score(self.recipe.test_loss)
                 if math.isfinite(found.loss):
-                    note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
+                    note = {
+                        "epoch": record.epoch,
+                        "test_loss": found.loss,
+                        "test_accuracy": found.accuracy,
+                    }
                     notes.append(note)
                     if on_score is not None:
                         on_score(EpochScore.model_validate(note))
@@ -321,7 +335,9 @@ class _Trial:
             return self._result(reason)
         kept = keep(to_bytes(self.model)) if keep else None
         found = self.measure(self.spec.measurements, keep_predictions)
-        return self._result("", kept).model_copy(update={**found, "timings": Timings(**self.timings)})
+        return self._result("", kept).model_copy(
+            update={**found, "timings": Timings(**self.timings)}
+        )
 
     def build(self, pretrained: bytes | None = None) -> None:
         """Build the network with its seeded weights."""
@@ -336,7 +352,9 @@ class _Trial:
             pretrained=pretrained,
         ).to(self.device)
 
-    def train(self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None) -> str:
+    def train(
+        self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None
+    ) -> str:
         """Train the network; return why it diverged, or nothing."""
         history = train(
             self.model,
@@ -363,7 +381,9 @@ class _Trial:
         """
         rule = self.recipe.test_loss
         with features_read(self.model, len(self.images)) as features:
-            train = evaluate(self.model, self.images, self.labels, rule=rule, pass_size=self.pass_size)
+            train = evaluate(
+                self.model, self.images, self.labels, rule=rule, pass_size=self.pass_size
+            )
         self.features, clean = features.array, self.pass_clean()
         test = clean.evaluation(rule)
         for name, evaluation in (("train", train), ("test", test)):
@@ -383,7 +403,9 @@ class _Trial:
 
     def score(self, rule: LossRule) -> Evaluation:
         """Pass the test images, or those held out of a search, forward."""
-        return evaluate(self.model, self.test_images, self.test_labels, rule=rule, pass_size=self.pass_size)
+        return evaluate(
+            self.model, self.test_images, self.test_labels, rule=rule, pass_size=self.pass_size
+        )
 
     def validate(self, epoch: int, curve: list[ValidationScore]) -> str:
         """Add the score on the held-out images to ``curve``, or return why there is none."""
@@ -402,7 +424,9 @@ class _Trial:
         return self.clean
 
     def check_restored(self, known: TrialResult) -> None:
-        """See that the network is the trained one: somebody's own may keep more than its weights."""
+        """See that the network is the trained one: somebody's own may keep more than its
+        weights.
+        """
         found = self.pass_clean().evaluation(self.recipe.test_loss).loss
         if known.scores is not None and not math.isclose(
             found, known.scores.test_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
@@ -413,8 +437,12 @@ class _Trial:
                 "let its forward pass depend on parameters and buffers alone",
             )
 
-    def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> dict[str, Any]:
-        """Return fields of a :class:`~tasks.trials.records.TrialResult`: what of ``missing`` was found."""
+    def measure(
+        self, missing: Sequence[Measurement], keep_predictions: Keep | None
+    ) -> dict[str, Any]:
+        """Return fields of a :class:`~tasks.trials.records.TrialResult`: what of ``missing`` was
+        found.
+        """
         representations = [m for m in missing if isinstance(m, RepresentationMeasurement)]
         with self._timed("d_repr"):
             d_repr = self._d_repr([m for m in representations if not m.stages])
@@ -437,13 +465,17 @@ class _Trial:
     def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
         if not asked:
             return {}
-        features = extract_features(self.model, self.images) if self.features is None else self.features
+        features = (
+            extract_features(self.model, self.images) if self.features is None else self.features
+        )
         return self._dimension(features, asked)
 
     def _d_repr_stages(self, asked: Sequence[RepresentationMeasurement]) -> tuple[StageRecord, ...]:
         if not asked:
             return ()
-        rows = [StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])]
+        rows = [
+            StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])
+        ]
         return tuple(
             StageRecord(
                 module=row.module,
@@ -495,7 +527,8 @@ class _Trial:
                 self.images,
                 num_images=robustness.num_images,
                 pass_size=self.gradient_pass,
-                # Of the data, not of the network: all networks of a subset are asked about the same images.
+                # Of the data, not of the network: all networks of a subset are asked about the same
+                # images.
                 seed=derive_seed("r_hat", self.network.subset),
                 num_steps=robustness.num_steps,
                 num_bisections=robustness.num_bisections,
@@ -567,7 +600,11 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
             "leave num_outputs out of the recipe to get one output per class",
         )
     for name, images, labels in (
-        ("training", data.train_images[: network.train_size], data.train_labels[: network.train_size]),
+        (
+            "training",
+            data.train_images[: network.train_size],
+            data.train_labels[: network.train_size],
+        ),
         ("test", data.test_images, data.test_labels),
     ):
         # Comparisons are false for NaN as well.

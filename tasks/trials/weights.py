@@ -1,4 +1,6 @@
-"""Weights as bytes (safetensors: no code in them), of a trained network and of a library: kept, put back."""
+"""Weights as bytes (safetensors: no code in them), of a trained network and of a library: kept, put
+back.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +72,14 @@ def download(spec: ModelSpec) -> bytes:
 
             network = torchvision.models.get_model(spec.architecture, weights="DEFAULT")
     except OSError as error:  # of urllib, of the hub, of a full disk
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        first = (
+            str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        )
         raise SetupError(
             f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
             first,
-            "run it once where there is a connection, then copy the root's pretrained folder here; or leave "
+            "run it once where there is a connection, then copy the root's pretrained folder here; "
+            "or leave "
             "pretrained out",
         ) from error
     return to_bytes(network)
@@ -84,15 +89,17 @@ def download(spec: ModelSpec) -> bytes:
 def _asked_once() -> Iterator[None]:
     """Have the hub's client look into its own cache alone where its server does not answer.
 
-    It would ask for every name that a file may have, six times each with growing pauses: 46 s without a
-    connection.
+    It would ask for every name that a file may have, six times each with growing pauses: 46 s
+    without a connection.
     """
     from huggingface_hub import constants, get_session
 
     before, reason = constants.HF_HUB_OFFLINE, ""
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
-    except Exception as error:  # its client's own kinds, and those of a proxy's or certificate's settings
+    except (
+        Exception
+    ) as error:  # its client's own kinds, and those of a proxy's or certificate's settings
         reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
         constants.HF_HUB_OFFLINE = True
     try:
@@ -115,7 +122,9 @@ def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     if spec.library == "timm":
         import timm
 
-        config = timm.get_pretrained_cfg(spec.architecture) if timm.is_model(spec.architecture) else None
+        config = (
+            timm.get_pretrained_cfg(spec.architecture) if timm.is_model(spec.architecture) else None
+        )
         if config is not None and config.has_weights:
             found = tuple(config.mean), tuple(config.std)
     else:
@@ -138,9 +147,9 @@ def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Put downloaded weights into a network.
 
-    The classifier stays random where its number of outputs is another one. For one-channel images the first
-    convolution takes the sum over the three colours, as timm does: a grey image gives what it would give in
-    colour.
+    The classifier stays random where its number of outputs is another one. For one-channel images
+    the first convolution takes the sum over the three colours, as timm does: a grey image gives
+    what it would give in colour.
 
     Raises:
         ConfigError: when they do not fit, as those of a transformer for another image size.
@@ -150,17 +159,27 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     except SafetensorError as error:
         raise ConfigError("Pretrained weights must be a safetensors file", str(error)) from error
     own = network.state_dict()
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
     first, head = f"{layers[0]}.weight", layers[-1]
     if first in given and own[first].shape[1] == 1 and given[first].shape[1] == 3:
         given[first] = given[first].sum(1, keepdim=True)
     shapes = {name: value.shape for name, value in given.items()}
     fitting = {name: given[name] for name, value in own.items() if shapes.get(name) == value.shape}
-    strange = sorted(name for name in own.keys() - fitting.keys() if name.rpartition(".")[0] != head)
+    strange = sorted(
+        name for name in own.keys() - fitting.keys() if name.rpartition(".")[0] != head
+    )
     if strange:
         raise ConfigError(
             "Pretrained weights must fit the network",
-            f"{spec.library} {spec.architecture}: {', '.join(strange[:3])} differ in shape or are missing",
+            (
+                f"{spec.library} {spec.architecture}: {', '.join(strange[:3])} differ in shape or "
+                "are "
+                "missing"
+            ),
             "choose the image_size (and arguments) they were trained with, or leave pretrained out",
         )
     network.load_state_dict(fitting, strict=False)

@@ -56,7 +56,8 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
 
 
 def trials_told(stderr: IO[str]) -> tuple[str, str]:
-    """Read what a run says until it tells the address of its trials, and the function that they run."""
+    """Read what a run says until it tells the address of its trials, and the function that they
+    run."""
     said = ""
     while not (told := re.search(r"Trials there: (\S+), Task Table, .* Name: (\S+)\n", said)):
         said += stderr.readline() or pytest.fail(said)
@@ -110,7 +111,9 @@ def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
     headers = {"headers": {"Authorization": f"Bearer {token}"}}
     driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", headers)
     until = time.monotonic() + PATIENCE_S
-    while "Task Table" not in text(driver):  # a page that opens before its job is known asks no second time
+    while "Task Table" not in text(
+        driver
+    ):  # a page that opens before its job is known asks no second time
         assert time.monotonic() < until, text(driver)
         driver.get("about:blank")
         driver.get(address)

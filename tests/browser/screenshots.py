@@ -1,7 +1,7 @@
 """Takes the pictures that docs show of a demo: Ray's dashboard while it runs, and MLflow's page.
 
-``python -m tests.browser.screenshots [ROOT]``; without a root in which it ran, it runs in one of its own.
-"""
+``python -m tests.browser.screenshots [ROOT]``; without a root in which it ran, it runs in one of
+its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")].filter(
 
 def main() -> None:
     """Take all pictures."""
-    with tempfile.TemporaryDirectory() as name, chromium(Path(name) / "profile", 1440, 900) as driver:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        chromium(Path(name) / "profile", 1440, 900) as driver,
+    ):
         root = Path(sys.argv[1] if len(sys.argv) > 1 else name)
         if not (root / "sweeps" / "demo").exists():
             ray_dashboard(driver, root)
@@ -40,9 +43,13 @@ def main() -> None:
 def ray_dashboard(driver: Any, root: Path) -> None:
     """Run the demo, and show its trials when some have ended."""
     words = command("run", "demo", "--root", str(root))
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
         address, function = trials_told(run.stderr)
-        ray_trials(driver, address, (root / "ray-token").read_text(encoding="utf-8").strip(), function)
+        ray_trials(
+            driver, address, (root / "ray-token").read_text(encoding="utf-8").strip(), function
+        )
         wait_for(driver, "FINISHED", "RUNNING")
         (table,) = driver.find_elements("xpath", "//*[text()='Task Table']")[-1:]
         driver.execute_script("arguments[0].scrollIntoView(); window.scrollBy(0, -110)", table)

@@ -1,4 +1,5 @@
-"""The report in a real browser: sorting, filtering, hovering, narrow screens, nothing from outside."""
+"""The report in a real browser: sorting, filtering, hovering, narrow screens, nothing from
+outside."""
 
 from contextlib import contextmanager
 
@@ -14,7 +15,9 @@ RUNS = "http://127.0.0.1:5000/#/experiments/1/runs/"
 
 @pytest.fixture(scope="module")
 def table():
-    table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13"))
+    table = synthetic_table(
+        num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13")
+    )
     return table.assign(test_accuracy=0.9)
 
 
@@ -56,7 +59,9 @@ def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
     requests(browser)  # forget those of the browser's first tab
     browser.get(page.as_uri())
     assert [
-        address for address in requests(browser) if not address.startswith(("file:", "data:", "chrome:"))
+        address
+        for address in requests(browser)
+        if not address.startswith(("file:", "data:", "chrome:"))
     ] == []
     assert len(cells(browser, "model")) == min(100, len(table))
     click(browser, "test loss")
@@ -64,7 +69,9 @@ def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
     assert losses == sorted(losses)
     assert losses[0] == pytest.approx(table["test_loss"].min(), rel=1e-3)
     click(browser, "test loss")
-    assert float(cells(browser, "test loss")[0]) == pytest.approx(table["test_loss"].max(), rel=1e-3)
+    assert float(cells(browser, "test loss")[0]) == pytest.approx(
+        table["test_loss"].max(), rel=1e-3
+    )
 
     browser.execute_script(
         """const box = document.querySelector("#trial-table input"); box.value = "vgg13 medical0";
@@ -86,7 +93,9 @@ def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
            point.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true}))"""
     )
     assert 0 < len(cells(browser, "model")) < len(table)
-    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert [
+        entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+    ] == []
 
 
 CUT = """return [...document.querySelectorAll("table, .scroll, td, th, pre, figure")].filter(one =>
@@ -135,8 +144,12 @@ def test_paper_cuts_no_column_and_breaks_no_number(browser, page):
             assert browser.execute_script(SIDEWAYS) <= 1
             assert browser.execute_script(CUT) == []
             assert browser.execute_script(BROKEN_NUMBERS) == []
-            said = browser.execute_script("return document.querySelector('#trial-table .bar').innerText")
-            assert " of " in said  # of more trials than a page shows, print does not hide the rest in silence
+            said = browser.execute_script(
+                "return document.querySelector('#trial-table .bar').innerText"
+            )
+            assert (
+                " of " in said
+            )  # of more trials than a page shows, print does not hide the rest in silence
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
@@ -146,7 +159,8 @@ def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
 
     browser.get(page.as_uri())
     script = (
-        "return [...document.querySelectorAll('#trial-table td a')].map(one => [one.textContent, one.href])"
+        "return [...document.querySelectorAll('#trial-table td a')].map(one => "
+        "[one.textContent, one.href])"
     )
     links = WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(script))
     assert links == [[table["trial_id"].min(), f"{RUNS}abc123"]]
@@ -156,7 +170,9 @@ def test_ten_thousand_trials_open_in_pages(browser, table, fits, tmp_path):
     import pandas as pd
 
     copies = -(-10_000 // len(table))
-    many = pd.concat([table.assign(trial_id=table["trial_id"] + f"-{k}", seed=k) for k in range(copies)])
+    many = pd.concat(
+        [table.assign(trial_id=table["trial_id"] + f"-{k}", seed=k) for k in range(copies)]
+    )
     path = write_report(many, fits, tmp_path, sweep="many", summary={})
     assert path.stat().st_size < 5_000_000
     browser.get(path.as_uri())

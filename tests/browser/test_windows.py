@@ -61,7 +61,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(folder, browser):
-    """What Ray's task table showed as its address says, when most trials had ended; the sweep has run."""
+    """What Ray's task table showed as its address says, when most trials had ended; the sweep has
+    run."""
     words = command("run", str(folder / "windows.yaml"), "--root", str(folder / "root"))
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(words, cwd=folder, text=True, **pipes) as run:
@@ -102,7 +103,9 @@ def pages(seen, folder):
 
 
 @pytest.mark.parametrize("question", ["Best model", "Best on manifold_d4"])
-def test_mlflow_opens_on_the_best_models_with_loss_model_dataset_and_n_in_view(pages, browser, question):
+def test_mlflow_opens_on_the_best_models_with_loss_model_dataset_and_n_in_view(
+    pages, browser, question
+):
     browser.get("about:blank")
     browser.get(pages[question])
     shown = wait_for(browser, "Runs", "test_loss", "6 matching runs", "small_mlp N=")

@@ -1,4 +1,5 @@
-"""What every registered attack promises; a function and its row in ``ATTACKS`` are enough to test it."""
+"""What every registered attack promises; a function and its row in ``ATTACKS`` are enough to test
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ EPSILONS = (0.5, 2.0, 8.0)
 
 @pytest.fixture
 def model() -> nn.Module:
-    """Linear, so that the loss rises along the gradient for every step; with parts that training changes."""
+    """Linear, so that the loss rises along the gradient for every step; with parts that training
+    changes."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48), nn.Dropout(0.5), nn.Linear(48, 3))
 
@@ -52,15 +54,21 @@ class TestAttack:
         gains = [record.loss_gain for record in records]
         assert gains[0] > 0
         assert gains == sorted(gains)
-        assert [record.name for record in records] == [f"{method}_{epsilon:g}" for epsilon in EPSILONS]
+        assert [record.name for record in records] == [
+            f"{method}_{epsilon:g}" for epsilon in EPSILONS
+        ]
 
     def test_it_runs_in_evaluation_mode_and_leaves_images_model_and_gradients_as_they_were(
         self, method, model, batch
     ):
-        images, state = batch[0].clone(), {name: t.clone() for name, t in model.state_dict().items()}
+        images, state = (
+            batch[0].clone(),
+            {name: t.clone() for name, t in model.state_dict().items()},
+        )
         model.train()
         first, again = (
-            attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS)) for _ in range(2)
+            attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS))
+            for _ in range(2)
         )
         assert first == again
         assert model.training

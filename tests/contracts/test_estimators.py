@@ -1,4 +1,5 @@
-"""What every registered estimator of intrinsic dimension promises; a row in the table gets it tested."""
+"""What every registered estimator of intrinsic dimension promises; a row in the table gets it
+tested."""
 
 from __future__ import annotations
 

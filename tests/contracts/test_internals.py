@@ -1,8 +1,9 @@
-"""Every private place of Ray and MLflow that the product reaches for, and what stops working without it.
+"""Every private place of Ray and MLflow that the product reaches for, and what stops working
+without it.
 
-Each is guarded where it is used, so that a version without it costs that and no more. This runs against the
-oldest and the newest that ``pyproject.toml`` allows: what fails here tells what to mend or to give up.
-"""
+Each is guarded where it is used, so that a version without it costs that and no more. This runs
+against the oldest and the newest that ``pyproject.toml`` allows: what fails here tells what to mend
+or to give up."""
 
 from __future__ import annotations
 
@@ -25,24 +26,42 @@ RAY = Path(ray.__file__).parent
 ROOT = Path(__file__).parents[2]
 
 INTERNALS = {
-    ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_task"): "names of trials' tasks",
+    (
+        "ray.tune.execution.tune_controller",
+        "TuneController._schedule_trial_task",
+    ): "names of trials' tasks",
     ("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE"): "AWS keys stay out of Ray's logs",
     ("ray._raylet", "setproctitle"): "ids of trials in `top` and on the node page",
     ("ray._raylet", "Config.initialize"): "private clusters where Ray was imported before isweep",
-    ("ray._raylet", "AuthenticationTokenLoader.instance"): "the same: the token of the second cluster",
+    (
+        "ray._raylet",
+        "AuthenticationTokenLoader.instance",
+    ): "the same: the token of the second cluster",
     ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): "the same: every port on loopback",
-    ("ray._private.ray_constants", "NUM_REDIS_GET_RETRIES"): "the same: a head that does not answer",
-    ("ray._private.state", "actors"): "which trial the memory killer hit: all that ran would count as failed",
+    (
+        "ray._private.ray_constants",
+        "NUM_REDIS_GET_RETRIES",
+    ): "the same: a head that does not answer",
+    (
+        "ray._private.state",
+        "actors",
+    ): "which trial the memory killer hit: all that ran would count as failed",
     ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
 }
 """By module and name: what is lost."""
 
 ATTRIBUTES = {
     "ray_actor": ("ray.tune.experiment.trial", "hung trials are ended"),
-    "_default_result_or_future": ("ray.tune.experiment.trial", "a driver of thousands of trials stays small"),
+    "_default_result_or_future": (
+        "ray.tune.experiment.trial",
+        "a driver of thousands of trials stays small",
+    ),
     "run_metadata": ("ray.tune.experiment.trial", "the same"),
     "pickled_error_file": ("ray.tune.experiment.trial", "of what a worker died"),
-    "_live_actors_to_ray_actors_resources": ("ray.air.execution._internal.actor_manager", "names of tasks"),
+    "_live_actors_to_ray_actors_resources": (
+        "ray.air.execution._internal.actor_manager",
+        "names of tasks",
+    ),
     "_trial_to_actor": ("ray.tune.execution.tune_controller", "names of tasks"),
 }
 """Attributes of Ray's objects, with the module that makes them."""
@@ -62,13 +81,20 @@ PAGE = {
         for word in item
     },
     **dict.fromkeys(
-        re.findall(r'"(\w+)":', mlflow_pages.View("q", ("x", "y")).text()), "the same as without views"
+        re.findall(r'"(\w+)":', mlflow_pages.View("q", ("x", "y")).text()),
+        "the same as without views",
     ),
 }
-"""Words by which MLflow's page knows what we keep in tags of an experiment: it has no interface for that."""
+"""Words by which MLflow's page knows what we keep in tags of an experiment: it has no interface for
+that."""
 
-COLUMNS = {("runs", "artifact_uri"), ("runs", "experiment_id"), ("experiments", "artifact_location")}
-"""Of MLflow's tables. Without them a root that was moved is not tracked, which a run says and survives."""
+COLUMNS = {
+    ("runs", "artifact_uri"),
+    ("runs", "experiment_id"),
+    ("experiments", "artifact_location"),
+}
+"""Of MLflow's tables. Without them a root that was moved is not tracked, which a run says and
+survives."""
 
 
 @pytest.mark.parametrize(("module", "name"), INTERNALS)
@@ -82,7 +108,9 @@ def test_a_private_interface_is_where_it_was(module: str, name: str) -> None:
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_an_attribute_is_still_set(name: str) -> None:
     module, lost = ATTRIBUTES[name]
-    assert re.search(rf"\b{name}\b", inspect.getsource(importlib.import_module(module))), f"gone: {lost}"
+    assert re.search(rf"\b{name}\b", inspect.getsource(importlib.import_module(module))), (
+        f"gone: {lost}"
+    )
 
 
 def test_a_file_of_ray_is_there() -> None:
@@ -122,6 +150,8 @@ def test_no_other_private_interface_of_ray_is_used() -> None:
     for package in ("tasks", "orchestrator"):
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            for found in re.findall(r"ray\.[\w.]*?_(?:private|raylet)[\w.]*|_internal_kv_\w+", text):
+            for found in re.findall(
+                r"ray\.[\w.]*?_(?:private|raylet)[\w.]*|_internal_kv_\w+", text
+            ):
                 last = found.rpartition(".")[2]
                 assert last in known or found in known, f"{path.name} uses {found}"

@@ -1,7 +1,7 @@
 """What every model of the table promises: a row in ``MODELS`` is tested here.
 
-Networks are built on torch's meta device, which has shapes and no numbers, where numbers do not matter.
-"""
+Networks are built on torch's meta device, which has shapes and no numbers, where numbers do not
+matter."""
 
 from __future__ import annotations
 

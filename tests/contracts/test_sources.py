@@ -1,4 +1,5 @@
-"""What every registered source promises. A new one is tested by its row in ``SOURCES`` and a raw tree."""
+"""What every registered source promises. A new one is tested by its row in ``SOURCES`` and a raw
+tree."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def dataset_of(name: str) -> DatasetSpec:
         return made_dataset_spec("made", MadeSpec(from_=name))
     rows = [row for row in DATASETS.values() if row.source == name]
     if not rows:
-        pytest.fail(f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or MADE")
+        pytest.fail(
+            f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or MADE"
+        )
     return next((row for row in rows if row.name in WRITERS), rows[0])
 
 
@@ -96,7 +99,10 @@ class TestSource:
         source = source_for(request_of.dataset.source)
         listing = source.list_items(request_of)
         items = some(listing.items)
-        one, other = source.reader(request_of), source_for(request_of.dataset.source).reader(request_of)
+        one, other = (
+            source.reader(request_of),
+            source_for(request_of.dataset.source).reader(request_of),
+        )
         forwards = [read(one, item) for item in items]
         backwards = [read(other, item) for item in items[::-1]][::-1]
         assert any(not isinstance(found, str) for found in forwards)
@@ -113,7 +119,9 @@ class TestSource:
                 assert np.isfinite(sample.pixels.astype(float)).all()
 
     @pytest.mark.parametrize("what", ["none", "absent", "empty"])
-    def test_a_raw_download_that_is_not_there_is_one_clear_message(self, request_of, tmp_path, what):
+    def test_a_raw_download_that_is_not_there_is_one_clear_message(
+        self, request_of, tmp_path, what
+    ):
         if request_of.raw is None or (what == "none" and request_of.dataset.source not in FROM_RAW):
             pytest.skip("needs no download, or fetches it")
         raw = None if what == "none" else tmp_path / "raw"
@@ -136,7 +144,9 @@ def test_every_kind_has_a_row_in_the_documents():
     assert [kind for kind in OWN_KINDS if f"| `{kind}` |" not in text] == []
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in MADE and name != "manifold"])
+@pytest.mark.parametrize(
+    "name", [name for name in SOURCES if name not in MADE and name != "manifold"]
+)
 def test_every_reader_says_what_its_layout_was_taken_from(name):
     """A document, a public reader or a format's standard."""
     module = import_module(SOURCES[name].partition(":")[0])

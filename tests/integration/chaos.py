@@ -1,10 +1,10 @@
-"""The long form of the fault tests: whatever may break a sweep, judged by what is stored at the end.
+"""The long form of the fault tests: whatever may break a sweep, judged by what is stored at the
+end.
 
-Every case runs in PID, mount and network namespaces of its own (``tests/isolation.py``), with a folder of its
-own for temporary files, and ends with a look at what is there: results, MLflow, what was left. Writes date,
-load and figures of each case to ``benchmarks/results/chaos.json``, beside those that were not run this time;
-exits with 1 when a case does not hold.
-"""
+Every case runs in PID, mount and network namespaces of its own (``tests/isolation.py``), with a
+folder of its own for temporary files, and ends with a look at what is there: results, MLflow, what
+was left. Writes date, load and figures of each case to ``benchmarks/results/chaos.json``, beside
+those that were not run this time; exits with 1 when a case does not hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ Found = dict[str, Any]
 
 
 def cells_judged(found: Found, kind: str = "") -> Found:
-    """Of cells that sleep: each stored once and right, each tracked once; what failed is of the ``kind``."""
+    """Of cells that sleep: each stored once and right, each tracked once; what failed is of the
+    ``kind``."""
     kinds = Counter(kind for _, kind, _, _ in found["told"])
     right = sum(found["results"].get(cell) == f"found {cell}" for cell in found["planned"])
     slower = found["seconds"] / found["undisturbed_s"] if found.get("undisturbed_s") else None
@@ -79,7 +80,12 @@ def mlflow_judged(found: Found) -> Found:
     """One finished run for each trial, with its numbers; nothing left to tell."""
     clean = found["statuses"] == {"FINISHED": found["counted"] + 1}
     holds = found["right"] and clean and not found["running"] and not found["behind"]
-    return {"holds": holds, "runs": found["counted"], "faults": found["faults"], "said": len(found["said"])}
+    return {
+        "holds": holds,
+        "runs": found["counted"],
+        "faults": found["faults"],
+        "said": len(found["said"]),
+    }
 
 
 def postgres_judged(found: Found) -> Found:
@@ -95,7 +101,9 @@ def postgres_judged(found: Found) -> Found:
 def disk_judged(found: Found) -> Found:
     """The driver waits, says for what, and goes on; each cell is stored, each run closed."""
     waited = found["alive"] and found["still"] == found["at_pause"]
-    ended = found["exit"] == 0 and len(found["results"]) == 12 and "Traceback" not in found["stderr"]
+    ended = (
+        found["exit"] == 0 and len(found["results"]) == 12 and "Traceback" not in found["stderr"]
+    )
     return {
         "holds": waited and ended and found["runs"] == {"FINISHED": 12 + 2 + 1},
         "cells": len(found["results"]),
@@ -104,7 +112,8 @@ def disk_judged(found: Found) -> Found:
 
 
 def sweep_judged(found: Found) -> Found:
-    """Bit-equal to an undisturbed sweep, one finished run each, nothing trained again, nothing left."""
+    """Bit-equal to an undisturbed sweep, one finished run each, nothing trained again, nothing
+    left."""
     clean = all(m["one_each"] and set(m["statuses"]) == {"FINISHED"} for m in found["mlflow"])
     holds = found["equal"] and clean and not found["left"] and not found.get("trained_again")
     return {"holds": holds, **found, "mlflow": [m["statuses"] for m in found["mlflow"]]}
@@ -121,7 +130,10 @@ def away_judged(found: Found) -> Found:
     """As :func:`sweep_judged`: the driver waits and says so, without a traceback."""
     judged = sweep_judged(found)
     waited = found["alive"] and found["paused"] and not found["traceback"] and found["exit"] == 0
-    return {**judged, "holds": judged["holds"] and waited and found["done_at_stop"] < found["cells"]}
+    return {
+        **judged,
+        "holds": judged["holds"] and waited and found["done_at_stop"] < found["cells"],
+    }
 
 
 @dataclass(frozen=True)
@@ -146,25 +158,31 @@ CASES = {
     ),
     "memory hog": Case(memory_judged, "faults", ("memory_hog", "FOLDER")),
     "memory hog alone": Case(memory_judged, "faults", ("memory_hog_alone", "FOLDER")),
-    "driver SIGKILL at 20 moments": Case(killed_judged, "sweep_faults", ("killed_driver", "FOLDER")),
+    "driver SIGKILL at 20 moments": Case(
+        killed_judged, "sweep_faults", ("killed_driver", "FOLDER")
+    ),
     "object store away 30 s": Case(away_judged, "sweep_faults", ("store_away", "FOLDER")),
     "disk filled and freed": Case(disk_judged, "full_disk", ("SWEEP", "FOLDER/root")),
     **{f"MLflow {name}": Case(mlflow_judged, "mlflow_faults", (name, "FOLDER")) for name in LONG},
     "PostgreSQL restarted": Case(postgres_judged, "postgres_faults", ()),
     **{
-        f"two hosts parted {seconds} s": Case(partition_judged, "partition", ("FOLDER", str(seconds)))
+        f"two hosts parted {seconds} s": Case(
+            partition_judged, "partition", ("FOLDER", str(seconds))
+        )
         for seconds in (5, 15, 60)
     },
 }
 
 
 def run_case(case: Case) -> Found:
-    """Run one case once and judge it; what it printed last stands for a case that ended otherwise."""
+    """Run one case once and judge it; what it printed last stands for a case that ended
+    otherwise."""
     with tempfile.TemporaryDirectory(prefix="isweep-chaos-", dir="/var/tmp") as folder:
         sweep = write_sweep(Path(folder), SWEEP)
         (Path(folder) / "case").mkdir()
         words = [w.replace("FOLDER", f"{folder}/case").replace("SWEEP", sweep) for w in case.words]
-        # Whatever is left in the folder for temporary files is seen there, and goes with the namespace.
+        # Whatever is left in the folder for temporary files is seen there, and goes with the
+        # namespace.
         own_tmp = 'mount -t tmpfs -o mode=1777 none /tmp && exec "$@"'
         module = (sys.executable, "-m", f"tests.integration.{case.module}", *words)
         done = subprocess.run(
@@ -214,7 +232,9 @@ def table(known: Found) -> str:
 def main() -> int:
     """Run cases, and write each as soon as it has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="run nothing; print what --out holds")
     arguments = parser.parse_args()
@@ -226,7 +246,10 @@ def main() -> int:
     for name in arguments.cases:
         began, load = time.monotonic(), os.getloadavg()[0]
         found = ended[name] = run_case(CASES[name])
-        about = {"date": time.strftime("%F %H:%M"), "load": [round(load, 1), round(os.getloadavg()[0], 1)]}
+        about = {
+            "date": time.strftime("%F %H:%M"),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+        }
         known[name] = {**found, **about, "seconds": round(time.monotonic() - began)}
         print(json.dumps({name: known[name]}), flush=True)
         write(arguments.out, known)
@@ -236,7 +259,11 @@ def main() -> int:
 def write(out: Path, known: Found) -> None:
     """Write all cases in their order, with the machine they ran on."""
     versions = {name: metadata.version(name) for name in ("ray", "mlflow", "torch")}
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    machine = {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
     cases = {name: known[name] for name in CASES if name in known}
     document = {"environment": {**machine, **versions}, **cases}
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""What Ray's dashboard says while a sweep runs, asked of its own REST API and of its nodes' metrics."""
+"""What Ray's dashboard says while a sweep runs, asked of its own REST API and of its nodes'
+metrics."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class Watcher:
         targets = json.loads(self._get("/api/prometheus/sd"))
         for target in {address for group in targets for address in group["targets"]}:
             text = self._get("/metrics", f"http://{target}").decode()
-            for name, labels, value in re.findall(r"^(ray_isweep_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE):
+            for name, labels, value in re.findall(
+                r"^(ray_isweep_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE
+            ):
                 self.seen.series.add(name)
                 if name == "ray_isweep_trials":
                     self.seen.states[re.search(r'state="(\w+)"', labels)[1]] = float(value)
@@ -76,7 +79,8 @@ def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[st
     """Run ``isweep run …`` and look at its dashboard until it ends.
 
     Returns:
-        stdout, stderr, what was seen, and what could not be asked: the dashboard ends with the command.
+        stdout, stderr, what was seen, and what could not be asked: the dashboard ends with the
+        command.
     """
     # Of Ray's ten seconds a short sweep sees none.
     environment = {**os.environ, "COLUMNS": "200", "RAY_metrics_report_interval_ms": "500"}

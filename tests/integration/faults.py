@@ -1,7 +1,9 @@
-"""Faults while cells run, real ones: killed workers, a killed raylet, a memory hog; run inside namespaces.
+"""Faults while cells run, real ones: killed workers, a killed raylet, a memory hog; run inside
+namespaces.
 
-Each case runs cells that sleep, breaks something by a seeded schedule, lets the sweep end, and prints one
-JSON object: the history of faults, every failure that was told, and what is stored at the end.
+Each case runs cells that sleep, breaks something by a seeded schedule, lets the sweep end, and
+prints one JSON object: the history of faults, every failure that was told, and what is stored at
+the end.
 
     unshare ... python -m tests.integration.faults CASE ROOT ['{"argument": value}']
 """
@@ -48,7 +50,9 @@ from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 from tests.recorded_tracker import RecordedTracker
 
 STORE_BYTES = 100 * 2**20
-SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
+SCORES = NetworkScores(
+    num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
+)
 HOG = "-n12-"
 """In the id of the cell that takes memory until it is killed, once."""
 HEADROOM = 0.18
@@ -69,7 +73,8 @@ class Sleeper(TrialTrainable):
         if HOG in cell and first and (threshold := os.environ.get("FAULTS_HOG")):
             hoard, ends = [], time.monotonic() + 180
             while time.monotonic() < ends:
-                # The rest of the machine may give memory back, and a busy one is slow to give pages.
+                # The rest of the machine may give memory back, and a busy one is slow to give
+                # pages.
                 used = psutil.virtual_memory().percent / 100
                 _internal_kv_put("hog", f"{len(hoard)} pieces, {used:.3f} used".encode())
                 if used < float(threshold) + MARGIN:
@@ -91,7 +96,9 @@ class Sleeper(TrialTrainable):
 def running_now() -> dict[int, str]:
     """Return processes and nodes of the cells that run now, as they recorded themselves."""
     found = [(_internal_kv_get(key) or b"").decode().split() for key in _internal_kv_list("pid ")]
-    return {int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))}
+    return {
+        int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))
+    }
 
 
 def hold_all(seconds: float) -> None:
@@ -150,7 +157,8 @@ def outcome(trials: Run, history: list[Any], started: float) -> dict[str, Any]:
         "results": {key: record.result.reason for key, record in sorted(again.trials.items())},
         "failures_left": sorted(again.failures),
         "told": [
-            [f.trial_id, str(f.failure.kind), f.attempt, f.failure.message] for f in trials.tracker.failures
+            [f.trial_id, str(f.failure.kind), f.attempt, f.failure.message]
+            for f in trials.tracker.failures
         ],
         "statuses": sorted(set(trials.tracker.statuses.values())),
         "history": history,
@@ -166,7 +174,8 @@ def killed_workers(
     cell_s: float = 1.0,
     compare: bool = False,
 ) -> dict[str, Any]:
-    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the cells undisturbed before."""
+    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the cells undisturbed
+    before."""
     chance, history, undisturbed_s = random.Random(13), list[Any](), None
     sizes = range(10, 10 + 2 * cells, 2)
     with connect(num_cpus=2, dashboard=False) as cluster:
@@ -205,13 +214,18 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     nodes = RayCluster(
         initialize_head=True,
         shutdown_at_exit=False,
-        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": STORE_BYTES,
+            "include_dashboard": False,
+        },
     )
     workers = [nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
     history: list[Any] = []
     with connect(nodes.address) as cluster:
         trials, run = run_cells(cluster, root, range(10, 22, 2), "raylet")
-        # A cell that ended before would end well, and quick ones elsewhere could leave none for this node.
+        # A cell that ended before would end well, and quick ones elsewhere could leave none for
+        # this node.
         _internal_kv_put(f"hold {workers[0].node_id}", b"60")
         _internal_kv_put(f"hold {workers[1].node_id}", b"10")
 
@@ -246,7 +260,9 @@ def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
         trials, run = run_cells(cluster, root, sizes, "hog")
         started = time.monotonic()
         run()
-        return outcome(trials, [["threshold", threshold, (_internal_kv_get("hog") or b"").decode()]], started)
+        return outcome(
+            trials, [["threshold", threshold, (_internal_kv_get("hog") or b"").decode()]], started
+        )
 
 
 class OnDeadGpu(Sleeper):
@@ -262,10 +278,13 @@ class OnDeadGpu(Sleeper):
 
 
 def dead_gpu(root: Path) -> dict[str, Any]:
-    """A last cell, whose every attempt Ray would give the free GPU of the lowest number: the dead one."""
+    """A last cell, whose every attempt Ray would give the free GPU of the lowest number: the dead
+    one."""
     cluster_of_two = mock.patch("orchestrator.running.cluster.gpus_here", return_value=[None, None])
     with cluster_of_two, connect(num_cpus=2, dashboard=False) as cluster:
-        trials, run = run_cells(cluster, root, range(10, 12, 2), "dead", OnDeadGpu, Resources(1, 1.0))
+        trials, run = run_cells(
+            cluster, root, range(10, 12, 2), "dead", OnDeadGpu, Resources(1, 1.0)
+        )
         started = time.monotonic()
         run()
         return outcome(trials, [], started)
@@ -285,4 +304,8 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(CASES[sys.argv[1]](Path(sys.argv[2]), **json.loads("".join(sys.argv[3:]) or "{}"))))
+    print(
+        json.dumps(
+            CASES[sys.argv[1]](Path(sys.argv[2]), **json.loads("".join(sys.argv[3:]) or "{}"))
+        )
+    )

@@ -1,7 +1,7 @@
 """Fills the disk under a running sweep and frees it again; run inside namespaces of its own.
 
-The root is a small file system in memory. Prints one JSON object: what was said, and what was stored when.
-"""
+The root is a small file system in memory. Prints one JSON object: what was said, and what was
+stored when."""
 
 from __future__ import annotations
 

@@ -17,8 +17,11 @@ from typing import Any
 from tests.integration.sweeps import command, stored
 
 
-def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: int = 0) -> dict[str, Any]:
-    """Run until ``until`` results exist, then send ``send`` to the recorded process; None lets it end."""
+def run(
+    sweep: str, root: Path, cpus: str, *, until: int | None = None, send: int = 0
+) -> dict[str, Any]:
+    """Run until ``until`` results exist, then send ``send`` to the recorded process; None lets it
+    end."""
     started = time.time()
     driver = subprocess.Popen(
         command("run", sweep, "--root", str(root), "--num-cpus", cpus, "--no-dashboard"),
@@ -45,7 +48,8 @@ def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: in
 
 
 def main(sweep: str, folder: str, cpus: str, *names: str) -> None:
-    """Stop it by each of the named signals when so many results more are there, then let it finish."""
+    """Stop it by each of the named signals when so many results more are there, then let it
+    finish."""
     root, phases = Path(folder), {}
     for number, name in enumerate(names):
         phases[name] = run(sweep, root, cpus, until=2 + 4 * number, send=signal.Signals[name])

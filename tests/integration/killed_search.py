@@ -1,7 +1,8 @@
-"""Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of its own.
+"""Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of
+its own.
 
-Prints one JSON object: what was stored and tracked after each start, and what a search asked for and
-chose that nobody killed, in a root beside.
+Prints one JSON object: what was stored and tracked after each start, and what a search asked for
+and chose that nobody killed, in a root beside.
 
     unshare ... python -m tests.integration.killed_search SWEEP ROOT CPUS 2 5 9
 """
@@ -44,7 +45,10 @@ def stored(root: Path) -> dict[str, float]:
 def asked(root: Path) -> list[list[Any]]:
     """Return the trials that were asked for, in order, each with why and its point."""
     folder = root / "sweeps" / "searched" / "search" / "trials"
-    found = [json.loads(path.read_text(encoding="utf-8"))["record"] for path in folder.glob("*/asked.json")]
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))["record"]
+        for path in folder.glob("*/asked.json")
+    ]
     names = ("learning_rate", "weight_decay", "batch_size")
     return [
         [one["trial_id"], one["role"], *(one["spec"]["network"]["recipe"][name] for name in names)]
@@ -58,7 +62,8 @@ def recipe(root: Path) -> str:
 
 
 def search(sweep: str, root: Path, cpus: str, until: int | None = None) -> dict[str, Any]:
-    """Search until ``until`` trials are stored, then kill the recorded process; None lets it end."""
+    """Search until ``until`` trials are stored, then kill the recorded process; None lets it
+    end."""
     driver = subprocess.Popen(
         command("tune", sweep, "--root", str(root), "--no-dashboard", "--num-cpus", cpus),
         stdout=subprocess.PIPE,

@@ -1,4 +1,5 @@
-"""MLflow servers that drop replies, are slow, away, resetting or restarted; SQLite files locked or deleted.
+"""MLflow servers that drop replies, are slow, away, resetting or restarted; SQLite files locked or
+deleted.
 
 Each case logs ``num`` trials while something is broken, heals it, and reads back what MLflow
 shows, through a client of its own.
@@ -41,7 +42,9 @@ class Server:
         self.uri = f"sqlite:///{database}"
         os.environ[BACKEND_STORE_URI_ENV_VAR] = self.uri
         os.environ[ARTIFACT_ROOT_ENV_VAR] = str(database.parent / "artifacts")
-        initialize_backend_stores(self.uri, default_artifact_root=str(database.parent / "artifacts"))
+        initialize_backend_stores(
+            self.uri, default_artifact_root=str(database.parent / "artifacts")
+        )
         self.port = 0
         self.start()
 
@@ -55,7 +58,8 @@ class Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def end(self) -> None:
-        """Stop, and leave nothing of a server's in this process: what it makes next is no server's."""
+        """Stop, and leave nothing of a server's in this process: what it makes next is no
+        server's."""
         from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
 
         self.stop()
@@ -91,7 +95,9 @@ def shown(uri: str, name: str) -> dict[str, Any]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(f"isweep/{name}")
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
-    trials = {run.data.tags["trial_id"]: run for run in runs if run.data.tags.get("kind") == "trial"}
+    trials = {
+        run.data.tags["trial_id"]: run for run in runs if run.data.tags.get("kind") == "trial"
+    }
     return {
         "counted": len([run for run in runs if run.data.tags.get("kind") == "trial"]),
         "losses": {key: run.data.metrics.get("test_loss") for key, run in trials.items()},
@@ -102,7 +108,8 @@ def shown(uri: str, name: str) -> dict[str, Any]:
 
 @dataclass
 class Case:
-    """A sweep whose tracker goes through a proxy; ``found`` is what MLflow shows of it in the end."""
+    """A sweep whose tracker goes through a proxy; ``found`` is what MLflow shows of it in the
+    end."""
 
     server: Server
     name: str
@@ -232,7 +239,8 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
 
 
 def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
-    """The SQLite file is deleted in the middle; another process's reconcile shows everything again."""
+    """The SQLite file is deleted in the middle; another process's reconcile shows everything
+    again."""
     said: list[str] = []
     uri = f"sqlite:///{database}"
     tracker = opened(uri, "deleted", said)

@@ -1,8 +1,9 @@
-"""Two hosts whose link goes down for a while under a running sweep; run as root inside namespaces of its own.
+"""Two hosts whose link goes down for a while under a running sweep; run as root inside namespaces
+of its own.
 
-The head is here; the other host is a network namespace behind a pair of virtual cards, its card is taken
-down and up again. What an operator's supervisor does is done here too: Ray is started again on the other host
-when it ended there. Prints one JSON object.
+The head is here; the other host is a network namespace behind a pair of virtual cards, its card is
+taken down and up again. What an operator's supervisor does is done here too: Ray is started again
+on the other host when it ended there. Prints one JSON object.
 
     unshare ... python -m tests.integration.partition ROOT SECONDS
 """
@@ -46,15 +47,33 @@ def plug_in() -> None:
 
 def start_ray(log: Path, *, there: bool) -> subprocess.Popen[bytes]:
     """Start Ray's processes on a host."""
-    head = (*RAY, "--head", f"--node-ip-address={HERE}", f"--port={PORT}", "--include-dashboard=false")
-    other = ("ip", "netns", "exec", SPACE, *RAY, f"--address={HERE}:{PORT}", f"--node-ip-address={THERE}")
+    head = (
+        *RAY,
+        "--head",
+        f"--node-ip-address={HERE}",
+        f"--port={PORT}",
+        "--include-dashboard=false",
+    )
+    other = (
+        "ip",
+        "netns",
+        "exec",
+        SPACE,
+        *RAY,
+        f"--address={HERE}:{PORT}",
+        f"--node-ip-address={THERE}",
+    )
     with log.open("ab") as file:
-        return subprocess.Popen(other if there else head, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            other if there else head, stdout=file, stderr=file, stdin=subprocess.DEVNULL
+        )
 
 
 def node_there() -> str:
     """Return the id of the other host's living node; empty where there is none."""
-    return next((n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == THERE), "")
+    return next(
+        (n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == THERE), ""
+    )
 
 
 def wait_for_node() -> str:
@@ -92,7 +111,8 @@ def main(root: Path, seconds: float) -> dict[str, Any]:
             while node_there() == first and other[-1].poll() is None and time.monotonic() < end:
                 time.sleep(1)
                 if time.monotonic() > end - PATIENCE_S + 30:
-                    return  # half a minute after the link is back it is still the same node: it lives
+                    # half a minute after the link is back it is still the same node: it lives
+                    return
             history.append(["the other host's Ray ended", other[-1].poll(), time.time()])
             other[-1].kill()
             other.append(start_ray(log, there=True))

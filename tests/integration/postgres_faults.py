@@ -1,8 +1,9 @@
-"""A sweep's tracker on a real PostgreSQL: ended connections, a server stopped at once and started again.
+"""A sweep's tracker on a real PostgreSQL: ended connections, a server stopped at once and started
+again.
 
-Needs ``initdb``, ``pg_ctl``, ``psql`` and the extra ``postgres``. Prints one JSON object: runs by status,
-keys, whether every value is right, and what was said; exits with 1 when a run is missing, doubled or wrong.
-"""
+Needs ``initdb``, ``pg_ctl``, ``psql`` and the extra ``postgres``. Prints one JSON object: runs by
+status, keys, whether every value is right, and what was said; exits with 1 when a run is missing,
+doubled or wrong."""
 
 from __future__ import annotations
 
@@ -38,7 +39,16 @@ class Server:
         if os.geteuid() == 0:  # which PostgreSQL refuses to be
             for path in (folder, secret):
                 shutil.chown(path, "nobody")
-        self.run("initdb", "-D", f"{folder}/data", "-U", "lab", "-A", "scram-sha-256", f"--pwfile={secret}")
+        self.run(
+            "initdb",
+            "-D",
+            f"{folder}/data",
+            "-U",
+            "lab",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={secret}",
+        )
         self.start()
         self.sql("create database isweep")
 
@@ -54,14 +64,35 @@ class Server:
     def start(self) -> None:
         options = f"-p {PORT} -c listen_addresses=127.0.0.1 -k {self.folder}"
         self.run(
-            "pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-l", f"{self.folder}/log", "-w", "start"
+            "pg_ctl",
+            "-D",
+            f"{self.folder}/data",
+            "-o",
+            options,
+            "-l",
+            f"{self.folder}/log",
+            "-w",
+            "start",
         )
 
     def stop(self) -> None:
         self.run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "stop")
 
     def sql(self, text: str) -> None:
-        self.run("psql", "-q", "-h", "127.0.0.1", "-p", str(PORT), "-U", "lab", "-d", "postgres", "-c", text)
+        self.run(
+            "psql",
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(PORT),
+            "-U",
+            "lab",
+            "-d",
+            "postgres",
+            "-c",
+            text,
+        )
 
     def end_connections(self) -> None:
         self.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'isweep'")
@@ -85,7 +116,9 @@ def main() -> int:
         changes, root = {"name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-")
         workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
-        tracker = make_tracker(workspace, ResultStore(workspace.results_url), server.uri, say=said.append)
+        tracker = make_tracker(
+            workspace, ResultStore(workspace.results_url), server.uri, say=said.append
+        )
         breaker = threading.Thread(target=break_things, args=(server,))
         breaker.start()
         for number in range(NUM_RUNS):
@@ -95,7 +128,9 @@ def main() -> int:
         breaker.join()
         tracker.close("FINISHED")
         mlflow.set_tracking_uri(server.uri)
-        runs = [run for one in MlflowClient().search_experiments() for run in _runs(one.experiment_id)]
+        runs = [
+            run for one in MlflowClient().search_experiments() for run in _runs(one.experiment_id)
+        ]
         losses = sorted(run.data.metrics["test_loss"] for run in runs)
         found = {
             "statuses": Counter(run.info.status for run in runs),
@@ -110,12 +145,18 @@ def main() -> int:
         shutil.rmtree(folder)
         shutil.rmtree(workspace.paths.root)
     print(json.dumps(found, indent=1))
-    right = found["statuses"] == {"FINISHED": NUM_RUNS} and found["keys"] == NUM_RUNS and found["values"]
+    right = (
+        found["statuses"] == {"FINISHED": NUM_RUNS}
+        and found["keys"] == NUM_RUNS
+        and found["values"]
+    )
     return int(not right or bool(found["secret"]) or found["behind"] > 0)
 
 
 def _runs(experiment: str) -> list[mlflow.entities.Run]:
-    return list(MlflowClient().search_runs([experiment], "tags.trial_id LIKE 'k%'", max_results=1000))
+    return list(
+        MlflowClient().search_runs([experiment], "tags.trial_id LIKE 'k%'", max_results=1000)
+    )
 
 
 if __name__ == "__main__":

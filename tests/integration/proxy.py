@@ -73,7 +73,9 @@ class Proxy:
         handler.end_headers()
         if what == RESET:
             handler.wfile.write(content[: len(content) // 2])
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             handler.connection.close()
             return
         handler.wfile.write(content)

@@ -1,10 +1,11 @@
-"""A Ray cluster of several nodes on one machine, without a shared folder; run inside namespaces of its own.
+"""A Ray cluster of several nodes on one machine, without a shared folder; run inside namespaces of
+its own.
 
-The head has CPUs only; two workers have one and two logical GPUs. Each worker's processes see an empty file
-system of their own in place of the sweep's root. Cluster and drivers take mode and token from the
-environment. Prints one JSON object: how ``isweep run`` ended, what the workers left in their file systems,
-where and when probing trials ran at several GPU shares, and how drivers without the token are refused.
-"""
+The head has CPUs only; two workers have one and two logical GPUs. Each worker's processes see an
+empty file system of their own in place of the sweep's root. Cluster and drivers take mode and token
+from the environment. Prints one JSON object: how ``isweep run`` ended, what the workers left in
+their file systems, where and when probing trials ran at several GPU shares, and how drivers without
+the token are refused."""
 
 from __future__ import annotations
 
@@ -45,10 +46,13 @@ from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20
-SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
+SCORES = NetworkScores(
+    num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
+)
 WORKERS = {"one_gpu": 1, "two_gpus": 2}
 SHARE, AT_ONCE = 0.4, 6
-"""GPU share of a trial, and how many such trials three GPUs hold; a seventh would need parts of two."""
+"""GPU share of a trial, and how many such trials three GPUs hold; a seventh would need parts of
+two."""
 TASKS = 8  # twice the CPUs of all nodes
 ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
 RAY_ROOT = Path("/tmp/ray")
@@ -67,7 +71,12 @@ class Probe(TrialTrainable):
         context = ray.get_runtime_context()
         where = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
         result = TrialResult(
-            status=TrialStatus.DONE, reason=where, seed=0, device="cpu", num_threads=1, scores=SCORES
+            status=TrialStatus.DONE,
+            reason=where,
+            seed=0,
+            device="cpu",
+            num_threads=1,
+            scores=SCORES,
         )
         return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
@@ -83,7 +92,8 @@ def mount_empty(folder: Path) -> None:
 
 
 def with_own_folder(folder: Path, start: Callable[[], Any]) -> Any:
-    """Call ``start`` in a thread, and so its child processes, for which ``folder`` is a new empty one."""
+    """Call ``start`` in a thread, and so its child processes, for which ``folder`` is a new empty
+    one."""
     result: list[Any] = []
 
     def run() -> None:
@@ -120,7 +130,11 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
             "recipe": "smoke",
         }
     )
-    plan, paths, images = plan_sweep(sweep), RootPaths.at(root).make(), np.zeros((14, 1, 8, 8), np.uint8)
+    plan, paths, images = (
+        plan_sweep(sweep),
+        RootPaths.at(root).make(),
+        np.zeros((14, 1, 8, 8), np.uint8),
+    )
     labels = np.arange(14, dtype=np.int64) % 2
     run = Run(
         plan=plan,
@@ -146,12 +160,14 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
 
 
 def nodes_of_tasks(executor: RayExecutor) -> list[str]:
-    """Return the nodes that the tasks of an executor ran on; enough of them that no node is left out."""
+    """Return the nodes that the tasks of an executor ran on; enough of them that no node is left
+    out."""
     return sorted({node for _, node in executor.map_unordered(_my_node, [(0.5,)] * TASKS)})
 
 
 def nodes_of_actors() -> list[str]:
-    """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
+    """Return the nodes of actors that every trial asks; left to Ray, some would lie on other
+    nodes."""
     started = [start_beside_driver(IsweepArrays) for _ in range(ACTORS)]
     for actor in started:
         ray.get(actor.put.remote("", []))
@@ -168,7 +184,8 @@ def _my_node(seconds: float) -> str:
 
 
 def environment(token: str) -> dict[str, str]:
-    """Return the environment that this script must be started with; Ray reads it when first imported."""
+    """Return the environment that this script must be started with; Ray reads it when first
+    imported."""
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200", LOGICAL_GPUS: "1"}
     return {**os.environ, **ours}
 
@@ -176,20 +193,30 @@ def environment(token: str) -> dict[str, str]:
 def run_command(*arguments: str, **environment: str) -> dict[str, Any]:
     """Run ``isweep`` as a user does, and return how it ended."""
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
     return {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
 
 def main(sweep: str, folder: str) -> None:
     root = Path(folder)
-    # Ray notes the last cluster of the machine below its temporary root; this one must not be taken for it.
+    # Ray notes the last cluster of the machine below its temporary root; this one must not be taken
+    # for it.
     RAY_ROOT.mkdir(exist_ok=True)
     mount_empty(RAY_ROOT)
     nodes = RayCluster(
         initialize_head=True,
-        shutdown_at_exit=False,  # its signal handler would need the main thread; the namespace ends all
-        head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+        # its signal handler would need the main thread; the namespace ends all
+        shutdown_at_exit=False,
+        head_node_args={
+            "num_cpus": 1,
+            "object_store_memory": STORE_BYTES,
+            "include_dashboard": False,
+        },
     )
     workers = {}
     for name, gpus in WORKERS.items():
@@ -221,7 +248,10 @@ def main(sweep: str, folder: str) -> None:
         "other_mode": ((str(images),), {"RAY_AUTH_MODE": "disabled"}),
     }
     with ThreadPoolExecutor() as at_once:
-        done = [at_once.submit(run_command, "measure", *words, *at, **env) for words, env in asked.values()]
+        done = [
+            at_once.submit(run_command, "measure", *words, *at, **env)
+            for words, env in asked.values()
+        ]
         found |= {name: one.result() for name, one in zip(asked, done, strict=True)}
     print(json.dumps(found))
     nodes.shutdown()

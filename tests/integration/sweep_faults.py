@@ -1,8 +1,10 @@
-"""Whole sweeps of the command as a user runs it, beside an undisturbed one; run inside namespaces of its own.
+"""Whole sweeps of the command as a user runs it, beside an undisturbed one; run inside namespaces
+of its own.
 
-``killed_driver``: SIGKILL to the driver at seeded moments. ``store_away``: results, weights and predictions
-go to an object store that is away for a while in the middle. Prints one JSON object, whose ``equal`` says
-whether every number, weight and prediction is that of the undisturbed sweep, to the bit.
+``killed_driver``: SIGKILL to the driver at seeded moments. ``store_away``: results, weights and
+predictions go to an object store that is away for a while in the middle. Prints one JSON object,
+whose ``equal`` says whether every number, weight and prediction is that of the undisturbed sweep,
+to the bit.
 
     unshare ... python -m tests.integration.sweep_faults CASE FOLDER
 """
@@ -56,7 +58,9 @@ def undisturbed(sweep: str, root: Path) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
     if start(sweep, root).wait(PATIENCE_S) != 0:
         raise RuntimeError((root.parent / f"{root.name}.log").read_text(encoding="utf-8")[-3000:])
-    return {cell: numbers(r["result"]) for cell, r in stored(root).items()}, time.monotonic() - began
+    return {
+        cell: numbers(r["result"]) for cell, r in stored(root).items()
+    }, time.monotonic() - began
 
 
 def left_over() -> list[str]:
@@ -66,8 +70,14 @@ def left_over() -> list[str]:
         # Asked for this way, what ends in the meantime is passed over.
         others = (p for p in psutil.process_iter(["cmdline"]) if p.pid not in (os.getpid(), 1))
         lines = [" ".join(p.info["cmdline"] or ()) for p in others]
-        found = [line[:80] for line in lines if "ray" in line or "isweep" in line or "mlflow" in line]
-        found += [f"port {c.laddr.port}" for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN]
+        found = [
+            line[:80] for line in lines if "ray" in line or "isweep" in line or "mlflow" in line
+        ]
+        found += [
+            f"port {c.laddr.port}"
+            for c in psutil.net_connections()
+            if c.status == psutil.CONN_LISTEN
+        ]
         found += [p.name for p in Path(tempfile.gettempdir()).iterdir() if "ray" in p.name]
         time.sleep(1)
     return found
@@ -82,7 +92,8 @@ def tracked(root: Path, cells: set[str]) -> dict[str, Any]:
 
 
 def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
-    """SIGKILL at seeded moments, each time the same command again; a new root when a sweep is done before."""
+    """SIGKILL at seeded moments, each time the same command again; a new root when a sweep is done
+    before."""
     sweep, chance = write_sweep(folder, LONG), random.Random(13)
     expected, seconds = undisturbed(sweep, folder / "undisturbed")
     history, roots, trained_again = list[Any](), [folder / "root-1"], 0
@@ -103,7 +114,9 @@ def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
         if code == 0 and len(history) < kills:
             roots.append(folder / f"root-{len(roots) + 1}")
         elif code not in (0, -signal.SIGKILL):
-            raise RuntimeError((root.parent / f"{root.name}.log").read_text(encoding="utf-8")[-3000:])
+            raise RuntimeError(
+                (root.parent / f"{root.name}.log").read_text(encoding="utf-8")[-3000:]
+            )
     found = [{c: numbers(r["result"]) for c, r in stored(root).items()} for root in roots]
     return {
         "cells": len(expected),
@@ -123,7 +136,8 @@ def _done(root: Path, expected: dict[str, Any]) -> bool:
 
 
 def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
-    """The object store does not answer for ``seconds`` while cells end, weights and predictions included."""
+    """The object store does not answer for ``seconds`` while cells end, weights and predictions
+    included."""
     sweep = write_sweep(folder, LONGER)
     expected, _ = undisturbed(sweep, folder / "undisturbed")
     with object_store() as bucket:
@@ -139,7 +153,10 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
         bucket.start()
         again = store.listing(TrialRecord)
         code = driver.wait(PATIENCE_S)
-        found = {name: numbers(r.plain()["result"]) for name, r in store.scan(TrialRecord).records.items()}
+        found = {
+            name: numbers(r.plain()["result"])
+            for name, r in store.scan(TrialRecord).records.items()
+        }
         lease = Found(posixpath.join(store._files.base, LEASE), "")
         leases = [found.path for found, _ in store._files.read_many([lease])]
     log = (folder / "root.log").read_text(encoding="utf-8")
@@ -160,4 +177,8 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
 CASES = {"killed_driver": killed_driver, "store_away": store_away}
 
 if __name__ == "__main__":
-    print(json.dumps(CASES[sys.argv[1]](Path(sys.argv[2]), **json.loads("".join(sys.argv[3:]) or "{}"))))
+    print(
+        json.dumps(
+            CASES[sys.argv[1]](Path(sys.argv[2]), **json.loads("".join(sys.argv[3:]) or "{}"))
+        )
+    )

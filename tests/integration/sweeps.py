@@ -41,7 +41,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def isweep(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run ``isweep`` in this process, and check its exit code and that no traceback reached the terminal."""
+    """Run ``isweep`` in this process, and check its exit code and that no traceback reached the
+    terminal."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([*arguments, "--root", str(root)])
@@ -56,7 +57,8 @@ def isweep_json(*arguments: str, root: Path) -> Any:
 
 
 def stored(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the result records of the small sweep by trial id, read without the product's own reader."""
+    """Return the result records of the small sweep by trial id, read without the product's own
+    reader."""
     folder = root / "sweeps" / "small" / "trials"
     return {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["record"]

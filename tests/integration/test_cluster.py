@@ -1,4 +1,5 @@
-"""A cluster of several nodes that share no folder: the sweep runs, shares pack as planned, tokens count."""
+"""A cluster of several nodes that share no folder: the sweep runs, shares pack as planned, tokens
+count."""
 
 import json
 import secrets
@@ -47,7 +48,8 @@ def test_a_sweep_joins_a_running_cluster(found):
 
 
 def test_nodes_need_no_shared_folder(found):
-    # Workers saw an empty root: had a task or trial opened prepared data there, the sweep had failed.
+    # Workers saw an empty root: had a task or trial opened prepared data there, the sweep had
+    # failed.
     assert found["left_on_workers"] == {"one_gpu": [], "two_gpus": []}
     assert found["file_task_nodes"] == [found["head"]]
     assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
@@ -73,12 +75,15 @@ def test_files_are_measured_on_the_node_that_has_them(found):
 def test_shares_pack_as_planned(found):
     trials = found["probes"]
     assert len(trials) == AT_ONCE + 1
-    # No share of a GPU is put together from two GPUs, and none is given to the head, which has no GPU.
+    # No share of a GPU is put together from two GPUs, and none is given to the head, which has no
+    # GPU.
     assert {len(trial["gpus"]) for trial in trials} == {1}
     assert {trial["node"] for trial in trials} == set(found["workers"].values())
     per_gpu = int(1 / SHARE)
     most = most_at_once(trials)
-    gpus = {(found["workers"][name], str(gpu)) for name, num in WORKERS.items() for gpu in range(num)}
+    gpus = {
+        (found["workers"][name], str(gpu)) for name, num in WORKERS.items() for gpu in range(num)
+    }
     assert most == dict.fromkeys(gpus, per_gpu)
 
 

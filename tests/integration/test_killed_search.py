@@ -1,4 +1,5 @@
-"""A search whose driver is killed goes on: nothing is trained twice, all is told once, none runs for ever."""
+"""A search whose driver is killed goes on: nothing is trained twice, all is told once, none runs
+for ever."""
 
 import json
 import subprocess

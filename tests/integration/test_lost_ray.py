@@ -1,4 +1,5 @@
-"""A process of the driver's own cluster dies or stops: exit 3 with the way on, and nothing is left."""
+"""A process of the driver's own cluster dies or stops: exit 3 with the way on, and nothing is
+left."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ keep_weights: none
 
 def running_trials(root: Path) -> dict[str, object]:
     try:
-        found: dict[str, object] = json.loads((root / "sweeps/lost/progress.json").read_text())["running"]
+        found: dict[str, object] = json.loads((root / "sweeps/lost/progress.json").read_text())[
+            "running"
+        ]
     except (OSError, ValueError):
         return {}
     return found
@@ -46,12 +49,16 @@ def running_trials(root: Path) -> dict[str, object]:
         pytest.param("raylet", "The raylet", signal.SIGSTOP, marks=pytest.mark.chaos),
     ],
 )
-def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told, sent):
+def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(
+    tmp_path, victim, told, sent
+):
     root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
     scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))  # short: sockets lie below it
     sweep.write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--root", str(root)]
-    if AVAILABLE:  # a child of process 1, as behind `nohup` or in a container: Ray takes it for an orphan
+    if (
+        AVAILABLE
+    ):  # a child of process 1, as behind `nohup` or in a container: Ray takes it for an orphan
         command = isolated("sh", "-c", '"$@"; exit $?', "sh", *command)
     driver = subprocess.Popen(
         [*command, "--no-tracking", "--no-dashboard", "--num-cpus", "2"],

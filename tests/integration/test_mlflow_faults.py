@@ -1,4 +1,5 @@
-"""Real MLflow servers and files that break: one finished run per cell with its numbers, none left running."""
+"""Real MLflow servers and files that break: one finished run per cell with its numbers, none left
+running."""
 
 import pytest
 
@@ -17,7 +18,10 @@ def server(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in ("away", "restarted") else pytest.mark.chaos) for name in CASES],
+    [
+        pytest.param(name, marks=() if name in ("away", "restarted") else pytest.mark.chaos)
+        for name in CASES
+    ],
 )
 def test_one_finished_run_per_cell_whatever_the_server_does(server, name):
     found = CASES[name](server)

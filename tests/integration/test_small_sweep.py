@@ -1,4 +1,5 @@
-"""Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted, continued."""
+"""Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted,
+continued."""
 
 import json
 import signal
@@ -22,7 +23,12 @@ from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
-from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
+from tests.integration.readme import (
+    notebook_python,
+    readme_commands,
+    readme_python,
+    write_own_files,
+)
 from tests.integration.sweeps import (
     NUM_CURVES,
     NUM_TRIALS,
@@ -53,7 +59,8 @@ def stopped(tmp_path_factory, sweep) -> tuple[Path, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def watched(stopped, sweep) -> tuple[Path, str, str, Seen, list[str]]:
-    """That root, when the sweep has gone on to its end, what it printed, and what its dashboard said."""
+    """That root, when the sweep has gone on to its end, what it printed, and what its dashboard
+    said."""
     folder, _ = stopped
     return folder, *watched_run(command("run", sweep, "--root", str(folder)), folder)
 
@@ -87,7 +94,10 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, swee
     found = stored(root)
     assert set(found) == planned
     # What was finished before the interrupt is never trained again.
-    assert stopped[1]["results"].items() <= {name: one["started_at"] for name, one in found.items()}.items()
+    assert (
+        stopped[1]["results"].items()
+        <= {name: one["started_at"] for name, one in found.items()}.items()
+    )
     runs = mlflow_runs(root)
     trials = runs[runs["tags.kind"] == "trial"]
     assert sorted(trials["tags.trial_id"]) == sorted(planned)
@@ -106,7 +116,11 @@ def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     assert seen.job["job_name"] == "isweep run small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(seen.states.values()) == NUM_TRIALS
-    assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
+    assert {
+        "ray_isweep_trials",
+        "ray_isweep_images_per_second",
+        "ray_isweep_gpu_share_used",
+    } <= seen.series
 
 
 def test_a_second_run_trains_nothing(root, sweep):
@@ -139,8 +153,12 @@ def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
 
 
 def test_status_plan_and_results_as_json(root, sweep):
-    status, plan, rows = (isweep_json(name, sweep, root=root) for name in ("status", "plan", "results"))
-    assert {key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")} == {
+    status, plan, rows = (
+        isweep_json(name, sweep, root=root) for name in ("status", "plan", "results")
+    )
+    assert {
+        key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")
+    } == {
         "planned": NUM_TRIALS,
         "done": NUM_TRIALS,
         "failed": 0,
@@ -170,7 +188,12 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert isinstance(isweep_json("fit", sweep, root=root), dict)
     assert Path(isweep_json("report", sweep, root=root)["report"]).exists()
     counts = isweep_json("reconcile", sweep, root=root)
-    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + NUM_CURVES}
+    assert counts == {
+        "replayed": 0,
+        "closed": 0,
+        "duplicates": 0,
+        "up_to_date": NUM_TRIALS + NUM_CURVES,
+    }
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
@@ -179,9 +202,9 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
 def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, here, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
-    images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
-        np.uint8
-    )
+    images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[
+        :, None, None
+    ].astype(np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
@@ -240,7 +263,9 @@ def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path
     assert own[0].data.metrics["trials_done"] == NUM_TRIALS
     assert any(name.startswith("best_test_loss/") for name in own[0].data.metrics)
     sent = connect(uri).list_artifacts(own[0].info.run_id, "report")
-    assert {"report/report.html", "report/results.csv", "report/figures"} <= {one.path for one in sent}
+    assert {"report/report.html", "report/results.csv", "report/figures"} <= {
+        one.path for one in sent
+    }
 
 
 def run_of_sweep(client):
@@ -330,7 +355,15 @@ def check_stopped(stopped):
 def test_interrupted_killed_and_continued(root, sweep, tmp_path):
     signals = ["SIGTERM", "SIGHUP", "SIGKILL"]
     done = subprocess.run(
-        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), "2", *signals),
+        isolated(
+            sys.executable,
+            "-m",
+            "tests.integration.interrupted",
+            sweep,
+            str(tmp_path),
+            "2",
+            *signals,
+        ),
         capture_output=True,
         text=True,
         check=True,
@@ -363,6 +396,7 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
 
 
 def numbers(result):
-    """Return all of a result that follows from its cell: what a network gave, no times and no memory."""
+    """Return all of a result that follows from its cell: what a network gave, no times and no
+    memory."""
     seen = [(epoch["train_loss"], epoch["train_accuracy"]) for epoch in result["history"]]
     return seen, [result[name] for name in ("scores", "d_repr", "attacks", "test_history")]

@@ -1,11 +1,11 @@
-"""``make cluster-test``: the way of docs/cluster.md on three hosts, with everything that may befall them.
+"""``make cluster-test``: the way of docs/cluster.md on three hosts, with everything that may befall
+them.
 
-``ray up``, ``isweep doctor``, a sweep typed into ``ray attach``, a sweep by ``ray job submit``, a worker
-killed, one rebooted, one that comes back with an empty home, the head lost and the same submission again, the
-end; then every cell must be there once, MLflow clean, and no process left. Needs root (to make namespaces and
-SSH servers in them), iproute2, openssh-server, rsync and tmux. Prints one JSON object; the committed one is
-``tests/lab/result.json``.
-"""
+``ray up``, ``isweep doctor``, a sweep typed into ``ray attach``, a sweep by ``ray job submit``, a
+worker killed, one rebooted, one that comes back with an empty home, the head lost and the same
+submission again, the end; then every cell must be there once, MLflow clean, and no process left.
+Needs root (to make namespaces and SSH servers in them), iproute2, openssh-server, rsync and tmux.
+Prints one JSON object; the committed one is ``tests/lab/result.json``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Story:
         self.until("three nodes", UP_S, lambda: lab.num_nodes() == 3)
         self.step("ray status", lambda: lab.on_head("ray status"))
         checks = read_json(
-            self.step("doctor", lambda: lab.on_head("isweep doctor --address auto --json", fails=True))
+            self.step(
+                "doctor", lambda: lab.on_head("isweep doctor --address auto --json", fails=True)
+            )
         )
         nodes = [check for check in checks if "node" in check]
         expect("doctor reports each node", len(nodes), 3)
@@ -90,7 +92,8 @@ class Story:
         expect("doctor finds nothing wrong", [c["detail"] for c in checks if not c["ok"]], [])
 
     def sweep_by_attach(self) -> dict[str, Any]:
-        """Typed into a terminal of the head that is closed at once; a worker is killed, one rebooted."""
+        """Typed into a terminal of the head that is closed at once; a worker is killed, one
+        rebooted."""
         lab = self.cluster
         self.write_sweep("attached", seeds="[0, 1]")
         self.step("plan", lambda: lab.on_head("isweep plan paper"))
@@ -106,19 +109,25 @@ class Story:
         self.until("three nodes again", UP_S, lambda: lab.num_nodes() == 3)
         self.step("status", lambda: lab.on_head("isweep status paper"))
         self.step(
-            "fetch", lambda: lab.here("ray rsync-down clusters/onprem.yaml '~/isweep-root/sweeps/' ~/sweeps/")
+            "fetch",
+            lambda: lab.here(
+                "ray rsync-down clusters/onprem.yaml '~/isweep-root/sweeps/' ~/sweeps/"
+            ),
         )
         fetched = len(list((lab.lab / "home/sweeps/attached/trials").glob("*/result.json")))
         expect("attached: results were fetched", fetched, NUM_CELLS)
         return self.outcome("attached")
 
     def sweep_by_job(self) -> dict[str, Any]:
-        """Submitted; a worker comes back with an empty home; the head is lost, and all is typed again."""
+        """Submitted; a worker comes back with an empty home; the head is lost, and all is typed
+        again."""
         lab = self.cluster
         self.write_sweep("submitted", seeds="[2, 3]")
         with lab.beside("ray dashboard clusters/onprem.yaml"):
             self.until(
-                "the tunnel", 60, lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True)
+                "the tunnel",
+                60,
+                lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True),
             )
             self.submit("ray job submit")
             self.until("4 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 4)
@@ -160,7 +169,9 @@ class Story:
         self.until("2 cells", SWEEP_S, lambda: lab.num_done("kept") >= 2)
         before = lab.num_done("kept")
         expect(
-            "kept: a driver was killed", self.step("kill it", lambda: lab.head.kill("isweep run")) > 0, True
+            "kept: a driver was killed",
+            self.step("kill it", lambda: lab.head.kill("isweep run")) > 0,
+            True,
         )
         self.until("all cells", SWEEP_S, lambda: self.ended("kept", NUM_CELLS // 2))
         self.until("the supervisor ends", 60, lambda: not lab.head.processes("keep.py"))
@@ -169,7 +180,10 @@ class Story:
     def take_down(self) -> dict[str, list[str]]:
         """End it as documented; returns what still runs on each host."""
         lab = self.cluster
-        self.step("ray stop", lambda: lab.here("ray exec clusters/onprem.yaml '~/isweep-venv/bin/ray stop'"))
+        self.step(
+            "ray stop",
+            lambda: lab.here("ray exec clusters/onprem.yaml '~/isweep-venv/bin/ray stop'"),
+        )
         for worker in lab.hosts[1:]:
             stop = f"ssh isweep@{worker.name}.example.org '~/isweep-venv/bin/ray stop'"
             self.step(f"ray stop on {worker.name}", lambda stop=stop: lab.here(stop))
@@ -177,7 +191,9 @@ class Story:
 
         def left() -> dict[str, list[str]]:
             found = {host.name: host.processes(*RAY) for host in lab.hosts}
-            return {name: [" ".join(p.cmdline())[:120] for p in ps] for name, ps in found.items() if ps}
+            return {
+                name: [" ".join(p.cmdline())[:120] for p in ps] for name, ps in found.items() if ps
+            }
 
         try:
             self.until("no process left", 120, lambda: not left())
@@ -206,7 +222,9 @@ class Story:
         trials = self.cluster.root / "sweeps" / sweep / "trials"
         stored = sorted(path.parent.name for path in trials.glob("*/result.json"))
         failed = sorted(path.parent.name for path in trials.glob("*/failure.json"))
-        with sqlite3.connect(f"file:{self.cluster.root / 'mlflow.db'}?mode=ro", uri=True) as database:
+        with sqlite3.connect(
+            f"file:{self.cluster.root / 'mlflow.db'}?mode=ro", uri=True
+        ) as database:
             rows = database.execute(_RUNS, (f"isweep/{sweep}",)).fetchall()
         runs = Counter(trial for trial, _ in rows)
         expect(f"{sweep}: every cell is stored", len(stored), cells)
@@ -214,8 +232,14 @@ class Story:
         expect(f"{sweep}: one run per cell in MLflow", sorted(runs), stored)
         expect(f"{sweep}: no cell has two runs", max(runs.values()), 1)
         expect(f"{sweep}: no run is open", sorted({status for _, status in rows}), ["FINISHED"])
-        records = [json.loads((trials / name / "result.json").read_text())["record"] for name in stored]
-        expect(f"{sweep}: results know their commit", all(r["provenance"]["commit"] for r in records), True)
+        records = [
+            json.loads((trials / name / "result.json").read_text())["record"] for name in stored
+        ]
+        expect(
+            f"{sweep}: results know their commit",
+            all(r["provenance"]["commit"] for r in records),
+            True,
+        )
         return {"cells": len(stored), "attempts": dict(Counter(str(r["attempt"]) for r in records))}
 
 

@@ -1,8 +1,8 @@
-"""A cluster on three hosts, driven as docs/cluster.md says: its commands, word for word, translated.
+"""A cluster on three hosts, driven as docs/cluster.md says: its commands, word for word,
+translated.
 
-What the laboratory stands in for: the address of the machines, the packages of the environment (linked, not
-downloaded; the wheel itself is installed), and GPUs (one logical GPU per worker).
-"""
+What the laboratory stands in for: the address of the machines, the packages of the environment
+(linked, not downloaded; the wheel itself is installed), and GPUs (one logical GPU per worker)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ print(sum(node["Alive"] for node in ray.nodes()))
 def sweep_text(*, name: str, seeds: str, epochs: int, pictures: Path | None = None) -> str:
     """Return a sweep of two small networks, where a folder of pictures is given on that too."""
     own = (
-        f", {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}" if pictures else ""
+        f", {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}"
+        if pictures
+        else ""
     )
     return _SWEEP.format(name=name, seeds=seeds, epochs=epochs, datasets=f"manifold_d4{own}")
 
@@ -87,10 +89,14 @@ def draw_pictures(folder: Path) -> None:
 
 
 def launch_file(lab: Path, hosts: list[Host]) -> Path:
-    """Fill in the places marked CHANGE, and stand-ins for packages and GPUs; returns the file's path."""
+    """Fill in the places marked CHANGE, and stand-ins for packages and GPUs; returns the file's
+    path."""
     made = yaml.safe_load((REPOSITORY / LAUNCH_FILE).read_text(encoding="utf-8"))
     head, *workers = hosts
-    made["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
+    made["provider"] |= {
+        "head_ip": head.address,
+        "worker_ips": [worker.address for worker in workers],
+    }
     folders = [path for path in sys.path if path.endswith("site-packages")]
     (lab / "link.py").write_text(LINK_PACKAGES.format(folders=folders), encoding="utf-8")
     link = f"~/isweep-venv/bin/python {lab}/link.py"
@@ -98,7 +104,9 @@ def launch_file(lab: Path, hosts: list[Host]) -> Path:
         link if "--require-hashes" in command else command for command in made["setup_commands"]
     ]
     if link not in made["setup_commands"]:
-        raise RuntimeError(f"{LAUNCH_FILE} installs its packages in another way than this laboratory knows")
+        raise RuntimeError(
+            f"{LAUNCH_FILE} installs its packages in another way than this laboratory knows"
+        )
     offers = {
         "head_start_ray_commands": "--num-cpus=0",
         "worker_start_ray_commands": "--num-cpus=2 --num-gpus=1",
@@ -174,7 +182,9 @@ class LabCluster:
         )
         self._note(command, done.stdout + done.stderr)
         if done.returncode and not fails:
-            raise RuntimeError(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout + done.stderr
 
     @contextlib.contextmanager
@@ -200,9 +210,8 @@ class LabCluster:
     def type_into(self, shell: str, commands: list[str]) -> None:
         """Open a shell by a command of the documents, type others into it, and close the laptop.
 
-        tmux gives up now and then on a busy machine (attaching starts a server that ends at once, and the new
-        session meets its end); a user would type the command again.
-        """
+        tmux gives up now and then on a busy machine (attaching starts a server that ends at once,
+        and the new session meets its end); a user would type the command again."""
         for _ in range(TRIES):
             if "server exited unexpectedly" not in self._type_into(shell, commands):
                 return
@@ -249,7 +258,9 @@ class LabCluster:
         done = self._ssh(self.head, login)
         self._note(command, done.stdout + done.stderr)
         if done.returncode and not fails:
-            raise RuntimeError(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def _ssh(self, host: Host, command: str) -> subprocess.CompletedProcess[str]:
@@ -294,7 +305,9 @@ class LabCluster:
 
     def num_nodes(self) -> int:
         """Return how many nodes the cluster has now."""
-        done = self._ssh(self.head, f"RAY_AUTH_MODE=token ~/isweep-venv/bin/python {self.lab}/nodes.py")
+        done = self._ssh(
+            self.head, f"RAY_AUTH_MODE=token ~/isweep-venv/bin/python {self.lab}/nodes.py"
+        )
         last = done.stdout.strip().splitlines()[-1:] or [""]
         return int(last[0]) if last[0].isdigit() else 0
 

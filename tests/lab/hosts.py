@@ -1,9 +1,8 @@
 """Hosts of a small laboratory: SSH servers in network, process, mount and name spaces of their own.
 
-Each has its own address, home, temporary folder and shared memory, and sees the same account ``isweep``. Made
-for root inside :func:`tests.isolation.isolated`, where nothing can leave and all ends together; the process
-that makes them is the user's machine, on the same bridge.
-"""
+Each has its own address, home, temporary folder and shared memory, and sees the same account
+``isweep``. Made for root inside :func:`tests.isolation.isolated`, where nothing can leave and all
+ends together; the process that makes them is the user's machine, on the same bridge."""
 
 from __future__ import annotations
 
@@ -114,7 +113,9 @@ class Host:
         spaces = ("--pid", "--mount-proc", "--mount", "--uts", "--fork", "--kill-child")
         command = ("nsenter", f"--net=/run/netns/{self.name}", "unshare", *spaces, "sh", "-c", boot)
         with open(self.lab / f"{self.name}.log", "ab") as log:
-            self._server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._server = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         patience = time.monotonic() + WAIT_S
         while True:
             try:
@@ -137,7 +138,8 @@ class Host:
         run("find", str(self.disk), "-mindepth", "1", "-delete")
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """Return its processes other than SSH servers, those with one of ``words`` in their command line."""
+        """Return its processes other than SSH servers, those with one of ``words`` in their command
+        line."""
         found = []
         for process in psutil.Process(os.getpid()).children(recursive=True):
             try:
@@ -145,15 +147,22 @@ class Host:
                 inside = os.readlink(f"/proc/{process.pid}/ns/net") == self._network_space()
             except (psutil.Error, OSError):
                 continue
-            ours = name.startswith(("sshd", "unshare", "nsenter")) or process.status() == psutil.STATUS_ZOMBIE
+            ours = (
+                name.startswith(("sshd", "unshare", "nsenter"))
+                or process.status() == psutil.STATUS_ZOMBIE
+            )
             if inside and not ours and (not words or any(word in line for word in words)):
                 found.append(process)
         return found
 
     def open_ports(self) -> list[dict[str, Any]]:
-        """Return program, address and port of all that listens there but SSH, and what it tells strangers."""
+        """Return program, address and port of all that listens there but SSH, and what it tells
+        strangers."""
         done = subprocess.run(
-            ("ip", "netns", "exec", self.name, "ss", "-ltnpH"), capture_output=True, text=True, check=True
+            ("ip", "netns", "exec", self.name, "ss", "-ltnpH"),
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found = []
         for line in done.stdout.splitlines():
@@ -162,9 +171,12 @@ class Host:
             pids = re.findall(r"pid=(\d+)", " ".join(users))
             program = self._program(int(pids[0])) if pids else "?"
             answer = "" if address.startswith("127.") else stranger_asks(self.address, int(port))
-            found.append({"program": program, "address": address, "port": int(port), "answer": answer})
+            found.append(
+                {"program": program, "address": address, "port": int(port), "answer": answer}
+            )
         return sorted(
-            (one for one in found if one["program"] != "sshd"), key=lambda one: list(one.values())[:2]
+            (one for one in found if one["program"] != "sshd"),
+            key=lambda one: list(one.values())[:2],
         )
 
     @staticmethod
@@ -204,8 +216,11 @@ def stranger_asks(host: str, port: int) -> str:
         asking.close()
 
 
-def make_lab(lab: Path, names: Sequence[str], *, services: str = "", shares_home: bool = False) -> list[Host]:
-    """Make the bridge, keys and accounts, and start a host for each name; we are the machine at ``.1``."""
+def make_lab(
+    lab: Path, names: Sequence[str], *, services: str = "", shares_home: bool = False
+) -> list[Host]:
+    """Make the bridge, keys and accounts, and start a host for each name; we are the machine at
+    ``.1``."""
     for folder in ("home/.ssh", "hosts", "etc"):
         (lab / folder).mkdir(parents=True)
     for key in ("home/.ssh/id_ed25519", "host_key"):
@@ -214,13 +229,18 @@ def make_lab(lab: Path, names: Sequence[str], *, services: str = "", shares_home
     (lab / "authorized_keys").write_bytes((lab / "home/.ssh/id_ed25519.pub").read_bytes())
     (lab / "sshd_config").write_text(_SSHD_CONFIG.format(lab=lab), encoding="utf-8")
     hosts = [
-        Host(name, f"{NETWORK}.{10 + index}", lab, services, shares_home) for index, name in enumerate(names)
+        Host(name, f"{NETWORK}.{10 + index}", lab, services, shares_home)
+        for index, name in enumerate(names)
     ]
     for folder in ("/tmp", "/run"):
         run("mount", "-t", "tmpfs", "-o", "mode=1777", "none", folder)
     _replace(lab, "/etc/passwd", _accounts(lab))
     _replace(lab, "/etc/profile", _profile(lab))
-    _replace(lab, "/etc/hosts", "".join(f"{h.address} {h.name}\n" for h in hosts) + "127.0.0.1 localhost\n")
+    _replace(
+        lab,
+        "/etc/hosts",
+        "".join(f"{h.address} {h.name}\n" for h in hosts) + "127.0.0.1 localhost\n",
+    )
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
@@ -239,7 +259,9 @@ def _replace(lab: Path, path: str, text: str) -> None:
 
 def _accounts(lab: Path) -> str:
     others = [
-        line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines() if ":0:0:" not in line
+        line
+        for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines()
+        if ":0:0:" not in line
     ]
     return "\n".join([f"isweep:x:0:0:lab:{lab}/home:/bin/bash", *others]) + "\n"
 
@@ -248,16 +270,23 @@ def _profile(lab: Path) -> str:
     """Every login finds a ``python3`` that is new enough: the interpreter of this lab."""
     folder = lab / "bin"
     folder.mkdir()
-    base = Path(sys._base_executable if hasattr(sys, "_base_executable") else sys.executable).resolve()
+    base = Path(
+        sys._base_executable if hasattr(sys, "_base_executable") else sys.executable
+    ).resolve()
     (folder / "python3").write_text(f'#!/bin/sh\nexec {base} "$@"\n', encoding="utf-8")
     (folder / "python3").chmod(0o755)
     return f"export PATH={folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
 
 
 def enter(
-    target: str, module: str, about: str, tools: Sequence[str], tell: Callable[[Path], dict[str, Any]]
+    target: str,
+    module: str,
+    about: str,
+    tools: Sequence[str],
+    tell: Callable[[Path], dict[str, Any]],
 ) -> int:
-    """Check what is needed, go into namespaces of our own, and print what ``tell`` finds in a lab there.
+    """Check what is needed, go into namespaces of our own, and print what ``tell`` finds in a lab
+    there.
 
     Args:
         target: of ``make``, which names the laboratory.
@@ -268,7 +297,9 @@ def enter(
     """
     parser = argparse.ArgumentParser(prog=f"make {target}", description=about)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help="where to write what is printed, not below /tmp")
+    parser.add_argument(
+        "--result", type=Path, help="where to write what is printed, not below /tmp"
+    )
     options = parser.parse_args()
     if options.inside is None:
         missing = [tool for tool in tools if shutil.which(tool) is None]

@@ -1,11 +1,12 @@
-"""The node types of ``cluster.yaml`` under Ray's own autoscaler, with processes in place of instances.
+"""The node types of ``cluster.yaml`` under Ray's own autoscaler, with processes in place of
+instances.
 
     python -m tests.lab.scaling --result tests/lab/scaling.json
 
-A head without GPUs, a sweep whose trials ask for shares of one: workers must come by themselves, up to the
-file's limits, and go when they are idle. Says how many nodes there were when. What it stands in for: the
-provider (Ray's ``fake_multinode``), the size of nodes and of the limits, and an idle time-out of seconds.
-"""
+A head without GPUs, a sweep whose trials ask for shares of one: workers must come by themselves, up
+to the file's limits, and go when they are idle. Says how many nodes there were when. What it stands
+in for: the provider (Ray's ``fake_multinode``), the size of nodes and of the limits, and an idle
+time-out of seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ from tests.isolation import isolated
 
 REPOSITORY = Path(__file__).parents[2]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-COMMANDS = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
+COMMANDS = (
+    "setup",
+    "head_setup",
+    "worker_setup",
+    "initialization",
+    "head_start_ray",
+    "worker_start_ray",
+)
 MOST_WORKERS, IDLE_S, STORE_BYTES, PORT = 3, 15, 100_000_000, 6379
 WORKER = {"CPU": 2, "GPU": 1, "object_store_memory": STORE_BYTES}
 NUM_TRIALS = 12
@@ -97,7 +105,9 @@ def start_head(folder: Path) -> None:
     }
     words = ("start", "--head", f"--port={PORT}", "--num-cpus=1", "--include-dashboard=false")
     words += (f"--object-store-memory={STORE_BYTES}", f"--autoscaling-config={path}")
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *words], check=True, env=environment
+    )
 
 
 def watch(folder: Path) -> dict[str, Any]:
@@ -166,7 +176,10 @@ def main() -> int:
     text = json.dumps(document, indent=2) + "\n"
     print(text, end="")
     if not all(holds.values()):
-        print((options.inside / "run.txt").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+        print(
+            (options.inside / "run.txt").read_text(encoding="utf-8", errors="replace"),
+            file=sys.stderr,
+        )
         return 1
     if options.result:
         options.result.write_text(text, encoding="utf-8")

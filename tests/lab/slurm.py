@@ -1,10 +1,10 @@
-"""``make slurm-test``: clusters/slurm.sbatch under a real SLURM of three hosts in namespaces of their own.
+"""``make slurm-test``: clusters/slurm.sbatch under a real SLURM of three hosts in namespaces of
+their own.
 
-A sweep on three nodes whose job is told to end in the middle, as SLURM does before the time limit, goes back
-to the queue and finishes; a sweep on one node; a mistake on two nodes, which is not tried again. Needs root,
-iproute2, openssh-server and Debian's slurmctld, slurmd, slurm-client and munge. Prints one JSON object; the
-committed one is ``tests/lab/slurm.json``.
-"""
+A sweep on three nodes whose job is told to end in the middle, as SLURM does before the time limit,
+goes back to the queue and finishes; a sweep on one node; a mistake on two nodes, which is not tried
+again. Needs root, iproute2, openssh-server and Debian's slurmctld, slurmd, slurm-client and munge.
+Prints one JSON object; the committed one is ``tests/lab/slurm.json``."""
 
 from __future__ import annotations
 
@@ -86,10 +86,15 @@ class Slurm:
     def _start_controller(self) -> None:
         commands = _SERVICES.format(lab=self.lab).replace(" slurmd\n", " slurmctld\n")
         run("sh", "-c", f"set -e\n{commands}")
-        wait_for("all nodes idle", 60, lambda: self.say("sinfo -h -N -o %t").split() == ["idle"] * len(NAMES))
+        wait_for(
+            "all nodes idle",
+            60,
+            lambda: self.say("sinfo -h -N -o %t").split() == ["idle"] * len(NAMES),
+        )
 
     def _install(self) -> None:
-        """The environment on the shared home: packages linked, the wheel installed; and the token."""
+        """The environment on the shared home: packages linked, the wheel installed; and the
+        token."""
         folders = [path for path in sys.path if path.endswith("site-packages")]
         (self.lab / "link.py").write_text(LINK_PACKAGES.format(folders=folders), encoding="utf-8")
         run(sys.executable, "-m", "venv", str(self.home / "isweep-venv"))
@@ -102,9 +107,14 @@ class Slurm:
     def say(self, command: str) -> str:
         """Run a command of the user's, with what it prints."""
         done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, check=False, cwd=self.lab,
-            env=self.environment, timeout=100,
-        )  # fmt: skip
+            ["bash", "-c", command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.lab,
+            env=self.environment,
+            timeout=100,
+        )
         if done.returncode:
             raise RuntimeError(f"{command}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
@@ -117,7 +127,10 @@ class Slurm:
 
     def submit(self, sweep: object, nodes: int) -> str:
         """Submit the script of the repository with the options that these small hosts need."""
-        options = f"--nodes={nodes} --gpus-per-node=1 --cpus-per-task={CPUS} --output={self.lab}/job-%j.log"
+        options = (
+            f"--nodes={nodes} --gpus-per-node=1 --cpus-per-task={CPUS} "
+            f"--output={self.lab}/job-%j.log"
+        )
         script = REPOSITORY / "clusters/slurm.sbatch"
         self.said = ["sbatch clusters/slurm.sbatch paper --device gpu"]
         said = self.say(f"sbatch {options} {script} {sweep} --device gpu")
@@ -139,9 +152,14 @@ class Slurm:
         return sorted(path.parent.name for path in trials.glob("*/result.json"))
 
     def nodes_of(self, sweep: str) -> Counter[str]:
-        """Return how many trials each node has finished, by the addresses that their stories name."""
+        """Return how many trials each node has finished, by the addresses that their stories
+        name."""
         trials = self.lab / "scratch/isweep-root/sweeps" / sweep / "trials"
-        events = [event for path in trials.glob("*/history.json") for event in json.loads(path.read_text())]
+        events = [
+            event
+            for path in trials.glob("*/history.json")
+            for event in json.loads(path.read_text())
+        ]
         return Counter(event["node"] for event in events if event["what"] == "finished")
 
     def log(self, number: str) -> str:
@@ -155,7 +173,8 @@ class Slurm:
 
 
 def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
-    """Three nodes; SIGTERM to the script alone when six cells are there, as before the time limit."""
+    """Three nodes; SIGTERM to the script alone when six cells are there, as before the time
+    limit."""
     number = slurm.submit(slurm.write_sweep("limited", seeds="[0, 1, 2, 3]", epochs=200), nodes=3)
     wait_for("6 cells", JOB_S, lambda: len(slurm.results("limited")) >= 6)
     before = slurm.results("limited")

@@ -54,7 +54,12 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
 
 
 @QUICK
-@given(seed=SEEDS, size=st.integers(10, 10**6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
+@given(
+    seed=SEEDS,
+    size=st.integers(10, 10**6),
+    d_data=st.floats(3, 40),
+    sharpness=st.floats(1e-5, 1e-2),
+)
 def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
     table = losses_only(seed=seed)
     one_d = table.groupby("dataset")["d_data_mle"].transform("mean")
@@ -100,8 +105,13 @@ def test_escaping_a_cell_is_undone(text):
     data=st.data(),
 )
 def test_csv_loses_nothing(tmp_path, texts, data):
-    numbers = data.draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=len(texts),
-                                 max_size=len(texts)))  # fmt: skip
+    numbers = data.draw(
+        st.lists(
+            st.floats(allow_nan=False, allow_infinity=False),
+            min_size=len(texts),
+            max_size=len(texts),
+        )
+    )
     table = pd.DataFrame({"trial_id": texts, "test_loss": numbers})
     back = read_csv(write_csv(table, tmp_path / "results.csv"))
     assert back["trial_id"].tolist() == texts

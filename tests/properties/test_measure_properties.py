@@ -55,7 +55,12 @@ def sharpness_of(points, labels):
 
 
 @quick
-@given(seeds, st.integers(1, 70), st.integers(1, 9), st.lists(st.integers(2, 60), min_size=1, max_size=4))
+@given(
+    seeds,
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.lists(st.integers(2, 60), min_size=1, max_size=4),
+)
 def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
     sizes = sorted({*sizes, 60})
     points, labels = points_of(seed), np.arange(60) % 3
@@ -143,7 +148,9 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
 
 @quick
 @given(seeds, st.integers(1, 30), st.integers(1, 50), st.integers(1, 9), byte_types)
-def test_records_of_bytes_are_equal_to_the_last_bit(seed, num_features, block_rows, num_workers, kind):
+def test_records_of_bytes_are_equal_to_the_last_bit(
+    seed, num_features, block_rows, num_workers, kind
+):
     rows, labels = byte_rows_of(seed, num_features, 5), np.arange(NUM_BYTE_ROWS) % 2
     chosen = MeasureSettings(num_neighbors=5, sharpness_sample=10, pixel_range=(0.0, 255.0))
     whole = measure_nested(rows, labels, [15, NUM_BYTE_ROWS], settings=chosen).to_json()
@@ -178,7 +185,9 @@ def test_order_rotation_and_translation_do_not_matter(seed):
         (points + shift, labels),
     ):
         np.testing.assert_allclose(values_of(moved), values_of(points), rtol=2e-4)
-        assert sharpness_of(moved, their_labels) == pytest.approx(sharpness_of(points, labels), rel=1e-5)
+        assert sharpness_of(moved, their_labels) == pytest.approx(
+            sharpness_of(points, labels), rel=1e-5
+        )
 
 
 @quick
@@ -204,7 +213,9 @@ def test_sharpness_never_falls_as_images_are_added(seed, sizes, num_classes):
 @given(seeds, st.integers(1, 5))
 def test_sharpness_is_brute_force(seed, num_classes):
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 4, (40, 3), dtype=np.uint8)  # few values: many duplicates and conflicts
+    images = rng.integers(
+        0, 4, (40, 3), dtype=np.uint8
+    )  # few values: many duplicates and conflicts
     labels = rng.integers(0, num_classes, 40)
     record = measure_nested(images, labels, [40])
     _, first = np.unique(images, axis=0, return_index=True)
@@ -232,7 +243,11 @@ def partial_of(seed):
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.offer(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
         improve(
-            partial.opposite[0], partial.opposite_ids[0], np.arange(5), np.arange(squared.shape[1]), squared
+            partial.opposite[0],
+            partial.opposite_ids[0],
+            np.arange(5),
+            np.arange(squared.shape[1]),
+            squared,
         )
     return partial
 

@@ -34,9 +34,14 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
 
 @settings(max_examples=15)
 @given(
-    st.integers(5, 300), st.integers(20, 600), st.integers(9, 300), st.lists(st.integers(0, 199), max_size=30)
+    st.integers(5, 300),
+    st.integers(20, 600),
+    st.integers(9, 300),
+    st.lists(st.integers(0, 199), max_size=30),
 )
-def test_fingerprint_and_rows_do_not_depend_on_the_partition(chunk_rows, shard_rows, block_rows, wanted):
+def test_fingerprint_and_rows_do_not_depend_on_the_partition(
+    chunk_rows, shard_rows, block_rows, wanted
+):
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(10_000, 10_000, 10_000, Path(folder) / "one")
         two = prepared(chunk_rows, shard_rows, block_rows, Path(folder) / "two")
@@ -55,7 +60,10 @@ def test_fingerprint_depends_on_pixels_labels_and_groups(monkeypatch, tmp_path):
         from dataclasses import replace
 
         return replace(
-            listing, items=[replace(item, group=str(place % 90)) for place, item in enumerate(listing.items)]
+            listing,
+            items=[
+                replace(item, group=str(place % 90)) for place, item in enumerate(listing.items)
+            ],
         )
 
     monkeypatch.setattr(demo, "packaged", demo.Source(joined, demo.packaged.reader))

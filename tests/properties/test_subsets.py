@@ -1,7 +1,8 @@
-"""Subsets over a range of datasets: nested, disjoint by group, stratified, unmoved by the sizes asked for.
+"""Subsets over a range of datasets: nested, disjoint by group, stratified, unmoved by the sizes
+asked for.
 
-The validation split of a search likewise: whole groups of the training images, and never a test image.
-"""
+The validation split of a search likewise: whole groups of the training images, and never a test
+image."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Toy:
 
 def subset_spec(class_pair=None, test_size=10, split_seed=1, faults=()) -> SubsetSpec:
     prepared = PreparedSpec(dataset="toy", image_size=8, channels=1, faults=faults)
-    return SubsetSpec(prepared=prepared, class_pair=class_pair, test_size=test_size, split_seed=split_seed)
+    return SubsetSpec(
+        prepared=prepared, class_pair=class_pair, test_size=test_size, split_seed=split_seed
+    )
 
 
 def toy(num_images=200, per_group=1, num_classes=2) -> Toy:
@@ -59,7 +62,11 @@ TWO_TO_SIX = st.integers(2, 6)
 def toys(draw, num_classes=TWO_TO_SIX):
     """Labels and groups of 60 to 300 images; groups of 1 to 6 images with mixed labels."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    size, classes, per_group = draw(st.integers(60, 300)), draw(num_classes), draw(st.integers(1, 6))
+    size, classes, per_group = (
+        draw(st.integers(60, 300)),
+        draw(num_classes),
+        draw(st.integers(1, 6)),
+    )
     labels = rng.permutation(np.arange(size) % classes).astype(np.int64)
     return Toy(labels, rng.permutation(np.arange(size) // per_group).astype(np.int64) * 7919)
 
@@ -82,7 +89,9 @@ def test_promises(data, test_size, seed, whole):
     names = np.array([int(name) for name in subset.class_names])
     targets = np.concatenate([subset.train_labels, subset.test_labels])
     np.testing.assert_array_equal(data.labels[both], names[targets])
-    share = np.bincount(subset.train_labels, minlength=subset.num_classes) / max(1, subset.max_train_size)
+    share = np.bincount(subset.train_labels, minlength=subset.num_classes) / max(
+        1, subset.max_train_size
+    )
     for size in range(1, subset.max_train_size + 1):
         counts = np.array(subset.class_counts(size))
         if subset.num_classes == 2:
@@ -150,7 +159,9 @@ def test_a_validation_is_whole_groups_of_the_sweeps_training_rows(data, share, s
     spec = subset_spec(test_size=20)
     split = made(lambda: split_validation(data, spec, size, ValidationSpec(share=share)))
     subset = data.subset(spec, max_train_size=size)
-    sides = [set(data.groups[rows]) for rows in (split.train_order, split.test_rows, subset.test_rows)]
+    sides = [
+        set(data.groups[rows]) for rows in (split.train_order, split.test_rows, subset.test_rows)
+    ]
     assert not sides[0] & sides[1]
     assert not (sides[0] | sides[1]) & sides[2]
     assert {*split.train_order, *split.test_rows} <= set(subset.train_order[:size])
@@ -164,7 +175,9 @@ def test_the_share_is_kept_classes_are_balanced_and_no_test_image_is_read():
     found = load_validation(data, spec, 120, SHARE)
     assert np.bincount(found.test_labels).tolist() == [15, 15]
     assert np.bincount(found.train_labels).tolist() == [45, 45]
-    np.testing.assert_array_equal(data.labels[found.test_images.ravel().astype(int)], found.test_labels)
+    np.testing.assert_array_equal(
+        data.labels[found.test_images.ravel().astype(int)], found.test_labels
+    )
     assert (len(found.train_images), len(data.read)) == (90, 120)
     assert not set(data.read) & set(data.subset(spec).test_rows)
 
@@ -178,7 +191,8 @@ def test_a_validation_depends_on_the_data_and_the_spec_alone():
 
 
 def one_group() -> Toy:
-    """The first 120 images are given for training, and all of class 1 among them are of one patient."""
+    """The first 120 images are given for training, and all of class 1 among them are of one
+    patient."""
     data, places = toy(200), np.arange(200)
     data.splits = np.where(places < 120, 1, 2).astype(np.int8)
     data.groups = np.where((data.labels == 1) & (places < 120), 999, places)
@@ -194,7 +208,12 @@ ENOUGH = "needs enough groups among the training images.*"
         (one_group(), (), 60, f"{ENOUGH}class 1: 1 group,"),
         (toy(num_classes=10), (), 8, f"{ENOUGH}raise tune.train_size"),
         (toy(num_classes=10), (), 10, f"{ENOUGH}raise tune.train_size"),
-        (toy(), ("image_level_split",), 60, "needs corrected data; found: toy with faults image_level_split"),
+        (
+            toy(),
+            ("image_level_split",),
+            60,
+            "needs corrected data; found: toy with faults image_level_split",
+        ),
     ],
 )
 def test_what_has_no_honest_validation_is_refused(data, faults, size, message):
@@ -203,10 +222,12 @@ def test_what_has_no_honest_validation_is_refused(data, faults, size, message):
 
 
 @pytest.mark.parametrize(
-    ("right", "message"), [(0, "on both sides of the split"), (1, "on the training and the validation side")]
+    ("right", "message"),
+    [(0, "on both sides of the split"), (1, "on the training and the validation side")],
 )
 def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
-    """The product's own checks, met with a split that is wrong: the sweep's, or only the search's."""
+    """The product's own checks, met with a split that is wrong: the sweep's, or only the
+    search's."""
     calls = itertools.count()
     monkeypatch.setattr(
         subsets,
@@ -218,7 +239,8 @@ def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
 
 
 def test_poisoned_labels_of_test_images_change_nothing():
-    """Of a source with a test set of its own, whose labels are shuffled: same split, same labels."""
+    """Of a source with a test set of its own, whose labels are shuffled: same split, same
+    labels."""
     clean, poisoned = toy(), toy()
     clean.splits = poisoned.splits = np.where(np.arange(200) < 140, 1, 2).astype(np.int8)
     poisoned.labels[140:] = np.random.default_rng(0).permutation(clean.labels[140:])
@@ -227,4 +249,6 @@ def test_poisoned_labels_of_test_images_change_nothing():
     first, second = (split_validation(data, spec, 120, SHARE) for data in (clean, poisoned))
     for name in ("train_order", "train_labels", "test_rows", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert not np.isin(np.concatenate([first.train_order, first.test_rows]), np.arange(140, 200)).any()
+    assert not np.isin(
+        np.concatenate([first.train_order, first.test_rows]), np.arange(140, 200)
+    ).any()

@@ -30,7 +30,8 @@ def make_dicom(
     syntax: str = ExplicitVRLittleEndian,
     **tags: object,
 ) -> Dataset:
-    """Return a data set with ``values`` ``(height, width)`` or ``(frames, height, width)``; integers only."""
+    """Return a data set with ``values`` ``(height, width)`` or ``(frames, height, width)``;
+    integers only."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = STORAGE[modality]
     meta.MediaStorageSOPInstanceUID = generate_uid(
@@ -39,7 +40,10 @@ def make_dicom(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = Dataset()
     data.file_meta = meta
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.SOPClassUID, data.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     data.PatientID, data.PatientName, data.Modality = patient, f"Name^{patient}", modality
     data.SeriesInstanceUID = series or generate_uid(entropy_srcs=[patient])
     data.Rows, data.Columns = values.shape[-2:]

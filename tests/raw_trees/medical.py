@@ -41,12 +41,20 @@ def _brain(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -> None:
-    """Classic names, one patient with descriptive ones, a mapping row without its file, ``1-0NN`` spelt
-    ``1-NN``, MONOCHROME1 and a series after contrast."""
+    """Classic names, one patient with descriptive ones, a mapping row without its file, ``1-0NN``
+    spelt ``1-NN``, MONOCHROME1 and a series after contrast."""
     rng = np.random.default_rng(seed)
     root = folder / "manifest-1654812109500" / "Duke-Breast-Cancer-MRI"
     boxes: list[list[object]] = [
-        ["Patient ID", "Start Row", "End Row", "Start Column", "End Column", "Start Slice", "End Slice"]
+        [
+            "Patient ID",
+            "Start Row",
+            "End Row",
+            "Start Column",
+            "End Column",
+            "Start Slice",
+            "End Slice",
+        ]
     ]
     mapping: list[list[object]] = [
         ["original_path_and_filename", "classic_path", "sop_instance_UID", "descriptive_path"]
@@ -58,9 +66,7 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
         for level in range(1, depth + 1):
             inside = start <= level < end
             values = (blob(rng, (48, 48), inside) * 12).astype(np.uint16)
-            classic = (
-                f"Duke-Breast-Cancer-MRI/{patient}/1.3.6.1.{number}/1.3.6.1.{number}.9/1-{level:03d}.dcm"
-            )
+            classic = f"Duke-Breast-Cancer-MRI/{patient}/1.3.6.1.{number}/1.3.6.1.{number}.9/1-{level:03d}.dcm"
             descriptive = (
                 f"Duke-Breast-Cancer-MRI/{patient}/01-01-1990-NA-MRI BREAST-9{number}538/"
                 f"3.000000-ax dyn pre-9{number}883/1-{level:02d}.dcm"
@@ -69,7 +75,12 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
             instance = f"1.3.6.1.4.{number}.{level}"
             mapping.append([original, classic, instance, descriptive])
             mapping.append(
-                [original.replace("pre", "post_1"), classic.replace(".9/", ".8/"), "1.3", descriptive]
+                [
+                    original.replace("pre", "post_1"),
+                    classic.replace(".9/", ".8/"),
+                    "1.3",
+                    descriptive,
+                ]
             )
             photometric = "MONOCHROME1" if number == 2 else "MONOCHROME2"
             data = make_dicom(
@@ -86,7 +97,8 @@ KNEES = "Bilateral PA Fixed Flexion Knee"
 
 
 def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
-    """Bilateral radiographs without ending, ``|`` tables with ``1: Right``, an ungraded knee, MONOCHROME1."""
+    """Bilateral radiographs without ending, ``|`` tables with ``1: Right``, an ungraded knee,
+    MONOCHROME1."""
     rng = np.random.default_rng(seed)
     lines = ["ID|SIDE|READPRJ|barcdBU|V00XRKL|V00XRJSM|V00XRJSL"]
     header = "Folder,ParticipantID,StudyDate,Barcode,SeriesDescription"
@@ -105,7 +117,9 @@ def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
             values = values.max() - values
         release = "0.C.2" if number % 4 == 3 else "0.E.1"
         place = f"{patient}/20050411/0016{number:04d}"
-        _save_radiograph(folder / "results" / "P001" / release / place / "001", values, patient, photometric)
+        _save_radiograph(
+            folder / "results" / "P001" / release / place / "001", values, patient, photometric
+        )
         contents[release].append(f"{place},{patient},20050411,0016{number:04d},{KNEES}")
     for release, rows in contents.items():
         (folder / "results" / "P001" / release / "contents.csv").write_text("\n".join(rows) + "\n")
@@ -141,8 +155,8 @@ def _legs(rng: np.random.Generator, grades: list[int]) -> np.ndarray:
 
 
 def write_chexpert(folder: Path, seed: int, num_patients: int = 30) -> None:
-    """The small release: uncertain, blank and explicit-negative findings, frontal and lateral, ``1.0`` for
-    1."""
+    """The small release: uncertain, blank and explicit-negative findings, frontal and lateral,
+    ``1.0`` for 1."""
     rng = np.random.default_rng(seed)
     findings = ["No Finding", "Edema", "Pleural Effusion"]
     lines = ["Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(findings)]
@@ -157,7 +171,8 @@ def write_chexpert(folder: Path, seed: int, num_patients: int = 30) -> None:
 
 
 def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
-    """8-bit grey, one RGB, one 16-bit PNG, mixed sizes, several parts, and a hidden file in the table."""
+    """8-bit grey, one RGB, one 16-bit PNG, mixed sizes, several parts, and a hidden file in the
+    table."""
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(1, num_patients + 1):
@@ -180,9 +195,17 @@ def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
 
 
 def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:
-    """Signed and 12-bit unsigned slices, padding below the field of view, six rows each, some rows twice."""
+    """Signed and 12-bit unsigned slices, padding below the field of view, six rows each, some rows
+    twice."""
     rng = np.random.default_rng(seed)
-    subtypes = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+    subtypes = (
+        "epidural",
+        "intraparenchymal",
+        "intraventricular",
+        "subarachnoid",
+        "subdural",
+        "any",
+    )
     lines = ["ID,Label"]
     for number in range(num_patients):
         for level in range(3):
@@ -204,15 +227,25 @@ def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:
                 WindowWidth=80,
             )
             save_dicom(folder / "stage_2_train" / f"{name}.dcm", data)
-            rows = [f"{name}_{kind},{int(bleeds and kind in ('any', 'subarachnoid'))}" for kind in subtypes]
+            rows = [
+                f"{name}_{kind},{int(bleeds and kind in ('any', 'subarachnoid'))}"
+                for kind in subtypes
+            ]
             lines += rows * (2 if number == 0 else 1)
     (folder / "stage_2_train.csv").write_text("\n".join(lines) + "\n")
 
 
 def write_prostate(folder: Path, seed: int, num_patients: int = 8) -> None:
-    """Multi-frame ultrasound, RLE for some, a blank score, two targets in one series, a descriptive name."""
+    """Multi-frame ultrasound, RLE for some, a blank score, two targets in one series, a descriptive
+    name."""
     rng = np.random.default_rng(seed)
-    header = ["Patient ID", "seriesInstanceUID_MR", "seriesInstanceUID_US", "Target No.", "ROI Volume (cc)"]
+    header = [
+        "Patient ID",
+        "seriesInstanceUID_MR",
+        "seriesInstanceUID_US",
+        "Target No.",
+        "ROI Volume (cc)",
+    ]
     rows: list[list[object]] = [[*header, "UCLA Score (Similar to PIRADS v2)"]]
     root = folder / "manifest-1" / "Prostate-MRI-US-Biopsy"
     for number in range(num_patients):
@@ -221,9 +254,14 @@ def write_prostate(folder: Path, seed: int, num_patients: int = 8) -> None:
         score = number % 6
         frames = np.stack([grey(rng, (48, 56), score >= 2) for _ in range(12)])
         data = make_dicom(
-            frames, modality="US", patient=patient, series=series, bits=8, spacing=None,
+            frames,
+            modality="US",
+            patient=patient,
+            series=series,
+            bits=8,
+            spacing=None,
             syntax=RLELossless if number % 3 == 0 else "1.2.840.10008.1.2.1",
-        )  # fmt: skip
+        )
         study = f"1.3.6.1.4.1.14519.5.2.1.{number}"
         leaf = f"09-29-2012-NA-US Prostate-{series[-5:]}" if number == 5 else series
         save_dicom(root / patient / study / leaf / "1-1.dcm", data)

@@ -30,8 +30,8 @@ def _idx(path: Path, values: np.ndarray) -> None:
 
 
 def write_cifar10(folder: Path, seed: int, per_batch: int = 80) -> None:
-    """The archive as it comes: pickled batches in ``cifar-10-batches-py``, and the other files beside
-    them."""
+    """The archive as it comes: pickled batches in ``cifar-10-batches-py``, and the other files
+    beside them."""
     rng = np.random.default_rng(seed)
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
         for number in range(1, 6):
@@ -43,7 +43,9 @@ def write_cifar10(folder: Path, seed: int, per_batch: int = 80) -> None:
                 b"data": pixels.transpose(0, 3, 1, 2).reshape(per_batch, -1),
                 b"filenames": [b"x.png"] * per_batch,
             }
-            _add(archive, f"cifar-10-batches-py/data_batch_{number}", pickle.dumps(batch, protocol=3))
+            _add(
+                archive, f"cifar-10-batches-py/data_batch_{number}", pickle.dumps(batch, protocol=3)
+            )
         _add(archive, "cifar-10-batches-py/readme.html", b"<html></html>")
 
 
@@ -59,12 +61,15 @@ def write_svhn(folder: Path, seed: int, num_images: int = 300) -> None:
 
     rng = np.random.default_rng(seed)
     labels = rng.choice(np.arange(1, 11), num_images, p=np.r_[0.28, np.full(9, 0.08)])
-    images = np.stack([colour(rng, (32, 32), label % 2 == 1) // 2 + 20 for label in labels], axis=-1)
+    images = np.stack(
+        [colour(rng, (32, 32), label % 2 == 1) // 2 + 20 for label in labels], axis=-1
+    )
     savemat(folder / "train_32x32.mat", {"X": images, "y": labels.reshape(-1, 1).astype(np.uint8)})
 
 
 def write_imagenet(folder: Path, seed: int, per_class: int = 12) -> None:
-    """Kaggle layout; mixed sizes, a grey, a CMYK JPEG, a PNG named JPEG, and a class nobody asked for."""
+    """Kaggle layout; mixed sizes, a grey, a CMYK JPEG, a PNG named JPEG, and a class nobody asked
+    for."""
     rng = np.random.default_rng(seed)
     train = folder / "ILSVRC" / "Data" / "CLS-LOC" / "train"
     for index, key in enumerate((*IMAGENET_CLASSES, "n01484850")):

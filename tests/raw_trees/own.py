@@ -1,4 +1,5 @@
-"""Own data of every kind, with any columns: one writer per form of file, each by the format's own library."""
+"""Own data of every kind, with any columns: one writer per form of file, each by the format's own
+library."""
 
 from __future__ import annotations
 
@@ -33,11 +34,14 @@ def count_of(columns: Columns) -> int:
 
 
 def _records(columns: Columns) -> list[dict[str, object]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def _with_files(folder: Path, columns: Columns, ending: str = "png") -> list[dict[str, object]]:
-    """Write a file per image and return the rows of a table; the group of a DICOM file is in its header."""
+    """Write a file per image and return the rows of a table; the group of a DICOM file is in its
+    header."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, (pixels, record) in enumerate(
@@ -70,7 +74,10 @@ def write_text(
 
 def write_xlsx(folder: Path, columns: Columns) -> Path:
     records = _with_files(folder, columns)
-    rows = [list(records[0]), *([None if is_nan(v) else v for v in row.values()] for row in records)]
+    rows = [
+        list(records[0]),
+        *([None if is_nan(v) else v for v in row.values()] for row in records),
+    ]
     save_xlsx(folder / "table.xlsx", rows)
     return folder / "table.xlsx"
 
@@ -88,11 +95,15 @@ def write_parquet_of_paths(folder: Path, columns: Columns) -> Path:
 
 def image_cells(count: int = COUNT) -> list[object]:
     """The images as ``datasets`` stores them in a row."""
-    return [{"bytes": png(pixels), "path": f"{row}.png"} for row, pixels in enumerate(pictures(count))]
+    return [
+        {"bytes": png(pixels), "path": f"{row}.png"} for row, pixels in enumerate(pictures(count))
+    ]
 
 
 def write_parquet(folder: Path, columns: Columns) -> Path:
-    return save_parquet(folder / "own.parquet", {"image": image_cells(count_of(columns))} | dict(columns))
+    return save_parquet(
+        folder / "own.parquet", {"image": image_cells(count_of(columns))} | dict(columns)
+    )
 
 
 def save_parquet(path: Path, columns: Columns, names: Sequence[str] | None = None) -> Path:
@@ -102,8 +113,13 @@ def save_parquet(path: Path, columns: Columns, names: Sequence[str] | None = Non
 
     table = pa.table({name: list(values) for name, values in columns.items()})
     if names:
-        features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features = {
+            "label": {"names": list(names), "_type": "ClassLabel"},
+            "image": {"_type": "Image"},
+        }
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=5)
     return path
@@ -119,7 +135,9 @@ def save_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     return path
 
 
-def write_webdataset(folder: Path, columns: Columns, *, name: str = "own.tar", first: int = 0) -> Path:
+def write_webdataset(
+    folder: Path, columns: Columns, *, name: str = "own.tar", first: int = 0
+) -> Path:
     """A shard; a lone label is a ``.cls``, anything else a ``.json``."""
     members = []
     images = pictures(first + count_of(columns))[first:]
@@ -132,11 +150,16 @@ def write_webdataset(folder: Path, columns: Columns, *, name: str = "own.tar", f
 
 
 def _array(values: Sequence[object]) -> np.ndarray:
-    """An array as numpy makes it of cells; blank ones are NaN beside numbers and empty beside text."""
+    """An array as numpy makes it of cells; blank ones are NaN beside numbers and empty beside
+    text."""
     absent = [value is None or is_nan(value) for value in values]
     if any(absent):
-        blank: object = "" if any(isinstance(value, str) for value in values) or all(absent) else math.nan
-        values = [blank if missing else value for value, missing in zip(values, absent, strict=True)]
+        blank: object = (
+            "" if any(isinstance(value, str) for value in values) or all(absent) else math.nan
+        )
+        values = [
+            blank if missing else value for value, missing in zip(values, absent, strict=True)
+        ]
     return np.array(values)
 
 
@@ -198,7 +221,8 @@ FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
     "hdf5": ("hdf5", write_hdf5),
     "folder": ("folder", write_folder),
 }
-"""Form of file -> its kind, and what writes columns into a folder and returns the path that a user names."""
+"""Form of file -> its kind, and what writes columns into a folder and returns the path that a user
+names."""
 
 
 def write_kind(kind: str, folder: Path) -> Path:
@@ -207,11 +231,26 @@ def write_kind(kind: str, folder: Path) -> Path:
     if kind.endswith("csv") or kind == "table":
         columns["group"] = [f"P{row // 2}" for row in range(10)]
     files = {"dicom_csv": "dcm", "nifti_csv": "nii.gz"}.get(kind, "png")
-    return write_text(folder, columns, files=files) if "group" in columns else FORMS[kind][1](folder, columns)
+    return (
+        write_text(folder, columns, files=files)
+        if "group" in columns
+        else FORMS[kind][1](folder, columns)
+    )
 
 
 OWN_WRITERS: dict[str, Callable[[Path], Path]] = {
     kind: functools.partial(write_kind, kind)
-    for kind in ("folder", "hdf5", "npz", "webdataset", "table", "csv", "dicom_csv", "nifti_csv", "parquet")
+    for kind in (
+        "folder",
+        "hdf5",
+        "npz",
+        "webdataset",
+        "table",
+        "csv",
+        "dicom_csv",
+        "nifti_csv",
+        "parquet",
+    )
 }
-"""Kind, or an old name of one -> writes a folder's worth of it and returns the path a user would name."""
+"""Kind, or an old name of one -> writes a folder's worth of it and returns the path a user would
+name."""

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 
-def blob(rng: np.random.Generator, shape: tuple[int, int], bright: bool, noise: float = 6.0) -> np.ndarray:
+def blob(
+    rng: np.random.Generator, shape: tuple[int, int], bright: bool, noise: float = 6.0
+) -> np.ndarray:
     """A noisy body with or without a bright spot, float in [0, 255]."""
     rows, columns = np.indices(shape) / np.array(shape)[:, None, None]
     body = 90 * (((rows - 0.5) / 0.45) ** 2 + ((columns - 0.5) / 0.4) ** 2 < 1)
@@ -64,7 +66,9 @@ def edit_xlsx(path: Path, change: Callable[[Any], object]) -> None:
     book.save(path)
 
 
-def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None, **header: object) -> Path:
+def save_nifti(
+    path: Path, values: np.ndarray, affine: np.ndarray | None = None, **header: object
+) -> Path:
     import nibabel
 
     image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)

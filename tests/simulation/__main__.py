@@ -18,7 +18,8 @@ from tests.simulation.schedules import NAMED, run_named, run_seed
 
 CHUNK = 50
 Chunk = tuple[str, range, bool]
-"""Name of a schedule, empty for those that are drawn; seeds; whether to stop at the first violation."""
+"""Name of a schedule, empty for those that are drawn; seeds; whether to stop at the first
+violation."""
 
 
 def main() -> int:
@@ -27,7 +28,9 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--stop", action="store_true", help="at the first violation")
-    parser.add_argument("--begin", default="", help="with a schedule as it is told, such as `seed 1 of NAME`")
+    parser.add_argument(
+        "--begin", default="", help="with a schedule as it is told, such as `seed 1 of NAME`"
+    )
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)

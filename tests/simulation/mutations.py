@@ -1,8 +1,8 @@
 """Does the simulated world bite? Mends are taken out one by one, and must be caught.
 
-``python -m tests.simulation.mutations [--schedules 2000] [--into FILE]`` copies the code, breaks one promise,
-and runs schedules until one is violated; stopped and started again, it goes on with the promises left.
-"""
+``python -m tests.simulation.mutations [--schedules 2000] [--into FILE]`` copies the code, breaks
+one promise, and runs schedules until one is violated; stopped and started again, it goes on with
+the promises left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ KNOWN = ROOT / "benchmarks" / "results" / "mutations.json"
 
 
 class Mutation(NamedTuple):
-    """A line taken out or turned round: the promise that it breaks, where, and what stands there then."""
+    """A line taken out or turned round: the promise that it breaks, where, and what stands there
+    then."""
 
     promise: str
     file: str
@@ -49,253 +50,503 @@ MUTATIONS = tuple(
     for file, rows in {
         QUEUE: (
             ("a cell that failed is tried again", "        self.later[trial_id] = at\n", ""),
-            ("cells that are tried later are waited for",
-             "(self.ready or self.later or self.running)", "(self.ready or self.running)"),
-            ("a settled cell is done",
-             '        """A cell has its result, or has failed for good."""\n'
-             "        self.running.discard(trial_id)\n",
-             '        """A cell has its result, or has failed for good."""\n'),
-            ("a cell that waits again runs no more",
-             "        self.running.discard(trial_id)\n"
-             "        self.later", "        self.later"),
-            ("a cell that failed waits before it is tried again",
-             "elif self.later and min(self.later.values()) <= now:", "elif self.later:"),
+            (
+                "cells that are tried later are waited for",
+                "(self.ready or self.later or self.running)",
+                "(self.ready or self.running)",
+            ),
+            (
+                "a settled cell is done",
+                '        """A cell has its result, or has failed for good."""\n'
+                "        self.running.discard(trial_id)\n",
+                '        """A cell has its result, or has failed for good."""\n',
+            ),
+            (
+                "a cell that waits again runs no more",
+                "        self.running.discard(trial_id)\n        self.later",
+                "        self.later",
+            ),
+            (
+                "a cell that failed waits before it is tried again",
+                "elif self.later and min(self.later.values()) <= now:",
+                "elif self.later:",
+            ),
         ),
         TRIALS: (
-            ("the end of a trial is no failure of it",
-             "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
-             "            return\n"
-             "        with self._ends_on_error():\n"
-             "            self._failed(trial_id, failure, died=True)",
-             "        with self._ends_on_error():\n"
-             "            self._failed(trial_id, failure, died=True)"),
-            ("failures are stored",
-             "        self._run.stored.save(record)\n"
-             "        self._execution.count_failure", "        self._execution.count_failure"),
+            (
+                "the end of a trial is no failure of it",
+                "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
+                "            return\n"
+                "        with self._ends_on_error():\n"
+                "            self._failed(trial_id, failure, died=True)",
+                "        with self._ends_on_error():\n"
+                "            self._failed(trial_id, failure, died=True)",
+            ),
+            (
+                "failures are stored",
+                "        self._run.stored.save(record)\n        self._execution.count_failure",
+                "        self._execution.count_failure",
+            ),
             ("results are stored", "        self.run.stored.save(record)\n", ""),
-            ("failures are told", "        self._run.monitor.trial_failed(", "        (lambda *_: None)("),
-            ("the tracker is told of failures", "        self._run.tracker.fail_trial(record)\n", ""),
-            ("cells that ran when Tune broke are tried again",
-             "        running, failure = sorted(self._queue.running), classify_broken_fit(error)\n",
-             "        running, failure = [], classify_broken_fit(error)\n"
-             "        self._queue.running.clear()\n"),
-            ("what Tune raises does not end a sweep",
-             "                    self._fit_failed(error)\n", "                    raise\n"),
-            ("what a worker says of its failure counts",
-             "            self._reported(trial_id, failure)\n"
-             "        else:\n",
-             "            self._lost(trial_id, WITHOUT_A_WORD)\n"
-             "        else:\n"),
-            ("a cell that waits for its worker when Tune breaks loses no attempt",
-             "if trial_id in (killed or self._queue.begun):", "if not killed or trial_id in killed:"),
-            ("a cell that is stopped with a memory kill loses no attempt",
-             "            self._attempts[trial_id] -= 1\n", ""),
-            ("a memory kill that ends Tune costs its own cell alone",
-             "if trial_id in (killed or self._queue.begun):", "if trial_id in self._queue.begun:"),
-            ("a report that comes twice counts once",
-             "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
-             "            return\n"
-             "        self._nodes", "        self._nodes"),
-            ("a result ends its cell",
-             "        self._num_broken = 0\n"
-             "        self._settled(trial_id)\n", "        self._num_broken = 0\n"),
-            ("what ends a sweep ends it",
-             "            self._queue.error = error\n"
-             "\n"
-             "    def _hear",
-             "            pass\n"
-             "\n"
-             "    def _hear"),
-            ("Tune that breaks now and then ends no sweep",
-             "        self._num_broken = 0\n"
-             "        self._settled", "        self._settled"),
-            ("Tune that breaks again and again ends one", " or self._num_broken > MOST_BROKEN_FITS", ""),
+            (
+                "failures are told",
+                ("        self._run.monitor.trial_failed("),
+                ("        (lambda *_: None)("),
+            ),
+            (
+                ("the tracker is told of failures"),
+                ("        self._run.tracker.fail_trial(record)\n"),
+                "",
+            ),
+            (
+                "cells that ran when Tune broke are tried again",
+                (
+                    "        running, failure = sorted(self._queue.running), "
+                    "classify_broken_fit(error)\n"
+                ),
+                "        running, failure = [], classify_broken_fit(error)\n"
+                "        self._queue.running.clear()\n",
+            ),
+            (
+                "what Tune raises does not end a sweep",
+                "                    self._fit_failed(error)\n",
+                "                    raise\n",
+            ),
+            (
+                "what a worker says of its failure counts",
+                "            self._reported(trial_id, failure)\n        else:\n",
+                "            self._lost(trial_id, WITHOUT_A_WORD)\n        else:\n",
+            ),
+            (
+                "a cell that waits for its worker when Tune breaks loses no attempt",
+                "if trial_id in (killed or self._queue.begun):",
+                ("if not killed or trial_id in killed:"),
+            ),
+            (
+                "a cell that is stopped with a memory kill loses no attempt",
+                "            self._attempts[trial_id] -= 1\n",
+                "",
+            ),
+            (
+                "a memory kill that ends Tune costs its own cell alone",
+                "if trial_id in (killed or self._queue.begun):",
+                "if trial_id in self._queue.begun:",
+            ),
+            (
+                "a report that comes twice counts once",
+                "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
+                "            return\n"
+                "        self._nodes",
+                "        self._nodes",
+            ),
+            (
+                "a result ends its cell",
+                "        self._num_broken = 0\n        self._settled(trial_id)\n",
+                "        self._num_broken = 0\n",
+            ),
+            (
+                "what ends a sweep ends it",
+                "            self._queue.error = error\n\n    def _hear",
+                "            pass\n\n    def _hear",
+            ),
+            (
+                "Tune that breaks now and then ends no sweep",
+                "        self._num_broken = 0\n        self._settled",
+                "        self._settled",
+            ),
+            (
+                ("Tune that breaks again and again ends one"),
+                (" or self._num_broken > MOST_BROKEN_FITS"),
+                "",
+            ),
             ("a lost cluster ends a sweep", "not self._execution.is_up() or ", ""),
-            ("attempts of earlier runs are counted",
-             "self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]", "self._attempts[trial_id]"),
-            ("arrays go with the last cell that needs them",
-             "        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)\n",
-             ""),
+            (
+                "attempts of earlier runs are counted",
+                ("self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]"),
+                "self._attempts[trial_id]",
+            ),
+            (
+                "arrays go with the last cell that needs them",
+                (
+                    "        self._execution.arrays.trial_ended(trial_id, "
+                    "self._array(trial_id), "
+                    "for_good=True)\n"
+                ),
+                "",
+            ),
         ),
         FAILURES: (
             ("hung trials are ended", "        kill()\n", "        return\n"),
-            ("a worker that does not answer is ended within a minute",
-             "min(watched.limit_s, ANSWERS_WITHIN_S)", "watched.limit_s"),
-            ("a crash is tried again",
-             "    FailureKind.WORKER_CRASH: 2,", "    FailureKind.WORKER_CRASH: 0,"),
-            ("a lost node is tried again",
-             '            return None, "a lost node says nothing about the trial"',
-             '            return 0, "a lost node says nothing about the trial"'),
-            ("a broken network is not tried again",
-             "        if limit is not None and mine[kind] > limit:",
-             "        if limit is not None and mine[kind] > limit + 1:"),
-            ("a cell that hung may die of something else",
-             "        self._failures.pop(trial_id, None)\n", ""),
-            ("the third death of a cell alone is its own doing",
-             "    FailureKind.WORKER_CRASH: 2,", "    FailureKind.WORKER_CRASH: 9,"),
-            ("a cell that hangs is tried once more", "    FailureKind.HUNG: 1,", "    FailureKind.HUNG: 9,"),
-            ("a cell that can get no more is given up", "        if hopeless:", "        if False:"),
-            ("other code here and there ends no sweep",
-             "        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0\n", ""),
-            ("other code on every node ends a sweep",
-             "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)", "True"),
+            (
+                "a worker that does not answer is ended within a minute",
+                "min(watched.limit_s, ANSWERS_WITHIN_S)",
+                "watched.limit_s",
+            ),
+            (
+                "a crash is tried again",
+                "    FailureKind.WORKER_CRASH: 2,",
+                "    FailureKind.WORKER_CRASH: 0,",
+            ),
+            (
+                "a lost node is tried again",
+                '            return None, "a lost node says nothing about the trial"',
+                '            return 0, "a lost node says nothing about the trial"',
+            ),
+            (
+                "a broken network is not tried again",
+                "        if limit is not None and mine[kind] > limit:",
+                "        if limit is not None and mine[kind] > limit + 1:",
+            ),
+            (
+                "a cell that hung may die of something else",
+                "        self._failures.pop(trial_id, None)\n",
+                "",
+            ),
+            (
+                "the third death of a cell alone is its own doing",
+                "    FailureKind.WORKER_CRASH: 2,",
+                "    FailureKind.WORKER_CRASH: 9,",
+            ),
+            (
+                ("a cell that hangs is tried once more"),
+                "    FailureKind.HUNG: 1,",
+                "    FailureKind.HUNG: 9,",
+            ),
+            (
+                ("a cell that can get no more is given up"),
+                "        if hopeless:",
+                "        if False:",
+            ),
+            (
+                "other code here and there ends no sweep",
+                "        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0\n",
+                "",
+            ),
+            (
+                "other code on every node ends a sweep",
+                "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)",
+                "True",
+            ),
             ("a shared cluster that has no room is waited for", "if self._ends and now", "if now"),
-            ("where others die too, a cell that dies gets more attempts",
-             "        self.deaths[trial_id] += died\n", ""),
-            ("where a GPU fails others too, a cell gets more attempts",
-             "len(self.of_gpus.get(gpu, ())) > 1", "False"),
-            ("cells that ran when Tune broke are not given up for it",
-             "    FailureKind.CLUSTER_ERROR: 5,", "    FailureKind.CLUSTER_ERROR: 0,"),
-            ("a worker that is not set up costs no cell",
-             "    FailureKind.SETUP: 3,", "    FailureKind.SETUP: 0,"),
+            (
+                "where others die too, a cell that dies gets more attempts",
+                "        self.deaths[trial_id] += died\n",
+                "",
+            ),
+            (
+                "where a GPU fails others too, a cell gets more attempts",
+                "len(self.of_gpus.get(gpu, ())) > 1",
+                "False",
+            ),
+            (
+                "cells that ran when Tune broke are not given up for it",
+                "    FailureKind.CLUSTER_ERROR: 5,",
+                "    FailureKind.CLUSTER_ERROR: 0,",
+            ),
+            (
+                "a worker that is not set up costs no cell",
+                "    FailureKind.SETUP: 3,",
+                "    FailureKind.SETUP: 0,",
+            ),
             ("bad data stay bad", "    FailureKind.BAD_DATA: 0,", "    FailureKind.BAD_DATA: 1,"),
-            ("the first retry comes after a second", "FIRST_PAUSE_S * 2 **", "LONGEST_PAUSE_S * 2 **"),
-            ("an epoch begins the limit of its cell anew",
-             "watched.since, watched.answered = self._clock.monotonic(), True", "watched.answered = True"),
+            (
+                ("the first retry comes after a second"),
+                "FIRST_PAUSE_S * 2 **",
+                "LONGEST_PAUSE_S * 2 **",
+            ),
+            (
+                "an epoch begins the limit of its cell anew",
+                ("watched.since, watched.answered = self._clock.monotonic(), True"),
+                "watched.answered = True",
+            ),
         ),
         LOCKS: (
             ("one driver per store", '"create")):\n', '"overwrite")):\n'),
-            ("a lease is taken over only where nobody renews it",
-             "                    if other != tag:\n", "                    if False:\n"),
-            ("a lease is taken over only as it was read",
-             '        return self._files.put(self._path, self._content(), {"e_tag": tag})',
-             '        return self._files.put(self._path, self._content(), "overwrite")'),
-            ("a lease whose renewal got no reply is still one's own",
-             'tag = there if found.get("token") == self._token else None', "tag = None"),
-            ("a lease that somebody deleted is made again",
-             'tag = self._files.put(self._path, self._content(), "create")\n', "tag = None\n"),
-            ("a lease is given back",
-             '            if self._read()[0].get("token") == self._token:\n', "            if False:\n"),
-            ("another driver's lease is left alone",
-             '            if self._read()[0].get("token") == self._token:\n', "            if True:\n"),
+            (
+                "a lease is taken over only where nobody renews it",
+                "                    if other != tag:\n",
+                "                    if False:\n",
+            ),
+            (
+                "a lease is taken over only as it was read",
+                '        return self._files.put(self._path, self._content(), {"e_tag": tag})',
+                '        return self._files.put(self._path, self._content(), "overwrite")',
+            ),
+            (
+                "a lease whose renewal got no reply is still one's own",
+                'tag = there if found.get("token") == self._token else None',
+                "tag = None",
+            ),
+            (
+                "a lease that somebody deleted is made again",
+                'tag = self._files.put(self._path, self._content(), "create")\n',
+                "tag = None\n",
+            ),
+            (
+                "a lease is given back",
+                ('            if self._read()[0].get("token") == self._token:\n'),
+                "            if False:\n",
+            ),
+            (
+                "another driver's lease is left alone",
+                ('            if self._read()[0].get("token") == self._token:\n'),
+                "            if True:\n",
+            ),
             ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
         ),
         ENDING: (
-            ("a lease is renewed", "            lost = self._look()\n", "            lost = None\n"),
-            ("a killed driver's processes are ended by the next",
-             " if processes.is_abandoned(folder)]", " if False]"),
-            ("a live driver's processes are left alone", " if processes.is_abandoned(folder)]", "]"),
+            (
+                "a lease is renewed",
+                ("            lost = self._look()\n"),
+                ("            lost = None\n"),
+            ),
+            (
+                "a killed driver's processes are ended by the next",
+                " if processes.is_abandoned(folder)]",
+                " if False]",
+            ),
+            (
+                ("a live driver's processes are left alone"),
+                (" if processes.is_abandoned(folder)]"),
+                "]",
+            ),
         ),
         TRACKING: (
-            ("a newer state of a run is not struck out",
-             "            if self._behind.get(key) is row:\n"
-             "                del self._behind[key]\n",
-             "            if key in self._behind:\n"
-             "                del self._behind[key]\n"),
-            ("what MLflow did not take stays behind",
-             "                self._behind[key] = self._behind.pop(key)  # behind the others\n",
-             "                self._behind.pop(key)\n"),
-            ("a start compares the whole store", "        for run in results:\n", "        for run in []:\n"),
+            (
+                "a newer state of a run is not struck out",
+                "            if self._behind.get(key) is row:\n"
+                "                del self._behind[key]\n",
+                "            if key in self._behind:\n                del self._behind[key]\n",
+            ),
+            (
+                "what MLflow did not take stays behind",
+                "                self._behind[key] = self._behind.pop(key)  # behind the others\n",
+                "                self._behind.pop(key)\n",
+            ),
+            (
+                ("a start compares the whole store"),
+                ("        for run in results:\n"),
+                "        for run in []:\n",
+            ),
             ("an older server is looked at anew", '"RESOURCE_DOES_NOT_EXIST"', '"NEVER"'),
-            ("the end closes what nobody works on",
-             "            closed, duplicates = runs.end_running(busy)\n",
-             "            closed, duplicates = 0, 0\n"),
-            ("points that MLflow did not take are sent later",
-             "points=(*live.points, *points)", "points=tuple(points)"),
-            ("MLflow shows how a sweep ended",
-             '        ending = "KILLED"\n', '        ending = "FINISHED"\n'),
-            ("a sweep that is stopped closes its runs",
-             "        self._running.clear()\n"
-             "        self._want(_END, ending)", "        self._want(_END, ending)"),
-            ("a stop waits 8 s for MLflow",
-             'PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S', "PATIENCE_S"),
+            (
+                "the end closes what nobody works on",
+                "            closed, duplicates = runs.end_running(busy)\n",
+                "            closed, duplicates = 0, 0\n",
+            ),
+            (
+                "points that MLflow did not take are sent later",
+                "points=(*live.points, *points)",
+                "points=tuple(points)",
+            ),
+            (
+                "MLflow shows how a sweep ended",
+                '        ending = "KILLED"\n',
+                '        ending = "FINISHED"\n',
+            ),
+            (
+                "a sweep that is stopped closes its runs",
+                "        self._running.clear()\n        self._want(_END, ending)",
+                "        self._want(_END, ending)",
+            ),
+            (
+                "a stop waits 8 s for MLflow",
+                'PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S',
+                "PATIENCE_S",
+            ),
         ),
         RUNS: (
-            ("a create whose reply was lost is looked for",
-             "        if key in self._uncertain and key not in self._runs:\n", "        if False:\n"),
-            ("a run that was reopened is not taken for finished",
-             '            known.status, known.shown = PERHAPS_RUNNING, ""  # until the reply is here\n', ""),
-            ("values are compared, not only statuses",
-             "            if finished and known.shown == digest:\n", "            if finished:\n"),
-            ("a run with numbers of other data is set aside",
-             "            if _has_too_much(run, wanted, data):\n", "            if False:\n"),
-            ("second runs of a cell are deleted",
-             "            self.client.delete_run(run_id)\n", "            pass\n"),
-            ("a finished run is finished", '        self._end(known, "FINISHED", run.finished_ms)\n', ""),
-            ("another store's sweep of the same name is left alone",
-             "found.tags.get(STORAGE_TAG, storage) == storage", "True"),
-            ("MLflow shows what the last attempt died of",
-             "if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():",
-             "if failed:"),
+            (
+                "a create whose reply was lost is looked for",
+                ("        if key in self._uncertain and key not in self._runs:\n"),
+                "        if False:\n",
+            ),
+            (
+                "a run that was reopened is not taken for finished",
+                (
+                    '            known.status, known.shown = PERHAPS_RUNNING, ""  # until the '
+                    "reply "
+                    "is "
+                    "here\n"
+                ),
+                "",
+            ),
+            (
+                "values are compared, not only statuses",
+                "            if finished and known.shown == digest:\n",
+                "            if finished:\n",
+            ),
+            (
+                "a run with numbers of other data is set aside",
+                "            if _has_too_much(run, wanted, data):\n",
+                "            if False:\n",
+            ),
+            (
+                "second runs of a cell are deleted",
+                "            self.client.delete_run(run_id)\n",
+                "            pass\n",
+            ),
+            (
+                "a finished run is finished",
+                ('        self._end(known, "FINISHED", run.finished_ms)\n'),
+                "",
+            ),
+            (
+                "another store's sweep of the same name is left alone",
+                "found.tags.get(STORAGE_TAG, storage) == storage",
+                "True",
+            ),
+            (
+                "MLflow shows what the last attempt died of",
+                (
+                    "if failed and tags.items() <= "
+                    "self.client.get_run(failed.run_id).data.tags.items():"
+                ),
+                "if failed:",
+            ),
             ("a point is sent once", " if (point.key, point.step, point.value) not in there]", "]"),
-            ("a cell that nobody works on does not say that it runs",
-             "            self.client.set_tag(known.run_id, table.STATUS, KILLED)\n", ""),
+            (
+                "a cell that nobody works on does not say that it runs",
+                "            self.client.set_tag(known.run_id, table.STATUS, KILLED)\n",
+                "",
+            ),
         ),
         STORE: (
-            ("a store keeps its identity",
-             '            return str(json.loads(self._files.read(path))["store_id"])\n',
-             "            raise FileNotFoundError(path)\n"),
+            (
+                "a store keeps its identity",
+                '            return str(json.loads(self._files.read(path))["store_id"])\n',
+                "            raise FileNotFoundError(path)\n",
+            ),
             ("a seal that does not fit is not believed", "    if not intact:\n", "    if False:\n"),
-            ("the record of another cell is not believed",
-             "    if read.record_id != record_id:\n", "    if False:\n"),
-            ("results are flushed",
-             "record.record_id, record.file), data)\n",
-             "record.record_id, record.file), data, durable=False)\n"),
-            ("the story of a cell is told to its end", "[*events, event][-MOST_EVENTS:]", "[event]"),
-            ("a failure goes once the result is there",
-             "        stamp = self._files.write(",
-             "        if isinstance(record, TrialRecord):\n"
-             "            self._files.remove("
-             "self._path(FailureRecord.folder, record.record_id, FailureRecord.file))\n"
-             "        stamp = self._files.write("),
+            (
+                "the record of another cell is not believed",
+                "    if read.record_id != record_id:\n",
+                "    if False:\n",
+            ),
+            (
+                "results are flushed",
+                "record.record_id, record.file), data)\n",
+                "record.record_id, record.file), data, durable=False)\n",
+            ),
+            (
+                ("the story of a cell is told to its end"),
+                ("[*events, event][-MOST_EVENTS:]"),
+                "[event]",
+            ),
+            (
+                "a failure goes once the result is there",
+                "        stamp = self._files.write(",
+                "        if isinstance(record, TrialRecord):\n"
+                "            self._files.remove("
+                "self._path(FailureRecord.folder, record.record_id, FailureRecord.file))\n"
+                "        stamp = self._files.write(",
+            ),
         ),
         STATE: (
-            ("results of other data are stale",
-             "        return True\n"
-             "    # An id",
-             "        return False\n"
-             "    # An id"),
-            ("results that are gone are counted",
-             "        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()\n",
-             "        lost = set[str]()\n"),
-            ("a look believes no outline of a record that has changed",
-             "if n in files and stamp == files[n].stamp}", "if n in files}"),
-            ("a damaged row of the index is not believed",
-             ' if seal == zlib.crc32(f"{stamp} {text}".encode())', ""),
+            (
+                "results of other data are stale",
+                "        return True\n    # An id",
+                "        return False\n    # An id",
+            ),
+            (
+                "results that are gone are counted",
+                "        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()\n",
+                "        lost = set[str]()\n",
+            ),
+            (
+                "a look believes no outline of a record that has changed",
+                "if n in files and stamp == files[n].stamp}",
+                "if n in files}",
+            ),
+            (
+                "a damaged row of the index is not believed",
+                ' if seal == zlib.crc32(f"{stamp} {text}".encode())',
+                "",
+            ),
         ),
         STORAGE: (
-            ("storage that is away pauses a sweep",
-             "                waits = isinstance(error, StorageAway) or error.errno in PASSING\n",
-             "                waits = False\n"),
+            (
+                "storage that is away pauses a sweep",
+                (
+                    "                waits = isinstance(error, StorageAway) or error.errno in "
+                    "PASSING\n"
+                ),
+                "                waits = False\n",
+            ),
         ),
         TUNING: (
-            ("a search stores what it asks for before that begins",
-             "            self.run.stored.save(record)\n"
-             "            known", "            known"),
-            ("the result of a search's trial is stored",
-             "        self.run.stored.save(record)\n"
-             "        self._stored.records", "        self._stored.records"),
+            (
+                "a search stores what it asks for before that begins",
+                "            self.run.stored.save(record)\n            known",
+                "            known",
+            ),
+            (
+                "the result of a search's trial is stored",
+                "        self.run.stored.save(record)\n        self._stored.records",
+                "        self._stored.records",
+            ),
         ),
         SEARCH: (
-            ("a killed search goes on with what it had asked for",
-             "                if search.wants(one.point, one.run):\n", "                if False:\n"),
-            ("a search keeps to its budget", "self.spent + self.num_searching + 1 <=", "self.spent + 1 <="),
-            ("a search compares with the sweep's own recipe",
-             "        return (self.cell.own, 0) not in self.known_runs\n", "        return False\n"),
+            (
+                "a killed search goes on with what it had asked for",
+                ("                if search.wants(one.point, one.run):\n"),
+                ("                if False:\n"),
+            ),
+            (
+                "a search keeps to its budget",
+                ("self.spent + self.num_searching + 1 <="),
+                "self.spent + 1 <=",
+            ),
+            (
+                "a search compares with the sweep's own recipe",
+                ("        return (self.cell.own, 0) not in self.known_runs\n"),
+                "        return False\n",
+            ),
             ("finalists are trained with other seeds", "range(1, self.tune.seeds)", "range(1, 1)"),
-            ("a search uses no results of other data",
-             "            return is_ours and fingerprints.get(prepared) == record.data_fingerprint\n",
-             "            return is_ours\n"),
-            ("a search is told each point once",
-             "            elif one.run == 0 and search.cell.contains(one.point):\n",
-             "            elif search.cell.contains(one.point):\n"),
-            ("a killed search asks for what an unbroken one does",
-             "len(self.trials), again) % 2**32", "len(self.trials), again, id(self)) % 2**32"),
-            ("finalists are those of the whole search",
-             "in search.further() if search.searched else ():", "in search.further():"),
+            (
+                "a search uses no results of other data",
+                (
+                    "            return is_ours and fingerprints.get(prepared) "
+                    "== "
+                    "record.data_fingerprint\n"
+                ),
+                "            return is_ours\n",
+            ),
+            (
+                "a search is told each point once",
+                "            elif one.run == 0 and search.cell.contains(one.point):\n",
+                "            elif search.cell.contains(one.point):\n",
+            ),
+            (
+                "a killed search asks for what an unbroken one does",
+                "len(self.trials), again) % 2**32",
+                "len(self.trials), again, id(self)) % 2**32",
+            ),
+            (
+                "finalists are those of the whole search",
+                "in search.further() if search.searched else ():",
+                "in search.further():",
+            ),
         ),
         REQUESTS: (
-            ("a cell that ran out of memory gets more",
-             "        times = max(self.out_of_memory[cell.trial_id], self.out_of_memory[network], pressed)\n",
-             "        times = 0\n"),
+            (
+                "a cell that ran out of memory gets more",
+                (
+                    "        times = max(self.out_of_memory[cell.trial_id], "
+                    "self.out_of_memory[network], "
+                    "pressed)\n"
+                ),
+                "        times = 0\n",
+            ),
         ),
     }.items()
     for promise, before, after in rows
-)  # fmt: skip
+)
 
 
 def main() -> int:
-    """Run those that FILE does not have yet; returns 1 where fewer than nine tenths of all are caught."""
+    """Run those that FILE does not have yet; returns 1 where fewer than nine tenths of all are
+    caught."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=2000)
     parser.add_argument("--only", default="", help="those whose promise has these words")
@@ -307,7 +558,9 @@ def main() -> int:
     for mutation in MUTATIONS:
         if asked.only not in mutation.promise or mutation.promise in caught:
             continue
-        caught[mutation.promise] = found = run(mutation, asked.schedules, before.get(mutation.promise, ""))
+        caught[mutation.promise] = found = run(
+            mutation, asked.schedules, before.get(mutation.promise, "")
+        )
         print(f"{'caught' if found else 'NOT CAUGHT'}: {mutation.promise}  {found}", flush=True)
         if asked.into:
             document = {
@@ -324,15 +577,20 @@ def main() -> int:
 
 
 def run(mutation: Mutation, schedules: int, before: str = "") -> str:
-    """Return the first violation that a mutation brings about, perhaps ``before`` again; empty for none."""
+    """Return the first violation that a mutation brings about, perhaps ``before`` again; empty for
+    none."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in CODE:
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
         path = folder / mutation.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutation.before) < 1:
-            raise SystemExit(f"{mutation.promise}: {mutation.file} has it no more: {mutation.before!r}")
+            raise SystemExit(
+                f"{mutation.promise}: {mutation.file} has it no more: {mutation.before!r}"
+            )
         path.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
         # What others wrote is imported once, here.
         child = multiprocessing.get_context("fork").Process(
@@ -343,7 +601,9 @@ def run(mutation: Mutation, schedules: int, before: str = "") -> str:
         told = (folder / SAID).read_text(encoding="utf-8").splitlines()
         found = next((line for line in told if line.startswith("seed ")), "")
         if bool(child.exitcode) is not bool(found):
-            raise SystemExit(f"{mutation.promise}: ended with {child.exitcode} and said {told[-20:]}")
+            raise SystemExit(
+                f"{mutation.promise}: ended with {child.exitcode} and said {told[-20:]}"
+            )
         return found[:160]
 
 

@@ -1,4 +1,5 @@
-"""What a driver meets outside: storage, MLflow's server and its machine, with faults of a schedule."""
+"""What a driver meets outside: storage, MLflow's server and its machine, with faults of a
+schedule."""
 
 from __future__ import annotations
 
@@ -23,13 +24,42 @@ from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
 
 FAULTS = (
-    "driver killed", "driver frozen", "power cut", "user stops", "second driver", "clock set",
-    "storage away", "storage loses a reply", "storage refuses", "disk full", "file damaged", "file deleted",
-    "index damaged", "server away", "server slow", "server resets", "server doubles", "server refuses",
-    "server restored", "worker dies", "node lost", "head lost", "memory kill", "device fails", "trial hangs",
-    "worker says nothing", "other code", "network error", "report lost", "report doubled",
-    "a cell fails again", "Tune breaks", "Tune runs out of memory", "sweep extended", "data changed",
-)  # fmt: skip
+    "driver killed",
+    "driver frozen",
+    "power cut",
+    "user stops",
+    "second driver",
+    "clock set",
+    "storage away",
+    "storage loses a reply",
+    "storage refuses",
+    "disk full",
+    "file damaged",
+    "file deleted",
+    "index damaged",
+    "server away",
+    "server slow",
+    "server resets",
+    "server doubles",
+    "server refuses",
+    "server restored",
+    "worker dies",
+    "node lost",
+    "head lost",
+    "memory kill",
+    "device fails",
+    "trial hangs",
+    "worker says nothing",
+    "other code",
+    "network error",
+    "report lost",
+    "report doubled",
+    "a cell fails again",
+    "Tune breaks",
+    "Tune runs out of memory",
+    "sweep extended",
+    "data changed",
+)
 """Everything that may go wrong, by the name that a summary counts."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 AT_ONCE_S = 15.0
@@ -220,7 +250,8 @@ class Outside:
             del self.snapshots[:-3]
 
     def _lose_what_was_not_flushed(self) -> None:
-        """Of each file that was not flushed the new content is there, the old one, or a part of the new."""
+        """Of each file that was not flushed the new content is there, the old one, or a part of the
+        new."""
         for path, before in self.not_durable.items():
             what = self.random.random()
             if what < 0.3 and path in self.files:
@@ -235,7 +266,10 @@ class Outside:
 
 def _copied(runs: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a server's runs; points and ids never change."""
-    return {run_id: {name: copy.copy(part) for name, part in run.items()} for run_id, run in runs.items()}
+    return {
+        run_id: {name: copy.copy(part) for name, part in run.items()}
+        for run_id, run in runs.items()
+    }
 
 
 def _tag(content: bytes) -> str:
@@ -324,7 +358,11 @@ class SimulatedStorage(Bucket):
         self._asked()
         depth = folder.count("/") + 2
         for path in sorted(self._outside.files):
-            if path.startswith(f"{folder}/") and path.endswith(f"/{name}") and path.count("/") == depth:
+            if (
+                path.startswith(f"{folder}/")
+                and path.endswith(f"/{name}")
+                and path.count("/") == depth
+            ):
                 yield Found(path, _tag(self._outside.files[path][0]))
 
 
@@ -332,7 +370,8 @@ WRITES = ("create", "set_", "update", "log_", "restore", "delete")
 
 
 class SimulatedServer:
-    """MLflow's client of one process, whose server may be away, slow, or lose and double what it is told."""
+    """MLflow's client of one process, whose server may be away, slow, or lose and double what it is
+    told."""
 
     tracking_uri = "memory:"
 
@@ -389,11 +428,14 @@ class SimulatedProcesses(Processes):
         self._outside.call(self._process)
         gone = self._outside.machine.pop(folder, None)
         if gone is not None and not gone.owner.dead:
-            raise Violation(f"{self._process.name} ended the processes of {gone.owner.name}, which lives")
+            raise Violation(
+                f"{self._process.name} ended the processes of {gone.owner.name}, which lives"
+            )
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
-        """Have a private cluster, as :func:`orchestrator.running.ending.private_folder` makes one."""
+        """Have a private cluster, as :func:`orchestrator.running.ending.private_folder` makes
+        one."""
         outside, process = self._outside, self._process
         outside.num_folders += 1
         folder = Path(f"isweep-ray-{outside.num_folders}")

@@ -29,7 +29,8 @@ class Endless(Exception):
 
 
 class Violation(BaseException):
-    """Something that must always hold did not; no `except Exception` of the product takes it for Tune's."""
+    """Something that must always hold did not; no `except Exception` of the product takes it for
+    Tune's."""
 
 
 class Process:
@@ -41,14 +42,21 @@ class Process:
         asked_to_stop: Whether a user did.
         beside: Whether another driver worked at the same time.
         over: For what a sweep must end, in the words of its errors.
-        frozen_until: Until when none of its threads runs: somebody stopped it, or its machine slept.
+        frozen_until: Until when none of its threads runs: somebody stopped it, or its machine
+            slept.
         frozen_s: For how long that was so, in all.
         taken: Whether another driver took its lease over meanwhile.
         token: Of its lease.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.token, self.clock_off_s, self.over = name, "", "", 0.0, set[str]()
+        self.name, self.root, self.token, self.clock_off_s, self.over = (
+            name,
+            "",
+            "",
+            0.0,
+            set[str](),
+        )
         self.frozen_until = self.frozen_s = 0.0
         self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False
@@ -57,7 +65,9 @@ class Process:
 class Task:
     """A thread: waits until it is given the turn."""
 
-    def __init__(self, scheduler: Scheduler, process: Process, target: Callable[[], None], name: str) -> None:
+    def __init__(
+        self, scheduler: Scheduler, process: Process, target: Callable[[], None], name: str
+    ) -> None:
         self.scheduler, self.process, self.name = scheduler, process, name
         self.until: float = 0.0
         self.ready: Callable[[], bool] | None = None
@@ -115,7 +125,8 @@ class Scheduler:
         self._error: Endless | None = None
 
     def wait(self, ready: Callable[[], bool] | None, timeout: float | None) -> None:
-        """Let others run until ``ready`` or for ``timeout`` seconds; in a dead process, for ever."""
+        """Let others run until ``ready`` or for ``timeout`` seconds; in a dead process, for
+        ever."""
         task = self.current
         assert task is not None
         task.until = math.inf if timeout is None else self.now + max(0.0, timeout)
@@ -222,7 +233,8 @@ class SimulatedCondition:
 
 
 class SimulatedClock:
-    """The clock of one process: virtual seconds, and a wall clock that somebody sets now and then."""
+    """The clock of one process: virtual seconds, and a wall clock that somebody sets now and
+    then."""
 
     def __init__(self, scheduler: Scheduler, process: Process) -> None:
         self._scheduler, self._process = scheduler, process

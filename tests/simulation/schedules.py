@@ -1,4 +1,5 @@
-"""Schedules of faults: drawn by a seed, or named; where one is violated, the fewest faults that do it."""
+"""Schedules of faults: drawn by a seed, or named; where one is violated, the fewest faults that do
+it."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def run_seed(seed: int) -> World:
         Violation: with seed, the fewest faults that violate something, and what happened.
     """
     return run(
-        f"seed {seed}", lambda faults: World(seed, faults, Grid if seed % EACH else Tuning), draw(seed)
+        f"seed {seed}",
+        lambda faults: World(seed, faults, Grid if seed % EACH else Tuning),
+        draw(seed),
     )
 
 
@@ -51,7 +54,8 @@ def run_named(name: str, seed: int) -> World:
 
 
 def run(said: str, world: Callable[[list[Fault]], World], faults: list[Fault]) -> World:
-    """Run a schedule; where it is violated, leave out one fault after another as long as it still is."""
+    """Run a schedule; where it is violated, leave out one fault after another as long as it still
+    is."""
     found = world(faults)
     try:
         return found.run()
@@ -99,7 +103,9 @@ OF_SEARCHES = {
         *_repeated("sweep extended", (80,)),
         *_repeated("data changed", (200,)),
     ],
-    "a search loses its memory of what was asked": _repeated("file deleted", range(40, 200, 12), 0.1),
+    "a search loses its memory of what was asked": _repeated(
+        "file deleted", range(40, 200, 12), 0.1
+    ),
 }
 """Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
 
@@ -160,7 +166,9 @@ FOUND = {
     ],
     "a machine that sleeps costs no cell": _repeated("driver frozen", (40, 100), 400.0),
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
-    "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
+    "a cell that waits for its worker when Tune breaks loses no attempt": _repeated(
+        "Tune breaks", (40, 60)
+    ),
 }
 """What found a fault of the product, or needs several things at once to go wrong."""
 NAMED = {**REAL, **OF_SEARCHES, **LIMITS, **FOUND}

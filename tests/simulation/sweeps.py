@@ -1,4 +1,5 @@
-"""A grid and a search as a driver of the simulated world has them, and what must hold at the end."""
+"""A grid and a search as a driver of the simulated world has them, and what must hold at the
+end."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from orchestrator.results.store import FailureRecord, TrialRecord
 from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
-from orchestrator.tuning.cells import Point, Role, SearchRecord, TuningCell, flat_search, tuning_cells
+from orchestrator.tuning.cells import (
+    Point,
+    Role,
+    SearchRecord,
+    TuningCell,
+    flat_search,
+    tuning_cells,
+)
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CellStudy, Earlier, Search
 from orchestrator.tuning.trials import SearchWork
@@ -51,7 +59,8 @@ def trained(trial_id: str, data: str) -> TrialResult:
     found = share(trial_id, data)
     if found > 0.9:
         return diverged("loss is nan")
-    # What no invariant is about is left out: half of a schedule's time is writing and reading records.
+    # What no invariant is about is left out: half of a schedule's time is writing and reading
+    # records.
     return trial_result(round(0.1 + found, 6)).model_copy(update={"attacks": (), "d_repr": {}})
 
 
@@ -78,8 +87,15 @@ def searched(trial_id: str, data: str) -> SearchResult:
 @cache
 def plan_of(size: int) -> SweepPlan:
     """Return the sweep's plan; a larger one has more seeds, and a search a larger budget."""
-    tune = {"budget": 0.12 + FOR_AN_EXTENSION * (size - 2), "finalists": 1, "seeds": 2, "sampler": "random"}
-    return plan_sweep(SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(size)), "tune": tune}))
+    tune = {
+        "budget": 0.12 + FOR_AN_EXTENSION * (size - 2),
+        "finalists": 1,
+        "seeds": 2,
+        "sampler": "random",
+    }
+    return plan_sweep(
+        SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(size)), "tune": tune})
+    )
 
 
 @cache
@@ -89,7 +105,8 @@ def cells_of(size: int) -> tuple[TuningCell, ...]:
 
 @cache
 def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
-    """Return the points that the sampler of each cell's search proposes, whatever befalls the search."""
+    """Return the points that the sampler of each cell's search proposes, whatever befalls the
+    search."""
     tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
     for cell in cells_of(size):
         study, points = CellStudy(cell, tune.sampler, tune.seed), set[Point]()
@@ -110,7 +127,9 @@ class Workspace:
     @property
     def prepared(self) -> dict[str, Any]:
         """Every dataset is prepared, with these images."""
-        return {spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared}
+        return {
+            spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared
+        }
 
 
 class Grid:
@@ -153,11 +172,14 @@ class Grid:
     def work(self, run: Run) -> Work | None:
         """Return what is left, if anything."""
         state = self._state
-        pending = [cell for name, cell in self.plan.trials_by_id.items() if name not in state.results]
+        pending = [
+            cell for name, cell in self.plan.trials_by_id.items() if name not in state.results
+        ]
         return GridWork(run, pending, lambda subset, size: None, state=state) if pending else None
 
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
-        """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and failed."""
+        """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
+        failed."""
         self.stored.forget_lost()
         tracker.reconcile(*self.shown(), wait=False)
         return {*self._state.results}, {*self._state.failures}
@@ -167,7 +189,8 @@ class Grid:
         return {*self.plan.trials_by_id}
 
     def judged(self, hit: bool) -> tuple[dict[str, TrialRecord], list[str]]:
-        """Return what is stored at the end, and what is wrong with it; ``hit`` tells of lost files."""
+        """Return what is stored at the end, and what is wrong with it; ``hit`` tells of lost
+        files."""
         scan = self.stored.store.scan(TrialRecord)
         found = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
         found += [f"{name} has no result" for name in self.planned() - scan.records.keys()]
@@ -218,25 +241,36 @@ class Tuning:
 
     def judged(self, hit: bool) -> tuple[dict[str, SearchRecord], list[str]]:
         search, earlier = self._search, self._earlier
-        # What was asked for decides nothing once it is found, and a result of other data may stay as it is.
+        # What was asked for decides nothing once it is found, and a result of other data may stay
+        # as it is.
         asked_for = {f"{FOLDER}/{name}/{self.file}" for name in earlier.asked}
         unread = [bad for bad in earlier.unreadable if bad.path in asked_for]
         found = [f"{bad.path} is not believed: {bad.reason}" for bad in unread]
         for one in search.cells.values():
             (name, dataset), asked = one.cell.key, one.tune
             if one.spent > asked.num_trainings + 1e-9:
-                found.append(f"{name} on {dataset} took {one.spent} trainings of {asked.num_trainings}")
+                found.append(
+                    f"{name} on {dataset} took {one.spent} trainings of {asked.num_trainings}"
+                )
             if one.owes_own or not one.searched or one.further():
                 found.append(f"the search of {name} on {dataset} is not done")
             own = [(one.cell.own, run) for run in range(asked.seeds)]
             if left := [run for run in own if run not in one.results]:
-                found.append(f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing")
+                found.append(
+                    f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing"
+                )
             if len(one.study.trials) != sum(run == 0 for _, run in one.results):
                 found.append(f"the study of {name} on {dataset} has not every point once")
         sampled = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
-        if strange := [one.trial_id for one in sampled if one.point not in self._proposals[one.key]]:
+        if strange := [
+            one.trial_id for one in sampled if one.point not in self._proposals[one.key]
+        ]:
             found.append(f"{strange} were asked for, and an unbroken search asks for others")
-        waits = [name for name, one in earlier.asked.items() if not one.run and name not in earlier.records]
+        waits = [
+            name
+            for name, one in earlier.asked.items()
+            if not one.run and name not in earlier.records
+        ]
         if waits and not hit:
             found.append(f"{waits} were asked for and never trained")
         return earlier.records, found

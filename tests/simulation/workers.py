@@ -1,4 +1,5 @@
-"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them: nodes and workers that fail."""
+"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them: nodes and workers that
+fail."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ AGAIN = ("worker dies", "memory kill", "device fails", "trial hangs")
 
 @dataclass
 class SimulatedTrial:
-    """A trial of Tune: what is asked of its worker, when that answers, and what goes wrong with it."""
+    """A trial of Tune: what is asked of its worker, when that answers, and what goes wrong with
+    it."""
 
     config: dict[str, Any]
     fault: str = ""
@@ -135,7 +137,11 @@ class SimulatedExecution:
         self._failed, self._num_nodes = defaultdict[str, list[FailureKind]](list), 0
         self._asked: dict[str, tuple[tuple[float, float], int]] = {}
         self._again: dict[str, list[str]] = {}
-        self._breaks, self._unfit, self._of_gpus = 0, Counter[str](), defaultdict[str, set[str]](set)
+        self._breaks, self._unfit, self._of_gpus = (
+            0,
+            Counter[str](),
+            defaultdict[str, set[str]](set),
+        )
         self._num_refused, self._up = outside.num_refused, True
         self._nodes: dict[str, float] = {}
         self._gone_until: list[float] = []
@@ -190,7 +196,9 @@ class SimulatedExecution:
         """See, when all is done, that every cell has ended once, and no array is held."""
         self.check_broken()
         ended = self.arrays.ended
-        self._must(not self.arrays.held, f"arrays are held for {self.arrays.held}, which have ended")
+        self._must(
+            not self.arrays.held, f"arrays are held for {self.arrays.held}, which have ended"
+        )
         self._must(ended == Counter([*self._asked]), f"of {[*self._asked]} have ended: {ended}")
 
     def check_broken(self) -> None:
@@ -222,7 +230,9 @@ class SimulatedExecution:
                 if trial.node == lost and trial.fault not in SILENT:
                     self._hits(trial, "node lost")
         able = [trial for trial in running if trial.node and not trial.fault]
-        if able and (fault := outside.take(*TOLD, *LOST, "trial hangs", "report lost", "report doubled")):
+        if able and (
+            fault := outside.take(*TOLD, *LOST, "trial hangs", "report lost", "report doubled")
+        ):
             self._hits(outside.random.choice(able), fault.kind)
 
     def _hits(self, trial: SimulatedTrial, fault: str) -> None:
@@ -245,20 +255,30 @@ class SimulatedExecution:
             self._hit = {outside.random.choice(known)}
             self._broke = before, sorted(self._hit), FailureKind.OUT_OF_MEMORY
             self._breaks += 1
-            raise RuntimeError("Tune met what it does not know") from OutOfMemoryError("memory pressure")
+            raise RuntimeError("Tune met what it does not know") from OutOfMemoryError(
+                "memory pressure"
+            )
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
         """Take a cell, of which each attempt asks for more than one that ran out of memory."""
         trial, outside = SimulatedTrial(config), self._outside
         cell, name, failed = config["cell"], trial.trial_id, self._failed[trial.trial_id]
         self._must(not self._is_over(), f"{name} is given out: {self._process.over}")
-        asks = (float(cell["num_gpus"]), cell["fast"] == "off", -float(cell["micro_batch"] or math.inf))
+        asks = (
+            float(cell["num_gpus"]),
+            cell["fast"] == "off",
+            -float(cell["micro_batch"] or math.inf),
+        )
         before, known = self._asked.get(name, (asks, len(failed)))
         more = bool(asks[0]) and FailureKind.OUT_OF_MEMORY in failed[known:]
-        self._must(asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}")
+        self._must(
+            asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}"
+        )
         self._asked[name] = asks, len(failed)
         if fault := outside.take("a cell fails again"):
-            self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (1 + int(fault.amount * 100) % 9)
+            self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (
+                1 + int(fault.amount * 100) % 9
+            )
         if self._again.get(name):
             trial.fault = self._again[name].pop()
         elif fault := outside.take("worker says nothing"):
@@ -277,7 +297,9 @@ class SimulatedExecution:
         if waiting is None or not free:
             return
         waiting.heard_at = now = self._outside.scheduler.now
-        waiting.ends_at = now + (waiting.lasts_s or self._seconds * (0.5 + self._outside.random.random()))
+        waiting.ends_at = now + (
+            waiting.lasts_s or self._seconds * (0.5 + self._outside.random.random())
+        )
         waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
         if waiting.fault != "worker says nothing":
             self._cells.begins(waiting.trial_id)
@@ -287,14 +309,18 @@ class SimulatedExecution:
     def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
         """Tell what a worker does now; returns whether its trial has ended."""
         now, told = self._outside.scheduler.now, self._cells.told
-        if trial.killed or (trial.fault not in ("", *SILENT, "report doubled") and now >= trial.ends_at):
+        if trial.killed or (
+            trial.fault not in ("", *SILENT, "report doubled") and now >= trial.ends_at
+        ):
             return self._fails(trials, iteration, running, trial)
         if trial.fault in SILENT:
             return False
         trial.heard_at = now
         if now < trial.ends_at:
             due = HISTORY[: 1 + (now > trial.ends_at - self._seconds / 4)]
-            self._said += [EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]]
+            self._said += [
+                EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]
+            ]
             self._said.append(Place(trial.trial_id, f"actor of {trial.trial_id}", trial.node))
             trial.num_epochs = len(due)
             return False
@@ -314,7 +340,9 @@ class SimulatedExecution:
         self._must(len(told) == before, f"{trial.trial_id} has a result and was told as failed")
         return True
 
-    def _fails(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
+    def _fails(
+        self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial
+    ) -> bool:
         """Tell that a worker failed; the sweep must store that, and tell it once with its kind."""
         self._must(trial.fault in KINDS, f"{trial.trial_id} works and was killed")
         trial.status, told = "ERROR", self._cells.told
@@ -363,7 +391,9 @@ class SimulatedExecution:
 
     def failure_of(self, trial: SimulatedTrial, place: Place | None) -> CellReport | TrialFailure:
         kind = (TOLD | LOST).get(trial.fault, FailureKind.WORKER_CRASH)
-        gpu = f"GPU-{trial.node[-1]} of node {trial.node}: " if trial.fault == "device fails" else ""
+        gpu = (
+            f"GPU-{trial.node[-1]} of node {trial.node}: " if trial.fault == "device fails" else ""
+        )
         failure = TrialFailure(kind=kind, message=f"{gpu}{trial.fault} on {trial.node}")
         now = self._outside.scheduler.now
         report = CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)

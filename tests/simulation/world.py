@@ -43,11 +43,15 @@ from tests.simulation.workers import Cells, SimulatedExecution
 MOST_DRIVERS = 40
 MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
 STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
-CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
+CLUSTER = Cluster(
+    num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard=""
+)
 """A shared one, with what simulated trials ask for."""
 ENDS_WITHIN_S = 60.0
 """After it woke, for a driver whose lease is another's."""
-STOPS_WITHIN_S = 10.0  # 8 s in which MLflow takes nothing, and one each for a thread and for its turn
+STOPS_WITHIN_S = (
+    10.0  # 8 s in which MLflow takes nothing, and one each for a thread and for its turn
+)
 CALLS_S = 40.0
 """What the calls of a slow storage take, while a driver looks whether another one lives."""
 
@@ -121,7 +125,8 @@ class World:
         raise Endless(f"{MOST_DRIVERS} drivers did not end the sweep")
 
     def _between(self) -> None:
-        """Time passes, and people do what they do between two runs; after many, no more goes wrong."""
+        """Time passes, and people do what they do between two runs; after many, no more goes
+        wrong."""
         outside = self.outside
         if outside.take("sweep extended"):
             self.size = 3
@@ -129,7 +134,9 @@ class World:
             self.data = "g"
         self.scheduler.now += outside.random.random() * 100
         if outside.faults:  # a sweep that is done asks for little
-            outside.num_calls = max(outside.num_calls, outside.faults[0].step - outside.random.randint(1, 60))
+            outside.num_calls = max(
+                outside.num_calls, outside.faults[0].step - outside.random.randint(1, 60)
+            )
         if not outside.faults or self.num_drivers > MOST_DRIVERS // 2:
             outside.faults.clear()
             outside.lasting.clear()
@@ -155,13 +162,17 @@ class World:
         if process in self.holders:
             self.holders.remove(process)
         held = json.loads(self.outside.files[LEASE][0]) if LEASE in self.outside.files else {}
-        excused = process in self.killed_at or any(self.outside.met[kind] for kind in STORAGE_FAULTS)
+        excused = process in self.killed_at or any(
+            self.outside.met[kind] for kind in STORAGE_FAULTS
+        )
         if held.get("token") == process.token and not excused:
             raise Violation(f"{process.name} has ended, and its lease is there")
         if process.taken and self.scheduler.now - process.frozen_until > ENDS_WITHIN_S:
             raise Violation(f"{process.name} works on, and another driver took its lease over")
         error, server = main.error, self.outside.server
-        self.outside.note(f"{process.name} ended: {'well' if process.finished else error or 'killed'}")
+        self.outside.note(
+            f"{process.name} ended: {'well' if process.finished else error or 'killed'}"
+        )
         if error is None or self._may_end_with(process, error):
             self._look(process.root)
             if any(server.kept.get(run_id) != run for run_id, run in self.foreign.items()):
@@ -182,7 +193,12 @@ class World:
 
     def _look(self, root: str) -> None:
         """Somebody looks at the sweep, and the index of its root tells what the records do."""
-        state = (root, self.outside.num_written, len(self.outside.hit), self.outside.met["index damaged"])
+        state = (
+            root,
+            self.outside.num_written,
+            len(self.outside.hit),
+            self.outside.met["index damaged"],
+        )
         if self.of is Grid and state != self.looked_at:
             self.looked_at = state
             seen = StoredResults.read(self.quiet, self._index(root), look=True).trials.outlines
@@ -200,16 +216,30 @@ class World:
         return self.outside.index
 
     def _driver(self, process: Process, root: str) -> None:
-        """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep`` do."""
-        outside, clock, began = self.outside, SimulatedClock(self.scheduler, process), self.scheduler.now
-        storage, processes = SimulatedStorage(outside, process), SimulatedProcesses(outside, process)
+        """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep``
+        do."""
+        outside, clock, began = (
+            self.outside,
+            SimulatedClock(self.scheduler, process),
+            self.scheduler.now,
+        )
+        storage, processes = (
+            SimulatedStorage(outside, process),
+            SimulatedProcesses(outside, process),
+        )
         say: Callable[[str], None] = lambda text: outside.note(f"{process.name} says: {text}")  # noqa: E731
 
         def interrupt(error: SetupError, ended: Any) -> None:
             process.stopped = True
 
-        if any(other.root == root and not other.dead for other, _ in self.started if other is not process):
-            raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
+        if any(
+            other.root == root and not other.dead
+            for other, _ in self.started
+            if other is not process
+        ):
+            raise SetupError(
+                "Only one isweep command may work on a root at a time"
+            )  # the kernel's lock
         process.root = root
         self.roots.add(root)
         lease = Lease(storage, root, "isweep run", say, clock, interrupt)
@@ -228,7 +258,11 @@ class World:
         process.finished = True
 
     def _sweep(
-        self, process: Process, clock: SimulatedClock, storage: SimulatedStorage, say: Callable[[str], None]
+        self,
+        process: Process,
+        clock: SimulatedClock,
+        storage: SimulatedStorage,
+        say: Callable[[str], None],
     ) -> None:
         index = self._index(process.root) if self.of is Grid else None
         outside, stored = self.outside, StoredResults.read(storage, index)
@@ -237,7 +271,9 @@ class World:
         store_id = stored.store.identity(make=True)
         server = SimulatedServer(outside, process)
         results, failures = sweep.shown()
-        tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
+        tracker = Tracker(
+            lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock
+        )
         monitor, ending, left = Monitor(self, sweep), "FAILED", (0.0, 0.0, 0.0)
         try:
             with open_tracker(tracker, results, failures):
@@ -266,7 +302,9 @@ class World:
             ending = "KILLED"
             took = min(self.scheduler.now + left[1] - process.frozen_s, left[2]) - left[0]
             if took > STOPS_WITHIN_S:
-                raise Violation(f"{process.name} was stopped, and waits {took:.0f} s for MLflow") from None
+                raise Violation(
+                    f"{process.name} was stopped, and waits {took:.0f} s for MLflow"
+                ) from None
             raise
         finally:
             if not process.dead:
@@ -276,17 +314,26 @@ class World:
             for kind, until in outside.lasting.items()
             if kind.startswith("server")
         )
-        if tracker.num_behind and answers and not (outside.met["server refuses"] or process.frozen_s):
+        if (
+            tracker.num_behind
+            and answers
+            and not (outside.met["server refuses"] or process.frozen_s)
+        ):
             raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
         if not tracker.num_behind and not self._server_unknown():
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
     def _server_unknown(self) -> int:
         """What others did to a server's runs is found at the next start."""
-        return self.outside.met["server restored"] + self.outside.met["server doubles"] + self.num_taken
+        return (
+            self.outside.met["server restored"]
+            + self.outside.met["server doubles"]
+            + self.num_taken
+        )
 
     def _begins(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
-        """A worker begins a cell; a driver that slept may not know yet that another has its lease."""
+        """A worker begins a cell; a driver that slept may not know yet that another has its
+        lease."""
         if self.num_taken and any(process.taken for process, _ in self.started):
             return
         if (early := monitor.not_before.get(trial_id, 0.0) - self.scheduler.now) > 0:
@@ -311,7 +358,9 @@ class World:
             self.num_taken += holder.taken
         if found := [holder.name for holder in alive if not holder.taken]:
             raise Violation(f"{process.name} holds a sweep that {found} holds")
-        killed = any(at > began for at in self.killed_at.values()) or any(one.dead for one, _ in self.started)
+        killed = any(at > began for at in self.killed_at.values()) or any(
+            one.dead for one, _ in self.started
+        )
         waited = self.scheduler.now - began - process.frozen_s
         if waited > EXPIRES_S + CALLS_S and not killed:
             raise Violation(f"{process.name} waited {waited:.0f} s for another driver, which lived")
@@ -319,8 +368,11 @@ class World:
             raise Violation(f"{process.name} waited {waited:.0f} s for a lease of its own root")
         self.holders.append(process)
 
-    def _at_rest(self, tracker: Tracker, monitor: Monitor, running: set[str], ending: str = "") -> None:
-        """While a sweep runs, and at its ``ending``, MLflow shows each cell as it is if nothing is behind."""
+    def _at_rest(
+        self, tracker: Tracker, monitor: Monitor, running: set[str], ending: str = ""
+    ) -> None:
+        """While a sweep runs, and at its ``ending``, MLflow shows each cell as it is if nothing is
+        behind."""
         if tracker.num_behind or self._server_unknown():
             return
         shown = defaultdict[str, list[Any]](list)
@@ -336,42 +388,69 @@ class World:
         for name, status in monitor.statuses.items():
             status = "KILLED" if ending and status == "RUNNING" else status
             if statuses.get(name) != [status]:
-                raise Violation(f"MLflow shows {name}, {status}, as {statuses.get(name)}, nothing is behind")
+                raise Violation(
+                    f"MLflow shows {name}, {status}, as {statuses.get(name)}, nothing is behind"
+                )
             tags, points = shown[name][0]["tags"], shown[name][0]["points"]
-            if status == "FAILED" and tags["failure_kind"] != monitor.kinds.get(name, tags["failure_kind"]):
-                raise Violation(f"MLflow shows {name}, {monitor.kinds[name]}, as {tags['failure_kind']}")
+            if status == "FAILED" and tags["failure_kind"] != monitor.kinds.get(
+                name, tags["failure_kind"]
+            ):
+                raise Violation(
+                    f"MLflow shows {name}, {monitor.kinds[name]}, as {tags['failure_kind']}"
+                )
             if lacks := monitor.epochs[name] - {point.step for point in points}:
                 raise Violation(f"MLflow lacks epochs {lacks} of {name}, which is {status}")
             if ending and self._never_again(name):
-                twice = Counter((point.key, point.step, point.value) for point in points).most_common(1)
+                twice = Counter(
+                    (point.key, point.step, point.value) for point in points
+                ).most_common(1)
                 if twice and twice[0][1] > 1:
                     raise Violation(f"MLflow has a point of {name} twice: {twice}")
-        if ending and (ending == "FINISHED" or monitor.has_begun) and statuses[SWEEP_KEY] != [ending]:
+        if (
+            ending
+            and (ending == "FINISHED" or monitor.has_begun)
+            and statuses[SWEEP_KEY] != [ending]
+        ):
             raise Violation(f"MLflow shows a sweep that {ending} as {statuses[SWEEP_KEY]}")
 
     def _never_again(self, trial_id: str) -> bool:
         """Tell whether a cell can have been tried once alone."""
         broke = any(self.outside.met[kind] for kind in ("Tune breaks", "Tune runs out of memory"))
-        return self.num_drivers == 1 and not broke and all(name != trial_id for name, *_ in self.told)
+        return (
+            self.num_drivers == 1 and not broke and all(name != trial_id for name, *_ in self.told)
+        )
 
     def _check_end(self) -> None:
         """What must hold when a sweep has ended well."""
         met, kills, store = self.outside.met, len(self.killed_at), self.reader
-        sweep = self.of(self.size, self.data, StoredResults(store, Records(store, {}, {}), {}, {}, []))
+        sweep = self.of(
+            self.size, self.data, StoredResults(store, Records(store, {}, {}), {}, {}, [])
+        )
         records, problems = sweep.judged(bool(self.outside.hit))
         failed = Counter(name for name, *_ in self.told)
-        same = self.of is Grid and not self.outside.hit and not met["data changed"] and not self.num_taken
+        same = (
+            self.of is Grid
+            and not self.outside.hit
+            and not met["data changed"]
+            and not self.num_taken
+        )
         for name, record in records.items():
             if record.result != sweep.outcome(name):
                 problems.append(f"{name} has another result than undisturbed")
             # A driver may be killed after it stored a failure and before it told it.
             fewest = 1 + failed[name] if same else 1
             if not fewest <= record.attempt <= 1 + failed[name] + kills:
-                problems.append(f"{name} counts {record.attempt} attempts after {failed[name]} failures")
+                problems.append(
+                    f"{name} counts {record.attempt} attempts after {failed[name]} failures"
+                )
             if met["power cut"] or self.num_taken:
                 continue  # stories are not flushed, and two drivers tell them
             story = [event.what for event in store.story(name)].count("failed")
-            untold = kills + sum(met[kind] for kind in STORAGE_FAULTS) if self.of is Grid else failed[name]
+            untold = (
+                kills + sum(met[kind] for kind in STORAGE_FAULTS)
+                if self.of is Grid
+                else failed[name]
+            )
             if not failed[name] - untold <= story <= failed[name]:
                 problems.append(f"the story of {name} has {story} of {failed[name]} failures")
         there = [one.owner for one in self.outside.machine.values() if one.num_processes]
@@ -391,7 +470,11 @@ class World:
             path = f"{FOLDER}/{name}/{sweep.file}"
             # What goes while the driver looks, it may miss; a search does not look again.
             just_now = hit.get(path, -1.0) > self.scheduler.now - 1.0
-            if path not in self.outside.files and not just_now and not (self.of is Tuning and path in hit):
+            if (
+                path not in self.outside.files
+                and not just_now
+                and not (self.of is Tuning and path in hit)
+            ):
                 found.append(f"{name} counts as done and is not there")
         told = {name for name, _, message in self.told if "given up" in message}
         found += [
@@ -411,11 +494,15 @@ class World:
             if run.info.run_id in self.foreign:
                 continue
             if run.info.status == "RUNNING":
-                found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
+                found.append(
+                    f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING"
+                )
             shown[run.data.tags[KEY_TAG]].append(run)
         for name in failed:
             if [run.info.status for run in shown[name]] != ["FAILED"]:
-                found.append(f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}")
+                found.append(
+                    f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}"
+                )
         for name in names:
             runs, (metric, loss) = shown[name], sweep.loss(name)
             if [run.info.status for run in runs] != ["FINISHED"]:
@@ -451,7 +538,8 @@ class Monitor(Progress):
         kinds: Of the last failure of each.
         epochs: Those that a running cell told of.
         stopped: Cells that were stopped with Tune, and wait again in their run.
-        not_before: When each cell that failed may be tried again: after 1 s, then twice as long each time.
+        not_before: When each cell that failed may be tried again: after 1 s, then twice as long
+            each time.
         has_begun: Whether a cell was.
     """
 

@@ -1,4 +1,5 @@
-"""docs/cluster.md: every command has a mark, and what is marked as done in the lab was done there."""
+"""docs/cluster.md: every command has a mark, and what is marked as done in the lab was done
+there."""
 
 import json
 import re

@@ -23,7 +23,11 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 def commands(document: Path) -> list[str]:
     """All lines of code blocks that call ``isweep``."""
-    lines = [line.strip().removeprefix("$ ") for _, block in blocks(document) for line in block.splitlines()]
+    lines = [
+        line.strip().removeprefix("$ ")
+        for _, block in blocks(document)
+        for line in block.splitlines()
+    ]
     joined = [line.split(" #")[0].strip() for line in lines]
     return [line for line in joined if re.match(r"^(\.venv/bin/)?isweep ", line)]
 
@@ -59,8 +63,12 @@ def test_python_blocks_compile(document):
 
 
 def test_the_readmes_make_targets_exist():
-    made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    asked = set(re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    made = set(
+        re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    asked = set(
+        re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert {"demo", "test"} <= asked <= made
 
 
@@ -79,7 +87,16 @@ def test_ci_runs_what_the_readme_says():
 
 
 HOUSE = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
-TASKS = ("model", "dataset", "estimator", "attack", "failure policy", "report figure", "command", "column")
+TASKS = (
+    "model",
+    "dataset",
+    "estimator",
+    "attack",
+    "failure policy",
+    "report figure",
+    "command",
+    "column",
+)
 
 
 @pytest.mark.parametrize("document", HOUSE, ids=lambda path: path.name)
@@ -98,7 +115,9 @@ def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
         files = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|md))`", bullet)]
         bodies = "".join(file.read_text(encoding="utf-8") for file in files)
         for name in re.findall(r"`(_?[A-Z][A-Z_]+|[a-z_]+_[a-z_]+)`", bullet):
-            assert re.search(rf"\b{name}\b", bodies), f"{name} is in none of {[f.name for f in files]}"
+            assert re.search(rf"\b{name}\b", bodies), (
+                f"{name} is in none of {[f.name for f in files]}"
+            )
             checked += 1
     assert checked >= 8
 

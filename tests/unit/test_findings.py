@@ -26,7 +26,9 @@ SAME = {
     "exponent against 1": "exponent b against the law's 1",
     "log loss on log K_F": "slope of log loss on log K_F at equal 1/d",
     "log R̂ on log K_F": "slope of log R̂ on log K_F at equal 1/d",
-    "accuracy lost to the attack on log K_F": "slope of accuracy lost to the attack on log K_F at equal 1/d",
+    "accuracy lost to the attack on log K_F": (
+        "slope of accuracy lost to the attack on log K_F at equal 1/d"
+    ),
 }
 
 
@@ -49,27 +51,36 @@ def test_the_script_knows_nothing_of_the_product():
 def test_it_finds_what_the_products_analysis_finds(numbers):
     for name in PAIRS:
         answers = {
-            slope.on: slope for slope in fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
+            slope.on: slope
+            for slope in fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
         }
         for own, question in SAME.items():
             found, theirs = numbers[name][own], answers[question]
             shift = 1 if question == SAME["exponent against 1"] else 0
-            assert [found["value"] - shift, found["low"] - shift, found["high"] - shift] == pytest.approx(
-                [theirs.value, *theirs.interval], rel=1e-6
-            )
+            assert [
+                found["value"] - shift,
+                found["low"] - shift,
+                found["high"] - shift,
+            ] == pytest.approx([theirs.value, *theirs.interval], rel=1e-6)
             assert found["p"] == pytest.approx(theirs.p_value, rel=1e-5)
             assert found["adjusted_p"] == pytest.approx(theirs.adjusted_p, rel=1e-5)
 
 
 def test_it_scores_rules_as_the_registered_analysis_did(numbers):
-    """The JSON files are of the first seed, by the analysis as registered, which fitted rules too."""
+    """The JSON files are of the first seed, by the analysis as registered, which fitted rules
+    too."""
     for path in RESULTS.glob("*_pairs.json"):
-        fit, rivals = json.loads(path.read_text(encoding="utf-8")), numbers[path.stem]["seed 0"]["rivals"]
+        fit, rivals = (
+            json.loads(path.read_text(encoding="utf-8")),
+            numbers[path.stem]["seed 0"]["rivals"],
+        )
         assert {rule: rivals[rule]["share"] for rule in fit["shares"]} == pytest.approx(
             fit["shares"], rel=1e-6
         )
         for one in fit["rivals"]:
-            assert rivals[one["question"]]["adjusted_p"] == pytest.approx(one["adjusted_p"], rel=1e-5)
+            assert rivals[one["question"]]["adjusted_p"] == pytest.approx(
+                one["adjusted_p"], rel=1e-5
+            )
 
 
 @pytest.mark.parametrize("sweep", ["interventions_many", "interventions_digits"])
@@ -99,9 +110,12 @@ def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
     heights = [numbers[name]["after"]["log R̂ on log K_F, a height per class"] for name in PAIRS]
     assert [one["low"] < -1 for one in heights] == [False, False, True]
     digits, mnist, fashion = (
-        " ".join([f"−{-one['value']:.2f}", f"(−{-one['low']:.2f} to −{-one['high']:.2f})"]) for one in heights
+        " ".join([f"−{-one['value']:.2f}", f"(−{-one['low']:.2f} to −{-one['high']:.2f})"])
+        for one in heights
     )
-    assert f"{digits}, {mnist} and {fashion.partition(' ')[0]}, at −1 on Fashion-MNIST alone" in said
+    assert (
+        f"{digits}, {mnist} and {fashion.partition(' ')[0]}, at −1 on Fashion-MNIST alone" in said
+    )
 
 
 def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
@@ -117,8 +131,10 @@ def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
     beside = [numbers[name]["after"]["log R̂ on log K_F, at equal mean distance"] for name in PAIRS]
     assert all(one["low"] < 0 < one["high"] for one in beside)
     said = (
-        f"log R̂ on log K_F: slopes {slopes}; the law says −1. At equal mean distance between classes none is "
-        f"told from 0; where K_F alone is moved, in {worlds['loss, real']['worlds']} worlds of real images, "
+        f"log R̂ on log K_F: slopes {slopes}; the law says −1. At equal mean distance between "
+        "classes none is "
+        f"told from 0; where K_F alone is moved, in {worlds['loss, real']['worlds']} worlds of "
+        "real images, "
         f"log loss rises by {loss} and log R̂ falls by {robustness} per unit of log K_F"
     )
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

@@ -37,7 +37,9 @@ def test_a_record_says_what_it_is(record):
     assert "K_F" in repr(record)
     assert record.to_frame()["train_size"].unique().tolist() == [30, 60]
     assert "<table" in record._repr_html_()
-    assert record.plot_pair()._repr_png_().startswith(b"\x89PNG"), "a notebook shows it without pyplot"
+    assert record.plot_pair()._repr_png_().startswith(b"\x89PNG"), (
+        "a notebook shows it without pyplot"
+    )
 
 
 def test_the_closest_pair_is_the_closest(images, record):
@@ -60,7 +62,9 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         Image.fromarray(image).save(tmp_path / "images" / label / f"{place:02d}.png")
     found = isweep.measure(tmp_path / "images", image_size=8, root=tmp_path / "root")
     assert found.num_images == 60
-    assert found.label_sharpness == pytest.approx(isweep.measure(images, LABELS).label_sharpness, rel=1e-6)
+    assert found.label_sharpness == pytest.approx(
+        isweep.measure(images, LABELS).label_sharpness, rel=1e-6
+    )
 
 
 def test_floats_are_scaled_as_the_command_scales_them(images, record):
@@ -68,10 +72,14 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
         found = isweep.measure(floats, LABELS, train_sizes=[30, 60])
         assert found.to_json() == record.to_json() | {"settings": found.to_json()["settings"]}
         assert found.taken
-    found = isweep.measure(images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20))
+    found = isweep.measure(
+        images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20)
+    )
     assert found.label_sharpness == pytest.approx(record.label_sharpness)
     for floats in (images / 127.5 - 1, images * 12.0 - 1000):
-        with pytest.raises(SweepError, match=r"float images must lie in .* lie in pixel_range: \[-1"):
+        with pytest.raises(
+            SweepError, match=r"float images must lie in .* lie in pixel_range: \[-1"
+        ):
             isweep.measure(floats, LABELS)
     with pytest.raises(SweepError, match=r"\[-1, 1\], which cuts"):
         isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
@@ -96,12 +104,16 @@ def test_a_little_below_black_is_no_sign_of_another_scale(images, record):
 
 
 def test_a_sweeps_name_in_place_of_a_record(fits):
-    with pytest.raises(SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"):
+    with pytest.raises(
+        SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"
+    ):
         isweep.predict("demo", model="small_cnn", train_size=200)
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():
-    with pytest.raises(AttributeError, match=r"no results; it has .*measure, .*isweep.open\(NAME\).table"):
+    with pytest.raises(
+        AttributeError, match=r"no results; it has .*measure, .*isweep.open\(NAME\).table"
+    ):
         isweep.results("demo")
     assert not hasattr(isweep, "__wrapped__")
 
@@ -118,13 +130,38 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (FOUR, [1], {}, "There must be one label per image"),
         (FOUR, [None] * 4, {}, "every row needs a label; found: blank in 4: row "),
         (FOUR, [float("nan"), 1.0] * 2, {}, "every row needs a label; found: blank in 2: row "),
-        (FOUR, ["Cat", "cat", "dog", "dog"], {}, "every class must be spelt one way; found: 'Cat' / 'cat'"),
+        (
+            FOUR,
+            ["Cat", "cat", "dog", "dog"],
+            {},
+            "every class must be spelt one way; found: 'Cat' / 'cat'",
+        ),
         (FOUR[:3], [-1, 0, 1], {}, "often means unknown; change those labels, or leave their"),
-        (MASKED, [0, 1], {}, "Images must have a value everywhere; found: a masked array; say .*filled"),
-        ([MASKED[0], MASKED[1]], [0, 1], {}, "Images must have a value everywhere; found: a masked array"),
-        (FOUR[:2], np.ma.masked_equal([0, 1], 1), {}, "Labels must have a value everywhere; found: a masked"),
+        (
+            MASKED,
+            [0, 1],
+            {},
+            "Images must have a value everywhere; found: a masked array; say .*filled",
+        ),
+        (
+            [MASKED[0], MASKED[1]],
+            [0, 1],
+            {},
+            "Images must have a value everywhere; found: a masked array",
+        ),
+        (
+            FOUR[:2],
+            np.ma.masked_equal([0, 1], 1),
+            {},
+            "Labels must have a value everywhere; found: a masked",
+        ),
         ([[1, 2], [3]], None, {}, "Images must make one array"),
-        ([], None, {}, r"at least one axis besides their number; found: shape \(0,\); give \(num_images, "),
+        (
+            [],
+            None,
+            {},
+            r"at least one axis besides their number; found: shape \(0,\); give \(num_images, ",
+        ),
         (np.array([["a"]]), None, {}, "[Ii]mages must"),
         (FOUR, None, {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'; did you mean"),
@@ -135,7 +172,12 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (FOUR, None, {"image_size": 4}, "image_size is for image files"),
         (FOUR, None, {"channels": 3}, "as channels are; found: image_size None, channels 3"),
         ("digits", None, {"channels": 5}, "channels: input should be 1 or 3; found: 5"),
-        ("digits", None, {"image_size": "x"}, "image_size: input should be a valid integer; found: 'x'"),
+        (
+            "digits",
+            None,
+            {"image_size": "x"},
+            "image_size: input should be a valid integer; found: 'x'",
+        ),
         (".", None, {"own": "x"}, "own must be a mapping; found: 'x'"),
         (".", None, {"root": 3}, "root must be the path of a folder; found: 3"),
     ],
@@ -158,7 +200,9 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
 
 
 def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
-    larger = isweep.measure(np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS)
+    larger = isweep.measure(
+        np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS
+    )
     with pytest.raises(
         SweepError,
         match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b.*"
@@ -184,7 +228,10 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"pilot": [1, 2]}, r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]; e.g. "),
+        (
+            {"pilot": [1, 2]},
+            r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]; e.g. ",
+        ),
         ({"pilot": [("a", "b")]}, "pilot must be pairs of train size and test loss"),
         ({"pilot": 3}, "pilot must be pairs of train size and test loss"),
         ({"model": 3}, "Unknown fitted model; found: 3; known fitted models: pooled"),

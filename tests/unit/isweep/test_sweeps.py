@@ -65,20 +65,36 @@ def test_a_sweep_that_never_ran(root):
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
         (SMALL, {"changes": {"models.7": "x"}}, "the list has places 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
-        (SMALL, {"changes": {"train_size": [10]}}, "train_size: unknown key; did you mean 'train_sizes'"),
+        (
+            SMALL,
+            {"changes": {"train_size": [10]}},
+            "train_size: unknown key; did you mean 'train_sizes'",
+        ),
         (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
         (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
-        (SMALL, {"device": "cuda"}, "device: input should be 'auto', 'cpu' or 'gpu'; found: 'cuda'"),
+        (
+            SMALL,
+            {"device": "cuda"},
+            "device: input should be 'auto', 'cpu' or 'gpu'; found: 'cuda'",
+        ),
         (SMALL, {"address": 5}, "address: input should be a valid string; found: 5"),
         (SMALL, {"address": "ray://x:1"}, "--address must be host:port"),
         (SMALL, {"mlflow_uri": 5}, "mlflow_uri: input should be a valid string; found: 5"),
         (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4: input is not a valid path"),
         (SMALL, {"raw": {"manifold_d4": "/absent"}}, "The raw download of manifold_d4 must exist"),
-        (SMALL, {"max_skipped_share": 2}, "max_skipped_share: input should be less than or equal to 1"),
+        (
+            SMALL,
+            {"max_skipped_share": 2},
+            "max_skipped_share: input should be less than or equal to 1",
+        ),
         (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
         (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3; e.g. "),
-        (SMALL, {"changes": {"seeds": {1, 2}}}, "plain values only; found: .*; use numbers, text, lists"),
+        (
+            SMALL,
+            {"changes": {"seeds": {1, 2}}},
+            "plain values only; found: .*; use numbers, text, lists",
+        ),
     ],
 )
 def test_mistakes_about_a_run(root, source, options, message):
@@ -95,7 +111,9 @@ def test_numbers_of_numpy_are_numbers(root):
 
 @pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": 11}, {"model": 3}])
 def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
-    table = pd.DataFrame({"dataset": ["a"], "train_size": [240], "model": ["m"], "test_loss": [1.0]})
+    table = pd.DataFrame(
+        {"dataset": ["a"], "train_size": [240], "model": ["m"], "test_loss": [1.0]}
+    )
     sweep = isweep.open(SMALL, root=root)
     monkeypatch.setitem(vars(sweep), "table", table)
     with pytest.raises(isweep.SweepError, match=r"Unknown .* of these results; found: "):
@@ -108,12 +126,18 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: isweep.open("smoke", storage=5), "storage must be text: a folder or a URL; found: 5"),
+        (
+            lambda: isweep.open("smoke", storage=5),
+            "storage must be text: a folder or a URL; found: 5",
+        ),
         (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
         (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
         (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int; e.g. 'demo'"),
         (lambda: isweep.plan("smoke", changes="a=3"), "changes must be a mapping; found: str"),
-        (lambda: isweep.predict(3, "smoke", train_size=5), "measured must be a measurement, a record"),
+        (
+            lambda: isweep.predict(3, "smoke", train_size=5),
+            "measured must be a measurement, a record",
+        ),
     ],
 )
 def test_what_only_python_can_give_wrongly_is_a_message_too(ask, message):

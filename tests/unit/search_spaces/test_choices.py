@@ -47,10 +47,14 @@ def test_every_row_has_a_source_and_sound_pairs_and_says_what_it_is(row):
     assert row.origin == "real" or row.description.startswith(row.origin.upper())
 
 
-@pytest.mark.parametrize("name", ["d_data", "d_repr", "fgsm_loss_gain", "label_sharpness", "test_loss"])
+@pytest.mark.parametrize(
+    "name", ["d_data", "d_repr", "fgsm_loss_gain", "label_sharpness", "test_loss"]
+)
 def test_published_tables_are_those_that_pandas_reads(name):
     rows = read_published(name)
-    theirs = pd.read_csv(files("search_spaces.published") / f"{name}.csv", dtype=str, keep_default_na=False)
+    theirs = pd.read_csv(
+        files("search_spaces.published") / f"{name}.csv", dtype=str, keep_default_na=False
+    )
     assert rows == theirs.to_dict("records")
     assert rows
     assert not {"", None} & set(rows[0])

@@ -1,4 +1,5 @@
-"""The defaults of all specs, committed: an id leaves them out, so one that changes moves no id by itself."""
+"""The defaults of all specs, committed: an id leaves them out, so one that changes moves no id by
+itself."""
 
 import json
 from pathlib import Path
@@ -52,7 +53,9 @@ def committed() -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_the_committed_defaults_are_todays():
-    assert json.loads(GOLDEN.read_text(encoding="utf-8")) == committed(), WHAT_TO_DO.format(name="the spec")
+    assert json.loads(GOLDEN.read_text(encoding="utf-8")) == committed(), WHAT_TO_DO.format(
+        name="the spec"
+    )
 
 
 def test_every_spec_that_an_id_is_made_of_is_covered():

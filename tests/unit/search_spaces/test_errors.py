@@ -4,7 +4,14 @@ import pickle
 import pytest
 
 from search_spaces import errors
-from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect, unknown_name
+from search_spaces.errors import (
+    ConfigError,
+    DataError,
+    SetupError,
+    SweepError,
+    collect,
+    unknown_name,
+)
 
 FAMILY = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, SweepError)]
 
@@ -17,7 +24,9 @@ def test_errors_survive_pickling(error):
 
 
 def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():
-    assert ConfigError("a rule", "a value")._render_traceback_() == ["ConfigError: a rule; found: a value."]
+    assert ConfigError("a rule", "a value")._render_traceback_() == [
+        "ConfigError: a rule; found: a value."
+    ]
     assert str(ConfigError("a rule", "b", "did you mean c?")) == "a rule; found: b; did you mean c?"
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
@@ -33,7 +42,12 @@ def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
 @pytest.mark.parametrize(
     ("kind", "name", "known", "message"),
     [
-        ("size", "240", [240, 60], "Unknown size; found: '240'; did you mean 240? known sizes: 60, 240."),
+        (
+            "size",
+            "240",
+            [240, 60],
+            "Unknown size; found: '240'; did you mean 240? known sizes: 60, 240.",
+        ),
         (
             "model",
             "a13",

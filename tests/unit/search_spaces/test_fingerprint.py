@@ -20,7 +20,11 @@ from search_spaces.specs import (
 )
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -53,7 +57,15 @@ def test_key_order_does_not_matter(value, random):
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [(1, 1.0), (1, True), (0, False), ("1", 1), (None, "null"), ({"a": 1}, [["a", 1]]), (0.1, "0.1")],
+    [
+        (1, 1.0),
+        (1, True),
+        (0, False),
+        ("1", 1),
+        (None, "null"),
+        ({"a": 1}, [["a", 1]]),
+        (0.1, "0.1"),
+    ],
 )
 def test_near_misses_differ(a, b):
     assert fingerprint(a) != fingerprint(b)
@@ -167,12 +179,18 @@ def test_equal_specs_that_are_spelled_in_two_ways_keep_their_own_ids():
 
     values = ['{"inner":{"value":1}}', '{"inner":{"value":1.0}}', '{"inner":{"value":true}}']
     assert [text for text, _ in spelled] == values * 2
-    assert [name for _, name in spelled] == [f"x-{fingerprint(json.loads(text))[:12]}" for text in values * 2]
+    assert [name for _, name in spelled] == [
+        f"x-{fingerprint(json.loads(text))[:12]}" for text in values * 2
+    ]
 
 
 def test_a_changed_copy_of_a_spec_has_an_id_of_its_own_and_json_keeps_it():
     first = network()
-    assert first.model_copy(update={"seed": 1}).network_id == network(seed=1).network_id != first.network_id
+    assert (
+        first.model_copy(update={"seed": 1}).network_id
+        == network(seed=1).network_id
+        != first.network_id
+    )
     assert TrialSpec.model_validate_json(trial().model_dump_json()) == trial()
 
 

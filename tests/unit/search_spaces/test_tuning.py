@@ -1,4 +1,5 @@
-"""Search spaces: ranges by family, narrowed by a sweep, and a trial's identity beside the sweep's own."""
+"""Search spaces: ranges by family, narrowed by a sweep, and a trial's identity beside the sweep's
+own."""
 
 import pytest
 from pydantic import ValidationError
@@ -30,9 +31,13 @@ def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
     assert space_of(MODELS["resnet18"], "adam", TuneSpec(), 40).batch_size == (8, 16, 32)
 
 
-@pytest.mark.parametrize(("asked", "num_train", "found"), [((8, 64), 45, "64 for 45"), (None, 3, "8 for 3")])
+@pytest.mark.parametrize(
+    ("asked", "num_train", "found"), [((8, 64), 45, "64 for 45"), (None, 3, "8 for 3")]
+)
 def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
-    with pytest.raises(ConfigError, match=f"must not be larger than the set.*found: {found} images"):
+    with pytest.raises(
+        ConfigError, match=f"must not be larger than the set.*found: {found} images"
+    ):
         space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
 
 
@@ -48,9 +53,15 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ({"weight_decay": [1e-3, "a"]}, r"tune\.weight_decay\.1: input should be a valid number"),
         ({"batch_size": []}, r"tune\.batch_size"),
         ({"batch_size": [8, 8]}, r"tune\.batch_size: names 8 more than once"),
-        ({"budget": 0.03}, r"tune\.budget: input should be greater than or equal to 0\.04; found: 0\.03"),
+        (
+            {"budget": 0.03},
+            r"tune\.budget: input should be greater than or equal to 0\.04; found: 0\.03",
+        ),
         ({"budget": -1}, r"tune\.budget: input should be greater than or equal to 0\.04"),
-        ({"validation_share": 0.9}, r"tune\.validation_share: input should be less than or equal to 0\.5"),
+        (
+            {"validation_share": 0.9},
+            r"tune\.validation_share: input should be less than or equal to 0\.5",
+        ),
         ({"sampler": "tbe"}, r"tune\.sampler: input should be 'tpe', 'gp' or 'random'"),
         ({"seed": -1}, r"tune\.seed: input should be greater than or equal to 0"),
         ({"bugdet": 0.2}, r"tune\.bugdet: unknown key; did you mean 'budget'\?"),

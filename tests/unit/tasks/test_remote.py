@@ -40,7 +40,9 @@ def count_threads():
     from threadpoolctl import threadpool_info
 
     np.ones((4, 4)) @ np.ones((4, 4))
-    return max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
+    return max(
+        [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,9 @@ class ExecutorContract:
         assert list(executor.map_unordered(double, [])) == []
 
     def test_a_users_mistake_arrives_as_itself(self, executor):
-        with pytest.raises(DataError, match="must not be three; found: 3; choose another") as caught:
+        with pytest.raises(
+            DataError, match="must not be three; found: 3; choose another"
+        ) as caught:
             list(executor.map_unordered(fail_for_three, [(i,) for i in range(5)]))
         assert type(caught.value) is DataError
 
@@ -100,7 +104,9 @@ class TestRayExecutor(ExecutorContract):
         monkeypatch.setattr(ray.remote_function.RemoteFunction, "options", record)
         for spread in (True, False):
             results = dict(
-                executor.map_unordered(double, [(np.array([i]), 2) for i in range(4)], spread=spread)
+                executor.map_unordered(
+                    double, [(np.array([i]), 2) for i in range(4)], spread=spread
+                )
             )
             assert results == {i: 2 * i for i in range(4)}
         assert seen == 4 * ["SPREAD"] + 4 * [None]
@@ -129,12 +135,19 @@ class TestRayExecutor(ExecutorContract):
         assert len(drawn) <= 3
         results.close()
 
-    @pytest.mark.parametrize(("seconds", "soon", "num_cancelled"), [(0.1, 400.0, 0), (30.0, 0.1, 1)])
-    def test_what_ends_soon_is_not_cancelled(self, executor, monkeypatch, seconds, soon, num_cancelled):
-        """Cancelled in the moment in which it ended, it took this process down: one stop in some hundred."""
+    @pytest.mark.parametrize(
+        ("seconds", "soon", "num_cancelled"), [(0.1, 400.0, 0), (30.0, 0.1, 1)]
+    )
+    def test_what_ends_soon_is_not_cancelled(
+        self, executor, monkeypatch, seconds, soon, num_cancelled
+    ):
+        """Cancelled in the moment in which it ended, it took this process down: one stop in some
+        hundred."""
         cancelled, cancel = [], ray.cancel
         monkeypatch.setattr("tasks.remote.ENDING_S", soon)
-        monkeypatch.setattr(ray, "cancel", lambda call, **how: (cancelled.append(call), cancel(call, **how)))
+        monkeypatch.setattr(
+            ray, "cancel", lambda call, **how: (cancelled.append(call), cancel(call, **how))
+        )
         list(executor.map_unordered(sleep_for, [(0.0,), (0.0,)]))  # start both workers first
         results = executor.map_unordered(sleep_for, [(0.0,), (seconds,)])
         next(results)
@@ -144,7 +157,8 @@ class TestRayExecutor(ExecutorContract):
     def test_a_task_that_kills_its_worker_ends(self, executor, tmp_path):
         path = tmp_path / "attempts"
         with pytest.raises(
-            SetupError, match="'kill_worker' must not take its worker down; found: the worker died 4"
+            SetupError,
+            match="'kill_worker' must not take its worker down; found: the worker died 4",
         ):
             list(executor.map_unordered(kill_worker, [(str(path),)]))
         assert path.read_text() == "xxxx"
@@ -173,7 +187,8 @@ class TestWaiting:
         ray.kill(holder, no_restart=True)
 
     @pytest.mark.parametrize(
-        ("options", "where"), [({}, "the cluster"), ({"driver_node_only": True}, "the driver's node")]
+        ("options", "where"),
+        [({}, "the cluster"), ({"driver_node_only": True}, "the driver's node")],
     )
     def test_who_waits_for_cpus_that_others_hold_says_so_once_and_goes_on(
         self, held, monkeypatch, options, where

@@ -1,4 +1,5 @@
-"""The ledger: published numbers, a world with the law, falls around the bound, and what is missing."""
+"""The ledger: published numbers, a world with the law, falls around the bound, and what is
+missing."""
 
 import json
 import re
@@ -60,7 +61,10 @@ def test_the_published_numbers_leave_the_law_undecided(published):
 
 
 def test_what_a_sweep_does_not_measure_says_so(published):
-    assert entry(published, "Thm 2").why == "the Lipschitz constant of a network is not measured by a sweep"
+    assert (
+        entry(published, "Thm 2").why
+        == "the Lipschitz constant of a network is not measured by a sweep"
+    )
     assert entry(published, "2408.08381, 1").verdict == "cannot be told"
 
 
@@ -94,7 +98,9 @@ def test_no_claim_is_decided_over_worlds_that_share_images(law):
     names = sorted(law[c.DATASET].unique())
     arms = [Arm(name, name, "base") for name in names[2:]] + [Arm(names[0], names[2], "sharpness")]
     found = ledger(law, sweep="made", arms=arms, compare=False)
-    assert {one.verdict for one in ledger(law, sweep="made", compare=False).entries} > {"cannot be told"}
+    assert {one.verdict for one in ledger(law, sweep="made", compare=False).entries} > {
+        "cannot be told"
+    }
     assert {one.verdict for one in found.entries} == {"cannot be told"}
     assert "its worlds share images" in entry(found, "Eq. 2").reason
     assert found.left_out == ("arms of interventions, which are compared with their own bases: 3",)
@@ -117,12 +123,16 @@ def test_the_power_of_a_claim_is_one_number_in_the_ledger_and_the_findings(law):
     found, fits = ledger(noisy, sweep="made", compare=False), fit_scaling_laws(noisy)
     headline = fits.find("headline")
     error = headline.estimate("log_sharpness").std_error
-    assert entry(found, "Eq. 2").power == pytest.approx(t_power(1.0, error, headline.num_datasets - 4))
+    assert entry(found, "Eq. 2").power == pytest.approx(
+        t_power(1.0, error, headline.num_datasets - 4)
+    )
     said = [re.search(r"at most (\d+%)", finding.answer) for finding in findings(fits)[:3]]
     told = [f"{entry(found, number).power:.0%}" for number in ("Fig. 2a", "Eq. 2", "Thm 1")]
     assert [one and one[1] for one in said] == told
     num = sum(one.p_value is not None for one in found.entries)
-    assert [*found.lines()][-1].startswith(f"p is adjusted over these {num} claims, in isweep fit over its")
+    assert [*found.lines()][-1].startswith(
+        f"p is adjusted over these {num} claims, in isweep fit over its"
+    )
 
 
 def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
@@ -134,12 +144,18 @@ def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
 def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(published, law):
     """K_F was measured on unequal scales, so nothing is given it."""
     said = (
-        " Slope of log loss on 1/d_data, given the domain label: −28.7 (95 % interval −40.3 to −17, "
-        "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides). Power at most 11% for a loss twice as "
+        " Slope of log loss on 1/d_data, given the domain label: −28.7 (95 % interval −40.3 to "
+        "−17, "
+        "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides). Power at most 11% for a loss "
+        "twice as "
         "high at the highest d_data as at the lowest."
     )
     assert said in entry(published, "Fig. 2a").line
-    some = law[law[c.DATASET].isin(["natural0", "natural1", "natural2", "medical0", "medical1", "medical2"])]
+    some = law[
+        law[c.DATASET].isin(
+            ["natural0", "natural1", "natural2", "medical0", "medical1", "medical2"]
+        )
+    ]
     rng = np.random.default_rng(0)
     gains = {name: rng.random(len(some)) for name in some if name.endswith("loss_gain")}
     found = ledger(some.assign(**gains), sweep="made", compare=False)

@@ -1,4 +1,5 @@
-"""What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an accident."""
+"""What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an
+accident."""
 
 import re
 from itertools import permutations
@@ -25,8 +26,14 @@ def explored(table, **options):
 
 def test_the_headline_is_least_squares_over_datasets():
     table = synthetic_table(trial_std=0.2, dataset_std=0.4, models=("a", "b"))
-    means = table.assign(log_loss=np.log(table["test_loss"])).groupby("dataset").mean(numeric_only=True)
-    last = table[table["train_size"] == table["train_size"].max()].groupby("dataset").mean(numeric_only=True)
+    means = (
+        table.assign(log_loss=np.log(table["test_loss"])).groupby("dataset").mean(numeric_only=True)
+    )
+    last = (
+        table[table["train_size"] == table["train_size"].max()]
+        .groupby("dataset")
+        .mean(numeric_only=True)
+    )
     sharpness = np.log(table["label_sharpness"]).groupby(table["dataset"]).mean()
     label = means.index.str.startswith("medical").astype(float)
 
@@ -47,8 +54,9 @@ def test_the_headline_is_least_squares_over_datasets():
 def test_the_headline_leaves_out_what_cannot_be_asked():
     table = synthetic_table(trial_std=0.2)
     assert fit_scaling_laws(table[table["domain"] == "medical"]).find("headline").terms == (
-        "inverse_d", "log_sharpness",
-    )  # fmt: skip
+        "inverse_d",
+        "log_sharpness",
+    )
     mixed = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
     fits = fit_scaling_laws(mixed)
     assert fits.find("headline").terms == ("inverse_d", "is_medical")
@@ -87,13 +95,17 @@ def test_too_little_is_refused_in_words_with_what_is_needed():
     assert three.reason == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
     assert (three.num_datasets, three.num_needed) == (3, 5)
     one = explored(synthetic_table(num_natural=1, num_medical=0))
-    assert one.find("exponent").reason == "1 dataset with two train sizes and d_data, at least 3 needed"
+    assert (
+        one.find("exponent").reason
+        == "1 dataset with two train sizes and d_data, at least 3 needed"
+    )
 
 
 def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "2 natural datasets: a trend from one natural dataset to the next, unlike one over N within them, "
+        "2 natural datasets: a trend from one natural dataset to the next, unlike one over N "
+        "within them, "
         "cannot be told from the peculiarities of these; at least 5 are needed.",
         "One model and seed alone: nothing tells what another would have changed.",
     )
@@ -102,7 +114,9 @@ def test_few_datasets_are_said_in_words():
 
 
 def test_measures_equal_up_to_rounding_explain_nothing():
-    table = synthetic_table(num_natural=5, trial_std=0.3).assign(d_data_mle=7.3, label_sharpness=0.1 + 0.2)
+    table = synthetic_table(num_natural=5, trial_std=0.3).assign(
+        d_data_mle=7.3, label_sharpness=0.1 + 0.2
+    )
     fits = explored(table)
     assert fits.find("headline").reason == (
         "1/d and the domain label do not vary enough, or only together, to tell coefficients apart"
@@ -129,9 +143,9 @@ def test_unequal_channels_refuse_what_compares_sharpness_and_only_that():
     assert fits.find("exponent", model="resnet34").status == "ok"
     few = synthetic_table(num_natural=3, num_medical=3, models=("a",))
     few["sharpness_channels"] = np.where(few["domain"] == "medical", 1, 3)
-    assert {(fit.status, fit.reason) for fit in fit_scaling_laws(few).fits if fit.kind == "attack"} == {
-        ("refused", "K_F was measured on unequal scales")
-    }
+    assert {
+        (fit.status, fit.reason) for fit in fit_scaling_laws(few).fits if fit.kind == "attack"
+    } == {("refused", "K_F was measured on unequal scales")}
 
 
 def test_of_unequal_scales_attacks_are_told_from_the_datasets_of_one():
@@ -155,7 +169,8 @@ def test_an_unrecorded_scale_is_another_one():
 
 
 def test_below_four_datasets_no_correlation_is_given_and_those_there_are_counted():
-    """Of two datasets that have K_F and attacks at all N, none used to be counted; three gave r = 1."""
+    """Of two datasets that have K_F and attacks at all N, none used to be counted; three gave r =
+    1."""
     for num in (1, 2):
         table = synthetic_table(num_natural=num, num_medical=1, models=("a", "b"))
         found = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
@@ -179,14 +194,17 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
     found = {claim.key: claim for claim in fits.claims}
     sharpness = headline_fit.estimate("log_sharpness")
     assert found["sharpness_beyond_label"].p_value == max(sharpness.p_value, sharpness.resampled_p)
-    assert found["exponent"].p_value == max(exponent.estimates[0].p_value, exponent.estimates[0].resampled_p)
+    assert found["exponent"].p_value == max(
+        exponent.estimates[0].p_value, exponent.estimates[0].resampled_p
+    )
     smallest = min(found.values(), key=lambda claim: claim.p_value)
     assert smallest.adjusted_p == pytest.approx(min(1, 5 * smallest.p_value))
     assert all(claim.established == (claim.adjusted_p <= 0.05) for claim in fits.claims)
 
 
 def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
-    """Of an attack p is one-sided and the interval two-sided: both have to hold, wherever it is said."""
+    """Of an attack p is one-sided and the interval two-sided: both have to hold, wherever it is
+    said."""
     k = np.random.default_rng(0).uniform(1, 2, (40, 7))
     gain = k + np.random.default_rng(1).normal(0, 0.6, k.shape)
     parted = 0
@@ -194,7 +212,9 @@ def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
         table = synthetic_table(num_natural=7, num_medical=0, train_sizes=(100,)).assign(
             label_sharpness=sharpness, fgsm_8_loss_gain=gained, d_data_mle=np.nan
         )
-        fits = fit_scaling_laws(table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)]))
+        fits = fit_scaling_laws(
+            table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)])
+        )
         claim, answer = fits.claim("attacks_on_sharpness"), findings(fits)[3]
         assert claim.established == (answer.verdict == "established")
         assert ("loss gained by attacks" in str(claim_table(fits).rows)) == (claim is not None)
@@ -221,16 +241,24 @@ def test_trials_without_a_loss_still_count_for_representations():
 
 def test_the_exponent_is_shown_for_other_choices_of_d():
     table = synthetic_table(num_natural=5, num_medical=5, trial_std=0.1)
-    table = table.assign(d_data_mle_k5=table["d_data_mle"] * 0.9, d_data_mle_k10=table["d_data_mle"] * 1.1)
+    table = table.assign(
+        d_data_mle_k5=table["d_data_mle"] * 0.9, d_data_mle_k10=table["d_data_mle"] * 1.1
+    )
     fits = explored(table)
     exponent = fits.find("exponent").estimates[0].value
     # exponent · d is proportional to d.
     for variant, factor in (("5 neighbours", 0.9), ("10 neighbours", 1.1), ("TwoNN", 1.1)):
-        assert fits.find("exponent", variant=variant).estimates[0].value == pytest.approx(factor * exponent)
+        assert fits.find("exponent", variant=variant).estimates[0].value == pytest.approx(
+            factor * exponent
+        )
     bare = explored(table.drop(columns="d_data_mle_k5"))
     assert bare.find("exponent", variant="5 neighbours").status == "not_enough_data"
-    assert not [fit for fit in bare.fits if fit.variant == "5 neighbours"]  # not measured, so not asked
-    few = explored(table.assign(d_data_twonn=table["d_data_twonn"].where(table["dataset"] == "natural0")))
+    assert not [
+        fit for fit in bare.fits if fit.variant == "5 neighbours"
+    ]  # not measured, so not asked
+    few = explored(
+        table.assign(d_data_twonn=table["d_data_twonn"].where(table["dataset"] == "natural0"))
+    )
     found = few.find("exponent", variant="TwoNN").reason
     assert found == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
 
@@ -263,7 +291,10 @@ def test_every_count_of_guessing_is_the_same_one():
     fits = explored(held)
     assert fits.num_at_guessing == num
     assert fits.caveats[0].startswith(f"{num} of 36 points lie at guessing between two classes")
-    reason = f"the losses of {num} of 36 points lie at guessing, which flattens slopes by an unknown amount"
+    reason = (
+        f"the losses of {num} of 36 points lie at guessing, which flattens slopes by an "
+        "unknown amount"
+    )
     for fit in (fits.find("headline"), fits.find("height", "is_medical")):
         assert (fit.status, fit.reason) == ("refused", reason)
     assert fits.claim("sharpness_beyond_label") is None
@@ -273,20 +304,27 @@ def test_guessing_is_that_of_the_classes_that_a_network_told_apart():
     """Losses of 0.5 to 0.72 are next to nothing of two classes, and much of ten."""
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1)
     low = table["test_loss"].rank() / len(table)
-    two, ten = (fit_scaling_laws(table.assign(test_loss=0.5 + 0.22 * low, num_classes=n)) for n in (2, 10))
+    two, ten = (
+        fit_scaling_laws(table.assign(test_loss=0.5 + 0.22 * low, num_classes=n)) for n in (2, 10)
+    )
     assert (two.num_at_guessing, two.find("headline").status) == (28, "refused")
     assert (ten.num_at_guessing, ten.find("headline").status) == (0, "ok")
     assert ["guessing" in str(row) for row in seen_table(ten).rows] == [False] * 12
     beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
     assert (
-        "lie at guessing between their classes (a loss from 0.8 ln of their number on)" in beyond.caveats[0]
+        "lie at guessing between their classes (a loss from 0.8 ln of their number on)"
+        in beyond.caveats[0]
     )
 
 
 def test_pairs_of_a_dataset_weigh_as_one_where_guessing_is_judged():
-    pairs = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,))
+    pairs = synthetic_table(
+        num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,)
+    )
     single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
-    points = prepare(pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)])).points
+    points = prepare(
+        pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)])
+    ).points
     assert flattened(points) == (
         "the losses of 1 of 3 points lie at guessing, which flattens slopes by an unknown amount"
     )
@@ -301,19 +339,23 @@ def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
 
 
 def test_curves_that_are_flat_only_at_guessing_have_no_exponent():
-    table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(10, 30, 100, 1000, 4000, 16000))
+    table = synthetic_table(
+        num_natural=6, num_medical=6, train_sizes=(10, 30, 100, 1000, 4000, 16000)
+    )
     d = table.groupby("dataset")["d_data_mle"].transform("max")
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
 
     def exponent_of(exponent, start=1.0):
-        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of guessing."""
+        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of
+        guessing."""
         fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
         losses = start * np.log(2) * np.exp(noise - fall)
         return fit_scaling_laws(table.assign(d_data_mle=d, test_loss=losses)).find("exponent")
 
     near = exponent_of(1.2)
     assert near.reason == (
-        "0 datasets with two train sizes and d_data whose losses are clear of guessing, at least 3 needed"
+        "0 datasets with two train sizes and d_data whose losses are clear of guessing, at least 3 "
+        "needed"
     )
     assert (near.num_curves, near.num_at_guessing) == (12, 12)
     late = exponent_of(12.0)
@@ -351,7 +393,9 @@ def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
     fits = fit_scaling_laws(table)
     found = headline(table, fits)
     for name in table["dataset"].unique():
-        assert found[f"best_test_loss/{name}"] == min(table.loc[table["dataset"] == name, "test_loss"])
+        assert found[f"best_test_loss/{name}"] == min(
+            table.loc[table["dataset"] == name, "test_loss"]
+        )
     for claim in fits.claims:
         assert found[f"claim/{claim.key}/adjusted_p"] == claim.adjusted_p
     assert len(found) == table["dataset"].nunique() + 2 * len(fits.claims)

@@ -1,4 +1,5 @@
-"""Any table, fitted within and between its groups: against statsmodels, by hand, and with nothing to find."""
+"""Any table, fitted within and between its groups: against statsmodels, by hand, and with nothing
+to find."""
 
 import re
 from functools import partial
@@ -26,7 +27,13 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         d = g + rng.normal(size=size)
         model = rng.integers(0, 3, size)
         loss = slope_between * g + slope_within * (d - g) + model + rng.normal(size=size)
-        part = {"loss": loss, "d": d, "k": rng.normal(size=size), "dataset": f"s{g}", "model": model}
+        part = {
+            "loss": loss,
+            "d": d,
+            "k": rng.normal(size=size),
+            "dataset": f"s{g}",
+            "model": model,
+        }
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True).astype({"model": str})
 
@@ -68,7 +75,9 @@ def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, c
     assert f"Beware: {said}" in " ".join(found.lines())
 
 
-@pytest.mark.parametrize("others", [np.linspace(0, 1, 90), np.arange(90) % 7, np.linspace(-500, 500, 90)])
+@pytest.mark.parametrize(
+    "others", [np.linspace(0, 1, 90), np.arange(90) % 7, np.linspace(-500, 500, 90)]
+)
 def test_a_code_is_told_by_how_far_it_lies_from_the_others_or_alone_below_zero(tmp_path, others):
     code = -999 if others.min() < 0 else -1
     table = rows()[:90].assign(loss=np.where(np.arange(90) % 40, others, code))
@@ -99,7 +108,9 @@ def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
     table.to_csv(tmp_path / "own.csv", index=False)
     told = rf"{num} rows without dataset, as 'None' reads \(rows 1, 2, 3"
     if num > 3:
-        with pytest.raises(ConfigError, match=f"{told}, ….*; .*spell otherwise what is a level of its own"):
+        with pytest.raises(
+            ConfigError, match=f"{told}, ….*; .*spell otherwise what is a level of its own"
+        ):
             read_own_table(tmp_path / "own.csv", PLAIN)
     else:
         assert re.search(told, read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"][0])
@@ -132,7 +143,9 @@ def test_slopes_within_groups_are_those_of_indicators_and_refits_without_each_gr
         degrees = 1 / (shares**2).sum() - 1
         assert slope.value == pytest.approx(value, rel=1e-9)
         assert slope.left_out == pytest.approx(dict(without.loc[name]), rel=1e-9)
-        assert slope.interval == pytest.approx(stats.t.interval(0.95, degrees, value, error), rel=1e-9)
+        assert slope.interval == pytest.approx(
+            stats.t.interval(0.95, degrees, value, error), rel=1e-9
+        )
         assert slope.p_value == pytest.approx(2 * stats.t.sf(abs(value) / error, degrees), rel=1e-8)
 
 
@@ -158,7 +171,9 @@ def test_slopes_between_groups_are_those_of_their_means_and_all_permutations():
     assert slope.value == pytest.approx(value, rel=1e-9)
     assert slope.left_out == pytest.approx(without, rel=1e-9)
     assert slope.interval == pytest.approx((min(ends), max(ends)), rel=1e-9)
-    assert slope.p_value == pytest.approx(max(exact, 2 * stats.t.sf(abs(value) / error, degrees)), rel=1e-8)
+    assert slope.p_value == pytest.approx(
+        max(exact, 2 * stats.t.sf(abs(value) / error, degrees)), rel=1e-8
+    )
 
 
 def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
@@ -166,8 +181,12 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
     fit = fit_groups(table, PLAIN)
     pooled = fit.pooled[0]
     by_hand = stats.pearsonr(table["d"], table["loss"])
-    assert (pooled.r, pooled.p_value) == pytest.approx((by_hand.statistic, by_hand.pvalue), rel=1e-8)
-    by_group = {name: np.corrcoef(part["d"], part["loss"])[0, 1] for name, part in table.groupby("dataset")}
+    assert (pooled.r, pooled.p_value) == pytest.approx(
+        (by_hand.statistic, by_hand.pvalue), rel=1e-8
+    )
+    by_group = {
+        name: np.corrcoef(part["d"], part["loss"])[0, 1] for name, part in table.groupby("dataset")
+    }
     assert pooled.by_group == pytest.approx(by_group, rel=1e-9)
     between = 1 - table.groupby("dataset")["loss"].var(ddof=0) @ table.groupby("dataset").size() / (
         table["loss"].var(ddof=0) * len(table)
@@ -197,14 +216,16 @@ def scattered(rng, num_groups):
 
 
 def spread(rng):
-    """Groups' own error grows with the column: least squares and permutation alone claim in one of four."""
+    """Groups' own error grows with the column: least squares and permutation alone claim in one of
+    four."""
     d, code = np.exp(rng.normal(size=9)), np.arange(9).repeat(8)
     loss = (rng.normal(size=9) * d)[code] + rng.normal(size=72)
     return pd.DataFrame({"loss": loss, "d": d[code], "dataset": code})
 
 
 def hospitals(rng, nested):
-    """Heights and slopes scatter over three hospitals; patients are twenty of each, or of all of them."""
+    """Heights and slopes scatter over three hospitals; patients are twenty of each, or of all of
+    them."""
     hospital, patient = (codes.ravel() for codes in np.indices((3, 20)).repeat(3, axis=1))
     own, (x, y, slopes) = rng.normal(size=len(hospital)), rng.normal(size=(3, 3))
     loss = y[hospital] + slopes[hospital] * own + rng.normal(size=len(own))
@@ -213,7 +234,8 @@ def hospitals(rng, nested):
 
 
 def folds(rng):
-    """Folds and seeds have the same names; (1, 2) and (2, 1) are no one thing, whose effect would be lost."""
+    """Folds and seeds have the same names; (1, 2) and (2, 1) are no one thing, whose effect would
+    be lost."""
     fold, run = (codes.repeat(3) for codes in np.indices((8, 8)))
     d, loss = rng.normal(size=(2, len(fold))) + rng.normal(size=8)[fold]
     return pd.DataFrame({"d": d, "loss": loss, "fold": fold, "run": run})
@@ -248,7 +270,9 @@ def test_a_column_that_does_not_vary_within_groups_leaves_the_others_alone():
     assert both.find("within", "d").interval == pytest.approx(alone.interval)
     assert both.find("within", "level").reason == "level does not vary within groups"
     doubled = fit_groups(table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), ("dataset",)))
-    assert doubled.find("within", "d").reason == "d varies only together with the others within groups"
+    assert (
+        doubled.find("within", "d").reason == "d varies only together with the others within groups"
+    )
 
 
 @pytest.mark.parametrize(("shift", "unit"), [(2459000.0, 1.0), (0.0, 1e-60), (0.0, 1e60)])
@@ -264,8 +288,16 @@ def test_units_change_nothing(shift, unit):
 @pytest.mark.parametrize(
     ("change", "level", "message"),
     [
-        (lambda t: t.assign(d=t["dataset"].str[1:].astype(float)), "within", "d does not vary within groups"),
-        (lambda t: t.assign(d=t["d"].where(t["dataset"] < "s2", 0.0)), "within", "within 2 groups only"),
+        (
+            lambda t: t.assign(d=t["dataset"].str[1:].astype(float)),
+            "within",
+            "d does not vary within groups",
+        ),
+        (
+            lambda t: t.assign(d=t["d"].where(t["dataset"] < "s2", 0.0)),
+            "within",
+            "within 2 groups only",
+        ),
         (lambda t: t[t["dataset"] < "s2"], "between", "it needs 3 groups that differ in d"),
         # Means of a column that was centred within groups are rounding, of which there is no slope.
         (
@@ -285,7 +317,9 @@ def test_what_cannot_be_told_says_why_and_claims_nothing(change, level, message)
 
 
 def test_columns_that_vary_only_together_between_groups_are_named():
-    slope = fit_groups(rows().assign(e=lambda t: 3 * t["d"]), Design("loss", ("d", "e"), ("dataset",)))
+    slope = fit_groups(
+        rows().assign(e=lambda t: 3 * t["d"]), Design("loss", ("d", "e"), ("dataset",))
+    )
     assert slope.find("between", "e").reason == "d and e vary only together between groups"
 
 
@@ -323,17 +357,32 @@ def written(tmp_path, table, name="t.csv"):
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (lambda t: t.assign(d="0,5"), ["between 1e-100 and 1e+100; found: something else in 116 cells"]),
+        (
+            lambda t: t.assign(d="0,5"),
+            [("between 1e-100 and 1e+100; found: something else in 116 cells")],
+        ),
         (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
-        (lambda t: t.assign(d=2**60 + 3 * t.index), ["Column d must vary; found: 2 values, after rounding"]),
-        (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
+        (
+            lambda t: t.assign(d=2**60 + 3 * t.index),
+            [("Column d must vary; found: 2 values, after rounding")],
+        ),
+        (
+            lambda t: t.assign(dataset="a"),
+            [("Column dataset must name at least two groups; found: 1")],
+        ),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
-        (lambda t: t.assign(loss=t["loss"].where(t.index > 20)), ["21 rows without loss (rows 1, 2, 3, …)"]),
+        (
+            lambda t: t.assign(loss=t["loss"].where(t.index > 20)),
+            [("21 rows without loss (rows 1, 2, 3, …)")],
+        ),
         (lambda t: t.assign(loss=t["loss"] * 1e-300), ["Column loss must hold"]),
-        (lambda t: t.assign(loss=np.inf, d="x"), ["Column loss must hold", "Column d must hold finite"]),
+        (
+            lambda t: t.assign(loss=np.inf, d="x"),
+            ["Column loss must hold", ("Column d must hold finite")],
+        ),
         (lambda t: t.drop(columns="d"), ["Unknown column of t.csv; found: 'd'"]),
     ],
-)  # fmt: skip
+)
 def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, messages):
     table = rows().head(116)
     with pytest.raises(ConfigError, match="; found: ") as told:
@@ -356,14 +405,22 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
-            "The table must be UTF-8 text; found: t.csv: other bytes; save it as CSV in UTF-8 with one line",
+            (
+                "The table must be UTF-8 text; found: t.csv: other bytes; save it as CSV in UTF-8 "
+                "with "
+                "one line"
+            ),
         ),
         (
             "t.csv",
             b"loss,d,dataset\n1,2,a,\n",
             r"Every row must have 3 cells, as the header; found: 1 row of",
         ),
-        ("t.csv", b"loss,d,d,dataset\n1,2,3,4\n", "Column names must differ; found: d more than once"),
+        (
+            "t.csv",
+            b"loss,d,d,dataset\n1,2,3,4\n",
+            "Column names must differ; found: d more than once",
+        ),
         ("t.parquet", b"PAR1", "The table must be a whole Parquet file; found: t.parquet"),
         ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
     ],
@@ -374,12 +431,16 @@ def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
         read_own_table(tmp_path / name, PLAIN)
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "semicolons.csv", "t.parquet", "index.parquet", "t.xlsx"])
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.tsv", "semicolons.csv", "t.parquet", "index.parquet", "t.xlsx"]
+)
 def test_every_kind_of_file_holds_the_same_numbers(tmp_path, name):
     table, path, ending = rows(), tmp_path / name, name.rpartition(".")[2]
     if ending in ("csv", "tsv"):
         parted = {"t.csv": ",", "t.tsv": "\t"}.get(name, ";")
-        table.to_csv(path, index=False, sep=parted, encoding="utf-8-sig" if ending == "tsv" else "utf-8")
+        table.to_csv(
+            path, index=False, sep=parted, encoding="utf-8-sig" if ending == "tsv" else "utf-8"
+        )
     elif ending == "xlsx":
         table.to_excel(path, index=False)
     else:
@@ -406,8 +467,10 @@ def test_the_figure_has_a_panel_per_column():
     figure = draw_groups(table, fit_groups(table, design))
     assert [ax.get_xlabel() for ax in figure.axes] == ["d", "k"]
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
-        "mean of a group", "slope within groups", "slope between groups"
-    }  # fmt: skip
+        "mean of a group",
+        "slope within groups",
+        "slope between groups",
+    }
 
 
 def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
@@ -426,7 +489,9 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     one, other = fit_groups(table, design), fit_groups(turned, design, pairs=True)
     assert (one.num_groups, other.num_groups) == (15, 15)
     for level in ("within", "between"):
-        assert other.find(level, "x").interval == pytest.approx(one.find(level, "x").interval, rel=1e-9)
+        assert other.find(level, "x").interval == pytest.approx(
+            one.find(level, "x").interval, rel=1e-9
+        )
 
 
 @pytest.mark.parametrize(
@@ -437,7 +502,8 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     ],
 )
 def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, shared):
-    """Slopes scatter over three groups of one column; the names of another change nothing but theirs."""
+    """Slopes scatter over three groups of one column; the names of another change nothing but
+    theirs."""
     num_found = 0
     for seed in range(100):
         rng = np.random.default_rng([seed, len(many)])
@@ -453,7 +519,10 @@ def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, sh
             for level in ("within", "between"):
                 one, other = fit.find(level, "x"), apart.find(level, "x")
                 assert (one.value, one.p_value) == pytest.approx((other.value, other.p_value))
-            assert f"{shared} name{'s' * (shared > 1)} in site and scanner taken for a diff" in fit.remarks[0]
+            assert (
+                f"{shared} name{'s' * (shared > 1)} in site and scanner taken for a diff"
+                in fit.remarks[0]
+            )
     assert num_found <= 5
 
 
@@ -471,9 +540,12 @@ def test_names_that_any_two_of_three_columns_share_are_told_and_kept_apart():
 
 @pytest.mark.parametrize("groups", [("dataset",), ("dataset", "other")])
 def test_as_many_groups_as_rows_are_fitted_as_by_hand(groups):
-    """5,000 patients of three rows, alone or crossed with others: no square of their number is held."""
+    """5,000 patients of three rows, alone or crossed with others: no square of their number is
+    held."""
     rng, codes = np.random.default_rng(5), np.arange(5_000).repeat(3)
-    table = pd.DataFrame({"d": rng.normal(size=5_000)[codes] + rng.normal(size=len(codes)), "dataset": codes})
+    table = pd.DataFrame(
+        {"d": rng.normal(size=5_000)[codes] + rng.normal(size=len(codes)), "dataset": codes}
+    )
     table = table.assign(
         loss=0.1 * table["d"] + rng.normal(size=len(codes)), other=rng.integers(-9, 0, len(codes))
     )

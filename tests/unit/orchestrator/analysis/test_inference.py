@@ -1,4 +1,5 @@
-"""The engine of the fits against statsmodels, scipy, enumeration by hand, and its level under the null."""
+"""The engine of the fits against statsmodels, scipy, enumeration by hand, and its level under the
+null."""
 
 from itertools import combinations, permutations
 
@@ -68,13 +69,17 @@ def test_the_permutation_test_is_enumeration_and_agrees_with_scipy():
     found = permutation_test(y, x[:, 0], NONE, ["a"] * 7)
     observed = abs(np.corrcoef(x[:, 0], y)[0, 1])
     by_hand = [
-        abs(np.corrcoef(x[:, 0], y[list(o)])[0, 1]) >= observed - 1e-12 for o in permutations(range(7))
+        abs(np.corrcoef(x[:, 0], y[list(o)])[0, 1]) >= observed - 1e-12
+        for o in permutations(range(7))
     ]
     assert found == (pytest.approx(np.mean(by_hand)), 5040, True)
     theirs = stats.permutation_test(
-        (y,), lambda v: abs(stats.pearsonr(v, x[:, 0]).statistic), permutation_type="pairings",
-        alternative="greater", n_resamples=np.inf,
-    )  # fmt: skip
+        (y,),
+        lambda v: abs(stats.pearsonr(v, x[:, 0]).statistic),
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=np.inf,
+    )
     assert found[0] == pytest.approx(theirs.pvalue, abs=1e-3)
 
 
@@ -84,7 +89,8 @@ def test_a_label_needs_only_the_choices_of_who_has_it():
     found = permutation_test(y, label, np.empty((10, 0)), [""] * 10)
     gap = abs(y[:6].mean() - y[6:].mean())
     by_hand = [
-        abs(y[list(o)].mean() - np.delete(y, o).mean()) >= gap - 1e-12 for o in combinations(range(10), 6)
+        abs(y[list(o)].mean() - np.delete(y, o).mean()) >= gap - 1e-12
+        for o in combinations(range(10), 6)
     ]
     assert found == (pytest.approx(np.mean(by_hand)), 210, True)
 
@@ -94,13 +100,16 @@ def test_blocks_keep_datasets_in_their_domain():
     label = np.array([1.0] * 4 + [0.0] * 3)[:, None]
     found = permutation_test(y, x[:, 0], label, ["m"] * 4 + ["n"] * 3)
     assert found[1] == 24 * 6
-    within = [values - np.concatenate([np.full(4, values[:4].mean()), np.full(3, values[4:].mean())])
-              for values in (x[:, 0], y)]  # fmt: skip
+    within = [
+        values - np.concatenate([np.full(4, values[:4].mean()), np.full(3, values[4:].mean())])
+        for values in (x[:, 0], y)
+    ]
     observed = abs(within[0] @ within[1])
     by_hand = [
         abs(within[0] @ within[1][[*a, *b]]) >= observed - 1e-12
-        for a in permutations(range(4)) for b in permutations(range(4, 7))
-    ]  # fmt: skip
+        for a in permutations(range(4))
+        for b in permutations(range(4, 7))
+    ]
     assert found[0] == pytest.approx(np.mean(by_hand))
 
 
@@ -119,8 +128,11 @@ def test_the_largest_of_many_correlations_is_adjusted_for_their_number():
     for _ in range(200):
         x, y = rng.normal(0, 1, 7), rng.normal(0, 1, (7, 20))
         hits += np.min(max_correlation_test(y, x, [""] * 7, range(20))[1]) <= 0.05
-        plain += min(stats.pearsonr(x, y[:, k], alternative="greater").pvalue for k in range(20)) <= 0.05
-    # 200 tables at 5 %: more than 20 happen once in a thousand times; unadjusted, most tables show something.
+        plain += (
+            min(stats.pearsonr(x, y[:, k], alternative="greater").pvalue for k in range(20)) <= 0.05
+        )
+    # 200 tables at 5 %: more than 20 happen once in a thousand times; unadjusted, most tables show
+    # something.
     assert hits <= 20
     assert plain >= 100
 
@@ -135,8 +147,9 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
     assert r == pytest.approx(np.corrcoef(*residuals)[0, 1])
     by_hand = [
         np.corrcoef(residuals[0], residuals[1][[*a, *b]])[0, 1] >= r - 1e-12
-        for a in permutations(range(4)) for b in permutations(range(4, 7))
-    ]  # fmt: skip
+        for a in permutations(range(4))
+        for b in permutations(range(4, 7))
+    ]
     assert num == 24 * 6
     assert adjusted[0] == pytest.approx(np.mean(by_hand))
     opposed = max_correlation_test(-y[:, None], x[:, 0], blocks, [0])[1][0]
@@ -154,9 +167,9 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
 def test_the_interval_of_a_correlation_is_fishers():
     assert correlation_interval(0.6, 11, 1) == pytest.approx(correlation_interval(0.6, 10, 0))
     assert correlation_interval(0.9, 3, 0) is None
-    assert stats.pearsonr(np.arange(5), np.array([0, 2, 1, 4, 3])).confidence_interval() == pytest.approx(
-        correlation_interval(0.8, 5, 0)
-    )
+    assert stats.pearsonr(
+        np.arange(5), np.array([0, 2, 1, 4, 3])
+    ).confidence_interval() == pytest.approx(correlation_interval(0.8, 5, 0))
 
 
 @pytest.mark.parametrize("num", [4, 7, 11])
@@ -235,7 +248,11 @@ def test_the_jackknife_of_a_slope_is_its_refits_and_its_interval_holds():
         rng = np.random.default_rng(seed)
         group = np.repeat(np.arange(11), 6)
         x = rng.normal(0, 1, 66)
-        y = rng.normal(0, 1, 11)[group] + rng.normal(1.5, 0.5, 11)[group] * x + rng.normal(0, 0.3, 66)
+        y = (
+            rng.normal(0, 1, 11)[group]
+            + rng.normal(1.5, 0.5, 11)[group] * x
+            + rng.normal(0, 0.3, 66)
+        )
         fit = with_exponent(Fit(kind="exponent"), curve_sums(y, x, group, group, np.ones(66)))
         found = fit.estimates[0]
         low, high = found.interval

@@ -24,9 +24,8 @@ ARMS = tuple(
 
 
 def table(follows, *, d_of_contrast=1.0, contrast=3.0, seed=0, noise=0.05):
-    """Losses that follow K_F with a known slope; the contrast arm multiplies K_F, the scale arm divides it
-    by 10.
-    """
+    """Losses that follow K_F with a known slope; the contrast arm multiplies K_F, the scale arm
+    divides it by 10."""
     rng = np.random.default_rng(seed)
     rows = []
     for arm in ARMS:
@@ -39,11 +38,16 @@ def table(follows, *, d_of_contrast=1.0, contrast=3.0, seed=0, noise=0.05):
             loss = np.exp(-np.log(size) / d + follows * np.log(felt) + own)
             rows.append(
                 {
-                    "trial_id": f"{arm.dataset}-{size}", "model": "m", "dataset": arm.dataset,
-                    "domain": "natural", "train_size": size, "test_loss": loss, "d_data_mle": d,
+                    "trial_id": f"{arm.dataset}-{size}",
+                    "model": "m",
+                    "dataset": arm.dataset,
+                    "domain": "natural",
+                    "train_size": size,
+                    "test_loss": loss,
+                    "d_data_mle": d,
                     "label_sharpness": 1e-3 * moved,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -65,7 +69,9 @@ def test_the_report_says_whichever_way_it_came_out(follows, verdict):
     found = fit_interventions(table(follows), ARMS)
     assert effect(found, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
     assert verdict in found.answer
-    assert "4 of 4 arms moved K_F by a factor 2 or more and log d by less than 0.05." in found.answer
+    assert (
+        "4 of 4 arms moved K_F by a factor 2 or more and log d by less than 0.05." in found.answer
+    )
 
 
 def test_the_first_lines_tell_what_followed_with_its_interval():
@@ -77,7 +83,8 @@ def test_the_first_lines_tell_what_followed_with_its_interval():
     found = effect(fit_interventions(table(2.0), ARMS), "Δ log K_F")
     low, high = (number(bound) for bound in found.interval)
     words = (
-        f"/ Δ log K_F = {number(found.value)}, 95 % interval {low} to {high} over 4 worlds; the law says 1"
+        f"/ Δ log K_F = {number(found.value)}, 95 % interval {low} to {high} over 4 worlds; "
+        "the law says 1"
     )
     assert words in told.short
 
@@ -87,7 +94,10 @@ def test_trials_of_arms_that_diverged_are_counted_in_the_answer():
     some.loc[some["dataset"] == "w1_contrast", "status"] = ["diverged", "done", "done"]
     some.loc[some["trial_id"] == "w2_contrast-250", "test_loss"] = np.nan
     answer = fit_interventions(some, ARMS).answer
-    assert "Left out: diverged (loss stopped being a finite number): 1. Left out: no test loss: 1." in answer
+    assert (
+        "Left out: diverged (loss stopped being a finite number): 1. Left out: no test loss: 1."
+        in answer
+    )
     assert "Left out" not in fit_interventions(table(1.0), ARMS).answer
 
 
@@ -109,7 +119,9 @@ def test_an_interval_over_worlds_that_share_classes_is_the_wider_of_two():
     rows.loc[felt, "test_loss"] *= 1.4
     found = effect(fit_interventions(rows, arms), "Δ log K_F")
     slopes = np.array(list(found.by_world.values()))
-    without = np.array([slopes[[k for k in range(4) if name not in pairs[k]]].mean() for name in "01234"])
+    without = np.array(
+        [slopes[[k for k in range(4) if name not in pairs[k]]].mean() for name in "01234"]
+    )
     error = np.sqrt(4 / 5 * np.square(without - slopes.mean()).sum())
     by_class = stats.t.interval(0.95, 4, slopes.mean(), error)
     assert np.ptp(by_class) > np.ptp(tuple(stats.ttest_1samp(slopes, 0.0).confidence_interval()))
@@ -126,12 +138,18 @@ def test_what_many_worlds_answer_stands_before_a_row_for_each(tmp_path):
         rows[["trial_id", "dataset"]] = f"{k}" + rows[["trial_id", "dataset"]]
     rows = pd.concat(copies)
     arms = [
-        replace(one, dataset=f"{k}{one.dataset}", world=f"{k}{one.world}") for k in range(7) for one in ARMS
+        replace(one, dataset=f"{k}{one.dataset}", world=f"{k}{one.world}")
+        for k in range(7)
+        for one in ARMS
     ]
-    page = write_report(rows, fit_scaling_laws(rows, arms=arms), tmp_path, sweep="worlds", summary={})
+    page = write_report(
+        rows, fit_scaling_laws(rows, arms=arms), tmp_path, sweep="worlds", summary={}
+    )
     text = page.read_text("utf-8")
     assert (
-        text.index("28 of 28 arms moved K_F") < text.index('id="what-was-seen"') < text.index("0w0_base</td>")
+        text.index("28 of 28 arms moved K_F")
+        < text.index('id="what-was-seen"')
+        < text.index("0w0_base</td>")
     )
     assert text[: text.index("0w0_base</td>")].rstrip().count("<summary>28 rows</summary>") == 1
 

@@ -18,7 +18,12 @@ def test_a_table_is_a_tabular_with_caption_and_label():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a_b", r"a\_b"), ("50 %", r"50 \%"), ("x\\y", r"x\textbackslash{}y"), ("d ≲ 3", r"d $\lesssim$ 3")],
+    [
+        ("a_b", r"a\_b"),
+        ("50 %", r"50 \%"),
+        ("x\\y", r"x\textbackslash{}y"),
+        ("d ≲ 3", r"d $\lesssim$ 3"),
+    ],
 )
 def test_what_latex_would_read_as_its_own_is_escaped(text, expected):
     assert escape(text) == expected

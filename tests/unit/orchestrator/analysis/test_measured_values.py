@@ -14,7 +14,9 @@ def test_a_record_gives_its_numbers_nested_or_plain():
     assert values_of({"d_data": {"mle": 8}, "label_sharpness": 1e-4}) == both
 
 
-@pytest.mark.parametrize("value", [True, 10**400, "8", None, [8], {"mle": None}, {"mle": {"value": True}}])
+@pytest.mark.parametrize(
+    "value", [True, 10**400, "8", None, [8], {"mle": None}, {"mle": {"value": True}}]
+)
 def test_what_is_no_number_counts_as_not_measured(value):
     assert values_of({"d_data": value, "label_sharpness": 1e-4}) == {"label_sharpness": 1e-4}
 
@@ -25,7 +27,10 @@ def measured_at(**changes):
 
 
 SCALE = SharpnessScale(
-    comparable=True, policy="refuse", note="", scales=(("32×32 pixels, 1 channel, range 255", ("a",)),)
+    comparable=True,
+    policy="refuse",
+    note="",
+    scales=(("32×32 pixels, 1 channel, range 255", ("a",)),),
 )
 
 
@@ -53,5 +58,6 @@ def test_a_plain_number_or_an_unrecorded_sweep_is_not_refused():
     unrecorded = (("32×32 pixels, 1 channel, unrecorded range", ("a",)),)
     for scales in ((), several, unrecorded):
         check_scale(
-            measured_at(channels=3), SharpnessScale(comparable=True, policy="refuse", note="", scales=scales)
+            measured_at(channels=3),
+            SharpnessScale(comparable=True, policy="refuse", note="", scales=scales),
         )

@@ -30,30 +30,46 @@ def table(exponent=2.0, on_k=0.0, noise=0.0, class_noise=0.0, seed=0, classes=CL
         for model in ("one", "two"):
             for size in SIZES:
                 log_loss = (
-                    -exponent / d * np.log(size) + on_k * log_k + own[a] + own[b] + rng.normal(0, noise)
+                    -exponent / d * np.log(size)
+                    + on_k * log_k
+                    + own[a]
+                    + own[b]
+                    + rng.normal(0, noise)
                 )
                 rows.append(
                     {
-                        "trial_id": f"{a}-{b}-{model}-{size}", "dataset": "set", "domain": "natural",
-                        "class_pair": f"{a}-{b}", "model": model, "train_size": size, "status": "done",
-                        "test_loss": np.exp(log_loss - 1), "test_accuracy": 0.9, "d_data_mle": d,
-                        "label_sharpness": np.exp(log_k - 7), "r_hat_pred": np.exp(-on_k * log_k),
+                        "trial_id": f"{a}-{b}-{model}-{size}",
+                        "dataset": "set",
+                        "domain": "natural",
+                        "class_pair": f"{a}-{b}",
+                        "model": model,
+                        "train_size": size,
+                        "status": "done",
+                        "test_loss": np.exp(log_loss - 1),
+                        "test_accuracy": 0.9,
+                        "d_data_mle": d,
+                        "label_sharpness": np.exp(log_k - 7),
+                        "r_hat_pred": np.exp(-on_k * log_k),
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 
 def slow(rows, formula, name):
     """A slope with its jackknife over classes, by least squares with dummies, class by class."""
     rows = rows.assign(
-        y=np.log(rows["test_loss"]), x=-np.log(rows["train_size"]) / rows["d_data_mle"],
-        k=np.log(rows["label_sharpness"]), inverse_d=1 / rows["d_data_mle"],
+        y=np.log(rows["test_loss"]),
+        x=-np.log(rows["train_size"]) / rows["d_data_mle"],
+        k=np.log(rows["label_sharpness"]),
+        inverse_d=1 / rows["d_data_mle"],
         curve=rows["class_pair"] + rows["model"],
-    )  # fmt: skip
+    )
     held = rows["class_pair"].str.split("-", expand=True).astype(int)
     names = sorted(set(held.to_numpy().ravel()))
     value = smf.ols(formula, rows).fit().params[name]
-    without = [smf.ols(formula, rows[(held != each).all(axis=1)]).fit().params[name] for each in names]
+    without = [
+        smf.ols(formula, rows[(held != each).all(axis=1)]).fit().params[name] for each in names
+    ]
     error = np.sqrt((len(names) - 1) / len(names) * np.square(np.array(without) - value).sum())
     return value, value + error * np.array(stats.t.ppf([0.025, 0.975], len(names) - 1))
 
@@ -73,7 +89,9 @@ def found(rows):
         (SHARPER_LOSS, "y ~ k + inverse_d + C(model):C(train_size)", "k"),
     ],
 )
-def test_a_number_is_that_of_least_squares_with_dummies_refitted_without_each_class(question, formula, name):
+def test_a_number_is_that_of_least_squares_with_dummies_refitted_without_each_class(
+    question, formula, name
+):
     rows = table(on_k=0.7, noise=0.2, class_noise=0.2)
     if question == EXPONENT:  # an intercept per pair and network, where a cell is missing too
         rows = rows.drop(index=[1, 8, 30])
@@ -86,10 +104,16 @@ def test_a_number_is_that_of_least_squares_with_dummies_refitted_without_each_cl
 def test_any_table_with_two_columns_of_groups_is_refitted_without_each():
     rows = table(on_k=0.7, noise=0.2, class_noise=0.2)
     held = rows["class_pair"].str.split("-", expand=True)
-    own = rows.assign(loss=np.log(rows["test_loss"]), size=np.log(rows["train_size"]), a=held[0], b=held[1])
-    slope = fit_groups(own, Design("loss", ("size",), ("a", "b"), ("model",))).find("within", "size")
+    own = rows.assign(
+        loss=np.log(rows["test_loss"]), size=np.log(rows["train_size"]), a=held[0], b=held[1]
+    )
+    slope = fit_groups(own, Design("loss", ("size",), ("a", "b"), ("model",))).find(
+        "within", "size"
+    )
     formula = "loss ~ size + C(class_pair) + C(model)"
-    without = [smf.ols(formula, own[(held != each).all(axis=1)]).fit().params["size"] for each in "012345"]
+    without = [
+        smf.ols(formula, own[(held != each).all(axis=1)]).fit().params["size"] for each in "012345"
+    ]
     assert slope.value == pytest.approx(smf.ols(formula, own).fit().params["size"], rel=1e-9)
     assert slope.left_out == pytest.approx(dict(zip("012345", without, strict=True)), rel=1e-9)
     error = np.sqrt(5 / 6 * np.square(np.array(without) - slope.value).sum())
@@ -110,13 +134,18 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     rows = table(on_k=1.0, noise=0.05)
     fits = fit_scaling_laws(rows)
     slopes, found = fits.class_pairs, findings(fits)[:5]
-    assert [finding.verdict == "established" for finding in found] == [one.established for one in slopes]
+    assert [finding.verdict == "established" for finding in found] == [
+        one.established for one in slopes
+    ]
     assert found[2].short.startswith(f"{SHARPER_LOSS} is {slopes[2].value:.3g}, 95 % interval ")
     assert found[3].short.startswith("slope of log R̂ on log K_F at equal 1/d is −")
     reverse = findings(fit_scaling_laws(table(on_k=-1.0, noise=0.05)))
     assert [one.badge for one in (*found[2:4], *reverse[2:4])] == [
-        "yes, established", "yes, established", "the reverse, established", "the reverse, established",
-    ]  # fmt: skip
+        "yes, established",
+        "yes, established",
+        "the reverse, established",
+        "the reverse, established",
+    ]
     assert " without class " in found[2].short
     assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
     d_data = 1 / (1 / rows["d_data_mle"]).mean()
@@ -127,13 +156,20 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     assert beside.short == found[0].short
     for k, what in ((2, "loss"), (3, "R̂")):
         by, low, high = (2**value for value in (slopes[k].value, *slopes[k].interval))
-        assert found[k].short.endswith(f"; K_F doubled: {what} × {by:.3g} ({interval((low, high))})")
+        assert found[k].short.endswith(
+            f"; K_F doubled: {what} × {by:.3g} ({interval((low, high))})"
+        )
     assert {one.why for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
     assert "At equal mean distance K_F had no effect left: docs/findings.md." in family(fits)
     said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)
-    page = unescape(write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8"))
-    assert "cannot be tested" not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
+    page = unescape(
+        write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8")
+    )
+    assert (
+        "cannot be tested"
+        not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
+    )
     for finding in found:
         assert finding.question in page
         assert finding.line in page
@@ -145,20 +181,29 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_nothing_is_established_the_power_of_each_answer_is_said_in_a_screen(seed):
-    rng, rows = np.random.default_rng(seed), table(exponent=0.0, noise=1.5, class_noise=1.0, seed=seed)
+    rng, rows = (
+        np.random.default_rng(seed),
+        table(exponent=0.0, noise=1.5, class_noise=1.0, seed=seed),
+    )
     rows["r_hat_pred"], rows["fgsm_8_accuracy_drop"] = np.exp(rng.normal(size=(2, len(rows))))
     lines = summary(fit_scaling_laws(rows))
     said = " ".join(" ".join(lines).split())
-    assert said.count("NOT ESTABLISHED: ") == said.count("about 80% of such studies would show ") == 5
+    assert (
+        said.count("NOT ESTABLISHED: ") == said.count("about 80% of such studies would show ") == 5
+    )
     assert len(lines) <= 24
 
 
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
-    slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[SHARPER_LOSS] for seed in range(20)]
+    slopes = [
+        found(table(noise=0.1, class_noise=0.5, seed=seed))[SHARPER_LOSS] for seed in range(20)
+    ]
     assert sum(slope.established for slope in slopes) <= 1
 
 
 def test_tables_that_are_not_pairs_of_one_set_have_no_such_answer():
-    both = pd.concat([table(), table().assign(dataset="other", trial_id=lambda rows: rows["trial_id"] + "o")])
+    both = pd.concat(
+        [table(), table().assign(dataset="other", trial_id=lambda rows: rows["trial_id"] + "o")]
+    )
     for rows in (table(classes=range(4)), both, table().assign(class_pair="")):
         assert fit_scaling_laws(rows).class_pairs == ()

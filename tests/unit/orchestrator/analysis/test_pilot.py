@@ -31,17 +31,23 @@ def test_points_are_geometric_means_per_train_size():
 
 def test_measures_are_those_of_the_largest_train_size_that_has_them():
     found = pilot_of(
-        table(d_data_mle=[1.0, 1.0, 7.0, np.nan], label_sharpness=[1e-4, 1e-4, 1e-4, 3e-4]), "m", where="t"
+        table(d_data_mle=[1.0, 1.0, 7.0, np.nan], label_sharpness=[1e-4, 1e-4, 1e-4, 3e-4]),
+        "m",
+        where="t",
     )
     assert (found.d_data, found.label_sharpness) == (7.0, 3e-4)
 
 
 def test_what_is_left_out_is_counted():
     found = pilot_of(
-        table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]), "m", where="t"
+        table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]),
+        "m",
+        where="t",
     )
     assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == ("2 trainings of the pilot without a usable train size and loss left out",)
+    assert found.notes == (
+        "2 trainings of the pilot without a usable train size and loss left out",
+    )
     others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
     assert others.notes == ("1 training of other models in the pilot left out",)
 
@@ -49,10 +55,13 @@ def test_what_is_left_out_is_counted():
 def test_what_stands_for_no_number_is_left_out_as_in_the_fits():
     found = pilot_of(
         table(
-            train_size=["50", "50", "100", "90"], test_loss=[0.4, 1.797e308, 0.5, 0.3],
+            train_size=["50", "50", "100", "90"],
+            test_loss=[0.4, 1.797e308, 0.5, 0.3],
             d_data_mle=[1.0, 2.0, 7.0, 1.797e308],
-        ), "m", where="t",
-    )  # fmt: skip
+        ),
+        "m",
+        where="t",
+    )
     assert [p.train_size for p in found.points] == [50, 90, 100]
     assert found.d_data == 7.0
     assert found.notes == ("1 training of the pilot without a usable train size and loss left out",)
@@ -63,7 +72,10 @@ def test_what_stands_for_no_number_is_left_out_as_in_the_fits():
     [
         ({"dataset": ["a", "a", "b", "b"]}, "A pilot must be of one dataset; found: t has a and b"),
         ({"test_loss": np.nan}, "A pilot must hold a finite loss above 0; found: t has none"),
-        ({"train_size": 60.5}, "A train size is a whole number of images; found: 60.5, 4 rows in all"),
+        (
+            {"train_size": 60.5},
+            "A train size is a whole number of images; found: 60.5, 4 rows in all",
+        ),
         ({"status": "banana"}, "status of a trial is done or diverged; found: 'banana'"),
         ({"model": "other"}, "Unknown model of the pilot t; found: 'm'"),
     ],
@@ -104,22 +116,31 @@ def test_a_results_table_is_told_from_a_table_of_images(tmp_path):
     assert not is_pilot_table(images)
     assert not is_pilot_table(tmp_path)
     assert len(read_pilot(results, "m").points) == 3
-    with pytest.raises(ConfigError, match=r"A pilot must have its columns; found: .*lacks train_size"):
+    with pytest.raises(
+        ConfigError, match=r"A pilot must have its columns; found: .*lacks train_size"
+    ):
         read_pilot(images, "m")
 
 
 @pytest.mark.parametrize(
-    ("text", "lacks"), [("train_size,loss\n60,0.5\n", "test_loss"), ("N;test_loss\n60;0,5\n", "train_size")]
+    ("text", "lacks"),
+    [("train_size,loss\n60,0.5\n", "test_loss"), ("N;test_loss\n60;0,5\n", "train_size")],
 )
 def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lacks):
     path = tmp_path / "pilot.csv"
     path.write_text(text, encoding="utf-8")
     assert is_pilot_table(path)
-    with pytest.raises(ConfigError, match=f"A pilot must have its columns; found: .* lacks {lacks}"):
+    with pytest.raises(
+        ConfigError, match=f"A pilot must have its columns; found: .* lacks {lacks}"
+    ):
         read_pilot(path, "m")
 
 
 def test_losses_alone_are_said_to_lack_the_two_numbers():
     asked = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
-    with pytest.raises(ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"):
-        predicted({}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked)
+    with pytest.raises(
+        ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"
+    ):
+        predicted(
+            {}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked
+        )

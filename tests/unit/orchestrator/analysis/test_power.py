@@ -21,11 +21,22 @@ from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 
 SMALL = Design(
-    tuple((f"n{j}", "natural", 2) for j in range(4)) + tuple((f"m{j}", "medical", 1) for j in range(4)),
-    ("a", "b"), (500, 1000, 2000),
-)  # fmt: skip
+    tuple((f"n{j}", "natural", 2) for j in range(4))
+    + tuple((f"m{j}", "medical", 1) for j in range(4)),
+    ("a", "b"),
+    (500, 1000, 2000),
+)
 EXACT = dict.fromkeys(
-    ("dataset_std", "pair_std", "model_std", "subset_std", "trial_std", "d_error", "sharpness_error"), 0
+    (
+        "dataset_std",
+        "pair_std",
+        "model_std",
+        "subset_std",
+        "trial_std",
+        "d_error",
+        "sharpness_error",
+    ),
+    0,
 )
 
 
@@ -39,7 +50,10 @@ def test_without_errors_the_truth_is_found_exactly():
 
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
     null = power(SMALL, truth=Truth(exponent=0, sharpness=0), num_tables=60)
-    assert max(share for name, share in null.adjusted.items() if name != "exponent_below_bound") <= 0.15
+    assert (
+        max(share for name, share in null.adjusted.items() if name != "exponent_below_bound")
+        <= 0.15
+    )
     clear = power(SMALL, truth=Truth(**{**EXACT, "trial_std": 0.001}), num_tables=20)
     assert clear.alone["exponent"] == 1.0
     assert clear.table().note.startswith("Share of 20 drawn tables")
@@ -57,9 +71,11 @@ def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others()
 
 def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
     study = Design(
-        tuple((f"n{j}", "natural", 1) for j in range(4)) + tuple((f"m{j}", "medical", 1) for j in range(7)),
-        ("a",), (500, 1750),
-    )  # fmt: skip
+        tuple((f"n{j}", "natural", 1) for j in range(4))
+        + tuple((f"m{j}", "medical", 1) for j in range(7)),
+        ("a",),
+        (500, 1750),
+    )
     found = power(study, effect="sharpness", num_tables=100)
     # study.md, E5: 0.18 with the scatter of the published residuals.
     assert 0.05 <= found.alone["sharpness_beyond_label"] <= 0.40
@@ -70,12 +86,16 @@ def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
 
 def test_what_a_design_cannot_test_is_said():
     three = [
-        {"name": name, "class_pairs": pairs} for name, pairs in (("mnist5k", [[3, 8]]), ("digits", [[3, 8]]))
+        {"name": name, "class_pairs": pairs}
+        for name, pairs in (("mnist5k", [[3, 8]]), ("digits", [[3, 8]]))
     ]
     plan = plan_sweep(load_sweep("demo", {"datasets": [*three, {"name": "mri_lesion"}]}))
     found = planned_power(plan, num_tables=20)
     text = "loss on K_F, given 1/d and the domain label"
-    assert f"{text}: cannot be tested; exponent of N within datasets (against none): " in found.lines()[0]
+    assert (
+        f"{text}: cannot be tested; exponent of N within datasets (against none): "
+        in found.lines()[0]
+    )
     note = found.table().note
     assert f"cannot be tested: loss on 1/d, given K_F and the domain label; {text}." in note
     assert set(found.alone) == {"exponent", "exponent_below_bound"}
@@ -95,9 +115,16 @@ def test_the_design_of_the_paper_is_its_plan():
 def test_arms_of_an_experiment_are_no_datasets_of_their_own():
     plan = plan_sweep(load_sweep("interventions"))
     assert [name for name, _, _ in design_of(plan).datasets] == [
-        "g1_base", "g2_base", "g3_base", "g4_base", "wide1_base", "wide2_base", "wide3_base",
-        "lesions_base", "digits_base",
-    ]  # fmt: skip
+        "g1_base",
+        "g2_base",
+        "g3_base",
+        "g4_base",
+        "wide1_base",
+        "wide2_base",
+        "wide3_base",
+        "lesions_base",
+        "digits_base",
+    ]
     found = planned_power(plan, num_tables=4)
     assert found.experiment["num_worlds"] == 6
     assert "6 worlds in which only K_F is moved tell it from 0 in" in found.lines()[0]
@@ -106,12 +133,15 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
     plan = plan_sweep(load_sweep("demo"))
-    predicted = sum(need_of(trial, GPU_MODELS[DEFAULT_GPU]).gpu_seconds for trial in plan.trials) / 3600
+    predicted = (
+        sum(need_of(trial, GPU_MODELS[DEFAULT_GPU]).gpu_seconds for trial in plan.trials) / 3600
+    )
     assert planned_power(plan, num_tables=1).gpu_hours == pytest.approx(predicted)
 
 
 def test_the_power_of_an_experiment_is_that_of_drawn_ones():
-    """Worlds with their own slopes, arms that share their world's base, and the t interval over worlds."""
+    """Worlds with their own slopes, arms that share their world's base, and the t interval over
+    worlds."""
     num_arms, num_cells, rng, slope = np.array([3, 1, 2, 1, 1]), 4, np.random.default_rng(2), 1.0
     none = law = 0
     for _ in range(2000):
@@ -122,7 +152,9 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
             found.append(changes.mean() / MOVED)
         low, high = mean_interval(np.array(found))[2]
         none, law = none + (not low <= 0 <= high), law + (not low <= 1 <= high)
-    arms = [Arm(f"w{k}_{n}", f"w{k}", "sharpness") for k, num in enumerate(num_arms) for n in range(num)]
+    arms = [
+        Arm(f"w{k}_{n}", f"w{k}", "sharpness") for k, num in enumerate(num_arms) for n in range(num)
+    ]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)
     # Four standard errors of 2,000 draws.
     assert none / 2000 == pytest.approx(reckoned["from_none"], abs=0.045)
@@ -132,14 +164,20 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
 
 def test_an_experiment_of_two_worlds_is_refused():
     arms = [Arm(f"w{k}_flips", f"w{k}", "sharpness") for k in range(2)]
-    with pytest.raises(ConfigError, match="at least 3 worlds in which K_F is moved; found: 2; add worlds"):
+    with pytest.raises(
+        ConfigError, match="at least 3 worlds in which K_F is moved; found: 2; add worlds"
+    ):
         experiment_power(arms, num_models=1, num_sizes=2)
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ConfigError, match="Unknown effect; found: 'sharpnes'; did you mean 'sharpness'"):
+    with pytest.raises(
+        ConfigError, match="Unknown effect; found: 'sharpnes'; did you mean 'sharpness'"
+    ):
         power(SMALL, effect="sharpnes")
-    with pytest.raises(ConfigError, match=r"at least 3 datasets, since datasets.*found: 2 datasets; add"):
+    with pytest.raises(
+        ConfigError, match=r"at least 3 datasets, since datasets.*found: 2 datasets; add"
+    ):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
     with pytest.raises(ConfigError, match="Power needs a table; found: 0; draw at least one"):
         power(SMALL, num_tables=0)

@@ -34,7 +34,9 @@ def exact():
 
 @pytest.fixture(scope="module")
 def noisy():
-    table = synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000))
+    table = synthetic_table(
+        num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000)
+    )
     return fit_growth(table)
 
 
@@ -80,7 +82,9 @@ def test_intervals_hold_a_new_dataset_as_often_as_they_say():
     for seed in range(repeats):
         growth, new = seen_and_new(seed)
         last = new.iloc[-1]
-        pilot = [PilotPoint(row["train_size"], row["test_loss"]) for _, row in new.iloc[:3].iterrows()]
+        pilot = [
+            PilotPoint(row["train_size"], row["test_loss"]) for _, row in new.iloc[:3].iterrows()
+        ]
         for points in ((), pilot):
             curve = Curve(growth, new["d_data_mle"].iloc[-1], last["label_sharpness"], points)
             value, reach = curve.at(last["train_size"])
@@ -117,19 +121,33 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
     ("table", "target", "told"),
     [
         (exact_table(num_natural=6), 1e-4, "more than 1e+15 images"),
-        (exact_table(num_natural=6), 50.0, "at or below 50 at every size; the smallest fitted is 500"),
+        (
+            exact_table(num_natural=6),
+            50.0,
+            "at or below 50 at every size; the smallest fitted is 500",
+        ),
         (synthetic_table(size_slope=-1.0), 0.1, "does not fall with N"),
         (
-            synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000)),
+            synthetic_table(
+                num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000)
+            ),
             true_loss(1000),
             "a pilot of small trainings on the dataset itself may narrow it",
         ),
         (
             synthetic_table(
-                num_natural=4, trial_std=0.1, dataset_std=0.5, size_slope=0.5, train_sizes=(100, 1000)
+                num_natural=4,
+                trial_std=0.1,
+                dataset_std=0.5,
+                size_slope=0.5,
+                train_sizes=(100, 1000),
             ),
             true_loss(1000),
-            f"a loss of {true_loss(1000):.3g} could need any number of images from 1 on, more than a factor",
+            (
+                f"a loss of {true_loss(1000):.3g} could need any number of images from 1 on, more "
+                "than "
+                "a factor"
+            ),
         ),
     ],
     ids=["out of reach", "above every loss", "rising", "too wide", "anything"],
@@ -166,7 +184,11 @@ def test_a_loss_that_could_be_anything_is_not_given_as_one():
     found = predict(fits, train_size=1000, **AT)
     assert (found.value, found.interval, found.shorter) == (None, None, None)
     assert re.match(
-        r"cannot be told: the loss could lie between 10\^-?\d+\.\d and 10\^-?\d+\.\d, more than a factor 10,",
+        (
+            r"cannot be told: the loss could lie between 10\^-?\d+\.\d and 10\^-?\d+\.\d, more "
+            r"than a "
+            r"factor 10,"
+        ),
         found.warning,
     )
     # A pilot is promised once, or said not to help: never both.
@@ -186,7 +208,10 @@ def test_a_pilot_is_conditioned_on_as_a_gaussian_should_be():
     curve = Curve(growth, 10.0, 1.5e-4, [PilotPoint(300, 0.5)])
     bare = Curve(growth, 10.0, 1.5e-4)
     a, b = bare._row(300), bare._row(3000)
-    both = np.array([a, b]) @ bare.covariance @ np.array([a, b]).T + np.eye(2) * prior.residual_variance
+    both = (
+        np.array([a, b]) @ bare.covariance @ np.array([a, b]).T
+        + np.eye(2) * prior.residual_variance
+    )
     mean = np.array([a, b]) @ bare.mean
     expected = mean[1] + both[1, 0] / both[0, 0] * (np.log(0.5) - mean[0])
     variance = both[1, 1] - both[1, 0] ** 2 / both[0, 0]
@@ -200,7 +225,11 @@ def test_a_pilot_is_conditioned_on_as_a_gaussian_should_be():
 
 def test_the_prior_is_that_of_a_mixed_model():
     table = synthetic_table(
-        num_natural=15, num_medical=15, dataset_std=0.5, trial_std=0.1, train_sizes=(100, 300, 1000, 3000)
+        num_natural=15,
+        num_medical=15,
+        dataset_std=0.5,
+        trial_std=0.1,
+        train_sizes=(100, 300, 1000, 3000),
     )
     points = prepare(table).points
     ours = fit_growth(table).informed
@@ -225,14 +254,17 @@ def in_our_units():
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"), [("train_size", 100), ("label_sharpness", 17.0), ("test_loss", 1 / np.log(2))]
+    ("name", "factor"),
+    [("train_size", 100), ("label_sharpness", 17.0), ("test_loss", 1 / np.log(2))],
 )
 def test_no_unit_changes_a_prediction(in_our_units, name, factor):
     table, fits = in_our_units
     asked = {"train_size": 1000.0, **AT}
     one = predict(fits, **asked)
     other = fit_growth(table.assign(**{name: table[name] * factor}))
-    two = predict(other, **{key: value * (factor if key == name else 1) for key, value in asked.items()})
+    two = predict(
+        other, **{key: value * (factor if key == name else 1) for key, value in asked.items()}
+    )
     scale = factor if name == "test_loss" else 1.0
     assert two.value / scale == pytest.approx(one.value, rel=1e-3)
     assert np.array(two.interval) / scale == pytest.approx(np.array(one.interval), rel=5e-3)
@@ -286,7 +318,9 @@ def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
 
 def test_too_few_datasets_give_a_value_without_an_interval():
     fits = fit_growth(
-        synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05)
+        synthetic_table(
+            num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05
+        )
     )
     found = predict(fits, train_size=200, **AT)
     assert found.interval is None
@@ -301,17 +335,29 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_data": 0.0}, "d_data must be a number between 1e-50 and 1e.50; found: 0.0; measure the dataset"),
+        (
+            {"d_data": 0.0},
+            "d_data must be a number between 1e-50 and 1e.50; found: 0.0; measure the dataset",
+        ),
         ({"d_data": 1e-300}, "d_data must be a number between 1e-50 and 1e.50; found: 1e-300"),
         ({"label_sharpness": float("nan")}, "label_sharpness must be a number between"),
         ({"train_size": -5.0}, "train_size must be .*found: -5.0; give a number of images"),
         ({"train_size": 1.5}, "train_size must be a whole number of images; found: 1.5; round it"),
         ({"train_size": True}, "train_size must be a number between 1e-50 and 1e.50; found: True"),
         ({"train_size": 10**400}, "train_size must be a number between"),
-        ({"train_size": None, "target_loss": -1.0}, "target_loss must be .*found: -1.0; give a test loss"),
-        ({"pilot": [PilotPoint(0, 0.5)]}, "pilot train size must be .*found: 0; give what was trained"),
+        (
+            {"train_size": None, "target_loss": -1.0},
+            "target_loss must be .*found: -1.0; give a test loss",
+        ),
+        (
+            {"pilot": [PilotPoint(0, 0.5)]},
+            "pilot train size must be .*found: 0; give what was trained",
+        ),
         ({"pilot": [PilotPoint(10.5, 0.3)]}, "pilot train size must be a whole number of images"),
-        ({"pilot": [PilotPoint(100, -0.5)]}, "pilot loss must be .*found: -0.5; give the test loss"),
+        (
+            {"pilot": [PilotPoint(100, -0.5)]},
+            "pilot loss must be .*found: -0.5; give the test loss",
+        ),
         ({"target_loss": 0.1}, "either a train size or a target loss; found: both"),
         ({"train_size": None}, "found: neither"),
     ],
@@ -323,9 +369,15 @@ def test_mistakes_are_told(exact, changes, message):
 
 def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does():
     table = synthetic_table(
-        num_natural=8, num_medical=0, sharpness_slope=0, size_slope=0, dataset_std=1.0, trial_std=0.05,
-        train_sizes=(250, 500, 1000, 2000), seed=4,
-    )  # fmt: skip
+        num_natural=8,
+        num_medical=0,
+        sharpness_slope=0,
+        size_slope=0,
+        dataset_std=1.0,
+        trial_std=0.05,
+        train_sizes=(250, 500, 1000, 2000),
+        seed=4,
+    )
     fits = fit_growth(table, model="resnet18")
     about = {"d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
     poor = predict(fits, **about)
@@ -344,7 +396,10 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
     [
         ([PilotPoint(1e9, 0.01)], "the pilot's train size 1e+09 is far from the sweep's"),
         ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is that of guessing or more"),
-        ([PilotPoint(500, 0.01), PilotPoint(1000, 0.02)], "the pilot's test loss rises with its train size"),
+        (
+            [PilotPoint(500, 0.01), PilotPoint(1000, 0.02)],
+            "the pilot's test loss rises with its train size",
+        ),
     ],
 )
 def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
@@ -368,20 +423,25 @@ def inverse_law(num, unit=1):
     """Losses that are exactly 30 images over N, whatever d is: 6,000 reach 0.005."""
     rows = [
         {
-            "trial_id": f"{j}-{size}", "model": "m", "dataset": f"set{j}", "domain": "natural",
+            "trial_id": f"{j}-{size}",
+            "model": "m",
+            "dataset": f"set{j}",
+            "domain": "natural",
             "train_size": size * unit,
-            "test_loss": 30 / size, "d_data_mle": 8 + 1.5 * j, "label_sharpness": 1e-4 * (1 + 0.1 * j),
+            "test_loss": 30 / size,
+            "d_data_mle": 8 + 1.5 * j,
+            "label_sharpness": 1e-4 * (1 + 0.1 * j),
         }
-        for j in range(num) for size in (500, 1000, 2000, 4000)
-    ]  # fmt: skip
+        for j in range(num)
+        for size in (500, 1000, 2000, 4000)
+    ]
     return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize("num", [4, 6])
 def test_no_unit_of_n_changes_a_prediction_of_few_datasets(num):
-    """Below five datasets, where 1/d is not in the fit, log N of any unit was mixed with heights: the target
-    that 6,000 images reach was said to need more than 1e15.
-    """
+    """Below five datasets, where 1/d is not in the fit, log N of any unit was mixed with heights:
+    the target that 6,000 images reach was said to need more than 1e15."""
     at = {"d_data": 10.0, "label_sharpness": 1.1e-4, "target_loss": 0.005}
     ones, thousands = (predict(fit_growth(inverse_law(num, unit)), **at) for unit in (1, 1000))
     assert ones.value == pytest.approx(6000, rel=0.1)

@@ -1,8 +1,8 @@
 """The fits against the numbers derived earlier, by other code, from the same published values.
 
-Natural d_data is recorded as a mean over models, where the earlier derivation used each model's own value, so
-numbers that need natural datasets agree to a few hundredths only; medical ones agree to the last digit given.
-"""
+Natural d_data is recorded as a mean over models, where the earlier derivation used each model's own
+value, so numbers that need natural datasets agree to a few hundredths only; medical ones agree to
+the last digit given."""
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,8 @@ def test_the_table_is_that_of_its_parts(name, column, theirs, key):
     [("resnet34", 0.249, 0.008, (0.30, 0.005)), ("vgg13", 0.325, -0.043, (0.70, 0.014))],
 )
 def test_what_the_ledger_quotes_rests_on_the_prostate_set(model, slope, without, p_values):
-    """The paper's slope of log loss on d_data over medical sets, and the gap between domains at equal N."""
+    """The paper's slope of log loss on d_data over medical sets, and the gap between domains at
+    equal N."""
     table = published_table().query("model == @model").dropna(subset=["test_loss"])
     for rows, value, p in zip(
         (table, table.query("dataset != 'prostate'")), (slope, without), p_values, strict=True
@@ -88,14 +89,24 @@ def test_the_share_of_representations_below_the_data_dimension(fits):
 
 
 def test_exponents_of_the_train_size_within_a_dataset(fits):
-    """Each dataset's own exponent times d, over d at the largest N, beside those derived earlier."""
+    """Each dataset's own exponent times d, over d at the largest N, beside those derived
+    earlier."""
     found = fits.find("exponent", model="resnet34").by_dataset
     last = published_table().query("train_size == 1750").groupby("dataset")["d_data_mle"].mean()
     expected = {
-        "brats": -0.24, "dbc": -0.30, "oai": -0.59, "chexpert": -1.06,
-        "prostate": -2.9, "mnist": -0.03, "cifar10": -0.01, "svhn": -0.84, "imagenet": 0.08,
-    }  # fmt: skip
-    assert {name: -found[name] / last[name] for name in expected} == pytest.approx(expected, abs=0.011)
+        "brats": -0.24,
+        "dbc": -0.30,
+        "oai": -0.59,
+        "chexpert": -1.06,
+        "prostate": -2.9,
+        "mnist": -0.03,
+        "cifar10": -0.01,
+        "svhn": -0.84,
+        "imagenet": 0.08,
+    }
+    assert {name: -found[name] / last[name] for name in expected} == pytest.approx(
+        expected, abs=0.011
+    )
     assert last["prostate"] == pytest.approx(4.60, abs=0.01)
 
 

@@ -17,10 +17,12 @@ def rows(*cells):
 
 def test_the_lowest_mean_over_shared_cells_is_best():
     table = rows(
-        ("a", "0-1", 0, 0.4, "done"), ("a", "0-1", 1, 0.6, "done"),
-        ("b", "0-1", 0, 0.5, "done"), ("b", "0-1", 1, 0.7, "done"),
+        ("a", "0-1", 0, 0.4, "done"),
+        ("a", "0-1", 1, 0.6, "done"),
+        ("b", "0-1", 0, 0.5, "done"),
+        ("b", "0-1", 1, 0.7, "done"),
         ("b", "2-3", 0, 0.0, "done"),  # only b has it
-    )  # fmt: skip
+    )
     (best,) = best_models(table).to_dict("records")
     assert (best["model"], best["runner_up"], best["num_compared"]) == ("a", "b", 2)
     assert best["test_loss"] == pytest.approx(0.5)
@@ -30,9 +32,11 @@ def test_the_lowest_mean_over_shared_cells_is_best():
 
 def test_a_cell_that_diverged_is_compared_for_no_model():
     table = rows(
-        ("a", "", 0, 0.1, "diverged"), ("a", "", 1, 0.6, "done"),
-        ("b", "", 0, 0.2, "done"), ("b", "", 1, 0.5, "done"),
-    )  # fmt: skip
+        ("a", "", 0, 0.1, "diverged"),
+        ("a", "", 1, 0.6, "done"),
+        ("b", "", 0, 0.2, "done"),
+        ("b", "", 1, 0.5, "done"),
+    )
     (best,) = best_models(table).to_dict("records")
     assert (best["model"], best["num_compared"]) == ("b", 1)
 
@@ -56,8 +60,10 @@ def test_trials_are_ordered_as_people_read_them_and_lead_to_their_runs():
     data = trial_data(table.assign(auc=0.75), {}, {"t2": "run2", "t0": "run0"}, "http://at/runs/")
     found = [dict(zip(data["header"], row, strict=True)) for row in data["rows"]]
     assert [(row["model"], row["seed"], row["trial"]) for row in found] == [
-        ("a", 9, "t2"), ("a", 10, "t1"), ("b", 0, "t0"),
-    ]  # fmt: skip
+        ("a", 9, "t2"),
+        ("a", 10, "t1"),
+        ("b", 0, "t0"),
+    ]
     assert {row["AUC"] for row in found} == {0.75}
     assert (data["pages"], data["runs"]) == ("http://at/runs/", ["run2", "", "run0"])
 

@@ -16,25 +16,43 @@ from orchestrator.analysis.table import read_csv
 from tests.synthetic import synthetic_table
 
 SUMMARY = {
-    "planned": 40, "done": 36, "failed": 3, "diverged": 1,
-    "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
+    "planned": 40,
+    "done": 36,
+    "failed": 3,
+    "diverged": 1,
+    "failures": [
+        {"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}
+    ],
     "tracebacks": {"t-1": "Traceback: <module>"},
     "measures": [
-        {"dataset": "natural0", "class_pair": "", "train_size": 500, "d_data": 9.123456, "K_F": 0.000637},
+        {
+            "dataset": "natural0",
+            "class_pair": "",
+            "train_size": 500,
+            "d_data": 9.123456,
+            "K_F": 0.000637,
+        },
         {"dataset": "natural0", "class_pair": "", "train_size": 250, "d_data": 9.2, "K_F": 0.00156},
     ],
     "datasets": {
         "medical0": {"title": "Lesions", "description": "semi-synthetic slices"},
-        "medical1": {"title": "Textures (derived)", "description": "DERIVED: patches of photographs."},
+        "medical1": {
+            "title": "Textures (derived)",
+            "description": ("DERIVED: patches of photographs."),
+        },
     },
-    "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
-    "description": "A <small> sweep.", "preset": "name: <demo>",
-}  # fmt: skip
+    "packages": {"torch": "2.10"},
+    "devices": {"cpu": 36},
+    "description": "A <small> sweep.",
+    "preset": "name: <demo>",
+}
 
 
 @pytest.fixture(scope="module")
 def table():
-    table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13"))
+    table = synthetic_table(
+        num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13")
+    )
     table.loc[:3, "code_version"] = "1111111"
     return table
 
@@ -47,7 +65,10 @@ def fits(table):
 @pytest.fixture(scope="module")
 def folder(table, fits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    assert write_report(table, fits, folder, sweep="<b>&demo", summary=SUMMARY) == folder / "report.html"
+    assert (
+        write_report(table, fits, folder, sweep="<b>&demo", summary=SUMMARY)
+        == folder / "report.html"
+    )
     return folder
 
 
@@ -59,7 +80,9 @@ def page(folder):
 def test_every_file_is_there(folder):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"report.html", "results.csv", "results.parquet", "fits.json"} <= names
-    assert {f"{name}.svg" for name in DRAWINGS} == {name for name in names if name.endswith((".svg", ".pdf"))}
+    assert {f"{name}.svg" for name in DRAWINGS} == {
+        name for name in names if name.endswith((".svg", ".pdf"))
+    }
 
 
 def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
@@ -76,7 +99,9 @@ def test_a_set_is_said_to_be_derived_once(page):
 def test_the_page_needs_nothing_from_outside(page):
     assert re.findall(r"src=[\"'](?!data:)", page) == []
     # What a reader may follow, and nothing that the page loads.
-    assert set(re.findall(r"href=[\"'](?!data:|#)([^\"']*)", page)) == {"https://arxiv.org/abs/2401.08865"}
+    assert set(re.findall(r"href=[\"'](?!data:|#)([^\"']*)", page)) == {
+        "https://arxiv.org/abs/2401.08865"
+    }
     assert re.findall(r"url\((?!#)", page) == []
     assert "default-src 'none'" in page
     assert re.findall(r"<script[^>]*>", page) == [
@@ -129,11 +154,15 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
     write_report(table, fits, tmp_path, sweep="<b>&demo", summary=SUMMARY)
     for path in folder.rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
+            assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), (
+                path.name
+            )
 
 
 @pytest.mark.parametrize("after", [0, 4, 7])
-def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, tmp_path, monkeypatch, after):
+def test_a_report_that_is_stopped_leaves_every_file_whole(
+    table, fits, folder, tmp_path, monkeypatch, after
+):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     left = iter(range(after))
     whole = Path.replace
@@ -156,7 +185,9 @@ def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, t
 def test_names_with_dollars_are_drawn_as_names(tmp_path):
     table = synthetic_table(num_natural=2, num_medical=0, trial_std=0.2, train_sizes=(500, 1000))
     named = table.assign(dataset=table["dataset"] + r" $\frac{$", model=r"$\sqrt{$")
-    page = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={}).read_text("utf-8")
+    page = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={}).read_text(
+        "utf-8"
+    )
     assert r"$\sqrt{$" in page
     assert (tmp_path / "figures" / "dataset_properties.svg").stat().st_size > 0
 
@@ -164,13 +195,20 @@ def test_names_with_dollars_are_drawn_as_names(tmp_path):
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     figures = tmp_path / "figures"
     figures.mkdir()
-    for name in ("loss_gain_on_sharpness.svg", "loss_on_d_data.png", "d_repr_on_d_data.pdf", "mine.png"):
+    for name in (
+        "loss_gain_on_sharpness.svg",
+        "loss_on_d_data.png",
+        "d_repr_on_d_data.pdf",
+        "mine.png",
+    ):
         (figures / name).write_bytes(b"old")
     (tmp_path / "tables").mkdir()
     mine = tmp_path / "tables" / "claims.tex"
     mine.write_text("of isweep claims --latex")
     bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
-    write_report(bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png"))
+    write_report(
+        bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png")
+    )
     drawn = {f"loss_on_train_size.{kind}" for kind in ("svg", "pdf", "png")}
     assert {path.name for path in figures.iterdir()} == {"mine.png", *drawn}
     assert mine.is_file()
@@ -206,14 +244,22 @@ def test_a_sweep_is_scored_against_published_numbers_of_matching_datasets_only(p
 
 
 def test_the_report_answers_first(page, fits):
-    """Verdicts, what was seen, two figures, answers, datasets, best models, trials; the rest is folded."""
+    """Verdicts, what was seen, two figures, answers, datasets, best models, trials; the rest is
+    folded."""
     places = [
         page.index(text)
         for text in (
-            'class="strip"', "<h2>What was seen", "<svg ", "<h2>Answers", "<h2>Failures", "<h2>Datasets",
-            "<h2>Best models", "<h2>Trials", "<h2>The rest",
+            'class="strip"',
+            "<h2>What was seen",
+            "<svg ",
+            "<h2>Answers",
+            "<h2>Failures",
+            "<h2>Datasets",
+            "<h2>Best models",
+            "<h2>Trials",
+            "<h2>The rest",
         )
-    ]  # fmt: skip
+    ]
     assert places == sorted(places)
     strip = page.partition('class="strip"')[2].partition("</table>")[0]
     for finding in findings(fits):

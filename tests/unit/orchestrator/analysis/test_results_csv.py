@@ -7,7 +7,9 @@ from search_spaces.errors import DataError
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "'", "''x"])
 def test_risky_text_is_escaped_in_the_file_and_comes_back(tmp_path, text):
-    path = write_csv(pd.DataFrame({"trial_id": [text], "test_loss": [-0.5]}), tmp_path / "results.csv")
+    path = write_csv(
+        pd.DataFrame({"trial_id": [text], "test_loss": [-0.5]}), tmp_path / "results.csv"
+    )
     cell = path.read_text(encoding="utf-8").splitlines()[1]
     assert cell.lstrip('"').startswith("'")
     back = read_csv(path)

@@ -62,9 +62,9 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
     table.loc[:3, "d_data_mle"] = ["ten", "", None, "12.5"]
     table.loc[0, "test_loss"] = "0,3"
     full, unusable = t.normalise(table)
-    assert sorted(full["d_data_mle"].isna().groupby(full["trial_id"]).sum().loc[lambda n: n > 0].index) == (
-        sorted(table["trial_id"][:3])
-    )
+    assert sorted(
+        full["d_data_mle"].isna().groupby(full["trial_id"]).sum().loc[lambda n: n > 0].index
+    ) == (sorted(table["trial_id"][:3]))
     assert set(unusable) == {
         t.Exclusion("d_data_mle: not a number, treated as missing", 1),
         t.Exclusion("test_loss: not a number, treated as missing", 1),
@@ -92,7 +92,9 @@ def test_what_makes_no_trial_is_refused(check, column, value, message):
 
 @pytest.mark.parametrize("check", [t.normalise, t.finished_trials])
 def test_a_column_without_a_name_is_refused(check):
-    with pytest.raises(DataError, match="columns of a results table have names; found: 5; name them"):
+    with pytest.raises(
+        DataError, match="columns of a results table have names; found: 5; name them"
+    ):
         check(synthetic_table().assign(more=1).rename(columns={"more": 5}))
 
 
@@ -127,7 +129,11 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
     points, excluded = t.fitted_points(t.normalise(table)[0])
-    assert {e.reason.split(" ")[0]: e.count for e in excluded} == {"diverged": 1, "no": 1, "test": 2}
+    assert {e.reason.split(" ")[0]: e.count for e in excluded} == {
+        "diverged": 1,
+        "no": 1,
+        "test": 2,
+    }
     assert len(points) == len(table) - 1
     assert points[t.LOG_LOSS].isna().sum() == 3
 

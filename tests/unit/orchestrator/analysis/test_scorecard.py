@@ -21,9 +21,13 @@ def test_the_published_numbers_agree_with_themselves_in_every_cell():
     table = published_table()
     found = by_name(scorecard(table))
     assert {name: score.num_compared for name, score in found.items()} == {
-        "d_data": 66, "K_F": 11, "test loss": 261, "d_repr (MLE)": 396, "d_repr (TwoNN)": 66,
+        "d_data": 66,
+        "K_F": 11,
+        "test loss": 261,
+        "d_repr (MLE)": 396,
+        "d_repr (TwoNN)": 66,
         "FGSM loss gain at 2/255": 11,
-    }  # fmt: skip
+    }
     for score in found.values():
         assert score.num_compared == score.num_published == score.num_agreeing
         assert score.median_ratio == pytest.approx(1)
@@ -78,7 +82,9 @@ def test_a_change_carries_the_t_interval_of_dataset_means():
     change = compare(one, one.assign(test_loss=one["test_loss"] * np.exp(logs))).changes[0]
     means = np.unique(logs)
     reach = 3.182446 * means.std(ddof=1) / 2
-    assert np.log(change.interval) == pytest.approx([means.mean() - reach, means.mean() + reach], rel=1e-4)
+    assert np.log(change.interval) == pytest.approx(
+        [means.mean() - reach, means.mean() + reach], rel=1e-4
+    )
 
 
 def test_sweeps_without_a_shared_cell_are_no_comparison():
@@ -90,9 +96,11 @@ def test_sweeps_without_a_shared_cell_are_no_comparison():
 def test_diverged_trials_and_text_are_neither_compared_nor_scored():
     table = published_table().astype({"test_loss": object, "train_size": object})
     extra = table.iloc[:3].assign(
-        trial_id=["x", "y", "z"], seed=1, test_loss=[np.inf, 1.797e308, "0,3"],
+        trial_id=["x", "y", "z"],
+        seed=1,
+        test_loss=[np.inf, 1.797e308, "0,3"],
         status=["diverged", "done", "done"],
-    )  # fmt: skip
+    )
     both = pd.concat([table, extra], ignore_index=True).astype({"train_size": str})
     assert scorecard(both) == scorecard(published_table())
     compared = compare(published_table(), both)
@@ -118,7 +126,9 @@ def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
     one = one.assign(sharpness_pixel_range=255.0, image_size=32, sharpness_channels=1)
     assert "label_sharpness" in {change.quantity for change in compare(one, one).changes}
     found = compare(one, one.assign(image_size=64), names=("small", "large"))
-    assert {"test_loss", "label_sharpness"} - {x.quantity for x in found.changes} == {"label_sharpness"}
+    assert {"test_loss", "label_sharpness"} - {x.quantity for x in found.changes} == {
+        "label_sharpness"
+    }
     assert found.notes == (
         "K_F is not compared: it was measured on 32×32 pixels, 1 channel, range 255 in small and "
         "64×64 pixels, 1 channel, range 255 in large",
@@ -127,7 +137,9 @@ def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
 
 def test_recipes_of_a_sweep_are_not_averaged_as_if_they_were_seeds():
     one = synthetic_table(num_natural=3, num_medical=0).assign(recipe="paper+epochs=1")
-    two = one.assign(recipe="paper+epochs=2", trial_id=one["trial_id"] + "b", test_loss=2 * one["test_loss"])
+    two = one.assign(
+        recipe="paper+epochs=2", trial_id=one["trial_id"] + "b", test_loss=2 * one["test_loss"]
+    )
     both = pd.concat([one, two])
     assert compare(both, both.assign(test_loss=3 * both["test_loss"])).changes[0].num_cells == 18
     with pytest.raises(DataError, match="none of 9 and 18 is shared"):

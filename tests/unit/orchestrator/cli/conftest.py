@@ -10,7 +10,8 @@ from orchestrator.cli.app import main
 
 @pytest.fixture
 def run(capsys, root, monkeypatch):
-    """Run a command in this process, as into a pipe; returns code, stdout, and stderr without line breaks."""
+    """Run a command in this process, as into a pipe; returns code, stdout, and stderr without line
+    breaks."""
 
     monkeypatch.setattr(printing.stdout, "width", printing.PIPE_WIDTH)
 

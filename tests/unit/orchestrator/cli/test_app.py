@@ -16,15 +16,25 @@ from orchestrator.running.ending import stop_heard
 
 
 def test_commands_that_only_look_load_nothing_heavy(root):
-    """In one process, of which each command loads more: help and mistakes first, looks at a sweep last."""
-    commands = ["--help", "--version", "run --help", "measure x --seed x", "status smoke", "plan smoke"]
+    """In one process, of which each command loads more: help and mistakes first, looks at a sweep
+    last."""
+    commands = [
+        "--help",
+        "--version",
+        "run --help",
+        "measure x --seed x",
+        "status smoke",
+        "plan smoke",
+    ]
     script = (
         "import sys\nfrom orchestrator.cli.app import main\n"
         "heavy = {*'torch ray mlflow pandas numpy'.split()}\n"
         "for words in sys.argv[1:]:\n    print(main(words.split()), heavy & {*sys.modules})"
     )
     asked = [words + f" --root {root}" * words.endswith("smoke") for words in commands]
-    done = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *asked], capture_output=True, text=True, check=True
+    )
     lines = done.stdout.splitlines()
     assert f"isweep {metadata.version('isweep')}" in lines
     codes = [line.split(" ", 1) for line in lines if line.endswith(("set()", "'}"))]
@@ -44,7 +54,9 @@ def test_completion_names_every_command(shell):
 def test_bash_completes_names_of_files_too(tmp_path):
     script = tmp_path / "isweep"
     script.write_text(application().generate_completion(shell="bash"), encoding="utf-8")
-    said = subprocess.check_output(["bash", "-c", f"source {script}; complete -p isweep"], text=True)
+    said = subprocess.check_output(
+        ["bash", "-c", f"source {script}; complete -p isweep"], text=True
+    )
     assert "-o default" in said
 
 
@@ -52,7 +64,8 @@ def test_messages_that_nobody_reads_any_more_end_no_run():
     code = (
         "import sys, time\nfrom orchestrator.cli.printing import stderr, stdout\n"
         "stderr.print('first')\nsys.stdin.readline()\nstderr.print('second')\n"
-        "sys.stderr.write('by others')\nsys.stderr.flush()\nstdout.print('still here', stderr.quiet)"
+        "sys.stderr.write('by others')\nsys.stderr.flush()\nstdout.print('still here', "
+        "stderr.quiet)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
@@ -72,13 +85,17 @@ def test_output_into_a_closed_pipe_is_no_error(root):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that_place(root, closed):
+def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that_place(
+    root, closed
+):
     code = (
         "import os, sys\nfrom orchestrator.cli.app import main\ncode = main(sys.argv[1:])\n"
         "os._exit(code or 10 * (os.open(os.devnull, os.O_RDONLY) <= 2))"
     )
     command = f'"$0" -c "$1" status smoke --root "$2" {closed}'
-    done = subprocess.run(["sh", "-c", command, sys.executable, code, root], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, code, root], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("There is no root" if closed == ">&-" else "")
     assert (done.stdout == "") == (">&-" in closed.split())
@@ -135,7 +152,11 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
     [
         (ZeroDivisionError("by zero"), 4, "This is a bug; found: ZeroDivisionError: by zero"),
         (RecursionError("too deep"), 4, "This is a bug; found: RecursionError: too deep"),
-        (OSError(28, "No space left on device", "/full"), 3, "device (/full); mend that (free some space"),
+        (
+            OSError(28, "No space left on device", "/full"),
+            3,
+            "device (/full); mend that (free some space",
+        ),
         (PermissionError(13, "Permission denied"), 3, "found: Permission denied"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -177,7 +198,8 @@ def test_what_always_takes_seconds_says_so_at_once_into_a_pipe_too(root, capsys)
 
 
 def test_what_takes_long_says_so_on_a_terminal_and_what_is_quick_to_no_file(root):
-    """Every command that has no display of its own; what is shown is gone before the answer stands there."""
+    """Every command that has no display of its own; what is shown is gone before the answer stands
+    there."""
     shown = {"rm", "models", "recipes", "gpu_check"}
     functions = {of.__name__: said[0] for group in COMMANDS.values() for of, said in group.items()}
     assert {name for name, wait in functions.items() if not wait} == shown

@@ -89,7 +89,10 @@ def test_arrays_in_either_file_give_the_largest_ratio_of_all_pairs(measured, own
     assert len(found["published"]) == 11
     with h5py.File(tmp_path / "own.h5", "w") as file:
         file.update({"images": pixels(60), "labels": labels})
-    assert measured(str(tmp_path / "own.h5"))["label_sharpness"] == measured(own(labels))["label_sharpness"]
+    assert (
+        measured(str(tmp_path / "own.h5"))["label_sharpness"]
+        == measured(own(labels))["label_sharpness"]
+    )
 
 
 SPLITS = {
@@ -105,21 +108,42 @@ SPLITS = {
     ("arrays", "words", "shown"),
     [
         *(
-            (SPLITS, words, ["40 images, 2 classes", "class 1: 20 images", "left out: validation split, 40",
-                             "doubtful: columns not used: patient_id"])
+            (
+                SPLITS,
+                words,
+                [
+                    "40 images, 2 classes",
+                    "class 1: 20 images",
+                    ("left out: validation split, 40"),
+                    "doubtful: columns not used: patient_id",
+                ],
+            )
             for words in ("", "--image-size 12")
         ),
-        ({"images": pixels(40, 12, 10), "labels": PLACES[:40] % 2, "groups": PLACES[:40] // 4}, "",
-         ["40 images, 2 classes, 10 groups", "class 1: 20 images, 10 groups",
-          "as they are, 12x10, uint8, not scaled"]),
-        ({"images": pixels(60) * (PLACES != 3)[:, None, None], "labels": PLACES % 2}, "",
-         ["doubtful: images of one value, 1"]),
-        ({"images": pixels(60), "labels": PLACES % 2}, "--pixel-range 0 254",
-         ["doubtful: values outside pixel_range cut, "]),
+        (
+            {"images": pixels(40, 12, 10), "labels": PLACES[:40] % 2, "groups": PLACES[:40] // 4},
+            "",
+            [
+                "40 images, 2 classes, 10 groups",
+                "class 1: 20 images, 10 groups",
+                "as they are, 12x10, uint8, not scaled",
+            ],
+        ),
+        (
+            {"images": pixels(60) * (PLACES != 3)[:, None, None], "labels": PLACES % 2},
+            "",
+            ["doubtful: images of one value, 1"],
+        ),
+        (
+            {"images": pixels(60), "labels": PLACES % 2},
+            "--pixel-range 0 254",
+            ["doubtful: values outside pixel_range cut, "],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_was_taken_is_shown(measure, tmp_path, arrays, words, shown):
-    """Classes, what was left out and what is doubtful, without asking for it; a script is told, too."""
+    """Classes, what was left out and what is doubtful, without asking for it; a script is told,
+    too."""
     np.savez(tmp_path / "own.npz", **arrays)
     code, out, _ = measure(str(tmp_path / "own.npz"), *words.split())
     assert code == 0
@@ -145,7 +169,10 @@ def test_a_range_that_is_asked_for_can_be_said(measure, own):
     """A float slightly above 1: the message shows it, and its way out works."""
     images = pixels(40) / 255
     images[3, 2, 2] = 1.0000002
-    source, given = own(PLACES[:40] % 2, images), ("--pixel-range", "0", "1", "--num-neighbors", "3")
+    source, given = (
+        own(PLACES[:40] % 2, images),
+        ("--pixel-range", "0", "1", "--num-neighbors", "3"),
+    )
     code, _, err = measure(source)
     assert (code, "1.0000002" in err, "--pixel-range" in err) == (2, True, True)
     assert "12x12, float64 in [" in measure(source, *given)[1]
@@ -160,7 +187,9 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
     for size in ([], ["--image-size", "12"]):
         found = measured(source, "--num-neighbors", "3", *size)
         assert found["label_sharpness"]["pixel_range"] == [0, 255]
-        assert found["label_sharpness"]["value"] == pytest.approx(stored["label_sharpness"]["value"])
+        assert found["label_sharpness"]["value"] == pytest.approx(
+            stored["label_sharpness"]["value"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +260,9 @@ def test_a_pair_names_classes_not_places(measured, own):
     assert chosen["num_images"] == 60
 
 
-def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(run, measured, pictures):
+def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(
+    run, measured, pictures
+):
     source = pictures([("benign", "malignant")[place % 2] for place in PLACES])
     for name in ("broken.png", "torn.png"):
         with open(f"{source}/benign/{name}", "wb") as file:
@@ -256,7 +287,10 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(ru
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: np.save(p, np.array([{}], object), allow_pickle=True), "one plain numeric array"),
+        (
+            lambda p: np.save(p, np.array([{}], object), allow_pickle=True),
+            "one plain numeric array",
+        ),
         (lambda p: p.write_bytes(b"no array"), "one plain numeric array"),
         (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "must be finite"),
         (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
@@ -312,7 +346,9 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, own, tmp_path, monkeypatch)
         def __init__(self, **_):
             super().__init__()
 
-    monkeypatch.setattr(cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
+    monkeypatch.setattr(
+        cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True))
+    )
     monkeypatch.setattr(tasks.remote, "RayExecutor", Inline)
     source = own(np.array(["cat", "CAT", "dog"])[PLACES % 3])
     (tmp_path / "skin.yaml").write_text(f"""

@@ -18,7 +18,9 @@ MISTAKE = {
 @pytest.mark.parametrize(
     ("checks", "code"), [([OK], 0), ([OK, MISTAKE], 2), ([OK, NO_DISK], 3), ([NO_DISK, MISTAKE], 3)]
 )
-def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(run, monkeypatch, checks, code):
+def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(
+    run, monkeypatch, checks, code
+):
     monkeypatch.setattr(doctor, "run_checks", lambda *_: checks)
     assert run("doctor", "--launch", "a.yaml")[0] == code
 

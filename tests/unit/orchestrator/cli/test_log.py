@@ -67,4 +67,8 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_logging_is_as_before(run
     before = (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning)
     code, out, err = run("plan", "smoke", "--json")
     assert (code, err, json.loads(out)["sweep"]) == (0, "", "smoke")
-    assert (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning) == before
+    assert (
+        list(logging.getLogger().handlers),
+        logging.getLogger().level,
+        warnings.showwarning,
+    ) == before

@@ -13,7 +13,12 @@ from orchestrator.cli.options import Place
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
-from tests.unit.orchestrator.results.examples import dimension, measure_record, state_of, trial_record
+from tests.unit.orchestrator.results.examples import (
+    dimension,
+    measure_record,
+    state_of,
+    trial_record,
+)
 
 
 @pytest.fixture
@@ -39,17 +44,24 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
         raise OSError(30, "Read-only file system", "results.csv")
 
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", refused)
-    monkeypatch.setattr(results, "read_results", lambda *_, **__: (Workspace.open("smoke", root), None))
+    monkeypatch.setattr(
+        results, "read_results", lambda *_, **__: (Workspace.open("smoke", root), None)
+    )
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
-    assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err
+    assert (
+        "below the root; found: results.csv: Read-only file system; copy the root, or ask for the"
+        in err
+    )
 
 
 @pytest.mark.parametrize("command", ["results", "fit", "report"])
 def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(run, root, command):
     workspace = Workspace.open("smoke", root)
     store = ResultStore(workspace.results_url)
-    records = [trial_record(trial_id=spec.trial_id, spec=spec) for spec in workspace.plan.trials[:2]]
+    records = [
+        trial_record(trial_id=spec.trial_id, spec=spec) for spec in workspace.plan.trials[:2]
+    ]
     for record in records:
         store.save(record)
     path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
@@ -66,7 +78,9 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
     size = replace(
         measured.result.sizes[0], d_data={"mle": replace(dimension("mle", None), reason="too few")}
     )
-    short = measured.model_copy(update={"result": measured.result.model_copy(update={"sizes": (size,)})})
+    short = measured.model_copy(
+        update={"result": measured.result.model_copy(update={"sizes": (size,)})}
+    )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
     results.tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
     assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
@@ -77,7 +91,9 @@ def test_what_is_left_out_or_means_nothing_is_said(asked):
     diverged = few(status=["diverged", "done", "done"])
     said = "Left out: diverged (loss stopped being a finite number): 1"
     assert said in asked(diverged, "claims")
-    assert "At guessing, or beyond: 2 of 3 losses." in asked(few(test_loss=[0.1, 0.6, 3.0]), "results")
+    assert "At guessing, or beyond: 2 of 3 losses." in asked(
+        few(test_loss=[0.1, 0.6, 3.0]), "results"
+    )
     ten = few(test_loss=[0.1, 0.6, 3.0], num_classes=10)
     assert "At guessing, or beyond: 1 of 3 losses." in asked(ten, "results")
     assert "guessing" not in asked(few(test_loss=0.1), "results")
@@ -108,7 +124,9 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     assert len(lines) <= 25
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("YES, ESTABLISHED: Does the loss fall with N?")
-    assert lines[place + 1].startswith("  Exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, ")
+    assert lines[place + 1].startswith(
+        "  Exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, "
+    )
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
     assert [one["num_groups"] for one in found] == [10] * 5
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
@@ -118,27 +136,43 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     assert "Within one a and b, " in out
     said = " ".join(out.split())
     assert "45 combinations of a and b" in said
-    assert "8 names in a and b taken for the same group in each" in said  # all but the first and the last
+    assert (
+        "8 names in a and b taken for the same group in each" in said
+    )  # all but the first and the last
 
 
 @pytest.mark.parametrize("words", [("--model", "nosuch"), ("--model", "a", "--domain", "medical")])
-def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured(run, monkeypatch, words):
+def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured(
+    run, monkeypatch, words
+):
     monkeypatch.setattr(results, "read_table", lambda *_, **__: (few(), ()))
-    monkeypatch.setattr("orchestrator.running.measuring.measure_source", lambda *_: pytest.fail("measured"))
-    code, _, err = run("predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words)
+    monkeypatch.setattr(
+        "orchestrator.running.measuring.measure_source", lambda *_: pytest.fail("measured")
+    )
+    code, _, err = run(
+        "predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words
+    )
     assert code == 2
     assert "images.npz" not in err
 
 
 SEEDS = pd.DataFrame(
     {
-        "trial_id": f"{model}-{dataset}-{seed}", "model": model, "recipe": "demo", "dataset": dataset,
-        "domain": "natural", "class_pair": "0-1", "train_size": 100, "seed": seed, "status": "done",
-        "test_loss": loss + seed / 10, "test_accuracy": 0.5,
+        "trial_id": f"{model}-{dataset}-{seed}",
+        "model": model,
+        "recipe": "demo",
+        "dataset": dataset,
+        "domain": "natural",
+        "class_pair": "0-1",
+        "train_size": 100,
+        "seed": seed,
+        "status": "done",
+        "test_loss": loss + seed / 10,
+        "test_accuracy": 0.5,
     }
     for model, dataset, loss in (("a", "x", 0.5), ("a", "y", 0.1), ("b", "x", 0.3), ("b", "y", 0.2))
     for seed in range(3)
-)  # fmt: skip
+)
 """Two models, two datasets, three seeds."""
 
 
@@ -166,7 +200,10 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
         ("--where datset=x", "Unknown column; found: 'datset'; did you mean 'dataset'?"),
         ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
         ("--sort los", "Unknown column; found: 'los'; did you mean 'loss'?"),
-        ("--best --mean", "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help"),
+        (
+            "--best --mean",
+            "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help",
+        ),
         ("--search --best", "Mutually exclusive arguments: {--best, --search}"),
     ],
 )
@@ -191,7 +228,10 @@ def test_fit_takes_any_table(run, tmp_path):
     code, out, _ = run(*words, "--json")
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
     code, _, err = run("fit", str(table), "--response", "loss")
-    assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)
+    assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (
+        2,
+        True,
+    )
 
 
 def test_claims_of_the_published_numbers_and_what_a_design_settles(run, tmp_path):
@@ -206,7 +246,9 @@ def test_claims_of_the_published_numbers_and_what_a_design_settles(run, tmp_path
     code, out, _ = run("power", "paper", "--num-tables", "20", "--json")
     found = json.loads(out)
     assert (code, found["num_datasets"], found["num_tables"]) == (0, 11, 20)
-    assert all(0 <= found["adjusted"][name] <= found["alone"][name] <= 1 for name in found["adjusted"])
+    assert all(
+        0 <= found["adjusted"][name] <= found["alone"][name] <= 1 for name in found["adjusted"]
+    )
 
 
 def test_a_terminal_too_narrow_for_a_table_gets_its_rows_in_words(asked, monkeypatch):

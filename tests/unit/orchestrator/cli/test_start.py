@@ -48,7 +48,9 @@ class TestInit:
         assert re.search(r"\d files listed, none opened: isweep measure \S+ opens them", planned)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
-    def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(self, run, here, tmp_path):
+    def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(
+        self, run, here, tmp_path
+    ):
         raw = OWN_WRITERS["folder"](tmp_path / "raw" / "skin")
         (raw / "horse").mkdir()
         (raw / "benign" / "._0.png").write_bytes(b"x")
@@ -68,14 +70,17 @@ class TestInit:
         assert run("plan", "./first.yaml")[0] == 0
 
     def test_sizes_are_what_groups_leave(self, run, here):
-        """Twenty patients of both classes: a test set of whole patients, and no image is promised twice."""
+        """Twenty patients of both classes: a test set of whole patients, and no image is promised
+        twice."""
         write_arrays(here / "scans.npz", np.arange(400) % 2, groups=np.arange(400) // 20)
         assert run("init", "scans.npz")[0] == 0
         sweep = load_sweep(here / "scans.yaml")
         check_feasible(Workspace.open("./scans.yaml"))
         assert sweep.test_size == 100
         assert 200 <= max(sweep.train_sizes) <= 300
-        assert "400 images, 20 groups (patients): 0 200, 1 200" in (text := (here / "scans.yaml").read_text())
+        assert "400 images, 20 groups (patients): 0 200, 1 200" in (
+            text := (here / "scans.yaml").read_text()
+        )
         assert "domain: medical" in text
         assert "# natural or medical? guessed by the patients" in text
 
@@ -85,13 +90,18 @@ class TestInit:
             folder = here / "scans" / ("ab"[number % 2] if kind == "folder" else "")
             values = np.random.default_rng(number).integers(0, 256, (12, 12), np.uint8)
             ending = ".dcm" if number % 3 or kind == "table" else ""
-            save_dicom(folder / f"{number}{ending}", make_dicom(values, bits=8, patient=f"P{number // 8}"))
+            save_dicom(
+                folder / f"{number}{ending}", make_dicom(values, bits=8, patient=f"P{number // 8}")
+            )
         lines = ["path,label", *(f"{number}.dcm,{'ab'[number % 2]}" for number in range(80))]
         if kind == "table":
             (here / "scans" / "manifest.csv").write_text("\n".join(lines))
         code, _, said = run("init", "scans")
         assert code == 0, said
-        assert "80 images, 10 groups (patients): a 40, b 40, by the patients of the DICOM headers" in said
+        assert (
+            "80 images, 10 groups (patients): a 40, b 40, by the patients of the DICOM headers"
+            in said
+        )
         sweep = load_sweep(here / "scans.yaml")
         assert sweep.datasets[0].own.domain == "medical"  # though the first file has no ending
         assert sweep.test_size == 20  # of three patients at least, who have 24
@@ -114,7 +124,9 @@ class TestInit:
             code, _, said = run("init", f"{folder}/x.npz", "--out", f"{folder}.yaml")
             assert code == 0, said
             assert load_sweep(here / f"{folder}.yaml").name == name
-        assert "# `isweep plan 'My Images (1).yaml'` says" in (here / "My Images (1).yaml").read_text()
+        assert (
+            "# `isweep plan 'My Images (1).yaml'` says" in (here / "My Images (1).yaml").read_text()
+        )
         assert "name another with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
 
     def test_a_file_is_never_written_over(self, run, here):
@@ -127,18 +139,34 @@ class TestInit:
         ("words", "message"),
         [
             (("absent",), "The images must exist; found: absent"),
-            (("fw.npz",), "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?"),
-            (("train.npz",), "train: Class cat needs 1 test image; found: 0 that may be used for testing"),
+            (
+                ("fw.npz",),
+                "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?",
+            ),
+            (
+                ("train.npz",),
+                "train: Class cat needs 1 test image; found: 0 that may be used for testing",
+            ),
             (("train.npz",), "name others test, or no split"),
             (
                 ("few.npz", "--out", ""),
                 "Invalid value for --out: must be a file that ends with .yaml or .yml",
             ),
-            (("cut",), "cut: images must be readable; found: none of the first 2 is (not an image: 2); mend"),
+            (
+                ("cut",),
+                (
+                    "cut: images must be readable; found: none of the first 2 is (not an image: "
+                    "2); "
+                    "mend"
+                ),
+            ),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
                 ("few.npz", "--out", "few.txt"),
-                "Invalid value for --out: must be a file that ends with .yaml or .yml, got 'few.txt'",
+                (
+                    "Invalid value for --out: must be a file that ends with .yaml or .yml, got "
+                    "'few.txt'"
+                ),
             ),
         ],
     )
@@ -181,7 +209,11 @@ class TestRoot:
     @pytest.fixture
     def two(self, root):
         """A sweep and prepared data, as far as names go."""
-        for path in ("sweeps/mine/sweep.yaml", "sweeps/mine/trials/a/result.json", "prepared/digits-1/x"):
+        for path in (
+            "sweeps/mine/sweep.yaml",
+            "sweeps/mine/trials/a/result.json",
+            "prepared/digits-1/x",
+        ):
             (Path(root) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(root) / path).write_text("12345", encoding="utf-8")
         return Path(root)
@@ -195,7 +227,9 @@ class TestRoot:
         assert (code, (tmp_path / "none").exists()) == (0, False)
         assert "begin with: isweep run demo" in out
 
-    @pytest.mark.parametrize(("name", "gone"), [("mine", "sweeps/mine"), ("digits-1", "prepared/digits-1")])
+    @pytest.mark.parametrize(
+        ("name", "gone"), [("mine", "sweeps/mine"), ("digits-1", "prepared/digits-1")]
+    )
     def test_rm_removes_that_and_nothing_else(self, run, two, name, gone):
         assert run("rm", name, "--yes")[0] == 0
         assert not (two / gone).exists()

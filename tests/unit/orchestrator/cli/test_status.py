@@ -73,7 +73,9 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
-    trial = RunningTrial(epoch=9, num_epochs=10, images_per_second=1234.5, seconds_left=30.0).model_dump()
+    trial = RunningTrial(
+        epoch=9, num_epochs=10, images_per_second=1234.5, seconds_left=30.0
+    ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(sweeps.COUNTS, 1), "now": "train", "running_trials": running}
     Console(width=60).print(sweeps.watched(document))
@@ -128,7 +130,9 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     other = Workspace.open("demo", root)
     other.record()
     damage(workspace.sweep_paths.sweep_file)
-    whole_in = f"The sweep 'smoke' as it was last run must be whole in {workspace.sweep_paths.sweep_file}"
+    whole_in = (
+        f"The sweep 'smoke' as it was last run must be whole in {workspace.sweep_paths.sweep_file}"
+    )
     code, out, err = run("status")
     assert code == 2
     assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)

@@ -1,4 +1,5 @@
-"""Mistakes in a sweep file, told by the first command that meets them; planning's tests have many more."""
+"""Mistakes in a sweep file, told by the first command that meets them; planning's tests have many
+more."""
 
 import os
 
@@ -30,8 +31,14 @@ def changed(old, new):
         ("models: [small_cnn]\n", "6 problems found: - name: this key is required. - train_sizes"),
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
         (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
-        (changed("[manifold_d4]", PAIR.format("[cat, dog]")), "Unknown class of mnist5k; found: 'cat'; kno"),
-        (changed("[manifold_d4]", PAIR.format("[3, 3]")), "class_pairs must name different classes"),
+        (
+            changed("[manifold_d4]", PAIR.format("[cat, dog]")),
+            "Unknown class of mnist5k; found: 'cat'; kno",
+        ),
+        (
+            changed("[manifold_d4]", PAIR.format("[3, 3]")),
+            "class_pairs must name different classes",
+        ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path must exist; found: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),
     ],
@@ -49,7 +56,9 @@ def test_a_mistake_in_a_sweep_file_is_known_at_plan(run, root, tmp_path, text, m
 
 def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog):
     path = tmp_path / "mine.yaml"
-    path.write_text(GOOD.replace("small_cnn", "vgg13").replace("size: 28", "size: 8"), encoding="utf-8")
+    path.write_text(
+        GOOD.replace("small_cnn", "vgg13").replace("size: 28", "size: 8"), encoding="utf-8"
+    )
     code, _, err = run("plan", str(path))
     assert code == 2
     assert "choose a larger image_size (VGGs need at least 32) or another model" in err
@@ -59,9 +68,21 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
 @pytest.mark.parametrize(
     ("more", "options", "message"),
     [
-        ("resources: {num_cpus: 999}", [], "resources.num_cpus must fit the machine; found: 999, it has"),
-        ("resources: {num_cpus: 2}", ["--num-cpus", "1"], "must fit the machine; found: 2, it has 1"),
-        ("resources: {memory_bytes: 99999999999999}", [], "resources.memory_bytes must fit the machine"),
+        (
+            "resources: {num_cpus: 999}",
+            [],
+            "resources.num_cpus must fit the machine; found: 999, it has",
+        ),
+        (
+            "resources: {num_cpus: 2}",
+            ["--num-cpus", "1"],
+            "must fit the machine; found: 2, it has 1",
+        ),
+        (
+            "resources: {memory_bytes: 99999999999999}",
+            [],
+            "resources.memory_bytes must fit the machine",
+        ),
         ("", ["--device", "gpu"], "resources.num_gpus must fit the machine; found: 1, it has 0"),
         ("", ["--raw", "mnist=x"], "Unknown dataset of this sweep; found: 'mnist'"),
         (

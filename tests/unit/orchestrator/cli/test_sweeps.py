@@ -57,13 +57,17 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "power"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
-    assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
+    assert all(
+        set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"]
+    )
     assert {trial["status"] for trial in plan["trials"]} == {"pending"}
     assert [item["dataset"] for item in plan["not_prepared"]] == ["manifold_d4", "manifold_d12"]
     assert plan["estimate"]["trials_left"] == 8
     # No GPU is here and none was named, so no hours of one are told.
     assert (plan["estimate"]["gpu_hours"], plan["estimate"]["cluster"]) == (None, None)
-    assert "No GPU is here, and none was named: --gpu h100 plans for one" in plan["estimate"]["text"]
+    assert (
+        "No GPU is here, and none was named: --gpu h100 plans for one" in plan["estimate"]["text"]
+    )
     named = json.loads(run("plan", "smoke", "--gpu", "l4", "--json")[1])["estimate"]
     # GPU-hours count shares, so a whole GPU for each trial takes more of them than sharing does.
     assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"]
@@ -73,7 +77,13 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     _, out, err = run("status", "smoke", "--json", at=missing)
     counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
     live = {"now", "seconds_left", "running_trials"}
-    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost", "search"}
+    assert set(json.loads(out)) == counts | live | {
+        "failures",
+        "unreadable",
+        "foreign",
+        "cost",
+        "search",
+    }
     assert json.loads(out)["pending"] == 8
     assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
 
@@ -84,7 +94,9 @@ def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, mon
     lines = run("plan", "paper")[1].splitlines()
     assert max(map(len, lines)) <= width
     assert any("isweep datasets NAME" in line for line in lines)
-    assert any(line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines())
+    assert any(
+        line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines()
+    )
 
 
 def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
@@ -98,13 +110,17 @@ def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
 
 
 def test_a_value_is_changed_for_one_run(run):
-    _, out, _ = run("plan", "smoke", "--json", "--set", "train_sizes=[40]", "--set", "recipe.epochs=3")
+    _, out, _ = run(
+        "plan", "smoke", "--json", "--set", "train_sizes=[40]", "--set", "recipe.epochs=3"
+    )
     rows = json.loads(out)["trials"]
     assert {(row["train_size"], row["recipe"]) for row in rows} == {(40, "smoke+epochs=3")}
 
 
 def test_datasets_are_listed(run):
-    assert [name for name in ("mnist5k", "brats", "prostate") if name not in run("datasets")[1]] == []
+    assert [
+        name for name in ("mnist5k", "brats", "prostate") if name not in run("datasets")[1]
+    ] == []
     assert json.loads(run("datasets", "brats", "--json")[1])[0]["status"] == "not prepared"
 
 
@@ -115,7 +131,15 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
     storage = f"file://{tmp_path}/store"
     _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
     hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
-    assert shlex.split(hint) == ["isweep", "run", str(preset), "--root", place, "--storage", storage]
+    assert shlex.split(hint) == [
+        "isweep",
+        "run",
+        str(preset),
+        "--root",
+        place,
+        "--storage",
+        storage,
+    ]
     assert parse(shlex.split(hint)[1:]).keywords["work"].root == place
 
 
@@ -177,7 +201,9 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
     from orchestrator.planning.plan import Workspace
 
     _, out, _ = run("status")
-    assert out.endswith(f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n")
+    assert out.endswith(
+        f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n"
+    )
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
     _, out, _ = run("status", "--json")
     assert [(row["sweep"], row["planned"]) for row in json.loads(out)] == [("smoke", 16)]
@@ -186,7 +212,9 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
 def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monkeypatch):
     from orchestrator.running.progress import RunState
 
-    monkeypatch.setattr("orchestrator.running.progress.read_run", lambda workspace: RunState(now="train"))
+    monkeypatch.setattr(
+        "orchestrator.running.progress.read_run", lambda workspace: RunState(now="train")
+    )
     _, _, err = run("results", "smoke", "--from-store")
     assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
 
@@ -198,7 +226,9 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
     path.write_text(SWEEP, encoding="utf-8")
     Workspace.open(str(path), root).record()
     path.unlink()
-    assert json.loads(run("status", "mine", "--json")[1])["planned"] == 10  # two sizes of five pairs
+    assert (
+        json.loads(run("status", "mine", "--json")[1])["planned"] == 10
+    )  # two sizes of five pairs
     _, _, err = run("status", "mne")
     assert f"Unknown preset or sweep of {root}; found: 'mne'; did you mean 'mine'?" in err
 

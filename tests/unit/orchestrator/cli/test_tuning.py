@@ -42,7 +42,10 @@ def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, comma
     code, _, err = run(command, sweep(), "--mlflow-uri", "foo", at=str(tmp_path / "none"))
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "start" not in err
-    assert "The MLflow URI must be a database or server; found: foo; e.g. sqlite:////data/mlflow.db" in err
+    assert (
+        "The MLflow URI must be a database or server; found: foo; e.g. sqlite:////data/mlflow.db"
+        in err
+    )
     code, _, err = run(command, sweep(models=["small_mpl"], datasets=["manifold_d5"]))
     assert code == 2
     assert "Unknown model; found: 'small_mpl'; did you mean 'small_mlp'?" in err
@@ -69,7 +72,9 @@ def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
     monkeypatch.setattr(pipeline, "tune_sweep", lambda *_, **__: ended)
     code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
     assert code == 0
-    assert f"MLflow misses 3 updates; send them with: isweep tune {path} --set tune.budget=0.4" in err
+    assert (
+        f"MLflow misses 3 updates; send them with: isweep tune {path} --set tune.budget=0.4" in err
+    )
 
 
 def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):

@@ -35,18 +35,37 @@ def opened(tmp_path):
 
     def of(pairs: str = "", train_size: int = 20) -> Workspace:
         path = tmp_path / "sweep.yaml"
-        path.write_text(SWEEP % (f", class_pairs: {pairs}" if pairs else "", train_size), encoding="utf-8")
+        path.write_text(
+            SWEEP % (f", class_pairs: {pairs}" if pairs else "", train_size), encoding="utf-8"
+        )
         return Workspace.open(str(path), tmp_path / "root")
 
     return of
 
 
-@pytest.mark.parametrize(("pairs", "train_size", "about"), [
-    ("", 81, "mine: Train size 81 needs as many images beside 10 test images; found: at most 80"),
-    ("[['1', '11']]", 51, r"mine, classes 1 and 11: Train size 51 .* 50 \(class: images {'1': 25, '11'"),
-    ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21; name them as text"),
-])  # fmt: skip
-def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(opened, pairs, train_size, about):
+@pytest.mark.parametrize(
+    ("pairs", "train_size", "about"),
+    [
+        (
+            "",
+            81,
+            "mine: Train size 81 needs as many images beside 10 test images; found: at most 80",
+        ),
+        (
+            "[['1', '11']]",
+            51,
+            (
+                r"mine, classes 1 and 11: Train size 51 .* 50 \(class: images {'1': "
+                r"25, "
+                r"'11'"
+            ),
+        ),
+        ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21; name them as text"),
+    ],
+)
+def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(
+    opened, pairs, train_size, about
+):
     with pytest.raises(DataError, match=about):
         check_feasible(opened(pairs, train_size))
 
@@ -54,16 +73,22 @@ def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(opened
 def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
     opened()
     path = tmp_path / "sweep.yaml"
-    text = path.read_text(encoding="utf-8").replace("channels: 1}", "channels: 1, class_names: ['1', '21']}")
+    text = path.read_text(encoding="utf-8").replace(
+        "channels: 1}", "channels: 1, class_names: ['1', '21']}"
+    )
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"own.class_names must be .*; found: 1, 21; classes: 1, 11, 21"):
+    with pytest.raises(
+        DataError, match=r"own.class_names must be .*; found: 1, 21; classes: 1, 11, 21"
+    ):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 
 
 def test_a_place_that_no_class_has_is_refused(opened, tmp_path):
     for name, new in (("1", "ant"), ("11", "bee"), ("21", "cat")):
         (tmp_path / "images" / name).rename(tmp_path / "images" / new)
-    with pytest.raises(DataError, match="mine 0-7: each class needs images; found: none of class 7"):
+    with pytest.raises(
+        DataError, match="mine 0-7: each class needs images; found: none of class 7"
+    ):
         check_feasible(opened("[[0, 7]]"))
 
 
@@ -82,21 +107,43 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
     opened()
     text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="mine: no group may be in train and test; found: 10, first in row 0"):
+    with pytest.raises(
+        DataError, match="mine: no group may be in train and test; found: 10, first in row 0"
+    ):
         check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
     assert not (tmp_path / "root").exists()
 
 
-@pytest.mark.parametrize(("said", "message"), [
-    ({"test_size": 100_000}, "digits, classes 3 and 8: Class 3 needs 50,000 test images; found: 183"),
-    ({"train_sizes": [60, 99_999]}, r"digits, classes 3 and 8: Train size 99999 needs .* at most 2"),
-])  # fmt: skip
-def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared(tmp_path, said, message):
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"test_size": 100_000},
+            ("digits, classes 3 and 8: Class 3 needs 50,000 test images; found: 183"),
+        ),
+        (
+            {"train_sizes": [60, 99_999]},
+            (
+                r"digits, classes 3 and 8: Train size 99999 needs .* at "
+                r"most "
+                r"2"
+            ),
+        ),
+    ],
+)
+def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared(
+    tmp_path, said, message
+):
     sweep = {
-        "name": "mine", "models": ["small_cnn"],
+        "name": "mine",
+        "models": ["small_cnn"],
         "datasets": [{"name": "digits", "class_pairs": [["3", "8"]]}],
-        "train_sizes": [60], "test_size": 100, "image_size": 16, "recipe": "smoke", **said,
-    }  # fmt: skip
+        "train_sizes": [60],
+        "test_size": 100,
+        "image_size": 16,
+        "recipe": "smoke",
+        **said,
+    }
     with pytest.raises(DataError, match=message):
         check_feasible(Workspace.open(sweep, tmp_path / "root"))
 
@@ -105,4 +152,6 @@ def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared
 def test_a_packaged_set_has_as_many_images_as_its_row_says(dataset, tmp_path):
     spec = PreparedSpec(dataset=dataset.name, image_size=16, channels=1)
     listing = source_for(dataset.source).list_items(RawRequest(dataset, spec, tmp_path))
-    assert np.bincount([item.label for item in listing.items]).tolist() == list(dataset.images_per_class)
+    assert np.bincount([item.label for item in listing.items]).tolist() == list(
+        dataset.images_per_class
+    )

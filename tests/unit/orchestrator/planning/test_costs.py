@@ -22,7 +22,8 @@ from tasks.trials.models import build_model
 from tasks.trials.records import CONTEXT_BYTES, EVALUATION_PASS
 from tasks.trials.training import Step
 
-# Multiply-adds of one 3 x 224 x 224 image in 1e9 and parameters in 1e6, as torchvision publishes them.
+# Multiply-adds of one 3 x 224 x 224 image in 1e9 and parameters in 1e6, as torchvision publishes
+# them.
 PUBLISHED = {
     "resnet18": (1.814, 11.689512),
     "resnet34": (3.664, 21.797672),
@@ -53,7 +54,9 @@ def test_operations_and_parameters_are_the_published_ones(model):
     ("architecture", "giga_macs", "mega_parameters"),
     [("vit_b_32", 4.409, 88.224232), ("googlenet", 1.498, 6.624904)],
 )
-def test_networks_whose_making_needs_numbers_are_counted_too(architecture, giga_macs, mega_parameters):
+def test_networks_whose_making_needs_numbers_are_counted_too(
+    architecture, giga_macs, mega_parameters
+):
     model = ModelSpec(name="any", library="torchvision", architecture=architecture)
     recipe = RecipeSpec(name="test", batch_size=2)
     found = network_cost(model, recipe, channels=3, image_size=224, num_outputs=1000)
@@ -74,7 +77,14 @@ def test_a_perceptron_is_counted_as_by_hand():
 
 @pytest.mark.parametrize(
     ("model", "batch"),
-    [("resnet18", 40), ("resnet34", 25), ("resnet50", 12), ("vgg13", 6), ("vgg16", 6), ("vgg19", 6)],
+    [
+        ("resnet18", 40),
+        ("resnet34", 25),
+        ("resnet50", 12),
+        ("vgg13", 6),
+        ("vgg16", 6),
+        ("vgg19", 6),
+    ],
 )
 def test_an_attack_needs_no_more_memory_than_training(model, batch):
     """At batch 64 in float32 it was 2 to 7 times as much."""
@@ -101,12 +111,19 @@ recipe: {{from: smoke, {fields}}}
     ("model", "optimizer"), [("vgg13", "adam"), ("vgg13", "sgd"), ("small_mlp", "adamw")]
 )
 def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer):
-    """Beside it training holds moments and gradients: more than any of both alone, for a large network."""
+    """Beside it training holds moments and gradients: more than any of both alone, for a large
+    network."""
     planned = network(model, epochs=20, optimizer=optimizer)
     recipe, shape = planned.recipe, (1, 32, 32)
     with FakeTensorMode():
         built = build_model(
-            planned.model, num_outputs=2, in_channels=1, input_scale=1.0, dropout=None, seed=0, image_size=32
+            planned.model,
+            num_outputs=2,
+            in_channels=1,
+            input_scale=1.0,
+            dropout=None,
+            seed=0,
+            image_size=32,
         )
         images = torch.zeros(40, *shape, dtype=torch.uint8)
         pixels = torch.zeros(EVALUATION_PASS, *shape)
@@ -120,7 +137,9 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
                 built.eval()(pixels)
     cost = cost_of(planned)
     most = max(walk._peak, held + cost.evaluation.peak_bytes - cost.state_bytes)
-    expected = CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+    expected = (
+        CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+    )
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=0.02)
 
 
@@ -131,7 +150,8 @@ def test_without_an_epoch_in_between_nothing_is_evaluated_there():
 
 @pytest.mark.parametrize(("train_size", "sizes"), [(40, [8]), (44, [8, 4]), (41, [8, 9]), (6, [6])])
 def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(train_size, sizes):
-    """One for whole batches, one for a last batch of another size; each has gradients of its own."""
+    """One for whole batches, one for a last batch of another size; each has gradients of its
+    own."""
     planned = network("resnet18", train_size=train_size, epochs=20)
     cost = cost_of(planned)
     gradients = 4 * cost.num_parameters
@@ -140,5 +160,7 @@ def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(t
     if sizes == [6]:  # counted as a whole batch
         graphs = gradients + activations
     most = cost.evaluation.peak_bytes + 2 * gradients + graphs
-    expected = CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+    expected = (
+        CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+    )
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=1e-6)

@@ -43,8 +43,15 @@ def of_model(plan, name):
     return [trial for trial in plan.trials if trial.network.model.name == name]
 
 
-def done(trial, seconds, *, device="cpu", threads=1, peak=0, micro_batch=None, found=None, **record):
-    said = {"device": device, "num_threads": threads, "peak_memory_bytes": peak, "micro_batch": micro_batch}
+def done(
+    trial, seconds, *, device="cpu", threads=1, peak=0, micro_batch=None, found=None, **record
+):
+    said = {
+        "device": device,
+        "num_threads": threads,
+        "peak_memory_bytes": peak,
+        "micro_batch": micro_batch,
+    }
     result = (found or trial_result()).model_copy(update=said)
     return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, **record)
 
@@ -64,7 +71,8 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 
 
 @pytest.mark.parametrize(
-    ("num_cpus", "minutes", "said"), [(1, 800 / 60, "13 min on 1 CPU;"), (8, 400 / 60, "6.7 min on 8 CPUs;")]
+    ("num_cpus", "minutes", "said"),
+    [(1, 800 / 60, "13 min on 1 CPU;"), (8, 400 / 60, "6.7 min on 8 CPUs;")],
 )
 def test_a_plan_tells_minutes_on_the_cpus_that_are_here(trials, num_cpus, minutes, said):
     """Two trials of 400 s; no number of cores makes one of them shorter."""
@@ -89,15 +97,22 @@ def test_diverged_trials_tell_no_rate(trials):
 
 
 def test_a_large_networks_time_is_its_arithmetic(trials):
-    text = SWEEP.replace("[small_cnn, small_mlp]", "[vgg19]").replace("[20]", "[400]").replace("16", "224")
+    text = (
+        SWEEP.replace("[small_cnn, small_mlp]", "[vgg19]")
+        .replace("[20]", "[400]")
+        .replace("16", "224")
+    )
     trial = plan_sweep(parse_sweep(text, origin="mine.yaml")).trials[0]
     operations = p.training_flops(trial) + sum(p.attack_flops(trial).values())
-    operations += p.cost_of(trial.network).forward_flops * (400 + 20 + 20)  # test images pass once in between
+    operations += p.cost_of(trial.network).forward_flops * (
+        400 + 20 + 20
+    )  # test images pass once in between
     assert p.core_seconds(trial) == pytest.approx(operations / p.CORE_FLOPS, rel=0.1)
 
 
 def test_test_images_that_pass_between_epochs_take_their_time(trials):
-    """After the first of two epochs, as after ten of a hundred; in float32, which GPUs are slow in."""
+    """After the first of two epochs, as after ten of a hundred; in float32, which GPUs are slow
+    in."""
 
     def after(epochs):
         recipe = trials[0].network.recipe.model_copy(update={"epochs": epochs})
@@ -127,7 +142,9 @@ def test_every_attack_that_is_asked_for_takes_its_time(trials):
     )
     steps = usual.network.subset.test_size * len(usual.attacks.epsilons) * 5 * (1 + 20)
     added = steps * 3 * p.cost_of(usual.network).forward_flops
-    assert sum(p.attack_flops(asked).values()) - sum(p.attack_flops(usual).values()) == pytest.approx(added)
+    assert sum(p.attack_flops(asked).values()) - sum(
+        p.attack_flops(usual).values()
+    ) == pytest.approx(added)
     assert p.core_seconds(asked) > p.core_seconds(usual)
     gpu = H100
     assert p.need_of(asked, gpu).seconds > p.need_of(usual, gpu).seconds
@@ -141,23 +158,33 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
         assert found["dollars"] == pytest.approx(found["hours"] * found["num_gpus"] * H100.price)
         # GPUs are paid until the last trial ends, and draw a tenth where they have none.
         draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
-        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_gpus"] * 0.7 * draw)
+        assert found["kilowatt_hours"] == pytest.approx(
+            found["hours"] * found["num_gpus"] * 0.7 * draw
+        )
     assert set(one["shares"]) == {"small_cnn"}
 
 
-@pytest.mark.parametrize(("share", "num_gpus"), [(0.5, 1), (0.25, 1), (1.0, 2), (2.0, 5), (None, 1)])
+@pytest.mark.parametrize(
+    ("share", "num_gpus"), [(0.5, 1), (0.25, 1), (1.0, 2), (2.0, 5), (None, 1)]
+)
 def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus):
-    """Hours are as a status counts them afterwards: time times share, whatever a trial makes of it."""
+    """Hours are as a status counts them afterwards: time times share, whatever a trial makes of
+    it."""
     found = e.estimate(trials, (), share=share, num_gpus=num_gpus)
     given, cluster = [p.need_of(trial, H100, given=share) for trial in trials], found["cluster"]
     assert cluster["shares"] == {"small_cnn": given[0].share if share is None else share}
-    assert found["gpu_hours"] == pytest.approx(sum(need.seconds * need.share for need in given) / 3600)
+    assert found["gpu_hours"] == pytest.approx(
+        sum(need.seconds * need.share for need in given) / 3600
+    )
     used = cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
     assert found["gpu_hours"] == pytest.approx(used)
 
 
 def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
-    message = "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
+    message = (
+        "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan "
+        "with --gpus 2"
+    )
     with pytest.raises(ConfigError, match=message):
         e.on_gpus(trials, H100, 1, share=2.0)
     assert e.estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
@@ -171,7 +198,8 @@ def test_a_trial_that_no_gpu_can_hold_is_named(trials):
 
 
 def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
-    """109 million passes and 6.12 EFLOP, from the published sizes and epochs and each network's own count."""
+    """109 million passes and 6.12 EFLOP, from the published sizes and epochs and each network's own
+    count."""
     trials = plan_sweep(load_sweep("paper")).trials
     passes = sum(trial.network.recipe.epochs * trial.network.train_size for trial in trials)
     assert passes == pytest.approx(109e6, rel=0.005)
@@ -179,7 +207,8 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
 
 
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
-    """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
+    """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says
+    17 h."""
     plan = plan_sweep(load_sweep("paper"))
     found = e.on_gpus(plan.trials, H100, 1)
     assert 4.5 < found["hours"] < 17
@@ -193,7 +222,9 @@ def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(
     found = e.corrections_for(H100, measured(done(cnn[0], 1.0, peak=reserved, **ON_H100)))
     need = p.need_of(cnn[1], H100, found)
     assert need.memory_bytes == pytest.approx(reserved + CONTEXT_BYTES)
-    assert need.share >= need.memory_bytes / (H100.memory_gib * 2**30) > p.need_of(cnn[1], H100).share
+    assert (
+        need.share >= need.memory_bytes / (H100.memory_gib * 2**30) > p.need_of(cnn[1], H100).share
+    )
     assert p.need_of(mlp[0], H100, found) == p.need_of(mlp[0], H100)
 
 
@@ -209,7 +240,10 @@ def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
     cnn = of_model(plan, "small_cnn")
     predicted = seconds_on_share(cnn[0], H100, 0.5)
     trials = measured(
-        *(done(trial, factor * predicted, **ON_H100) for trial, factor in zip(cnn, (2, 3, 9), strict=True))
+        *(
+            done(trial, factor * predicted, **ON_H100)
+            for trial, factor in zip(cnn, (2, 3, 9), strict=True)
+        )
     )
     assert e.corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
     assert e.corrections_for(p.GPU_MODELS["a100"], trials).seconds == {}
@@ -221,7 +255,9 @@ def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
 def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
     trial = of_model(plan, "small_cnn")[0]
     on_cpu = e.corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
-    assert on_cpu == p.Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / p.core_seconds(trial))})
+    assert on_cpu == p.Corrections(
+        core_seconds={"small_cnn": pytest.approx(9.0 / p.core_seconds(trial))}
+    )
     nameless = e.corrections_for(H100, measured(done(trial, 9.0, device="cuda:0", gpu_share=0.5)))
     assert nameless == p.Corrections()
 
@@ -229,9 +265,14 @@ def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
 def test_the_longest_go_first_by_what_was_measured_on_cores(plan):
     cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
     assert p.core_seconds(cnn) > p.core_seconds(mlp)
-    known = e.Expectation(None, e.corrections_for(None, measured(done(cnn, 1.0), done(mlp, 1000.0))))
+    known = e.Expectation(
+        None, e.corrections_for(None, measured(done(cnn, 1.0), done(mlp, 1000.0)))
+    )
     for expected, first in ((e.Expectation(), cnn), (known, mlp)):
-        assert e.order_trials(plan, [mlp, cnn], 1e9, e.expected_seconds([mlp, cnn], expected))[0] == first
+        assert (
+            e.order_trials(plan, [mlp, cnn], 1e9, e.expected_seconds([mlp, cnn], expected))[0]
+            == first
+        )
 
 
 LOOKS = """
@@ -291,7 +332,8 @@ ONE = p.array_bytes(PLAN.trials[0].network)
 
 
 def ordered(budget):
-    """Array and seconds of each trial, where arrays may take so many times that of one: seeds are seconds."""
+    """Array and seconds of each trial, where arrays may take so many times that of one: seeds are
+    seconds."""
     seconds = {trial.trial_id: float(trial.network.seed) for trial in PLAN.trials}
     order = e.order_trials(PLAN, PLAN.trials, budget * ONE, seconds)
     return [(trial.network.subset.class_pair[0] // 2, trial.network.seed) for trial in order]
@@ -303,7 +345,8 @@ def test_the_longest_go_first_over_all_arrays_where_all_fit():
 
 @pytest.mark.parametrize("budget", [3.9, 0.5])
 def test_where_they_do_not_fit_a_shelf_is_what_fits_half_the_budget(budget):
-    """One array in 1.95 of them; and one that is larger than all the budget has a shelf of its own."""
+    """One array in 1.95 of them; and one that is larger than all the budget has a shelf of its
+    own."""
     assert ordered(budget) == [(array, seconds) for array in range(4) for seconds in (5, 3, 1)]
 
 
@@ -334,7 +377,9 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
             if passed_over == e.LOOK_AHEAD:
                 break
             share = round(100 * job.share)
-            used = [sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)]
+            used = [
+                sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)
+            ]
             fit = [gpu for gpu in range(num_gpus) if used[gpu] + share <= 100]
             if not fit:
                 passed_over += 1
@@ -354,7 +399,14 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (2.9e-5, "under 0.001"), (0.00149, "0.0015"), (0.45, "0.45"), (9.96, "10"), (1.7e4, "17,000")],
+    [
+        (0, "0"),
+        (2.9e-5, "under 0.001"),
+        (0.00149, "0.0015"),
+        (0.45, "0.45"),
+        (9.96, "10"),
+        (1.7e4, "17,000"),
+    ],
 )
 def test_amounts_have_two_figures_and_no_exponent(value, text):
     assert e.amount(value) == text

@@ -1,4 +1,5 @@
-"""The ids of all presets, committed: an id that moves means that stored results are no longer found."""
+"""The ids of all presets, committed: an id that moves means that stored results are no longer
+found."""
 
 import hashlib
 import json

@@ -1,9 +1,9 @@
 """Predicted time and memory against published measurements.
 
-Sources: RTX 3090 ``huggingface/pytorch-image-models`` benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100
-NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch
-12, forward and backward in float16, ``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073).
-"""
+Sources: RTX 3090 ``huggingface/pytorch-image-models``
+benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100 NVIDIA's DeepLearningExamples and timm issue
+1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch 12, forward and backward in float16,
+``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073)."""
 
 import pytest
 
@@ -38,7 +38,8 @@ THROUGHPUT = {
     ("a100-40", "vgg19", 12): 594,
 }
 INTERVAL_OF_2020 = 60e-6
-"""Seconds between kernels at batch 12: with it all four measurements fit, with 10 µs no ResNet's does."""
+"""Seconds between kernels at batch 12: with it all four measurements fit, with 10 µs no ResNet's
+does."""
 MEMORY_GB = {("resnet50", 32): 3.94, ("resnet50", 64): 7.11, ("resnet50", 128): 13.24}
 MEMORY_GB |= {("vgg16", 32): 6.69, ("vgg16", 64): 11.77, ("vgg16", 128): 21.87}
 
@@ -54,7 +55,9 @@ def test_predicted_throughput_is_the_published_one(gpu, model, batch):
     if batch == 12:
         # Measured without an optimiser, and with weights that were float16 from the start.
         left_out = ("_fused_adam_", "_foreach_add_", "_to_copy")
-        cost = PassCost(tuple(kernel for kernel in cost.kernels if kernel.name not in left_out), 0, 0)
+        cost = PassCost(
+            tuple(kernel for kernel in cost.kernels if kernel.name not in left_out), 0, 0
+        )
         interval = INTERVAL_OF_2020
     predicted = batch / pass_time(cost, GPU_MODELS[gpu], interval=interval).seconds
     tolerance = 0.15 if model.startswith("vgg") else 0.25

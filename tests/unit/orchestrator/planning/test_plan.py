@@ -27,7 +27,8 @@ def sweep(**changes: object) -> SweepSpec:
 def test_the_plan_is_the_product_computed_otherwise():
     rows = plan_rows(plan_sweep(sweep()), {})
     cells = [
-        (row["model"], row["dataset"], row["class_pair"], row["train_size"], row["seed"]) for row in rows
+        (row["model"], row["dataset"], row["class_pair"], row["train_size"], row["seed"])
+        for row in rows
     ]
     subsets = [("mnist5k", "3-8"), ("mnist5k", "4-9"), ("mri_lesion", "")]
     wanted = {
@@ -67,7 +68,11 @@ def test_a_huge_grid_is_refused_with_its_size():
 def test_released_exceptions_are_rows(model, dataset, learning_rate, batch_size):
     """Fact sheet, section D: learning rates and batch sizes of the released training script."""
     recipe = recipe_spec("released", model, dataset)
-    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (learning_rate, batch_size, 100)
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (
+        learning_rate,
+        batch_size,
+        100,
+    )
     assert (recipe.num_outputs, recipe.weight_decay) == (1000, 1e-4)
 
 
@@ -84,10 +89,16 @@ def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
             recipe="released",
         )
     )
-    pairs = [t.network.subset.class_pair for t in plan.trials if t.network.subset.prepared.dataset == "mnist"]
+    pairs = [
+        t.network.subset.class_pair
+        for t in plan.trials
+        if t.network.subset.prepared.dataset == "mnist"
+    ]
     assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
     # Every size has its own test set (F7), so every size is measured alone.
-    assert [measure.train_sizes for measure in plan.measures] == [(n,) for n in plan.sweep.train_sizes] * 2
+    assert [measure.train_sizes for measure in plan.measures] == [
+        (n,) for n in plan.sweep.train_sizes
+    ] * 2
 
 
 def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
@@ -101,7 +112,9 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
             RootPaths.at(root).make()
     for storage in (inside, tmp_path / "results" / "stored", f"file://{inside}"):
         workspace = Workspace.open("smoke", str(tmp_path / "root"), str(storage))
-        with pytest.raises(ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"):
+        with pytest.raises(
+            ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"
+        ):
             workspace.make()
     assert not inside.exists()
     assert not (tmp_path / "root").exists()
@@ -109,7 +122,9 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
 
 @pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
 def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
-    with pytest.raises(ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"):
+    with pytest.raises(
+        ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"
+    ):
         Workspace.open("smoke", str(tmp_path), storage)
 
 

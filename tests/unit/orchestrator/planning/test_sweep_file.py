@@ -53,7 +53,10 @@ def data(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (but("mine", "Mine!"), r"name: must be lower case letters, digits, - and _, at most 64, .*'Mine!'"),
+        (
+            but("mine", "Mine!"),
+            r"name: must be lower case letters, digits, - and _, at most 64, .*'Mine!'",
+        ),
         (but("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
         (but("smoke", "smok"), r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
         (but("[20, 40]", "[]"), r"train_sizes: must not be empty"),
@@ -61,9 +64,18 @@ def data(text):
         (but("size: 20", "size: '20'"), r"test_size: input should be a valid integer.*'20'"),
         (but("size: 20", "size: 12:30"), r"test_size: input should be a valid integer.*'12:30'"),
         (but("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
-        (but("test_size: 20", "tset_size: 20"), r"tset_size: unknown key; did you mean 'test_size'\?"),
-        (but("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
-        (but("mine", "&a mine"), r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
+        (
+            but("test_size: 20", "tset_size: 20"),
+            r"tset_size: unknown key; did you mean 'test_size'\?",
+        ),
+        (
+            but("name: mine", "name: mine\nname: other"),
+            r'line 3, column 1: key "name" stands twice',
+        ),
+        (
+            but("mine", "&a mine"),
+            r"must hold plain.*line 2, column 7: an anchor or alias; write it out",
+        ),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
         (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise: .*\n.*needs datasets, or worlds"),
         (but("mine", '"C:\\Users"'), r"a backslash in double quotes; write / in a path"),
@@ -74,19 +86,50 @@ def data(text):
         (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
         (but("size: 28", "size: 1e400"), r"image_size"),
-        (data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"), r"a name of its own; found"),
+        (
+            data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
+            r"a name of its own; found",
+        ),
         (
             data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
-            r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
+            (
+                r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: "
+                r"kind, "
+                r"path"
+            ),
         ),
-        (data("name: mine, own: {kind: foldr, path: x, domain: medical}"), r"Unknown kind; found: 'foldr'"),
-        (data("name: mine, own: {kind: csv, path: x}"), r"^datasets\.0\.own\.domain: this key is required"),
-        (data("name: mine, own: {kind: csv, path: x, domain: null}"), r"own data of a sweep need a domain"),
-        (GOOD + "resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known"),
-        (GOOD + "resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
-        (GOOD + "resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e"),
-        (GOOD + "resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one GPU or a whole number, "),
-        (GOOD + "attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
+        (
+            data("name: mine, own: {kind: foldr, path: x, domain: medical}"),
+            r"Unknown kind; found: 'foldr'",
+        ),
+        (
+            data("name: mine, own: {kind: csv, path: x}"),
+            r"^datasets\.0\.own\.domain: this key is required",
+        ),
+        (
+            data("name: mine, own: {kind: csv, path: x, domain: null}"),
+            r"own data of a sweep need a domain",
+        ),
+        (
+            GOOD + "resources: {cpus: 1}",
+            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known",
+        ),
+        (
+            GOOD + "resources: {num_gpus: 0.00001}",
+            r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found",
+        ),
+        (
+            GOOD + "resources: {num_cpus: 0.00001}",
+            r"num_cpus: .*greater than or equal to 0\.0001; found: 1e",
+        ),
+        (
+            GOOD + "resources: {num_gpus: 1.5}",
+            r"num_gpus: must be a fraction of one GPU or a whole number, ",
+        ),
+        (
+            GOOD + "attacks: {models: 1}",
+            r"attacks\.models: unknown key; .*known keys: methods, epsilons\.",
+        ),
         (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
         (GOOD + "attacks: {epsilons: [0.03, 0.3]}", r"attacks.epsilons: must be in 1/255 .* 8/255"),
@@ -95,8 +138,14 @@ def data(text):
         (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
         (GOOD + "calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
         (GOOD + "<<: {calibrate: true}", r"'<<'; put text in quotes"),
-        (GOOD + "learning_rate: 0.1", r"^learning_rate: this key belongs into recipe; write e.g. recipe: {f"),
-        (GOOD + "description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
+        (
+            GOOD + "learning_rate: 0.1",
+            r"^learning_rate: this key belongs into recipe; write e.g. recipe: {f",
+        ),
+        (
+            GOOD + "description: !!binary aGVsbG8=",
+            r"line 9, column 14: the tag tag:yaml.org,2002:binary",
+        ),
         (GOOD + "description: 2024-01-01", r"line 9, column 14: '2024-01-01'; put text in quotes"),
         (GOOD + "description: =", r"line 9, column 14: '='; put text in quotes"),
         (GOOD + "description: \0", r"unacceptable character #x0000"),
@@ -114,10 +163,19 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     [
         ("", "must not be empty"),
         ("- a\n- b", "must be a mapping of keys to values; found: list"),
-        ("a: [b\nc: [d]", "must be valid YAML; found: line 1, column 4: a bracket that is not closed"),
-        ("a: 1\nname:x\nb: 2", "line 2, column 1: no key: value; a blank must stand behind the colon"),
+        (
+            "a: [b\nc: [d]",
+            "must be valid YAML; found: line 1, column 4: a bracket that is not closed",
+        ),
+        (
+            "a: 1\nname:x\nb: 2",
+            "line 2, column 1: no key: value; a blank must stand behind the colon",
+        ),
         ("name: x\n a: [b]", "line 2, column 3: a colon that cannot be here"),
-        ("a:\n    b: 1\n  c: 2", "line 3, column 3: a line that is not indented like those above it"),
+        (
+            "a:\n    b: 1\n  c: 2",
+            "line 3, column 3: a line that is not indented like those above it",
+        ),
         (
             'a: "C:\\data"',
             "line 1, column 8: a backslash in double quotes; write / in a path, or take single",
@@ -125,20 +183,38 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ("a: @x", "line 1, column 4: a sign that no value can begin with; put the text in quotes"),
         ("a: *", r"line 1, column 5: \* or & at the beginning of a value"),
         ("a: ]", "line 1, column 4: a sign that cannot be here"),
-        ("a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)), r"line 1, column 4: an anchor or"),
+        (
+            "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
+            r"line 1, column 4: an anchor or",
+        ),
         (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"more than 20,000 values; split it"),
         (GOOD + "seeds: [" + "1" * 900_000 + "]", r"must be valid YAML; found: Exceeds the limit"),
-        (GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))), r"'x19'(?s:.)*and 1 more"),
-        (GOOD.replace("20, 40", "x, " * 9_000), r"train_sizes\.19: (?s:.)*and 8,980 more like these"),
+        (
+            GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
+            r"'x19'(?s:.)*and 1 more",
+        ),
+        (
+            GOOD.replace("20, 40", "x, " * 9_000),
+            r"train_sizes\.19: (?s:.)*and 8,980 more like these",
+        ),
         ("[" * 900_000, r"line 1, column 21: more than 20 levels of nesting"),
         ("a: 'x" + "b " * 400_000, r"line 1, column 4: a quote that is not closed"),
-        (GOOD.replace("name: mine", 'name: "a\\0b"'), r"name: must be lower case letters.*'a\\x00b'"),
-        ("%YAML 1.1\n---\n" + GOOD + "calibrate: no", r"line 2, column 1: a %YAML line; take it out"),
+        (
+            GOOD.replace("name: mine", 'name: "a\\0b"'),
+            r"name: must be lower case letters.*'a\\x00b'",
+        ),
+        (
+            "%YAML 1.1\n---\n" + GOOD + "calibrate: no",
+            r"line 2, column 1: a %YAML line; take it out",
+        ),
         (GOOD + "---\n" + GOOD, r"line 9, column 1: a second document; take --- out"),
         ("? [a]\n: 1\n", r"must hold plain values only; found: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0: .*less than or equal to 1000000000"),
-        (GOOD.replace("smoke", "/etc/passwd"), r"/etc/passwd must be a mapping; found: str; write e.g."),
+        (
+            GOOD.replace("smoke", "/etc/passwd"),
+            r"/etc/passwd must be a mapping; found: str; write e.g.",
+        ),
     ],
     ids=range(24),
 )
@@ -155,7 +231,9 @@ def test_words_stay_text_and_scientific_numbers_are_numbers():
 
 
 def test_a_bad_dataset_makes_no_second_mistake():
-    with pytest.raises(ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'"
+    ) as caught:
         parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
     assert "must not be empty" not in str(caught.value)
 
@@ -192,7 +270,9 @@ def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, monkeypatch, path, 
     file = tmp_path / "mine.yaml"
     text = data(f"name: own, own: {{kind: folder, path: {path}, domain: medical}}")
     file.write_text("\ufeff" + text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # a sweep that ran as ./mine.yaml is read again from its root's folder
+    monkeypatch.chdir(
+        tmp_path
+    )  # a sweep that ran as ./mine.yaml is read again from its root's folder
     for written in (str(file), "./mine.yaml"):
         assert load_sweep(written).datasets[0].own.path == found.format(folder=tmp_path)
 
@@ -208,7 +288,9 @@ MINE = {
 }
 FOUND = [("small_mlp", "manifold_d4", 0.02, 8), ("small_cnn", "manifold_d4", 0.005, 32)]
 FOUND += [("small_cnn", "manifold_d12", 0.007, 32)]
-CELLS: list[dict[str, object]] = [{"model": m, "dataset": d, "validation_loss": 0.1} for m, d, *_ in FOUND]
+CELLS: list[dict[str, object]] = [
+    {"model": m, "dataset": d, "validation_loss": 0.1} for m, d, *_ in FOUND
+]
 CELLS += [{"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "diverged or failed"}]
 RECIPE = {
     "from": "smoke",
@@ -230,12 +312,17 @@ def recipes(tmp_path):
 
 
 def recipes_in(plan):
-    return {(t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe for t in plan.trials}
+    return {
+        (t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe
+        for t in plan.trials
+    }
 
 
 def recipes_of(sweep):
     found = recipes_in(plan_sweep(sweep)).items()
-    return {cell: (recipe.learning_rate, recipe.batch_size, recipe.epochs) for cell, recipe in found}
+    return {
+        cell: (recipe.learning_rate, recipe.batch_size, recipe.epochs) for cell, recipe in found
+    }
 
 
 def test_a_recipe_is_named_in_three_ways(recipes):
@@ -256,7 +343,10 @@ def test_the_content_of_the_recipe_is_part_of_a_trials_identity_and_its_evidence
     path = recipes / "tuned-mine.yaml"
     other = {**RECIPE, "tuned": {**RECIPE["tuned"], "settings": {"budget": 4}}}
     path.write_text(yaml.safe_dump(other), encoding="utf-8")
-    assert set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id) == before
+    assert (
+        set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id)
+        == before
+    )
     other["overrides"][0]["learning_rate"] = 0.03
     path.write_text(yaml.safe_dump(other), encoding="utf-8")
     after = set(plan_sweep(load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)).trials_by_id)
@@ -265,10 +355,20 @@ def test_the_content_of_the_recipe_is_part_of_a_trials_identity_and_its_evidence
 
 
 def test_a_model_or_dataset_without_a_searched_recipe_is_named(recipes):
-    more = {**MINE, "datasets": ["manifold_d4", "manifold_d12"], "models": ["small_mlp", "resnet_tiny"]}
-    with pytest.raises(ConfigError, match="searched for every model and dataset of the sweep") as caught:
+    more = {
+        **MINE,
+        "datasets": ["manifold_d4", "manifold_d12"],
+        "models": ["small_mlp", "resnet_tiny"],
+    }
+    with pytest.raises(
+        ConfigError, match="searched for every model and dataset of the sweep"
+    ) as caught:
         load_sweep({**more, "recipe": "tuned"}, recipes=recipes)
-    for cell in ("small_mlp on manifold_d12", "resnet_tiny on manifold_d4", "resnet_tiny on manifold_d12"):
+    for cell in (
+        "small_mlp on manifold_d12",
+        "resnet_tiny on manifold_d4",
+        "resnet_tiny on manifold_d12",
+    ):
         assert cell in str(caught.value)
     assert "small_mlp on manifold_d4" not in str(caught.value)
     assert "add them to sweep mine and tune it again" in str(caught.value)
@@ -298,7 +398,10 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name,
         ("from: [", "tuned-mine.yaml"),
         ("[1, 2]", "must be a mapping"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
-        ("{from: smoke, tuned: {cells: []}}", "none for small_cnn on manifold_d4, small_mlp on manifold_d4"),
+        (
+            "{from: smoke, tuned: {cells: []}}",
+            "none for small_cnn on manifold_d4, small_mlp on manifold_d4",
+        ),
         ("{from: smoke, tuned: {cells: [3]}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, tuned: {cells: 3}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, overrides: 3, tuned: {cells: []}}", "overrides"),
@@ -333,7 +436,9 @@ def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field)
             load_sweep({**MINE, "recipe": {"from": way, field: value}}, recipes=recipes)
     row = {"models": ["small_mlp"], field: value}
     sweep = load_sweep({**MINE, "recipe": {"from": "tuned", "overrides": [row]}}, recipes=recipes)
-    made = {t.network.recipe for t in plan_sweep(sweep).trials if t.network.model.name == "small_mlp"}
+    made = {
+        t.network.recipe for t in plan_sweep(sweep).trials if t.network.model.name == "small_mlp"
+    }
     assert {getattr(recipe, field) for recipe in made} == {value}
 
 
@@ -369,7 +474,13 @@ def test_keys_that_lead_nowhere(key, message):
 
 
 def with_dataset(dataset):
-    return {**MINE, "models": ["small_cnn"], "datasets": [dataset], "train_sizes": [20], "test_size": 20}
+    return {
+        **MINE,
+        "models": ["small_cnn"],
+        "datasets": [dataset],
+        "train_sizes": [20],
+        "test_size": 20,
+    }
 
 
 def pairs(dataset):
@@ -452,7 +563,11 @@ def test_a_recipe_is_changed_for_all_and_overridden_for_some():
 def test_a_change_that_changes_nothing_is_the_same_network():
     plain = planned(recipe="smoke")
     assert planned(recipe="{from: smoke, epochs: 2}").trials == plain.trials
-    assert planned(recipe="{from: smoke, epochs: 3}").trials_by_id.keys().isdisjoint(plain.trials_by_id)
+    assert (
+        planned(recipe="{from: smoke, epochs: 3}")
+        .trials_by_id.keys()
+        .isdisjoint(plain.trials_by_id)
+    )
 
 
 def test_lists_of_values_are_axes_of_the_grid():
@@ -478,18 +593,36 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
     ("recipe", "message"),
     [
         ("{from: papers}", "Unknown recipe; found: 'papers'; did you mean 'paper'"),
-        ("{from: smoke, learning_rat: 1}", r"recipe.learning_rat: unknown key; did you mean 'learning_rate'"),
+        (
+            "{from: smoke, learning_rat: 1}",
+            r"recipe.learning_rat: unknown key; did you mean 'learning_rate'",
+        ),
         ("{from: smoke, learning_rate: abc}", r"recipe.learning_rate: .*; found: 'abc'"),
-        ("{from: smoke, epochs: [1, -1]}", r"recipe.epochs.1: .*greater than or equal to 0; found: -1"),
+        (
+            "{from: smoke, epochs: [1, -1]}",
+            r"recipe.epochs.1: .*greater than or equal to 0; found: -1",
+        ),
         ("{from: smoke, epochs: '3'}", r"recipe.epochs: .*found: '3'"),
         ("{from: smoke, epochs: []}", "recipe.epochs: needs a value"),
         ("{from: smoke, epochs: [3, 3]}", "recipe: epochs names a value more than once"),
-        ("{epochs: 3}", "recipe.from: this key is required; write e.g. recipe: {from: demo, epochs: 3}"),
-        ("{from: smoke, overrides: [{epochs: [1, 2]}]}", "an override takes one value each; epochs has more"),
+        (
+            "{epochs: 3}",
+            "recipe.from: this key is required; write e.g. recipe: {from: demo, epochs: 3}",
+        ),
+        (
+            "{from: smoke, overrides: [{epochs: [1, 2]}]}",
+            "an override takes one value each; epochs has more",
+        ),
         ("{from: smoke, overrides: [{models: [small_cnn]}]}", "an override must change something"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
-        ("{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}", "Unknown dataset of this sweep"),
-        ("./nowhere.yaml", "must exist; found: nowhere.yaml; known recipes are: paper, released, demo"),
+        (
+            "{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}",
+            "Unknown dataset of this sweep",
+        ),
+        (
+            "./nowhere.yaml",
+            "must exist; found: nowhere.yaml; known recipes are: paper, released, demo",
+        ),
     ],
 )
 def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
@@ -500,12 +633,21 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ("[resnet81]", "Unknown model; found: 'resnet81'; did you mean 'resnet18'.*or torchvision:NAME"),
+        (
+            "[resnet81]",
+            "Unknown model; found: 'resnet81'; did you mean 'resnet18'.*or torchvision:NAME",
+        ),
         ("['nowhere.net:build']", "The module of your own network must be found"),
         ("[{frm: small_cnn}]", r"models.0.frm: unknown key"),
         ("[small_cnn, small_cnn]", "models names small_cnn more than once"),
-        ("[small_cnn, {from: small_mlp, name: small_cnn}]", "needs a name of its own; found: small_cnn"),
-        ("[{from: small_cnn, arguments: {width: 3}}]", "take no arguments; found: width for small_cnn"),
+        (
+            "[small_cnn, {from: small_mlp, name: small_cnn}]",
+            "needs a name of its own; found: small_cnn",
+        ),
+        (
+            "[{from: small_cnn, arguments: {width: 3}}]",
+            "take no arguments; found: width for small_cnn",
+        ),
     ],
 )
 def test_a_model_that_is_none_is_one_clear_message(models, message):
@@ -524,7 +666,10 @@ def test_policies_decide_which_weights_are_kept_and_change_no_identity():
 
 
 def test_measurements_change_no_network():
-    plain, more = planned(), planned(more="robustness: {num_images: 9}\nattacks: {methods: [fgsm, pgd]}")
+    plain, more = (
+        planned(),
+        planned(more="robustness: {num_images: 9}\nattacks: {methods: [fgsm, pgd]}"),
+    )
     assert plain.trials_by_id.keys() == more.trials_by_id.keys()
     missing = plain.trials[0].lacks(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
@@ -556,5 +701,7 @@ def test_the_plan_says_what_attacks_cost_beside_training():
 def test_recipes_that_vary_within_a_cell_part_the_models():
     about = {"model": "vgg13", "dataset": "mnist", "class_pair": "", "train_size": 500, "seed": 0}
     recipes = ("paper+learning_rate=0.001", "paper")
-    found = split_by_recipe(pd.DataFrame([about | {"data_mode": "corrected", "recipe": r} for r in recipes]))
+    found = split_by_recipe(
+        pd.DataFrame([about | {"data_mode": "corrected", "recipe": r} for r in recipes])
+    )
     assert list(found["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]

@@ -1,6 +1,5 @@
-"""The costs that are shipped are those of a walk. ``python -m tests.unit.orchestrator.planning.test_walked``
-writes them anew.
-"""
+"""The costs that are shipped are those of a walk. ``python -m
+tests.unit.orchestrator.planning.test_walked`` writes them anew."""
 
 import json
 import subprocess
@@ -10,7 +9,13 @@ import pytest
 
 from orchestrator.planning import predict, walk
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import WALKED, cost_key, network_cost, plain_cost, recipe_of_costs
+from orchestrator.planning.predict import (
+    WALKED,
+    cost_key,
+    network_cost,
+    plain_cost,
+    recipe_of_costs,
+)
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.walk import walk_network
 from search_spaces.models import model_spec
@@ -26,17 +31,25 @@ def networks():
         for trial in plan_sweep(load_sweep(preset)).trials:
             network, prepared = trial.network, trial.network.subset.prepared
             recipe, sizes = recipe_of_costs(network), (prepared.channels, prepared.image_size, 2)
-            found.setdefault(cost_key(network.model, recipe, *sizes), (network.model, recipe, sizes))
+            found.setdefault(
+                cost_key(network.model, recipe, *sizes), (network.model, recipe, sizes)
+            )
     return found
 
 
 def write():
     """Write the table, a line per network and pass."""
     lines = []
-    for key, (model, recipe, sizes) in sorted(networks().items(), key=lambda one: (one[1][0].name, one[0])):
-        print(f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr)
+    for key, (model, recipe, sizes) in sorted(
+        networks().items(), key=lambda one: (one[1][0].name, one[0])
+    ):
+        print(
+            f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr
+        )
         plain = plain_cost(walk_network(model, recipe, *sizes))
-        fields = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
+        fields = ",\n  ".join(
+            f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items()
+        )
         lines.append(f' "{key}": {{\n  {fields}\n }}')
     WALKED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -47,10 +60,14 @@ def test_every_network_of_the_presets_is_there_and_no_other():
 
 @pytest.mark.parametrize(
     "key",
-    [pytest.param(key, id=f"{model.name}-{sizes[1]}px") for key, (model, _, sizes) in networks().items()],
+    [
+        pytest.param(key, id=f"{model.name}-{sizes[1]}px")
+        for key, (model, _, sizes) in networks().items()
+    ],
 )
 def test_kept_costs_are_those_of_a_walk(key):
-    """Another version of torch may have other kernels here and there; what they add up to is held."""
+    """Another version of torch may have other kernels here and there; what they add up to is
+    held."""
     model, recipe, sizes = networks()[key]
     kept = network_cost(model, recipe, channels=sizes[0], image_size=sizes[1])
     walked = walk_network(model, recipe, *sizes)
@@ -60,7 +77,10 @@ def test_kept_costs_are_those_of_a_walk(key):
     for part in ("step", "evaluation", "attack"):
         ours, theirs = getattr(kept, part), getattr(walked, part)
         for name in ("flops", "num_launches", "peak_bytes", "workspace_bytes"):
-            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=0.02), (part, name)
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=0.02), (
+                part,
+                name,
+            )
         moved = [sum(kernel.num_bytes for kernel in one.kernels) for one in (ours, theirs)]
         assert moved[0] == pytest.approx(moved[1], rel=0.02), part
 
@@ -68,7 +88,9 @@ def test_kept_costs_are_those_of_a_walk(key):
 def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     walks = []
-    monkeypatch.setattr(walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked))
+    monkeypatch.setattr(
+        walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked)
+    )
 
     def cost():
         network_cost.cache_clear()

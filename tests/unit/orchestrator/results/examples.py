@@ -19,15 +19,26 @@ from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSp
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.sharpness import LabelSharpness, SharpnessConvention
-from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
+from tasks.trials.records import (
+    AttackRecord,
+    EpochRecord,
+    NetworkScores,
+    Timings,
+    TrialResult,
+    TrialStatus,
+)
 
-SUBSET = SubsetSpec(prepared=PreparedSpec(dataset="manifold_d4", image_size=16, channels=1), test_size=40)
+SUBSET = SubsetSpec(
+    prepared=PreparedSpec(dataset="manifold_d4", image_size=16, channels=1), test_size=40
+)
 
 
 def trial_spec(train_size: int = 40) -> TrialSpec:
     model = "small_mlp"
     recipe = recipe_spec("smoke", model, "manifold_d4")
-    network = NetworkSpec(model=model_spec(model), subset=SUBSET, train_size=train_size, recipe=recipe)
+    network = NetworkSpec(
+        model=model_spec(model), subset=SUBSET, train_size=train_size, recipe=recipe
+    )
     return TrialSpec(network=network)
 
 
@@ -48,7 +59,11 @@ def trial_result(test_loss: float = 0.5) -> TrialResult:
         device="cpu",
         num_threads=1,
         scores=NetworkScores(
-            num_parameters=10, train_loss=0.25, train_accuracy=0.875, test_loss=test_loss, test_accuracy=0.75
+            num_parameters=10,
+            train_loss=0.25,
+            train_accuracy=0.875,
+            test_loss=test_loss,
+            test_accuracy=0.75,
         ),
         d_repr={name: dimension(name) for name in ("mle", "twonn")},
         attacks=tuple(attack(epsilon) for epsilon in (1.0, 2.0, 4.0, 8.0)),
@@ -59,7 +74,9 @@ def trial_result(test_loss: float = 0.5) -> TrialResult:
 
 
 def diverged(reason: str = "loss is nan") -> TrialResult:
-    return TrialResult(status=TrialStatus.DIVERGED, reason=reason, seed=7, device="cpu", num_threads=1)
+    return TrialResult(
+        status=TrialStatus.DIVERGED, reason=reason, seed=7, device="cpu", num_threads=1
+    )
 
 
 def trial_record(result: TrialResult | None = None, **changes: object) -> TrialRecord:
@@ -84,7 +101,9 @@ def measure_record(**changes: object) -> MeasureRecord:
     sharpness = LabelSharpness(
         0.25, SharpnessConvention((0.0, 255.0), (16, 16), 1, 1000), 400, 40, (3, 8), 0.25
     )
-    size = SizeRecord(40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "gride")}, sharpness)
+    size = SizeRecord(
+        40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "gride")}, sharpness
+    )
     result = MeasureResult(
         sizes=(size,), conflict_pairs=((1, 2),), settings=MeasureSettings(), precision="float32"
     )
@@ -108,4 +127,6 @@ def failure_record(attempt: int = 1) -> FailureRecord:
 
 def state_of(records: dict[str, TrialRecord], **rest: Any) -> State:
     """Return the state in which these are the results."""
-    return State({name: TrialOutline.of(record) for name, record in records.items()}, trials=records, **rest)
+    return State(
+        {name: TrialOutline.of(record) for name, record in records.items()}, trials=records, **rest
+    )

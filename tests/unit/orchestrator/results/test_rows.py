@@ -1,4 +1,5 @@
-"""Rows of a real tiny trial and measure, and their columns: each is described and of the type it says."""
+"""Rows of a real tiny trial and measure, and their columns: each is described and of the type it
+says."""
 
 from pathlib import Path
 
@@ -6,7 +7,13 @@ import numpy as np
 import pytest
 
 from orchestrator.results import table as c
-from orchestrator.results.table import flat_trial, index_measures, measure_rows, rows_of, trial_metrics
+from orchestrator.results.table import (
+    flat_trial,
+    index_measures,
+    measure_rows,
+    rows_of,
+    trial_metrics,
+)
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.records import MeasureSettings
@@ -30,7 +37,9 @@ def real_row():
     spec = trial_spec().model_copy(
         update={
             "attacks": AttackSpec(epsilons=(0.5, 3.0)),
-            "representation": RepresentationSpec(estimators=("mle", "twonn", "gride"), num_neighbors=10),
+            "representation": RepresentationSpec(
+                estimators=("mle", "twonn", "gride"), num_neighbors=10
+            ),
             "robustness": RobustnessSpec(num_images=8, num_steps=10, num_bisections=5),
         }
     )
@@ -49,7 +58,10 @@ def test_every_column_of_a_real_row_is_described(real_row):
 
 def test_every_described_column_is_in_a_real_row_and_of_its_type(real_row):
     always = {column.name for column in c.COLUMNS if column.origin != "attack"}
-    assert always - set(real_row) == {c.ENERGY_J, c.MICRO_BATCH}  # of GPUs, and where memory is short
+    assert always - set(real_row) == {
+        c.ENERGY_J,
+        c.MICRO_BATCH,
+    }  # of GPUs, and where memory is short
     kinds = {"text": str, "integer": int, "number": float}
     assert all(type(real_row[one.name]) is kinds[one.kind] for one in c.describe(real_row))
 
@@ -64,7 +76,11 @@ def test_what_is_undefined_is_absent():
 
 def test_measures_are_joined_by_subset_size_and_data():
     (row,) = rows_of([trial_record()], [measure_record()])
-    assert (row["d_data_mle"], row["label_sharpness"], row["sharpness_pixel_range"]) == (4.5, 0.25, 255.0)
+    assert (row["d_data_mle"], row["label_sharpness"], row["sharpness_pixel_range"]) == (
+        4.5,
+        0.25,
+        255.0,
+    )
     (other,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
     assert "d_data_mle" not in other
 
@@ -92,7 +108,13 @@ def test_the_documented_dictionary_is_the_one_in_the_code():
 
 
 def test_other_attacks_are_described_by_strength_and_strangers_say_so():
-    names = ["fgsm_16_loss_gain", "fgsm_2_loss_gain", "fgsm_2_loss", "test_loss", "fgsm_x_loss_gain"]
+    names = [
+        "fgsm_16_loss_gain",
+        "fgsm_2_loss_gain",
+        "fgsm_2_loss",
+        "test_loss",
+        "fgsm_x_loss_gain",
+    ]
     assert [column.epsilon for column in c.attack_columns(names)] == [2.0, 16.0]  # not by spelling
     drop, loss, stranger = c.describe(["pgd_4_accuracy_drop", "pgd_4_loss", "my_column"])
     assert "pgd at epsilon 4/255" in drop.meaning
@@ -102,7 +124,9 @@ def test_other_attacks_are_described_by_strength_and_strangers_say_so():
 
 @pytest.mark.parametrize("epsilon", [1.0, 1.0000001, 10.0, 0.5, 1 / 3, 1e-5, 1e-9, 255.0])
 def test_an_attack_of_any_strength_has_columns_of_its_own(epsilon):
-    assert c.attack_columns(["pgd_linf_0.5_loss_gain"]) == (("pgd_linf_0.5_loss_gain", "pgd_linf", 0.5),)
+    assert c.attack_columns(["pgd_linf_0.5_loss_gain"]) == (
+        ("pgd_linf_0.5_loss_gain", "pgd_linf", 0.5),
+    )
     record = attack(epsilon)
     (column,) = c.attack_columns([f"{record.name}_loss_gain"])
     assert (column.attack, column.epsilon) == ("fgsm", epsilon)
@@ -116,5 +140,10 @@ def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
     run = flat_trial(trial_record(result), index_measures([measure_record()]))
     (row,) = measure_rows(measure_record())
     names = {*run.metrics, *(name for name, *_ in run.series), *row, c.D_DATA_CALIBRATED}
-    assert {"epoch_train_loss", "epoch_test_accuracy", "d_data_gride", "label_sharpness_p99"} <= names
+    assert {
+        "epoch_train_loss",
+        "epoch_test_accuracy",
+        "d_data_gride",
+        "label_sharpness_p99",
+    } <= names
     assert [column.name for column in c.describe(names) if column.origin is None] == []

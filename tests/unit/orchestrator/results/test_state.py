@@ -1,4 +1,5 @@
-"""What a store holds, compared with a plan and with the data prepared now; and what it cost, by hand."""
+"""What a store holds, compared with a plan and with the data prepared now; and what it cost, by
+hand."""
 
 import gc
 import json
@@ -56,7 +57,9 @@ def judged(stored, tmp_path, epsilons, sizes="[40]"):
 
 
 @pytest.mark.parametrize("sizes", ["[40, 60]", "[20, 40]"])
-def test_measures_of_other_train_sizes_count_until_those_of_the_plan_are_made(stored, tmp_path, sizes):
+def test_measures_of_other_train_sizes_count_until_those_of_the_plan_are_made(
+    stored, tmp_path, sizes
+):
     """A sweep file that was extended, before it is run again."""
     (before,) = judged(stored, tmp_path, "[1.0]").rows()
     state = judged(stored, tmp_path, "[1.0]", sizes)
@@ -93,7 +96,9 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
     before = cell.model_copy(update={"network": cell.network.model_copy(update={"recipe": recipe})})
     stored.save(trial_record(spec=before, trial_id=cell.trial_id))
     stored.save(trial_record(trial_id="of another plan"))
-    stored.save(measured.model_copy(update={"spec": planned.model_copy(update={"sharpness_seeds": (1, 2)})}))
+    stored.save(
+        measured.model_copy(update={"spec": planned.model_copy(update={"sharpness_seeds": (1, 2)})})
+    )
     state = judged(stored, tmp_path, "[1.0]")
     assert (state.results, state.measures, state.foreign) == ({}, {}, {"of another plan"})
     assert state.status(cell.trial_id) == "stale"
@@ -110,7 +115,9 @@ def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(tmp_path):
     state = read_state(workspace)
     assert state.status(cell.trial_id) == "pending"
     assert len(state.unreadable) == 2
-    StoredResults.read(workspace.results_url).check_writable()  # other damage than a newer version's
+    StoredResults.read(
+        workspace.results_url
+    ).check_writable()  # other damage than a newer version's
 
 
 ON_GPU = trial_result().model_copy(update={"device": "cuda"})
@@ -118,7 +125,13 @@ ON_GPU = trial_result().model_copy(update={"device": "cuda"})
 
 def record(size: int, result=None, **changes):
     spec = trial_spec(size)
-    fields = {"spec": spec, "trial_id": spec.trial_id, "started_at": 0.0, "finished_at": 3600.0, **changes}
+    fields = {
+        "spec": spec,
+        "trial_id": spec.trial_id,
+        "started_at": 0.0,
+        "finished_at": 3600.0,
+        **changes,
+    }
     return trial_record(result, **fields)
 
 
@@ -127,8 +140,13 @@ def state(*records):
 
 
 def test_hours_are_time_times_share():
-    half = record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0, measured_at=9000.0)  # measured again later
-    whole, four = record(50, ON_GPU), record(60, trial_result().model_copy(update={"num_threads": 4}))
+    half = record(
+        40, ON_GPU, gpu_share=0.25, finished_at=7200.0, measured_at=9000.0
+    )  # measured again later
+    whole, four = (
+        record(50, ON_GPU),
+        record(60, trial_result().model_copy(update={"num_threads": 4})),
+    )
     # The share of a record that knows none is a whole GPU.
     assert state(whole).measured_trials() == [
         MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000),
@@ -205,7 +223,9 @@ def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace
     assert reads == [changed]
 
 
-def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(workspace, monkeypatch):
+def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(
+    workspace, monkeypatch
+):
     expected, index = read_state(workspace, look=True).results, workspace.sweep_paths.index
     whole = index.read_bytes()
     files = ResultStore(workspace.results_url).listing(TrialRecord)
@@ -227,7 +247,9 @@ def test_what_stands_in_the_place_of_the_index_is_left_alone(workspace, tmp_path
     expected = read_state(workspace).results
     stand_in(workspace.sweep_paths.index)
     assert read_state(workspace, look=True).results == expected
-    elsewhere = StoredResults.read(workspace.results_url, tmp_path / "none" / "index.sqlite", look=True)
+    elsewhere = StoredResults.read(
+        workspace.results_url, tmp_path / "none" / "index.sqlite", look=True
+    )
     assert len(elsewhere.trials) == len(expected)
     assert not (tmp_path / "none").exists()
 
@@ -242,7 +264,9 @@ def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
 
 
 def long_record(trial_id="long", num_epochs=100):
-    epochs = tuple(EpochRecord(i + 1, 1 / (i + 3), i / num_epochs, 0.1 * i) for i in range(num_epochs))
+    epochs = tuple(
+        EpochRecord(i + 1, 1 / (i + 3), i / num_epochs, 0.1 * i) for i in range(num_epochs)
+    )
     return trial_record(trial_result().model_copy(update={"history": epochs}), trial_id=trial_id)
 
 
@@ -275,7 +299,9 @@ def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):
     tracker = Tracker(away)
     tracker.check()
     runs = [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
-    as_objects, _ = taken(lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)])
+    as_objects, _ = taken(
+        lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
+    )
     waiting, _ = taken(lambda: [tracker.finish(run) for run in runs])
     tracker.close("KILLED")
     assert tracker.num_behind == 22  # with the sweep's own run and its end

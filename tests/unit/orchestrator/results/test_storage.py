@@ -29,10 +29,16 @@ def _no_pause(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("memory://x", r"keeps results when the command has ended; found: memory://…; use a path, or a URL"),
+        (
+            "memory://x",
+            r"keeps results when the command has ended; found: memory://…; use a path, or a URL",
+        ),
         ("http://me:hunter2@host/x", r"keeps results when the command has ended; found: http://…"),
         ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
-        ("s3://b/x?secret_key=hunter2", r"must name a bucket or host, and no more than a path in it; found"),
+        (
+            "s3://b/x?secret_key=hunter2",
+            r"must name a bucket or host, and no more than a path in it; found",
+        ),
         ("s3://", r"must name a bucket or host"),
         ("s3://[", r"must name a bucket or host"),
     ],
@@ -70,7 +76,9 @@ def test_what_a_write_says_of_a_file_is_what_a_listing_says(where, bucket, tmp_p
     files = ResultStore(str(tmp_path) if where == "folder" else f"{bucket.url}/stamps")
     first = files.save(trial_record())
     second = files.save(trial_record(attempt=2))
-    assert {first, second} - {found.stamp for found in files.listing(TrialRecord).values()} == {first}
+    assert {first, second} - {found.stamp for found in files.listing(TrialRecord).values()} == {
+        first
+    }
 
 
 def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tries):
@@ -82,7 +90,11 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
         store.stop()
         again = ResultStore(store.url)
         message = r"s3://results/lab.*error sending request.*the connection, then"
-        for ask in (again.identity, lambda: again.scan(TrialRecord), lambda: again.read(TrialRecord, "a")):
+        for ask in (
+            again.identity,
+            lambda: again.scan(TrialRecord),
+            lambda: again.read(TrialRecord, "a"),
+        ):
             with pytest.raises(StorageAway, match=message):
                 ask()
         store.start()
@@ -107,7 +119,9 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
 
 def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
     assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
-    with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it, or correct --storage"):
+    with pytest.raises(
+        SetupError, match=r"must exist; found: s3://another; make it, or correct --storage"
+    ):
         ResultStore("s3://another/lab").scan(TrialRecord)
     with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it") as caught:
         ResultStore("s3://another/lab").save(trial_record())

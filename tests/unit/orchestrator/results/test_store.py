@@ -50,7 +50,8 @@ def test_what_is_saved_of_every_kind_is_read_back(store, record):
 
 
 def test_every_damage_is_found(tmp_path):
-    """Each single-byte change and each truncation of a sealed file is refused or changes nothing."""
+    """Each single-byte change and each truncation of a sealed file is refused or changes
+    nothing."""
     store = ResultStore(str(tmp_path))
     store.save(RECORD)
     path = tmp_path / "trials" / "a" / "result.json"
@@ -70,7 +71,8 @@ def test_every_damage_is_found(tmp_path):
 
 
 def reseal(folder, change, record=RECORD):
-    """Store a record whose content is changed and sealed again, as another program would have written it."""
+    """Store a record whose content is changed and sealed again, as another program would have
+    written it."""
     store = ResultStore(str(folder))
     store.save(record)
     path = folder / record.folder / record.record_id / record.file
@@ -87,12 +89,15 @@ def without(name):
 def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
     store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
     with pytest.raises(
-        NewerRecordError, match=r"newer isweep \(schema version 99, this one reads 2\); update isweep"
+        NewerRecordError,
+        match=r"newer isweep \(schema version 99, this one reads 2\); update isweep",
     ) as caught:
         store.read(type(record), record.record_id)
     assert "replaced" not in str(caught.value)
     stored = StoredResults.read(str(tmp_path))
-    with pytest.raises(NewerRecordError, match=r"newer isweep .*update isweep, or keep these results apart"):
+    with pytest.raises(
+        NewerRecordError, match=r"newer isweep .*update isweep, or keep these results apart"
+    ):
         stored.check_writable()
 
 
@@ -104,10 +109,22 @@ def of_result(**changes):
     ("record", "change", "reason"),
     [
         (RECORD, without("schema_version"), "it has no schema version"),
-        (RECORD, lambda plain: {**plain, "schema_version": 0}, "schema version 0, this program reads 2"),
+        (
+            RECORD,
+            lambda plain: {**plain, "schema_version": 0},
+            "schema version 0, this program reads 2",
+        ),
         (RECORD, of_result(status="done"), "result: a trial that is done must have scores"),
-        (trial_record(), of_result(status="diverged"), "result: a trial that diverged must have no scores"),
-        (measure_record(), of_result(sizes=[]), "result.sizes: a measure must have at least one train size"),
+        (
+            trial_record(),
+            of_result(status="diverged"),
+            "result: a trial that diverged must have no scores",
+        ),
+        (
+            measure_record(),
+            of_result(sizes=[]),
+            "result.sizes: a measure must have at least one train size",
+        ),
     ],
 )
 def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, change, reason):
@@ -148,7 +165,9 @@ def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
     store = ResultStore(str(tmp_path))
     store.tell("a", event())
     (tmp_path / "trials" / "a" / "history.json").write_bytes(damage)
-    with pytest.raises(CorruptStoreError, match=r"story must be whole; found: .*history.json: .*delete it"):
+    with pytest.raises(
+        CorruptStoreError, match=r"story must be whole; found: .*history.json: .*delete it"
+    ):
         store.story("a")
     store.tell("a", event(attempt=2))
     assert store.story("a") == [event(attempt=2)]
@@ -249,7 +268,9 @@ def test_a_damaged_store_id_is_refused_with_the_way_out(tmp_path, damage):
     made = store.identity(make=True)
     assert store.identity(make=True) == store.identity() == made
     DAMAGES[damage](tmp_path / "store.json")
-    with pytest.raises(CorruptStoreError, match=r"own id must be whole.*store\.json.*delete the file"):
+    with pytest.raises(
+        CorruptStoreError, match=r"own id must be whole.*store\.json.*delete the file"
+    ):
         store.identity(make=True)
 
 
@@ -286,7 +307,9 @@ def test_a_lock_that_cannot_be_taken_is_a_message(tmp_path, monkeypatch):
 def test_a_damaged_hash_key_is_refused(tmp_path):
     for content in (b"", b"abc", b"\xff" * 64):
         (tmp_path / ".hash_key").write_bytes(content)
-        with pytest.raises(SetupError, match=r"hides patient ids must be whole, with 16 characters"):
+        with pytest.raises(
+            SetupError, match=r"hides patient ids must be whole, with 16 characters"
+        ):
             hash_key(tmp_path)
 
 

@@ -34,10 +34,18 @@ UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
 def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatRun:
-    about = {"trial_id": key, "sweep": "s", "class_pair": "", "status": "done", "train_size": str(train_size)}
+    about = {
+        "trial_id": key,
+        "sweep": "s",
+        "class_pair": "",
+        "status": "done",
+        "train_size": str(train_size),
+    }
     params = {"recipe.learning_rate": "0.001", "subset.class_pair": ""}
     epochs = (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500))
-    return FlatRun(key, about, params, {"test_loss": loss, "d_data_mle": 9.5}, epochs, 1000, 2000, made)
+    return FlatRun(
+        key, about, params, {"test_loss": loss, "d_data_mle": 9.5}, epochs, 1000, 2000, made
+    )
 
 
 def failed(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
@@ -51,7 +59,10 @@ def uri(tmp_path_factory):
 
     ``TEST_DATABASE`` names another one, such as a PostgreSQL server's.
     """
-    made = os.environ.get("TEST_DATABASE") or f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    made = (
+        os.environ.get("TEST_DATABASE")
+        or f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    )
     connect(made)
     return made
 
@@ -63,7 +74,11 @@ def sweep(request):
 
 @pytest.fixture(params=["simulated", "mlflow"])
 def client(request):
-    return SimulatedClient() if request.param == "simulated" else connect(request.getfixturevalue("uri"))
+    return (
+        SimulatedClient()
+        if request.param == "simulated"
+        else connect(request.getfixturevalue("uri"))
+    )
 
 
 @pytest.fixture
@@ -116,7 +131,10 @@ class TestWhatIsShown:
         tracker.fail_trial(failed("c", "code_error", "boom", 1))
         finished(tracker, flat("b", 0.5), flat("a", 0.25, train_size=20))
         assert tracker.num_behind == 0
-        rows = [(row["trial_id"], row["test_loss"], row["train_size"]) for row in read_rows(client, sweep)]
+        rows = [
+            (row["trial_id"], row["test_loss"], row["train_size"])
+            for row in read_rows(client, sweep)
+        ]
         assert rows == [("a", 0.25, 20), ("b", 0.5, 10)]
         runs = shown(client, sweep)
         assert runs["c"].data.tags["failure_message"] == "boom"
@@ -134,13 +152,18 @@ class TestWhatIsShown:
             if attempt:
                 tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
             tracker.close("KILLED")
-            assert statuses(client, sweep) == {"a": "FAILED" if attempt else "KILLED", "sweep": "KILLED"}
+            assert statuses(client, sweep) == {
+                "a": "FAILED" if attempt else "KILLED",
+                "sweep": "KILLED",
+            }
             ended = "failed" if attempt else "killed"
             assert shown(client, sweep)["a"].data.tags["status"] == ended
         finished(opened(client, sweep), flat("a", 0.5))
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
 
-    def test_a_later_result_replaces_an_earlier_one_whatever_the_clock_says(self, tracker, client, sweep):
+    def test_a_later_result_replaces_an_earlier_one_whatever_the_clock_says(
+        self, tracker, client, sweep
+    ):
         for key in ("a", "b"):
             tracker.finish(flat(key, 0.5, made=5000))
         tracker.flush()
@@ -157,7 +180,9 @@ class TestWhatIsShown:
             experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
             (run,) = client.search_runs([experiment], "tags.kind = 'curve'")
             assert run.info.status == "FINISHED"
-            assert history(client, sweep, run.data.tags["isweep.run_key"], "test_loss") == [*losses.items()]
+            assert history(client, sweep, run.data.tags["isweep.run_key"], "test_loss") == [
+                *losses.items()
+            ]
             return run.info.run_id
 
         first = drawn({60: 0.5, 120: 0.25})
@@ -171,13 +196,16 @@ class TestWhatIsShown:
         client.log_metric(older, "test_loss", 0.25, step=120)
         assert drawn({60: 0.5, 120: 0.375}) != older
 
-    def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(self, tracker, client, sweep):
+    def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(
+        self, tracker, client, sweep
+    ):
         tracker.start_trial("a", {"trial_id": "a"})
         tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
         tracker.flush()
         run = shown(client, sweep)["a"]
         assert (run.info.status, run.data.metrics) == ("RUNNING", {"epoch_train_loss": 0.7})
-        # A worker that died and was started again reports its first epoch again; then the result has both.
+        # A worker that died and was started again reports its first epoch again; then the result
+        # has both.
         tracker.fail_trial(failed("a", "worker_crash", "gone", 1))
         tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
         tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1300)])
@@ -203,11 +231,15 @@ EDITS = {
     "a value logged later": lambda client, run: client.log_metric(
         run, "test_loss", 0.001, 99_000_000_000_000
     ),
-    "a value at a later step": lambda client, run: client.log_metric(run, "test_loss", 0.001, step=7),
+    "a value at a later step": lambda client, run: client.log_metric(
+        run, "test_loss", 0.001, step=7
+    ),
     "a tag": lambda client, run: client.set_tag(run, "class_pair", "3-8"),
     "a status": lambda client, run: client.set_terminated(run, "FAILED"),
     "a metric too many": lambda client, run: client.log_metric(run, "d_repr_mle", 3.0),
-    "one of an attack too many": lambda client, run: client.log_metric(run, "fgsm_2_loss_gain", 3.0),
+    "one of an attack too many": lambda client, run: client.log_metric(
+        run, "fgsm_2_loss_gain", 3.0
+    ),
 }
 
 
@@ -240,7 +272,9 @@ class TestReconcile:
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
         # What MLflow cannot forget is deleted, and another run is made.
         assert (shown(client, sweep)["a"].info.run_id != old) == ("too many" in name)
-        assert client.get_run(old).info.lifecycle_stage == ("deleted" if "too many" in name else "active")
+        assert client.get_run(old).info.lifecycle_stage == (
+            "deleted" if "too many" in name else "active"
+        )
 
     def test_replays_failures_once(self, client, sweep):
         ended = []
@@ -280,14 +314,20 @@ class TestTheSweepsOwnRun:
     def files(client, sweep):
         run = shown(client, sweep)["sweep"].info.run_id
         found = client.list_artifacts(run, "report")
-        inner = [item for one in found if one.is_dir for item in client.list_artifacts(run, one.path)]
+        inner = [
+            item for one in found if one.is_dir for item in client.list_artifacts(run, one.path)
+        ]
         return sorted(item.path for item in [*found, *inner] if not item.is_dir)
 
-    def test_shows_final_numbers_over_live_ones_and_every_file(self, tracker, client, sweep, report):
+    def test_shows_final_numbers_over_live_ones_and_every_file(
+        self, tracker, client, sweep, report
+    ):
         tracker.log_counts(7, {"trials_done": 5, "trials_failed": 2})
         tracker.flush()
         tracker.log_counts(8, {"trials_done": 6, "trials_failed": 2})
-        tracker.log_report({"trials_done": 8, "trials_failed": 0, "best": 0.5, "none": float("inf")}, report)
+        tracker.log_report(
+            {"trials_done": 8, "trials_failed": 0, "best": 0.5, "none": float("inf")}, report
+        )
         tracker.close("FINISHED")
         metrics = shown(client, sweep)["sweep"].data.metrics
         assert metrics == {"trials_done": 8, "trials_failed": 0, "best": 0.5}
@@ -296,7 +336,8 @@ class TestTheSweepsOwnRun:
         assert self.files(client, sweep) == [f"report/{name}" for name in names]
 
     def test_is_mended_like_every_other(self, client, sweep, report):
-        """What a killed driver did not send, somebody changed or a new report has is sent by the next one."""
+        """What a killed driver did not send, somebody changed or a new report has is sent by the
+        next one."""
         killed = opened(client, sweep)
         killed.log_counts(1, {"trials_done": 1})
         killed.close("KILLED")
@@ -312,7 +353,9 @@ class TestTheSweepsOwnRun:
             points = client.get_metric_history(run.info.run_id, "trials_done")
             assert len(points) == min(number, 1) + 2  # none is sent twice
             if isinstance(client, SimulatedClient):
-                assert client.kept[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
+                assert (
+                    client.kept[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
+                )
         assert len(self.files(client, sweep)) == 3
 
     def test_files_are_sent_one_by_one(self, sweep, report, quick):
@@ -334,7 +377,9 @@ class TestTheSweepsOwnRun:
         tracker.close("FINISHED")
         assert tracker.num_behind == 0
         assert len(self.files(client, sweep)) == 23
-        answered = [path for number, path in enumerate(calls, 1) if random.Random(number).random() >= 0.7]
+        answered = [
+            path for number, path in enumerate(calls, 1) if random.Random(number).random() >= 0.7
+        ]
         assert len(answered) == len(set(answered)) == 23
 
 
@@ -358,11 +403,15 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     monkeypatch.setattr(client, "create_run", dead)
     monkeypatch.setattr(client, "search_runs", dead)
     tracker.finish(flat("a", 0.5))
-    with pytest.raises(SetupError, match="MLflow must answer; found: no route; the result store has"):
+    with pytest.raises(
+        SetupError, match="MLflow must answer; found: no route; the result store has"
+    ):
         tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
     tracker.close("FINISHED")
     assert tracker.num_behind == 4  # both results, the sweep's run and its end
-    assert said == ["MLflow does not answer (no route); the sweep goes on, and MLflow is updated later"]
+    assert said == [
+        "MLflow does not answer (no route); the sweep goes on, and MLflow is updated later"
+    ]
 
 
 def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, quick):
@@ -383,7 +432,10 @@ def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, qu
     tracker.close("FINISHED")
     assert tracker.num_behind == 0
     assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
-    assert [text.split(" (")[0] for text in said] == ["MLflow does not answer", "MLflow answers again"]
+    assert [text.split(" (")[0] for text in said] == [
+        "MLflow does not answer",
+        "MLflow answers again",
+    ]
 
 
 def test_a_server_that_refuses_us_is_a_message_at_once(sweep):
@@ -406,7 +458,9 @@ def test_one_that_waits_begins_when_there_is_something_to_show(sweep, quick):
     client, opened = SimulatedClient(), list[int]()
 
     def waiting():
-        return Tracker(lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None), waits=True)
+        return Tracker(
+            lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None), waits=True
+        )
 
     idle, busy = waiting(), waiting()
     for tracker in (idle, busy):
@@ -456,7 +510,9 @@ def test_two_stores_on_one_server_never_mix(client, sweep):
 def test_asking_makes_nothing_and_a_file_store_is_refused(root):
     workspace = Workspace.open("smoke", root)
     assert tracked_rows(workspace, None, None) == []
-    assert check_tracker(workspace.paths, None) == f"{workspace.paths.mlflow_database}, not made yet"
+    assert (
+        check_tracker(workspace.paths, None) == f"{workspace.paths.mlflow_database}, not made yet"
+    )
     for bad in ("./mlruns", "file:///tmp/mlruns", "mlruns", "foo://h/x"):
         with pytest.raises(ConfigError, match="must be a database or server"):
             mlflow_uri(workspace.paths, bad)
@@ -467,7 +523,9 @@ def test_asking_makes_nothing_and_a_file_store_is_refused(root):
 def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_path):
     workspace = Workspace.open("smoke", tmp_path / f"my{sign}41root")
     workspace.paths.make()
-    with pytest.raises(SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"):
+    with pytest.raises(
+        SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"
+    ):
         make_tracker(workspace, ResultStore(workspace.results_url), None)
     assert mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
@@ -516,10 +574,16 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ('database "isweep" does not exist', "", True),
         ("the database system is starting up", "", False),
         ("Connection refused", "", False),
-        (ModuleNotFoundError("No module named 'psycopg'"), r"pip install 'isweep\[postgres\]'", True),
+        (
+            ModuleNotFoundError("No module named 'psycopg'"),
+            r"pip install 'isweep\[postgres\]'",
+            True,
+        ),
     ],
 )
-def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch, error, told, final):
+def test_a_database_that_will_say_the_same_again_is_refused_at_once(
+    monkeypatch, error, told, final
+):
     def refuse(*_, **__):
         if isinstance(error, Exception):
             raise error
@@ -533,17 +597,23 @@ def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch,
     assert isinstance(caught.value, Refused) == final
 
 
-@pytest.mark.parametrize("password", ["p@canary-word", "p%40canary-word", "p:canary-word", "p/canary-word"])
+@pytest.mark.parametrize(
+    "password", ["p@canary-word", "p%40canary-word", "p:canary-word", "p/canary-word"]
+)
 def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
     """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
     uri = f"postgresql://lab:{password}@db:5432/isweep"
     host = password.partition("@")[2] or password
-    said = mlflow_runs.first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
+    said = mlflow_runs.first_line(
+        OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri
+    )
     assert "canary" not in said
     assert said.startswith("failed to resolve host")
 
 
-def test_a_driver_stopped_while_tables_are_made_leaves_nothing_to_stumble_over(tmp_path, monkeypatch):
+def test_a_driver_stopped_while_tables_are_made_leaves_nothing_to_stumble_over(
+    tmp_path, monkeypatch
+):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
 
     def stopped(*_):
@@ -591,7 +661,9 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, capl
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
     (tmp_path / "pages.json").write_text("{")
-    assert read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
+    assert (
+        read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
+    )
     assert "reports link to no runs" in caplog.text
 
 
@@ -599,7 +671,13 @@ def test_pages_say_what_a_run_is(client, sweep):
     page = Page(sweep, "Digits against slices.", 3, "fgsm_1_loss_gain")
     tracker = Tracker(lambda: SweepRuns(client, page, None, None))
     run = flat("a", 0.5)
-    named = {"dataset": "digits", "class_pair": "3-8", "model": "small_cnn", "seed": "1", "recipe": "demo"}
+    named = {
+        "dataset": "digits",
+        "class_pair": "3-8",
+        "model": "small_cnn",
+        "seed": "1",
+        "recipe": "demo",
+    }
     run.tags.update(named)
     finished(tracker, run)
     runs = shown(client, sweep)
@@ -617,16 +695,23 @@ def test_pages_say_what_a_run_is(client, sweep):
         assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")
 
 
-# What MLflow shows otherwise than the store: the store's numbers are used, and the difference is reported.
+# What MLflow shows otherwise than the store: the store's numbers are used, and the difference is
+# reported.
 
 
 def test_values_and_trials_that_one_side_lacks_are_counted():
     rows = [{"trial_id": name, "model": "m", "test_loss": 0.5} for name in ("a", "b", "c")]
-    assert differences(rows, [one | {"my_note": 1.0} for one in rows[::-1]], "mend") == []  # one's own column
-    lacking = [{"trial_id": name, "model": "other", "data_fingerprint": "x"} for name in ("a", "b", "x")]
+    assert (
+        differences(rows, [one | {"my_note": 1.0} for one in rows[::-1]], "mend") == []
+    )  # one's own column
+    lacking = [
+        {"trial_id": name, "model": "other", "data_fingerprint": "x"} for name in ("a", "b", "x")
+    ]
     assert differences(rows, lacking, "mend") == [
-        "MLflow differs from the result store in 6 values of 2 trials (a model: 'other', stored 'm'; "
-        "a test_loss: nothing, stored 0.5; a data_fingerprint: 'x', stored nothing; and 3 more); the store's "
+        "MLflow differs from the result store in 6 values of 2 trials (a model: 'other', stored "
+        "'m'; "
+        "a test_loss: nothing, stored 0.5; a data_fingerprint: 'x', stored nothing; and 3 more); "
+        "the store's "
         "are used. Mend MLflow with `mend`",
         "MLflow lacks 1 result that the store has: send them with `mend`",
         "MLflow shows 1 trial of which the sweep, as it is planned now, has no result; left out",

@@ -1,4 +1,5 @@
-"""cluster.yaml on a stand-in for AWS: Ray's own bootstrap, instances that start, and what it did not make."""
+"""cluster.yaml on a stand-in for AWS: Ray's own bootstrap, instances that start, and what it did
+not make."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 boto3 = pytest.importorskip("boto3", reason="the AWS side of cluster.yaml needs boto3")
-moto = pytest.importorskip("moto", reason="the AWS side of cluster.yaml needs moto, a stand-in for AWS")
+moto = pytest.importorskip(
+    "moto", reason="the AWS side of cluster.yaml needs moto, a stand-in for AWS"
+)
 aws = importlib.import_module("ray.autoscaler._private.aws.config")
-AWSNodeProvider = importlib.import_module("ray.autoscaler._private.aws.node_provider").AWSNodeProvider
+AWSNodeProvider = importlib.import_module(
+    "ray.autoscaler._private.aws.node_provider"
+).AWSNodeProvider
 
 REPOSITORY = Path(__file__).parents[4]
 REGION = "us-east-1"
@@ -24,7 +29,8 @@ RAY_TAGS = {"ray-node-type": "worker", "ray-node-name": "w"}
 
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """An empty account, with what docs/cluster.md says to make once: a group and two instance profiles."""
+    """An empty account, with what docs/cluster.md says to make once: a group and two instance
+    profiles."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
     with pytest.MonkeyPatch.context() as patch, moto.mock_aws():
@@ -42,7 +48,8 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 @pytest.fixture(scope="module")
 def bootstrapped(account: dict[str, Any]) -> dict[str, Any]:
-    """The launch file, filled in and passed through what `ray up` does before it starts an instance."""
+    """The launch file, filled in and passed through what `ray up` does before it starts an
+    instance."""
     text = (REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")
     text = text.replace("ami-CHANGE", account["image"]).replace("sg-CHANGE", account["group"])
     config = prepare_config(yaml.safe_load(text))
@@ -52,7 +59,9 @@ def bootstrapped(account: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(account, bootstrapped):
+def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(
+    account, bootstrapped
+):
     assert account["iam"].list_roles()["Roles"] == []
     groups = account["ec2"].describe_security_groups()["SecurityGroups"]
     rules = [rule for group in groups for rule in group["IpPermissions"]]
@@ -63,7 +72,9 @@ def test_ray_makes_no_role_and_no_group_of_its_own_and_each_node_has_its_rights(
         assert node["IamInstanceProfile"] == {"Name": f"isweep-{whose}"}
 
 
-@pytest.mark.parametrize(("kind", "market"), [("gpu_worker", "spot"), ("gpu_worker_on_demand", None)])
+@pytest.mark.parametrize(
+    ("kind", "market"), [("gpu_worker", "spot"), ("gpu_worker_on_demand", None)]
+)
 def test_workers_start_as_asked_for_and_are_gone_when_ended(account, bootstrapped, kind, market):
     provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
     node_config = bootstrapped["available_node_types"][kind]["node_config"]

@@ -23,13 +23,22 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from orchestrator.running import cluster as cluster_module
 from orchestrator.running import ending
-from orchestrator.running.cluster import Cluster, RunOptions, _started, _watched, connect, trial_resources
+from orchestrator.running.cluster import (
+    Cluster,
+    RunOptions,
+    _started,
+    _watched,
+    connect,
+    trial_resources,
+)
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
 
 REPOSITORY = Path(__file__).parents[4]
-FILES = [REPOSITORY / name for name in ("cluster.yaml", "clusters/gcp.yaml", "clusters/onprem.yaml")]
+FILES = [
+    REPOSITORY / name for name in ("cluster.yaml", "clusters/gcp.yaml", "clusters/onprem.yaml")
+]
 CONSTRAINED = "--constraint ~/isweep-dist/constraints.txt"
 LOCKED = "--require-hashes --requirement ~/isweep-dist/constraints-cuda.txt"
 NEWEST = '"$(ls -t ~/isweep-dist/isweep-*.whl | head -n 1)"'
@@ -42,15 +51,19 @@ def path(request) -> Path:
 
 @pytest.fixture
 def config(path) -> dict[str, Any]:
-    """The file as Ray understands it: checked, and filled with Ray's defaults where it is silent."""
+    """The file as Ray understands it: checked, and filled with Ray's defaults where it is
+    silent."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     prepared = prepare_config(raw)
     validate_config(prepared)
     return prepared
 
 
-def on_a_node(home: Path, command: str, programs: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a set-up command as Ray does, in a home of its own, with stand-ins for programs below it."""
+def on_a_node(
+    home: Path, command: str, programs: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a set-up command as Ray does, in a home of its own, with stand-ins for programs below
+    it."""
     for name, body in programs.items():
         program = home / name
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +143,8 @@ class TestCloudFile:
         assert not [command for command in read.get_head_setup_commands() if "cuda'" in command]
 
     def test_a_machine_that_updates_itself_at_its_first_start_is_waited_for(self, config, tmp_path):
-        """`DPkg::Lock::Timeout` holds for `apt-get install` alone: `update` ends at once at its own lock."""
+        """`DPkg::Lock::Timeout` holds for `apt-get install` alone: `update` ends at once at its own
+        lock."""
         (make,) = [command for command in config["setup_commands"] if "apt-get" in command]
         fakes = {
             "python3": "test -e ~/installed",
@@ -147,22 +161,33 @@ class TestCloudFile:
         assert (tmp_path / "waited").exists()
 
     def test_on_demand_workers_stand_beside_spot_ones(self, config):
-        spot, beside = (config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand"))
+        spot, beside = (
+            config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand")
+        )
         market = {"InstanceMarketOptions": {"MarketType": "spot"}}
         assert spot["node_config"] == {**beside["node_config"], **market}
 
     def test_the_other_provider_gets_the_same_commands(self, config):
         other = yaml.safe_load((REPOSITORY / "clusters" / "gcp.yaml").read_text(encoding="utf-8"))
         ours = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
-        for name in ("file_mounts", "initialization_commands", "setup_commands", "head_start_ray_commands"):
+        for name in (
+            "file_mounts",
+            "initialization_commands",
+            "setup_commands",
+            "head_start_ray_commands",
+        ):
             assert other[name] == ours[name], name
         assert other["worker_setup_commands"][-1:] == ours["worker_setup_commands"]
 
     def test_the_head_policy_is_bounded(self):
-        policy = json.loads((REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8"))
+        policy = json.loads(
+            (REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8")
+        )
         for statement in policy["Statement"]:
             reading = all(re.match(r"ec2:Describe", action) for action in statement["Action"])
-            assert reading or statement["Resource"] != "*" or "Condition" in statement, statement["Sid"]
+            assert reading or statement["Resource"] != "*" or "Condition" in statement, statement[
+                "Sid"
+            ]
             assert not [action for action in statement["Action"] if "*" in action]
 
     @pytest.mark.parametrize(
@@ -184,13 +209,20 @@ class TestCloudFile:
         ],
     )
     def test_the_head_may_touch_its_own_machines_only(self, action, asked, allowed):
-        """As IAM reads a policy that only allows: one statement whose conditions are all met is enough."""
-        policy = json.loads((REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8"))
+        """As IAM reads a policy that only allows: one statement whose conditions are all met is
+        enough."""
+        policy = json.loads(
+            (REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8")
+        )
         request = {"aws:RequestedRegion": "CHANGE-region", **asked}
         assert {one["Effect"] for one in policy["Statement"]} == {"Allow"}
-        conditions = [one.get("Condition", {}) for one in policy["Statement"] if action in one["Action"]]
+        conditions = [
+            one.get("Condition", {}) for one in policy["Statement"] if action in one["Action"]
+        ]
         assert all(set(condition) <= {"StringEquals"} for condition in conditions)
-        met = [condition.get("StringEquals", {}).items() <= request.items() for condition in conditions]
+        met = [
+            condition.get("StringEquals", {}).items() <= request.items() for condition in conditions
+        ]
         assert any(met) is allowed
 
     def test_groups_and_metadata_are_our_own(self, config):
@@ -237,7 +269,12 @@ class TestTrialResources:
             ({"num_gpus": 0.25}, {"num_gpus": 0}, "gpu", r"num_gpus .*: 0\.25, it has 0"),
             ({"num_gpus": 2}, {"num_gpus": 1}, "auto", "num_gpus .*: 2, it has 1"),
             ({"num_cpus": 2}, {"num_cpus": 1}, "auto", "num_cpus .*: 2, it has 1"),
-            ({"memory_bytes": 10**12}, {"memory_bytes": 1e9}, "auto", r"memory_bytes .*: 1e\+12, it has 1e"),
+            (
+                {"memory_bytes": 10**12},
+                {"memory_bytes": 1e9},
+                "auto",
+                r"memory_bytes .*: 1e\+12, it has 1e",
+            ),
         ],
     )
     def test_a_private_cluster_must_have_what_is_asked_for(self, asked, there, device, found):
@@ -261,7 +298,17 @@ except SetupError as error:
 class TestAddress:
     @pytest.mark.parametrize(
         "address",
-        ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:99999", "head:²", "http://h:1", ""],
+        [
+            "ray://head:10001",
+            "head",
+            "head:",
+            ":6379",
+            "head:port",
+            "head:99999",
+            "head:²",
+            "http://h:1",
+            "",
+        ],
     )
     def test_must_be_host_and_port(self, address):
         for ask in (lambda: RunOptions(address=address), lambda: connect(address).__enter__()):
@@ -274,9 +321,13 @@ class TestAddress:
 
     def test_that_does_not_answer(self):
         with socket.socket() as held:
-            held.bind(("127.0.0.1", 0))  # bound, not listening: the port refuses, and nobody else takes it
+            held.bind(
+                ("127.0.0.1", 0)
+            )  # bound, not listening: the port refuses, and nobody else takes it
             address = f"127.0.0.1:{held.getsockname()[1]}"
-            with pytest.raises(SetupError, match=f"must answer; found: {address}: .*refused") as caught:
+            with pytest.raises(
+                SetupError, match=f"must answer; found: {address}: .*refused"
+            ) as caught:
                 connect(address).__enter__()
         assert caught.value.exit_code == 3
 
@@ -339,7 +390,9 @@ print(json.dumps(found))
 def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path):
     """Ray starts workers by it: none would live, and nothing say why."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SetupError, match="Ray starts its workers with bash; found: none on PATH; put"):
+    with pytest.raises(
+        SetupError, match="Ray starts its workers with bash; found: none on PATH; put"
+    ):
         connect().__enter__()
 
 
@@ -351,15 +404,25 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     shutil.copy(shutil.which("sleep"), program)
     monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("orchestrator.running.ending.end_main_thread", lambda *_: lost.set())
-    others, seen = threading.enumerate(), ending.stopped_child  # a cluster of this process has a watch too
+    others, seen = (
+        threading.enumerate(),
+        ending.stopped_child,
+    )  # a cluster of this process has a watch too
     own = lambda: (0, "") if threading.current_thread() in others else seen()  # noqa: E731
     monkeypatch.setattr("orchestrator.running.ending.stopped_child", own)
-    rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[victim]
-    with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen([program, "3600"]) as process:
+    rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
+        victim
+    ]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        subprocess.Popen([program, "3600"]) as process,
+    ):
         port = server.getsockname()[1]
         node = {"NodeID": "here", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
         about = SimpleNamespace(gcs_address=f"127.0.0.1:{port}", get_node_id=lambda: "here")
-        ray = SimpleNamespace(get_runtime_context=lambda: about, nodes=lambda: [node], shutdown=lambda: None)
+        ray = SimpleNamespace(
+            get_runtime_context=lambda: about, nodes=lambda: [node], shutdown=lambda: None
+        )
 
         def stopped() -> None:
             with _watched(ray, 0.2):
@@ -369,7 +432,9 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
                 raise KeyboardInterrupt
 
         try:
-            with pytest.raises(SetupError, match=f"{rule} must be there; .* run the same command again"):
+            with pytest.raises(
+                SetupError, match=f"{rule} must be there; .* run the same command again"
+            ):
                 stopped()
             assert process.wait(300) == -signal.SIGKILL
         finally:
@@ -405,7 +470,11 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
             raise error
 
     ray = SimpleNamespace(init=init, shutdown=lambda: undone.append(1))
-    message = "Ray must start on this machine; found: The .* startup.; run" if ends is SetupError else None
+    message = (
+        "Ray must start on this machine; found: The .* startup.; run"
+        if ends is SetupError
+        else None
+    )
     ending = pytest.raises(ends, match=message) if ends else nullcontext()
     with ending, _started(ray, num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
@@ -415,7 +484,9 @@ def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_i
 
 @pytest.mark.ray
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
-@pytest.mark.parametrize(("order", "dashboard"), [("ray first", "dashboard"), ("ray later", "none")])
+@pytest.mark.parametrize(
+    ("order", "dashboard"), [("ray first", "dashboard"), ("ray later", "none")]
+)
 def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashboard):
     here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     # The system's own: paths of sockets must be short.

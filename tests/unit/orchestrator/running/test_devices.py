@@ -23,16 +23,30 @@ from tasks.trials import isolation
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
-    cell = {"num_gpus": share, "num_threads": 1, "fast": fast, "own_network": own, "precision": precision}
+    cell = {
+        "num_gpus": share,
+        "num_threads": 1,
+        "fast": fast,
+        "own_network": own,
+        "precision": precision,
+    }
     return gpus.trial_options(cell)[0]
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
     """Put a tool that answers so first on the path."""
     lines = [f"echo '{row}'" for row in rows]
-    script = ["#!/bin/sh", 'if [ "$1" = -L ]; then', f"cat <<'END'\n{listed}\nEND", "exit; fi", *lines]
+    script = [
+        "#!/bin/sh",
+        'if [ "$1" = -L ]; then',
+        f"cat <<'END'\n{listed}\nEND",
+        "exit; fi",
+        *lines,
+    ]
     tool = folder / "nvidia-smi"
-    tool.write_text(f'#!/bin/sh\necho "{fails}" >&2; exit 9\n' if fails else "\n".join(script) + "\n")
+    tool.write_text(
+        f'#!/bin/sh\necho "{fails}" >&2; exit 9\n' if fails else "\n".join(script) + "\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -51,8 +65,16 @@ def without_cuda(monkeypatch):
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
     with pytest.raises(SetupError, match="never computes on CPUs instead") as caught:
         options(0.25)
-    named = (socket.gethostname(), "driver 570.82.01", f"torch {torch.__version__}", "built for CUDA 13.0")
-    way_out = "CUDA 13.0 needs a driver of branch 580 or later, this is 570.82.01: install one, or a torch of"
+    named = (
+        socket.gethostname(),
+        "driver 570.82.01",
+        f"torch {torch.__version__}",
+        "built for CUDA 13.0",
+    )
+    way_out = (
+        "CUDA 13.0 needs a driver of branch 580 or later, this is 570.82.01: install one, or "
+        "a torch of"
+    )
     for words in (*named, way_out):
         assert words in str(caught.value)
     assert classify(caught.value).kind == "setup"
@@ -80,7 +102,12 @@ def test_what_brings_driver_and_torch_together(driver, cuda, way_out):
 def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
     assert options(0)["device"] == "cpu"
     monkeypatch.setenv(gpus.LOGICAL_GPUS, "1")
-    assert options(0.5) == {"device": "cpu", "num_threads": 1, "gpu_fraction": None, "graphs": False}
+    assert options(0.5) == {
+        "device": "cpu",
+        "num_threads": 1,
+        "gpu_fraction": None,
+        "graphs": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,7 +121,9 @@ def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
         ("off", False, True, False),
     ],
 )
-def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypatch, fast, own, pays, graphs):
+def test_steps_are_captured_where_it_pays_or_is_asked_for(
+    without_cuda, monkeypatch, fast, own, pays, graphs
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked = []
     monkeypatch.setattr(
@@ -145,7 +174,8 @@ def test_a_command_that_is_absent_or_fails_says_nothing():
 
 @pytest.fixture
 def unkillable(tmp_path, monkeypatch, a_device):
-    """An nvidia-smi that no signal ends, as one that waits in the driver; the processes that it became."""
+    """An nvidia-smi that no signal ends, as one that waits in the driver; the processes that it
+    became."""
     nvidia_smi(tmp_path, monkeypatch)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 999\n")
     started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
@@ -218,7 +248,8 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_in_silence(tmp_path, monkeyp
 
 
 def mps_daemon(folder):
-    """Return a socket that listens where CUDA looks for MPS: "Starting control daemon using socket"."""
+    """Return a socket that listens where CUDA looks for MPS: "Starting control daemon using
+    socket"."""
     daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     daemon.bind(str(folder / "control"))
     daemon.listen()
@@ -262,7 +293,10 @@ def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_
 @pytest.mark.parametrize(
     ("said", "way_out"),
     [
-        ("Error 34: CUDA driver is a stub library", "take the folder of CUDA's stubs out of LD_LIBRARY_PATH"),
+        (
+            "Error 34: CUDA driver is a stub library",
+            "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
+        ),
         ("Error 802: system not yet initialized", "start nvidia-fabricmanager"),
         ("CUDA unknown error", "see what nvidia-smi says"),
     ],
@@ -275,10 +309,13 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
         gpus.check_gpu("float32")
-    node = gpus.NodeGpus("a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu())
+    node = gpus.NodeGpus(
+        "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu()
+    )
     ((what, how),) = gpus.gpu_problems(node)
     assert what.endswith(
-        f"reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). {said}"
+        "reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
+        f"{said}"
     )
     assert how.startswith(way_out)
 
@@ -288,7 +325,10 @@ def torch_reaches(monkeypatch):
     """Make torch reach one GPU, of two that NVML lists."""
 
     def reach(name, **about):
-        begun, its = [], {"name": name, "uuid": "1", "minor": 0, "multi_processor_count": 132, **about}
+        begun, its = (
+            [],
+            {"name": name, "uuid": "1", "minor": 0, "multi_processor_count": 132, **about},
+        )
         fakes = {
             "init": lambda: begun.append(1),
             "is_available": lambda: True,
@@ -357,7 +397,11 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version_and_an_unfinishe
     runs, monkeypatch
 ):
     found, verdict = runs
-    for gpu, driver, number in (*[("GPU-1", "580.65", 1)] * 2, ("GPU-2", "580.65", 2), ("GPU-1", "590.1", 3)):
+    for gpu, driver, number in (
+        *[("GPU-1", "580.65", 1)] * 2,
+        ("GPU-2", "580.65", 2),
+        ("GPU-1", "590.1", 3),
+    ):
         monkeypatch.setattr(gpus, "driver_version", lambda driver=driver: driver)
         assert gpus.self_test(gpu)["graphs"]
         assert len(found) == number
@@ -370,7 +414,9 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version_and_an_unfinishe
 
 
 @pytest.mark.parametrize("broken", ["home", "cache", "record"])
-def test_a_verdict_that_cannot_be_kept_costs_a_test_and_no_trial(runs, tmp_path, monkeypatch, broken):
+def test_a_verdict_that_cannot_be_kept_costs_a_test_and_no_trial(
+    runs, tmp_path, monkeypatch, broken
+):
     found, _ = runs
     if broken == "home":
         monkeypatch.delenv("XDG_CACHE_HOME")
@@ -390,13 +436,24 @@ def test_a_self_test_that_noise_or_an_error_ended_is_tried_again_and_one_that_di
     """A full GPU, or one that another process holds alone, says nothing about graphs."""
     with monkeypatch.context() as patch:
         for error, slower in product((False, True), (False, True)):
-            verdict = {"graphs": False, "reason": "vgg13: OutOfMemoryError", "error": error, "slower": slower}
+            verdict = {
+                "graphs": False,
+                "reason": "vgg13: OutOfMemoryError",
+                "error": error,
+                "slower": slower,
+            }
             said = json.dumps(verdict)
-            patch.setattr(gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", ""))
+            patch.setattr(
+                gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", "")
+            )
             assert gpus._tested()["finished"] is not (error or slower)
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus._tested()
-    assert found == {"graphs": False, "finished": False, "reason": "the self-test died: exit code 1"}
+    assert found == {
+        "graphs": False,
+        "finished": False,
+        "reason": "the self-test died: exit code 1",
+    }
 
 
 def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
@@ -407,19 +464,24 @@ def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
     said = gpus.graphs_off()
     gpus.graphs_off.cache_clear()
     assert said == (
-        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
+        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
+        "taken: "
         "vgg13: a weight differs by 1.0e-03"
     )
     assert said in caplog.text
 
 
 def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
-    nvidia_smi(tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"])
+    nvidia_smi(
+        tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"]
+    )
     gpu, number = gpus.gpu_models_here(())
     assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert len(gpus.gpus_here()) == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7,0")  # CUDA reads up to the first that is not there
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", "1,7,0"
+    )  # CUDA reads up to the first that is not there
     assert len(gpus.gpus_here()) == 1
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -445,15 +507,23 @@ MIG_LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-2)"""
 
 
-def test_every_slice_is_described_with_what_others_hold_of_it(tmp_path, monkeypatch, capsys, torch_reaches):
-    """As nvidia-smi -L prints them in NVIDIA's MIG guide: CUDA shows a process the first slice alone."""
-    rows = ["NVIDIA A100-SXM4-80GB, GPU-1, 81920, Enabled", "NVIDIA A100-SXM4-80GB, GPU-2, 81920, Disabled"]
+def test_every_slice_is_described_with_what_others_hold_of_it(
+    tmp_path, monkeypatch, capsys, torch_reaches
+):
+    """As nvidia-smi -L prints them in NVIDIA's MIG guide: CUDA shows a process the first slice
+    alone."""
+    rows = [
+        "NVIDIA A100-SXM4-80GB, GPU-1, 81920, Enabled",
+        "NVIDIA A100-SXM4-80GB, GPU-2, 81920, Disabled",
+    ]
     nvidia_smi(tmp_path, monkeypatch, rows, listed=MIG_LIST)
     held, sizes = (
         {"MIG-1": 0, "MIG-2": 3 * 2**30},
         {"MIG-1": ("3g.40gb", 39, 42), "MIG-2": ("1g.10gb", 9.5, 14)},
     )
-    monkeypatch.setattr(isolation, "NvmlGpu", lambda uuid: SimpleNamespace(held_bytes=lambda: held[uuid]))
+    monkeypatch.setattr(
+        isolation, "NvmlGpu", lambda uuid: SimpleNamespace(held_bytes=lambda: held[uuid])
+    )
 
     def answers(*_, visible, **__):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -469,7 +539,9 @@ def test_every_slice_is_described_with_what_others_hold_of_it(tmp_path, monkeypa
         patch.setattr(gpus, "driver_version", lambda: "580.65")
         patch.setattr(gpus, "answer_of", answers)
         shown = replace(gpus.describe("MIG-1,MIG-2"), node="a", offered=2.0)
-    assert [(gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in shown.gpus] == [
+    assert [
+        (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in shown.gpus
+    ] == [
         ("MIG-1", 39, 0, 42),
         ("MIG-2", 9.5, 3, 14),
     ]
@@ -478,7 +550,11 @@ def test_every_slice_is_described_with_what_others_hold_of_it(tmp_path, monkeypa
     assert gpus.slices() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(gpus, "describe", lambda visible: shown)
     model, number = gpus.gpu_models_here(())
-    assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9.5, False)
+    assert (model.name, model.memory_gib, model.timed) == (
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        9.5,
+        False,
+    )
     assert number == 2
 
 
@@ -503,7 +579,8 @@ def a_device(tmp_path, monkeypatch):
     """A kernel that has a GPU and a driver, whatever nvidia-smi says."""
     (tmp_path / "nvidia0").touch()
     (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)\n"
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
+        "(dvs-builder)\n"
         "GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)\n"
     )
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)

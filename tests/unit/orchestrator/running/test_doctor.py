@@ -1,4 +1,5 @@
-"""What ``isweep doctor`` finds in a result store, of this machine, and on the nodes of a cluster."""
+"""What ``isweep doctor`` finds in a result store, of this machine, and on the nodes of a
+cluster."""
 
 from dataclasses import replace
 from importlib import metadata
@@ -15,7 +16,9 @@ from tests.object_store import object_store
 GIB = 2**30
 HERE = doctor.versions_here()
 RELEASE = metadata.version("isweep")
-L4 = NodeGpus("b", (Gpu("NVIDIA L4", "GPU-1", 22 * GIB),), driver="580.1", torch="2.13.0", cuda="13.0")
+L4 = NodeGpus(
+    "b", (Gpu("NVIDIA L4", "GPU-1", 22 * GIB),), driver="580.1", torch="2.13.0", cuda="13.0"
+)
 SOUND: dict[str, Any] = {"gpus": L4, "versions": HERE, "free_disk_bytes": 80 * GIB}
 NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}}
 
@@ -29,13 +32,22 @@ def problems(**changes: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gpus": replace(L4, gpus=(), driver="")}, "CUDA 13.0 reaches 0 with NVIDIA driver absent"),
+        (
+            {"gpus": replace(L4, gpus=(), driver="")},
+            "CUDA 13.0 reaches 0 with NVIDIA driver absent",
+        ),
         ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
         ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
         ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
-        ({"versions": HERE | {"isweep": f"{RELEASE}+0"}}, f"has isweep {RELEASE}+0, the driver {RELEASE}"),
+        (
+            {"versions": HERE | {"isweep": f"{RELEASE}+0"}},
+            f"has isweep {RELEASE}+0, the driver {RELEASE}",
+        ),
         ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
-        ({"free_disk_bytes": 0}, "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing"),
+        (
+            {"free_disk_bytes": 0},
+            "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing",
+        ),
     ],
 )
 def test_each_fault_is_said_with_its_way_out(changes, said):
@@ -45,7 +57,9 @@ def test_each_fault_is_said_with_its_way_out(changes, said):
 
 def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
     assert doctor._room(tmp_path) > 0
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)  # as on a read-only disk, also for root
+    monkeypatch.setattr(
+        doctor.os, "access", lambda *_: False
+    )  # as on a read-only disk, also for root
     assert doctor._room(tmp_path) == 0
 
 
@@ -66,7 +80,10 @@ def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
 
     monkeypatch.setattr(doctor, "look_here", look_there)
     (found,) = look_at_nodes()
-    assert found["detail"] == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+    assert (
+        found["detail"]
+        == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+    )
     assert found["fix"].startswith("install the same everywhere")
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
     (found,) = look_at_nodes()
@@ -110,7 +127,12 @@ def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
         (None, None, True, "private clusters are on loopback with a token of their own"),
         (None, "disabled", False, "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code"),
         ("10.0.0.1:6379", "token", True, "10.0.0.1:6379 is asked with the cluster's token"),
-        ("10.0.0.1:6379", None, False, "RAY_AUTH_MODE=not set: anyone who reaches the ports runs code"),
+        (
+            "10.0.0.1:6379",
+            None,
+            False,
+            "RAY_AUTH_MODE=not set: anyone who reaches the ports runs code",
+        ),
     ],
 )
 def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
@@ -135,7 +157,10 @@ def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them
     monkeypatch.setattr(doctor, "describe", lambda visible: here)
     ok, found, way_out = doctor._gpus(None)
     assert not ok
-    assert "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54" in found
+    assert (
+        "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54"
+        in found
+    )
     assert "needs a driver of branch 580 or later" in way_out
 
 

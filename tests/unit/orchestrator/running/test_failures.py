@@ -61,7 +61,10 @@ BY_KIND = {
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         Cuda("GET was unable to find an engine to execute this computation"),
         Cuda("FIND was unable to find an engine to execute this computation"),
-        Cuda('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1154'),
+        Cuda(
+            "NVML_SUCCESS == r INTERNAL ASSERT FAILED at "
+            '"/pytorch/c10/cuda/CUDACachingAllocator.cpp":1154'
+        ),
         Cuda("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         Cuda("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         Cuda("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -75,11 +78,15 @@ BY_KIND = {
         Accelerator("HIP error: out of memory"),
     ],
     ("device_error", True): [
-        Cuda("CUDA unknown error - this may be due to an incorrectly set up environment. Setting the"),
+        Cuda(
+            "CUDA unknown error - this may be due to an incorrectly set up environment. Setting the"
+        ),
         Cuda("No CUDA GPUs are available"),
         Cuda("Unexpected error from cudaGetDeviceCount(). Error 805: MPS client failed to"),
         Cuda("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
-        torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >="),
+        torch.cuda.DeferredCudaCallError(
+            "CUDA call failed lazily at initialization with error: device >="
+        ),
         CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"),
         Accelerator("CUDA error: uncorrectable ECC error encountered"),
         Accelerator("CUDA error: an illegal memory access was encountered"),
@@ -139,9 +146,17 @@ def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
         (rex.RayActorError("ab", "weg", preempted=True), "weg", "lost_node"),
         # Ids of dead nodes in it count, words about nodes alone do not.
         (rex.RayActorError("ab", "weg"), "weg: 28f0c1", "lost_node"),
-        (rex.RayActorError("ab", "weg"), "the trial printed: node died, node failure", "worker_crash"),
+        (
+            rex.RayActorError("ab", "weg"),
+            "the trial printed: node died, node failure",
+            "worker_crash",
+        ),
         # The memory killer: Tune keeps only its text.
-        (None, "Failure # 1\nTask was killed due to the node running low on memory.", "out_of_memory"),
+        (
+            None,
+            "Failure # 1\nTask was killed due to the node running low on memory.",
+            "out_of_memory",
+        ),
     ],
 )
 def test_of_what_a_worker_went_is_told_by_rays_own_words_and_ids(error, text, kind):

@@ -33,7 +33,9 @@ from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.running.test_devices import mps_daemon
 
 
-@pytest.mark.parametrize("part", ["host", "correctness", "step_times", "passes", "memory", "faults"])
+@pytest.mark.parametrize(
+    "part", ["host", "correctness", "step_times", "passes", "memory", "faults"]
+)
 def test_a_part_that_needs_no_gpu_runs_on_a_cpu(monkeypatch, part):
     monkeypatch.setattr(self_test, "SMALL_CASES", (self_test.Case("small_cnn", 8, 18, 16),))
     found = run_part(part, "cpu", {})
@@ -49,11 +51,15 @@ def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
     assert json.dumps(first)
 
 
-@pytest.mark.parametrize("harm", [lambda right: right[:-1], lambda right: right + np.eye(*right.shape, 2)])
+@pytest.mark.parametrize(
+    "harm", [lambda right: right[:-1], lambda right: right + np.eye(*right.shape, 2)]
+)
 def test_products_of_bytes_that_are_not_the_cpus_are_named_by_their_sizes(monkeypatch, harm):
     monkeypatch.setattr(self_test, "SMALL_CASES", (self_test.Case("small_cnn", 8, 18, 16),))
     assert list(gpu_check.wrong_products(bench_of("cpu"))) == []
-    monkeypatch.setattr(gpu_check, "choose_product", lambda work: lambda a, b: harm(blas_product(a, b)))
+    monkeypatch.setattr(
+        gpu_check, "choose_product", lambda work: lambda a, b: harm(blas_product(a, b))
+    )
     found = run_part("correctness", "cpu", {})
     assert [130, 257, 63] in found["values"]["products_that_differ"]
     assert found["error"] == "products of bytes differ from the CPU's"
@@ -75,14 +81,18 @@ def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypat
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     written = [check(its, tmp_path, lambda line: None)[0] for its in devices(None)]
     assert (asked, seen) == (["MIG-1,MIG-2"], ["MIG-1", "MIG-2"])
-    assert [path.name for path in written] == [f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)]
+    assert [path.name for path in written] == [
+        f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)
+    ]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatch):
     asked = []
     rows = [["GPU-0", "Enabled"], ["GPU-1", "Disabled"]]
-    monkeypatch.setattr(gpu_check, "describe", lambda visible: asked.append(visible) or NodeGpus("a"))
+    monkeypatch.setattr(
+        gpu_check, "describe", lambda visible: asked.append(visible) or NodeGpus("a")
+    )
     monkeypatch.setattr(gpu_check, "slices", lambda: ["MIG-1", "MIG-2"])
     monkeypatch.setattr(gpu_check, "nvidia_smi", lambda fields: rows)
     for visible in ("", "-1"):
@@ -114,7 +124,8 @@ def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
 
 @pytest.fixture
 def posing(monkeypatch):
-    """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the list."""
+    """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the
+    list."""
     small, kinds = gpu_check.grid(False, True), ["out_of_memory"]
     for name, value in {
         "on_gpu": True,
@@ -139,7 +150,8 @@ def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_f
     assert found["fails"] == [told.format("step"), told.format("evaluation")]
     posing[0] = "device_error"
     assert (
-        "memory that runs out in capture is taken for device_error" in dict(gpu_check.faults(bench))["fails"]
+        "memory that runs out in capture is taken for device_error"
+        in dict(gpu_check.faults(bench))["fails"]
     )
 
 
@@ -149,7 +161,9 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if runs:
         daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens while it is there)
-    monkeypatch.setattr(gpu_check, "_gain", lambda bench, model: {"gain": 1.5 if gpu_check.mps_runs() else 1})
+    monkeypatch.setattr(
+        gpu_check, "_gain", lambda bench, model: {"gain": 1.5 if gpu_check.mps_runs() else 1}
+    )
     found = dict(gpu_check.pairs(bench_of("cpu")))
     with_mps = {"with_mps": {"small_cnn": {"gain": 1.5}}} if runs else {}
     assert found == {"mps": runs, "without_mps": {"small_cnn": {"gain": 1}}} | with_mps
@@ -158,9 +172,11 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
 
 @pytest.mark.parametrize(
     ("fit", "measured"),
-    [(3, {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: full"}),
-     (1, {"1": 50.0, "error": "2 processes: full"})],
-)  # fmt: skip
+    [
+        (3, {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: full"}),
+        (1, {"1": 50.0, "error": "2 processes: full"}),
+    ],
+)
 def test_processes_that_do_not_fit_leave_what_was_measured_and_a_pair_that_does_not_no_gain(
     monkeypatch, fit, measured
 ):
@@ -201,7 +217,9 @@ def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monke
     # As ragged as the trial whose peak is predicted.
     assert taken[0] == (graphs, 3 * size + network.train_size % size)
     assert {taken[-1][0], taken[-2][0]} == {graphs}
-    monkeypatch.setattr(gpu_check, "run_trial", lambda *of, device, graphs: 1 / (graphs == bench.graphs))
+    monkeypatch.setattr(
+        gpu_check, "run_trial", lambda *of, device, graphs: 1 / (graphs == bench.graphs)
+    )
     with pytest.raises(AttributeError, match="model_dump"):
         gpu_check._two_trials(bench, "small_cnn")
 
@@ -278,7 +296,9 @@ def quick(monkeypatch):
 def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, monkeypatch):
     written, lines, write = [], [], gpu_check.write_atomic
     monkeypatch.setattr(
-        gpu_check, "write_atomic", lambda path, data: written.append(json.loads(data)) or write(path, data)
+        gpu_check,
+        "write_atomic",
+        lambda path, data: written.append(json.loads(data)) or write(path, data),
     )
     path, ok = check(None, tmp_path / "gpu", lines.append)
     assert not ok
@@ -297,7 +317,9 @@ def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_coun
     *_, here = gpu_check_folders(tmp_path)
     path, _ = check(None, here, lambda line: None)
     assert path.parent == tmp_path / "gpu"
-    (tmp_path / path.name).write_text(path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3'))
+    (tmp_path / path.name).write_text(
+        path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3')
+    )
     assert read_checks([tmp_path, here, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
     assert read_checks([here, tmp_path])["CPU"]["pair_gain"] == 3
     path.write_text("{}")
@@ -306,7 +328,9 @@ def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_coun
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(tmp_path, monkeypatch):
+def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(
+    tmp_path, monkeypatch
+):
     path, _ = check(None, tmp_path, lambda line: None)
     whole = path.read_text()
 
@@ -314,7 +338,9 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
         raise KeyboardInterrupt
 
     monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
-    with pytest.raises(KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"
+    ):
         check(None, tmp_path, lambda line: None)
     assert path.read_text() == whole
     left = json.loads(path.with_suffix(".unfinished").read_text())
@@ -328,7 +354,10 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
         ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
         ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
         ({"row": None, "pair_gain": None}, True),
-        *(({"row": {"compute_efficiency": value}}, False) for value in ("fast", -1, None, float("nan"))),
+        *(
+            ({"row": {"compute_efficiency": value}}, False)
+            for value in ("fast", -1, None, float("nan"))
+        ),
         ({"row": 7}, False),
         ({"pair_gain": "much"}, False),
         (["PASS"], False),
@@ -351,14 +380,20 @@ def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
     monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
     said = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
     assert said == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
-    found = {"reason": ["no node1"], "numbers": (1, 0.5, None, True), "of": {7: torch.device("cpu")}}
+    found = {
+        "reason": ["no node1"],
+        "numbers": (1, 0.5, None, True),
+        "of": {7: torch.device("cpu")},
+    }
     kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
     assert nameless(found) == kept
 
 
 def test_what_a_part_started_ends_with_it():
     """It would compute beside the next part."""
-    code = "import subprocess; subprocess.Popen(['sh', '-c', 'echo started; exec sleep 99']); input()"
+    code = (
+        "import subprocess; subprocess.Popen(['sh', '-c', 'echo started; exec sleep 99']); input()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", code], **pipes, process_group=0)
     with process.stdin, process.stdout:
@@ -388,7 +423,10 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
         "pairs": {
             "mps": mps,
             "without_mps": {"resnet18": {"gain": 1.3}, "vgg16": {"gain": 1.2}},
-            "with_mps": {"resnet18": {"gain": 1.05}, "vgg16": {"error": "2 processes: exit code 1"}},
+            "with_mps": {
+                "resnet18": {"gain": 1.05},
+                "vgg16": {"error": "2 processes: exit code 1"},
+            },
         },
         "correctness": {"self_test": {"graphs": False}},
     }
@@ -401,7 +439,9 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     assert found["verdict"] == "PASS"
     broken = told | {"faults": {"ok": False, "values": {}}}
     assert dict(gpu_check.summary(bench, broken))["verdict"] == "FAIL: faults"
-    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found})
+    measured = gpu_model_there(
+        "NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found}
+    )
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
@@ -410,7 +450,9 @@ def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(
     monkeypatch.setattr(gpu_check, "_seen", lambda: (first, second))
     assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
     for wrong in ("2", "-1", "cuda:0"):
-        with pytest.raises(ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"):
+        with pytest.raises(
+            ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"
+        ):
             devices(wrong)
     monkeypatch.setenv(LOGICAL_GPUS, "1")
     with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):

@@ -1,7 +1,8 @@
-"""Six GPUs that a lab may have, from what is refused to what a trial asks for again: none of them is here.
+"""Six GPUs that a lab may have, from what is refused to what a trial asks for again: none of them
+is here.
 
-They are described as torch and nvidia-smi describe them; failures are the libraries' own exceptions.
-"""
+They are described as torch and nvidia-smi describe them; failures are the libraries' own
+exceptions."""
 
 import json
 import re
@@ -22,11 +23,24 @@ from orchestrator.planning.estimate import (
     time_limit,
 )
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, packing_pays, peak_bytes
+from orchestrator.planning.predict import (
+    GPU_MODELS,
+    core_seconds,
+    need_of,
+    packing_pays,
+    peak_bytes,
+)
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import gpus
 from orchestrator.running.cluster import Resources, RunOptions
-from orchestrator.running.failures import RETRIES, DeviceError, Retries, classify, ends_process, gpu_named
+from orchestrator.running.failures import (
+    RETRIES,
+    DeviceError,
+    Retries,
+    classify,
+    ends_process,
+    gpu_named,
+)
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
@@ -44,7 +58,9 @@ A100 = Gpu("NVIDIA A100-SXM4-80GB", "GPU-a100", int(79.3 * GIB), capability=8.0)
 H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-h100", int(79.2 * GIB), capability=9.0)
 T4 = Gpu("Tesla T4", "GPU-t4", int(14.6 * GIB), capability=7.5)
 MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "MIG-1", int(9.5 * GIB), processors=14, mig=True)
-ADA = Gpu("NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, processors=142)
+ADA = Gpu(
+    "NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, processors=142
+)
 A10G = Gpu("NVIDIA A10G", "GPU-a10g", int(22.5 * GIB), capability=8.6)
 TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, processors=72)
 
@@ -75,13 +91,20 @@ class Situation:
     visible: str | None = None
 
 
-NO_BFLOAT16 = "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
-ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside others hide"
+NO_BFLOAT16 = (
+    "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
+)
+ON_T4 = (
+    r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside "
+    r"others hide"
+)
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
-    "a: a desktop": Situation(node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"),
+    "a: a desktop": Situation(
+        node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"
+    ),
     "b: an A100": Situation(node(A100), "a100", 79.3, r"On 1 a100: [\d.]+ h one trial at a time"),
     "c: eight H100s": Situation(node(*[H100] * 8), "h100", 79.2, r"On 8 h100s: [\d.]+ h one trial"),
     "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
@@ -93,7 +116,11 @@ SITUATIONS = {
     ),
     "unknown": Situation(node(ADA), ADA.name, 47.4, UNKNOWN.format(ADA.name)),
     "unknown and old": Situation(
-        node(TURING), TURING.name, 23.5, NO_BFLOAT16.format(f"1 {TURING.name}"), "paper on NVIDIA TITAN RTX"
+        node(TURING),
+        TURING.name,
+        23.5,
+        NO_BFLOAT16.format(f"1 {TURING.name}"),
+        "paper on NVIDIA TITAN RTX",
     ),
 }
 """The smaller one of two kinds decides."""
@@ -116,7 +143,9 @@ def trials(plan):
 def float32(trials):
     for trial in trials:
         recipe = trial.network.recipe.model_copy(update={"precision": "float32"})
-        yield trial.model_copy(update={"network": trial.network.model_copy(update={"recipe": recipe})})
+        yield trial.model_copy(
+            update={"network": trial.network.model_copy(update={"recipe": recipe})}
+        )
 
 
 @pytest.mark.parametrize("where", SITUATIONS)
@@ -163,7 +192,11 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             r"offers 8 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54; "
             r"CUDA 13.0 needs a driver of branch 580 or later, this is 550.54",
         ),
-        (node(replace(A100, compute_mode="Exclusive_Process")), 0.5, "Exclusive_Process, for shares"),
+        (
+            node(replace(A100, compute_mode="Exclusive_Process")),
+            0.5,
+            "Exclusive_Process, for shares",
+        ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
         (node(MIG, visible="0"), 1.0, "cut into slices"),
         (node(replace(A100, held_bytes=9 * GIB)), 1.0, r"GPU-a100: others hold 9.0 of 79.3 GiB"),
@@ -189,7 +222,11 @@ def test_what_is_allowed():
     for there, share, alone in (
         (node(replace(A100, compute_mode="Exclusive_Process")), 1.0, True),
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
-        (node(replace(A100, held_bytes=9 * GIB)), 1.0, False),  # other trials of ours, on a shared cluster
+        (
+            node(replace(A100, held_bytes=9 * GIB)),
+            1.0,
+            False,
+        ),  # other trials of ours, on a shared cluster
         (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
         (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
     ):
@@ -262,7 +299,8 @@ def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table()
 
 
 def attempts(share, batch, is_cut, is_small):
-    """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two images."""
+    """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two
+    images."""
     found = [(share, None)]
     while found[-1][0] < 1:
         found.append((min(1.0, 2 * found[-1][0]), None))
@@ -305,7 +343,9 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
     trial, memory = trials["resnet18"], torch.OutOfMemoryError("CUDA out of memory.")
     before = requests.of(trial)
     for context, kind in ((None, "device_error"), (memory, "out_of_memory")):
-        ended = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+        ended = torch.AcceleratorError(
+            "CUDA error: operation failed due to a previous error during capture"
+        )
         ended.__context__ = context
         error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: {ended}")
         error.__cause__ = ended
@@ -314,14 +354,16 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
         if context is None:
             assert requests.of(trial) == replace(before, fast="off")
             requests.not_captured.clear()
-    # Where memory ran out it gets more, or waits for what others hold, before its network loses its graphs.
+    # Where memory ran out it gets more, or waits for what others hold, before its network loses its
+    # graphs.
     after = requests.of(trial)
     assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
     assert requests.of(trials["vgg16"]).fast == "auto"
 
 
 def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
-    """486 VGGs that each begin with too little would end a sweep: that many failures in a row are in vain."""
+    """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
+    in vain."""
     requests = Requests(Resources(1, 0.15), expected([], plan.sweep.resources, ()))
     first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
@@ -342,7 +384,9 @@ def whole(plan):
     return Requests(Resources(1, 1.0), expected([node(RTX4090)], plan.sweep.resources, ()))
 
 
-@pytest.mark.parametrize(("model", "fast", "parts"), [("resnet50", "off", None), ("vgg19", "off", 3)])
+@pytest.mark.parametrize(
+    ("model", "fast", "parts"), [("resnet50", "off", None), ("vgg19", "off", 3)]
+)
 @pytest.mark.parametrize("lasts", [True, False])
 def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
     plan, whole, model, fast, parts, lasts
@@ -370,10 +414,13 @@ def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
 
 
 def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan, whole):
-    """A passing load took the later cells' graphs, or cut them, or ended them at their first failure."""
+    """A passing load took the later cells' graphs, or cut them, or ended them at their first
+    failure."""
     first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
     untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
-    whole = replace(whole, expectation=Expectation(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0))
+    whole = replace(
+        whole, expectation=Expectation(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
+    )
     for cell in (first, second):
         assert whole.of(cell).fast == "auto"
         assert whole.failed(cell, untold) == ""
@@ -424,12 +471,22 @@ def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
     """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
     known = Expectation(GPU_MODELS["rtx4090"])
     for trial in trials.values():
-        assert time_limit(trial, (), known) == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial)) < 4 * 3600
+        assert (
+            time_limit(trial, (), known)
+            == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial))
+            < 4 * 3600
+        )
         assert time_limit(trial, (), Expectation()) == HANG_FACTOR * core_seconds(trial)
-        for there, asked in ((node(RTX4090), 1.0), (node(ADA), None), (node(MIG, visible="MIG-1"), 1.0)):
+        for there, asked in (
+            (node(RTX4090), 1.0),
+            (node(ADA), None),
+            (node(MIG, visible="MIG-1"), 1.0),
+        ):
             its = expected([there], ResourceSpec(num_gpus=asked), ())
             factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
-            assert time_limit(trial, (), its) == pytest.approx(max(MIN_LIMIT_S, factor * its.seconds(trial)))
+            assert time_limit(trial, (), its) == pytest.approx(
+                max(MIN_LIMIT_S, factor * its.seconds(trial))
+            )
             assert time_limit(trial, (), its) < HANG_FACTOR * core_seconds(trial) / 8
 
 
@@ -453,7 +510,10 @@ def test_a_sweep_s_own_share_is_taken_as_it_is():
 
 def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):
     """They say so themselves: whoever types the command need not."""
-    said = {"tests packing": NodeGpus("tests packing", logical=True), "real": NodeGpus("real", (A100,))}
+    said = {
+        "tests packing": NodeGpus("tests packing", logical=True),
+        "real": NodeGpus("real", (A100,)),
+    }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
     monkeypatch.setattr("orchestrator.running.gpus.asked_of_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])

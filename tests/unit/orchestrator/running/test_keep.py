@@ -18,9 +18,8 @@ STATUS = {0: JobStatus.SUCCEEDED, None: JobStatus.FAILED, "stopped": JobStatus.S
 class Head:
     """A head on which each submitted job ends, at the next look, in the next way of ``ends``.
 
-    An end is the driver's exit code, None for a driver that died without one, "stopped", or "lost": the head
-    is silent for one look and comes back as a new cluster, without jobs.
-    """
+    An end is the driver's exit code, None for a driver that died without one, "stopped", or "lost":
+    the head is silent for one look and comes back as a new cluster, without jobs."""
 
     ends: list[Any]
     jobs: dict[str, JobDetails] = field(default_factory=dict)
@@ -110,7 +109,10 @@ def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypat
     with pytest.raises(SystemExit) as caught:
         keep.main(["paper"])
     assert caught.value.code == 3
-    assert "keep: no token, or not the cluster's: put it into ~/.ray/auth_token" in capsys.readouterr().out
+    assert (
+        "keep: no token, or not the cluster's: put it into ~/.ray/auth_token"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_command_is_absolute(keep, monkeypatch, tmp_path):

@@ -85,7 +85,9 @@ def test_a_file_that_is_filled_in_is_good(checkout, name):
     ],
 )
 def test_every_place_marked_change_is_named(name, places):
-    found = [one for one in check_launch_file(REPOSITORY / name) if "still to be filled in" in one.what]
+    found = [
+        one for one in check_launch_file(REPOSITORY / name) if "still to be filled in" in one.what
+    ]
     for place in places:
         assert any(one.where.endswith(place) for one in found), (place, found)
     assert all("CHANGE" in one.what or "example.org" in one.what for one in found)
@@ -114,33 +116,73 @@ WRONG = {
         ("max_workers", "many", "max_workers: 'many' is not of type"),
         ("idle_timeout_minutes", "ten", "idle_timeout_minutes: 'ten' is not of type"),
         ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
-        ("provider/head_ip", "no-such-host.invalid", "no-such-host.invalid: this machine does not know"),
+        (
+            "provider/head_ip",
+            "no-such-host.invalid",
+            "no-such-host.invalid: this machine does not know",
+        ),
         ("provider/worker_ips", ["127.0.0.2"], "min_workers: 2, and worker_ips names 1"),
-        ("auth/ssh_private_key", "~/.ssh/other", "auth.ssh_private_key: no ~/.ssh/other; make one: ssh"),
+        (
+            "auth/ssh_private_key",
+            "~/.ssh/other",
+            "auth.ssh_private_key: no ~/.ssh/other; make one: ssh",
+        ),
         ("auth/ssh_private_key", None, "auth.ssh_private_key: the head needs a key"),
         ("file_mounts", {"~/isweep-dist": "./dits"}, "file_mounts.~/isweep-dist: no ./dits"),
         ("head_start_ray_commands", ["echo"], "head_start_ray_commands: no `ray start`"),
-        ("head_start_ray_commands", [START.replace("=token", "=disabled")], "no token is asked for"),
-        ("head_start_ray_commands", [START.replace("127.0.0.1", "0.0.0.0")], "the dashboard, which runs"),
+        (
+            "head_start_ray_commands",
+            [START.replace("=token", "=disabled")],
+            "no token is asked for",
+        ),
+        (
+            "head_start_ray_commands",
+            [START.replace("127.0.0.1", "0.0.0.0")],
+            "the dashboard, which runs",
+        ),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
         ("provider/head_ip", None, "provider.head_ip: no head is named"),
         ("auth/ssh_user", None, "auth.ssh_user: nobody to log in as"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is no path"),
         ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token travels"),
-        ("setup_commands", ["cat ~/isweep-dist/other.txt"], "~/isweep-dist: no dist/other.txt; make wheel"),
+        (
+            "setup_commands",
+            ["cat ~/isweep-dist/other.txt"],
+            "~/isweep-dist: no dist/other.txt; make wheel",
+        ),
     ],
     AWS: [
-        ("available_node_types", {"head": {"resources": {}, "node_config": {}}}, "no worker may start; say"),
-        ("provider/cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
-        (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted, or none is named"),
-        (f"{DISK}/DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
+        (
+            "available_node_types",
+            {"head": {"resources": {}, "node_config": {}}},
+            "no worker may start; say",
+        ),
+        (
+            "provider/cache_stopped_nodes",
+            None,
+            "Ray would stop nodes and not end them: their disks stay",
+        ),
+        (
+            DISK,
+            {"VolumeSize": 100},
+            "BlockDeviceMappings: a disk is not encrypted, or none is named",
+        ),
+        (
+            f"{DISK}/DeleteOnTermination",
+            False,
+            "a disk stays when its node ends; say DeleteOnTermination",
+        ),
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
             None,
             "or none is named; name it, with Encrypted: true",
         ),
-        (f"{NODE}/InstanceMarketOptions", {"MarketType": "spot"}, "a spot instance as head: taken away"),
+        (
+            f"{NODE}/InstanceMarketOptions",
+            {"MarketType": "spot"},
+            "a spot instance as head: taken away",
+        ),
         (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
@@ -149,25 +191,52 @@ WRONG = {
         ("provider/region", None, "provider.region: no region is named"),
         (f"{NODE}/ImageId", None, "ImageId: no image is named"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
-        (f"{NODE}/SecurityGroupIds", [5], "Invalid type for parameter SecurityGroupIds[0], value: 5"),
+        (
+            f"{NODE}/SecurityGroupIds",
+            [5],
+            "Invalid type for parameter SecurityGroupIds[0], value: 5",
+        ),
         (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID"; correct it'),
-        (f"{NODE}/MetadataOptions/HttpPutResponseHopLimit", "1", "HopLimit, value: 1, type: <class 'str'>"),
+        (
+            f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
+            "1",
+            "HopLimit, value: 1, type: <class 'str'>",
+        ),
     ],
     GCP: [
-        (f"{WORKER}/node_config/scheduling", [{"provisioningModel": "SPOT"}], "its disk stay and cost; add"),
+        (
+            f"{WORKER}/node_config/scheduling",
+            [{"provisioningModel": "SPOT"}],
+            "its disk stay and cost; add",
+        ),
         (f"{NODE}/scheduling", [{"preemptible": True}], "a spot machine as head"),
-        (f"{WORKER}/node_config/disks/0/autoDelete", None, "disks: the disk stays when its node ends; say"),
+        (
+            f"{WORKER}/node_config/disks/0/autoDelete",
+            None,
+            "disks: the disk stays when its node ends; say",
+        ),
         (f"{WORKER}/node_config/disks", [{}], "disks: the disk stays when its node ends; say"),
-        (f"{WORKER}/node_config/networkInterfaces", None, "which opens SSH to the world; name your own"),
-        (f"{WORKER}/node_config/networkInterfaces/0/subnetwork", None, "the project's default network is"),
+        (
+            f"{WORKER}/node_config/networkInterfaces",
+            None,
+            "which opens SSH to the world; name your own",
+        ),
+        (
+            f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
+            None,
+            "the project's default network is",
+        ),
     ],
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "message"), [(name, *row) for name, rows in WRONG.items() for row in rows]
+    ("name", "place", "value", "message"),
+    [(name, *row) for name, rows in WRONG.items() for row in rows],
 )
-def test_a_wrong_field_is_told_with_its_place_and_the_way_out(checkout, name, place, value, message):
+def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
+    checkout, name, place, value, message
+):
     pytest.importorskip("boto3") if name == AWS else None
     found = told(checkout, changed(filled_in(name), place, value))
     assert any(message in one for one in found), found
@@ -177,11 +246,19 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(checkout, name, pl
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda text: text, "cluster_name: mine, and clusters/iam/head.json lets the head start and end"),
-        (lambda text: text.replace("CHANGE-region", "eu-west-1"), "provider.region: us-east-1, and clusters"),
+        (
+            lambda text: text,
+            "cluster_name: mine, and clusters/iam/head.json lets the head start and end",
+        ),
+        (
+            lambda text: text.replace("CHANGE-region", "eu-west-1"),
+            "provider.region: us-east-1, and clusters",
+        ),
     ],
 )
-def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(checkout, harm, message):
+def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(
+    checkout, harm, message
+):
     pytest.importorskip("boto3")
     text = (REPOSITORY / "clusters/iam/head.json").read_text(encoding="utf-8")
     (checkout / "clusters/iam").mkdir(parents=True)
@@ -195,14 +272,35 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
     [
         (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
         (lambda at: (at / ".ray/auth_token").chmod(0o644), "others can read the token; chmod 600"),
-        (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is not one word of text"),
-        (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is not one word of text"),
-        (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "the token is not one word of text"),
-        (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
+        (
+            lambda at: (at / ".ray/auth_token").write_text(" \n"),
+            "the token is not one word of text",
+        ),
+        (
+            lambda at: (at / ".ray/auth_token").write_text("a b"),
+            "the token is not one word of text",
+        ),
+        (
+            lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"),
+            "the token is not one word of text",
+        ),
+        (
+            lambda at: (at / "dist/constraints-cuda.txt").unlink(),
+            "no dist/constraints-cuda.txt; make wheel",
+        ),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
-        (lambda at: make_wheel(at, "0" * 40), "py3-none-any.whl is made of commit 000000000000, and "),
-        (lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""), "is made of commit none, and "),
-        (lambda at: (at / ".ssh/id_ed25519").chmod(0o644), "others can read the key, and ssh will not use"),
+        (
+            lambda at: make_wheel(at, "0" * 40),
+            "py3-none-any.whl is made of commit 000000000000, and ",
+        ),
+        (
+            lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""),
+            "is made of commit none, and ",
+        ),
+        (
+            lambda at: (at / ".ssh/id_ed25519").chmod(0o644),
+            "others can read the key, and ssh will not use",
+        ),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
     ],
 )
@@ -245,7 +343,10 @@ def test_what_is_no_launch_file(tmp_path, text, message):
     [
         ("export RAY_AUTH_TOKEN=0123; true", "RAY_AUTH_TOKEN"),
         ("MLFLOW_TRACKING_PASSWORD='0123 y' true", "MLFLOW_TRACKING_PASSWORD"),
-        *((one, "") for one in ("export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true")),
+        *(
+            (one, "")
+            for one in ("export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true")
+        ),
     ],
 )
 def test_a_secret_in_a_command_is_found_and_not_repeated(checkout, command, name):
@@ -266,5 +367,7 @@ def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(c
     *found, secret = sorted(told(checkout, config))
     assert len(found) == 4
     assert all("is a checkout or a root, which may hold images of" in one for one in found)
-    assert secret.startswith("provider.aws_secret_access_key: a secret stands in the file; take it out")
+    assert secret.startswith(
+        "provider.aws_secret_access_key: a secret stands in the file; take it out"
+    )
     assert "0123" not in secret

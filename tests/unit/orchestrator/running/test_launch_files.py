@@ -1,4 +1,5 @@
-"""SLURM, Kubernetes and image files, and the lock of CUDA nodes: what can be held without any of them."""
+"""SLURM, Kubernetes and image files, and the lock of CUDA nodes: what can be held without any of
+them."""
 
 import copy
 import json
@@ -36,14 +37,19 @@ def test_the_ray_job_is_what_kuberay_takes(job):
     job = copy.deepcopy(job)
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 0
     (told,) = mistakes(job)
-    assert told.startswith("spec.rayClusterSpec.workerGroupSpecs.0: Additional properties are not allowed")
+    assert told.startswith(
+        "spec.rayClusterSpec.workerGroupSpecs.0: Additional properties are not allowed"
+    )
 
 
 def test_every_pod_has_bounds_and_may_start_in_a_restricted_namespace(job):
-    """What the standard "restricted" asks; of autoscaler and submitter KubeRay says nothing by itself."""
+    """What the standard "restricted" asks; of autoscaler and submitter KubeRay says nothing by
+    itself."""
     cluster = job["spec"]["rayClusterSpec"]
     groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    pods = [group["template"]["spec"] for group in groups] + [job["spec"]["submitterPodTemplate"]["spec"]]
+    pods = [group["template"]["spec"] for group in groups] + [
+        job["spec"]["submitterPodTemplate"]["spec"]
+    ]
     containers = [container for pod in pods for container in pod["containers"]]
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
@@ -54,13 +60,19 @@ def test_every_pod_has_bounds_and_may_start_in_a_restricted_namespace(job):
     for container in containers:
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert len({container["image"] for container in containers}) == 1
-    assert pods[-1]["restartPolicy"] == "Never"  # a Kubernetes job takes no pod that starts again by itself
+    assert (
+        pods[-1]["restartPolicy"] == "Never"
+    )  # a Kubernetes job takes no pod that starts again by itself
 
 
 def test_the_ray_job_asks_for_a_token_scales_from_zero_and_goes_on_where_it_died(job):
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     (gpu,) = cluster["workerGroupSpecs"]
-    assert (cluster["authOptions"], gpu["minReplicas"], gpu["replicas"]) == ({"mode": "token"}, 0, 0)
+    assert (cluster["authOptions"], gpu["minReplicas"], gpu["replicas"]) == (
+        {"mode": "token"},
+        0,
+        0,
+    )
     words = spec["entrypoint"].split()
     (mount,) = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     assert spec["backoffLimit"] >= 1
@@ -73,7 +85,9 @@ def test_the_ray_job_asks_for_a_token_scales_from_zero_and_goes_on_where_it_died
 
 
 FAKES = {
-    "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
+    "scontrol": (
+        'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi'
+    ),
     "getent": """
         [ -n "${NO_ADDRESS:-}" ] || printf '127.0.1.1 STREAM %s\\n127.0.1.1 DGRAM\\n' "$2"
         [ -n "${NO_ADDRESS:-}${ONLY_LOOPBACK:-}" ] || echo "10.0.0.1 STREAM $2" """,
@@ -134,10 +148,18 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     )
     assert (code, "patience 600\n" in log) == (0, True)
     source = Path(find_spec("ray").origin).parent / "scripts/symmetric_run.py"
-    assert 'env_integer("RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"' in source.read_text(encoding="utf-8")
+    assert 'env_integer("RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"' in source.read_text(
+        encoding="utf-8"
+    )
     assert "--nodes=2 --ntasks=2 --cpus-per-task=32 " in log
-    assert "ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 32 --num-gpus 4 -- " in log
-    assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
+    assert (
+        "ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 32 --num-gpus 4 -- "
+        in log
+    )
+    assert (
+        f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu"
+        in log
+    )
 
 
 LATE, NO_ADDRESS = "Ray did not start on all 2 nodes", "isweep: no address of node1, the first node"
@@ -154,7 +176,8 @@ LATE, NO_ADDRESS = "Ray did not start on all 2 nodes", "isweep: no address of no
         ({"RAY_EXIT": "143"}, 143, True, ""),
         ({"RAY_EXIT": "143", "SLURM_RESTART_COUNT": "1"}, 143, True, ""),
         ({"RAY_EXIT": "143", "SLURM_RESTART_COUNT": "2"}, 3, False, LATE),
-        # `ray symmetric-run` ends with 0 where `ray start` fails on the head, with 1 where a node is late.
+        # `ray symmetric-run` ends with 0 where `ray start` fails on the head, with 1 where a node
+        # is late.
         ({"RAY_EXIT": "0"}, 3, False, LATE),
         ({"RAY_EXIT": "1"}, 3, False, LATE),
         ({"RAY_EXIT": "3"}, 3, False, ""),
@@ -164,7 +187,9 @@ LATE, NO_ADDRESS = "Ray did not start on all 2 nodes", "isweep: no address of no
         ({"NO_TOKEN": "1"}, 2, False, "no token in ~/.ray/auth_token"),
     ],
 )
-def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, environment, code, requeued, told):
+def test_only_an_interrupted_job_goes_back_to_the_queue(
+    tmp_path, environment, code, requeued, told
+):
     found, log, error = submit(tmp_path, "paper", **environment)
     assert (found, "requeued 123456" in log) == (code, requeued)
     assert told in error
@@ -173,7 +198,9 @@ def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, environment, c
 
 def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
     text = (CLUSTERS / "slurm.sbatch").read_text(encoding="utf-8")
-    assert "#SBATCH --signal=B:TERM@120\n" in text  # without B: every process of a step gets it, Ray's too
+    assert (
+        "#SBATCH --signal=B:TERM@120\n" in text
+    )  # without B: every process of a step gets it, Ray's too
     code, log, _ = submit(tmp_path, "paper", LONG="1")
     assert (code, log.splitlines()[2:]) == (130, ["runs closed", "requeued 123456"])
     (tmp_path / "other").mkdir()
@@ -182,7 +209,8 @@ def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
 
 
 def test_shellcheck_has_nothing_to_say_of_the_batch_script(tmp_path):
-    # SC1091: the environment is the site's. SC2016: what stands in single quotes is for the inner shell.
+    # SC1091: the environment is the site's. SC2016: what stands in single quotes is for the inner
+    # shell.
     check_script(tmp_path, (CLUSTERS / "slurm.sbatch").read_text(), "--exclude=SC1091,SC2016")
 
 
@@ -207,7 +235,10 @@ def test_the_skypilot_scripts_are_shell(task, script, tmp_path):
     assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}  # no checkout
 
 
-PROGRAMS = {"isweep@.service": "%h/isweep-venv/bin/python", "mlflow.service": "%h/isweep-venv/bin/mlflow"}
+PROGRAMS = {
+    "isweep@.service": "%h/isweep-venv/bin/python",
+    "mlflow.service": "%h/isweep-venv/bin/mlflow",
+}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
@@ -226,10 +257,14 @@ def test_systemd_takes_the_unit(tmp_path, name):
 def test_a_unit_says_how_it_is_put_in_place_where_none_was_before(name, tmp_path):
     """The command of its comment, in a home without ~/.config."""
     text = (CLUSTERS / name).read_text(encoding="utf-8")
-    (command,) = re.findall(r"^#   (.* ~/isweep-dist/\S+.*) && loginctl enable-linger$", text, re.MULTILINE)
+    (command,) = re.findall(
+        r"^#   (.* ~/isweep-dist/\S+.*) && loginctl enable-linger$", text, re.MULTILINE
+    )
     (tmp_path / "isweep-dist").mkdir()
     shutil.copy(CLUSTERS / name, tmp_path / "isweep-dist")
-    done = subprocess.run(["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, check=False
+    )
     assert done.returncode == 0
     assert (tmp_path / ".config/systemd/user" / name).read_text(encoding="utf-8") == text
 
@@ -289,12 +324,14 @@ def test_the_locks_hold_what_the_project_asks_for_at_the_tested_versions(name):
                 r"--no-deps /tmp/isweep-\*\.whl",
                 # A name would be refused by `runAsNonRoot` where no pod says who runs.
                 r"^USER [1-9]\d*$",
-                # Not known to the linker of a base without CUDA: there Google's Kubernetes puts libcuda.so.1.
+                # Not known to the linker of a base without CUDA: there Google's Kubernetes puts
+                # libcuda.so.1.
                 "LD_LIBRARY_PATH=/usr/local/nvidia/lib64",
             ],
             r"^COPY (?!dist/)",
         ),
-        # A builder without BuildKit is else sent the whole folder first: a root with images, and the history.
+        # A builder without BuildKit is else sent the whole folder first: a root with images, and
+        # the history.
         (".dockerignore", [r"\A(#.*\n)*\*\n!dist/\n\Z"], "^!(?!dist/)"),
         (
             "clusters/skypilot.yaml",
@@ -316,14 +353,17 @@ def test_a_file_says_what_it_must(name, has, has_not):
 
 
 def test_mlflow_takes_the_words_of_its_unit():
-    """What is only in its environment are the password and the places: every user can read a command line."""
+    """What is only in its environment are the password and the places: every user can read a
+    command line."""
     text = (CLUSTERS / "mlflow.service").read_text(encoding="utf-8")
     words = re.search(r"^ExecStart=\S+/mlflow server (.*)$", text, re.MULTILINE)[1].split()
     asked = dict(zip(words[::2], words[1::2], strict=True))
     assert (asked["--host"], asked["--allowed-hosts"]) == ("127.0.0.1", "localhost:*,127.0.0.1:*")
     # Read and not imported, which takes seconds.
     folder = Path(find_spec("mlflow").origin).parent
-    known = "".join((folder / f"{name}.py").read_text() for name in ("cli/__init__", "utils/cli_args"))
+    known = "".join(
+        (folder / f"{name}.py").read_text() for name in ("cli/__init__", "utils/cli_args")
+    )
     assert all(f'"{option}"' in known for option in asked)
     told = set(re.findall(r"^#   (MLFLOW_\w+)=", text, re.MULTILINE))
     assert told == {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"}
@@ -339,7 +379,9 @@ def test_the_image_is_baked_with_the_set_up_commands_of_the_cluster(tmp_path):
     phases = {phase["name"]: phase["steps"] for phase in component["phases"]}
     assert (component["schemaVersion"], list(phases)) == (1.0, ["build", "validate"])
     steps = [step for of_phase in phases.values() for step in of_phase]
-    assert {(*step, step["action"]) for step in steps} == {("name", "action", "inputs", "ExecuteBash")}
+    assert {(*step, step["action"]) for step in steps} == {
+        ("name", "action", "inputs", "ExecuteBash")
+    }
     scripts = ["\n".join(step["inputs"]["commands"]) for step in steps]
     cluster = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
     baked = [one for one in cluster["setup_commands"] if "isweep-venv" in one and "sed" not in one]

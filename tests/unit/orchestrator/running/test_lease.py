@@ -53,7 +53,10 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     with Lease(url, "a", "isweep run first"):
         assert leases(bucket, url) == ["a"]
         refused = r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since"
-        with pytest.raises(SetupError, match=refused), Lease(url, "b", "isweep run second", said.append):
+        with (
+            pytest.raises(SetupError, match=refused),
+            Lease(url, "b", "isweep run second", said.append),
+        ):
             pytest.fail("two hold it")
         assert leases(bucket, url) == ["a"]
     assert leases(bucket, url) == []
@@ -120,9 +123,13 @@ def test_no_beat_makes_a_lease_again_that_was_given_back(bucket, url, monkeypatc
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
     """As servers did before they knew conditional writes: the header means nothing to them."""
     real = Bucket.put
-    monkeypatch.setattr(Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
+    monkeypatch.setattr(
+        Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite")
+    )
     with (
-        pytest.raises(SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"),
+        pytest.raises(
+            SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"
+        ),
         Lease(url, "a", "isweep run"),
     ):
         pytest.fail("nobody may hold it")
@@ -141,11 +148,15 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
             store.start()
             while len(said) < 2:
                 time.sleep(0.01)
-            assert said[0].startswith("The storage does not answer: s3://results/lab/driver-lease.json")
+            assert said[0].startswith(
+                "The storage does not answer: s3://results/lab/driver-lease.json"
+            )
             assert said[0].endswith("Trials that end wait for it")
             assert said[1].startswith("The storage answers again after ")
             with (
-                pytest.raises(SetupError, match=r"s3://results/lab is in use by .*isweep run first"),
+                pytest.raises(
+                    SetupError, match=r"s3://results/lab is in use by .*isweep run first"
+                ),
                 Lease(store.url, "b", "isweep run second"),
             ):
                 pytest.fail("two hold it")

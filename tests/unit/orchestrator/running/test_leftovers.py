@@ -1,4 +1,5 @@
-"""What a killed run left is removed by the next; what a live one uses, or another program made, is not."""
+"""What a killed run left is removed by the next; what a live one uses, or another program made, is
+not."""
 
 import os
 import signal
@@ -29,11 +30,14 @@ def base(tmp_path, monkeypatch) -> Path:
 
 
 def process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
-    """Start what names the folder in its command line as Ray's processes do, or a title and its log there."""
+    """Start what names the folder in its command line as Ray's processes do, or a title and its log
+    there."""
     folder.mkdir(exist_ok=True)
     words = [title, "-c", IDLE] if title else [sys.executable, "-c", IDLE, f"{folder}/session"]
     with open(folder / "worker.out" if title else os.devnull, "wb") as out:
-        idle = subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE, stderr=out)
+        idle = subprocess.Popen(
+            words, executable=sys.executable, stdout=subprocess.PIPE, stderr=out
+        )
     assert idle.stdout is not None
     idle.stdout.readline()  # a process that is still being started shows no command line
     return idle

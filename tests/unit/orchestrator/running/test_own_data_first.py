@@ -17,7 +17,10 @@ from tasks.sources.own import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
 
-WAYS = {"run": (run_sweep, "orchestrator.running.run"), "tune": (tune_sweep, "orchestrator.tuning.run")}
+WAYS = {
+    "run": (run_sweep, "orchestrator.running.run"),
+    "tune": (tune_sweep, "orchestrator.tuning.run"),
+}
 
 
 @pytest.fixture
@@ -28,7 +31,9 @@ def sweep(tmp_path) -> dict[str, object]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture(number, (16, 16))))
     own = {"kind": "folder", "path": str(tmp_path / "images"), "domain": "medical"}
-    return small_sweep("first", datasets=[{"name": "mine", "own": own}], train_sizes=[20], test_size=10)
+    return small_sweep(
+        "first", datasets=[{"name": "mine", "own": own}], train_sizes=[20], test_size=10
+    )
 
 
 @pytest.fixture(params=WAYS)
@@ -52,7 +57,9 @@ def corrupt(images: Path) -> None:
 def contradictory(images: Path) -> None:
     """Pictures of two classes that are the same."""
     for number in (0, 2):
-        (images / "a" / f"{number}.png").write_bytes((images / "b" / f"{number + 1}.png").read_bytes())
+        (images / "a" / f"{number}.png").write_bytes(
+            (images / "b" / f"{number + 1}.png").read_bytes()
+        )
 
 
 def gone(images: Path) -> None:
@@ -67,7 +74,9 @@ def gone(images: Path) -> None:
         (gone, r"own\.path must exist"),
     ],
 )
-def test_what_is_wrong_with_own_files_is_told_before_ray_and_mlflow(sweep, started, tmp_path, harm, message):
+def test_what_is_wrong_with_own_files_is_told_before_ray_and_mlflow(
+    sweep, started, tmp_path, harm, message
+):
     harm(tmp_path / "images")
     with pytest.raises(SweepError, match=message):
         started(sweep)
@@ -119,7 +128,10 @@ def test_what_is_left_out_or_doubtful_is_told_once(sweep, root, tmp_path):
     workspace.paths.make()
     for _ in range(2):
         preparation.prepare_own(workspace, RunOptions(root=root), monitor)
-    assert said == [f"mine: left out: {HIDDEN}, 1", "mine: doubtful: class folder without an image: c, 1"]
+    assert said == [
+        f"mine: left out: {HIDDEN}, 1",
+        "mine: doubtful: class folder without an image: c, 1",
+    ]
 
 
 def test_what_takes_longer_goes_on_where_it_is(sweep, root, monkeypatch):

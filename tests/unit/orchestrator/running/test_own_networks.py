@@ -1,4 +1,5 @@
-"""Networks of one's own in a run: failures in training are found first; the code is kept with the sweep."""
+"""Networks of one's own in a run: failures in training are found first; the code is kept with the
+sweep."""
 
 import json
 import sys
@@ -102,15 +103,24 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_
 
 @pytest.mark.parametrize(
     ("function", "why"),
-    [("noise_in_training", ""), ("black", ""), ("both", "ValueError: no such image"), ("through_numpy", "")],
+    [
+        ("noise_in_training", ""),
+        ("black", ""),
+        ("both", "ValueError: no such image"),
+        ("through_numpy", ""),
+    ],
 )
 def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function, why):
     plan = plan_sweep(load_sweep(sweep_of(function, keep_weights="all")))
     check_models(plan, ())
     beside = extras(plan, ())
     assert beside["uncounted"] == ({function: why} if why else {})
-    assert (f"costs of {function} are guessed from its weights: {why}" in extras_text(beside)) == bool(why)
-    assert beside["weights_bytes"] == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer
+    assert (
+        f"costs of {function} are guessed from its weights: {why}" in extras_text(beside)
+    ) == bool(why)
+    assert beside["weights_bytes"] == 4 * (
+        16 * 16 * 2 + 2 + 1000
+    )  # one channel, two classes; and its buffer
     assert estimate(plan.trials, ())["gpu_hours"] > 0
 
 

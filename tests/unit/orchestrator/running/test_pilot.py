@@ -31,7 +31,9 @@ OUTER = {
 def images(tmp_path):
     path = tmp_path / "mine.npz"
     rng = np.random.default_rng(0)
-    np.savez(path, images=rng.integers(0, 255, (90, 16, 16), dtype=np.uint8), labels=np.arange(90) % 2)
+    np.savez(
+        path, images=rng.integers(0, 255, (90, 16, 16), dtype=np.uint8), labels=np.arange(90) % 2
+    )
     return str(path)
 
 
@@ -46,7 +48,9 @@ def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
     assert found.name.startswith("outer-pilot-")
 
 
-def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_their_own(images, tmp_path):
+def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_their_own(
+    images, tmp_path
+):
     outer, other = load_sweep(OUTER), shutil.copy(images, tmp_path / "other.npz")
     first = pilot_sweep(outer, images, "small_mlp")
     more = pilot_sweep(outer, images, "small_mlp", train_sizes=(20, 40, 60), test_size=12)
@@ -59,15 +63,27 @@ def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_t
 
 def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
     options = RunOptions(root=str(tmp_path / "root"), tracking=False)
-    with pytest.raises(DataError, match=r"pilot-.*: Train size 400 needs .*; lower --pilot-sizes to"):
+    with pytest.raises(
+        DataError, match=r"pilot-.*: Train size 400 needs .*; lower --pilot-sizes to"
+    ):
         run_pilot(load_sweep(OUTER), images, "small_mlp", options, train_sizes=(20, 400))
 
 
 @pytest.mark.parametrize(
     ("source", "model", "recipe", "message"),
     [
-        ("absent", "small_mlp", "smoke", "A pilot needs a folder or file of images.*; found: absent"),
-        ("mnist5k", "pooled", "smoke", r"one model; found: .*\(pooled\); name one: --model small_mlp or"),
+        (
+            "absent",
+            "small_mlp",
+            "smoke",
+            "A pilot needs a folder or file of images.*; found: absent",
+        ),
+        (
+            "mnist5k",
+            "pooled",
+            "smoke",
+            r"one model; found: .*\(pooled\); name one: --model small_mlp or",
+        ),
         ("mnist5k", "x", "smoke", "Unknown model of the sweep to train a pilot with; found: 'x'"),
         ("mnist5k", "small_mlp", {"from": "smoke", "epochs": [1, 2]}, "outer varies epochs"),
     ],

@@ -1,4 +1,5 @@
-"""Starts and ends of a run: what a finished sweep does again, what is told and left, whatever happened."""
+"""Starts and ends of a run: what a finished sweep does again, what is told and left, whatever
+happened."""
 
 import contextlib
 import json
@@ -25,7 +26,12 @@ from search_spaces.errors import ConfigError, DataError, NewerRecordError, Setup
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
 from tests.small_sweep import small_sweep
-from tests.unit.orchestrator.results.examples import diverged, measure_record, trial_record, trial_result
+from tests.unit.orchestrator.results.examples import (
+    diverged,
+    measure_record,
+    trial_record,
+    trial_result,
+)
 
 
 @pytest.fixture
@@ -46,13 +52,16 @@ def finished(root: str) -> Workspace:
         stored.save(trial_record(spec=cell, trial_id=cell.trial_id, data_fingerprint=made_from))
     for spec in workspace.plan.measures:
         made_from = data[spec.subset.prepared.dataset].fingerprint
-        stored.save(measure_record(spec=spec, measure_id=spec.measure_id, data_fingerprint=made_from))
+        stored.save(
+            measure_record(spec=spec, measure_id=spec.measure_id, data_fingerprint=made_from)
+        )
     return workspace
 
 
 @pytest.fixture
 def rerun(finished, root, monkeypatch):
-    """Runs it again, without Ray and MLflow; returns summary, notes, and whether the report was written."""
+    """Runs it again, without Ray and MLflow; returns summary, notes, and whether the report was
+    written."""
     written, notes = [], []
     page = finished.sweep_paths.report / "report.html"
 
@@ -67,7 +76,9 @@ def rerun(finished, root, monkeypatch):
         notes.clear()
         progress = Progress()
         progress.note = notes.append
-        return run_sweep("smoke", RunOptions(root=root, tracking=False), progress=progress, changes=changes)
+        return run_sweep(
+            "smoke", RunOptions(root=root, tracking=False), progress=progress, changes=changes
+        )
 
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", write)
     return SimpleNamespace(again=again, written=written, notes=notes, page=page)
@@ -78,10 +89,16 @@ def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
     monkeypatch.setattr(ResultStore, "each", lambda *its: read.append(its[1]) or each(*its))
     summary = rerun.again()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
-    assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
+    assert sorted(kind.__name__ for kind in read) == [
+        "FailureRecord",
+        "MeasureRecord",
+        "TrialRecord",
+    ]
 
 
-def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(rerun, finished, here, monkeypatch):
+def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
+    rerun, finished, here, monkeypatch
+):
     def broken(work, key):
         raise SetupError("The disk must be readable", "it is not", "mend it")
 
@@ -115,7 +132,9 @@ def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(rerun, fin
     monkeypatch.setattr(module, "_report", lambda sweep: shutil.rmtree(gone) or real(sweep))
     summary = rerun.again()
     assert (summary.planned - summary.done, summary.pending, summary.exit_code) == (1, 1, 1)
-    assert any(note.startswith("1 finished results were removed from the store") for note in rerun.notes)
+    assert any(
+        note.startswith("1 finished results were removed from the store") for note in rerun.notes
+    )
 
 
 def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monkeypatch):
@@ -127,8 +146,13 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again(name="again")
     num = len(finished.plan.trials)
-    assert f"smoke, another sweep of this root, has {num} of these cells: trained again here" in rerun.notes
-    damaged = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
+    assert (
+        f"smoke, another sweep of this root, has {num} of these cells: trained again here"
+        in rerun.notes
+    )
+    damaged = (
+        finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
+    )
     damaged.write_bytes(b"")
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again()
@@ -144,7 +168,9 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
 
     monkeypatch.setattr("orchestrator.running.run.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
-    with pytest.raises(ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"):
+    with pytest.raises(
+        ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"
+    ):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
@@ -160,7 +186,9 @@ print("torch" in sys.modules)
 
 @pytest.mark.parametrize(("side", "built"), [("32", "False"), ("33", "True")])
 def test_networks_of_a_preset_are_not_built_again_before_a_start_and_others_are(side, built):
-    done = subprocess.run([sys.executable, "-c", CHECK, side], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, side], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == built
 
 
@@ -180,7 +208,9 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     subset = cell.network.subset
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
-    with pytest.raises(DataError, match=r"must stay as it is while its cells are trained.*prepared anew"):
+    with pytest.raises(
+        DataError, match=r"must stay as it is while its cells are trained.*prepared anew"
+    ):
         load_arrays(finished, subset, cell.network.train_size)
 
 
@@ -233,20 +263,28 @@ def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trained(finished, trained):
+def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trained(
+    finished, trained
+):
     """Both histories are empty: only the worker knows whether it trained."""
     cell = finished.plan.trials[0]
     stored = StoredResults.read(finished.results_url)
     result = (diverged() if trained else trial_result()).model_copy(
         update={"history": (), "test_history": ()}
     )
-    known = trial_record(result, spec=cell, trial_id=cell.trial_id, started_at=100.0, finished_at=200.0)
+    known = trial_record(
+        result, spec=cell, trial_id=cell.trial_id, started_at=100.0, finished_at=200.0
+    )
     stored.save(known)
     monitor, cluster = Progress(), SimpleNamespace(object_store_bytes=1e9)
     run = Run(finished.plan, finished.paths, cluster, None, stored, None, monitor)
     work = GridWork(run, [cell], lambda *_: None)
     report = CellReport(
-        started_at=5000.0, finished_at=6000.0, outcome=result, trained=trained, data_fingerprint="new data"
+        started_at=5000.0,
+        finished_at=6000.0,
+        outcome=result,
+        trained=trained,
+        data_fingerprint="new data",
     )
     work.found(cell, report, 1)
     record = StoredResults.read(finished.results_url).trials[cell.trial_id]

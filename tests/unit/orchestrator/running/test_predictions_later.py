@@ -1,4 +1,5 @@
-"""Predictions that are asked for later are made from kept networks, checked, and made again when damaged."""
+"""Predictions that are asked for later are made from kept networks, checked, and made again when
+damaged."""
 
 import pytest
 from scipy.special import softmax
@@ -20,7 +21,9 @@ SWEEP = small_sweep("kept", train_sizes=[30, 40], num_neighbors=10, resources=RE
 MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 
-def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(root, monkeypatch):
+def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(
+    root, monkeypatch
+):
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", lambda *_: None)
     options = RunOptions(root=root, tracking=False)
     workspace = Workspace.open(SWEEP, root)
@@ -32,9 +35,13 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     assert (summary.pending, summary.exit_code) == (2, 1)
     before = StoredResults.read(workspace.results_url).trials
     for record in before.values():
-        assert "predictions" in record.result.predictions_note  # and what was found beside them is kept
+        assert (
+            "predictions" in record.result.predictions_note
+        )  # and what was found beside them is kept
     sweep = isweep.open(SWEEP, root=root)
-    with pytest.raises(DataError, match="No trial of this sweep has predictions; set predictions: true"):
+    with pytest.raises(
+        DataError, match="No trial of this sweep has predictions; set predictions: true"
+    ):
         _ = sweep.predictions
     blocked.unlink()
 
@@ -52,11 +59,12 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     ).predictions.groupby("trial_id"):
         scores = before[trial_id].result.scores
         auc = roc_auc_score(rows["label"], rows["logit_1"] - rows["logit_0"])
-        # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do not.
+        # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do
+        # not.
         assert auc == pytest.approx(scores.classification.auc, abs=1e-9)
-        assert log_loss(rows["label"], softmax(rows[["logit_0", "logit_1"]].to_numpy(), axis=1)) == (
-            pytest.approx(scores.test_loss, rel=1e-5)
-        )
+        assert log_loss(
+            rows["label"], softmax(rows[["logit_0", "logit_1"]].to_numpy(), axis=1)
+        ) == (pytest.approx(scores.test_loss, rel=1e-5))
 
     damaged, gone = sorted(workspace.sweep_paths.folder.glob("predictions/*.parquet"))
     whole = {path: path.read_bytes() for path in (damaged, gone)}

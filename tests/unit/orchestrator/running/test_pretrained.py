@@ -41,19 +41,25 @@ def test_weights_are_downloaded_once_per_root_and_belong_to_one_architecture(roo
     made = torchvision.models.resnet18(num_classes=2).state_dict()
     calls = []
     monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: calls.append(1) or full(made)
+        "torchvision.models._api.load_state_dict_from_url",
+        lambda *_, **__: calls.append(1) or full(made),
     )
     workspace, said = Workspace.open(SWEEP, root), []
     first = fetch_pretrained(workspace.plan, (), workspace.paths, said.append)
     assert fetch_pretrained(workspace.plan, (), workspace.paths, said.append) == first
     assert (len(calls), list(first)) == (1, ["torchvision-resnet18"])
     assert said == ["Downloading the pretrained weights of torchvision resnet18"]
-    assert fetch_pretrained(workspace.plan, workspace.plan.trials_by_id, workspace.paths, refuse) == {}
+    assert (
+        fetch_pretrained(workspace.plan, workspace.plan.trials_by_id, workspace.paths, refuse) == {}
+    )
 
 
 def full(weights: dict[str, object]) -> dict[str, object]:
     """Weights with a classifier of ImageNet's size, as downloads have."""
-    return {**weights, **{n: v for n, v in torchvision.models.resnet18().state_dict().items() if "fc." in n}}
+    return {
+        **weights,
+        **{n: v for n, v in torchvision.models.resnet18().state_dict().items() if "fc." in n},
+    }
 
 
 def test_damaged_weights_are_refused_before_anything_is_prepared(root, monkeypatch):

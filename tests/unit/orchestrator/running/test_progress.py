@@ -1,4 +1,5 @@
-"""Who holds a root, what a run says of itself while it runs, and what Prometheus and Grafana are told."""
+"""Who holds a root, what a run says of itself while it runs, and what Prometheus and Grafana are
+told."""
 
 import fcntl
 import json
@@ -30,7 +31,9 @@ def test_a_link_in_the_place_of_a_lock_is_refused_and_empties_nothing(tmp_path):
     mine = tmp_path / "notes.json"
     mine.write_text("mine")
     (tmp_path / "driver.lock").symlink_to(mine)
-    with pytest.raises(SetupError, match=r"must be a file that can be written.*remove what is in its place"):
+    with pytest.raises(
+        SetupError, match=r"must be a file that can be written.*remove what is in its place"
+    ):
         exclusive(tmp_path / "driver.lock", "test").__enter__()
     assert mine.read_text() == "mine"
 
@@ -77,7 +80,8 @@ def test_trials_run_only_while_their_own_run_holds_the_lock(workspace):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trials_that_run_are_those_that_started_and_did_not_end(workspace, seed):
-    """Held to a plain set, after each event of a run in which things happen faster than any interval."""
+    """Held to a plain set, after each event of a run in which things happen faster than any
+    interval."""
     names, truth, chance = [f"t{k}" for k in range(30)], set(), random.Random(seed)
     progress = Progress(path=workspace.sweep_paths.progress)
     with exclusive(workspace.paths.lock, "isweep run smoke"):
@@ -122,7 +126,9 @@ SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 
 
 def test_the_board_draws_every_series_and_no_other():
-    board = json.loads(Path(progress.__file__).with_name("grafana.json").read_text(encoding="utf-8"))
+    board = json.loads(
+        Path(progress.__file__).with_name("grafana.json").read_text(encoding="utf-8")
+    )
     drawn = {
         name
         for panel in board["panels"]

@@ -38,7 +38,8 @@ OUT_OF_MEMORY = TrialFailure(kind="out_of_memory", message="CUDA out of memory")
 
 
 def attempts(requests, cell, number):
-    """Return what each attempt gets at a trial that is out of memory every time, and what is said at last."""
+    """Return what each attempt gets at a trial that is out of memory every time, and what is said
+    at last."""
     found, said = [], ""
     for _ in range(number):
         request = requests.of(cell)
@@ -65,14 +66,19 @@ def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
     said = [requests.failed(cell, OUT_OF_MEMORY) for _ in range(5)]
     assert said[:4] == [""] * 4
-    assert "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or" in said[4]
+    assert (
+        "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or"
+        in said[4]
+    )
 
 
 def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_theirs(cells):
     requests = Requests(Resources(1, 1.0))
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
     others, alone = (
-        TrialFailure(kind="out_of_memory", message=f"others hold {held} of 39.4 GiB: CUDA out of memory.")
+        TrialFailure(
+            kind="out_of_memory", message=f"others hold {held} of 39.4 GiB: CUDA out of memory."
+        )
         for held in (35.1, 0.3)
     )
     said = [requests.failed(cell, others) for _ in range(6)]

@@ -1,4 +1,5 @@
-"""Who is tried again: a death counts against a trial only when it dies again and again while others live."""
+"""Who is tried again: a death counts against a trial only when it dies again and again while others
+live."""
 
 import heapq
 import json
@@ -119,7 +120,9 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     retries = Retries()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
         for _ in range(MOST_ON_UNFIT):
-            retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
+            retries.check_nodes(
+                "a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"}
+            )
 
 
 def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_that_asserts_does_not():
@@ -138,7 +141,8 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
 
 
 def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
-    """Trials may take longer than the dead one rests four times: it is the epochs of the others that tell."""
+    """Trials may take longer than the dead one rests four times: it is the epochs of the others
+    that tell."""
     retries, failure = Retries(), classify(NONE)
     epoch = SimpleNamespace(trial_id="cell", epoch=1, score=None)
     there = SimpleNamespace(
@@ -157,10 +161,11 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
 
 
 def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
-    """Run a sweep of two trials a GPU, one of which fails everything at once; return the cells given up.
+    """Run a sweep of two trials a GPU, one of which fails everything at once; return the cells
+    given up.
 
-    Each failure takes its process along, which had finished nothing: the GPU rests before it is told.
-    """
+    Each failure takes its process along, which had finished nothing: the GPU rests before it is
+    told."""
     retries, waiting, later, lost = Retries(), list(range(num_cells)), [], 0
     events = [(0.0, slot, None) for slot in range(2 * num_gpus)]
     while events:
@@ -200,10 +205,13 @@ def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
 def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_again(tmp_path):
     """In a process of its own, whose private cluster hands out two GPUs."""
     command = [sys.executable, "-m", "tests.integration.faults", "dead_gpu", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4]
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     assert list(found["results"]) == found["planned"]
-    # The dead GPU's process may still be ending when it is asked to rest: then the next failure asks again.
+    # The dead GPU's process may still be ending when it is asked to rest: then the next failure
+    # asks again.
     assert 1 <= len(found["told"]) <= RETRIES[DEVICE]
     for _, kind, _, message in found["told"]:
         assert kind == "device_error"
@@ -212,7 +220,9 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
 
 def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypatch):
     asked, over = [], []
-    monkeypatch.setattr(queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or len(asked))
+    monkeypatch.setattr(
+        queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or len(asked)
+    )
     monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over and parts, []))
     for num_gpus, share, expected in (
         (1, 1.0, []),
@@ -221,7 +231,9 @@ def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypat
         (8, 0.4, ["0", "0", "3"]),
     ):
         asked.clear()
-        there = SimpleNamespace(_resting={}, _run=SimpleNamespace(cluster=SimpleNamespace(num_gpus=num_gpus)))
+        there = SimpleNamespace(
+            _resting={}, _run=SimpleNamespace(cluster=SimpleNamespace(num_gpus=num_gpus))
+        )
         for gpu in ("0", "0", "0", "3"):
             place = Place("cell", "actor", "10.0.0.1", gpus=gpu, num_gpus=share)
             TuneExecution.gpu_failed(there, place, 120.0)
@@ -232,7 +244,8 @@ def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypat
 
 
 def test_a_gpu_on_which_a_trial_hangs_rests_and_costs_no_cell_its_attempts():
-    """A hang names no GPU itself: the last cell of a sweep got the same one again, and was given up."""
+    """A hang names no GPU itself: the last cell of a sweep got the same one again, and was given
+    up."""
     told, rested, retries = [], [], Retries()
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     for cell in ("a", "b", "b", "b"):

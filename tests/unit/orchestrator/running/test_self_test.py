@@ -29,7 +29,9 @@ def test_graphs_are_timed_between_the_two_plain_trainings(monkeypatch):
 def test_on_a_cpu_all_three_trainings_are_equal():
     found = run_case(TINY, CPU)
     assert (found.losses, found.weights) == ((0, 0), (0, 0))
-    assert found.first_loss[0] == pytest.approx(found.first_loss[1], abs=self_test.FIRST_LOSS_TOLERANCE)
+    assert found.first_loss[0] == pytest.approx(
+        found.first_loss[1], abs=self_test.FIRST_LOSS_TOLERANCE
+    )
     assert found.problem == ""
 
 
@@ -37,11 +39,17 @@ def test_on_a_cpu_all_three_trainings_are_equal():
     ("changes", "words"),
     [
         ({}, ""),
-        ({"weights": (1e-5, 4.1e-5)}, "a weight differs by 4.1e-05, between two plain trainings by 1.0e-05"),
+        (
+            {"weights": (1e-5, 4.1e-5)},
+            "a weight differs by 4.1e-05, between two plain trainings by 1.0e-05",
+        ),
         # Two plain trainings that are equal to the last bit do not make every rounding a fault.
         ({"losses": (0.0, 3.9e-5), "weights": (0.0, 3.9e-6)}, ""),
         ({"losses": (0.0, 4.1e-5)}, "vgg13: a loss differs by 4.1e-05"),
-        ({"weights": (0.0, 1e-4)}, "vgg13: a weight differs by 1.0e-04, between two plain trainings by 0.0"),
+        (
+            {"weights": (0.0, 1e-4)},
+            "vgg13: a weight differs by 1.0e-04, between two plain trainings by 0.0",
+        ),
         ({"losses": (0.0, float("nan"))}, "vgg13: a loss differs by nan"),
         ({"first_loss": (0.73, 0.70)}, "vgg13: the first loss is 0.7300, on the CPU 0.7000"),
         ({"first_loss": (float("nan"), 0.70)}, "the first loss is nan"),
@@ -87,11 +95,16 @@ def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_taken(monkeyp
         ((1.0, 1.0, 0.9), ""),
         ((1.0, 1.0, 1.04), ""),
         ((1.0, 1.0, 1.06), "they take 1.06 s an epoch, plain steps 1.00 s and 1.00 s"),
-        ((0.9, 1.1, 1.29), ""),  # longer than the slower plain training by less than these differ by
+        (
+            (0.9, 1.1, 1.29),
+            "",
+        ),  # longer than the slower plain training by less than these differ by
         ((0.9, 1.1, 1.31), "they take 1.31 s an epoch, plain steps 0.90 s and 1.10 s"),
     ],
 )
-def test_graphs_that_are_slower_beyond_the_noise_of_plain_steps_are_not_taken(monkeypatch, seconds, reason):
+def test_graphs_that_are_slower_beyond_the_noise_of_plain_steps_are_not_taken(
+    monkeypatch, seconds, reason
+):
     monkeypatch.setattr(self_test, "run_case", lambda case, device: replace(SOUND, seconds=seconds))
     verdict = run(CPU, [TINY])
     assert verdict.graphs is (not reason)
@@ -100,8 +113,13 @@ def test_graphs_that_are_slower_beyond_the_noise_of_plain_steps_are_not_taken(mo
 
 def test_a_process_of_its_own_prints_the_verdict():
     case = "s.Case('small_cnn', 8, 18, 16)"
-    code = f"import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = ({case},); s.main()"
-    done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = "
+        f"({case},); s.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True
+    )
     verdict = json.loads(done.stdout.splitlines()[-1])
     assert set(verdict) == {"graphs", "reason", "error", "slower", "seconds", "cases"}
     assert verdict["cases"][0]["weights"] == [0, 0]

@@ -24,7 +24,9 @@ def data(key):
 def shelf(ray_local):
     loaded = []
     references = start_beside_driver(IsweepArrays)
-    shelf = ArrayCache(lambda key: loaded.append(key) or data(key), 2500, references, Counter("aabbc"))
+    shelf = ArrayCache(
+        lambda key: loaded.append(key) or data(key), 2500, references, Counter("aabbc")
+    )
     shelf.loaded = loaded
     yield shelf
     shelf.close()

@@ -72,7 +72,8 @@ def run(script, **options):
 @pytest.mark.parametrize(
     ("script", "name", "said"),
     [
-        # One that a finaliser swallowed is raised at the next step, one during an import comes after it.
+        # One that a finaliser swallowed is raised at the next step, one during an import comes
+        # after it.
         *((LOST, name, "the interrupt was lost\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
         *((HELD, name, "imported whole\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
         (TAKEN, "SIGTERM", "half a Ray ended\n"),
@@ -84,7 +85,10 @@ def test_a_stop_is_never_lost(script, name, said):
 
 
 def test_what_a_shell_has_ignored_stays_ignored():
-    asked = "import signal; from orchestrator.running.ending import stop_on_signals; stop_on_signals(); "
+    asked = (
+        "import signal; from orchestrator.running.ending import stop_on_signals; "
+        "stop_on_signals(); "
+    )
     asked += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     done = run(asked, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert done.stdout == "True\n"

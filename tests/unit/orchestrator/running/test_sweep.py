@@ -22,7 +22,13 @@ from ray.tune.experiment import Trial
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport, FailureRecord, ResultStore, TrialRecord, code_fingerprint
+from orchestrator.results.store import (
+    CellReport,
+    FailureRecord,
+    ResultStore,
+    TrialRecord,
+    code_fingerprint,
+)
 from orchestrator.running import failures, gpus, queue, trials, worker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
@@ -51,7 +57,9 @@ def throw(error: Exception) -> None:
 def talk() -> None:
     """Say what should not be said, in every way there is, and fail."""
     os.environ.update(SECRETS)
-    copied = [name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name]
+    copied = [
+        name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name
+    ]
     print(f"copied {copied} in print, {os.environ['AWS_SECRET_ACCESS_KEY']}")
     logging.getLogger("my.network").info("a log line of %s", os.environ["MY_API_TOKEN"])
     warnings.warn("a warning", stacklevel=1)
@@ -87,7 +95,9 @@ class Scripted(TrialTrainable):
 
 def _report(started_at: float, result: TrialResult) -> CellReport:
     finished_at = started_at + 0.5
-    return CellReport(started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f")
+    return CellReport(
+        started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f"
+    )
 
 
 def make_plan(*train_sizes: int, **changes: Any) -> SweepPlan:
@@ -110,7 +120,12 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
 
 
 def run_plan(
-    cluster: Cluster, root: str, plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any
+    cluster: Cluster,
+    root: str,
+    plan: SweepPlan,
+    trainable: type = Scripted,
+    load: Any = load,
+    **changes: Any,
 ) -> Run:
     paths = RootPaths.at(root).make()
     fields: dict[str, Any] = {
@@ -140,7 +155,9 @@ class Looks(Progress):
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         super().trial_finished(trial_id, status)
-        self.held = [one for one in gc.get_objects() if type(one) is Trial and one.status == Trial.TERMINATED]
+        self.held = [
+            one for one in gc.get_objects() if type(one) is Trial and one.status == Trial.TERMINATED
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +178,9 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
 
 
 def by_size(records: dict[str, Any]) -> dict[int, Any]:
-    return {int(trial_id.split("-n")[1].split("-")[0]): record for trial_id, record in records.items()}
+    return {
+        int(trial_id.split("-n")[1].split("-")[0]): record for trial_id, record in records.items()
+    }
 
 
 def test_each_kind_of_failure_has_its_own_policy(scripted):
@@ -190,7 +209,9 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert os.listdir(sweep.paths.tune) == []
 
     told = sweep.stored.store
-    stories = {size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()}
+    stories = {
+        size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()
+    }
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.story(results[14].trial_id) if event.what == "failed"]
@@ -213,7 +234,12 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
     (_, failed) = scripted.stored.store.story(failure.trial_id)
     text = scripted.stored.store.log(failure.trial_id, 1)
-    said = ("copied [] in print", "INFO my.network: a log line of …", "Warning: a warning", "to stderr")
+    said = (
+        "copied [] in print",
+        "INFO my.network: a log line of …",
+        "Warning: a warning",
+        "to stderr",
+    )
     assert [one for one in said if one not in text] == []
     assert failure.failure.message == "ValueError: no access with …"
     assert failed.node == ray.util.get_node_ip_address()
@@ -221,14 +247,20 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     assert not any(secret in everything for secret in SECRETS.values())
 
 
-def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(scripted):
+def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(
+    scripted,
+):
     record = by_size(scripted.stored.trials)[28]
     assert 0 <= record.finished_at - record.started_at < 600
-    assert (record.provenance.code, record.provenance.machine) == (code_fingerprint(), platform.machine())
+    assert (record.provenance.code, record.provenance.machine) == (
+        code_fingerprint(),
+        platform.machine(),
+    )
 
 
 class Poisoned(TrialTrainable):
-    """The first process to run a cell breaks at it, and fails at everything it is given from then on."""
+    """The first process to run a cell breaks at it, and fails at everything it is given from then
+    on."""
 
     def _run(self, started_at: float) -> CellReport:
         cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
@@ -248,7 +280,8 @@ def test_a_process_that_met_a_device_error_is_not_used_again(run):
 
 
 class Patched(TrialTrainable):
-    """Finds that its checkout has changed since the driver started, and does not wait before it says so."""
+    """Finds that its checkout has changed since the driver started, and does not wait before it
+    says so."""
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
@@ -285,7 +318,9 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
             raise KeyboardInterrupt(message)
 
     monkeypatch.setattr("orchestrator.running.failures.PATIENCE_S", 1.0)
-    with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
+    ):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
 
@@ -309,12 +344,16 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
     of_it = {trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == gone}
     assert set(failed) == of_it
     assert {record.failure.kind for record in failed.values()} == {"bad_data"}
-    assert all("must stay; found: it went; run again" in one.failure.message for one in failed.values())
+    assert all(
+        "must stay; found: it went; run again" in one.failure.message for one in failed.values()
+    )
     assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
 
 
 def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
-    report = CellReport(started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug")))
+    report = CellReport(
+        started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug"))
+    )
     error = CellFailed("code_error: ZeroDivisionError: a bug", report.text())
     again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
     assert str(again) == "code_error: ZeroDivisionError: a bug"

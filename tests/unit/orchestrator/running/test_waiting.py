@@ -1,4 +1,5 @@
-"""Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows; and what hangs."""
+"""Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows; and what
+hangs."""
 
 import re
 import time
@@ -46,7 +47,9 @@ def first_version() -> str:
 
 def second_version() -> str:
     def failed(name: str, at: float, why: str) -> LaunchRequest:
-        return LaunchRequest("g6", name, 1, LaunchRequest.Status.FAILED, at, failed_ts_s=at, details=why)
+        return LaunchRequest(
+            "g6", name, 1, LaunchRequest.Status.FAILED, at, failed_ts_s=at, details=why
+        )
 
     status = ClusterStatus(
         pending_launches=[LaunchRequest("g6", "gpu", 2, LaunchRequest.Status.PENDING, 1)],
@@ -61,13 +64,16 @@ def second_version() -> str:
     [
         (
             first_version,
-            r"On their way: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. Launch failed: spot: Insuff.*"
+            r"On their way: spot, 3 launching; 10\.0\.0\.2: gpu, setting-up\. Launch failed: spot: "
+            r"Insuff.*"
             r"no g6 here\. Launch failed: gpu: Quota.*"
-            r"Launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. What to do: name another zone",
+            r"Launch failed: gpu: NodeTerminated \(ip: 10\.0\.0\.4\)\. What to do: name another "
+            r"zone",
         ),
         (
             second_version,
-            r"On their way: gpu, 1 launching; i-1: gpu, installing\. Launch failed: new: LaunchFailed.*"
+            r"On their way: gpu, 1 launching; i-1: gpu, installing\. Launch failed: new: "
+            r"LaunchFailed.*"
             rf"{NO_CAPACITY}\. Launch failed: old: ",
         ),
     ],
@@ -78,7 +84,9 @@ def test_both_versions_tell_what_comes_and_what_failed(said, words):
 
 def status(*failures: str, pending: str = "(no pending nodes)", node: str = "head") -> str:
     failed = "\n ".join(failures) or "(no failures)"
-    return f"Active:\n 1 {node}\nPending:\n {pending}\nRecent failures:\n {failed}\n\nResources\n---"
+    return (
+        f"Active:\n 1 {node}\nPending:\n {pending}\nRecent failures:\n {failed}\n\nResources\n---"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,10 +144,16 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
 
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
-    of_nodes(monkeypatch, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 4.0, "GPU": 1.0})
+    of_nodes(
+        monkeypatch,
+        [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}],
+        {"CPU": 4.0, "GPU": 1.0},
+    )
     said, with_gpu = why_nothing_starts(Resources(3, 0)), why_nothing_starts(Resources(3, 1))
     kinds = "No node has all that one asks for: they have 1 CPU (2 nodes), 2 CPU (1 nodes). "
-    assert said.startswith(f"each asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not")
+    assert said.startswith(
+        f"each asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not"
+    )
     assert said.endswith("add nodes, or ask for less.")
     # Each alone would be there, together they are on no node.
     assert "0 GPU (2 nodes)" in with_gpu
@@ -152,7 +166,8 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         ([2.0], 0.5, Resources(1, 0), True),
         ([2.0], 0.0, Resources(1, 0), True),
         ([2.0], 2.0, Resources(1, 0), False),
-        # Two of four are free, one on each node: who asks for two waits for the other work, not for nodes.
+        # Two of four are free, one on each node: who asks for two waits for the other work, not for
+        # nodes.
         ([2.0, 2.0], 2.0, Resources(2, 0), True),
         # More than there is: waiting helps nobody.
         ([2.0], 0.5, Resources(4, 0), False),
@@ -164,7 +179,9 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 ):
     of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     said = why_nothing_starts(asked)
-    assert ("What is not free is held by other work, or by processes that still start." in said) is held
+    assert (
+        "What is not free is held by other work, or by processes that still start." in said
+    ) is held
     assert said.endswith("goes on as soon as it is free.") is held
     assert ("add nodes, " in said) is not held
 
@@ -173,7 +190,9 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     clock, said, reasons = SteadyClock(), [], ["no capacity"]
     watch = TrialWatch(said.append, lambda trial: None, lambda: reasons[0], ends=False, clock=clock)
     about = {"config": {"cell": {"trial_id": "cell"}}}
-    pending, running = ([SimpleNamespace(status=status, **about)] for status in ("PENDING", "RUNNING"))
+    pending, running = (
+        [SimpleNamespace(status=status, **about)] for status in ("PENDING", "RUNNING")
+    )
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:
         while clock.now < at:
@@ -204,7 +223,12 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
         ([(128, 8)], Resources(4, 0.25), 32, ""),
         ([(16, 8)], Resources(4, 0.25), 4, "num_cpus 4, 32 by the GPUs; 128 CPUs"),
         # CPUs of a node without gpus fill none of another's.
-        ([(256, 0), (8, 1)], Resources(4, 0.25), 2, "2 at once by resources.num_cpus 4, 4 by the GPUs"),
+        (
+            [(256, 0), (8, 1)],
+            Resources(4, 0.25),
+            2,
+            "2 at once by resources.num_cpus 4, 4 by the GPUs",
+        ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),
         ([(4, 4)], Resources(1, 2), 2, ""),
@@ -239,7 +263,8 @@ STARTED, HEARD = "started", "heard"
     ],
 )
 def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
-    """Events in turn, and seconds in which the driver looks every ten; negative, it does not look."""
+    """Events in turn, and seconds in which the driver looks every ten; negative, it does not
+    look."""
     clock, said, killed = SteadyClock(), [], []
     kill = lambda: killed.append(clock.now)  # noqa: E731
     watch = TrialWatch(said.append, lambda trial: kill, lambda: "", ends=False, clock=clock)

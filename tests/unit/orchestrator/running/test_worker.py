@@ -1,4 +1,5 @@
-"""A worker: epochs on their way to the driver, and what is measured on a network that is trained already."""
+"""A worker: epochs on their way to the driver, and what is measured on a network that is trained
+already."""
 
 from types import SimpleNamespace
 
@@ -80,7 +81,12 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     spec = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(2.0,))})
     # The store stands in for the actor before it.
     worker = SimpleNamespace(keeper=ResultStore(str(tmp_path)), pretrained={}, epochs=None)
-    worker.cell = {"keep_weights": True, "micro_batch": None, "known": "", "spec": spec.model_dump_json()}
+    worker.cell = {
+        "keep_weights": True,
+        "micro_batch": None,
+        "known": "",
+        "spec": spec.model_dump_json(),
+    }
     first, trained = perform_cell(worker, data, dict(options))
     assert trained
     assert first.weights is not None

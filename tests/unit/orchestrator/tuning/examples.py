@@ -37,7 +37,8 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
         "status": status,
         "epochs": len(losses),
         "curve": tuple(
-            ValidationScore(epoch=epoch, loss=loss, accuracy=0.5) for epoch, loss in enumerate(losses, 1)
+            ValidationScore(epoch=epoch, loss=loss, accuracy=0.5)
+            for epoch, loss in enumerate(losses, 1)
         ),
         "num_train": 60,
         "num_validation": 20,
@@ -75,14 +76,21 @@ def drive(
     most: int = 10_000,
     ends: Callable[[list[str]], str] = itemgetter(0),
 ) -> Store:
-    """Run one start of a search as a sweep does, killed after ``most`` results; returns what is stored then.
+    """Run one start of a search as a sweep does, killed after ``most`` results; returns what is
+    stored then.
 
-    ``store`` is what earlier starts left; ``ends`` chooses whose result comes next among those that run.
-    """
+    ``store`` is what earlier starts left; ``ends`` chooses whose result comes next among those that
+    run."""
     stored = {record.trial_id: (record, found) for record, found in store}
 
     def asked(one: Asked) -> None:
-        about = {"role": one.role, "run": one.run, "spec": one.spec, "data_fingerprint": "", "number": 0}
+        about = {
+            "role": one.role,
+            "run": one.run,
+            "spec": one.spec,
+            "data_fingerprint": "",
+            "number": 0,
+        }
         trial_id = one.spec.trial_id
         stored.setdefault(trial_id, (AskedRecord(trial_id=trial_id, **about), None))
 

@@ -1,4 +1,5 @@
-"""What is said of a search: means and errors by their formulas, a line per cell, a recipe that reads back."""
+"""What is said of a search: means and errors by their formulas, a line per cell, a recipe that
+reads back."""
 
 import base64
 import re
@@ -75,18 +76,29 @@ def state(search):
 
 @pytest.mark.parametrize(
     ("gains", "left"),
-    [((0.03, 0.01, 0.02), True), ((0.05, -0.04, 0.02), False), ((0,) * 3, False), ((0.01, 0, 0), False)],
+    [
+        ((0.03, 0.01, 0.02), True),
+        ((0.05, -0.04, 0.02), False),
+        ((0,) * 3, False),
+        ((0.01, 0, 0), False),
+    ],
 )
 def test_the_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_error(
     search, state, gains, left
 ):
     """Of the differences, run by run: a run that is hard for both says nothing."""
     outcome = outcomes(search)[0]
-    rival = outcome.finalists[0].point if outcome.finalists[0] != outcome.own else outcome.finalists[1].point
+    rival = (
+        outcome.finalists[0].point
+        if outcome.finalists[0] != outcome.own
+        else outcome.finalists[1].point
+    )
     own_losses = (0.9, 0.1, 0.2, 0.3)
     for point in [candidate.point for candidate in outcome.finalists]:
         state.results |= {(point, run): result([0.6] * 9) for run in range(1, 4)}
-    state.results |= {(state.cell.own, run): result([loss] * 9) for run, loss in enumerate(own_losses)}
+    state.results |= {
+        (state.cell.own, run): result([loss] * 9) for run, loss in enumerate(own_losses)
+    }
     losses = [own - gain for own, gain in zip(own_losses[1:], gains, strict=True)]
     state.results |= {(rival, run): result([loss] * 9) for run, loss in enumerate(losses, 1)}
     again = outcomes(search)[0]
@@ -115,13 +127,17 @@ def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(s
     assert outcome.keeps_own
     assert (outcome.gain, outcome.gain_std_error) == (0, None)
     assert outcome_table([outcome], BRIEF).rows[0][-1] == "own kept"
-    assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
+    assert not any(
+        found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point
+    )
 
 
 def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
     path, found = tmp_path / "recipes" / "tuned-smoke.yaml", outcomes(search)
     path.parent.write_text("", encoding="utf-8")
-    with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
+    with pytest.raises(
+        SetupError, match=r"must be writable; .*File exists; .* every trial is kept"
+    ):
         write_recipe(path, changed, found, {})
     path.parent.unlink()
     write_recipe(path, changed, found, {"manifold_d4": "abc"})
@@ -160,7 +176,9 @@ def test_a_cell_without_a_recipe_is_named_in_the_file_left_out_of_it_and_ends_wi
 def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
     found = list(outcomes(search))
     assert TuneSummary(tuple(found), tmp_path, None, 0).problems == ()
-    found[0] = found[0].model_copy(update={"chosen": found[0].chosen.model_copy(update={"mean": 0.692})})
+    found[0] = found[0].model_copy(
+        update={"chosen": found[0].chosen.model_copy(update={"mean": 0.692})}
+    )
     (said,) = (summary := TuneSummary(tuple(found), tmp_path, None, 0)).problems
     where = f"{found[0].model} on {found[0].dataset}"
     assert said.startswith(f"{where}: the best recipe found is hardly better than guessing")
@@ -170,7 +188,9 @@ def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
 
 def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
     found = list(outcomes(search))
-    found[1] = found[1].model_copy(update={"chosen": None, "own": None, "gain": None, "gain_std_error": None})
+    found[1] = found[1].model_copy(
+        update={"chosen": None, "own": None, "gain": None, "gain_std_error": None}
+    )
     table, brief, rows = outcome_table(found), outcome_table(found, BRIEF), outcome_rows(found)
     assert {len(row) for row in table.rows} == {len(table.header)}
     assert {len(row) for row in brief.rows} == {len(brief.header)} == {7}
@@ -200,7 +220,9 @@ def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, searc
     table = pd.read_csv(page.parent / "trials.csv")
     tried = sum(run == 0 for state in search.cells.values() for _, run in state.results)
     assert len(table) == tried
-    assert not table.duplicated(["model", "dataset", "learning_rate", "weight_decay", "batch_size"]).any()
+    assert not table.duplicated(
+        ["model", "dataset", "learning_rate", "weight_decay", "batch_size"]
+    ).any()
     assert set(table["status"]) <= {"complete", "diverged"}
 
 
@@ -208,10 +230,14 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
     found = outcomes(search)
     by_dataset = pd.DataFrame([(c.dataset, c.gain) for c in found]).groupby(0)[1].mean()
     said = gains(found)
-    number = float(re.search(r"Validation loss is (\S+) nat lower", said).group(1).replace("−", "-"))
+    number = float(
+        re.search(r"Validation loss is (\S+) nat lower", said).group(1).replace("−", "-")
+    )
     assert number == pytest.approx(by_dataset.mean(), rel=0.01)
     assert "95 % interval" in said
-    assert gains([c.model_copy(update={"gain": None}) for c in found]).startswith("No cell has both")
+    assert gains([c.model_copy(update={"gain": None}) for c in found]).startswith(
+        "No cell has both"
+    )
 
 
 def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_points_none(
@@ -222,9 +248,13 @@ def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_
     while (asked := one.next()) is not None:
         one.finished(asked.spec.trial_id, result([], **DIVERGED))
     found = outcomes(one)
-    text = write_report(Workspace.open(changed, str(tmp_path)), one, found).read_text(encoding="utf-8")
+    text = write_report(Workspace.open(changed, str(tmp_path)), one, found).read_text(
+        encoding="utf-8"
+    )
     for outcome in found:
         number = outcome.num_trials
-        assert f"no point was trained to its end ({number} tried, {number} diverged, 0 failed)" in text
+        assert (
+            f"no point was trained to its end ({number} tried, {number} diverged, 0 failed)" in text
+        )
     table = trial_table(list(one.cells.values()))
     np.testing.assert_allclose(table["shown"], 2 * np.log(2))

@@ -1,4 +1,5 @@
-"""A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test image."""
+"""A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test
+image."""
 
 import shutil
 from collections import Counter
@@ -58,7 +59,9 @@ def found(on_ray_local, rows_read, tmp_path_factory):
     """Summary and root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # before the environment of a single test is
+        patch.delenv(
+            "MLFLOW_TRACKING_URI", raising=False
+        )  # before the environment of a single test is
         return tune_sweep(TINY, RunOptions(root=root)), root
 
 
@@ -158,7 +161,8 @@ def test_a_notebook_gets_a_table_and_the_recipe(found):
 
 
 def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_read):
-    """Whatever a test image shows: the same trial on data whose test images are noise is equal bit by bit."""
+    """Whatever a test image shows: the same trial on data whose test images are noise is equal bit
+    by bit."""
     _, root = found
     workspace = Workspace.open(TINY, root)
     (data,) = workspace.prepared.values()
@@ -169,7 +173,12 @@ def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_rea
     assert not set(rows_read) & set(test_rows.tolist())
 
     class Poisoned:
-        labels, groups, splits, fingerprint = data.labels, data.groups, data.splits, data.fingerprint
+        labels, groups, splits, fingerprint = (
+            data.labels,
+            data.groups,
+            data.splits,
+            data.fingerprint,
+        )
 
         @staticmethod
         def read_rows(rows):
@@ -193,7 +202,9 @@ def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypa
             said.append(message)
 
     before = records(root)
-    tune_sweep(TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5})
+    tune_sweep(
+        TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
+    )
     assert any(f"{len(before)} stored trials belong to another search" in line for line in said)
     asked = searches[0].next()
     assert asked.role == Role.OWN
@@ -206,7 +217,9 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
     _, root = found
     searches = run_nothing(monkeypatch)
     victim = next(name for name, record in records(root).items() if record.role == Role.OWN)
-    path = Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials" / victim / "search.json"
+    path = (
+        Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials" / victim / "search.json"
+    )
     path.write_text(path.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
     assert victim not in records(root)
     assert search_standing(Workspace.open(TINY, root))["unreadable"] == 1
@@ -218,13 +231,29 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"tune.batch_size": [64]}, ConfigError, "must not be larger than the set .* 64 for 60 images"),
+        (
+            {"tune.batch_size": [64]},
+            ConfigError,
+            "must not be larger than the set .* 64 for 60 images",
+        ),
         # By shares 31 are left; both classes alike, 30.
-        ({"tune.batch_size": [31], "tune.train_size": 41}, ConfigError, "must not be larger than the set .*"),
+        (
+            {"tune.batch_size": [31], "tune.train_size": 41},
+            ConfigError,
+            "must not be larger than the set .*",
+        ),
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
-        ({"data_mode": "as_released"}, ConfigError, "needs corrected data; found: faults misaligned_labels"),
-        ({"recipe.learning_rate": [1e-3, 1e-4]}, ConfigError, "one value of each field; found: several of"),
+        (
+            {"data_mode": "as_released"},
+            ConfigError,
+            "needs corrected data; found: faults misaligned_labels",
+        ),
+        (
+            {"recipe.learning_rate": [1e-3, 1e-4]},
+            ConfigError,
+            "one value of each field; found: several of",
+        ),
         ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs; found: 0 for small_mlp"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The policy of a search on the committed table of trainings: near the whole grid for a fifth of its cost."""
+"""The policy of a search on the committed table of trainings: near the whole grid for a fifth of
+its cost."""
 
 import math
 from pathlib import Path
@@ -16,12 +17,15 @@ TABLE = Path(__file__).parents[3] / "data" / "search_table.csv"
 
 
 def test_a_search_is_near_the_grid_for_a_fifth_of_its_cost():
-    """The aim: median regret of at most 0.01 nat. benchmarks/search.py has more seeds and rivals."""
+    """The aim: median regret of at most 0.01 nat. benchmarks/search.py has more seeds and
+    rivals."""
     table = read_table(TABLE)
     assert len(table) == 9
     for cell in table.values():
         assert (len(cell.rates), len(cell.curves)) == (GRID_RATES, 3 * GRID_RATES)
-        assert np.diff(np.log(cell.rates)) == pytest.approx(np.log(cell.rates[1] / cell.rates[0]), rel=0.01)
+        assert np.diff(np.log(cell.rates)) == pytest.approx(
+            np.log(cell.rates[1] / cell.rates[0]), rel=0.01
+        )
         assert cell.chance_loss == pytest.approx(math.log(2), abs=1e-4)
     tune = TuneSpec(batch_size=(32,), seeds=3)
     models = sorted({model for model, _ in table})

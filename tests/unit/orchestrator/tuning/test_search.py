@@ -46,7 +46,9 @@ def test_the_course_of_a_search():
     assert one.next() is None
     roles = [asked.role for asked, _ in ran]
     assert roles[: len(one.cells)] == [Role.OWN] * len(one.cells)
-    assert roles.index(Role.FINALIST) > max(i for i, role in enumerate(roles) if role == Role.SAMPLED)
+    assert roles.index(Role.FINALIST) > max(
+        i for i, role in enumerate(roles) if role == Role.SAMPLED
+    )
     ids = [asked.spec.trial_id for asked, _ in ran]
     assert len(set(ids)) == len(ids)
     for cell in one.cells.values():
@@ -80,7 +82,8 @@ def test_the_chosen_rate_is_near_the_best():
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
-    """Whenever it is killed: the same trainings in the same order, when results come in the same order."""
+    """Whenever it is killed: the same trainings in the same order, when results come in the same
+    order."""
     said = {"sampler": sampler, "finalists": 1, "seeds": 2, "budget": 0.32}
     whole = search(**said)
     unbroken = drive(whole, [], workers=workers)
@@ -95,7 +98,8 @@ def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_with_results_in_any_order_nothing_that_was_asked_for_is_lost_or_repeated(seed):
-    """Later points follow from the order of results and may differ; those asked for before are trained."""
+    """Later points follow from the order of results and may differ; those asked for before are
+    trained."""
     chance = random.Random(seed)
     killed = drive(search(), [], workers=3, most=9, ends=chance.choice)
     assert sum(found is None for _, found in killed) > 3
@@ -115,7 +119,9 @@ def test_what_was_asked_for_is_left_out_where_there_is_no_room_or_use_for_it():
     sampled = [one for one, found in killed if found is None and one.role == Role.SAMPLED]
     for other in (search(budget=0.04), of(sweep(tune={"learning_rate": [0.5, 0.9]}))):
         other.go_on(killed)
-        running = {(a.cell.key, a.point) for one in other.cells.values() for a in one.running.values()}
+        running = {
+            (a.cell.key, a.point) for one in other.cells.values() for a in one.running.values()
+        }
         assert sampled
         assert not running & {(one.key, one.point) for one in sampled}
         for cell in other.cells.values():
@@ -129,7 +135,9 @@ def test_a_larger_budget_extends_a_finished_search():
     larger.go_on(before)
     assert not larger.done
     after = run_through(larger)
-    assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
+    assert not {asked.spec.trial_id for asked, _ in before} & {
+        asked.spec.trial_id for asked, _ in after
+    }
     assert all(9 < cell.spent <= 10 for cell in larger.cells.values())
 
 
@@ -141,7 +149,9 @@ def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
     assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
     again, other = run_through(search()), run_through(search(seed=1))
     assert [asked.point for asked, _ in again] == [asked.point for asked, _ in before]
-    sampled = [{asked.point for asked, _ in ran if asked.role == Role.SAMPLED} for ran in (before, other)]
+    sampled = [
+        {asked.point for asked, _ in ran if asked.role == Role.SAMPLED} for ran in (before, other)
+    ]
     assert not sampled[0] & sampled[1]
 
 
@@ -151,9 +161,21 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
 @pytest.mark.parametrize(
     ("gives", "number", "said"),
     [
-        (lambda asked: LOST, (6, 0), "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower"),
-        (lambda asked: None, (0, 5), "no point was trained to its end (0 tried, 0 diverged, 5 failed)"),
-        (lambda asked: None if asked.run else FOUND, None, "further trainings of every finalist failed"),
+        (
+            lambda asked: LOST,
+            (6, 0),
+            "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower",
+        ),
+        (
+            lambda asked: None,
+            (0, 5),
+            "no point was trained to its end (0 tried, 0 diverged, 5 failed)",
+        ),
+        (
+            lambda asked: None if asked.run else FOUND,
+            None,
+            "further trainings of every finalist failed",
+        ),
         (
             lambda asked: None if asked.run and asked.point == asked.cell.own else FOUND,
             None,
@@ -176,12 +198,17 @@ def test_a_search_without_a_recipe_or_a_gain_ends_and_says_why(gives, number, sa
 
 
 def test_a_space_without_new_points_ends_the_search():
-    said = {"learning_rate": [1e-3, 1.0001e-3], "weight_decay": [1e-4, 1.0001e-4], "batch_size": [16]}
+    said = {
+        "learning_rate": [1e-3, 1.0001e-3],
+        "weight_decay": [1e-4, 1.0001e-4],
+        "batch_size": [16],
+    }
     one = of(sweep(tune=said))
     ran = run_through(one)
     assert len(ran) < 100
     assert one.done
-    # Told once each, however often the sampler came to it; and over at the next start, before it is asked.
+    # Told once each, however often the sampler came to it; and over at the next start, before it is
+    # asked.
     for cell in one.cells.values():
         points = [Point(**trial.params) for trial in cell.study.trials]
         assert len(points) == len(set(points))
@@ -216,7 +243,8 @@ def test_a_point_makes_the_recipe_that_a_sweep_makes_of_it():
 
 
 def test_every_run_of_a_finalist_is_judged_on_another_split_and_the_search_on_the_first():
-    """A choice by one split would be a choice for it; ids of the search's own trials stay what they were."""
+    """A choice by one split would be a choice for it; ids of the search's own trials stay what they
+    were."""
     cell = cells()[0]
     trials = [cell.trial(cell.own, run) for run in range(4)]
     assert [trial.validation.split for trial in trials] == [0, 1, 2, 3]
@@ -247,13 +275,20 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("place", "value"), [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")]
+    ("place", "value"),
+    [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")],
 )
 def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, place, value):
-    """A run that is no seed would end every start; epochs below none, a budget that is never spent."""
+    """A run that is no seed would end every start; epochs below none, a budget that is never
+    spent."""
     cell, store = cells()[0], ResultStore(str(tmp_path))
     trial = cell.trial(cell.own)
-    about = {"trial_id": trial.trial_id, "sweep": "smoke", "domain": "natural", "data_fingerprint": "abc"}
+    about = {
+        "trial_id": trial.trial_id,
+        "sweep": "smoke",
+        "domain": "natural",
+        "data_fingerprint": "abc",
+    }
     made = {"spec": trial, "started_at": 1.0, "finished_at": 2.0, "result": FOUND}
     record = SearchRecord(**about, **made, role=Role.OWN, run=0)
     store.save(record)
@@ -264,14 +299,17 @@ def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, 
     for name in place[:-1]:
         part = part[name]
     part[place[-1]] = value
-    path.write_text(json.dumps(sealed | {"sha256": fingerprint(sealed["record"])}), encoding="utf-8")
+    path.write_text(
+        json.dumps(sealed | {"sha256": fingerprint(sealed["record"])}), encoding="utf-8"
+    )
     scan = store.scan(SearchRecord)
     assert scan.records == {}
     assert ".".join(place) in scan.unreadable[0].reason
 
 
-# What Optuna is told: every trial once, always a number, stopped ones as stopped; no ghosts after a kill. The
-# last ones are what was seen go wrong with Ray 2.60's OptunaSearch; see the decision in docs.
+# What Optuna is told: every trial once, always a number, stopped ones as stopped; no ghosts after a
+# kill. The last ones are what was seen go wrong with Ray 2.60's OptunaSearch; see the decision in
+# docs.
 
 GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
 

@@ -24,7 +24,9 @@ def some_bytes(num_rows=30, num_features=70):
 
 
 def as_quotients(levels, dtype):
-    return (levels.astype(np.dtype(dtype).newbyteorder("=")) / np.dtype(dtype).type(255)).astype(dtype)
+    return (levels.astype(np.dtype(dtype).newbyteorder("=")) / np.dtype(dtype).type(255)).astype(
+        dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i2", "u2", "i4", "i8"])
@@ -63,7 +65,8 @@ def test_black_and_white_only_is_whole_numbers_first():
 
 
 @pytest.mark.parametrize(
-    "value", [256, -1, 0.5, np.nan, np.inf, -np.inf, 1e30, 254.99999, 255.00002, 2.0**32, -(2.0**63)]
+    "value",
+    [256, -1, 0.5, np.nan, np.inf, -np.inf, 1e30, 254.99999, 255.00002, 2.0**32, -(2.0**63)],
 )
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -86,7 +89,15 @@ def test_one_other_value_anywhere_means_that_rows_are_no_bytes(value, place, dty
         np.zeros((0, 3)),
         np.zeros((3, 0)),
     ],
-    ids=["times 1/255", "256 levels", "normalised", "half precision", "integers", "no rows", "no features"],
+    ids=[
+        "times 1/255",
+        "256 levels",
+        "normalised",
+        "half precision",
+        "integers",
+        "no rows",
+        "no features",
+    ],
 )
 def test_other_scalings_stay_as_they_are(rows):
     source = ArraySource(rows)
@@ -104,7 +115,9 @@ def test_signed_keeps_differences(dtype):
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("num_features", [INT32_FEATURES, INT32_FEATURES + 1, MAX_FEATURES, MAX_FEATURES + 1])
+@pytest.mark.parametrize(
+    "num_features", [INT32_FEATURES, INT32_FEATURES + 1, MAX_FEATURES, MAX_FEATURES + 1]
+)
 def test_black_against_white_is_exact_at_every_limit(product, num_features):
     rows = np.zeros((3, num_features), np.uint8)
     rows[1] = 255

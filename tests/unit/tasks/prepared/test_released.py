@@ -10,12 +10,16 @@ from search_spaces.recipes import RELEASED_MODELS, released_pairs
 from search_spaces.specs import RELEASED_FAULTS, PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
 
-LABELS = np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
+LABELS = (
+    np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
+)
 
 
 def spec(dataset="mnist", faults=RELEASED_FAULTS, pair=(4, 2), test_size=30) -> SubsetSpec:
     mode = "as_released" if faults == RELEASED_FAULTS else "corrected"
-    prepared = PreparedSpec(dataset=dataset, image_size=8, channels=1, faults=faults, data_mode=mode)
+    prepared = PreparedSpec(
+        dataset=dataset, image_size=8, channels=1, faults=faults, data_mode=mode
+    )
     return SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
 
 
@@ -52,11 +56,15 @@ def reference(pair, train_size, test_size, *, aligned, files_fixed):
 def test_equals_the_released_code_image_by_image(dataset, aligned, files_fixed, train_size):
     subset = chosen(train_size, dataset=dataset)
     train, test = reference((4, 2), train_size, 30, aligned=aligned, files_fixed=files_fixed)
-    assert list(zip(subset.train_order.tolist(), subset.train_labels.tolist(), strict=True)) == train
+    assert (
+        list(zip(subset.train_order.tolist(), subset.train_labels.tolist(), strict=True)) == train
+    )
     assert list(zip(subset.test_rows.tolist(), subset.test_labels.tolist(), strict=True)) == test
 
 
-@pytest.mark.parametrize(("faults", "size"), [(RELEASED_FAULTS, 300), (("misaligned_labels",), 120)])
+@pytest.mark.parametrize(
+    ("faults", "size"), [(RELEASED_FAULTS, 300), (("misaligned_labels",), 120)]
+)
 def test_misaligned_labels_are_wrong_for_some_images(faults, size):
     subset = chosen(size, faults=faults)
     assert subset.max_train_size == size
@@ -88,7 +96,28 @@ def test_what_the_released_code_could_not_do_is_refused(faults, size, message):
 def test_released_pairs_are_those_recovered_by_the_audit():
     sizes = (500, 750, 1000, 1250, 1500, 1750)
     pairs = released_pairs()
-    assert [pairs["vgg13", "mnist", n] for n in sizes] == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
-    assert [pairs["vgg13", "cifar10", n] for n in sizes] == [(6, 9), (1, 8), (5, 6), (6, 4), (0, 5), (9, 1)]
-    assert [pairs["vgg13", "svhn", n] for n in sizes] == [(7, 3), (2, 5), (9, 7), (9, 4), (3, 8), (1, 8)]
+    assert [pairs["vgg13", "mnist", n] for n in sizes] == [
+        (9, 8),
+        (5, 2),
+        (5, 6),
+        (5, 4),
+        (6, 3),
+        (5, 1),
+    ]
+    assert [pairs["vgg13", "cifar10", n] for n in sizes] == [
+        (6, 9),
+        (1, 8),
+        (5, 6),
+        (6, 4),
+        (0, 5),
+        (9, 1),
+    ]
+    assert [pairs["vgg13", "svhn", n] for n in sizes] == [
+        (7, 3),
+        (2, 5),
+        (9, 7),
+        (9, 4),
+        (3, 8),
+        (1, 8),
+    ]
     assert len(pairs) == len(RELEASED_MODELS) * 4 * 6

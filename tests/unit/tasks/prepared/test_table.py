@@ -1,4 +1,5 @@
-"""Rows of images: their order, quotas and groups, and what a preparation keeps and shows of them."""
+"""Rows of images: their order, quotas and groups, and what a preparation keeps and shows of
+them."""
 
 import tracemalloc
 
@@ -83,7 +84,10 @@ def part(*traits: tuple[int, str, str, int]) -> Part:
 def test_information_is_that_of_the_formula():
     """Two sites, 30 and 10 of class 0, 10 and 30 of class 1: I = 1 - H(1/4) bits."""
     found = telling_traits(
-        [part((0, "site", "a", 30), (0, "site", "b", 10)), part((1, "site", "a", 10), (1, "site", "b", 30))]
+        [
+            part((0, "site", "a", 30), (0, "site", "b", 10)),
+            part((1, "site", "a", 10), (1, "site", "b", 30)),
+        ]
     )
     assert found == {"site tells the label (75% by it alone, 0.19 of 1.00 bits)": 60}
 

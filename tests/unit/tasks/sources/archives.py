@@ -13,7 +13,8 @@ def tar_mode(name: str) -> str:
 
 
 def pack(folder: Path, path: Path, prefix: str = "") -> Path:
-    """Write the files of a folder into a zip or tar, by the ending of ``path``, under their names in it."""
+    """Write the files of a folder into a zip or tar, by the ending of ``path``, under their names
+    in it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     names = [prefix + file.relative_to(folder).as_posix() for file in files]
     if path.suffix == ".zip":

@@ -19,7 +19,8 @@ from tasks.sources.base import RawRequest
 from tests.raw_trees.pictures import png
 
 Verdict = str | dict[str, object]
-"""Words of a refusal, a regular expression; or what is told of a prepared set, by the names of ``told``."""
+"""Words of a refusal, a regular expression; or what is told of a prepared set, by the names of
+``told``."""
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
@@ -57,7 +58,8 @@ def told(data: PreparedDataset) -> dict[str, object]:
 
 
 def check_verdict(verdict: Verdict, run: Callable[[], PreparedDataset]) -> str:
-    """Check that ``run`` is refused in these words, or gives this; returns the message of a refusal."""
+    """Check that ``run`` is refused in these words, or gives this; returns the message of a
+    refusal."""
     if isinstance(verdict, str):
         with pytest.raises(SweepError, match=verdict) as caught:
             run()
@@ -111,12 +113,18 @@ def prepare(tmp_path):
 def official(tmp_path):
     """Prepare a download of the table from ``raw``; returns the opened dataset."""
 
-    def run(name: str, raw: Path | None, *, out: Path | None = None, strict=True, **spec) -> PreparedDataset:
+    def run(
+        name: str, raw: Path | None, *, out: Path | None = None, strict=True, **spec
+    ) -> PreparedDataset:
         row = dataset_spec(name)
-        wanted = PreparedSpec(**{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec})
+        wanted = PreparedSpec(
+            **{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec}
+        )
         destination = (out or tmp_path / "prepared") / name
         options = {"max_skipped_share": 0.0} if strict else {}
-        prepare_dataset(wanted, row, raw=raw, destination=destination, executor=InlineExecutor(), **options)
+        prepare_dataset(
+            wanted, row, raw=raw, destination=destination, executor=InlineExecutor(), **options
+        )
         return PreparedDataset.open(destination)
 
     return run

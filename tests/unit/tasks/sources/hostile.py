@@ -37,7 +37,9 @@ def _rle(num_bytes: int) -> bytes:
 def _jpeg(side: int) -> bytes:
     """A small JPEG whose frame header asks for ``side`` squared."""
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)).save(stream, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)).save(
+        stream, "JPEG"
+    )
     body = bytearray(stream.getvalue())
     place = body.index(b"\xff\xc0") + 5
     body[place : place + 4] = struct.pack(">HH", side, side)
@@ -59,7 +61,8 @@ def _jpeg2000(side: int, components: int = 1) -> bytes:
 
 
 def _repeated(body: bytes, count: int, checksum: Callable[..., int]) -> tuple[bytes, int]:
-    """Deflate ``count`` copies of ``body``, packed once; returns blocks without an end, and the checksum."""
+    """Deflate ``count`` copies of ``body``, packed once; returns blocks without an end, and the
+    checksum."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     packed = packer.compress(body) + packer.flush(zlib.Z_FULL_FLUSH)
     found = checksum(b"")
@@ -70,7 +73,9 @@ def _repeated(body: bytes, count: int, checksum: Callable[..., int]) -> tuple[by
 
 def _png(width: int, height: int, colour: int, depth: int, channels: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     row = b"\0" + bytes(range(1, 251)) * (width * channels * depth // 8 // 250 + 1)
     row = row[: 1 + width * channels * depth // 8]
@@ -93,7 +98,11 @@ def _tiled_tiff(side: int, tile: int) -> bytes:
 def _zip(name: str, packed: bytes, declared: int) -> bytes:
     """A deflated member that unpacks to more than it declares (APPNOTE.TXT 4.3.7 and 4.3.12)."""
     sizes = struct.pack("<III", 0, len(packed), declared)
-    local = struct.pack("<IHHHHH", 0x04034B50, 20, 0, 8, 0, 0) + sizes + struct.pack("<HH", len(name), 0)
+    local = (
+        struct.pack("<IHHHHH", 0x04034B50, 20, 0, 8, 0, 0)
+        + sizes
+        + struct.pack("<HH", len(name), 0)
+    )
     central = struct.pack("<IHHHHHH", 0x02014B50, 20, 20, 0, 8, 0, 0) + sizes
     central += struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, 0) + name.encode()
     start = len(local) + len(name) + len(packed)
@@ -111,11 +120,15 @@ def _text_bomb() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 60_000_000, zip=True)
     stream = io.BytesIO()
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(stream, "PNG", pnginfo=info)
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(
+        stream, "PNG", pnginfo=info
+    )
     return stream.getvalue()
 
 
-def _nifti(shape: tuple[int, ...], code: int, bits: int, start: int, extension: int, zeros: int) -> bytes:
+def _nifti(
+    shape: tuple[int, ...], code: int, bits: int, start: int, extension: int, zeros: int
+) -> bytes:
     head = bytearray(348)
     struct.pack_into("<i", head, 0, 348)
     struct.pack_into("<8h", head, 40, len(shape), *shape, *[1] * (7 - len(shape)))
@@ -132,13 +145,19 @@ def _nifti(shape: tuple[int, ...], code: int, bits: int, start: int, extension: 
 
 
 BODIES: dict[str, Callable[[], bytes]] = {
-    "good DICOM": lambda: dicom_bytes(make_dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), bits=12)),
+    "good DICOM": lambda: dicom_bytes(
+        make_dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), bits=12)
+    ),
     "good PNG": lambda: _png(100, 100, 0, 8, 1),
     "DICOM RLE 1 GiB": lambda: _encapsulated(_rle(1 << 30), RLELossless, 32768, 32768),
     "DICOM RLE 250 MiB": lambda: _encapsulated(_rle(250 << 20), RLELossless, 16000, 16384),
     "DICOM RLE 62 MiB": lambda: _encapsulated(_rle(62 << 20), RLELossless, 7936, 8192),
-    "DICOM JPEG larger than declared": lambda: _encapsulated(_jpeg(40000), JPEGBaseline8Bit, 64, 64),
-    "DICOM JPEG 2000 larger than declared": lambda: _encapsulated(_jpeg2000(30000), JPEG2000Lossless, 64, 64),
+    "DICOM JPEG larger than declared": lambda: _encapsulated(
+        _jpeg(40000), JPEGBaseline8Bit, 64, 64
+    ),
+    "DICOM JPEG 2000 larger than declared": lambda: _encapsulated(
+        _jpeg2000(30000), JPEG2000Lossless, 64, 64
+    ),
     "DICOM JPEG 2000 of many components": lambda: _encapsulated(
         _jpeg2000(4096, 16000), JPEG2000Lossless, 4096, 4096
     ),

@@ -1,4 +1,5 @@
-"""Class folders in zips and tars, packed or not: read as the folder is, and refused where they lie."""
+"""Class folders in zips and tars, packed or not: read as the folder is, and refused where they
+lie."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
 
 
 def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_folder, tmp_path):
-    inner, outer = pack(class_folder, tmp_path / "inner.zip"), pack(class_folder, tmp_path / "outer.zip")
+    inner, outer = (
+        pack(class_folder, tmp_path / "inner.zip"),
+        pack(class_folder, tmp_path / "outer.zip"),
+    )
     with zipfile.ZipFile(outer, "a") as archive:
         archive.write(inner, "inner.zip")
     with pytest.raises(DataError, match="a name must be once in an archive and those in it"):
@@ -121,7 +125,10 @@ def zip_of(path: Path, change: Change) -> Path:
 
 ELSEWHERE, REPEATED = "names that lead elsewhere", "repeated names"
 ZIPS: dict[str, tuple[Change, str]] = {
-    **{name: (zip_entry(name), ELSEWHERE) for name in ("../x.png", "/etc/x.png", "..\\x.png", "C:/x.png")},
+    **{
+        name: (zip_entry(name), ELSEWHERE)
+        for name in ("../x.png", "/etc/x.png", "..\\x.png", "C:/x.png")
+    },
     **{name: (zip_entry(name, png(picture(9))), REPEATED) for name in ("a//0.png", "a\\0.png")},
     "a/0.png": (zip_twice, REPEATED),
     "a link": (zip_link, "links or devices"),
@@ -150,7 +157,7 @@ MEMBERS: dict[str, tuple[dict[str, object], str]] = {
     "a negative size": ({"size": -1024}, "negative size"),
     "sparse": ({"type": tarfile.GNUTYPE_SPARSE}, "damaged|sparse"),
     **{f"extended {sorted(pax)}": ({"pax_headers": pax}, "(negative size|sparse)") for pax in PAX},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -203,7 +210,9 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(DataError, match=r"must be whole and safe; .*an archive without its end, as if cut; "):
+    with pytest.raises(
+        DataError, match=r"must be whole and safe; .*an archive without its end, as if cut; "
+    ):
         prepare(kind, path)
 
 
@@ -232,9 +241,13 @@ def test_overlapping_members_are_refused(prepare, tmp_path):
         prepare("folder", path)
 
 
-@pytest.mark.parametrize(("ending", "compress"), [(".tar.gz", gzip.compress), (".tar.bz2", bz2.compress),
-    (".tar.xz", lzma.compress)])  # fmt: skip
-def test_several_streams_one_after_another_are_one(prepare, class_folder, tmp_path, ending, compress):
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [(".tar.gz", gzip.compress), (".tar.bz2", bz2.compress), (".tar.xz", lzma.compress)],
+)
+def test_several_streams_one_after_another_are_one(
+    prepare, class_folder, tmp_path, ending, compress
+):
     """As ``pigz``, ``pbzip2`` and ``xz -T`` write them."""
     body = pack(class_folder, tmp_path / "own.tar").read_bytes()
     parts = [body[start : start + 5000] for start in range(0, len(body), 5000)]

@@ -1,4 +1,5 @@
-"""Arrays in .npz and HDF5 files: keys, shapes, ranges of values, and files that lie about their size."""
+"""Arrays in .npz and HDF5 files: keys, shapes, ranges of values, and files that lie about their
+size."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def with_value(images: np.ndarray, value: float) -> np.ndarray:
     return changed
 
 
-def of(images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, **more: np.ndarray) -> dict[str, np.ndarray]:
+def of(
+    images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, **more: np.ndarray
+) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels, **more}
 
 
@@ -40,13 +43,19 @@ def parts(images: np.ndarray = IMAGES, **rows: slice) -> dict[str, np.ndarray]:
     """Keys, order and label shape of ``medmnist``'s files."""
     found = {}
     for split, places in rows.items():
-        found |= {f"{split}_images": images[places], f"{split}_labels": LABELS[places, None].astype(np.uint8)}
+        found |= {
+            f"{split}_images": images[places],
+            f"{split}_labels": LABELS[places, None].astype(np.uint8),
+        }
     return found
 
 
 MEDMNIST = {"train": slice(0, 6), "val": slice(6, 8), "test": slice(8, 12)}
-OF_SPLITS = {"splits": [1] * 6 + [2] * 4, "labels": LABELS[np.r_[0:6, 8:12]].tolist(),
-    "excluded": {"validation split": 2}}  # fmt: skip
+OF_SPLITS = {
+    "splits": [1] * 6 + [2] * 4,
+    "labels": LABELS[np.r_[0:6, 8:12]].tolist(),
+    "excluded": {"validation split": 2},
+}
 TRAIN_TEST = {"train": slice(0, 6), "test": slice(6, 12)}
 GROUPED = {f"{split}_groups": np.arange(6) for split in ("train", "test")}
 SHAPE = "images must be numbers of shape"
@@ -54,59 +63,130 @@ RANGE = r"must lie in \[0, 1\] or \[0, 255\].*pixel_range"
 PLAIN = {"labels": LABELS.tolist(), "groups": 12, "flags": {}}
 CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str, object]]] = {
     # keys
-    **{f"{x}, {y}": ({x: IMAGES, y: LABELS}, {}, PLAIN)
-        for x, y in (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "target"))},
+    **{
+        f"{x}, {y}": ({x: IMAGES, y: LABELS}, {}, PLAIN)
+        for x, y in (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "target"))
+    },
     "groups": (of(groups=np.arange(12) // 3), {}, {"groups": 4}),
     "MedMNIST": (parts(**MEDMNIST), {}, OF_SPLITS),
-    "MedMNIST in colour": (parts(np.stack([IMAGES] * 3, -1), **MEDMNIST), {"channels": 3}, OF_SPLITS),
-    "Keras": ({"x_train": IMAGES[:8], "y_train": LABELS[:8], "x_test": IMAGES[8:], "y_test": LABELS[8:]}, {},
-        {"splits": [1] * 8 + [2] * 4}),
+    "MedMNIST in colour": (
+        parts(np.stack([IMAGES] * 3, -1), **MEDMNIST),
+        {"channels": 3},
+        OF_SPLITS,
+    ),
+    "Keras": (
+        {"x_train": IMAGES[:8], "y_train": LABELS[:8], "x_test": IMAGES[8:], "y_test": LABELS[8:]},
+        {},
+        {"splits": [1] * 8 + [2] * 4},
+    ),
     "no labels": ({"images": IMAGES}, {}, "array labels must be in the "),
     "no images": ({"labels": LABELS}, {}, "array images must be in the "),
-    "no labels of a split": ({**parts(train=slice(12)), "test_images": IMAGES[:4]}, {},
-        "test_images and test_labels must both be in the file; found: no test_labels"),
+    "no labels of a split": (
+        {**parts(train=slice(12)), "test_images": IMAGES[:4]},
+        {},
+        "test_images and test_labels must both be in the file; found: no test_labels",
+    ),
     "two sets": (of(x=IMAGES, y=LABELS), {}, "one set of images must be in the file"),
-    "a group on both sides": ({**parts(train=slice(6), test=slice(6, 12)), **GROUPED}, {},
-        "no group may be in train and test; found: 6, first"),
-    "a class of one side": ({"train_images": IMAGES[:6], "train_labels": LABELS[:6],
-        "test_images": IMAGES[6:], "test_labels": LABELS[6:] + 1}, {},
-        {"flags": {"class in train only: 0": 1, "class in test only: 2": 1}}),
+    "a group on both sides": (
+        {**parts(train=slice(6), test=slice(6, 12)), **GROUPED},
+        {},
+        "no group may be in train and test; found: 6, first",
+    ),
+    "a class of one side": (
+        {
+            "train_images": IMAGES[:6],
+            "train_labels": LABELS[:6],
+            "test_images": IMAGES[6:],
+            "test_labels": LABELS[6:] + 1,
+        },
+        {},
+        {"flags": {"class in train only: 0": 1, "class in test only: 2": 1}},
+    ),
     # labels
     "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),
     "names": (of(label_names=np.array(["no", "yes"])), {}, {"classes": ("no", "yes")}),
-    "a name without an image": (of(label_names=np.array(["no", "yes", "x"])), {},
-        {"classes": ("no", "yes", "x"), "flags": {"class without a usable image: x": 1}}),
-    "a number without a name": (of(label_names=np.array(["a"])), {}, "names, 0 to 0; found: 6: row 1"),
-    "several labels of an image": (of(labels=np.zeros((12, 14), np.uint8)), {},
-        "several labels per image are no classes"),
+    "a name without an image": (
+        of(label_names=np.array(["no", "yes", "x"])),
+        {},
+        {"classes": ("no", "yes", "x"), "flags": {"class without a usable image: x": 1}},
+    ),
+    "a number without a name": (
+        of(label_names=np.array(["a"])),
+        {},
+        ("names, 0 to 0; found: 6: row 1"),
+    ),
+    "several labels of an image": (
+        of(labels=np.zeros((12, 14), np.uint8)),
+        {},
+        "several labels per image are no classes",
+    ),
     "labels of others": (of(IMAGES[:5]), {}, "labels must be 5 numbers or texts, one per image"),
     # shapes and values
     "one image": (of(IMAGES[0]), {}, SHAPE),
     "no image": (of(IMAGES[:0], LABELS[:0]), {}, SHAPE),
-    "more than 8 bits": (of(IMAGES.astype(np.uint16) * 16), {},
-        {"conversions": {"scaled by own maximum": 12}}),
-    "NaN in one": (of(with_value(FLOATS, np.nan)), {"max_skipped_share": 0.1},
-        {"images": 11, "skipped": {"values not finite": 1}}),
+    "more than 8 bits": (
+        of(IMAGES.astype(np.uint16) * 16),
+        {},
+        {"conversions": {"scaled by own maximum": 12}},
+    ),
+    "NaN in one": (
+        of(with_value(FLOATS, np.nan)),
+        {"max_skipped_share": 0.1},
+        {"images": 11, "skipped": {"values not finite": 1}},
+    ),
     "negative floats": (of(IMAGES - 100.0), {}, RANGE),
-    "Hounsfield units": (of(with_value(FLOATS * 900, -1000)), {}, r"pixel_range: \[-1000, 89\d.*-1000 89"),
+    "Hounsfield units": (
+        of(with_value(FLOATS * 900, -1000)),
+        {},
+        (r"pixel_range: \[-1000, " r"89\d.*-1000 89"),
+    ),
     "around 0": (of(FLOATS * 2 - 1), {}, r"lie in pixel_range: \[-1, 1\], or --pixel-range -1 1"),
     "one value": (of(FLOATS * 0 + 2), {}, r"lie in pixel_range: \[0, 2\]"),
-    "nearly all cut": (of(SIGNED * 1.0), {"pixel_range": (-1.0, 1.0)},
-        r"between the black and white.*\[-1, 1\], which cuts 99.* lie in pixel_range: \[-499, 499\]"),
-    "a window": (of(SIGNED * 1.0), {"pixel_range": (-160.0, 240.0)},
-        {"flags": {"values outside pixel_range cut": 12}}),
-    "a range of which they fill nothing": (of(FLOATS), {"pixel_range": (-1e300, 1e300)},
-        r"fill at least 0.01% of pixel_range; found: \[.*\] of \[-1e\+300, 1e\+300\]"),
-    "train in [0, 1], test in [0, 255]": (parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST), {},
-        r"training and test images must be stored on one scale.*save them alike, or say pixel_range"),
-    "what was proposed": (of(SIGNED / 7), {"pixel_range": (-71.4285736, 71.2857132)}, {"flags": {}}),
+    "nearly all cut": (
+        of(SIGNED * 1.0),
+        {"pixel_range": (-1.0, 1.0)},
+        (
+            r"between the black and white.*\[-1, 1\], which cuts 99.* lie in pixel_range: "
+            r"\[-499, "
+            r"499\]"
+        ),
+    ),
+    "a window": (
+        of(SIGNED * 1.0),
+        {"pixel_range": (-160.0, 240.0)},
+        {"flags": {"values outside pixel_range cut": 12}},
+    ),
+    "a range of which they fill nothing": (
+        of(FLOATS),
+        {"pixel_range": (-1e300, 1e300)},
+        r"fill at least 0.01% of pixel_range; found: \[.*\] of \[-1e\+300, 1e\+300\]",
+    ),
+    ("train in [0, 1], test in [0, 255]"): (
+        parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST),
+        {},
+        (
+            r"training and test images must be stored on one scale.*save them alike, or "
+            r"say "
+            r"pixel_range"
+        ),
+    ),
+    "what was proposed": (
+        of(SIGNED / 7),
+        {"pixel_range": (-71.4285736, 71.2857132)},
+        {"flags": {}},
+    ),
     # Out of a resize with overshoot, a standardisation, or a network.
-    **{f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
-        for top in (1.0000001, 1.02, 2.0, 100.0)},
-    "beyond pixel_range": (of(with_value(FLOATS, 1.5)), {"pixel_range": (0.0, 1.0)},
-        {"flags": {"values outside pixel_range cut": 1}}),
+    **{
+        f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
+        for top in (1.0000001, 1.02, 2.0, 100.0)
+    },
+    "beyond pixel_range": (
+        of(with_value(FLOATS, 1.5)),
+        {"pixel_range": (0.0, 1.0)},
+        {"flags": {"values outside pixel_range cut": 1}},
+    ),
     "negative numbers": (of(SIGNED), {}, {"flags": {"negative values cut at 0": 12}}),
-}  # fmt: skip
+}
 
 
 @BOTH
@@ -147,7 +227,9 @@ def test_layouts_and_ranges_give_the_same_pixels(prepare, tmp_path, name, kind):
 
 def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
     for index in range(4):
-        save_image(tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32))
+        save_image(
+            tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32)
+        )
     assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
 
 
@@ -181,7 +263,9 @@ def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypa
 
 def header(*shape: int) -> bytes:
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return stream.getvalue()
 
 
@@ -193,7 +277,11 @@ def zipped(members: dict[str, bytes], declared: int | None = None) -> bytes:
             archive.writestr(f"{name}.npy", body)
     found = stream.getvalue()
     place = found.index(b"PK\x01\x02") + 24
-    return found if declared is None else found[:place] + struct.pack("<I", declared) + found[place + 4 :]
+    return (
+        found
+        if declared is None
+        else found[:place] + struct.pack("<I", declared) + found[place + 4 :]
+    )
 
 
 def saved(save=np.savez, count: int = 12, **arrays: np.ndarray) -> bytes:
@@ -208,17 +296,35 @@ def flipped(body: bytes, place: float) -> bytes:
     return bytes(changed)
 
 
-HUGE = {"images": header(200 << 20, 32, 32) + bytes(1 << 20), "labels": header(200 << 20) + bytes(1 << 20)}
+HUGE = {
+    "images": header(200 << 20, 32, 32) + bytes(1 << 20),
+    "labels": header(200 << 20) + bytes(1 << 20),
+}
 LIES = {
     "cut": (saved()[:-40], "must be whole, as numpy saves it; found: damaged"),
     "objects": (saved(images=IMAGES.astype(object)), "never unpickled"),
-    "a terabyte": (zipped({"images": header(10**12, 8, 8), "labels": b""}), "more than the member holds"),
-    "many members": (zipped({str(number): b"" for number in range(1200)}), "more than 1,000 members"),
+    "a terabyte": (
+        zipped({"images": header(10**12, 8, 8), "labels": b""}),
+        ("more than the member holds"),
+    ),
+    "many members": (
+        zipped({str(number): b"" for number in range(1200)}),
+        "more than 1,000 members",
+    ),
     "200 GiB": (zipped(HUGE), "more"),
-    "200 GiB, and so the directory": (zipped(HUGE, 0xFFFFFFF0), "declares more than its packed size"),
-    **{f"a flipped byte at {place} of {save.__name__}": (flipped(saved(save, 2000), place), "damaged")
-        for save in (np.savez, np.savez_compressed) for place in (0.1, 0.5, 0.9)},
-}  # fmt: skip
+    "200 GiB, and so the directory": (
+        zipped(HUGE, 0xFFFFFFF0),
+        ("declares more than its packed size"),
+    ),
+    **{
+        (f"a flipped byte at {place} of {save.__name__}"): (
+            flipped(saved(save, 2000), place),
+            "damaged",
+        )
+        for save in (np.savez, np.savez_compressed)
+        for place in (0.1, 0.5, 0.9)
+    },
+}
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -238,7 +344,11 @@ def virtual() -> h5py.VirtualLayout:
 HDF5 = {
     "a link to another file": (
         lambda file: file.update({"images": h5py.ExternalLink("other.h5", "images")}),
-        r"images must lie in the file itself; found: a link.*; store the array: file\['images'\] = array",
+        (
+            r"images must lie in the file itself; found: a link.*; store the array: "
+            r"file\['images'\] = "
+            r"array"
+        ),
     ),
     "a link through another file": (
         lambda file: file.update(
@@ -251,7 +361,9 @@ HDF5 = {
         "must lie in the file itself",
     ),
     "terabytes that nobody wrote": (
-        lambda file: file.create_dataset("images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"),
+        lambda file: file.create_dataset(
+            "images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"
+        ),
         "must hold values; found: none were written",
     ),
 }

@@ -61,18 +61,36 @@ SKIPPED = {
     "B36 cut in the header": (lambda: body()[:600], "damaged DICOM header|no "),
     "B37 cut in the pixels": (lambda: body()[:-200], "less pixel data|damaged"),
     "B38 padded": (lambda: shipped("MR_small_padded.dcm"), "more pixel data than declared"),
-    "B38 more pixels": (lambda: body(PixelData=VALUES.tobytes() * 2), "more pixel data than declared"),
+    "B38 more pixels": (
+        lambda: body(PixelData=VALUES.tobytes() * 2),
+        "more pixel data than declared",
+    ),
     "B39 no rows": (lambda: body(without="Rows"), "no Rows"),
     "B39 no bits stored": (lambda: body(without="BitsStored"), "no BitsStored"),
-    "B39 no photometric": (lambda: body(without="PhotometricInterpretation"), "no PhotometricInterpretation"),
-    "B41 slope 0": (lambda: body(modality="CT", RescaleSlope=0, RescaleIntercept=0), "rescale slope 0"),
+    "B39 no photometric": (
+        lambda: body(without="PhotometricInterpretation"),
+        "no PhotometricInterpretation",
+    ),
+    "B41 slope 0": (
+        lambda: body(modality="CT", RescaleSlope=0, RescaleIntercept=0),
+        "rescale slope 0",
+    ),
     "B42 odd bits": (lambda: body(HighBit=15), "unusual pixel bits"),
-    "B44 missing decoder": (lambda: with_syntax("1.2.840.10008.1.2.4.201"), "no decoder|damaged|unknown"),
+    "B44 missing decoder": (
+        lambda: with_syntax("1.2.840.10008.1.2.4.201"),
+        "no decoder|damaged|unknown",
+    ),
     "B45 damaged frame": (damaged_rle, "damaged pixel data"),
     "B46 unknown syntax": (lambda: with_syntax("1.2.840.10008.9.9.9"), "unknown transfer syntax"),
-    "B46 private syntax": (lambda: with_syntax("1.3.46.670589.33.1.4.1"), "unknown transfer|damaged|no dec"),
+    "B46 private syntax": (
+        lambda: with_syntax("1.3.46.670589.33.1.4.1"),
+        "unknown transfer|damaged|no dec",
+    ),
     "B47 palette": (lambda: body(photometric="PALETTE COLOR"), "palette or other"),
-    "B48 lying header": (lambda: body(Rows=65535, Columns=65535, PixelData=b"\0" * 32), "too many pixels"),
+    "B48 lying header": (
+        lambda: body(Rows=65535, Columns=65535, PixelData=b"\0" * 32),
+        "too many pixels",
+    ),
     "B49 deflate bomb": (deflate_bomb, "deflated transfer syntax"),
     "B51 huge private tag": (huge_tag, "no PixelData|damaged DICOM header"),
     "B53 DICOMDIR": (lambda: body(without="PixelData"), "no PixelData"),
@@ -103,7 +121,11 @@ STORED = {
     "MONOCHROME1 is inverted": (VALUES, {"photometric": "MONOCHROME1"}, 255 - by_maximum(VALUES)),
     "overlay bits above the stored ones are dropped": (VALUES | 0x8000, {}, by_maximum(VALUES)),
     "signed 12 in 16": (np.where(SIGNED < 0, SIGNED & 0x0FFF, SIGNED), {}, by_maximum(SIGNED)),
-    "display windows are never applied": (VALUES, {"WindowCenter": 9, "WindowWidth": 9}, by_maximum(VALUES)),
+    "display windows are never applied": (
+        VALUES,
+        {"WindowCenter": 9, "WindowWidth": 9},
+        by_maximum(VALUES),
+    ),
 }
 
 
@@ -120,10 +142,14 @@ def test_ct_does_not_depend_on_how_it_is_stored():
     np.testing.assert_array_equal(unsigned, signed)
 
 
-@pytest.mark.parametrize("name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless"])
+@pytest.mark.parametrize(
+    "name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless"]
+)
 def test_every_syntax_decodes_to_the_same_values(name):
     """pydicom ships one small MR slice under several transfer syntaxes."""
-    straight, encoded = (decode_dicom(shipped(file)) for file in ("MR_small.dcm", f"MR_small_{name}.dcm"))
+    straight, encoded = (
+        decode_dicom(shipped(file)) for file in ("MR_small.dcm", f"MR_small_{name}.dcm")
+    )
     np.testing.assert_array_equal(straight.values, encoded.values)
 
 

@@ -1,4 +1,5 @@
-"""Image files (reliability cases B1 to B33): skipped, converted or flagged, each by its reason; resized."""
+"""Image files (reliability cases B1 to B33): skipped, converted or flagged, each by its reason;
+resized."""
 
 from __future__ import annotations
 
@@ -74,7 +75,10 @@ SKIPPED = {
     "B20 zero height": (lambda: png_of(10, 0), "not an image|damaged image|a side below"),
     "B22 NaN": (lambda: float_tiff(np.nan), "values not finite"),
     "B22 infinity": (lambda: float_tiff(np.inf), "values not finite"),
-    "B33 EPS": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+    "B33 EPS": (
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "not an image",
+    ),
     "B33 PDF": (lambda: encode(Image.fromarray(picture(1)), "PDF"), "not an image"),
 }
 
@@ -88,9 +92,13 @@ def test_skipped(case):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("empty.png", "empty file"), ("gone.png", "gone or unreadable"), (".", "no plain file"),
-     ("fifo.png", "no plain file")],
-)  # fmt: skip
+    [
+        ("empty.png", "empty file"),
+        ("gone.png", "gone or unreadable"),
+        (".", "no plain file"),
+        ("fifo.png", "no plain file"),
+    ],
+)
 def test_what_is_no_file_with_content_is_skipped_and_not_waited_for(tmp_path, name, reason):
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "fifo.png")
@@ -111,11 +119,17 @@ CLEAR[5:, :, 3] = 0
 CONVERTED = {
     "16 bits keep their shades": (png(GREY_16 * 16), SHADES, "scaled by own maximum"),
     # Pillow turns 8 bits over, but not 16.
-    "16 bits with white as zero": (encode(Image.fromarray(GREY_16 * 10), "TIFF", tiffinfo={262: 0}),
-        255 - SHADES, "white as zero turned over"),
-    "hidden colours stay hidden": (png(CLEAR), np.repeat(CLEAR[..., 3:], 3, axis=-1),
-        "mode RGBA blended on black"),
-}  # fmt: skip
+    "16 bits with white as zero": (
+        encode(Image.fromarray(GREY_16 * 10), "TIFF", tiffinfo={262: 0}),
+        255 - SHADES,
+        "white as zero turned over",
+    ),
+    "hidden colours stay hidden": (
+        png(CLEAR),
+        np.repeat(CLEAR[..., 3:], 3, axis=-1),
+        "mode RGBA blended on black",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CONVERTED)
@@ -131,7 +145,9 @@ def test_pixels_are_converted_and_that_is_recorded(name):
     [("P", "converted"), ("CMYK", "converted"), ("1", "converted"), ("LA", "blended on black")],
 )
 def test_other_modes_are_converted_and_recorded(mode, note):
-    image = Image.fromarray(np.stack([picture(index, (20, 20)) for index in range(3)], axis=-1)).convert(mode)
+    image = Image.fromarray(
+        np.stack([picture(index, (20, 20)) for index in range(3)], axis=-1)
+    ).convert(mode)
     sample = decode_image(encode(image, "TIFF" if mode == "CMYK" else "PNG"))
     assert f"mode {mode} {note}" in sample.conversions
     assert sample.pixels.dtype == np.uint8
@@ -159,7 +175,10 @@ COLOUR = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(np.uint8)
 @pytest.mark.parametrize("side", [16, 37, 64])
 def test_without_antialias_it_is_torchs_plain_bilinear(side):
     expected = torch.nn.functional.interpolate(
-        torch.from_numpy(PICTURE).float()[None, None], (side, side), mode="bilinear", align_corners=False
+        torch.from_numpy(PICTURE).float()[None, None],
+        (side, side),
+        mode="bilinear",
+        align_corners=False,
     )[0].numpy()
     found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32", antialias=False)
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -176,7 +195,9 @@ def test_channels():
     assert to_prepared(PICTURE, image_size=8, channels=3).shape == (3, 8, 8)
     grey = to_prepared(COLOUR, image_size=20, channels=1)[0]
     np.testing.assert_allclose(grey, COLOUR @ np.array([0.299, 0.587, 0.114]), atol=0.51)
-    np.testing.assert_array_equal(to_prepared(COLOUR, image_size=20, channels=3), COLOUR.transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        to_prepared(COLOUR, image_size=20, channels=3), COLOUR.transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])

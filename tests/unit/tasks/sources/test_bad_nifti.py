@@ -91,4 +91,6 @@ def test_first_bytes_tell_what_is_packed(tmp_path):
 
 
 def test_one_volume_in_four_dimensions_is_taken(tmp_path):
-    assert read_nifti(save_nifti(tmp_path / "x.nii", VALUES[..., None])).values.shape == VALUES.shape
+    assert (
+        read_nifti(save_nifti(tmp_path / "x.nii", VALUES[..., None])).values.shape == VALUES.shape
+    )

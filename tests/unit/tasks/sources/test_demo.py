@@ -120,7 +120,8 @@ def test_without_its_package_the_way_out_is_named(name, monkeypatch):
     demo.template.cache_clear()
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     with pytest.raises(
-        SetupError, match=r"comes with (skimage|nilearn); found: not installed; pip install 'isweep\[demo\]'"
+        SetupError,
+        match=r"comes with (skimage|nilearn); found: not installed; pip install 'isweep\[demo\]'",
     ):
         demo.SETS[name]()
     assert importlib.util.find_spec("skimage") is not None
@@ -128,7 +129,9 @@ def test_without_its_package_the_way_out_is_named(name, monkeypatch):
 
 def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a world of two classes."""
-    dataset = made_dataset_spec("world", MadeSpec.model_validate({"from": "pictures", "dials": dials}))
+    dataset = made_dataset_spec(
+        "world", MadeSpec.model_validate({"from": "pictures", "dials": dials})
+    )
     request = RawRequest(
         dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)
     )
@@ -156,7 +159,9 @@ def test_only_the_images_nearest_to_the_other_class_are_moved_and_by_their_share
 def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
     pixels, _ = pictures(set=4, first=0, second=1)
     images = demo.photographs()
-    np.testing.assert_allclose(pixels, images.pixels.reshape(len(pixels), -1, 3).mean(-1), atol=0.51)
+    np.testing.assert_allclose(
+        pixels, images.pixels.reshape(len(pixels), -1, 3).mean(-1), atol=0.51
+    )
     with pytest.raises(
         ConfigError, match="first and second must be two classes of the set; found: 0 and 7, of 2"
     ):
@@ -183,7 +188,10 @@ def test_manifold_classes_keep_their_distance():
     latents, labels = latent_points(4, 400)
     images = embed(latents, 16).reshape(400, -1).astype(float)
     apart = np.linalg.norm(images[labels == 0][:, None] - images[labels == 1][None], axis=2).min()
-    step = np.linalg.norm(embed(np.full((1, 4), 0.5), 16) - embed(np.full((1, 4), 0.5 + 1e-4), 16)) / 2e-4
+    step = (
+        np.linalg.norm(embed(np.full((1, 4), 0.5), 16) - embed(np.full((1, 4), 0.5 + 1e-4), 16))
+        / 2e-4
+    )
     # f has slope at most 2 pi, and chords are at least 2 / pi of the arc they span.
     assert apart >= 2 * MARGIN / (2 * np.pi) * step * 2 / np.pi
 
@@ -199,7 +207,9 @@ def test_manifold_needs_enough_pixels_and_a_dimension():
 
 def test_only_the_lesion_tells_the_label():
     volume, brain = template("t1"), brain_mask()
-    with_lesion, without = (render_slice(volume, brain, 3, 1, lesion=lesion) for lesion in (True, False))
+    with_lesion, without = (
+        render_slice(volume, brain, 3, 1, lesion=lesion) for lesion in (True, False)
+    )
     differs = with_lesion != without
     assert 0 < differs.mean() < 0.25
     np.testing.assert_array_equal(without, render_slice(volume, brain, 3, 1, lesion=False))
@@ -218,6 +228,11 @@ def test_lesions_are_half_of_every_variation():
 def test_lesions_are_moved_as_scipy_moves_images():
     rng = np.random.default_rng(0)
     plane = rng.random((9, 7)).astype(np.float32)
-    edges = [np.array([[0.0, 8.0, 8.0, -0.5, 8.5, 3.25]]), np.array([[0.0, 6.0, 6.5, 2.0, 2.0, 6.0]])]
+    edges = [
+        np.array([[0.0, 8.0, 8.0, -0.5, 8.5, 3.25]]),
+        np.array([[0.0, 6.0, 6.5, 2.0, 2.0, 6.0]]),
+    ]
     for places in (edges, [rng.uniform(-1, size, (40, 30)) for size in plane.shape]):
-        np.testing.assert_array_equal(demo._between(plane, places), map_coordinates(plane, places, order=1))
+        np.testing.assert_array_equal(
+            demo._between(plane, places), map_coordinates(plane, places, order=1)
+        )

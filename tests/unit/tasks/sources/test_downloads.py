@@ -42,13 +42,23 @@ EXPECTED = {
         {"another series": 150, "nearer than 5 slices to the box": 50},
         {"MONOCHROME1 inverted"},
     ),
-    "oai": (23, 12, {"another reading project": 24, "knee without a grade": 1}, {"knee: cropped by content"}),
+    "oai": (
+        23,
+        12,
+        {"another reading project": 24, "knee without a grade": 1},
+        {"knee: cropped by content"},
+    ),
     "chexpert": (31, 23, {"explicitly negative": 14}, set()),
     "chexpert_edema": (45, 30, {}, set()),
     "mura": (48, 24, {"hidden file": 1}, {"scaled by own maximum"}),
     "rsna": (48, 16, {"repeated row": 3}, {"scaled by own maximum"}),
     "rsna_subarachnoid": (48, 16, {"repeated row": 3}, set()),
-    "prostate": (48, 8, {"no score": 1, "another target of the series has a higher score": 1}, set()),
+    "prostate": (
+        48,
+        8,
+        {"no score": 1, "another target of the series has a higher score": 1},
+        set(),
+    ),
     "prostate_severe": (24, 4, {"no score": 1, "score below 2": 4}, set()),
 }
 
@@ -73,7 +83,8 @@ def test_raw_tree_is_read(tree, official, name):
 
 
 def brightness(data: PreparedDataset, label: int) -> float:
-    """How much brighter the centre's brightest pixel is than the whole, in the median image of a class."""
+    """How much brighter the centre's brightest pixel is than the whole, in the median image of a
+    class."""
     images = data.read(0, data.num_images)[data.labels == label, 0].astype(float)
     return float(np.median(images[:, 4:12, 4:12].max((1, 2)) / (images.mean((1, 2)) + 1)))
 
@@ -94,7 +105,9 @@ def test_brats_slice_rule(tree, official):
 
 def test_oai_takes_given_centres_and_ready_crops(tree, official):
     raw = tree("oai")
-    (raw / "knee_centers.csv").write_text("id,side,row,column\n9000007,R,300,220\n9000007,L,300,660\n")
+    (raw / "knee_centers.csv").write_text(
+        "id,side,row,column\n9000007,R,300,220\n9000007,L,300,660\n"
+    )
     crop = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
     save_image(raw / "crops" / "9000000_R.png", crop)
     conversions = official("oai", raw).record.conversions
@@ -132,11 +145,19 @@ IDX = {
     "cut": (lambda images, labels: (images[:-5], labels), "it ends early"),
     "longer": (lambda images, labels: (images + b"0", labels), "more bytes"),
     "another header": (lambda images, labels: (b"\0\0\x09" + images[3:], labels), "another header"),
-    "billions": (lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels), "ends early"),
-    "five labels": (lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
-        "400 images, 5 labels"),
-    "label 11": (lambda images, labels: (images, labels[:-1] + b"\x0b"), "labels must be from 0 to 9"),
-}  # fmt: skip
+    "billions": (
+        lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels),
+        "ends early",
+    ),
+    "five labels": (
+        lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
+        "400 images, 5 labels",
+    ),
+    "label 11": (
+        lambda images, labels: (images, labels[:-1] + b"\x0b"),
+        ("labels must be from 0 to 9"),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", IDX)
@@ -164,7 +185,9 @@ def test_a_doctored_cifar_batch_runs_nothing(official, tmp_path):
     folder = tmp_path / "cifar" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for number in range(1, 6):
-        (folder / f"data_batch_{number}").write_bytes(pickle.dumps({b"data": Evil(), b"labels": [0]}))
+        (folder / f"data_batch_{number}").write_bytes(
+            pickle.dumps({b"data": Evil(), b"labels": [0]})
+        )
     with pytest.raises(DataError, match="UnpicklingError"):
         official("cifar10", tmp_path / "cifar")
     assert not (tmp_path / "owned").exists()
@@ -201,8 +224,12 @@ def other_views(described: bool) -> Change:
         rng = np.random.default_rng(1)
         for number, view in enumerate(("AP Pelvis", "PA Right Hand", "Full Limb") * 3):
             patient = str(9000000 + 7 * number)
-            path = raw / "results" / "P001" / "0.E.1" / f"{patient}/20050411/0077{number:04d}" / "001"
-            _save_radiograph(path, _legs(rng, [1, 3]), patient, "MONOCHROME2", view if described else "")
+            path = (
+                raw / "results" / "P001" / "0.E.1" / f"{patient}/20050411/0077{number:04d}" / "001"
+            )
+            _save_radiograph(
+                path, _legs(rng, [1, 3]), patient, "MONOCHROME2", view if described else ""
+            )
 
     return change
 
@@ -215,8 +242,13 @@ def only_other_views(raw: Path) -> None:
 
 def knee(patient: str, *view: str) -> Change:
     """Another header in a radiograph of patient 9000007."""
-    return lambda raw: _save_radiograph(first(raw / "results", "001", "/9000007/"),
-        _legs(np.random.default_rng(2), [1, 3]), patient, "MONOCHROME2", *view)  # fmt: skip
+    return lambda raw: _save_radiograph(
+        first(raw / "results", "001", "/9000007/"),
+        _legs(np.random.default_rng(2), [1, 3]),
+        patient,
+        "MONOCHROME2",
+        *view,
+    )
 
 
 def centre(line: str) -> Change:
@@ -300,46 +332,123 @@ BOX = "Breast_MRI_001"
 CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     # Only the bilateral fixed-flexion knees carry the grades.
     "other parts": ("oai", other_views(True), {OTHER_VIEW: 9, "images": 23}),
-    "other parts, not described": ("oai", other_views(False),
-        {"view not described anywhere": 9, "images": 23}),
+    "other parts, not described": (
+        "oai",
+        other_views(False),
+        {"view not described anywhere": 9, "images": 23},
+    ),
     "no knees": ("oai", only_other_views, rf"must hold images; found: .*{OTHER_VIEW}: 9"),
     "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
-    "another patient": ("oai", knee("9999999"), {"another patient in the header than in the folder": 1}),
-    **{f"centre {line}": ("oai", centre(line), "1 other rows: 3; the header is row 1, and no row blank")
-        for line in ("9000014,R,nan,220", "9000014,R,300,inf", "9000014,X,300,220", "9000014,,300,220",
-            "9000014,R,5000,220", "9000014,R,-1,220", "9000014,R,300,900", "9000007,R,1,1")},
-    "a box that ends before it starts": ("dbc", boxes([BOX, 20, 10]),
-        "a box of the patient starts after its end: 30"),
-    "two boxes": ("dbc", boxes([BOX, 25, 28]), {"patient with several boxes: a slice in any is positive": 1}),
-    **{f"a box from {cell}": ("dbc", boxes([BOX, cell, 28]), r"two slices|whole numbers")
-        for cell in ("nan", "x", None, 1.5)},
-    "a slice of another patient": ("dbc", of_another_patient,
-        "another patient in the header than the table says: 1"),
-    "no uids": ("dbc", lambda raw: edit_xlsx(first(raw, "*mapping.xlsx"), lambda sheet: sheet.delete_cols(3)),
-        {"slices found by file names only: the table has no SOP instance UIDs": 100, "groups": 5}),
-    "no patients": ("rsna", without_patients,
-        {"no patient id in the header: the split cannot be by patient": 48, "groups": 48}),
-    "any below a subtype": ("rsna", lines_of("stage_2_train.csv", lambda lines: turn(lines, next(
-        place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")))),
-        "any must be the largest of a slice's subtypes; found: unlike: 1"),
-    "tables that disagree": ("mura", lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
-        r"must agree; found: 0 odd lines; unlike or absent: 1, first"),
-    "a file of another class": ("imagenet", in_another_class, "that their names say; found: 1 elsewhere"),
+    "another patient": (
+        "oai",
+        knee("9999999"),
+        {("another patient in the header than in the folder"): 1},
+    ),
+    **{
+        f"centre {line}": (
+            "oai",
+            centre(line),
+            ("1 other rows: 3; the header is row 1, and no row blank"),
+        )
+        for line in (
+            "9000014,R,nan,220",
+            "9000014,R,300,inf",
+            "9000014,X,300,220",
+            "9000014,,300,220",
+            "9000014,R,5000,220",
+            "9000014,R,-1,220",
+            "9000014,R,300,900",
+            "9000007,R,1,1",
+        )
+    },
+    "a box that ends before it starts": (
+        "dbc",
+        boxes([BOX, 20, 10]),
+        "a box of the patient starts after its end: 30",
+    ),
+    "two boxes": (
+        "dbc",
+        boxes([BOX, 25, 28]),
+        {("patient with several boxes: a slice in any is positive"): 1},
+    ),
+    **{
+        f"a box from {cell}": ("dbc", boxes([BOX, cell, 28]), r"two slices|whole numbers")
+        for cell in ("nan", "x", None, 1.5)
+    },
+    "a slice of another patient": (
+        "dbc",
+        of_another_patient,
+        "another patient in the header than the table says: 1",
+    ),
+    "no uids": (
+        "dbc",
+        lambda raw: edit_xlsx(first(raw, "*mapping.xlsx"), lambda sheet: sheet.delete_cols(3)),
+        {"slices found by file names only: the table has no SOP instance UIDs": 100, "groups": 5},
+    ),
+    "no patients": (
+        "rsna",
+        without_patients,
+        {"no patient id in the header: the split cannot be by patient": 48, "groups": 48},
+    ),
+    "any below a subtype": (
+        "rsna",
+        lines_of(
+            "stage_2_train.csv",
+            lambda lines: turn(
+                lines,
+                next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
+            ),
+        ),
+        "any must be the largest of a slice's subtypes; found: unlike: 1",
+    ),
+    "tables that disagree": (
+        "mura",
+        lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
+        r"must agree; found: 0 odd lines; unlike or absent: 1, first",
+    ),
+    "a file of another class": (
+        "imagenet",
+        in_another_class,
+        ("that their names say; found: 1 elsewhere"),
+    ),
     "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
-    "no volumes": ("brats", without_volumes, r"at most 0 of .*\(a volume of the case is missing: 2\)"),
+    "no volumes": (
+        "brats",
+        without_volumes,
+        (
+            r"at most 0 of .*\(a volume of the case is "
+            r"missing: "
+            r"2\)"
+        ),
+    ),
     "two years": ("brats", second_year, r"one year: later releases hold .* found: years 18, 20"),
     "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
-    "two tables that differ": ("prostate", second_table,
-        r"one table must have the columns of Target Data; found: 2 that differ"),
+    "two tables that differ": (
+        "prostate",
+        second_table,
+        r"one table must have the columns of Target Data; found: 2 that differ",
+    ),
     "only an archive": ("mura", only_an_archive, "it is not there, nor in 1 archives"),
-    "labels of the other set": ("mnist", labels_of_fashion,
-        "files must be those of mnist; found: fashion_mnist"),
-    "two downloads": ("svhn", lambda raw: write_raw_tree("svhn", raw.parent / "b", 1).rename(raw / "second"),
-        "raw folder must hold one such download; found: 2 that differ"),
-    "a file that no row names": ("chexpert", lambda raw: save_image(raw / "CheXpert-v1.0-small" / "valid"
-        / "patient00001" / "study1" / "view1_frontal.jpg", np.zeros((9, 9), np.uint8), "JPEG"),
-        {"images": 31}),
-}  # fmt: skip
+    "labels of the other set": (
+        "mnist",
+        labels_of_fashion,
+        "files must be those of mnist; found: fashion_mnist",
+    ),
+    "two downloads": (
+        "svhn",
+        lambda raw: write_raw_tree("svhn", raw.parent / "b", 1).rename(raw / "second"),
+        "raw folder must hold one such download; found: 2 that differ",
+    ),
+    "a file that no row names": (
+        "chexpert",
+        lambda raw: save_image(
+            raw / "CheXpert-v1.0-small" / "valid" / "patient00001" / "study1" / "view1_frontal.jpg",
+            np.zeros((9, 9), np.uint8),
+            "JPEG",
+        ),
+        {"images": 31},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -37,76 +37,192 @@ FOUR = cross(("Adams", "Brown"))
 CASES = {
     "classes": case(*CATS, images=6, groups=6, flags={}, excluded={}, **TWO),
     "one patient in both classes": case(*CATS, "cat/p1/", "dog/p1/", groups=7),
-    "other files": case(*CATS, "cat/notes.txt", "README.png",
-        excluded={"not an image by its ending": 1, "outside the class folders": 1}),
-    "hidden files": case(*CATS, "cat/.a.png", "dog/._a.png", ".git/x.png", ".DS_Store", "cat/Thumbs.db",
-        images=6, excluded={HIDDEN: 3}),
-    "a class in place of the folder of classes": case("a.png", "b.png",
-        refused="0 with images, 2 images outside of any; expected: FOLDER/<class>/image.png"),
+    "other files": case(
+        *CATS,
+        "cat/notes.txt",
+        "README.png",
+        excluded={"not an image by its ending": 1, "outside the class folders": 1},
+    ),
+    "hidden files": case(
+        *CATS,
+        "cat/.a.png",
+        "dog/._a.png",
+        ".git/x.png",
+        ".DS_Store",
+        "cat/Thumbs.db",
+        images=6,
+        excluded={HIDDEN: 3},
+    ),
+    "a class in place of the folder of classes": case(
+        "a.png",
+        "b.png",
+        refused="0 with images, 2 images outside of any; expected: FOLDER/<class>/image.png",
+    ),
     "no image": case("cat/notes.txt", refused="two at least; found: 0 with images"),
-    "an empty class": case(*CATS, "horse/notes.txt", flags={"class folder without an image: horse": 1}),
-    "a class that vanishes": case(*CATS, files={"horse/a.png": b"junk"}, may_skip=0.5,
-        flags={"class without a usable image: horse": 1}, skipped={"not an image": 1}),
+    "an empty class": case(
+        *CATS, "horse/notes.txt", flags={("class folder without an image: horse"): 1}
+    ),
+    "a class that vanishes": case(
+        *CATS,
+        files={"horse/a.png": b"junk"},
+        may_skip=0.5,
+        flags={"class without a usable image: horse": 1},
+        skipped={"not an image": 1},
+    ),
     # what images are
-    "images of one value": case(*CATS, may_skip=0.5, skipped={"constant image": 2}, files={
-        f"cat/{name}.png": png(np.full((9, 9), value, np.uint8)) for name, value in (("a", 0), ("b", 255))}),
-    "one image in two classes": case(*CATS, files={f"{name}/x.png": png(picture(99))
-        for name in ("cat", "dog")}, refused="may equal an image with another label; found: 2 of 8"),
-    "one image twice in a class": case(*CATS, files={f"cat/{n}x.png": png(picture(99)) for n in range(2)},
-        duplicates=1, images=8, groups=7),
+    "images of one value": case(
+        *CATS,
+        may_skip=0.5,
+        skipped={"constant image": 2},
+        files={
+            f"cat/{name}.png": png(np.full((9, 9), value, np.uint8))
+            for name, value in (("a", 0), ("b", 255))
+        },
+    ),
+    "one image in two classes": case(
+        *CATS,
+        files={f"{name}/x.png": png(picture(99)) for name in ("cat", "dog")},
+        refused=("may equal an image with another label; found: 2 of 8"),
+    ),
+    ("one image twice in a class"): case(
+        *CATS,
+        files={f"cat/{n}x.png": png(picture(99)) for n in range(2)},
+        duplicates=1,
+        images=8,
+        groups=7,
+    ),
     # splits
-    "splits": case(*cross(("train", "test", "val")), splits=BOTH, excluded={"validation split": 6}, **TWO),
+    "splits": case(
+        *cross(("train", "test", "val")), splits=BOTH, excluded={"validation split": 6}, **TWO
+    ),
     "Training and Testing": case(*cross(("Training", "Testing")), splits=BOTH, **TWO),
-    **{f"splits beside {stray}": case(*SPLIT, stray, splits=BOTH, **TWO)
-        for stray in ("README.md", "labels.csv", "preview.png")},
-    "a folder around splits": case(*cross(("chest_xray/train", "chest_xray/test")), splits=BOTH,
-        flags={"the one top folder taken as the source": 1}, **TWO),
-    "a folder around splits, beside a picture": case(*cross(("x/train", "x/test")), "notes.png",
-        refused="1 with images"),
-    "splits beside a class": case(*SPLIT, "extra/", refused=f"{NOT_BOTH}; found: test, train beside extra"),
-    **{f"train beside {others}": case(*cross(("train", *others)), refused=NOT_BOTH)
-        for others in (("eval",), ("val", "holdout"), ("test1",))},
-    **{f"{train} and {test}": case(*cross((train, test)), refused=OTHER_NAME) for train, test in (
-        ("seg_train/seg_train", "seg_test/seg_test"),  # Kaggle's Intel image classification
-        ("training_set", "test_set"), ("trainA", "testA"), ("my train", "my-validation"))},
-    **{f"classes {a} and {b}": case(f"{a}/", f"{b}/", classes=tuple(sorted((a, b)))) for a, b in (
-        ("train station", "castle"), ("test tube", "valley"), ("trains", "tests"), ("test", "other"))},
-    "splits below the classes": case(*cross(("cat", "dog"), ("train", "test")),
-        refused="splits must be above the classes"),
-    "a patient on both sides": case("train/cat/p1/", "train/dog/p2/", "test/cat/p1/", "test/dog/p3/",
-        refused="no group may be in train and test; found: 1"),
+    **{
+        f"splits beside {stray}": case(*SPLIT, stray, splits=BOTH, **TWO)
+        for stray in ("README.md", "labels.csv", "preview.png")
+    },
+    "a folder around splits": case(
+        *cross(("chest_xray/train", "chest_xray/test")),
+        splits=BOTH,
+        flags={"the one top folder taken as the source": 1},
+        **TWO,
+    ),
+    "a folder around splits, beside a picture": case(
+        *cross(("x/train", "x/test")), "notes.png", refused="1 with images"
+    ),
+    "splits beside a class": case(
+        *SPLIT, "extra/", refused=(f"{NOT_BOTH}; found: test, train beside extra")
+    ),
+    **{
+        f"train beside {others}": case(*cross(("train", *others)), refused=NOT_BOTH)
+        for others in (("eval",), ("val", "holdout"), ("test1",))
+    },
+    **{
+        f"{train} and {test}": case(*cross((train, test)), refused=OTHER_NAME)
+        for train, test in (
+            ("seg_train/seg_train", "seg_test/seg_test"),  # Kaggle's Intel image classification
+            ("training_set", "test_set"),
+            ("trainA", "testA"),
+            ("my train", "my-validation"),
+        )
+    },
+    **{
+        f"classes {a} and {b}": case(f"{a}/", f"{b}/", classes=tuple(sorted((a, b))))
+        for a, b in (
+            ("train station", "castle"),
+            ("test tube", "valley"),
+            ("trains", "tests"),
+            ("test", "other"),
+        )
+    },
+    "splits below the classes": case(
+        *cross(("cat", "dog"), ("train", "test")), refused="splits must be above the classes"
+    ),
+    "a patient on both sides": case(
+        "train/cat/p1/",
+        "train/dog/p2/",
+        "test/cat/p1/",
+        "test/dog/p3/",
+        refused="no group may be in train and test; found: 1",
+    ),
     # A visit was a group of its own: a patient was on both sides, in silence.
-    "visits of patients": case(*cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")), groups=3,
-        flags={"in a folder in a group's folder, and taken as that group's": 24}, **TWO),
-    "a visit on each side": case("train/cat/p1/v1/", "train/dog/p2/", "test/cat/p1/v2/", "test/dog/p3/",
-        refused="no group may be in train and test; found: 1"),
-    "visits in patients' classes": case(*cross(("p1/cat", "p1/dog", "p2/cat", "p2/dog"), ("v1", "v2")),
-        layout="group/class", groups=2, **TWO),
+    "visits of patients": case(
+        *cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")),
+        groups=3,
+        flags={"in a folder in a group's folder, and taken as that group's": 24},
+        **TWO,
+    ),
+    "a visit on each side": case(
+        "train/cat/p1/v1/",
+        "train/dog/p2/",
+        "test/cat/p1/v2/",
+        "test/dog/p3/",
+        refused="no group may be in train and test; found: 1",
+    ),
+    ("visits in patients' classes"): case(
+        *cross(("p1/cat", "p1/dog", "p2/cat", "p2/dog"), ("v1", "v2")),
+        layout="group/class",
+        groups=2,
+        **TWO,
+    ),
     # masks
-    "folders of masks": case(*cross(("cat", "dog"), ("images", "masks")), images=6, groups=6,
-        excluded={"in a folder of masks": 6}, **TWO),  # COVID-19 Radiography Database
+    "folders of masks": case(
+        *cross(("cat", "dog"), ("images", "masks")),
+        images=6,
+        groups=6,
+        excluded={"in a folder of masks": 6},
+        **TWO,
+    ),  # COVID-19 Radiography Database
     "folders called images": case("cat/images/", "dog/images/", groups=6),  # Tiny ImageNet
-    **{f"mask {mask}": case(*CATS, mask, excluded={"a mask beside its image": 1}, **TWO)
-        for mask in ("cat/0_mask.png", "cat/0-mask_1.PNG", "cat_masks/0.png", "cat/0 seg.png")},
+    **{
+        f"mask {mask}": case(*CATS, mask, excluded={"a mask beside its image": 1}, **TWO)
+        for mask in ("cat/0_mask.png", "cat/0-mask_1.PNG", "cat_masks/0.png", "cat/0 seg.png")
+    },
     # patients on top
-    **{f"{tops} on top": case(*cross(tops), refused=f"{ASKED}.*--layout")
-        for tops in (("site1", "site2"), ("p1", "p2", "p3"))},
+    **{
+        f"{tops} on top": case(*cross(tops), refused=f"{ASKED}.*--layout")
+        for tops in (("site1", "site2"), ("p1", "p2", "p3"))
+    },
     "patients on top, as said": case(*cross(("p1", "p2")), layout="group/class", groups=2, **TWO),
-    "classes on top, as said": case(*cross(("p1", "p2")), layout="class/group",
-        classes=("p1", "p2"), groups=2),
-    **{f"names on top, {a} and {b}": case(*FOUR, a, b, refused=rf"{ASKED}; found: \d folders on top share 2")
-        for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))},
-    "an image without a class": case(*cross(("p1", "p2")), "p3/", "Smith/notes.txt", layout="group/class",
+    "classes on top, as said": case(
+        *cross(("p1", "p2")), layout="class/group", classes=("p1", "p2"), groups=2
+    ),
+    **{
+        f"names on top, {a} and {b}": case(
+            *FOUR,
+            a,
+            b,
+            refused=(
+                rf"{ASKED}; found: \d folders "
+                r"on "
+                r"top share 2"
+            ),
+        )
+        for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
+    },
+    "an image without a class": case(
+        *cross(("p1", "p2")),
+        "p3/",
+        "Smith/notes.txt",
+        layout="group/class",
         excluded={"outside the class folders": 3, "not an image by its ending": 1},
-        flags={"folder without an image": 2}),
+        flags={"folder without an image": 2},
+    ),
     # something else
-    **{f"a folder of {name}": case(name, refused=NO_CLASSES + hint) for name, hint in {
-        "cats.zip": "there are archives: give one archive", "train/metadata.jsonl": TABLE,
-        "train/metadata.csv": TABLE, "a/x.h5": "give the array file itself",
-        "train/data-00000-of-00001.arrow": "write what datasets' save_to_disk made with to_parquet",
-        "a/x.nii.gz": "NIfTI volumes are read by a table",
-        "a/IM0001": "files without an ending are looked at on a disk, and taken when"}.items()},
-}  # fmt: skip
+    **{
+        f"a folder of {name}": case(name, refused=NO_CLASSES + hint)
+        for name, hint in {
+            "cats.zip": "there are archives: give one archive",
+            "train/metadata.jsonl": TABLE,
+            "train/metadata.csv": TABLE,
+            "a/x.h5": "give the array file itself",
+            "train/data-00000-of-00001.arrow": (
+                "write what datasets' save_to_disk made with to_parquet"
+            ),
+            "a/x.nii.gz": "NIfTI volumes are read by a table",
+            "a/IM0001": "files without an ending are looked at on a disk, and taken when",
+        }.items()
+    },
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -124,7 +240,10 @@ MISCHIEF = {
     "a link to nothing": (lambda cat: os.symlink("nowhere", cat / "x.png"), "link to"),
     "a link to itself": (lambda cat: os.symlink("x.png", cat / "x.png"), "link to"),
     "a link to its folder": (lambda cat: os.symlink(".", cat / "x.png"), "link to"),
-    "a linked class": (lambda cat: os.symlink(cat, cat.parent / "horse"), "a link to a folder or out of the"),
+    "a linked class": (
+        lambda cat: os.symlink(cat, cat.parent / "horse"),
+        "a link to a folder or out of the",
+    ),
     "a FIFO": (lambda cat: os.mkfifo(cat / "x.png"), "a FIFO, socket or device"),
 }
 
@@ -145,9 +264,16 @@ def test_a_linked_root_and_links_inside_are_read(prepare, class_folder, tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    [b"a\nb.png", b"-rf.png", b"x" * 250 + b".png", b"caf\xe9.png", "\u202egnp.exe.png".encode(), b"A.png",
-     b"=1+1.png"],
-)  # fmt: skip
+    [
+        b"a\nb.png",
+        b"-rf.png",
+        b"x" * 250 + b".png",
+        b"caf\xe9.png",
+        "\u202egnp.exe.png".encode(),
+        b"A.png",
+        b"=1+1.png",
+    ],
+)
 def test_files_with_odd_names_are_read(prepare, class_folder, name):
     with open(os.path.join(os.fsencode(class_folder), b"cat", name), "wb") as file:
         file.write(png(picture(61)))
@@ -157,7 +283,9 @@ def test_files_with_odd_names_are_read(prepare, class_folder, name):
 @pytest.mark.parametrize("name", [b"\xe9", b" ", "a\u202eb".encode(), b"a\x1b[2J", b"x" * 240])
 def test_classes_that_cannot_be_shown_are_refused(prepare, class_folder, name):
     os.rename(class_folder / "cat", os.path.join(os.fsencode(class_folder), name))
-    with pytest.raises(DataError, match=r"must be printable.*; found: 1, first '|every row needs a label"):
+    with pytest.raises(
+        DataError, match=r"must be printable.*; found: 1, first '|every row needs a label"
+    ):
         prepare("folder", class_folder)
 
 
@@ -174,7 +302,11 @@ def test_changed_files_are_noticed_and_a_mended_one_is_read_again(prepare, class
     with pytest.raises(DataError, match="not an image"):
         prepare("folder", class_folder)
     (class_folder / "cat" / "0.png").write_bytes(good)
-    assert prepare("folder", class_folder).num_images == prepare("folder", class_folder).num_images == 10
+    assert (
+        prepare("folder", class_folder).num_images
+        == prepare("folder", class_folder).num_images
+        == 10
+    )
     (class_folder / "cat" / "new.png").write_bytes(png(picture(99)))
     with pytest.raises(DataError, match="files changed since"):
         prepare("folder", class_folder)
@@ -195,13 +327,17 @@ def test_headers_tell_which_folders_are_patients(prepare, tmp_path, patient, lay
         data = make_dicom(picture(number, (16, 16)), patient=patient(top, below, number), bits=8)
         save_dicom(tmp_path / "raw" / top / below / f"{number}.dcm", data)
     found = {"classes": classes, "flags": {f"layout {layout}, by the patients in the headers": 12}}
-    check_verdict(found if layout else ASKED, lambda: prepare("folder", tmp_path / "raw", for_training=False))
+    check_verdict(
+        found if layout else ASKED, lambda: prepare("folder", tmp_path / "raw", for_training=False)
+    )
 
 
 @pytest.mark.parametrize("ending", ["", ".1.2.840.113"])
 def test_dicom_files_without_an_ending(prepare, class_folder, ending):
     for index, path in enumerate(sorted(class_folder.rglob("*.png"))):
-        save_dicom(path.with_suffix(ending), make_dicom(picture(index), bits=8, patient=f"P{index}"))
+        save_dicom(
+            path.with_suffix(ending), make_dicom(picture(index), bits=8, patient=f"P{index}")
+        )
         path.unlink()
     (class_folder / "cat/LICENSE").write_text("no image " * 30)
     verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its ending": 1}}

@@ -28,7 +28,9 @@ def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, what):
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(str(path))
     path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(what, path)
-    with pytest.raises(DataError, match=r"must be a folder or a plain file|must exist|must be readable"):
+    with pytest.raises(
+        DataError, match=r"must be a folder or a plain file|must exist|must be readable"
+    ):
         prepare(kind, path)
     if what != "\0":
         assert own_kind_of(path) is None
@@ -72,12 +74,16 @@ def test_what_is_unreadable_is_told_without_its_name(
 
 @pytest.fixture
 def workbook(class_folder) -> Path:
-    cells = [[f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)] for index in range(10)]
+    cells = [
+        [f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)] for index in range(10)
+    ]
     save_xlsx(class_folder / "manifest.xlsx", [["path", "label"], *cells])
     return class_folder / "manifest.xlsx"
 
 
-@pytest.mark.parametrize(("cell", "flags"), [(" ", {}), ("x", {"sheet of the workbook that is not read": 1})])
+@pytest.mark.parametrize(
+    ("cell", "flags"), [(" ", {}), ("x", {"sheet of the workbook that is not read": 1})]
+)
 def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
     edit_xlsx(workbook, lambda sheet: sheet.parent.create_sheet().append(["", cell]))
     check_verdict({"images": 10, "flags": flags}, lambda: prepare("table", workbook))
@@ -140,10 +146,16 @@ for case, make in BODIES.items():
 """
 LIMIT_MIB = 1024
 READ = {
-    "good DICOM", "good PNG", "DICOM RLE 62 MiB", "DICOM plain 250 MiB",
-    "NIfTI 250 MiB of float64", "NIfTI bomb",
-    "60 megapixels of RGBA", "88 megapixels of RGB", "88 megapixels of 16 bits",
-}  # fmt: skip
+    "good DICOM",
+    "good PNG",
+    "DICOM RLE 62 MiB",
+    "DICOM plain 250 MiB",
+    "NIfTI 250 MiB of float64",
+    "NIfTI bomb",
+    "60 megapixels of RGBA",
+    "88 megapixels of RGB",
+    "88 megapixels of 16 bits",
+}
 """Large but honest, or a bomb behind an honest volume; all others are skipped."""
 
 
@@ -160,7 +172,9 @@ def used() -> dict[str, tuple[float, str]]:
     return {case: (mib, said) for case, mib, said in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of its memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of its memory"
+)
 @pytest.mark.parametrize("case", BODIES)
 def test_memory_stays_below_a_gib_above_idle(used, case):
     mib, said = used[case]

@@ -1,6 +1,5 @@
-"""Downloads as they come today: other folder names, renamed folders, archives. All give the images of the
-original layout, in the same order with the same labels and groups.
-"""
+"""Downloads as they come today: other folder names, renamed folders, archives. All give the images
+of the original layout, in the same order with the same labels and groups."""
 
 from __future__ import annotations
 
@@ -40,7 +39,8 @@ def packed(name: str) -> Change:
 
 
 def by_batches(raw: Path) -> None:
-    """As AIMI ships CheXpert: table and validation in batch 1, the train split's patients in 2 to 4."""
+    """As AIMI ships CheXpert: table and validation in batch 1, the train split's patients in 2 to
+    4."""
     old = raw / "CheXpert-v1.0-small"
     first = raw / "CheXpert-v1.0 batch 1 (validate & csv)"
     first.mkdir()
@@ -100,7 +100,8 @@ def rename_table(new: str) -> Change:
 
 
 def slips(raw: Path) -> None:
-    """``//``, backslashes and blanks in the mapping table's paths, all files under descriptive names."""
+    """``//``, backslashes and blanks in the mapping table's paths, all files under descriptive
+    names."""
 
     def change(sheet) -> None:
         for row in sheet.iter_rows(min_row=2):
@@ -110,7 +111,9 @@ def slips(raw: Path) -> None:
     edit_xlsx(next(raw.glob("Breast-*.xlsx")), change)
     for patient in sorted(raw.glob("manifest-*/*/Breast_MRI_*")):
         number = int(patient.name[-3:])
-        folder = patient / f"01-01-1990-NA-MRI BREAST-9{number}538" / f"3.000000-ax dyn pre-9{number}883"
+        folder = (
+            patient / f"01-01-1990-NA-MRI BREAST-9{number}538" / f"3.000000-ax dyn pre-9{number}883"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(patient.rglob("1-*.dcm")):
             file.rename(folder / file.name)
@@ -214,9 +217,15 @@ def unpacked_by_a_browser(raw: Path) -> None:
 
 CHANGES = {
     **{f"{name}: upper case": (name, upper_case) for name in ("cifar10", "mnist", "svhn", "rsna")},
-    **{f"{name}: wrapped": (name, wrapped) for name in ("cifar10", "mnist", "fashion_mnist", "svhn", "rsna")},
+    **{
+        f"{name}: wrapped": (name, wrapped)
+        for name in ("cifar10", "mnist", "fashion_mnist", "svhn", "rsna")
+    },
     **{f"{name}: copies": (name, copies) for name in ("cifar10", "mnist", "svhn")},
-    **{f"{name}: zip": (name, packed("archive.zip")) for name in ("cifar10", "mnist", "fashion_mnist")},
+    **{
+        f"{name}: zip": (name, packed("archive.zip"))
+        for name in ("cifar10", "mnist", "fashion_mnist")
+    },
     "svhn: zip": ("svhn", packed("svhn (1).zip")),
     "mnist: tar.xz": ("mnist", packed("mnist.tar.xz")),
     "cifar10: unpacked": ("cifar10", unpacked("cifar-10-batches-py")),
@@ -260,7 +269,9 @@ def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
         assert_equal(found, expected)
 
 
-@pytest.mark.parametrize(("name", "ending"), [("mura", ".zip"), ("chexpert", ".tar"), ("rsna", ".tar.gz")])
+@pytest.mark.parametrize(
+    ("name", "ending"), [("mura", ".zip"), ("chexpert", ".tar"), ("rsna", ".tar.gz")]
+)
 def test_the_archive_itself_is_a_source(tree, official, tmp_path, name, ending):
     raw = tree(name)
     expected = official(name, raw, out=tmp_path / "before")
@@ -269,7 +280,8 @@ def test_the_archive_itself_is_a_source(tree, official, tmp_path, name, ending):
 
 
 def test_sas_grades(tree, official, monkeypatch, tmp_path):
-    """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same table."""
+    """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same
+    table."""
     import pandas as pd
 
     raw = tree("oai")
@@ -292,7 +304,8 @@ def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_of_two_sets_of_one_name_the_folder_tells_which_is_meant(official, tmp_path, name):
-    """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file names."""
+    """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file
+    names."""
     folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
     for seed, (one, folder) in enumerate(folders.items()):
         made = write_raw_tree(one, tmp_path / str(seed), seed)

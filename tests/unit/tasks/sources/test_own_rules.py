@@ -1,8 +1,8 @@
 """What a label, a group and a split may be: every content × every form of file, one verdict a row.
 
-A verdict is what a user sees: the classes, groups and splits of the prepared set and what is flagged, or the
-words of the refusal. Where a form cannot hold a content, or holds it otherwise, the row says why.
-"""
+A verdict is what a user sees: the classes, groups and splits of the prepared set and what is
+flagged, or the words of the refusal. Where a form cannot hold a content, or holds it otherwise, the
+row says why."""
 
 from __future__ import annotations
 
@@ -88,94 +88,200 @@ CASES: dict[str, Case] = {
     # labels
     "text": labels(*CATS),
     "whole numbers": labels(*NUMBERS, classes=("0", "1")),
-    "numbers sort as numbers": labels(*range(12), classes=[str(n) for n in range(12)],
-        unlike={"folder": sorted(map(str, range(12)))}),  # as torchvision's ImageFolder
+    "numbers sort as numbers": labels(
+        *range(12),
+        classes=[str(n) for n in range(12)],
+        unlike={"folder": sorted(map(str, range(12)))},
+    ),  # as torchvision's ImageFolder
     "0.0 and 1.0": labels(0.0, 1.0, classes=("0.0", "1.0"), unlike={"xlsx": ("0", "1")}),
     "true and false": labels(False, True, classes=("False", "True")),
     "-1 and 1": labels(-1, 1, classes=("-1", "1")),
     "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
     "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
     "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
-    "a map of no label": labels(*CATS, label_map={"x": "cat"},
-        refused="label_map must name labels as they are written; found: no label is 'x'"),
+    "a map of no label": labels(
+        *CATS,
+        label_map={"x": "cat"},
+        refused="label_map must name labels as they are written; found: no label is 'x'",
+    ),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(0.5, 1.5, refused="labels must be classes, not measurements"),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
     "a blank label": labels("cat", "dog", " ", refused=NO_LABEL),
     "none on purpose": labels("cat", "none", classes=("cat", "none"), label_map={"none": "none"}),
-    "nothing on purpose": labels("cat", "dog", "NA", classes=("cat", "dog", "no animal"),
-        label_map={"NA": "no animal"}),
-    "unknown, quoted": labels("cat", "dog", "not known", refused="--label-map 'not known=not known' or"),
-    "unknown on purpose": labels("cat", "unknown", classes=("cat", "unknown"),
-        label_map={"unknown": "unknown"}),
+    "nothing on purpose": labels(
+        "cat", "dog", "NA", classes=("cat", "dog", "no animal"), label_map={"NA": "no animal"}
+    ),
+    "unknown, quoted": labels(
+        "cat", "dog", "not known", refused=("--label-map 'not known=not known' or")
+    ),
+    "unknown on purpose": labels(
+        "cat", "unknown", classes=("cat", "unknown"), label_map={"unknown": "unknown"}
+    ),
     "a blank behind it": labels("cat", "cat ", "dog", refused=SPELT),
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
-    "one class": labels("cat", refused="labels need two classes|the folder must hold one subfolder"),
-    "a list beside its parts": labels("cat", "dog", "cat|dog", refused="one class, not a list of them"),
-    "several in one": labels("cat", "dog", ["cat", "dog"], refused="must have one label, as text or number",
-        only=("jsonl", "webdataset")),
+    "one class": labels(
+        "cat", refused=("labels need two classes|the folder must hold one subfolder")
+    ),
+    "a list beside its parts": labels(
+        "cat", "dog", "cat|dog", refused=("one class, not a list of them")
+    ),
+    "several in one": labels(
+        "cat",
+        "dog",
+        ["cat", "dog"],
+        refused=("must have one label, as text or number"),
+        only=("jsonl", "webdataset"),
+    ),
     # columns
-    "label beside class": Case({"label": fill(*CATS), "class": fill("a", "b")},
-        flags=("column class not used, since there is label",), lacking=(NO_COLUMNS,)),
-    "class alone": Case({"class": fill(*CATS)}, flags=("column class read as label",), lacking=(PAIRED,)),
-    "class and target": Case({"class": fill(*CATS), "target": fill(*CATS)},
-        "one column must be the label; found: class, target", lacking=(PAIRED,)),
-    "a column nobody reads": Case({"label": fill(*CATS), "lesion_id2": each(3)},
-        flags=("columns not used: lesion_id2",), lacking=(NO_COLUMNS,)),
-    "a site that tells the label": Case({"label": fill(*CATS), "site": fill("east", "west")},
-        flags=("site tells the label (100% by it alone, 1.00 of 1.00 bits)",), lacking=(NO_COLUMNS,)),
+    "label beside class": Case(
+        {"label": fill(*CATS), "class": fill("a", "b")},
+        flags=("column class not used, since there is label",),
+        lacking=(NO_COLUMNS,),
+    ),
+    "class alone": Case(
+        {"class": fill(*CATS)}, flags=(("column class read as label"),), lacking=(PAIRED,)
+    ),
+    "class and target": Case(
+        {"class": fill(*CATS), "target": fill(*CATS)},
+        "one column must be the label; found: class, target",
+        lacking=(PAIRED,),
+    ),
+    "a column nobody reads": Case(
+        {"label": fill(*CATS), "lesion_id2": each(3)},
+        flags=("columns not used: lesion_id2",),
+        lacking=(NO_COLUMNS,),
+    ),
+    "a site that tells the label": Case(
+        {"label": fill(*CATS), "site": fill("east", "west")},
+        flags=(("site tells the label (100% by it alone, 1.00 of 1.00 bits)"),),
+        lacking=(NO_COLUMNS,),
+    ),
     # groups
     "group": groups(each(3), groups=4, lacking=(("layout says what is on top", ("folder",)),)),
-    **{name: Case({"label": fill(*CATS), name: each(3)}, groups=4, flags=(f"column {name} read as group",),
-        lacking=(NO_COLUMNS,)) for name in ("PatientID", "SubjectID", "case id", "participant_id")},
-    "group beside patient_id": Case({"label": fill(*CATS), "group": each(4), "patient_id": each(2)}, groups=3,
-        flags=("column patient_id not used, since there is group",), lacking=(NO_COLUMNS,)),
-    "two patient columns": Case({"label": fill(*CATS), "subject_id": each(2), "case_id": each(3)},
-        "one column must be the group; found: case_id, subject_id", lacking=(NO_COLUMNS,)),
-    "numbers of 17 digits": groups([12345678901234567 + row for row in range(COUNT)],
-        lacking=(("Excel keeps 15 digits", ("xlsx",)),)),
-    "one id for all": groups(fill("p1"), f"{APART}.*one id for 12 of 12 rows",
-        lacking=(NO_PATIENTS,)),
-    "0 for most": groups(["p1", *["0"] * 11], f"{APART}.*one id for 11 of 12 rows", lacking=(NO_PATIENTS,)),
-    **{f"a word for unknown: {word}": groups([*each(1)[:9], *[word] * 3], f"{EVERY_GROUP}.* in 3: ",
-        lacking=(NO_PATIENTS,)) for word in ("unknown", "missing", "Anonymous", "-", "NA", "None", "null")},
-    "blank for a few": groups([*each(1)[:9], "", "", ""], f"{EVERY_GROUP}.* in 3: ",
-        lacking=(("an image without a subfolder is its own group", ("folder",)),)),
-    "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP,
-        lacking=(NONE,)),
-    "NaN beside numbers": groups([*range(9), math.nan, math.nan, math.nan], EVERY_GROUP, lacking=(BLANK,)),
+    **{
+        name: Case(
+            {"label": fill(*CATS), name: each(3)},
+            groups=4,
+            flags=((f"column {name} read as group"),),
+            lacking=(NO_COLUMNS,),
+        )
+        for name in ("PatientID", "SubjectID", "case id", "participant_id")
+    },
+    "group beside patient_id": Case(
+        {"label": fill(*CATS), "group": each(4), "patient_id": each(2)},
+        groups=3,
+        flags=("column patient_id not used, since there is group",),
+        lacking=(NO_COLUMNS,),
+    ),
+    "two patient columns": Case(
+        {"label": fill(*CATS), "subject_id": each(2), "case_id": each(3)},
+        "one column must be the group; found: case_id, subject_id",
+        lacking=(NO_COLUMNS,),
+    ),
+    "numbers of 17 digits": groups(
+        [12345678901234567 + row for row in range(COUNT)],
+        lacking=(("Excel keeps 15 digits", ("xlsx",)),),
+    ),
+    "one id for all": groups(
+        fill("p1"), f"{APART}.*one id for 12 of 12 rows", lacking=(NO_PATIENTS,)
+    ),
+    "0 for most": groups(
+        ["p1", *["0"] * 11], (f"{APART}.*one id for 11 of 12 rows"), lacking=(NO_PATIENTS,)
+    ),
+    **{
+        f"a word for unknown: {word}": groups(
+            [*each(1)[:9], *[word] * 3], f"{EVERY_GROUP}.* in 3: ", lacking=(NO_PATIENTS,)
+        )
+        for word in ("unknown", "missing", "Anonymous", "-", "NA", "None", "null")
+    },
+    "blank for a few": groups(
+        [*each(1)[:9], "", "", ""],
+        f"{EVERY_GROUP}.* in 3: ",
+        lacking=(("an image without a subfolder is its own group", ("folder",)),),
+    ),
+    "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP, lacking=(NONE,)),
+    "NaN beside numbers": groups(
+        [*range(9), math.nan, math.nan, math.nan], EVERY_GROUP, lacking=(BLANK,)
+    ),
     "p0 and P0": groups(["P0", *each(1)[:11]], ONE_WAY),
     "7 and 007": groups(["007", *map(str, range(1, 12))], ONE_WAY),
     # splits
-    **{f"split called {name}": Case({"label": fill(*CATS), name: fill("train", "train", "test", "val")},
-        splits=(1, 1, 2) * 3, groups=9, lacking=(NO_COLUMNS,)) for name in ("set", "subset", "partition")},
-    "split": splits(fill("train", "Training", "TEST", "val"), splits=(1, 1, 2) * 3, groups=9,
-        lacking=(("the files are then in another order", ("folder",)),)),
-    "train and val only": splits(fill("train", "val"), splits=(1,) * 6, groups=6, classes=("cat",),
+    **{
+        f"split called {name}": Case(
+            {"label": fill(*CATS), name: fill("train", "train", "test", "val")},
+            splits=(1, 1, 2) * 3,
+            groups=9,
+            lacking=(NO_COLUMNS,),
+        )
+        for name in ("set", "subset", "partition")
+    },
+    "split": splits(
+        fill("train", "Training", "TEST", "val"),
+        splits=(1, 1, 2) * 3,
+        groups=9,
+        lacking=(("the files are then in another order", ("folder",)),),
+    ),
+    "train and val only": splits(
+        fill("train", "val"),
+        splits=(1,) * 6,
+        groups=6,
+        classes=("cat",),
         refused="labels need two classes; found: one only: cat; 6 rows are of a validation split",
-        lacking=(("its folders are then the classes'", ("folder",)),)),
-    "no test split": splits([*["train"] * 6, *["val"] * 6], splits=(1,) * 6, groups=6,
-        flags=("no test split beside train and val: call the validation split test, or give train alone",)),
-    "blank splits are ours": splits(fill("train", "", "test"), splits=(1, 0, 2) * 4,
+        lacking=(("its folders are then the classes'", ("folder",)),),
+    ),
+    "no test split": splits(
+        [*["train"] * 6, *["val"] * 6],
+        splits=(1,) * 6,
+        groups=6,
+        flags=(
+            (
+                "no test split beside train and val: call the validation split test, or give "
+                "train "
+                "alone"
+            ),
+        ),
+    ),
+    "blank splits are ours": splits(
+        fill("train", "", "test"),
+        splits=(1, 0, 2) * 4,
         flags=("row without a split: used for training or testing",),
-        lacking=(("a folder without a split beside splits is asked about", ("folder",)),)),
+        lacking=(("a folder without a split beside splits is asked about", ("folder",)),),
+    ),
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
-    "holdout": splits(fill("train", "holdout"), "split must be one of train, .*found: other cells in 6: ",
-        lacking=(("its folders are then the classes'", ("folder",)),)),
+    "holdout": splits(
+        fill("train", "holdout"),
+        ("split must be one of train, .*found: other cells in 6: "),
+        lacking=(("its folders are then the classes'", ("folder",)),),
+    ),
     "nan as a split": splits(fill("train", "nan"), "split must be one of", lacking=(BLANK,)),
-    "a patient on both sides": Case({"label": fill(*CATS), "group": each(2), "split": fill("train", "test")},
+    "a patient on both sides": Case(
+        {"label": fill(*CATS), "group": each(2), "split": fill("train", "test")},
         "no group may be in train and test; found: 6, first in ",
-        lacking=(("cats are then all in training", ("folder",)),)),
-    "a patient of validation is no leak": Case({"label": fill(*CATS), "group": each(4),
-        "split": fill("train", "train", "val", "val")}, splits=(1,) * 6, groups=3,
-        lacking=(("another order", ("folder",)),)),
-}  # fmt: skip
+        lacking=(("cats are then all in training", ("folder",)),),
+    ),
+    "a patient of validation is no leak": Case(
+        {"label": fill(*CATS), "group": each(4), "split": fill("train", "train", "val", "val")},
+        splits=(1,) * 6,
+        groups=3,
+        lacking=(("another order", ("folder",)),),
+    ),
+}
 
 
 NOT_A_FOLDER = (("no folder can be called so", ("folder",)),)
 TWICE = (
-    *("Cat CAT dog", "0 0.0 1", "1 01 2", "1e0 1 2", "-0 0 1", "Y yes no", "+ positive negative", "True 0 1"),
+    *(
+        "Cat CAT dog",
+        "0 0.0 1",
+        "1 01 2",
+        "1e0 1 2",
+        "-0 0 1",
+        "Y yes no",
+        "+ positive negative",
+        "True 0 1",
+    ),
     *("no yes 0", "cat 'cat' dog", "pos positive negative", "caf\u00e9 cafe\u0301 dog"),
     *("no_tumour no-tumour tumour", "c\uff41t cat dog"),
 )
@@ -183,13 +289,24 @@ TWICE = (
 MISSING = ("NaN", "None", "NA", "n/a", "<NA>", "null", "", "inf", "?", "#REF!", ".")
 CODES = {"-9 0 1": "-9", "0 1 99": "99", "0 1 9999.0": "9999.0"}
 TAKEN = (
-    *("98 99 0", "0 255", "1099511627776 1099511627777", "no yes", "0 1 n t y f p", "TNF\u03b1 TNF\u03b2"),
+    *(
+        "98 99 0",
+        "0 255",
+        "1099511627776 1099511627777",
+        "no yes",
+        "0 1 n t y f p",
+        "TNF\u03b1 TNF\u03b2",
+    ),
     "\u03b1-synuclein \u5317\u4eac \u043a\u043e\u0442",
 )
 CASES |= {f"one class twice: {words}": labels(*words.split(), refused=SPELT) for words in TWICE}
 CASES |= {
     f"no label: {word!r}": labels(
-        "cat", "dog", word, refused=NO_LABEL, lacking=NOT_A_FOLDER if word in ("", ".", "n/a") else ()
+        "cat",
+        "dog",
+        word,
+        refused=NO_LABEL,
+        lacking=NOT_A_FOLDER if word in ("", ".", "n/a") else (),
     )
     for word in MISSING
 }
@@ -205,7 +322,9 @@ CASES |= {
     f"classes: {words}": labels(
         *words.split(),
         classes=(
-            sorted(words.split(), key=int) if words.replace(" ", "").isdigit() else sorted(words.split())
+            sorted(words.split(), key=int)
+            if words.replace(" ", "").isdigit()
+            else sorted(words.split())
         ),
         unlike={"folder": sorted(words.split())},
     )
@@ -234,7 +353,10 @@ def test_verdict(prepare, tmp_path, name, form):
     data = run()
     classes = case.unlike.get(form, case.classes)
     assert data.label_names == tuple(classes)
-    written = [case.label_map.get(str(cell).strip(), str(cell)) for cell in next(iter(case.columns.values()))]
+    written = [
+        case.label_map.get(str(cell).strip(), str(cell))
+        for cell in next(iter(case.columns.values()))
+    ]
     if form != "folder" and form not in case.unlike and data.num_images == COUNT:
         assert [data.label_names[label] for label in data.labels] == written
     assert data.record.num_groups == case.groups
@@ -244,7 +366,9 @@ def test_verdict(prepare, tmp_path, name, form):
     assert set(case.flags) <= set(data.record.flags)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if list(case.columns) == ["label"]])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if list(case.columns) == ["label"]]
+)
 def test_labels_from_python_are_told_alike(name):
     case = CASES[name]
     own = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)

@@ -1,4 +1,5 @@
-"""Canaries planted wherever a name can hide must never come out, also when loading fails on that file."""
+"""Canaries planted wherever a name can hide must never come out, also when loading fails on that
+file."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def dicom_set(folder: Path, *, broken: bool) -> Path:
     for index in range(6):
         patient = f"{CANARY}{index // 2}"
         values = np.random.default_rng(index).integers(0, 4096, (16, 16)).astype(np.uint16)
-        data = make_dicom(values, patient=patient, bits=12, InstitutionName=CANARY, StudyDescription=CANARY)
+        data = make_dicom(
+            values, patient=patient, bits=12, InstitutionName=CANARY, StudyDescription=CANARY
+        )
         block = data.private_block(0x0009, CANARY, create=True)
         block.add_new(1, "LO", CANARY)
         data.SpecificCharacterSet = "UNKNOWN_SET"
@@ -52,7 +55,9 @@ def dicom_set(folder: Path, *, broken: bool) -> Path:
 
 
 def image_set(folder: Path, *, broken: bool) -> Path:
-    names = [f"{('well', 'sick')[row % 2]}/{CANARY}{row // 2}/{CANARY}_{row}.png" for row in range(6)]
+    names = [
+        f"{('well', 'sick')[row % 2]}/{CANARY}{row // 2}/{CANARY}_{row}.png" for row in range(6)
+    ]
     write_tree(folder, *names)
     if broken:
         (folder / names[0]).write_bytes(b"junk")
@@ -62,7 +67,9 @@ def image_set(folder: Path, *, broken: bool) -> Path:
 def brats_set(folder: Path, *, broken: bool) -> Path:
     for index in range(3):
         case = folder / "HGG" / f"{CANARY}_{index}"
-        for kind, values in zip(("flair", "t2", "seg"), _brain(np.random.default_rng(index)), strict=True):
+        for kind, values in zip(
+            ("flair", "t2", "seg"), _brain(np.random.default_rng(index)), strict=True
+        ):
             path = case / f"{case.name}_{kind}.nii.gz"
             save_nifti(path, values, descrip=CANARY.encode(), aux_file=CANARY.encode())
             if broken and index == 0 and kind == "seg":
@@ -88,7 +95,12 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
     with redirect_stdout(said), redirect_stderr(said):
         try:
             record = prepare_dataset(
-                spec, row, raw=raw, destination=out, executor=InlineExecutor(), max_skipped_share=allowed
+                spec,
+                row,
+                raw=raw,
+                destination=out,
+                executor=InlineExecutor(),
+                max_skipped_share=allowed,
             )
             told = record.model_dump_json()
         except DataError as error:
@@ -109,9 +121,13 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
 
 NO_HEADER = r"found: no path, label; the first line may be no header;"
 HEADERS = {
-    "file name,class,centre": r"columns path, label; found: no path, label among file name, class, centre; c",
+    "file name,class,centre": (
+        r"columns path, label; found: no path, label among file name, class, " r"centre; c"
+    ),
     "path;diagnosis;" + "x" * 40: r"found: no label among path, diagnosis, x{30}; call it label",
-    "class,a,b,c,d,e,f,g,h,i,j,k": r"no path, label among class, a, b, c, d, e, f, g, h, i, \.\.\.;",
+    "class,a,b,c,d,e,f,g,h,i,j,k": (
+        r"no path, label among class, a, b, c, d, e, f, g, h, i, " r"\.\.\.;"
+    ),
     # Without a header the first line is somebody's.
     f"{CANARY}/a.png,well,{CANARY}": NO_HEADER,
     f"{CANARY},1": NO_HEADER,
@@ -132,7 +148,10 @@ IMAGES = np.stack([picture(row) for row in range(4)])
 LABELS = np.arange(4) % 2
 LOCATED = {
     "file": (lambda raw: write_tree(raw, "a/x.png"), "a/x.png"),
-    "archive": (lambda raw: pack(write_tree(raw, "a/x.png"), raw / "a.zip").parent, "a.zip!/a/x.png"),
+    "archive": (
+        lambda raw: pack(write_tree(raw, "a/x.png"), raw / "a.zip").parent,
+        "a.zip!/a/x.png",
+    ),
     "npz": (lambda raw: save_arrays(raw / "a", "npz", images=IMAGES, labels=LABELS), "2"),
     "npz of splits": (
         lambda raw: save_arrays(raw / "a", "npz", train_images=IMAGES, train_labels=LABELS),
@@ -140,7 +159,9 @@ LOCATED = {
     ),
     "hdf5": (lambda raw: save_arrays(raw / "a", "hdf5", images=IMAGES, labels=LABELS), "2"),
     "parquet": (
-        lambda raw: save_parquet(raw / "a.parquet", {"image": list(map(png, IMAGES)), "label": LABELS}),
+        lambda raw: save_parquet(
+            raw / "a.parquet", {"image": list(map(png, IMAGES)), "label": LABELS}
+        ),
         "a.parquet!/2",
     ),
 }
@@ -149,7 +170,10 @@ LOCATED = {
 @pytest.mark.parametrize("name", LOCATED)
 def test_who_holds_the_key_finds_what_a_hash_tells_of(name, tmp_path):
     write, wanted = LOCATED[name]
-    path, hashed = write(tmp_path / "raw"), spell(keyed_hash(hash_key(tmp_path / "prepared"), wanted))
+    path, hashed = (
+        write(tmp_path / "raw"),
+        spell(keyed_hash(hash_key(tmp_path / "prepared"), wanted)),
+    )
     assert locate(path, tmp_path / "prepared", hashed) == wanted
     assert locate(path, tmp_path / "other", hashed) is None
     assert locate(path, tmp_path, "row -3") is None

@@ -1,4 +1,5 @@
-"""What grows with a file's size must not grow with its square: nothing is unpacked or gathered again."""
+"""What grows with a file's size must not grow with its square: nothing is unpacked or gathered
+again."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_arrays_that_were_replaced_are_not_served_from_the_stream_of_the_old(tmp
         np.savez(path, images=images, labels=np.arange(len(images)) % 2)
         request = request_for("npz", path)
         items = source_for("npz").list_items(request).items
-        np.testing.assert_array_equal(source_for("npz").reader(request)(items[9])[0].pixels, images[9])
+        np.testing.assert_array_equal(
+            source_for("npz").reader(request)(items[9])[0].pixels, images[9]
+        )
 
 
 def test_a_large_chunk_of_hdf5_stays_unpacked(tmp_path):

@@ -49,35 +49,95 @@ def named(form: str) -> Parts:
 
 HUB = {"partial-train": slice(0, 6), "test": slice(6, 10), "validation": slice(10, 12)}
 BOTH = ("table", "webdataset")
-CASES: dict[str, tuple[tuple[str, ...], Parts, dict[str, list[object]], str | dict[str, object]]] = {
+CASES: dict[
+    str, tuple[tuple[str, ...], Parts, dict[str, list[object]], str | dict[str, object]]
+] = {
     "one file": (BOTH, WHOLE, {}, {"labels": LABELS, "groups": 12, "flags": {}}),
-    **{form: (BOTH, named(form), {}, SIDES)
-        for form in ("skin-{}-000000", "{}_000000", "{}/000000", "{}-000000")},
+    **{
+        form: (BOTH, named(form), {}, SIDES)
+        for form in ("skin-{}-000000", "{}_000000", "{}/000000", "{}-000000")
+    },
     "as the Hub has a set": (("table",), named("data/{}-00000-of-00001"), {}, SIDES),
-    **{f"{config} as the Hub converts a set": (("table",), {f"{config}/{split}/0000": rows
-        for split, rows in HUB.items()}, {}, SIDES | {"splits": [1] * 6 + [2] * 4})
-        for config in ("default", "data")},
-    **{f"two configs, {form}": (("table",), {form.format(config): slice(12) for config in ("full", "small")},
-        {}, ONE_CONFIG) for form in ("{}/train/0000", "{}/train-00000-of-00001")},
-    # As pandas and Spark write partitions: dropped in silence at first, with the owner's split and patients.
-    "folders of a column": (("table",), named("year=2020/split={}/0"), {}, SIDES | {
-        "flags": {"columns not used: year": 12}}),
-    "folders of patients": (("table",), {f"patient_id=p%20{n}/0": slice(3 * n, 3 * n + 3)
-        for n in range(4)}, {}, {"groups": 4, "flags": {"column patient_id read as group": 12}}),
-    "folders of a column that is in the files": (("table",), named("label={}/0"), {}, "label repeated"),
-    "several shards of a split": (BOTH,
+    **{
+        f"{config} as the Hub converts a set": (
+            ("table",),
+            {f"{config}/{split}/0000": rows for split, rows in HUB.items()},
+            {},
+            SIDES | {"splits": [1] * 6 + [2] * 4},
+        )
+        for config in ("default", "data")
+    },
+    **{
+        f"two configs, {form}": (
+            ("table",),
+            {form.format(config): slice(12) for config in ("full", "small")},
+            {},
+            ONE_CONFIG,
+        )
+        for form in ("{}/train/0000", "{}/train-00000-of-00001")
+    },
+    # As pandas and Spark write partitions: dropped in silence at first, with the owner's split and
+    # patients.
+    "folders of a column": (
+        ("table",),
+        named("year=2020/split={}/0"),
+        {},
+        SIDES | {"flags": {"columns not used: year": 12}},
+    ),
+    "folders of patients": (
+        ("table",),
+        {f"patient_id=p%20{n}/0": slice(3 * n, 3 * n + 3) for n in range(4)},
+        {},
+        {"groups": 4, "flags": {"column patient_id read as group": 12}},
+    ),
+    ("folders of a column that is in the files"): (
+        ("table",),
+        named("label={}/0"),
+        {},
+        "label repeated",
+    ),
+    "several shards of a split": (
+        BOTH,
         {"test-0": slice(9, 12), "train-0": slice(0, 6), "train-1": slice(6, 9)},
-        {"group": PATIENTS}, {"splits": [2] * 3 + [1] * 9, "groups": 4}),
-    "two splits in a name": (BOTH, {"train-test": slice(12)}, {}, "a file's name must say one split"),
-    "a patient on both sides": (BOTH, {"train": slice(0, 7), "test": slice(7, 12)}, {"group": PATIENTS},
-        "no group may be in train and test; found: 1, first"),
+        {"group": PATIENTS},
+        {"splits": [2] * 3 + [1] * 9, "groups": 4},
+    ),
+    "two splits in a name": (
+        BOTH,
+        {"train-test": slice(12)},
+        {},
+        ("a file's name must say one split"),
+    ),
+    "a patient on both sides": (
+        BOTH,
+        {"train": slice(0, 7), "test": slice(7, 12)},
+        {"group": PATIENTS},
+        "no group may be in train and test; found: 1, first",
+    ),
     # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
-    "the owner's test images": (BOTH, WHOLE, {"split": ["train", "test", "val"] * 4, "lesion": PATIENTS},
-        {"splits": [1, 2] * 4, "excluded": {"validation split": 4},
-            "flags": {"columns not used: lesion": 12}}),
-    "hidden files": (BOTH, {"a": slice(12), ".b": slice(12)}, {}, {"images": 12, "excluded": {HIDDEN: 1}}),
-    "a split that denies the file's": (BOTH, {"train-0": slice(12)}, {"split": ["test"] * 12}, DENIED),
-}  # fmt: skip
+    "the owner's test images": (
+        BOTH,
+        WHOLE,
+        {"split": ["train", "test", "val"] * 4, "lesion": PATIENTS},
+        {
+            "splits": [1, 2] * 4,
+            "excluded": {"validation split": 4},
+            "flags": {"columns not used: lesion": 12},
+        },
+    ),
+    "hidden files": (
+        BOTH,
+        {"a": slice(12), ".b": slice(12)},
+        {},
+        {"images": 12, "excluded": {HIDDEN: 1}},
+    ),
+    ("a split that denies the file's"): (
+        BOTH,
+        {"train-0": slice(12)},
+        {"split": ["test"] * 12},
+        DENIED,
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +157,9 @@ def test_other_files_are_counted(prepare, tmp_path, kind, ending):
     assert prepare(kind, raw).record.excluded == {f"not a .{ending} by its ending": 1}
 
 
-@pytest.mark.parametrize("form", ["a.parquet", "train-0.parquet", "a.tar", "train-0.tar", "a.tar.gz"])
+@pytest.mark.parametrize(
+    "form", ["a.parquet", "train-0.parquet", "a.tar", "train-0.tar", "a.tar.gz"]
+)
 def test_pixels_of_one_file(prepare, tmp_path, form):
     if form.endswith(".parquet"):
         path = save_parquet(tmp_path / form, {"image": image_cells(), "label": LABELS})
@@ -112,22 +174,51 @@ def test_pixels_of_one_file(prepare, tmp_path, form):
 ROWS = {"image": image_cells(), "label": LABELS}
 UNSURE = ROWS | {"label": [-1, *LABELS[1:]]}
 NUMBERS = "numbers of the class names, 0 to "
-PARQUET: dict[str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]] = {
-    "no label": ({"image": [b"x", b"y"]}, None, {}, "must have columns image and label.*it has image"),
+PARQUET: dict[
+    str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]
+] = {
+    "no label": (
+        {"image": [b"x", b"y"]},
+        None,
+        {},
+        ("must have columns image and label.*it has image"),
+    ),
     "no image": ({"label": [0, 1]}, None, {}, "must have the columns path, label; found: no path"),
-    "several images in a row": (ROWS | {"image": [[cell] for cell in image_cells()]}, None, {},
-        "a row must name one file, as text; found: several values, or bytes, in row 0"),
-    "several labels": ({"image": [b"x"], "label": [[0, 1]]}, None, {}, "one label, as text or number"),
+    "several images in a row": (
+        ROWS | {"image": [[cell] for cell in image_cells()]},
+        None,
+        {},
+        "a row must name one file, as text; found: several values, or bytes, in row 0",
+    ),
+    "several labels": (
+        {"image": [b"x"], "label": [[0, 1]]},
+        None,
+        {},
+        ("one label, as text or number"),
+    ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
     # datasets writes -1 where there is no label.
     "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1; found: 1: row 0 of"),
-    "-1 on purpose": (UNSURE, ["no", "yes"], {"label_map": {"-1": "unsure"}}, {
-        "classes": ("no", "unsure", "yes")}),
+    "-1 on purpose": (
+        UNSURE,
+        ["no", "yes"],
+        {"label_map": {"-1": "unsure"}},
+        {"classes": ("no", "unsure", "yes")},
+    ),
     "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0; found: 6: row 1"),
-    "a class without an image": (ROWS, ["no", "yes", "x"], {}, {"flags": {"class without an image: x": 1}}),
-    "images beside file names": (ROWS | {"filename": [f"{i}.png" for i in range(12)]}, None, {},
-        {"labels": LABELS}),
-}  # fmt: skip
+    "a class without an image": (
+        ROWS,
+        ["no", "yes", "x"],
+        {},
+        {"flags": {("class without an image: x"): 1}},
+    ),
+    "images beside file names": (
+        ROWS | {"filename": [f"{i}.png" for i in range(12)]},
+        None,
+        {},
+        {"labels": LABELS},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PARQUET)
@@ -168,15 +259,38 @@ GOOD = [
     for ending, body in (("png", png(IMAGES[row])), ("cls", str(row % 2).encode()))
 ]
 TARS = {
-    "a label without an image": ([("y.cls", b"1"), ("about.json", b"{}"), ("README", b"x")], {
-        "skipped": {"no image": 1}, "excluded": {"neither image nor label": 2}}),
-    "an image without a label": ([("x.png", png(picture(3)))], "every row needs a label; found: blank in 1"),
-    "hidden members": ([(name, b"x") for name in (".x.png", ".x.cls", "a/._y.JPG", ".git/z.png", ".git/0.png",
-        "__MACOSX/._0.png")], {"images": 12, "excluded": {HIDDEN: 3}}),
-    "two labels of a sample": ([("000000.json", b'{"label": 1}')], "must give one label; found: two in "),
-    "two images of a sample": ([("000000.seg.jpg", b"x")], "must have one image; found: two in .*first dot"),
+    "a label without an image": (
+        [("y.cls", b"1"), ("about.json", b"{}"), ("README", b"x")],
+        {"skipped": {"no image": 1}, "excluded": {"neither image nor label": 2}},
+    ),
+    "an image without a label": (
+        [("x.png", png(picture(3)))],
+        ("every row needs a label; found: blank in 1"),
+    ),
+    "hidden members": (
+        [
+            (name, b"x")
+            for name in (
+                ".x.png",
+                ".x.cls",
+                "a/._y.JPG",
+                ".git/z.png",
+                ".git/0.png",
+                "__MACOSX/._0.png",
+            )
+        ],
+        {"images": 12, "excluded": {HIDDEN: 3}},
+    ),
+    "two labels of a sample": (
+        [("000000.json", b'{"label": 1}')],
+        ("must give one label; found: two in "),
+    ),
+    "two images of a sample": (
+        [("000000.seg.jpg", b"x")],
+        ("must have one image; found: two in .*first dot"),
+    ),
     "one key twice": ([("000000.json", b'{"group": 1, "group": 2}')], "hold JSON, each key once"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TARS)

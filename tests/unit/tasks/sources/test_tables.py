@@ -1,4 +1,5 @@
-"""Tables of paths: every form of text, columns, paths, volumes, DICOM files and one column per class."""
+"""Tables of paths: every form of text, columns, paths, volumes, DICOM files and one column per
+class."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ TURNS = {"classes": ("cat", "dog"), "labels": [1, 0] * 5}
 
 def rows(header: str, *cells: str) -> str:
     """A table of so many of the ten pictures; a cell may be several columns."""
-    return "\n".join([header, *(f"{name},{cell}" for name, cell in zip(NAMES, cells, strict=False)), ""])
+    return "\n".join(
+        [header, *(f"{name},{cell}" for name, cell in zip(NAMES, cells, strict=False)), ""]
+    )
 
 
 TEXT = rows("path,label", *(["0"] * 5 + ["1"] * 5))
@@ -55,63 +58,156 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "quotes and blank lines": (TEXT.replace("cat/0.png", '"cat/0.png"') + "\n\n", {}, HALVES),
     "path spelling": (TEXT.replace("cat/0", "./cat//0").replace("dog/5", "dog\\5"), {}, HALVES),
     "blank lines on top": ("\n \n" + TEXT.replace(",", ";"), {}, HALVES),
-    "a comment with other marks on top": ("# by X, 2024, v1\n#\n" + TEXT.replace(",", ";"), {}, HALVES),
-    "a column called #": (TEXT.replace("path", "#,path").replace("cat", "7,cat").replace("dog", "7,dog"), {},
-        HALVES | {"flags": {"columns not used: #": 10}}),
+    ("a comment with other marks on top"): (
+        "# by X, 2024, v1\n#\n" + TEXT.replace(",", ";"),
+        {},
+        HALVES,
+    ),
+    "a column called #": (
+        TEXT.replace("path", "#,path").replace("cat", "7,cat").replace("dog", "7,dog"),
+        {},
+        HALVES | {"flags": {"columns not used: #": 10}},
+    ),
     "empty": (b"", {}, "must be readable; found: empty file"),
     "only a header": ("path,label\n", {}, "must have rows"),
     "no path": ("file,label\ncat/0.png,1\n", {}, "found: no path"),
-    **{f"two columns {name}": (f"path,label,{name},{name}\ncat/0.png,1,2,2\n", {}, f"{name} repeated")
-        for name in ("label", "Group", "split", "site")},
+    **{
+        f"two columns {name}": (
+            f"path,label,{name},{name}\ncat/0.png,1,2,2\n",
+            {},
+            f"{name} repeated",
+        )
+        for name in ("label", "Group", "split", "site")
+    },
     "two columns class": ("path,class,class\ncat/0.png,1,2\n", {}, "class repeated"),
-    "short lines": ("path,label\ncat/0.png\n", {}, "1 row with another number of columns, first row 2"),
-    "an open quote": ('path,label\n"cat/0.png,1\n', {}, "broken quotes or a huge cell in the row after 1"),
+    "short lines": (
+        "path,label\ncat/0.png\n",
+        {},
+        ("1 row with another number of columns, first row 2"),
+    ),
+    "an open quote": (
+        'path,label\n"cat/0.png,1\n',
+        {},
+        ("broken quotes or a huge cell in the row after 1"),
+    ),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "must be UTF-8"),
     "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
     # paths
     # rows that are not read are counted as in a spreadsheet
-    "a repeat": (TEXT + "cat/0.png,1\n", {}, rf"repeated in 1: row 12 {HEADER}1\); with different labels: 1"),
-    "a repeat, spelt otherwise": (TEXT + "./cat/0.png,0\n", {}, rf"repeated in 1: row 12 {HEADER}1\); .*: 0"),
-    "a repeat below a blank row": ("path,label\n\ncat/0.png,0\ncat/0.png,1\n", {}, rf"row 4 {HEADER}1\)"),
-    "a repeat below a comment": ("# X\npath,label\ncat/0.png,0\ncat/0.png,1\n", {}, rf"row 4 {HEADER}2\)"),
-    "a repeat below a cell of two lines": ('a,path,label\n"x\ny",cat/0.png,0\n,cat/0.png,1\n', {},
-        rf"row 3 {HEADER}1\)"),
+    "a repeat": (
+        TEXT + "cat/0.png,1\n",
+        {},
+        (
+            rf"repeated in 1: row 12 {HEADER}1\); with "
+            r"different "
+            r"labels: 1"
+        ),
+    ),
+    ("a repeat, spelt otherwise"): (
+        TEXT + "./cat/0.png,0\n",
+        {},
+        (r"repeated in 1: row 12 " rf"{HEADER}1\); .*: 0"),
+    ),
+    ("a repeat below a blank row"): (
+        "path,label\n\ncat/0.png,0\ncat/0.png,1\n",
+        {},
+        rf"row 4 {HEADER}1\)",
+    ),
+    "a repeat below a comment": (
+        ("# X\npath,label\ncat/0.png,0\ncat/0.png,1\n"),
+        {},
+        rf"row 4 {HEADER}2\)",
+    ),
+    "a repeat below a cell of two lines": (
+        'a,path,label\n"x\ny",cat/0.png,0\n,cat/0.png,1\n',
+        {},
+        rf"row 3 {HEADER}1\)",
+    ),
     "not there": (TEXT + "cat/secret.png,1\n", {}, "missing: 1: row 12"),
-    "no endings": (TEXT.replace(".png", ""), {}, "missing: 10: row 2, .*with their ending such as .jpg"),
-    "in other letters": (TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n", {},
-        "missing: 2: row 2, row 12 .*; 2 there in other letter case or Unicode form"),
+    "no endings": (
+        TEXT.replace(".png", ""),
+        {},
+        ("missing: 10: row 2, .*with their ending such as .jpg"),
+    ),
+    "in other letters": (
+        TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n",
+        {},
+        "missing: 2: row 2, row 12 .*; 2 there in other letter case or Unicode form",
+    ),
     "longer than any file": (TEXT + f"{'x' * 5000}.png,2\n", {}, "missing: 1: row 12"),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
     "a drive": (TEXT + "C:\\secret.png,1\n", {}, OUT),
-    "files without a row": (rows("path,label", *"ab" * 4), {}, {
-        "images": 8, "excluded": {"image without a row in the table": 2, HIDDEN: 1}}),
+    "files without a row": (
+        rows("path,label", *"ab" * 4),
+        {},
+        {"images": 8, "excluded": {"image without a row in the table": 2, HIDDEN: 1}},
+    ),
     "a hidden file with a row": (TEXT + "cat/.x.png,1\n", {}, {"images": 11, "excluded": {}}),
-    "a folder called as another class": (rows("path,label", "dog", *["cat"] * 4, *["dog"] * 5), {}, {
-        "flags": {"row whose folder is called as another class": 1}}),
+    ("a folder called as another class"): (
+        rows("path,label", "dog", *["cat"] * 4, *["dog"] * 5),
+        {},
+        {"flags": {"row whose folder is called as another class": 1}},
+    ),
     # labels
-    "grades mapped": (rows("path,label", *["0", "0.5", "1"] * 3),  # Clinical Dementia Rating
+    "grades mapped": (
+        rows("path,label", *["0", "0.5", "1"] * 3),  # Clinical Dementia Rating
         {"label_map": {"0": "normal", "0.5": "questionable", "1": "mild"}},
-        {"classes": ("mild", "normal", "questionable")}),
-    "a column for each class": (one_hot(), {},
-        r"0 and 1 in MEL, NV, BCC.*label_columns: \[MEL, NV, BCC\]"),
-    "a column for each class, as said": (one_hot(), {"label_columns": ISIC}, {
-        "classes": ("BCC", "MEL", "NV"), "labels": [1, 2, 0] * 3, "flags": {"column image read as path": 9}}),
-    **{f"{what}: {cells}": (one_hot(cells), {"label_columns": ISIC}, f"1 {what}, first row 11")
-        for cells, what in (("0.0,0.0,0.0", "of no class"), ("1.0,1.0,0.0", "of several classes"),
-            ("1.0,0.3,0.0", "with other cells"), ("1.0,,0.0", "with other cells"))},
-    "dx": (rows("path,dx", *["dog", "cat"] * 5), {}, "no label among path, dx; call it label, or name it"),
+        {"classes": ("mild", "normal", "questionable")},
+    ),
+    "a column for each class": (
+        one_hot(),
+        {},
+        r"0 and 1 in MEL, NV, BCC.*label_columns: \[MEL, NV, BCC\]",
+    ),
+    "a column for each class, as said": (
+        one_hot(),
+        {"label_columns": ISIC},
+        {
+            "classes": ("BCC", "MEL", "NV"),
+            "labels": [1, 2, 0] * 3,
+            "flags": {("column image read as path"): 9},
+        },
+    ),
+    **{
+        f"{what}: {cells}": (one_hot(cells), {"label_columns": ISIC}, f"1 {what}, first row 11")
+        for cells, what in (
+            ("0.0,0.0,0.0", "of no class"),
+            ("1.0,1.0,0.0", "of several classes"),
+            ("1.0,0.3,0.0", "with other cells"),
+            ("1.0,,0.0", "with other cells"),
+        )
+    },
+    "dx": (
+        rows("path,dx", *["dog", "cat"] * 5),
+        {},
+        ("no label among path, dx; call it label, or name it"),
+    ),
     "dx, as said": (rows("path,dx", *["dog", "cat"] * 5), {"label_columns": ("dx",)}, TURNS),
-    "a column that is not there": (TEXT, {"label_columns": ("age",)},
-        "must have the columns path, age; found: no age"),
+    "a column that is not there": (
+        TEXT,
+        {"label_columns": ("age",)},
+        "must have the columns path, age; found: no age",
+    ),
     # groups
-    "groups that are the classes": (rows("path,label,group", *["a,a", "b,b"] * 5), {},
-        r"images of several groups .*; found: one group for each of the 2"),
-    "groups that are the classes, to measure": (rows("path,label,group", *["a,a", "b,b"] * 5),
-        {"for_training": False}, {"images": 10}),
-    "a class of one group": (rows("path,label,group", *(f"{a},p{0 if a == 'c' else n}"
-        for n, a in enumerate("abc" * 3))), {}, {"flags": {"class of one group: c": 1}}),
-}  # fmt: skip
+    "groups that are the classes": (
+        rows("path,label,group", *["a,a", "b,b"] * 5),
+        {},
+        r"images of several groups .*; found: one group for each of the 2",
+    ),
+    "groups that are the classes, to measure": (
+        rows("path,label,group", *["a,a", "b,b"] * 5),
+        {"for_training": False},
+        {"images": 10},
+    ),
+    "a class of one group": (
+        rows(
+            "path,label,group", *(f"{a},p{0 if a == 'c' else n}" for n, a in enumerate("abc" * 3))
+        ),
+        {},
+        {"flags": {"class of one group: c": 1}},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,17 +228,28 @@ NUMBERED = {
     "parquet": "row 11 of ",
     "webdataset": "",
 }
-FILES = {"parquet": "own.parquet!/11", "webdataset": "own.tar!/000011.png", "npz": "11", "hdf5": "11"}
+FILES = {
+    "parquet": "own.parquet!/11",
+    "webdataset": "own.tar!/000011.png",
+    "npz": "11",
+    "hdf5": "11",
+}
 
 
 @pytest.mark.parametrize("form", NUMBERED)
-def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(prepare, tmp_path, form):
+def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(
+    prepare, tmp_path, form
+):
     kind, write = FORMS[form]
-    raw = write(tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]})
+    raw = write(
+        tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]}
+    )
     message = check_verdict(
         f"found: other cells in 1: {re.escape(NUMBERED[form])}", lambda: prepare(kind, raw)
     )
-    assert ("the first row is 0" in message) == (form in ("parquet of paths", "parquet", "npz", "hdf5"))
+    assert ("the first row is 0" in message) == (
+        form in ("parquet of paths", "parquet", "npz", "hdf5")
+    )
     assert locate(raw, tmp_path / "prepared", message) == FILES.get(form, "11.png")
     assert locate(raw, tmp_path / "prepared", "row 61") is None
 
@@ -151,7 +258,10 @@ def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(pre
 def test_absolute_paths(prepare, class_folder, tmp_path, inside):
     table = (class_folder if inside else tmp_path / "tables") / "t.csv"
     table.parent.mkdir(exist_ok=True)
-    lines = ["path,label", *(f"{class_folder}/{name},{number % 2}" for number, name in enumerate(NAMES))]
+    lines = [
+        "path,label",
+        *(f"{class_folder}/{name},{number % 2}" for number, name in enumerate(NAMES)),
+    ]
     for name, more, verdict in (
         ("a", (), {"images": 10}),
         ("b", ("/etc/passwd,1",), "not an image"),
@@ -174,9 +284,12 @@ FORMATS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 
 
 def image_folder(folder: Path, count: int = 10, ending: str = "csv", **more: object) -> Path:
-    """A folder of pictures with ``metadata``, whose labels take turns; no table where ``ending`` is blank."""
+    """A folder of pictures with ``metadata``, whose labels take turns; no table where ``ending`` is
+    blank."""
     write_tree(folder, *(f"{number}.png" for number in range(count)))
-    records = [{"file_name": f"{n}.png", "label": ("dog", "cat")[n % 2], **more} for n in range(count)]
+    records = [
+        {"file_name": f"{n}.png", "label": ("dog", "cat")[n % 2], **more} for n in range(count)
+    ]
     if ending:
         FORMATS[ending](pd.DataFrame(records), folder / f"metadata.{ending}")
     return folder
@@ -257,33 +370,46 @@ def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
 def test_a_line_that_is_no_json_object_is_refused(prepare, tmp_path, line):
     """A list of pairs could be taken for an object, and hold other names than are written."""
     (tmp_path / "t.jsonl").write_text(f"{line}\n")
-    with pytest.raises(DataError, match="must have one JSON object a line; found: another in line 1"):
+    with pytest.raises(
+        DataError, match="must have one JSON object a line; found: another in line 1"
+    ):
         prepare("table", tmp_path / "t.jsonl")
 
 
 def test_label_columns_of_parquet_with_images(prepare, tmp_path):
     labels = [0, 1] * 6
     path = save_parquet(tmp_path / "a.parquet", {"image": image_cells(), "dx": labels})
-    check_verdict(r"must have columns image and label.*label_columns", lambda: prepare("table", path))
+    check_verdict(
+        r"must have columns image and label.*label_columns", lambda: prepare("table", path)
+    )
     check_verdict({"labels": labels}, lambda: prepare("table", path, label_columns=("dx",)))
-    columns = {name: [int(row % 3 == place) for row in range(12)] for place, name in enumerate(ISIC)}
+    columns = {
+        name: [int(row % 3 == place) for row in range(12)] for place, name in enumerate(ISIC)
+    }
     path = save_parquet(tmp_path / "b.parquet", {"image": image_cells(), **columns})
-    check_verdict({"labels": [1, 2, 0] * 4}, lambda: prepare("table", path, label_columns=ISIC, name="b"))
+    check_verdict(
+        {"labels": [1, 2, 0] * 4}, lambda: prepare("table", path, label_columns=ISIC, name="b")
+    )
 
 
 @pytest.mark.parametrize(
-    ("option", "kind"), [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "folder")]
+    ("option", "kind"),
+    [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "folder")],
 )
 def test_options_of_another_kind_are_refused(prepare, tmp_path, option, kind):
     path = FORMS["npz"][1](tmp_path, {"label": [0, 1] * 6})
-    check_verdict(f"{next(iter(option))} is for kind {kind}; found: kind npz",
-                  lambda: prepare("npz", path, **option))  # fmt: skip
+    check_verdict(
+        f"{next(iter(option))} is for kind {kind}; found: kind npz",
+        lambda: prepare("npz", path, **option),
+    )
 
 
 # DICOM files and their headers.
 
 
-def write_dicoms(folder: Path, patients: list[str], groups: list[str] | None = None, **tags) -> Path:
+def write_dicoms(
+    folder: Path, patients: list[str], groups: list[str] | None = None, **tags
+) -> Path:
     """Slices with a table of them, labels in turns; ``tags`` are functions of (number, label)."""
     lines = ["path,label" + (",group" if groups else "")]
     for number, patient in enumerate(patients):
@@ -301,7 +427,11 @@ PAIRS = ["P1", "P1", "P2", "P2", "P3", "P3"]
 PATIENTS = {
     "told by headers": (PAIRS, None, {"images": 6, "groups": 3, "flags": {}}),
     "spelt in two ways": (["P1", "p1 ", "7", "007", "P2", "P3"], None, {"groups": 4}),
-    "in two groups": (PAIRS, ["E1", "E2", "E3", "E3", "E4", "E4"], {"groups": 4, "flags": {SEVERAL: 2}}),
+    "in two groups": (
+        PAIRS,
+        ["E1", "E2", "E3", "E3", "E4", "E4"],
+        {"groups": 4, "flags": {SEVERAL: 2}},
+    ),
     "one id for all": (["hospital"] * 6, None, "one group holds 6 of 6 images"),
     "none": (["ANON"] * 6, None, {"groups": 6, "flags": {NO_ID: 6}}),
 }
@@ -319,7 +449,9 @@ def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
     """Known only once the files are read; the split then leaves these test images out."""
     for number, patient in enumerate((0, 1, 2, 3, 4, 5, 0, 1, 6, 7, 8, 9)):
         folder = tmp_path / "raw" / ("train" if number < 6 else "test") / ("cat", "dog")[number % 2]
-        save_dicom(folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}"))
+        save_dicom(
+            folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}")
+        )
     flags = prepare("folder", tmp_path / "raw").record.flags
     assert flags["test images never used, since their group is in training"] == 2
 
@@ -333,16 +465,31 @@ TRAITS = {
     "manufacturer": ({"Manufacturer": lambda number, label: "AB"[label]}, tells("manufacturer")),
     "model": ({"ManufacturerModelName": lambda number, label: "AB"[label]}, tells("scanner model")),
     "spacing": ({"spacing": lambda number, label: (1.5 + label,) * 2}, tells("pixel spacing")),
-    "series": ({"SeriesDescription": lambda number, label: f"ax {label}"}, tells("series description")),
-    "slope": ({"RescaleSlope": lambda number, label: 1 + label, "RescaleIntercept": lambda *_: 0},
-        tells("rescale slope")),
-    "by chance": ({"Manufacturer": lambda number, _: "AB"[number // 20], "StationName": lambda *_: "x"}, {}),
-    "mixed series": ({
-        "ImageType": lambda number, _: ["ORIGINAL", "PRIMARY", "LOCALIZER" if number < 4 else "AXIAL"],
-        "SeriesDescription": lambda number, _: "scout" if number < 4 else "axial",
-        "spacing": lambda number, _: (2.0, 2.0) if number < 4 else (0.5, 0.5)},
-        {"localiser": 4, "series description: 2 different": 4, "pixel spacing: 2 different": 4}),
-}  # fmt: skip
+    "series": (
+        {"SeriesDescription": lambda number, label: f"ax {label}"},
+        tells("series description"),
+    ),
+    "slope": (
+        {"RescaleSlope": lambda number, label: 1 + label, "RescaleIntercept": lambda *_: 0},
+        tells("rescale slope"),
+    ),
+    "by chance": (
+        {"Manufacturer": lambda number, _: "AB"[number // 20], "StationName": lambda *_: "x"},
+        {},
+    ),
+    "mixed series": (
+        {
+            "ImageType": lambda number, _: [
+                "ORIGINAL",
+                "PRIMARY",
+                "LOCALIZER" if number < 4 else "AXIAL",
+            ],
+            "SeriesDescription": lambda number, _: "scout" if number < 4 else "axial",
+            "spacing": lambda number, _: (2.0, 2.0) if number < 4 else (0.5, 0.5),
+        },
+        {"localiser": 4, "series description: 2 different": 4, "pixel spacing: 2 different": 4},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TRAITS)
@@ -372,26 +519,57 @@ VOLUME = np.random.default_rng(0).integers(1, 1000, (8, 9, 40)).astype(np.int16)
 EVERY = [f"{volume}.nii.gz,{volume % 2}" for volume in range(4)]
 FOUR = [(volume, level) for volume in range(2) for level in range(2, 6)]
 VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
-    "slices by the rule": ("path,label", EVERY, {
-        "images": 40, "groups": 4, "labels": [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10}),
-    "named slices": ("path,label,slice", [f"{row},{level}" for row in EVERY for level in (3, 30)], {
-        "images": 8, "groups": 4}),
-    "a word": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,x"], "slice must be a whole number"),
-    "no number": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,3\u00b2"], "slice must be a whole number"),
-    "one slice twice": ("path,label,slice", ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"repeated in 1: row 3 {HEADER}1\); with different labels: 1"),
-    "one slice twice, spelt otherwise": ("path,label,slice",
-        ["0.nii.gz,a,3", "0.nii.gz,a,03", "1.nii.gz,b,3"], "every path must be in the table once"),
-    "beyond the volume": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,40"],
-        "slice beyond the volume: 1"),
-    "a volume on both sides": ("path,label,slice,split",
+    "slices by the rule": (
+        "path,label",
+        EVERY,
+        {"images": 40, "groups": 4, "labels": [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10},
+    ),
+    "named slices": (
+        "path,label,slice",
+        [f"{row},{level}" for row in EVERY for level in (3, 30)],
+        {"images": 8, "groups": 4},
+    ),
+    "a word": (
+        "path,label,slice",
+        ["0.nii.gz,a,3", "1.nii.gz,b,x"],
+        ("slice must be a whole number"),
+    ),
+    "no number": (
+        "path,label,slice",
+        ["0.nii.gz,a,3", "1.nii.gz,b,3\u00b2"],
+        ("slice must be a whole number"),
+    ),
+    "one slice twice": (
+        "path,label,slice",
+        ["0.nii.gz,a,3", "0.nii.gz,b,3"],
+        rf"repeated in 1: row 3 {HEADER}1\); with different labels: 1",
+    ),
+    "one slice twice, spelt otherwise": (
+        "path,label,slice",
+        ["0.nii.gz,a,3", "0.nii.gz,a,03", "1.nii.gz,b,3"],
+        "every path must be in the table once",
+    ),
+    "beyond the volume": (
+        "path,label,slice",
+        ["0.nii.gz,a,3", "1.nii.gz,b,40"],
+        "slice beyond the volume: 1",
+    ),
+    "a volume on both sides": (
+        "path,label,slice,split",
         [f"{v}.nii.gz,{v},{s},{('train', 'test')[s % 2]}" for v, s in FOUR],
-        "no group may be in train and test"),
-    "a volume in several groups": ("path,label,slice,group", [f"{v}.nii.gz,{v},{s},g{s}" for v, s in FOUR],
-        "slices of a volume must be in one group"),
-    "slices for some": ("path,label,slice", [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "must all name a slice, or none"),
-}  # fmt: skip
+        "no group may be in train and test",
+    ),
+    ("a volume in several groups"): (
+        "path,label,slice,group",
+        [f"{v}.nii.gz,{v},{s},g{s}" for v, s in FOUR],
+        "slices of a volume must be in one group",
+    ),
+    "slices for some": (
+        "path,label,slice",
+        [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
+        "must all name a slice, or none",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", VOLUMES)
@@ -446,5 +624,7 @@ def test_tables_that_are_damaged_or_called_otherwise_are_refused(prepare, tmp_pa
     form, file, damage, message = DAMAGED[name]
     raw = FORMS[form][1](tmp_path, {"label": [0, 1] * 6})
     (tmp_path / file).write_bytes(damage(raw.read_bytes()))
-    check_verdict(f"{message}.*; copy it again, or save it as .csv" if form != "jsonl" else message,
-                  lambda: prepare("table", tmp_path / file))  # fmt: skip
+    check_verdict(
+        f"{message}.*; copy it again, or save it as .csv" if form != "jsonl" else message,
+        lambda: prepare("table", tmp_path / file),
+    )

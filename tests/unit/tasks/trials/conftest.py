@@ -29,7 +29,9 @@ def built(architecture, library="torchvision", **changes):
 
 def pixels_of(num_images, channels=1, side=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (num_images, channels, side, side), generator=generator, dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (num_images, channels, side, side), generator=generator, dtype=torch.uint8
+    )
 
 
 def weights(model):
@@ -41,7 +43,13 @@ def equal(ours, theirs):
 
 
 def network_spec(architecture="small_cnn", library="isweep", train_size=48, **changes):
-    recipe = {"name": "test", "epochs": 10, "batch_size": 16, "learning_rate": 5e-3, "input_scale": 1 / 255}
+    recipe = {
+        "name": "test",
+        "epochs": 10,
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "input_scale": 1 / 255,
+    }
     prepared = PreparedSpec(dataset="made_up", image_size=12, channels=1)
     return NetworkSpec(
         model=ModelSpec(name=architecture, library=library, architecture=architecture),
@@ -61,7 +69,8 @@ def trial_spec(*network, num_neighbors=10, **changes):
 
 @pytest.fixture(scope="session")
 def data():
-    """Bright squares on the left (0) or the right (1) over noise; read-only, as Ray hands arrays out."""
+    """Bright squares on the left (0) or the right (1) over noise; read-only, as Ray hands arrays
+    out."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 120, (80, 1, 12, 12), dtype=np.uint8)
     labels = (np.arange(80) % 2).astype(np.int64)
@@ -75,7 +84,14 @@ def data():
 def numbers(result):
     """What may not depend on when and beside what a trial ran."""
     history = [(row.epoch, row.train_loss, row.train_accuracy) for row in result.history]
-    return result.scores, result.d_repr, result.attacks, history, result.test_history, result.best_epoch
+    return (
+        result.scores,
+        result.d_repr,
+        result.attacks,
+        history,
+        result.test_history,
+        result.best_epoch,
+    )
 
 
 class Shelf:

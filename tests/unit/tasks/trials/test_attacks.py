@@ -39,7 +39,12 @@ def linear(weights):
 def small_network():
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 4, 3)
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(4 * 4, 3),
     )
     return PixelModel(network, 1 / 255)
 
@@ -95,7 +100,11 @@ def test_one_record_per_strength_equals_a_plain_loop_over_images():
 
 
 def test_images_where_cross_entropy_has_no_gradient_are_counted_and_moved_by_pgd():
-    model, images, labels = linear([100.0] * 4), torch.full((3, 1, 2, 2), 200.0), torch.tensor([1, 1, 1])
+    model, images, labels = (
+        linear([100.0] * 4),
+        torch.full((3, 1, 2, 2), 200.0),
+        torch.tensor([1, 1, 1]),
+    )
     (record,) = attack_all(model, images, labels, AttackSpec(epsilons=(8.0,)))
     assert (record.num_unchanged, record.loss_gain) == (3, 0.0)
     assert torch.equal(attacked("fgsm", model, images, labels, 8.0), images)
@@ -106,14 +115,19 @@ def test_losses_can_be_averaged_as_in_the_released_code():
     model, images, labels = linear([0.01] * 4), pixels(65, 2), torch.arange(65) % 2
     spec = AttackSpec(epsilons=(1.0,))
     (record,) = attack_all(model, images, labels, spec, rule="mean_of_batch_means")
-    losses = F.cross_entropy(model(attacked("fgsm", model, images, labels, 1.0)), labels, reduction="none")
+    losses = F.cross_entropy(
+        model(attacked("fgsm", model, images, labels, 1.0)), labels, reduction="none"
+    )
     assert record.loss == pytest.approx(((losses[:64].mean() + losses[64]) / 2).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
     model, images, labels = small_network().eval(), pixels(32).float(), torch.arange(32) % 3
-    found = [images, *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm"))]
+    found = [
+        images,
+        *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm")),
+    ]
     with torch.no_grad():
         clean, moved, single = (margins_of(model(pixels), labels) for pixels in found)
     assert (moved <= clean).all()
@@ -121,7 +135,8 @@ def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
 
 
 class FirstPixel(nn.Module):
-    """The logit of another class is a function of the first pixel; that of the image's class is 1."""
+    """The logit of another class is a function of the first pixel; that of the image's class is
+    1."""
 
     def __init__(self, function):
         super().__init__()
@@ -158,7 +173,9 @@ def test_pgd_keeps_the_best_iterate_not_the_last():
 
 def test_pgd_takes_as_many_gradients_as_plans_count(monkeypatch):
     taken, gradient = [], attacks.margin_gradient
-    monkeypatch.setattr(attacks, "margin_gradient", lambda *words: taken.append(1) or gradient(*words))
+    monkeypatch.setattr(
+        attacks, "margin_gradient", lambda *words: taken.append(1) or gradient(*words)
+    )
     attacked("pgd", linear([0.5, -2.0, 0.0, 1.0]), pixels(1, 2), torch.tensor([0]), 3.0)
     assert len(taken) == PGD_GRADIENTS
 

@@ -37,17 +37,26 @@ def no_library(name):
 
 METERS = {
     "the difference of two readings, in joules": ("cuda", [2**40, 2**40 + 12_345], 0, 12.345, ""),
-    "a GPU that does not count": ("cuda", [0], 3, None, "the GPU's energy cannot be read: NVML gave error 3"),
+    "a GPU that does not count": (
+        "cuda",
+        [0],
+        3,
+        None,
+        "the GPU's energy cannot be read: NVML gave error 3",
+    ),
     "a machine without NVML": ("cuda", None, 0, None, "libnvidia-ml.so.1: cannot open"),
     "a CPU": ("cpu", None, 0, None, "no GPU: the energy of a CPU is not counted"),
 }
-"""Device, what the counter shows, NVML's error code (3: not supported), joules, words why there are none."""
+"""Device, what the counter shows, NVML's error code (3: not supported), joules, words why there are
+none."""
 
 
 @pytest.mark.parametrize("name", METERS)
 def test_energy_is_the_gpus_counter_or_a_word_why_there_is_none(name, monkeypatch):
     device, counts, code, joules, note = METERS[name]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-12"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-12")
+    )
     nvml = Nvml(counts or [], code)
     monkeypatch.setattr(ctypes, "CDLL", (lambda name: nvml) if counts else no_library)
     meter = EnergyMeter(torch.device(device))

@@ -1,4 +1,5 @@
-"""The released loop, transcribed by hand, and other libraries' code against ours: equal to the last bit."""
+"""The released loop, transcribed by hand, and other libraries' code against ours: equal to the last
+bit."""
 
 import warnings
 from copy import deepcopy
@@ -18,7 +19,8 @@ from tests.unit.tasks.trials.test_attacks import attacked
 
 
 class PerItem(torch.utils.data.Dataset):
-    """Images one by one, as the released data set hands them out: a float tensor and a label each."""
+    """Images one by one, as the released data set hands them out: a float tensor and a label
+    each."""
 
     def __init__(self, images, labels):
         self.images, self.labels = images, labels
@@ -47,10 +49,14 @@ def transcribed(network, images, labels, recipe, *, order_seed, dropout_seed):
         total = 0.0
         for start in range(0, len(rows), recipe.batch_size):
             batch = [items[row] for row in rows[start : start + recipe.batch_size]]
-            inputs = torch.stack([image for image, _ in batch]).to(memory_format=torch.channels_last)
+            inputs = torch.stack([image for image, _ in batch]).to(
+                memory_format=torch.channels_last
+            )
             targets = torch.stack([label for _, label in batch])
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            with torch.autocast(
+                "cpu", dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"
+            ):
                 outputs = network(inputs)
             loss = criterion(outputs.float(), targets)
             loss.backward()
@@ -80,13 +86,23 @@ def test_training_is_the_released_loop_to_the_last_bit(network, channels, precis
     images, labels = pixels_of(16, channels), torch.arange(16) % 2
     if architecture == "vgg13":  # few steps take long enough
         images, labels = images[:8], labels[:8]
-    settings = {"epochs": 2, "batch_size": batch_size, "learning_rate": rate, "precision": precision}
+    settings = {
+        "epochs": 2,
+        "batch_size": batch_size,
+        "learning_rate": rate,
+        "precision": precision,
+    }
     recipe = RecipeSpec(name="released", **settings)
     ours = built(architecture, in_channels=channels, seed=5)
     theirs = deepcopy(ours)
     seeds = {name: derive_seed(name.replace("_", " "), 7) for name in ("batch_order", "dropout")}
     expected = transcribed(
-        theirs.network, images, labels, recipe, order_seed=seeds["batch_order"], dropout_seed=seeds["dropout"]
+        theirs.network,
+        images,
+        labels,
+        recipe,
+        order_seed=seeds["batch_order"],
+        dropout_seed=seeds["dropout"],
     )
     history = train(ours, images, labels, recipe, seed=7)
     assert [record.train_loss for record in history] == expected
@@ -102,18 +118,22 @@ def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, expected, _ = attack(wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+        _, expected, _ = attack(
+            wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=epsilon
+        )
     assert torch.equal(attacked("fgsm", model, images, labels, epsilon), expected)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "node"), [("resnet18", "layer4"), ("resnet50", "layer4"), ("vgg13", "classifier.3")]
+    ("architecture", "node"),
+    [("resnet18", "layer4"), ("resnet50", "layer4"), ("vgg13", "classifier.3")],
 )
 def test_features_are_those_of_torchvisions_extractor(architecture, node):
     model, images = built(architecture).eval(), pixels_of(5, seed=2).float()
     extractor = create_feature_extractor(model.network, {node: "features"})
     pixels = images.to(memory_format=torch.channels_last)
-    # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are compared.
+    # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are
+    # compared.
     for module in extractor.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False

@@ -25,7 +25,9 @@ def test_a_killed_trial_goes_on_with_the_numbers_of_an_undisturbed_one(data, arc
         run_trial(spec, data, on_epoch=killed_at(7), checkpoints=every_epoch())
     assert shelf.num_saved == 6
     trained = []
-    resumed = run_trial(spec, data, on_epoch=lambda r: trained.append(r.epoch), checkpoints=every_epoch())
+    resumed = run_trial(
+        spec, data, on_epoch=lambda r: trained.append(r.epoch), checkpoints=every_epoch()
+    )
     assert trained == list(range(7, 13))
     assert numbers(resumed) == numbers(run_trial(spec, data))
 
@@ -41,7 +43,8 @@ def test_a_broken_checkpoint_is_a_fresh_start_and_a_short_trial_writes_none(data
 def test_a_training_goes_on_by_graphs_where_it_was_plain_and_begins_anew_on_another_kind_of_device():
     model, shelf, order, cpu = nn.Linear(2, 2), Shelf(), torch.Generator(), torch.device("cpu")
     plain, captured = (
-        make_optimizer(model, trial_spec().network.recipe, capturable=graphs) for graphs in (False, True)
+        make_optimizer(model, trial_spec().network.recipe, capturable=graphs)
+        for graphs in (False, True)
     )
     model(torch.ones(1, 2)).sum().backward()
     plain.step()
@@ -51,10 +54,14 @@ def test_a_training_goes_on_by_graphs_where_it_was_plain_and_begins_anew_on_anot
     assert not captured.state
     assert len(checkpoints.restore(model, captured, order, cpu)) == 1
     assert captured.param_groups[0]["capturable"]
-    assert torch.equal(captured.state[model.weight]["exp_avg"], plain.state[model.weight]["exp_avg"])
+    assert torch.equal(
+        captured.state[model.weight]["exp_avg"], plain.state[model.weight]["exp_avg"]
+    )
 
 
-def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothing(data, monkeypatch):
+def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothing(
+    data, monkeypatch
+):
     few = trial_spec(epochs=3).model_copy(update={"attacks": AttackSpec(epsilons=(1.0,))})
     attacks = AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0, 4.0))
     more = {"attacks": attacks, "robustness": RobustnessSpec(num_images=5, num_steps=10)}
@@ -65,7 +72,11 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
     at_once = run_trial(many, data)
     monkeypatch.setattr("tasks.trials.trial.train", None)
     later = measure_trial(many, data, shelf.data, first, few.lacks(many))
-    assert (later.scores, later.history, later.d_repr) == (first.scores, first.history, first.d_repr)
+    assert (later.scores, later.history, later.d_repr) == (
+        first.scores,
+        first.history,
+        first.d_repr,
+    )
     assert [attack.name for attack in later.attacks] == ["fgsm_1", "fgsm_4", "pgd_1", "pgd_4"]
     assert later.attacks[0] == first.attacks[0]
     losses = {attack.name: attack.loss for attack in at_once.attacks}

@@ -18,7 +18,8 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc i
 
 
 def hold(num_bytes):
-    """Have pages and give them back, past the allocator, which may have kept some of an earlier test."""
+    """Have pages and give them back, past the allocator, which may have kept some of an earlier
+    test."""
     with mmap.mmap(-1, num_bytes) as held:
         for page in range(0, num_bytes, mmap.PAGESIZE):
             held[page] = 1
@@ -43,9 +44,16 @@ FAILURES = {
     # Seen of a ResNet under a limit of address space, beside torch's own allocator.
     **{said: (partial(fails, said), MemoryError, said) for said in ("std::bad_alloc", PRIMITIVE)},
     "a kernel that a library does not have": (
-        partial(fails, f"{PRIMITIVE} descriptor for the convolution"), RuntimeError, "descriptor"),
-    "another error": (lambda: torch.ones(2) @ torch.ones(3, 2), RuntimeError, "size mismatch|shape"),
-}  # fmt: skip
+        partial(fails, f"{PRIMITIVE} descriptor for the convolution"),
+        RuntimeError,
+        "descriptor",
+    ),
+    "another error": (
+        lambda: torch.ones(2) @ torch.ones(3, 2),
+        RuntimeError,
+        "size mismatch|shape",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -104,9 +112,15 @@ def test_a_gpu_that_cannot_give_back_hides_no_failure(gpu, monkeypatch):
         raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", refuses)
-    with pytest.raises(CaptureError, match="could not be captured"), trial_memory(torch.device("cuda")):
+    with (
+        pytest.raises(CaptureError, match="could not be captured"),
+        trial_memory(torch.device("cuda")),
+    ):
         raise CaptureError("a step could not be captured")
-    with pytest.raises(torch.AcceleratorError, match="not permitted"), trial_memory(torch.device("cuda")):
+    with (
+        pytest.raises(torch.AcceleratorError, match="not permitted"),
+        trial_memory(torch.device("cuda")),
+    ):
         pass
 
 

@@ -10,7 +10,9 @@ from tests.unit.tasks.trials.conftest import built, equal
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(library):
     """Of the published parameters for three and 1,000, to which test_costs holds every network."""
-    assert num_parameters(built("resnet18", library)) == 11_689_512 - 2 * 64 * 7 * 7 - 998 * (512 + 1)
+    assert num_parameters(built("resnet18", library)) == 11_689_512 - 2 * 64 * 7 * 7 - 998 * (
+        512 + 1
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -50,15 +52,35 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
     assert dropouts(built("resnet18", dropout=0.0)) == set()
 
 
-@pytest.mark.parametrize(("name", "changes", "message"), [
-    ("torchvision resnet18", {"dropout": 0.5}, "needs a network that has dropout layers; found: dropout 0.5"),
-    ("torchvision vgg11", {"image_size": 16}, "1x16x16 for torchvision vgg11 .*choose a larger image_size"),
-    ("torchvision vit_b_32", {"image_size": 30}, "1x30x30 for torchvision vit_b_32"),  # patches of 32
-    ("torchvision resnet81", {}, "Unknown torchvision architecture; found: 'resnet81'; did you mean"),
-    ("torchvision fcn_resnet50", {}, "Unknown torchvision architecture"),
-    ("timm resnet10x", {}, "Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
-    ("isweep small_cn", {}, "did you mean 'small_cnn'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "torchvision resnet18",
+            {"dropout": 0.5},
+            ("needs a network that has dropout layers; found: dropout 0.5"),
+        ),
+        (
+            "torchvision vgg11",
+            {"image_size": 16},
+            ("1x16x16 for torchvision vgg11 .*choose a larger image_size"),
+        ),
+        # patches of 32
+        ("torchvision vit_b_32", {"image_size": 30}, "1x30x30 for torchvision vit_b_32"),
+        (
+            "torchvision resnet81",
+            {},
+            ("Unknown torchvision architecture; found: 'resnet81'; did you mean"),
+        ),
+        ("torchvision fcn_resnet50", {}, "Unknown torchvision architecture"),
+        (
+            "timm resnet10x",
+            {},
+            ("Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
+        ),
+        ("isweep small_cn", {}, "did you mean 'small_cnn'"),
+    ],
+)
 def test_what_cannot_be_built_is_refused(name, changes, message):
     library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
@@ -66,7 +88,8 @@ def test_what_cannot_be_built_is_refused(name, changes, message):
 
 
 def test_the_small_network_trains_as_its_layers_one_by_one_do():
-    """To the last bit, with pools before ReLUs; whoever reads its stages finds them in the order of names."""
+    """To the last bit, with pools before ReLUs; whoever reads its stages finds them in the order of
+    names."""
     mine, plain = (built("small_cnn", "isweep").network.train() for _ in range(2))
     images = torch.randn(6, 1, 32, 32)
     images[0] = 0  # ties, and nothing above zero

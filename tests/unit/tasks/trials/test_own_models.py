@@ -55,7 +55,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_network_of_ones_own_is_built_with_its_arguments(folder):
-    spec = model_spec(ModelChoice.model_validate({"from": "mynets:tiny", "arguments": {"hidden": 5}}))
+    spec = model_spec(
+        ModelChoice.model_validate({"from": "mynets:tiny", "arguments": {"hidden": 5}})
+    )
     assert (spec.name, spec.library, spec.architecture) == ("tiny", "own", "mynets:tiny")
     model = build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
     assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
@@ -90,7 +92,10 @@ def test_source_sent_to_another_machine_builds_the_same_network(folder, monkeypa
     with pytest.raises(ConfigError, match="must be found"):
         build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
     install_code(texts)
-    assert build_model(spec, input_scale=1.0, seed=0, **OPTIONS)(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+    assert build_model(spec, input_scale=1.0, seed=0, **OPTIONS)(torch.zeros(1, 1, 8, 8)).shape == (
+        1,
+        2,
+    )
 
 
 def test_code_that_changed_since_the_plan_is_refused(folder):
@@ -121,13 +126,19 @@ def test_a_function_that_gives_no_network_is_one_clear_message(folder, function,
 @pytest.mark.parametrize(
     ("reference", "source", "message"),
     [
-        ("nowhere.nets:tiny", "", "module of your own network must be found; found: 'nowhere.nets'"),
+        (
+            "nowhere.nets:tiny",
+            "",
+            "module of your own network must be found; found: 'nowhere.nets'",
+        ),
         ("a b:tiny", "", "named package.module:function; found: 'a b:tiny'"),
         ("mynets:", "", "named package.module:function"),
         ("mynets:tiny", "width = = 3", "must be Python; found: layers.py, line 1"),
     ],
 )
-def test_a_reference_that_leads_nowhere_or_to_no_python_is_refused(folder, reference, source, message):
+def test_a_reference_that_leads_nowhere_or_to_no_python_is_refused(
+    folder, reference, source, message
+):
     (folder / "layers.py").write_text(source)
     with pytest.raises(ConfigError, match=message):
         model_spec(reference)
@@ -139,7 +150,11 @@ def test_a_reference_that_leads_nowhere_or_to_no_python_is_refused(folder, refer
         ("torchvision:resnet18", "resnet18", "torchvision"),
         ("timm:resnet18", "timm_resnet18", "timm"),
         ("torchvision:densenet121", "densenet121", "torchvision"),
-        ({"from": "timm:vgg13", "arguments": {"drop_rate": 0.5}}, "timm_vgg13_drop_rate_0_5", "timm"),
+        (
+            {"from": "timm:vgg13", "arguments": {"drop_rate": 0.5}},
+            "timm_vgg13_drop_rate_0_5",
+            "timm",
+        ),
         ({"from": "vgg13", "name": "mine"}, "mine", "torchvision"),
     ],
 )
@@ -154,13 +169,17 @@ def test_a_name_of_the_table_and_of_its_library_are_one_network():
 
 
 def test_arguments_that_a_library_does_not_take_are_found_without_memory():
-    spec = model_spec(ModelChoice.model_validate({"from": "timm:resnet18", "arguments": {"colour": 1}}))
+    spec = model_spec(
+        ModelChoice.model_validate({"from": "timm:resnet18", "arguments": {"colour": 1}})
+    )
     with pytest.raises(ConfigError, match="must be those that its library takes"):
         check_buildable(spec, **OPTIONS)
 
 
 def test_arguments_reach_the_library_and_are_part_of_the_identity():
-    spec = model_spec(ModelChoice.model_validate({"from": "timm:resnet18", "arguments": {"drop_rate": 0.25}}))
+    spec = model_spec(
+        ModelChoice.model_validate({"from": "timm:resnet18", "arguments": {"drop_rate": 0.25}})
+    )
     assert spec != model_spec("timm:resnet18")
     model = build_model(spec, input_scale=1.0, seed=0, **OPTIONS | {"image_size": 32})
     assert model.network.drop_rate == 0.25

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+)
 
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
@@ -41,7 +47,9 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     spec = trial_spec(epochs=40)
     for asked in (False, True):
         asks = spec.model_copy(update={"predictions": asked})
-        result = run_trial(asks, data, keep_predictions=lambda content: files.append(content) or kept)
+        result = run_trial(
+            asks, data, keep_predictions=lambda content: files.append(content) or kept
+        )
         assert (result.predictions, len(files)) == ((kept, 1) if asked else (None, 0))
     table = from_parquet(files[0])
     names = [f"logit_{place}" for place in range(num_classes)]
@@ -54,8 +62,12 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     assert scores.test_accuracy == pytest.approx(accuracy_score(labels, answers), abs=1e-12)
     shares = softmax(logits.astype(float), axis=1)
     assert scores.test_loss == pytest.approx(log_loss(labels, shares), rel=1e-6)
-    assert more.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, answers), abs=1e-12)
-    assert more.per_class_accuracy == pytest.approx(recall_score(labels, answers, average=None), abs=1e-12)
+    assert more.balanced_accuracy == pytest.approx(
+        balanced_accuracy_score(labels, answers), abs=1e-12
+    )
+    assert more.per_class_accuracy == pytest.approx(
+        recall_score(labels, answers, average=None), abs=1e-12
+    )
     expected = (
         roc_auc_score(labels, logits[:, 1] - logits[:, 0])
         if num_classes == 2
@@ -68,13 +80,19 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
 def test_images_are_named_by_their_rows_where_these_are_known():
     logits = np.zeros((3, 2), np.float32)
     labels = np.array([0, 1, 1])
-    assert from_parquet(to_parquet(logits, labels, np.array([7, 3, 9])))["image"].tolist() == [7, 3, 9]
+    assert from_parquet(to_parquet(logits, labels, np.array([7, 3, 9])))["image"].tolist() == [
+        7,
+        3,
+        9,
+    ]
     assert from_parquet(to_parquet(logits, labels, None))["image"].tolist() == [0, 1, 2]
 
 
 def test_logits_come_back_to_the_last_bit_even_where_they_are_no_numbers():
     logits = np.array([[np.nan, -0.0], [np.inf, 1e-45]], np.float32)
-    back = from_parquet(to_parquet(logits, np.array([0, 1]), None))[["logit_0", "logit_1"]].to_numpy()
+    back = from_parquet(to_parquet(logits, np.array([0, 1]), None))[
+        ["logit_0", "logit_1"]
+    ].to_numpy()
     assert back.view(np.uint32).tolist() == logits.view(np.uint32).tolist()
 
 
@@ -86,7 +104,11 @@ def test_what_is_no_parquet_file_is_refused():
 def test_outputs_beyond_the_classes_are_wrong_answers():
     logits = np.array([[1.0, 0, 9], [0, 1.0, 9], [2.0, 0, 9], [0, 2.0, 9]])
     scores = classification_scores(logits, np.array([0, 1, 0, 1]), 2)
-    assert (scores.balanced_accuracy, scores.per_class_accuracy, scores.auc) == (0.0, (0.0, 0.0), 1.0)
+    assert (scores.balanced_accuracy, scores.per_class_accuracy, scores.auc) == (
+        0.0,
+        (0.0, 0.0),
+        1.0,
+    )
 
 
 def test_a_saturated_network_still_has_an_area():
@@ -98,4 +120,7 @@ def test_a_saturated_network_still_has_an_area():
 def test_ties_count_half_and_a_missing_class_has_no_area():
     assert area_under_curve(np.array([1.0, 1.0, 2.0]), np.array([True, False, True])) == 0.75
     assert area_under_curve(np.array([1.0, 2.0]), np.array([True, True])) is None
-    assert classification_scores(np.eye(2)[[0, 0]], np.array([0, 0]), 2).per_class_accuracy == (1.0, None)
+    assert classification_scores(np.eye(2)[[0, 0]], np.array([0, 0]), 2).per_class_accuracy == (
+        1.0,
+        None,
+    )

@@ -1,4 +1,5 @@
-"""Networks that start from a library's weights; downloads, which need a connection, are stood in for."""
+"""Networks that start from a library's weights; downloads, which need a connection, are stood in
+for."""
 
 import hashlib
 
@@ -35,7 +36,9 @@ def resnet18():
 
 def test_features_of_a_pretrained_network_are_those_of_the_librarys(resnet18):
     model = built(spec_of("resnet18"), save(resnet18.state_dict()), num_outputs=1000).eval()
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64)).astype(np.float32))
+    pixels = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64)).astype(np.float32)
+    )
     shown = torchvision.transforms.functional.normalize(
         pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
@@ -61,7 +64,9 @@ def test_one_channel_takes_the_sum_of_the_colours_as_timm_does():
 
 
 def test_weights_that_do_not_fit_are_refused(resnet18):
-    with pytest.raises(ConfigError, match=r"Pretrained weights must fit.*timm test_resnet.*are missing"):
+    with pytest.raises(
+        ConfigError, match=r"Pretrained weights must fit.*timm test_resnet.*are missing"
+    ):
         built(spec_of("resnet_tiny"), save(resnet18.state_dict()))
     theirs = torchvision.models.vit_b_16(num_classes=2, image_size=64, weights=None)
     with pytest.raises(ConfigError, match=r"encoder.pos_embedding differ.*choose the image_size"):
@@ -94,7 +99,9 @@ def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):
     assert spec.trial_id != plain.trial_id
     weights = download(model)
     kept = []
-    result = run_trial(spec, data, pretrained=weights, keep=lambda content: kept.append(content) or "here")
+    result = run_trial(
+        spec, data, pretrained=weights, keep=lambda content: kept.append(content) or "here"
+    )
     assert result.pretrained == hashlib.sha256(weights).hexdigest()
     name = "layer4.0.conv1.weight"
     assert torch.equal(load(kept[0])[f"network.{name}"], theirs.state_dict()[name])

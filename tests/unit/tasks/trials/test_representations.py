@@ -39,12 +39,19 @@ def test_resnets_of_timm_give_layer4_before_pooling_flattened():
     [("torchvision", "resnet18", 224, 512 * 7 * 7), ("timm", "vgg11", 32, 4096)],
 )
 def test_how_many_features_there_are(library, architecture, side, count):
-    assert extract_features(scaled(architecture, library), pixels_of(1, side=side)).shape == (1, count)
+    assert extract_features(scaled(architecture, library), pixels_of(1, side=side)).shape == (
+        1,
+        count,
+    )
 
 
 @pytest.mark.parametrize(
     ("library", "architecture", "num_features"),
-    [("isweep", "small_cnn", 512), ("isweep", "small_mlp", 64), ("torchvision", "densenet121", 1024)],
+    [
+        ("isweep", "small_cnn", 512),
+        ("isweep", "small_mlp", 64),
+        ("torchvision", "densenet121", 1024),
+    ],
 )
 def test_other_networks_give_the_input_of_their_classifier(library, architecture, num_features):
     images = pixels_of(5)

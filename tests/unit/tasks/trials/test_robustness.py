@@ -34,7 +34,8 @@ class Linear(nn.Module):
 
 
 def exact_radius(image, weights, bias):
-    """The closest point of the half-space within the box is clip(x + lambda w); lambda by bisection."""
+    """The closest point of the half-space within the box is clip(x + lambda w); lambda by
+    bisection."""
     image = image.flatten().double()
     margin = float(image @ weights + bias)
     sign = -1 if margin > 0 else 1
@@ -96,13 +97,17 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(-1, 1, 1, 2)
     with torch.no_grad():
         classes = network(grid).argmax(1)
-    images = torch.randint(0, 256, (40, 1, 1, 2), generator=torch.Generator().manual_seed(seed)).float()
+    images = torch.randint(
+        0, 256, (40, 1, 1, 2), generator=torch.Generator().manual_seed(seed)
+    ).float()
     record = measure_radii(network, images, classes[:40], grid[::397], num_images=40, seed=0)
     assert record.num_not_found == 0
     with torch.no_grad():
         decisions = network(images).argmax(1)
     pairs = zip(images, decisions, strict=True)
-    expected = [(grid[classes != own] - image).flatten(1).norm(dim=1).min().item() for image, own in pairs]
+    expected = [
+        (grid[classes != own] - image).flatten(1).norm(dim=1).min().item() for image, own in pairs
+    ]
     # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
     assert np.mean(record.radii) == pytest.approx(np.mean(expected), rel=0.02, abs=0.36)
 
@@ -115,7 +120,8 @@ def digits(classes):
 
 
 @pytest.fixture(
-    scope="module", params=[("small_mlp", (3, 8)), ("small_cnn", (4, 9)), ("small_mlp", (0, 1, 2, 3))]
+    scope="module",
+    params=[("small_mlp", (3, 8)), ("small_cnn", (4, 9)), ("small_mlp", (0, 1, 2, 3))],
 )
 def trained(request):
     architecture, classes = request.param
@@ -131,7 +137,9 @@ def trained(request):
 def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(trained):
     foolbox = pytest.importorskip("foolbox")
     model, images, labels = trained
-    record = measure_radii(model, images[200:232], labels[200:232], images[:200], num_images=32, seed=0)
+    record = measure_radii(
+        model, images[200:232], labels[200:232], images[:200], num_images=32, seed=0
+    )
     pixels = images[200:232]
     with torch.no_grad():
         decisions = model(pixels).argmax(1)
@@ -159,12 +167,16 @@ def test_pgd_fools_as_many_images_as_foolboxs_from_as_many_starts(trained, epsil
     foolbox = pytest.importorskip("foolbox")
     model, images, labels = trained
     pixels, labels = images[200:264].float(), labels[200:264]
-    theirs = foolbox.attacks.LinfProjectedGradientDescentAttack(steps=20, rel_stepsize=0.1).repeat(5)
+    theirs = foolbox.attacks.LinfProjectedGradientDescentAttack(steps=20, rel_stepsize=0.1).repeat(
+        5
+    )
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        *_, fooled = theirs(wrapped, pixels, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+        *_, fooled = theirs(
+            wrapped, pixels, foolbox.criteria.Misclassification(labels), epsilons=epsilon
+        )
     with torch.no_grad():
         ours = model(attacked("pgd", model, pixels, labels, epsilon)).argmax(1) != labels
     assert ours.sum() >= fooled.sum()
@@ -187,7 +199,9 @@ def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
     model.train().zero_grad(set_to_none=True)
     before, given = weights(model), (images[200:220], labels[200:220], images[:50])
-    first, again = (measure_radii(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2))
+    first, again = (
+        measure_radii(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2)
+    )
     assert first == again
     assert model.training
     assert equal(before, model.state_dict())
@@ -209,7 +223,9 @@ def test_a_wrong_decision_has_radius_zero_against_the_truth():
 
 def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
     model, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
-    record = measure_radii(model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0)
+    record = measure_radii(
+        model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0
+    )
     assert (record.pred, record.true, record.box_share) == (None, None, None)
     assert (record.radii, record.num_not_found) == ((None,) * 3, 3)
     assert "one class" in record.reason
@@ -218,7 +234,9 @@ def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
 def test_a_class_that_no_image_of_the_pool_shows_is_found_by_descent():
     model = Linear(torch.full((4,), 1.0, dtype=torch.float64), -400.0)
     images = torch.full((2, 1, 2, 2), 120.0)
-    record = measure_radii(model, images, torch.ones(2, dtype=torch.int64), images, num_images=2, seed=0)
+    record = measure_radii(
+        model, images, torch.ones(2, dtype=torch.int64), images, num_images=2, seed=0
+    )
     assert record.radii == pytest.approx([40, 40], rel=1e-3)
 
 
@@ -233,20 +251,26 @@ def test_a_vanishing_gradient_is_crossed_towards_the_start():
     images = torch.full((2, 1, 2, 2), 100.0)
     pool = torch.full((1, 1, 2, 2), 100.0)
     pool[0, 0, 0, 0] = 255
-    record = measure_radii(Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0)
+    record = measure_radii(
+        Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0
+    )
     assert record.radii == pytest.approx([100, 100], rel=1e-3)
 
 
 def test_the_nearest_is_found_in_whichever_block_of_the_pool_it_lies():
     generator = torch.Generator().manual_seed(0)
-    pool = torch.randint(0, 256, (2 * POOL_ROWS + 1, 1, 3, 3), generator=generator, dtype=torch.uint8)
+    pool = torch.randint(
+        0, 256, (2 * POOL_ROWS + 1, 1, 3, 3), generator=generator, dtype=torch.uint8
+    )
     images, classes = pool[::100].float() + 0.5, torch.arange(len(pool)) % 3
     own = classes[::100]
     found = nearest_in_another_class(images, own, pool, classes)
     for image, decision, start in zip(images, own, found, strict=True):
         others = pool[classes != decision].double()
         distances = ((others - image.double()) ** 2).flatten(1).sum(1)
-        assert ((start.double() - image.double()) ** 2).sum() == pytest.approx(distances.min().item())
+        assert ((start.double() - image.double()) ** 2).sum() == pytest.approx(
+            distances.min().item()
+        )
 
 
 def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
@@ -277,7 +301,11 @@ def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
 def test_summaries_follow_from_the_radii():
     radii = np.array([1.0, 2.0, 4.0, 8.0])
     summary = summarise_radii(radii, num_values=16)
-    assert (summary.mean, summary.median, summary.geometric_mean) == (3.75, 3.0, pytest.approx(2**1.5))
+    assert (summary.mean, summary.median, summary.geometric_mean) == (
+        3.75,
+        3.0,
+        pytest.approx(2**1.5),
+    )
     assert summary.std_error == pytest.approx(np.std(radii, ddof=1) / 2)
     assert summary.quantiles["0.25"] == 1.75
     assert summary.mean_per_pixel == 3.75 / 4

@@ -1,4 +1,5 @@
-"""One trial of a search: judged on validation images after every epoch, stopped or diverged as a result."""
+"""One trial of a search: judged on validation images after every epoch, stopped or diverged as a
+result."""
 
 import math
 from dataclasses import replace
@@ -18,7 +19,8 @@ def network(**changes):
 
 
 def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
-    """Same network, same images: the search's validation loss is what a sweep would call test loss."""
+    """Same network, same images: the search's validation loss is what a sweep would call test
+    loss."""
     told, images, labels = [], data.train_images[:48], data.train_labels[:48]
     data = replace(data, train_images=images, train_labels=labels)
     found = run_search_trial(network(), data, on_epoch=lambda record: told.append(record.epoch))
@@ -32,7 +34,9 @@ def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
     loss = F.cross_entropy
-    monkeypatch.setattr("tasks.trials.training.F.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan"))
+    monkeypatch.setattr(
+        "tasks.trials.training.F.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan")
+    )
     found = run_search_trial(network(), data)
     assert found.status == SearchStatus.DIVERGED
     assert "training loss was nan in epoch 1" in found.reason

@@ -1,4 +1,5 @@
-"""Somebody's own network shares its process with other trials: what it changes, draws and remembers."""
+"""Somebody's own network shares its process with other trials: what it changes, draws and
+remembers."""
 
 import random
 import sys

@@ -23,7 +23,11 @@ def model_of(name, size=32):
     [
         ("resnet18", 64, ["relu", "layer1", "layer2", "layer3", "layer4"]),
         ("resnet_tiny", 64, ["act1", "layer1", "layer2", "layer3", "layer4"]),
-        ("vgg13", 224, ["features.3", "features.8", "features.13", "features.18", "features.23", "avgpool"]),
+        (
+            "vgg13",
+            224,
+            ["features.3", "features.8", "features.13", "features.18", "features.23", "avgpool"],
+        ),
         ("small_cnn", 32, ["2", "6", "10", "11"]),
         ("small_mlp", 32, []),
         # Channels last.
@@ -45,20 +49,31 @@ def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they
     for name in ("relu", "layer1"):
         rows = StageRows(model, name, images)
         whole = rows.read(0, 40)
-        np.testing.assert_allclose(whole, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5)
-        assert np.array_equal(np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), whole)
+        np.testing.assert_allclose(
+            whole, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5
+        )
+        assert np.array_equal(
+            np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), whole
+        )
 
 
 def test_every_stage_is_measured_at_once_and_later_alike(data):
     few = trial_spec(epochs=2)
-    many = few.model_copy(update={"representation": few.representation.model_copy(update={"stages": True})})
+    many = few.model_copy(
+        update={"representation": few.representation.model_copy(update={"stages": True})}
+    )
     assert few.trial_id == many.trial_id
     kept = []
     first = run_trial(few, data, keep=lambda content: kept.append(content) or "here")
     at_once = run_trial(many, data)
     later = measure_trial(many, data, kept[0], first, few.lacks(many))
     assert [stage.module for stage in later.d_repr_stages] == ["2", "6", "10", "11"]
-    assert [stage.num_features for stage in later.d_repr_stages] == [8 * 144, 16 * 36, 32 * 9, 32 * 16]
+    assert [stage.num_features for stage in later.d_repr_stages] == [
+        8 * 144,
+        16 * 36,
+        32 * 9,
+        32 * 16,
+    ]
     assert (first.d_repr_stages, later.d_repr) == ((), first.d_repr)
     for one, other in zip(at_once.d_repr_stages, later.d_repr_stages, strict=True):
         for name in ("mle", "twonn"):

@@ -40,7 +40,8 @@ def network(*, norm=True):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_captured_steps_and_eager_steps_give_the_same_weights_to_the_last_bit(precision, optimizer):
-    """A replay that runs what was captured stands for CUDA's: the buffers and counts around it are ours."""
+    """A replay that runs what was captured stands for CUDA's: the buffers and counts around it are
+    ours."""
     settings, (pixels, labels) = recipe(precision=precision, optimizer=optimizer), images()
     captured_sizes, replays = [], []
 
@@ -140,7 +141,10 @@ def test_micro_batches_make_the_step_of_the_whole_batch():
 
 @pytest.mark.parametrize(
     ("micro_batch", "message"),
-    [(1, "found: micro_batch 1 for a network with batch norm"), (0, "at least one image; found: 0")],
+    [
+        (1, "found: micro_batch 1 for a network with batch norm"),
+        (0, "at least one image; found: 0"),
+    ],
 )
 def test_micro_batches_that_batch_norm_or_nobody_can_train_on_are_refused(micro_batch, message):
     with pytest.raises(ConfigError, match=message):
@@ -151,7 +155,11 @@ def test_micro_batches_that_batch_norm_or_nobody_can_train_on_are_refused(micro_
 @pytest.mark.parametrize(("batch_size", "micro_batch"), [(7, 3), (6, None)])
 def test_no_lone_image_is_left_to_batch_norm(batch_size, micro_batch):
     history = train(
-        network(), *images(7), recipe(epochs=1, batch_size=batch_size), seed=0, micro_batch=micro_batch
+        network(),
+        *images(7),
+        recipe(epochs=1, batch_size=batch_size),
+        seed=0,
+        micro_batch=micro_batch,
     )
     assert not history[0].diverged
 

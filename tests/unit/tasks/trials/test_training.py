@@ -13,7 +13,13 @@ from tasks.trials.training import evaluate, evaluation_mode, resident, split_bat
 
 
 def recipe(**changes):
-    fields = {"name": "test", "epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "weight_decay": 0.0}
+    fields = {
+        "name": "test",
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+    }
     return RecipeSpec(**fields | changes)
 
 
@@ -32,7 +38,9 @@ def blobs(num_images=40, seed=0):
 
 def normed(*, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2))
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
+    )
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
@@ -79,7 +87,9 @@ def test_a_separable_set_is_learned(optimizer, precision):
     images, labels = blobs()
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(9), nn.Linear(9, 2))
     settings = {"epochs": 8, "learning_rate": 1e-2 if optimizer == "sgd" else 5e-2}
-    train(model, images, labels, recipe(optimizer=optimizer, precision=precision, **settings), seed=0)
+    train(
+        model, images, labels, recipe(optimizer=optimizer, precision=precision, **settings), seed=0
+    )
     assert evaluate(model, images, labels).accuracy == 1.0
 
 
@@ -113,7 +123,9 @@ def test_batch_norm_with_a_batch_size_of_one_is_refused():
 def test_loss_is_the_mean_over_examples_or_the_released_mean_of_batch_means():
     images, labels = blobs(66)
     model = linear()
-    losses = F.cross_entropy(model(images.float()), labels, reduction="none").detach().double().numpy()
+    losses = (
+        F.cross_entropy(model(images.float()), labels, reduction="none").detach().double().numpy()
+    )
     by_example = sum(losses) / 66
     by_batch = (sum(losses[:64]) / 64 + sum(losses[64:]) / 2) / 2
     assert evaluate(model, images, labels).loss == pytest.approx(by_example, rel=1e-6)

@@ -34,7 +34,9 @@ def test_a_trial_reports_everything_that_was_asked_for(outcome):
     assert names(outcome) == ATTACKS
     assert not any(attack.reason for attack in outcome.attacks)
     assert set(outcome.d_repr) == {"mle", "twonn"}
-    assert all(estimate.value > 0 and estimate.reason is None for estimate in outcome.d_repr.values())
+    assert all(
+        estimate.value > 0 and estimate.reason is None for estimate in outcome.d_repr.values()
+    )
     assert all(seconds > 0 for name, seconds in outcome.timings if name != "robustness")
     assert [row.epoch for row in outcome.history] == list(range(1, 11))
     assert (outcome.device, outcome.num_threads, outcome.reason) == ("cpu", 1, "")
@@ -86,8 +88,15 @@ def test_no_epochs_leave_an_untrained_network_measured_and_attacked_without_a_wa
 
 def test_a_diverged_training_is_a_result_with_its_reason(data):
     # Pixels times 1e36 overflow float32 in the first layer's gradients.
-    result = run_trial(trial_spec("small_mlp", input_scale=1e36, optimizer="sgd", learning_rate=10.0), data)
-    assert (result.status, result.scores, result.d_repr, result.attacks) == ("diverged", None, {}, ())
+    result = run_trial(
+        trial_spec("small_mlp", input_scale=1e36, optimizer="sgd", learning_rate=10.0), data
+    )
+    assert (result.status, result.scores, result.d_repr, result.attacks) == (
+        "diverged",
+        None,
+        {},
+        (),
+    )
     assert "loss" in result.reason
     assert all(math.isfinite(row.train_loss) for row in result.history)
     assert TrialResult.model_validate_json(result.text()) == result
@@ -128,13 +137,28 @@ def with_pixel(value):
 
 
 REFUSED = {
-    "fewer logits than classes": ({"num_outputs": 2}, {"num_classes": 3}, "num_outputs 2 for 3 classes"),
+    ("fewer logits than classes"): (
+        {"num_outputs": 2},
+        {"num_classes": 3},
+        ("num_outputs 2 for 3 classes"),
+    ),
     "more images than there are": ({"train_size": 61}, {}, "60 images for train_size 61"),
-    "a pixel too bright": ({}, with_pixel(300.0), "from 0 to 255; found: 0.0 to 300.0 in the training"),
-    "a pixel that is none": ({}, with_pixel(np.nan), "from 0 to 255; found: nan to nan in the training"),
-    "labels from 1": ({}, {"test_labels": np.arange(20) % 2 + 1},
-        "Labels must be integers from 0 to 1; found: 1 to 2 in the test labels"),
-}  # fmt: skip
+    "a pixel too bright": (
+        {},
+        with_pixel(300.0),
+        ("from 0 to 255; found: 0.0 to 300.0 in the training"),
+    ),
+    "a pixel that is none": (
+        {},
+        with_pixel(np.nan),
+        ("from 0 to 255; found: nan to nan in the training"),
+    ),
+    "labels from 1": (
+        {},
+        {"test_labels": np.arange(20) % 2 + 1},
+        "Labels must be integers from 0 to 1; found: 1 to 2 in the test labels",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -146,7 +170,10 @@ def test_what_cannot_be_trained_is_refused(data, name):
 
 @pytest.mark.parametrize(
     ("kind", "said", "size"),
-    [(torch.OutOfMemoryError, "CUDA out of memory", 0), (MemoryError, "DefaultCPUAllocator", 2**60)],
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory", 0),
+        (MemoryError, "DefaultCPUAllocator", 2**60),
+    ],
 )
 def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, said, size):
     def exhausted(*arguments, **options):
@@ -159,13 +186,15 @@ def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind
 
 
 KINDS_OF_PASS = (True, False), (False, False), (False, True)
-"""Of training, an evaluation and an attack: whether the model trains, whether pixels have a gradient."""
+"""Of training, an evaluation and an attack: whether the model trains, whether pixels have a
+gradient."""
 
 
 def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_short_training_takes(
     data, monkeypatch
 ):
-    """Of training's batch of 16, of an evaluation's 16 and of an attack's 8; then a quarter of each."""
+    """Of training's batch of 16, of an evaluation's 16 and of an attack's 8; then a quarter of
+    each."""
     forward, passed = PixelModel.forward, []
 
     def count(model, pixels):
@@ -174,15 +203,24 @@ def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_sh
 
     monkeypatch.setattr(PixelModel, "forward", count)
     robustness = RobustnessSpec(num_images=20, num_steps=2, num_bisections=1)
-    asked = {"attacks": AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0,)), "robustness": robustness}
-    spec = trial_spec("small_mlp", epochs=4, test_loss="mean_of_batch_means").model_copy(update=asked)
+    asked = {
+        "attacks": AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0,)),
+        "robustness": robustness,
+    }
+    spec = trial_spec("small_mlp", epochs=4, test_loss="mean_of_batch_means").model_copy(
+        update=asked
+    )
     found = {}
     for micro_batch in (None, 4):
         passed.clear()
         result = run_trial(spec, data, micro_batch=micro_batch)
-        most = {kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS}
+        most = {
+            kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS
+        }
         found[micro_batch] = (most, result)
         assert (names(result), len(result.robustness.radii)) == (["fgsm_1", "pgd_1"], 20)
     assert [list(most.values()) for most, _ in found.values()] == [[16, 16, 8], [4, 4, 2]]
     whole, parts = (result.scores for _, result in found.values())
-    assert (parts.train_loss, parts.test_loss) == pytest.approx((whole.train_loss, whole.test_loss), rel=1e-4)
+    assert (parts.train_loss, parts.test_loss) == pytest.approx(
+        (whole.train_loss, whole.test_loss), rel=1e-4
+    )
