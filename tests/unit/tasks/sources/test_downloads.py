@@ -19,7 +19,7 @@ from search_spaces.errors import DataError
 from search_spaces.specs import RELEASED_FAULTS
 from tasks.prepared.store import PreparedDataset
 from tasks.sources.oai import find_centers
-from tasks.sources.tcia import slice_label
+from tasks.sources.tcia import Box, slice_label
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _legs, _save_radiograph
@@ -466,7 +466,7 @@ def test_what_could_give_a_wrong_label_is_refused_or_counted(tree, official, nam
 
 
 def test_slices_in_any_of_two_boxes_are_positive():
-    found = [slice_label(level, (10, 15), (30, 35)) for level in (12, 32, 27, 22)]
+    found = [slice_label(level, [Box(10, 15), Box(30, 35)]) for level in (12, 32, 27, 22)]
     assert found == [1, 1, None, 0]
 
 
