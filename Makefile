@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check docs wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -69,6 +69,12 @@ slurm-test: wheel
 
 bench: $(STAMP)
 	@for script in $$(ls benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# The documentation as a site, without a connection; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs --constraint constraints.txt
+	$(BIN)/sphinx-build -EW --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 # What clusters get: the package with its commit, no checkout (docs/cluster.md).
 wheel: $(STAMP)
