@@ -27,7 +27,8 @@ from search_spaces.errors import ConfigError, CorruptStoreError, DataError, near
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
-from tasks.prepared.prepare import list_raw, save_montage
+from tasks.prepared.listing import list_raw
+from tasks.prepared.montage import save_montage
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for

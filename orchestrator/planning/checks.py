@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import SubsetSpec
+from tasks.prepared.listing import list_raw
 from tasks.prepared.parts import SPLIT_CODES
-from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import Listing, RawRequest, hash_key

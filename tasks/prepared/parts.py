@@ -60,7 +60,7 @@ class TraitCount(NamedTuple):
     label: int
     name: str
     value: str
-    count: int
+    num_images: int
 
 
 @dataclass

@@ -226,8 +226,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
-        for label, name, value, count in part.traits:
-            counts_by_trait[name][label, value] += count
+        for label, name, value, num_images in part.traits:
+            counts_by_trait[name][label, value] += num_images
     flags: dict[str, int] = {}
     for name, counts in counts_by_trait.items():
         table = _table(counts)

@@ -367,10 +367,13 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: A file is missing, or its checksum differs; the error names it.
         """
-        if not (isinstance(indices, range) and indices.step == 1):
-            indices = np.asarray(indices, dtype=np.int64)
-        with self._naming_files("images", indices):
-            return self._images.read_rows(indices)
+        rows: Rows
+        if isinstance(indices, range) and indices.step == 1:
+            rows = indices
+        else:
+            rows = np.asarray(indices, dtype=np.int64)
+        with self._naming_files("images", rows):
+            return self._images.read_rows(rows)
 
     def verify(self) -> None:
         """Check every byte of every file.

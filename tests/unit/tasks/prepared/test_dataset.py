@@ -14,7 +14,8 @@ from search_spaces.datasets import dataset_spec
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.specs import PreparedSpec
 from tasks.prepared import store as arrays
-from tasks.prepared.prepare import prepare_dataset, save_montage
+from tasks.prepared.montage import save_montage
+from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import InlineExecutor

@@ -20,7 +20,7 @@ from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.prepared import prepare
+from tasks.prepared import blocks, publish
 from tasks.prepared.parts import read_part
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset, stamp_file
@@ -74,7 +74,7 @@ class Forgetful(InlineExecutor):
     """Loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples):
-        if function in (prepare.write_shard, stamp_file):
+        if function in (publish.write_shard, stamp_file):
             argument_tuples = list(argument_tuples)[:-1]
         yield from super().map_unordered(function, argument_tuples)
 
@@ -117,7 +117,7 @@ def test_a_kill_before_the_marker_leaves_nothing_believed_and_what_is_damaged_is
     toy, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(publish, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(toy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -203,7 +203,7 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     spec = PreparedSpec(dataset="mri_lesion", image_size=24, channels=1, max_images_per_class=100)
     row = dataset_spec("mri_lesion")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "BLOCK_BYTES", 24 * 24 * 25)
+        patch.setattr(blocks, "BLOCK_BYTES", 24 * 24 * 25)
         records = [
             prepare_dataset(spec, row, raw=None, destination=tmp_path / name, executor=executor)
             for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))
@@ -231,13 +231,14 @@ import sys
 from pathlib import Path
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks.prepared import prepare, store
+from tasks.prepared import blocks, store
+from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
-prepare.BLOCK_BYTES = 48 * 48 * 20
+blocks.BLOCK_BYTES = 48 * 48 * 20
 store.SHARD_BYTES, store.CHUNK_BYTES = 48 * 48 * 40, 48 * 48 * 10
 spec = PreparedSpec.model_validate_json(sys.argv[1])
-prepare.prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys.argv[2]),
-                        executor=InlineExecutor(), on_progress=lambda done, total: print(done, flush=True))
+prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys.argv[2]),
+                executor=InlineExecutor(), on_progress=lambda done, total: print(done, flush=True))
 """
 
 
@@ -261,8 +262,8 @@ def test_killed_and_continued(tmp_path, monkeypatch, read):
         PreparedDataset.open(destination).verify()
         return
     assert kept >= read // 20
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 48 * 48 * 20)
-    monkeypatch.setattr(prepare, "read_part", lambda *block: reads.append(1) or read_part(*block))
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 48 * 48 * 20)
+    monkeypatch.setattr(blocks, "read_part", lambda *block: reads.append(1) or read_part(*block))
     run(dataset_spec("mri_lesion"), destination, spec=LESIONS)
     whole = PreparedDataset.open(destination)
     whole.verify()
@@ -284,8 +285,9 @@ class Elsewhere(InlineExecutor):
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         assert spread
-        for index, (request, *rest) in enumerate(argument_tuples):
-            found = function(replace(request, raw=self.disk), *rest)
+        for index, (preparation, *rest) in enumerate(argument_tuples):
+            request = replace(preparation.request, raw=self.disk)
+            found = function(replace(preparation, request=request), *rest)
             self.asked, self.refused = self.asked + 1, self.refused + (found is None)
             yield index, found
 
@@ -301,7 +303,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_only_what_another_node_has_alike_is_read_there(tmp_path, change, caplog, monkeypatch):
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 8 * 8 * 5)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 5)
     raw = write_tree(tmp_path / "raw", *(f"{'ab'[row % 2]}/{row}.png" for row in range(20)))
     disk, (changed, refused) = Path(shutil.copytree(raw, tmp_path / "disk")), CHANGES[change]
     changed(disk)
