@@ -457,7 +457,7 @@ def followed(effects: Sequence[Effect]) -> str:
             "interval "
             f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
-    return f"When only K_F is moved, {'; '.join(said)}." if said else ""
+    return f"When K_F is moved, in training and test images, {'; '.join(said)}." if said else ""
 
 
 def _followed_on_base(effects: Sequence[Effect]) -> str:
