@@ -162,7 +162,11 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
         judged(effect, shows)
         for response in known
         for effect in _effects(
-            changes, response, points[points[c.DATASET].isin(bases.values())], bases
+            changes,
+            response,
+            points[points[c.DATASET].isin(bases.values())],
+            bases,
+            on_training=bool(conditions),
         )
     )
     answer = " ".join(
@@ -299,20 +303,24 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 
 
 def _effects(
-    changes: pd.DataFrame, response: Response, of_bases: pd.DataFrame, bases: Mapping[str, str]
+    changes: pd.DataFrame,
+    response: Response,
+    of_bases: pd.DataFrame,
+    bases: Mapping[str, str],
+    *,
+    on_training: bool,
 ) -> Iterator[Effect]:
     """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of
-    bases.
+    bases. ``on_training``: arms move training images alone.
     """
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
-    on_training = f"{response.column}:base" in changes
     images: tuple[Images, Images] = ("condition", "base") if on_training else ("", "")
     yield _slope(sharper, response, slope, response.column, images=images)
     if on_training:
         for trained_on in ("base", "condition"):
             column = f"{response.column}:{trained_on}"
-            if sharper[column].notna().any():
+            if column in sharper and sharper[column].notna().any():
                 pair: tuple[Images, Images] = (trained_on, "condition")
                 yield _slope(sharper, response, slope, column, images=pair)
     if len(names) > 1:

@@ -12,6 +12,7 @@ from tasks.prepared.conditions import BLOCK_ROWS, move_images, nearest_unlike
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.subsets import load_validation, make_subset
 from tasks.remote import InlineExecutor
+from tasks.trials.trial import run_trial
 
 SWEEP = {
     "name": "moved",
@@ -208,3 +209,30 @@ def test_all_networks_of_a_world_are_tested_on_every_condition_of_it(workspace):
     unasked = plan_sweep(load_sweep({**SWEEP, "further_test_sets": False}))
     assert not any(trial.further_tests for trial in unasked.trials)
     assert [trial.trial_id for trial in unasked.trials] == [t.trial_id for t in plan.trials]
+
+
+def test_the_loss_of_a_network_concentrates_on_test_images_that_were_moved_on_purpose(
+    workspace, subsets
+):
+    """The positive control, with a network that never saw a moved image; the null shows nothing."""
+    sweep = load_sweep({**SWEEP, "recipe": {"from": "demo", "batch_size": 16}})
+    (trial,) = (
+        one
+        for one in plan_sweep(sweep).trials
+        if one.network.subset.dataset == "digits_base" and one.network.train_size == 120
+    )
+    result = run_trial(trial, load(workspace, subsets["digits_base"]))
+    tests = {test.name: test for test in result.further_tests}
+
+    def share_on_moved(test):
+        return test.num_moved * test.moved_loss / (60 * test.loss)
+
+    near = tests["near"]
+    assert near.num_moved == 3  # of 60
+    unmoved_in_base = 57 * near.unmoved_loss / (60 * result.scores.test_loss)
+    assert share_on_moved(near) > 0.5
+    assert share_on_moved(near) > 1 - unmoved_in_base
+    assert near.loss > 1.5 * result.scores.test_loss
+    for null in (tests["null"], tests["none"]):
+        assert null.loss == pytest.approx(result.scores.test_loss, rel=1e-6)
+        assert null.num_moved == 0
