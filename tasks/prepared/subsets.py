@@ -46,6 +46,21 @@ IN_TEST = 2
 
 
 @dataclass(frozen=True)
+class FurtherTestImages:
+    """A further test set: the test images of a subset, some of them moved; labels stay.
+
+    Attributes:
+        name: The condition that moved them.
+        images: ``(test_size, channels, height, width)``, dtype and range of the test images.
+        is_moved: ``(test_size,)`` whether the condition moved an image.
+    """
+
+    name: str
+    images: NDArray[np.generic]
+    is_moved: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class TrialData:
     """The arrays of one subset, shared read-only by all trials and measures of that subset.
 
@@ -60,6 +75,7 @@ class TrialData:
         shared_group_share: Share of test images whose group is also in training; 0 without faults.
         test_rows: ``(test_size,)`` indices of the test images in the prepared dataset; None if
             unknown.
+        further_tests: Test images as conditions of an experiment move them, if any are asked for.
     """
 
     train_images: NDArray[np.generic]
@@ -70,6 +86,7 @@ class TrialData:
     data_fingerprint: str
     shared_group_share: float = 0.0
     test_rows: Integers | None = None
+    further_tests: tuple[FurtherTestImages, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -410,7 +427,17 @@ def _check_no_shared_group(groups: Integers, sides: dict[str, Integers]) -> None
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of a :func:`split_validation`. No test image is read."""
+    """Read the images of a :func:`split_validation`. No test image is read.
+
+    Raises:
+        DataError: The spec's condition moves training images, which a search does not tune for.
+    """
+    if spec.condition is not None:
+        raise DataError(
+            "A search tunes on images as they were prepared",
+            f"{spec.dataset} moves training images",
+            f"tune on its base, {spec.prepared.dataset}, and use that recipe",
+        )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
 
