@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from tasks.prepared.listing import Preparation
 from tasks.prepared.parts import Image, Part, load_part, read_block, read_part, save_part
-from tasks.prepared.table import ImageTable
+from tasks.prepared.table import ImageTable, Rows
 from tasks.sources.base import Item, RawRequest
 from tasks.sources.raw import PACKED_TARS, RefusedArchive, open_archive, split_locator
 
@@ -34,6 +33,8 @@ BLOCK_BYTES = 64 << 20
 """Bytes of prepared images that one reading task holds at most, whatever its source asks for."""
 ID_LENGTH = 32
 """Hex digits of a block's hash in the name of its part."""
+Tar = tuple[str, ...]
+"""The names that lead to a packed tar: a file, then archives in it; empty if there is none."""
 
 
 class Block(NamedTuple):
@@ -118,24 +119,36 @@ def read_blocks(
     for index, block in enumerate(blocks):
         parts.add(index, load_part(block.stem))
     if readers is not None and preparation.request.raw is not None:
-        missing = parts.missing()
-        shared = preparation.for_other_node()
-        remote_calls = ((shared, blocks[index].items, blocks[index].stem.name) for index in missing)
-        for place, result in readers.map_unordered(read_if_same, remote_calls, spread=True):
-            if result is not None:
-                part, images = result
-                save_part(blocks[missing[place]].stem, part, images)
-                parts.add(missing[place], part)
-        num_refused = len(parts.missing())
-        if num_refused:
-            logger.warning(
-                "%d blocks are read on the driver's node: elsewhere files differ", num_refused
-            )
+        _read_elsewhere(preparation, blocks, parts, readers)
     missing = parts.missing()
     calls = ((preparation.request, *blocks[index], preparation.dtype) for index in missing)
     for place, part in executor.map_unordered(read_part, calls):
         parts.add(missing[place], part)
     return parts.in_order()
+
+
+def _read_elsewhere(
+    preparation: Preparation, blocks: Sequence[Block], parts: _Parts, readers: Executor
+) -> None:
+    """Read missing parts on nodes whose files are the same, and write them here."""
+    missing = parts.missing()
+    shared = preparation.for_other_node()
+    calls = []
+    for index in missing:
+        block = blocks[index]
+        calls.append((shared, block.items, block.stem.name))
+    for place, result in readers.map_unordered(read_if_same, calls, spread=True):
+        if result is None:
+            continue
+        part, images = result
+        index = missing[place]
+        save_part(blocks[index].stem, part, images)
+        parts.add(index, part)
+    num_refused = len(parts.missing())
+    if num_refused:
+        logger.warning(
+            "%d blocks are read on the driver's node: elsewhere files differ", num_refused
+        )
 
 
 def read_if_same(
@@ -149,7 +162,7 @@ def read_if_same(
     return read_block(preparation.request, items, preparation.dtype) if is_same else None
 
 
-def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
+def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
     """Return the order in which to read items: packed tars can only be read forward.
 
     Args:
@@ -161,7 +174,7 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
         every order costs the same.
     """
     tars = [_packed_tar(item.locator) for item in items]
-    positions: dict[tuple[str, ...], dict[str, int]] = {}
+    positions: dict[Tar, dict[str, int]] = {}
     for tar, count in sorted(Counter(tars).items()):
         if tar and count > 1:
             with suppress(RefusedArchive):
@@ -169,7 +182,7 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
                 positions[tar] = {member: position for position, member in enumerate(members)}
     if not positions:
         return None
-    keys: list[tuple[tuple[str, ...], int, int]] = []
+    keys: list[tuple[Tar, int, int]] = []
     for place, (tar, item) in enumerate(zip(tars, items, strict=True)):
         if tar in positions:
             member = split_locator(item.locator)[-1]
@@ -179,17 +192,14 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
     return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
 
 
-def _packed_tar(locator: str) -> tuple[str, ...]:
-    """Return the file and the archives in it that lead to a packed tar; empty if none does."""
+def _packed_tar(locator: str) -> Tar:
     *archives, _ = split_locator(locator)
     if archives and archives[-1].lower().endswith(PACKED_TARS):
         return tuple(archives)
     return ()
 
 
-def listed_order(
-    images: ImageTable, parts: Sequence[Part], order: NDArray[np.intp] | None
-) -> ImageTable:
+def listed_order(images: ImageTable, parts: Sequence[Part], order: Rows | None) -> ImageTable:
     """Return images in the order of their listed items.
 
     Args:

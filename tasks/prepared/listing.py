@@ -51,7 +51,7 @@ def list_raw(request: RawRequest) -> Listing:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What all reading tasks of a preparation share.
+    """The facts that all reading tasks of a preparation share.
 
     Attributes:
         request: What is prepared, and from where.

@@ -30,7 +30,8 @@ def save_montage(prepared: PreparedDataset, path: Path) -> None:
     for label in range(len(prepared.label_names)):
         members = np.flatnonzero(prepared.labels == label)
         chosen = rng.permutation(members)[:EXAMPLES_PER_LABEL]
-        examples = prepared.read_rows(chosen)[:, :, ::step, ::step].astype(np.uint8)
+        images = prepared.read_rows(chosen)
+        examples = images[:, :, ::step, ::step].astype(np.uint8)
         padded = np.zeros((EXAMPLES_PER_LABEL, *examples.shape[1:]), np.uint8)
         padded[: len(examples)] = examples
         strips.append(np.concatenate(list(padded), axis=2))

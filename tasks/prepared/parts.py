@@ -182,7 +182,9 @@ def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[s
 
 def digest(image: Image) -> bytes:
     """Return the SHA-256 of an image's bytes in C order, little endian."""
-    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).digest()
+    little_endian = image.dtype.newbyteorder("<")
+    values = np.ascontiguousarray(image, little_endian)
+    return hashlib.sha256(values.data).digest()
 
 
 def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:

@@ -1,4 +1,4 @@
-"""From a raw download to a prepared dataset: list, read in parallel tasks, check, publish.
+"""Preparing a dataset from its raw download: list, read in parallel tasks, check, publish.
 
 The store is built in a sibling folder of the destination and renamed. Part files lie in another
 sibling, so that an interrupted preparation goes on. Two preparations of the same data do not harm

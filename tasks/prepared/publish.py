@@ -18,7 +18,15 @@ from search_spaces.specs import PreparedSpec
 from tasks.atomic import remove_folder, sync_folder
 from tasks.prepared.parts import Image, digest, open_images
 from tasks.prepared.record import PreparedRecord
-from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
+from tasks.prepared.store import (
+    MARKER,
+    METADATA_ARRAYS,
+    PreparedDataset,
+    create_store,
+    seal,
+    stamp_file,
+    write_rows,
+)
 from tasks.prepared.table import ImageTable
 
 if TYPE_CHECKING:
@@ -122,9 +130,8 @@ def _write_arrays(
     num_written = sum(1 for _ in executor.map_unordered(write_shard, calls))
     if num_written < len(starts):
         raise RuntimeError("a store may only be sealed when no shard is missing")
-    write_rows(folder, "labels", 0, images.labels)
-    write_rows(folder, "groups", 0, images.groups)
-    write_rows(folder, "splits", 0, images.splits)
+    for name in METADATA_ARRAYS:
+        write_rows(folder, name, 0, getattr(images, name))
 
 
 def write_shard(

@@ -40,6 +40,12 @@ CHUNK_BYTES = 8 << 20
 """Bytes of an inner chunk, the unit of checksums and of reading; the fastest of 1 to 40 MB."""
 SHARD_BYTES = 64 << 20
 """Bytes of a file: network file systems and object stores are slow with many small files."""
+METADATA_ARRAYS = {
+    "labels": "int64",
+    "groups": "int64",
+    "splits": "int8",
+}
+"""Arrays besides the images, with one number per image."""
 REMAKE = "delete the folder and prepare the dataset again"
 ABSENT = 2**64 - 1
 """Offset in a shard's index of a chunk of zeros, which is not stored."""
@@ -218,7 +224,11 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     num_chunks = -(-num_images // chunk_rows)
     chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
     shard_rows = chunk_rows * chunks_per_shard
-    checked: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "fill_value": 0}
+    checked: dict[str, Any] = {
+        "compressors": [Crc32cCodec()],
+        "filters": None,
+        "fill_value": 0,
+    }
     group.create_array(
         "images",
         shape=(num_images, *image_shape),
@@ -227,9 +237,13 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
         shards=(shard_rows, *image_shape),
         **checked,
     )
-    for name, kind in (("labels", "int64"), ("groups", "int64"), ("splits", "int8")):
+    for name, number_type in METADATA_ARRAYS.items():
         group.create_array(
-            name, shape=(num_images,), dtype=kind, chunks=(max(1, num_images),), **checked
+            name,
+            shape=(num_images,),
+            dtype=number_type,
+            chunks=(max(1, num_images),),
+            **checked,
         )
     return shard_rows
 

@@ -14,13 +14,15 @@ from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import Part
 
+Values = NDArray[np.generic]
 Integers = NDArray[np.int64]
 Rows = NDArray[np.intp]
+"""Indices of rows of an array."""
 CHUNK = 1 << 12
 """Values handled at a time, so that millions of digests are never copied at once."""
 
 
-def distinct(values: NDArray[np.generic]) -> tuple[Rows, Rows]:
+def distinct(values: Values) -> tuple[Rows, Rows]:
     """Number the distinct values in sorted order.
 
     This is ``np.unique`` without its copies of the values.
@@ -35,14 +37,15 @@ def distinct(values: NDArray[np.generic]) -> tuple[Rows, Rows]:
     order = np.argsort(values, kind="stable")
     is_new = np.ones(len(order), bool)
     for start in range(1, len(order), CHUNK):
-        rows = order[start - 1 : start + CHUNK]
-        is_new[start : start + CHUNK] = values[rows[1:]] != values[rows[:-1]]
+        stop = start + CHUNK
+        rows = order[start - 1 : stop]
+        is_new[start:stop] = values[rows[1:]] != values[rows[:-1]]
     numbers = np.empty(len(order), np.intp)
     numbers[order] = np.cumsum(is_new) - 1
     return order[is_new], numbers
 
 
-def number_groups(groups: NDArray[np.generic]) -> Integers:
+def number_groups(groups: Values) -> Integers:
     """Number groups by first appearance: splits must not depend on the key of the hashes."""
     first_rows, sorted_numbers = distinct(groups)
     rank: Integers = np.empty(len(first_rows), dtype=np.int64)
@@ -75,7 +78,8 @@ def occurrence(values: Integers) -> Integers:
     """Return for each value how often it occurred before."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    is_first = np.r_[True, ordered[1:] != ordered[:-1]]
+    starts = np.flatnonzero(is_first)
     lengths = np.diff(np.r_[starts, len(values)])
     before = np.empty(len(values), dtype=np.int64)
     before[order] = np.arange(len(values)) - np.repeat(starts, lengths)
@@ -226,8 +230,10 @@ def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
     """
     total = hashlib.sha256(canonical_json(header).encode())
     total.update(images.labels.astype("<i8").tobytes())
-    total.update(number_groups(images.groups).astype("<i8").tobytes())
+    group_numbers = number_groups(images.groups)
+    total.update(group_numbers.astype("<i8").tobytes())
     total.update(images.splits.astype("<i1").tobytes())
     for start in range(0, len(images.digests), CHUNK):
-        total.update(images.digests[start : start + CHUNK].tobytes().hex().encode())
+        digests = images.digests[start : start + CHUNK].tobytes()
+        total.update(digests.hex().encode())
     return total.hexdigest()
