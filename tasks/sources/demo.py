@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
-from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
+from tasks.sources.made import flipped, list_rows, parameter, row_reader, scaled
 from tasks.sources.nifti import decode_nifti
 
 Pixels = NDArray[np.uint8]
@@ -328,8 +328,8 @@ def read_pictures(request: RawRequest) -> Reader:
     pixels = images.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    reach = 1.0 if request.dataset.source == "digits_even_odd" else dial(request, "reach")
-    mixed = blended(pixels, images.labels, dial(request, "blend"), reach)
+    reach = 1.0 if request.dataset.source == "digits_even_odd" else parameter(request, "reach")
+    mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
     return row_reader(scaled(mixed, request))
 
 
@@ -339,10 +339,10 @@ digits_even_odd = pictures = Source(list_pictures, read_pictures)
 def _two_classes(request: RawRequest) -> Images:
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
-    read = list(SETS.values())[int(dial(request, "set"))]
+    read = list(SETS.values())[int(parameter(request, "set"))]
     images = read()
-    first = dial(request, "first")
-    second = dial(request, "second")
+    first = parameter(request, "first")
+    second = parameter(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
@@ -355,7 +355,7 @@ def _two_classes(request: RawRequest) -> Images:
 
 
 def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
-    return "uint8" if dial(request, "pixel_scale") == 1 else "float32"
+    return "uint8" if parameter(request, "pixel_scale") == 1 else "float32"
 
 
 def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float) -> Pixels:
@@ -404,7 +404,7 @@ def list_lesions(request: RawRequest) -> Listing:
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []
-    for variation in range(int(dial(request, "variations"))):
+    for variation in range(int(parameter(request, "variations"))):
         rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
         variations.append(rng.permutation(half_with_lesion))
     has_lesion = np.concatenate(variations).astype(np.int64)
@@ -424,8 +424,8 @@ def list_lesions(request: RawRequest) -> Listing:
 
 def read_lesions(request: RawRequest) -> Reader:
     """Return a reader that renders one slice."""
-    contrast = dial(request, "contrast")
-    size = dial(request, "size")
+    contrast = parameter(request, "contrast")
+    size = parameter(request, "size")
 
     def read(item: Item) -> tuple[Sample]:
         variation, index = map(int, item.locator.split("/"))
