@@ -278,6 +278,14 @@ DIALS: dict[Kind, dict[str, Dial]] = {
         "reach": Dial(
             1, 0, 1, "share of the images that are blended, those nearest to the other label"
         ),
+        "factors": Dial(
+            0,
+            0,
+            6,
+            "nuisance factors that vary from image to image, whatever the label: shift, rotation, "
+            "contrast, coarse background, blur, fine background",
+            whole=True,
+        ),
         **_FLIPS,
     },
 }
