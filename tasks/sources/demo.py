@@ -31,6 +31,7 @@ from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.made import flipped, list_rows, parameter, row_reader, scaled
 from tasks.sources.nifti import decode_nifti
+from tasks.sources.nuisance import vary
 
 Pixels = NDArray[np.uint8]
 Plane = NDArray[np.float32]
@@ -328,7 +329,12 @@ def read_pictures(request: RawRequest) -> Reader:
     pixels = images.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    reach = 1.0 if request.dataset.source == "digits_even_odd" else parameter(request, "reach")
+    reach = 1.0
+    if request.dataset.source == "pictures":
+        reach = parameter(request, "reach")
+        pair = [int(parameter(request, name)) for name in ("set", "first", "second")]
+        seed = derive_seed("nuisance factors", *pair)
+        pixels = vary(pixels, int(parameter(request, "factors")), seed)
     mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
     return row_reader(scaled(mixed, request))
 
