@@ -86,7 +86,12 @@ def list_brats(request: RawRequest) -> Listing:
             excluded["the same case again"] += 1
         else:
             locators = tuple(tree.locator(files[kind]) for kind in KINDS)
-            items[case.name] = Item(locators[0], None, case.name, details=locators)
+            items[case.name] = Item(
+                locator=locators[0],
+                label=None,
+                group=case.name,
+                details=locators,
+            )
     if not items:
         raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
     _check_one_release(items, request)
@@ -125,7 +130,8 @@ def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
         folder = _case_folder(name)
         match = VOLUME_FILE.search(name)
         if match:
-            cases[Case(folder, match["case"])].setdefault(match["kind"].lower(), name)
+            kind = match["kind"].lower()
+            cases[Case(folder, match["case"])].setdefault(kind, name)
         elif MISNAMED_SEGMENTATION.search(name):
             misnamed_segmentations[folder] = name
     for folder, name in misnamed_segmentations.items():
@@ -183,7 +189,8 @@ def _slices(
 ) -> Iterator[Sample]:
     """Yield slices with a whole brain that are not near a tumour's edge."""
     low, high = intensity_range(flair.values)
-    scaled = (np.clip(flair.values, low, high) - low) * (255 / (high - low))
+    clipped = np.clip(flair.values, low, high)
+    scaled = (clipped - low) * (255 / (high - low))
     height, width, depth = scaled.shape
     min_pixels = MIN_BRAIN_PIXELS * height * width / FULL_SLICE_PIXELS
     for level in range(depth):
@@ -211,10 +218,11 @@ def _has_one_brain(t2: NDArray[np.float32], min_pixels: float) -> bool:
 
     offsets = np.arange(-BRAIN_RADIUS, BRAIN_RADIUS + 1)
     disk = offsets[:, None] ** 2 + offsets[None, :] ** 2 <= BRAIN_RADIUS**2
-    mask = ndimage.binary_closing(ndimage.binary_erosion(t2 > 0, disk), disk)
-    mask = mask.astype(np.float32)
-    edges = np.zeros_like(mask)
-    edges[:-1, :-1] += (mask[:-1, :-1] - mask[1:, 1:]) ** 2
-    edges[:-1, :-1] += (mask[:-1, 1:] - mask[1:, :-1]) ** 2
-    regions, num_regions = ndimage.label(ndimage.binary_fill_holes(edges > 0))
+    eroded = ndimage.binary_erosion(t2 > 0, disk)
+    mask = ndimage.binary_closing(eroded, disk).astype(np.float32)
+    falling = mask[:-1, :-1] - mask[1:, 1:]
+    rising = mask[:-1, 1:] - mask[1:, :-1]
+    edges = np.zeros(mask.shape, bool)
+    edges[:-1, :-1] = falling**2 + rising**2 > 0
+    regions, num_regions = ndimage.label(ndimage.binary_fill_holes(edges))
     return bool(num_regions == 1 and (regions > 0).sum() >= min_pixels)

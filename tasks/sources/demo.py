@@ -35,7 +35,17 @@ from tasks.sources.nuisance import vary
 
 Pixels = NDArray[np.uint8]
 Plane = NDArray[np.float32]
-STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+Values = NDArray[np.generic]
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+STAIN = np.array(
+    [
+        [0.65, 0.70, 0.29],
+        [0.07, 0.99, 0.11],
+        [0.27, 0.57, 0.78],
+    ]
+)
 """Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001).
 """
@@ -71,7 +81,7 @@ class Images:
     """
 
     pixels: Pixels
-    labels: NDArray[np.int64]
+    labels: Labels
     groups: Sequence[str] | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     intensity: str = "as stored, 8 bits"
@@ -133,10 +143,12 @@ def histology() -> Images:
     """
     picture = _read_picture("skimage", "data/ihc.png")
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
-    stains = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
+    unit_stains = STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True)
+    stains = density @ np.linalg.inv(unit_stains)
     amounts = _patches(stains[..., 2], 20).mean((1, 2))
-    usable = np.full(len(amounts), True)
-    return _by_amount(_patches(picture, 20), _blocks(picture, 20), amounts, usable, "")
+    patches = _patches(picture, 20)
+    usable = np.full(len(patches), True)
+    return _by_amount(patches, _blocks(picture, 20), amounts, usable, "")
 
 
 @cache
@@ -153,7 +165,8 @@ def retina() -> Images:
     green = picture[..., 1].astype(np.int16)
     vessels = grey_closing(green, size=(15, 15)) - green
     amounts = _patches(vessels, 32).mean((1, 2))
-    is_lit = np.asarray(_patches(uniform_filter(red, 9) > MIN_LIT, 32).all((1, 2)))
+    lit_patches = _patches(uniform_filter(red, 9) > MIN_LIT, 32)
+    is_lit = np.asarray(lit_patches.all((1, 2)))
     patches = _patches(picture, 32)
     return _by_amount(patches, _blocks(picture, 32), amounts, is_lit, "outside the picture's disc")
 
@@ -167,7 +180,7 @@ def tissue() -> Images:
     """
     levels = range(50, 140, 5)
 
-    def patches_of(kind: str) -> NDArray[np.generic]:
+    def patches_of(kind: str) -> Values:
         volume = template(kind)
         return np.stack([_patches(volume[:, ::-1, level].T, 20) for level in levels])
 
@@ -227,13 +240,15 @@ def _package_file(package: str, name: str) -> Path:
     return Path(spec.origin).parent / name
 
 
-def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, NDArray[np.int64]]:
+def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
     """Return images and labels of a table with one image per row and its label last.
 
     The packages' own readers take seconds.
     """
-    values = np.loadtxt(_package_file(package, name), dtype=np.uint8, delimiter=",")
-    return values[:, :-1].reshape(-1, side, side), values[:, -1].astype(np.int64)
+    path = _package_file(package, name)
+    values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+    pixels = values[:, :-1].reshape(-1, side, side)
+    return pixels, values[:, -1].astype(np.int64)
 
 
 def _read_picture(package: str, name: str) -> Pixels:
@@ -243,19 +258,20 @@ def _read_picture(package: str, name: str) -> Pixels:
         return np.asarray(image, dtype=np.uint8)
 
 
-def _patches(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+def _patches(image: Values, side: int) -> Values:
     """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row.
 
     What remains at the right and lower edge is left out.
     """
     rows = image.shape[0] // side
     columns = image.shape[1] // side
+    channels = image.shape[2:]
     covered = image[: rows * side, : columns * side]
-    grid = covered.reshape(rows, side, columns, side, *image.shape[2:]).swapaxes(1, 2)
-    return grid.reshape(rows * columns, side, side, *image.shape[2:])
+    grid = covered.reshape(rows, side, columns, side, *channels)
+    return grid.swapaxes(1, 2).reshape(rows * columns, side, side, *channels)
 
 
-def _blocks(image: NDArray[np.generic], side: int) -> list[str]:
+def _blocks(image: Values, side: int) -> list[str]:
     """Return each patch's group: its block of 2 x 2 neighbours."""
     rows = range(image.shape[0] // side)
     columns = range(image.shape[1] // side)
@@ -285,10 +301,10 @@ def _without_blank(images: Images) -> Images:
 
 
 def _by_amount(
-    patches: NDArray[np.generic],
+    patches: Values,
     groups: Sequence[str],
     amounts: NDArray[np.floating],
-    usable: NDArray[np.bool_],
+    usable: Mask,
     why_unusable: str,
 ) -> Images:
     """Label the usable patches with the least of an amount 0, those with the most 1.
@@ -345,8 +361,8 @@ digits_even_odd = pictures = Source(list_pictures, read_pictures)
 def _two_classes(request: RawRequest) -> Images:
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
-    read = list(SETS.values())[int(parameter(request, "set"))]
-    images = read()
+    number = int(parameter(request, "set"))
+    images = list(SETS.values())[number]()
     first = parameter(request, "first")
     second = parameter(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))
@@ -364,7 +380,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if parameter(request, "pixel_scale") == 1 else "float32"
 
 
-def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float) -> Pixels:
+def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
     """Move images towards their nearest image of the other label.
 
     Args:
@@ -384,7 +400,8 @@ def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: floa
     # |a - b|² without a square that is the same for all: exact sums of bytes' products, so that
     # ties are decided alike everywhere.
     squares = np.einsum("ij,ij->i", pixels, pixels)
-    distances = squares[zeros, None] + squares[None, ones] - 2 * pixels[zeros] @ pixels[ones].T
+    distances = squares[zeros, None] + squares[None, ones]
+    distances -= 2 * pixels[zeros] @ pixels[ones].T
     nearest = np.empty(len(pixels), np.intp)
     nearest[zeros] = ones[distances.argmin(axis=1)]
     nearest[ones] = zeros[distances.argmin(axis=0)]
@@ -446,7 +463,7 @@ lesions = Source(list_lesions, read_lesions)
 
 
 @cache
-def template(kind: str) -> NDArray[np.float32]:
+def template(kind: str) -> Plane:
     """Return a volume of the template in [0, 1], one voxel per mm.
 
     Args:
@@ -454,14 +471,14 @@ def template(kind: str) -> NDArray[np.float32]:
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values
-    in_unit_range: NDArray[np.float32] = volume / volume.max()
+    in_unit_range: Plane = volume / volume.max()
     return in_unit_range
 
 
 @cache
-def brain_mask() -> NDArray[np.bool_]:
+def brain_mask() -> Mask:
     """Return the voxels of the template that are brain."""
-    mask: NDArray[np.bool_] = template("gm") + template("wm") > 0.5
+    mask: Mask = template("gm") + template("wm") > 0.5
     return mask
 
 
@@ -494,56 +511,63 @@ def render_slice(
     plane = template("t1")[:, :, level]
     if lesion:
         rng = np.random.default_rng(derive_seed("mri_lesion slice", variation, index))
-        plane = _with_lesion(plane, brain_mask()[:, :, level], rng, contrast, size)
+        brain = brain_mask()[:, :, level]
+        plane = _with_lesion(plane, brain, rng, contrast, size)
     matrix = _rotation(angle) / stretch
     center = (np.array(plane.shape) - 1) / 2
     origin = center - matrix @ (center + shift)
     box = _target_box(plane, matrix, origin)
     rows, columns = np.ogrid[box]
-    sources = [matrix[axis, 0] * rows + matrix[axis, 1] * columns + origin[axis] for axis in (0, 1)]
-    values = np.clip(_interpolate(plane, np.broadcast_arrays(*sources)), 0, 1)
+    source_rows = matrix[0, 0] * rows + matrix[0, 1] * columns + origin[0]
+    source_columns = matrix[1, 0] * rows + matrix[1, 1] * columns + origin[1]
+    values = _interpolate(plane, source_rows, source_columns)
+    values = np.clip(values, 0, 1) ** gamma
     height, width = plane.shape
-    row_shading = shading[0] * np.linspace(-1, 1, height)[box[0], None]
-    column_shading = shading[1] * np.linspace(-1, 1, width)[None, box[1]]
-    field_strength = 1 + row_shading + column_shading
+    row_shading = shading[0] * np.linspace(-1, 1, height)
+    column_shading = shading[1] * np.linspace(-1, 1, width)
+    light = 1 + row_shading[box[0], None] + column_shading[None, box[1]]
+    values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
-    rendered[box] = np.rint(np.clip(values**gamma * field_strength, 0, 1) * 255)
+    rendered[box] = np.rint(values * 255)
     # The template's first axis runs from left to right; turned so that the face looks up.
     return rendered.T[::-1]
 
 
-def _rotation(angle: float) -> NDArray[np.float64]:
-    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+def _rotation(angle: float) -> Floats:
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    return np.array([[cosine, -sine], [sine, cosine]])
 
 
-def _target_box(
-    plane: Plane, matrix: NDArray[np.float64], origin: NDArray[np.float64]
-) -> tuple[slice, ...]:
+def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ...]:
     """Return the rows and columns that the head is moved into; outside of them all is black.
 
     A pixel ``p`` of the result shows place ``matrix @ p + origin`` of the plane.
     """
-    sides = [np.flatnonzero(plane.any(axis))[[0, -1]] + (-1, 1) for axis in (1, 0)]
-    corners = np.linalg.solve(matrix, np.array(list(product(*sides))).T - origin[:, None])
-    first = np.clip(np.floor(corners.min(1)), 0, None).astype(int)
-    stop = np.clip(np.ceil(corners.max(1)) + 1, None, plane.shape).astype(int)
-    return tuple(map(slice, first, stop))
+    head_rows = np.flatnonzero(plane.any(axis=1))
+    head_columns = np.flatnonzero(plane.any(axis=0))
+    top_and_bottom = (head_rows[0] - 1, head_rows[-1] + 1)
+    left_and_right = (head_columns[0] - 1, head_columns[-1] + 1)
+    corners = np.array(list(product(top_and_bottom, left_and_right)))
+    targets = np.linalg.solve(matrix, corners.T - origin[:, None])
+    first = np.floor(targets.min(axis=1)).clip(min=0)
+    stop = (np.ceil(targets.max(axis=1)) + 1).clip(max=plane.shape)
+    return tuple(map(slice, first.astype(int), stop.astype(int)))
 
 
-def _interpolate(plane: Plane, places: Sequence[NDArray[np.float64]]) -> Plane:
-    """Return a plane's values at places (row, column) between its pixels, 0 outside.
+def _interpolate(plane: Plane, rows: Floats, columns: Floats) -> Plane:
+    """Return a plane's values at places between its pixels, 0 outside.
 
     Linear interpolation, to the last bit that of scipy's ``map_coordinates``, and faster.
     """
     height, width = plane.shape
-    is_inside = np.ones(places[0].shape, bool)
-    for place, side in zip(places, plane.shape, strict=True):
-        is_inside &= (place >= 0) & (place <= side - 1)
-    row = np.clip(np.floor(places[0]), 0, height - 2).astype(np.int32)
-    column = np.clip(np.floor(places[1]), 0, width - 2).astype(np.int32)
-    below = places[0] - row
+    is_inside = (rows >= 0) & (rows <= height - 1)
+    is_inside &= (columns >= 0) & (columns <= width - 1)
+    row = np.floor(rows).clip(0, height - 2).astype(np.int32)
+    column = np.floor(columns).clip(0, width - 2).astype(np.int32)
+    below = rows - row
     above = 1 - below
-    right = places[1] - column
+    right = columns - column
     left = 1 - right
     values = plane.ravel(order="F")
     corner = row + column * height
@@ -556,7 +580,7 @@ def _interpolate(plane: Plane, places: Sequence[NDArray[np.float64]]) -> Plane:
 
 def _with_lesion(
     plane: Plane,
-    brain: NDArray[np.bool_],
+    brain: Mask,
     rng: np.random.Generator,
     contrast: float,
     size: float,
@@ -568,7 +592,9 @@ def _with_lesion(
     change = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
     across, along = ((places - center) @ _rotation(angle) / radii).T
     # 1 in the ellipse, 0 outside, with a soft edge at radius 1.
-    weight = 1 / (1 + np.exp((np.sqrt(across**2 + along**2) - 1) * 6))
+    radius = np.sqrt(across**2 + along**2)
+    weight = 1 / (1 + np.exp((radius - 1) * 6))
+    lit = plane[brain] + contrast * change * weight
     with_lesion = plane.copy()
-    with_lesion[brain] = np.clip(plane[brain] + contrast * change * weight, 0, 1)
+    with_lesion[brain] = np.clip(lit, 0, 1)
     return with_lesion

@@ -173,7 +173,8 @@ def latent_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
 
 def _decision(points: Points) -> Points:
     """Return f of each point, ``(num_images,)``."""
-    decision: Points = np.cos(2 * np.pi * points).sum(1) / np.sqrt(points.shape[1])
+    dimension = points.shape[1]
+    decision: Points = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
     return decision
 
 
@@ -207,8 +208,9 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
         raise ConfigError(
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
         )
-    grid = (np.arange(side) + 0.5) / side
-    waves = np.cos(np.pi * np.outer(np.arange(side), grid)) * np.sqrt(2 / side)
+    frequencies = np.arange(side)
+    centres = (np.arange(side) + 0.5) / side
+    waves = np.cos(np.pi * np.outer(frequencies, centres)) * np.sqrt(2 / side)
     orders = sorted(np.ndindex(side, side), key=lambda order: (sum(order), order))
     pairs = orders[1 : count + 1]  # the first is the constant
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
@@ -269,12 +271,14 @@ def places(geometry: Geometry) -> tuple[Points, Labels]:
     nuisance_rng = np.random.default_rng(derive_seed("generated nuisance", geometry.draw))
     units = rng.random((num_images, geometry.dimension))
     nuisance = nuisance_rng.random((num_images, geometry.nuisance))
-    points = (np.concatenate([units, nuisance], axis=1) - 0.5) * LENGTH
+    coordinates = np.concatenate([units, nuisance], axis=1)
+    points = (coordinates - 0.5) * LENGTH
     num_halves = 2 * geometry.bands
     # Gaps before half 1, 2, ...: odd halves end a band.
     is_inside_band = np.arange(1, num_halves) % 2 == 1
     gaps = np.where(is_inside_band, geometry.fine_gap, geometry.gap * geometry.contrast)
-    offsets = np.concatenate([[0.0], np.cumsum(gaps)]) - gaps.sum() / 2
+    starts = np.concatenate([[0.0], np.cumsum(gaps)])
+    offsets = starts - gaps.sum() / 2
     parity: Labels = np.zeros(num_images, dtype=np.int64)
     for bit in range(geometry.bits):
         half = (units[:, bit] * num_halves).astype(np.int64)

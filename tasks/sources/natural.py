@@ -343,7 +343,11 @@ def _whole_folders(
                 files.setdefault(kind, tree.locator(name))
     complete = [folder for folder, files in folders.items() if len(files) == len(kinds)]
     complete.sort(key=lambda folder: (folder.count("/") + bool(folder), folder))
-    return [[folders[folder][kind] for kind in range(len(kinds))] for folder in complete]
+    candidates = []
+    for folder in complete:
+        files = folders[folder]
+        candidates.append([files[kind] for kind in range(len(kinds))])
+    return candidates
 
 
 def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
@@ -432,7 +436,8 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
     for body in bodies:
         try:
             batch = _ArrayUnpickler(io.BytesIO(body), encoding="bytes").load()
-            images.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
+            pixels = np.asarray(batch[b"data"], dtype=np.uint8)
+            images.append(pixels.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
         except Exception as error:  # a damaged pickle raises almost anything
             raise DataError(
@@ -465,10 +470,13 @@ def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
     if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3 is HDF5 behind 512 bytes of text
         with open_hdf5(io.BytesIO(body), "svhn") as file:
             _check_svhn_size(file["X"].size)
-            return np.asarray(file["X"]).transpose(), np.asarray(file["y"]).transpose()
+            images = np.asarray(file["X"])
+            labels = np.asarray(file["y"])
+        return images.transpose(), labels.transpose()
     from scipy.io import loadmat, whosmat
 
-    _check_svhn_size(sum(math.prod(shape) for _, shape, _ in whosmat(io.BytesIO(body))))
+    variables = whosmat(io.BytesIO(body))
+    _check_svhn_size(sum(math.prod(shape) for _, shape, _ in variables))
     content = loadmat(io.BytesIO(body), variable_names=["X", "y"])
     return np.asarray(content["X"]), np.asarray(content["y"])
 

@@ -37,7 +37,14 @@ READING_PROJECT = "15"
 """The project whose Kellgren-Lawrence grades are used; others graded a part of the knees again."""
 MIN_ARTHRITIS_GRADE = 2
 SIDES = {"1": "R", "2": "L"}
-SIDE_WORDS = {"r": "R", "right": "R", "1": "R", "l": "L", "left": "L", "2": "L"}
+SIDE_WORDS = {
+    "r": "R",
+    "right": "R",
+    "1": "R",
+    "l": "L",
+    "left": "L",
+    "2": "L",
+}
 GRADE_TABLE = "kxr_sq_bu00"
 GRADE_COLUMNS = ("ID", "SIDE", "READPRJ", "V00XRKL")
 CENTERS_TABLE = "knee_centers.csv"
@@ -110,7 +117,8 @@ def list_oai(request: RawRequest) -> Listing:
         if label is None:
             excluded["ready crop without a grade, or the second of a knee"] += 1
         else:
-            items.append(Item(tree.locator(name), label, match[1], details=("crop",)))
+            locator = tree.locator(name)
+            items.append(Item(locator, label, group=match[1], details=("crop",)))
     radiographs = _find_radiographs(tree, grades, excluded, request)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
@@ -207,7 +215,8 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
 
 
 def _description(descriptions: Descriptions, match: re.Match[str]) -> str:
-    return descriptions.get((match["id"], match["barcode"].lstrip("0")), "")
+    barcode = match["barcode"].lstrip("0")
+    return descriptions.get((match["id"], barcode), "")
 
 
 def _is_fixed_flexion(description: str) -> bool:
@@ -353,8 +362,9 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     width = max(1, round(sample.pixels.shape[1] * column_zoom))
     if max(height, width) > MAX_SIDE_PIXELS:
         raise SkipItem("pixel spacing out of range")
+    image = Image.fromarray(sample.pixels)
     bicubic = Image.Resampling.BICUBIC  # as in the study
-    fine = np.asarray(Image.fromarray(sample.pixels).resize((width, height), bicubic))
+    fine = np.asarray(image.resize((width, height), bicubic))
     _, *facts = item.details
     # Seen from the front, the patient's right knee is on the left of the image.
     knees = zip(find_centers(fine), (facts[:3], facts[3:]), strict=True)
@@ -428,9 +438,11 @@ def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
     height = len(half)
     profile = half.mean(axis=0)
     weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # a flat profile has a middle
-    column = float((weight * np.arange(len(weight))).sum() / weight.sum())
+    moment = (weight * np.arange(len(weight))).sum()
+    column = float(moment / weight.sum())
+    middle = int(column)
     reach = max(2, full_width // 12)
-    band = half[:, max(0, int(column) - reach) : int(column) + reach]
+    band = half[:, max(0, middle - reach) : middle + reach]
     change = np.abs(np.diff(band, axis=0)).mean(axis=1)
     change = gaussian_filter1d(change, max(1.0, height / 60))
     quarter = height // 4

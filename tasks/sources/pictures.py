@@ -235,12 +235,13 @@ def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     # In strips: a float takes eight times a pixel's byte.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
     for start in range(0, len(values), step):
-        strip = np.maximum(values[start : start + step], 0)
+        stop = start + step
+        strip = np.maximum(values[start:stop], 0)
+        # Both divisions, and the conversion to uint8, round towards zero.
         if is_small_integer:
-            stretched = strip.astype(np.uint32) * 255 // int(maximum)
+            pixels[start:stop] = strip.astype(np.uint32) * 255 // int(maximum)
         else:
-            stretched = strip.astype(np.float64) * 255 / float(maximum)
-        pixels[start : start + step] = stretched  # rounds towards zero
+            pixels[start:stop] = strip.astype(np.float64) * 255 / float(maximum)
     return pixels, ("scaled by own maximum",)
 
 

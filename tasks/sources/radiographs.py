@@ -100,7 +100,8 @@ class _Images:
         elif name is None:
             self._missing.append((match.string, FILE_MISSING))
         else:
-            self._items.setdefault(name, Item(self._tree.locator(name), label, match["patient"]))
+            item = Item(self._tree.locator(name), label, match["patient"])
+            self._items.setdefault(name, item)
 
     def listing(self, request: RawRequest, flags: dict[str, int]) -> Listing:
         """Return the images taken, in the order of their rows."""
@@ -191,10 +192,11 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     num_odd = 0
     for cells in read_lines(table, request).rows:
         match = MURA_STUDY.search(cells[0].strip())
-        if match is None or len(cells) != 2 or cells[1].strip() not in ("0", "1"):
+        label = cells[1].strip() if len(cells) == 2 else ""
+        if match is None or label not in ("0", "1"):
             num_odd += 1
         else:
-            table_labels[match[1]] = int(cells[1])
+            table_labels[match[1]] = int(label)
     differing = [study for study, label in labels.items() if table_labels.get(study) != label]
     if num_odd or differing:
         raise request.error(
@@ -236,7 +238,8 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
         if file is None:
             missing.append((f"{RSNA_TABLE}/{slice_id}.dcm", FILE_MISSING))
         else:
-            items.append(Item(tree.locator(file), labels[subtype], details=(slice_id,)))
+            locator = tree.locator(file)
+            items.append(Item(locator, labels[subtype], details=(slice_id,)))
     return Listing(
         items,
         request.dataset.label_names,

@@ -113,7 +113,10 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
             continue
         labels.append((name, labelled.label))
         item = Item(
-            tree.locator(name), labelled.label, labelled.patient, details=(labelled.instance,)
+            locator=tree.locator(name),
+            label=labelled.label,
+            group=labelled.patient,
+            details=(labelled.instance,),
         )
         items.setdefault(name, item)
     return Listing(
@@ -190,7 +193,8 @@ def _labelled_slices(
         number = re.search(r"(\d+)\.dcm$", original)
         patient = patient_match[0] if patient_match else ""
         # Only below the patient's folder: a folder above may be called "preprocessed".
-        series_folder = original.rpartition("/")[0].partition(patient)[2] if patient else "pre"
+        folder = original.rpartition("/")[0]
+        series_folder = folder.partition(patient)[2] if patient else "pre"
         if "pre" not in series_folder:
             excluded["another series"] += 1
         elif number is None or patient not in boxes:
@@ -335,8 +339,13 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         if name is None:
             skipped.append((series, FILE_MISSING))
             continue
-        label = int(score >= min_positive)
-        items.append(Item(tree.locator(name), label, patient, details=(series,)))
+        item = Item(
+            locator=tree.locator(name),
+            label=int(score >= min_positive),
+            group=patient,
+            details=(series,),
+        )
+        items.append(item)
     return Listing(
         items,
         request.dataset.label_names,

@@ -231,5 +231,5 @@ def test_lesions_are_moved_as_scipy_moves_images():
     ]
     for places in (edges, [rng.uniform(-1, size, (40, 30)) for size in plane.shape]):
         np.testing.assert_array_equal(
-            demo._interpolate(plane, places), map_coordinates(plane, places, order=1)
+            demo._interpolate(plane, *places), map_coordinates(plane, places, order=1)
         )
