@@ -190,7 +190,7 @@ def _checked_skips(
     if len(skipped) <= max_skipped:
         return skipped
     listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
-    hint = "isweep locate HASH --raw DIR finds one; mend them"
+    hint = "isweep locate HASH --raw DIR finds one; fix them"
     raise request.error(
         f"at most {max_skipped:,.0f} of {total:,} items ({max_share:.2%}) may be unusable",
         f"{len(skipped)} ({counts}), first (hashed names): {listed}",
