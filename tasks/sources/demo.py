@@ -91,7 +91,12 @@ class Images:
         groups = None
         if self.groups is not None:
             groups = [self.groups[row] for row in rows.tolist()]
-        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], groups=groups)
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            groups=groups,
+        )
 
 
 @cache
@@ -182,14 +187,15 @@ def tissue() -> Images:
 
     def patches_of(kind: str) -> Values:
         volume = template(kind)
-        return np.stack([_patches(volume[:, ::-1, level].T, 20) for level in levels])
+        planes = [volume[:, ::-1, level].T for level in levels]
+        return np.stack([_patches(plane, 20) for plane in planes])
 
     t1 = patches_of("t1")
     num_planes, patches_per_plane = t1.shape[:2]
     groups = []
     for plane in range(num_planes):
         groups += [f"{place} {plane // 4}" for place in range(patches_per_plane)]
-    patches = np.rint(t1.reshape(-1, 20, 20) * 255).astype(np.uint8)
+    patches = np.rint(t1.reshape(-1, 20, 20) * 255)
     grey = patches_of("gm").reshape(len(groups), -1).mean(1)
     white = patches_of("wm").reshape(len(groups), -1).mean(1)
     is_brain = grey + white > MIN_BRAIN_SHARE
@@ -317,15 +323,20 @@ def _by_amount(
         why_unusable: The reason under which these are counted.
     """
     low, high = np.quantile(amounts[usable], (OUTER_SHARE, 1 - OUTER_SHARE))
-    is_outer = (amounts <= low) | (amounts >= high)
     is_positive = amounts >= high
+    is_outer = is_positive | (amounts <= low)
     num_usable = int(usable.sum())
     rows = np.flatnonzero(usable & is_outer)
     excluded = {
         "between the classes by the label's rule": num_usable - len(rows),
         why_unusable: len(usable) - num_usable,
     }
-    images = Images(patches.astype(np.uint8), is_positive.astype(np.int64), groups, excluded)
+    images = Images(
+        patches.astype(np.uint8),
+        is_positive.astype(np.int64),
+        groups,
+        excluded,
+    )
     return _without_blank(images.take(rows))
 
 
@@ -550,9 +561,11 @@ def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ..
     left_and_right = (head_columns[0] - 1, head_columns[-1] + 1)
     corners = np.array(list(product(top_and_bottom, left_and_right)))
     targets = np.linalg.solve(matrix, corners.T - origin[:, None])
-    first = np.floor(targets.min(axis=1)).clip(min=0)
-    stop = (np.ceil(targets.max(axis=1)) + 1).clip(max=plane.shape)
-    return tuple(map(slice, first.astype(int), stop.astype(int)))
+    first = np.floor(targets.min(axis=1))
+    stop = np.ceil(targets.max(axis=1)) + 1
+    first = first.clip(min=0).astype(int)
+    stop = stop.clip(max=plane.shape).astype(int)
+    return tuple(map(slice, first, stop))
 
 
 def _interpolate(plane: Plane, rows: Floats, columns: Floats) -> Plane:
