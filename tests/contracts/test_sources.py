@@ -16,7 +16,7 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import MadeSpec, OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
-from tasks.sources import FROM_RAW, OWN_KINDS, SOURCES, source_for
+from tasks.sources import OWN_KINDS, SOURCES, needs_download, source_for
 from tasks.sources.base import RawRequest, SkipItem
 from tests.raw_trees import WRITERS, write_raw_tree
 from tests.raw_trees.own import OWN_WRITERS
@@ -122,7 +122,7 @@ class TestSource:
     def test_a_raw_download_that_is_not_there_is_one_clear_message(
         self, request_of, tmp_path, what
     ):
-        if request_of.raw is None or (what == "none" and request_of.dataset.source not in FROM_RAW):
+        if request_of.raw is None or (what == "none" and not needs_download(request_of.dataset)):
             pytest.skip("needs no download, or fetches it")
         raw = None if what == "none" else tmp_path / "raw"
         if what == "empty":
@@ -149,5 +149,5 @@ def test_every_kind_has_a_row_in_the_documents():
 )
 def test_every_reader_says_what_its_layout_was_taken_from(name):
     """A document, a public reader or a format's standard."""
-    module = import_module(SOURCES[name].partition(":")[0])
+    module = import_module(SOURCES[name].target.partition(":")[0])
     assert re.search(r"Layout|Format", module.__doc__)
