@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.prepared.listing import Preparation
 from tasks.prepared.parts import Image, Part, load_part, read_block, read_part, save_part
+from tasks.prepared.preparation import Preparation
 from tasks.prepared.table import ImageTable, Rows
 from tasks.sources.base import Item, RawRequest
 from tasks.sources.raw import PACKED_TARS, RefusedArchive, open_archive, split_locator

@@ -25,8 +25,9 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, SweepError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.prepared.blocks import Progress, cut_blocks, listed_order, read_blocks, reading_order
-from tasks.prepared.listing import Preparation, list_raw
+from tasks.prepared.listings import Listings
 from tasks.prepared.parts import Part, PixelType, Skip
+from tasks.prepared.preparation import Preparation
 from tasks.prepared.publish import build_and_publish, published_record
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
@@ -52,6 +53,7 @@ def prepare_dataset(
     for_training: bool = True,
     on_progress: Progress = lambda read, total: None,
     readers: Executor | None = None,
+    listings: Listings | None = None,
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
@@ -71,6 +73,7 @@ def prepare_dataset(
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see
             :func:`~tasks.prepared.blocks.read_blocks`.
+        listings: Listings that the command has made already; None makes a new one.
 
     Returns:
         The record of the store at the destination.
@@ -84,7 +87,7 @@ def prepare_dataset(
         return finished
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
-    listing = list_raw(request)
+    listing = (listings or Listings()).of(request)
     dtype: PixelType = listing.dtype
     if request.has_fault("resize_without_antialias"):
         dtype = "float32"  # the released code does not round after its resize

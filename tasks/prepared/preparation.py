@@ -1,52 +1,22 @@
-"""The listing of a raw download, and the hash by which changed files are noticed."""
+"""A preparation as its reading tasks share it, and the hash by which changed files are noticed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
-from search_spaces.errors import DataError
 from search_spaces.fingerprint import canonical_json
 from tasks.prepared.parts import PixelType
-from tasks.sources import HASH, check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.raw import split_locator
 
 MAX_CACHED_STAMPS = 1024
 """Files whose size and time are remembered: thousands of members share an archive."""
-
-
-def list_raw(request: RawRequest) -> Listing:
-    """List the items of a raw download.
-
-    Raises:
-        DataError: The download is not as expected, or holds no item that can be used.
-    """
-    dataset = request.dataset
-    check_own_options(dataset)
-    try:
-        listing = source_for(dataset.source).list_items(request)
-    except DataError as error:
-        if not HASH.search(f"{error.rule} {error.value}"):
-            raise
-        hint = "isweep locate HASH --raw DIR finds a file"
-        if error.way_out:
-            hint = f"{error.way_out}; {hint}"
-        raise DataError(error.rule, error.value, hint) from None
-    if listing.items:
-        return listing
-    reasons = Counter(reason for _, reason in listing.skipped)
-    reasons += Counter(listing.excluded)
-    counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
-    raise request.error(
-        "the raw download must hold images", counts or "none", f"expected: {dataset.raw_layout}"
-    )
 
 
 @dataclass(frozen=True)
