@@ -178,7 +178,8 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
     for tar, count in sorted(Counter(tars).items()):
         if tar and count > 1:
             with suppress(RefusedArchive):
-                members = open_archive(request.base() / tar[0], tar[1:]).members()
+                archive = open_archive(request.base() / tar[0], tar[1:])
+                members = archive.members()
                 positions[tar] = {member: position for position, member in enumerate(members)}
     if not positions:
         return None

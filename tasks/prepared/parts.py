@@ -193,7 +193,8 @@ def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
     metadata = vars(part) | {"rows": part.rows.tobytes().hex()}
-    write_atomic(stem.with_suffix(".json"), json.dumps(metadata, allow_nan=False).encode())
+    text = json.dumps(metadata, allow_nan=False)
+    write_atomic(stem.with_suffix(".json"), text.encode())
 
 
 def load_part(stem: Path) -> Part | None:

@@ -159,7 +159,8 @@ def make_record(
 def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
     counts = np.zeros(num_labels, np.int64)
     for label in range(num_labels):
-        counts[label] = len(np.unique(images.groups[images.labels == label]))
+        groups = images.groups[images.labels == label]
+        counts[label] = len(np.unique(groups))
     return counts
 
 
@@ -250,7 +251,10 @@ def _table(counts: Mapping[tuple[int, str], int]) -> Counts:
     """Return counts by (label, value) as ``(num_labels, num_values)``."""
     labels = sorted({label for label, _ in counts})
     values = sorted({value for _, value in counts})
-    return np.array([[counts[label, value] for value in values] for label in labels])
+    rows = []
+    for label in labels:
+        rows.append([counts[label, value] for value in values])
+    return np.array(rows)
 
 
 def _mutual_information(table: Counts) -> float:
@@ -266,8 +270,10 @@ def _g_test(table: Counts) -> float:
     """Return the p value of the G-test of independence."""
     from scipy.special import chdtrc
 
-    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return float(chdtrc(degrees, 2 * table.sum() * _mutual_information(table)))
+    num_labels, num_values = table.shape
+    degrees = (num_labels - 1) * (num_values - 1)
+    g = 2 * table.sum() * _mutual_information(table)
+    return float(chdtrc(degrees, g))
 
 
 def _information(table: Counts) -> str:

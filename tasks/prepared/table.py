@@ -133,7 +133,13 @@ def gather(parts: Sequence[Part]) -> ImageTable:
         places[start:stop, 0] = number
         places[start:stop, 1] = np.arange(stop - start)
         start = stop
-    return ImageTable(table["label"], table["group"], table["split"], table["digest"], places)
+    return ImageTable(
+        labels=table["label"],
+        groups=table["group"],
+        splits=table["split"],
+        digests=table["digest"],
+        places=places,
+    )
 
 
 def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit: int) -> Rows:
