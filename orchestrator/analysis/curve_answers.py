@@ -163,14 +163,15 @@ class CurveAnswer:
 
     def _images(self) -> str:
         question = self.question
-        goal = f"{WORDS[question.metric]} of {number(question.target)}"
+        article = "a" if question.metric == "loss" else "an"
+        goal = f"{article} {WORDS[question.metric]} of {number(question.target)}"
         needed, likely = self.needed, self.likely_needed
         if needed is None or likely is None:
             return ""
         if np.isfinite(needed):
             even = f" (with even odds {number(likely)})" if likely < needed else ""
             return (
-                f"For a {goal}: {number(needed)} images reach it with a probability of "
+                f"For {goal}: {number(needed)} images reach it with a probability of "
                 f"{question.assurance:.0%}{even}."
             )
         limit = number(self.largest_size * MAX_EXTRAPOLATION)
@@ -178,7 +179,7 @@ class CurveAnswer:
         if np.isfinite(likely):
             even = f" {number(likely)} images reach it with even odds."
         return (
-            f"For a {goal}: no number of images up to {limit} reaches it with a probability of "
+            f"For {goal}: no number of images up to {limit} reaches it with a probability of "
             f"{question.assurance:.0%} (there {self.probability_at_limit or 0:.0%}).{even} "
             f"Train with {number(2 * self.largest_size)} images next, and ask again."
         )

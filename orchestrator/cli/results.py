@@ -439,6 +439,9 @@ def predict(
     if not sweep:
         hint = "name a sweep, or a file of results: --curve results.csv"
         raise ConfigError("A prediction needs a sweep or a learning curve", way_out=hint)
+    if is_of_new_dataset and (train_size is None) == (target_loss is None):
+        rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
+        raise ConfigError(rule, "neither" if train_size is None else "both")
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
         if table["dataset"].nunique() == 1:
