@@ -29,7 +29,12 @@ from harness import Found, run
 from learning_curve_prior import Curve, fit_prior, pair_curves, published_curves, world_curves
 from scipy.stats import beta
 
-from orchestrator.analysis.learning_curves import CurvePoint, CurvePrior, LearningCurve
+from orchestrator.analysis.learning_curves import (
+    LARGEST_TRAIN_SIZE,
+    CurvePoint,
+    CurvePrior,
+    LearningCurve,
+)
 
 PILOT_SIZES = (3, 4, 5)
 LCDB_LEARNERS = ("LogisticRegression", "MLPClassifier", "RandomForestClassifier")
@@ -150,7 +155,8 @@ def foretold(curve: Curve, num_points: int, prior: CurvePrior) -> dict[str, Any]
     pilot, last = curve.points[:num_points], curve.points[-1]
     posterior = LearningCurve(pilot, "loss", prior)
     estimate = posterior.score_at(last.train_size)
-    needed = posterior.size_for(last.score, assurance=0.5, limit=np.inf)
+    reachable = posterior.probability_met(last.score, LARGEST_TRAIN_SIZE)
+    needed = posterior.size_for(last.score, assurance=reachable / 2, limit=np.inf)
     sizes = np.array([point.train_size for point in pilot])
     log_losses = np.log([point.score for point in pilot])
     slope, intercept = np.polyfit(np.log(sizes), log_losses, 1)

@@ -18,6 +18,7 @@ import pandas as pd
 from orchestrator.analysis.learning_curves import (
     DEFAULT_ASSURANCE,
     INTERVAL_LEVEL,
+    LARGEST_TRAIN_SIZE,
     MAX_EXTRAPOLATION,
     METRICS,
     MIN_SIZES,
@@ -93,7 +94,8 @@ class CurveAnswer:
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
         needed: N at which the target is met with the assurance; inf if that lies beyond the range
             that is extrapolated to; None without a target.
-        likely_needed: The same with a probability of one half.
+        likely_needed: Median N of the curves that reach the target at all.
+        probability_reachable: Probability that some number of images reaches the target.
         probability_at_limit: Probability that the target is met at the end of that range.
         prior_sources: The sets of curves that the prior was fitted to.
     """
@@ -107,6 +109,7 @@ class CurveAnswer:
     probability_flat: float
     needed: float | None
     likely_needed: float | None
+    probability_reachable: float | None
     probability_at_limit: float | None
     prior_sources: tuple[str, ...]
 
@@ -128,7 +131,8 @@ class CurveAnswer:
             "target": self.question.target,
             "assurance": self.question.assurance,
             "needed_train_size": _finite(self.needed),
-            "needed_train_size_at_even_odds": _finite(self.likely_needed),
+            "likely_train_size": _finite(self.likely_needed),
+            "probability_reachable": self.probability_reachable,
             "extrapolated_up_to": self.largest_size * MAX_EXTRAPOLATION,
             "prior": list(self.prior_sources),
         }
@@ -165,22 +169,22 @@ class CurveAnswer:
         question = self.question
         article = "a" if question.metric == "loss" else "an"
         goal = f"{article} {WORDS[question.metric]} of {number(question.target)}"
-        needed, likely = self.needed, self.likely_needed
-        if needed is None or likely is None:
+        if self.needed is None or self.likely_needed is None:
             return ""
-        if np.isfinite(needed):
-            even = f" (with even odds {number(likely)})" if likely < needed else ""
+        out_of_reach = 1 - (self.probability_reachable or 0.0)
+        likely = (
+            f"{number(self.likely_needed)} is the middle guess. No number reaches it with a "
+            f"probability of {out_of_reach:.0%}."
+        )
+        if np.isfinite(self.needed):
             return (
-                f"For {goal}: {number(needed)} images reach it with a probability of "
-                f"{question.assurance:.0%}{even}."
+                f"For {goal}: {number(self.needed)} images reach it with a probability of "
+                f"{question.assurance:.0%}. {likely}"
             )
         limit = number(self.largest_size * MAX_EXTRAPOLATION)
-        even = ""
-        if np.isfinite(likely):
-            even = f" {number(likely)} images reach it with even odds."
         return (
             f"For {goal}: no number of images up to {limit} reaches it with a probability of "
-            f"{question.assurance:.0%} (there {self.probability_at_limit or 0:.0%}).{even} "
+            f"{question.assurance:.0%} (there {self.probability_at_limit or 0:.0%}). {likely} "
             f"Train with {number(2 * self.largest_size)} images next, and ask again."
         )
 
@@ -207,10 +211,11 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
             number(asked_size),
             f"train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
-    needed = likely = at_limit = None
+    needed = likely = reachable = at_limit = None
     if question.target is not None:
         needed = curve.size_for(question.target, assurance=question.assurance)
-        likely = curve.size_for(question.target, assurance=0.5)
+        reachable = curve.probability_met(question.target, LARGEST_TRAIN_SIZE)
+        likely = curve.size_for(question.target, assurance=reachable / 2, limit=np.inf)
         at_limit = curve.probability_met(question.target, limit)
     return CurveAnswer(
         name=name,
@@ -222,6 +227,7 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
         probability_flat=curve.probability_flat,
         needed=needed,
         likely_needed=likely,
+        probability_reachable=reachable,
         probability_at_limit=at_limit,
         prior_sources=curve.prior.sources,
     )

@@ -150,7 +150,8 @@ def test_an_answer_says_the_score_the_shape_and_the_images():
     assert "With 1,680 images expect 0.7" in text
     assert "images reach it with a probability of 80%" in text
     document = found.to_json()
-    assert document["needed_train_size"] > document["needed_train_size_at_even_odds"] > 840
+    assert document["needed_train_size"] > document["likely_train_size"] > 840
+    assert 0.8 < document["probability_reachable"] <= 1
 
 
 def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
