@@ -84,6 +84,9 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]
     tried = fits.attacks
     if tried and any(dataset.loss_gain is not None for dataset in fits.datasets):
         found += _robustness_of(fits)
+    representation = _representation(fits)
+    if representation.verdict == "described":
+        found.append(representation)
     reason = "the study's questions compare datasets, and here is one"
     to_add = "add datasets: isweep power says how many they need"
     return (*found, _untested("What do d_data and K_F decide?", reason, to_add))

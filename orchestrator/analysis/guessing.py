@@ -138,7 +138,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
             f"{between} "
             f"(a loss from {AT_GUESSING:g} ln {of} on{more}){named}."
         )
-    compares_datasets = full[c.DATASET].nunique() > 1
+    compares_datasets = full[c.DATASET].nunique() != 1
     numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
     found += [
         few_of_domain(str(d), int(n))
