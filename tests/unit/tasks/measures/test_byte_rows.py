@@ -13,7 +13,7 @@ from tasks.measures.distances import (
     squared_norms,
 )
 from tasks.measures.neighbors import far
-from tasks.measures.products import MAX_FEATURES, signed
+from tasks.measures.products import MAX_FEATURES, to_signed
 from tests.unit.tasks.measures.test_products import PRODUCTS
 
 
@@ -107,7 +107,7 @@ def test_other_scalings_stay_as_they_are(rows):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
 def test_signed_keeps_differences(dtype):
     rows = some_bytes().view(np.int8) if dtype == np.int8 else some_bytes().astype(dtype)
-    moved = signed(rows)
+    moved = to_signed(rows)
     assert moved.dtype == np.int8
     assert not np.shares_memory(moved, rows)
     wide, expected = moved.astype(int), rows.astype(int)
