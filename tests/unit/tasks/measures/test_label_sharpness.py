@@ -8,7 +8,7 @@ from tasks.measures.sharpness import (
     SharpnessConvention,
     conversion,
     count_pairs,
-    stratified_subsets,
+    stratified_samples,
 )
 from tests import reference
 
@@ -27,7 +27,7 @@ def images():
 def test_samples_match_brute_force_and_give_an_interval(images):
     labels = np.arange(80) % 2
     record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))
-    masks, _ = stratified_subsets(labels, [80], 30, (3, 4, 5))
+    masks, _ = stratified_samples(labels, [80], 30, (3, 4, 5))
     expected = [reference.label_sharpness(images[mask], labels[mask]) for mask in masks]
     assert record.sample_values == pytest.approx(expected, rel=1e-6)
     assert record.value == pytest.approx(np.mean(expected), rel=1e-6)
@@ -40,7 +40,7 @@ def test_samples_match_brute_force_and_give_an_interval(images):
 
 def test_samples_hold_classes_in_proportion():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
-    masks, slices = stratified_subsets(labels, [40, 100], 50, (0, 1))
+    masks, slices = stratified_samples(labels, [40, 100], 50, (0, 1))
     assert slices == [slice(0, 0), slice(0, 2)]
     for mask in masks:
         assert np.bincount(labels[mask]).tolist() == [35, 10, 5]

@@ -46,7 +46,7 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
             table.distances, reference.neighbor_distances(rows[:size], 10), rtol=tolerance
         )
         np.testing.assert_allclose(
-            table.opposite_distances,
+            table.unlike_distances,
             reference.nearest_opposite(rows[:size], labels[:size]),
             rtol=tolerance,
         )
@@ -145,7 +145,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     rows[[5, 30]] = rows[2]
     profile = profile_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert profile.keep.tolist() == sorted(set(expected))
+    assert profile.distinct_rows.tolist() == sorted(set(expected))
     assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if i != first}
     assert profile_rows(ArraySource(rows), np.zeros(40)).conflicts == []
 
@@ -164,5 +164,5 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
     first = {}
     expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
     assert dict(found.conflicts) == {i: one for i, one in enumerate(expected) if i != one}
-    assert found.keep.tolist() == sorted(set(expected))
+    assert found.distinct_rows.tolist() == sorted(set(expected))
     assert grown < rows.nbytes / 5
