@@ -188,6 +188,37 @@ class PairTable:
             "of a pair": of_pair**0.5,
         }
 
+    def free_of_scale(self, log_length: np.ndarray) -> dict[str, float]:
+        """Slope of log(length / δ) on log(K_F δ) at equal 1/d, with δ the mean distance to the
+        nearest unlike image: K_F and lengths are counted in units of δ, so that a factor on all
+        pixels moves neither.
+        """
+        height = log_length.mean((1, 2)) - self.nearest
+        columns = np.column_stack([self.log_k + self.nearest, 1 / self.d])
+
+        def slope(at):
+            with_intercept = np.column_stack([columns[at], np.ones(len(at))])
+            return float(np.linalg.lstsq(with_intercept, height[at], rcond=None)[0][0])
+
+        return self.jackknifed(slope)
+
+    def explained(self, log_response: np.ndarray) -> dict[str, float]:
+        """Share of the variance between pairs (R²) that 1/d explains together with log K_F, with
+        log δ, and with both.
+        """
+        height = log_response.mean((1, 2))
+        columns = {
+            "K_F": [self.log_k],
+            "mean distance": [self.nearest],
+            "both": [self.log_k, self.nearest],
+        }
+        shares = {}
+        for name, regressors in columns.items():
+            design = np.column_stack([*regressors, 1 / self.d, np.ones(len(self.d))])
+            rest = height - design @ np.linalg.lstsq(design, height, rcond=None)[0]
+            shares[name] = float(1 - (rest**2).sum() / ((height - height.mean()) ** 2).sum())
+        return shares
+
     def after(self) -> dict[str, dict[str, float]]:
         """What was asked after the data were seen."""
         of_class = (self.classes[:, :, None] == np.unique(self.classes)).any(1).astype(float)
@@ -209,6 +240,13 @@ class PairTable:
                 self.r_hat, self.d, **nearest
             ),
             "log R̂ on that distance": self.on_sharpness(self.r_hat, self.d, **nearest, of=2),
+            "log loss on log K_F, at equal mean distance": self.on_sharpness(
+                self.loss, self.d, **nearest
+            ),
+            "accuracy lost on log K_F, at equal mean distance": self.on_sharpness(
+                self.drop, self.d, **nearest
+            ),
+            "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat),
             "exponent, the half of pairs with larger losses": self.jackknifed(
                 lambda at: exponent(np.intersect1d(at, large))
             ),
@@ -302,6 +340,10 @@ class PairTable:
             "rivals": self.rivals(),
             "turned": self.turned(),
             "after": self.after(),
+            "explained": {
+                "log R̂": self.explained(self.r_hat),
+                "log loss": self.explained(self.loss),
+            },
         }
 
 

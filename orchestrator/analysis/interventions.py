@@ -335,4 +335,4 @@ def followed(effects: Sequence[Effect]) -> str:
             "interval "
             f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
-    return f"When only K_F is moved, {'; '.join(said)}." if said else ""
+    return f"When K_F is moved, in training and test images, {'; '.join(said)}." if said else ""

@@ -186,6 +186,12 @@ LABEL_SHARPNESS_MEAN = _measure(
     "mean over images of 1 / distance to the nearest with another label",
     _PER_PIXELS,
 )
+MEAN_UNLIKE_DISTANCE = _measure(
+    "mean_unlike_distance",
+    "δ: mean over training images of the distance to the nearest with another label "
+    "(mean nearest-enemy distance); absent from measures stored before it existed",
+    _PIXELS,
+)
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
     "`label_sharpness`, had labels nothing to do with the images",
@@ -529,6 +535,7 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
         found[SHARPNESS_CHANNELS] = sharpness.convention.channels
         found[LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
         found[LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
+        found[MEAN_UNLIKE_DISTANCE] = sharpness.mean_unlike_distance
     for name in ("mle", "twonn"):
         if name in size.d_data:
             found[f"d_data_{name}"] = size.d_data[name].value

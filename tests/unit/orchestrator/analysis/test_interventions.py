@@ -78,7 +78,7 @@ def test_the_first_lines_tell_what_followed_with_its_interval():
     (told,) = (
         one
         for one in findings(fit_scaling_laws(table(2.0), arms=ARMS))
-        if "only one property" in one.question
+        if "one property is moved" in one.question
     )
     found = effect(fit_interventions(table(2.0), ARMS), "Δ log K_F")
     low, high = (number(bound) for bound in found.interval)
