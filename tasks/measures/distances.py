@@ -23,10 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.products import MAX_FEATURES, Bytes, Product
-
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.integer[Any]]
+from tasks.measures.arrays import AnyArray, Bytes, FloatArray, IntArray
+from tasks.measures.products import MAX_FEATURES, Product
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
 """Fraction of ``|a|² + |b|²`` below which a squared distance is recomputed, by dtype. The expanded
@@ -52,7 +50,7 @@ class BlockSource(Protocol):
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row, for images ``(channels, height, width)``."""
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return rows ``start`` to ``stop`` as an array ``(stop - start, *row_shape)``."""
 
 
@@ -60,7 +58,7 @@ class BlockSource(Protocol):
 class ArraySource:
     """A source whose rows are in memory."""
 
-    array: npt.NDArray[Any]
+    array: AnyArray
 
     @property
     def num_rows(self) -> int:
@@ -72,7 +70,7 @@ class ArraySource:
         """Shape of one row."""
         return tuple(self.array.shape[1:])
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return a view of rows ``start`` to ``stop``."""
         return self.array[start:stop]
 
@@ -121,13 +119,13 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     return np.rint(centre) if slices[0].dtype.kind in "biu" else centre
 
 
-def flatten(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def flatten(rows: AnyArray) -> AnyArray:
     """Return a view of rows of any shape as ``(num_rows, num_features)``."""
     return rows.reshape(len(rows), -1)
 
 
 def squared_distances(
-    a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
+    a: AnyArray, b: AnyArray | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, str]:
     """Return the squared distances between the rows of two blocks of floats.
 
@@ -162,7 +160,7 @@ def squared_distances(
 
 
 def direct_squared_distances(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], rows: npt.NDArray[Any], columns: npt.NDArray[Any]
+    a: AnyArray, b: AnyArray, rows: AnyArray, columns: AnyArray
 ) -> FloatArray:
     """Return squared distances of the pairs ``(a[rows], b[columns])`` from their differences.
 
@@ -186,7 +184,7 @@ def direct_squared_distances(
 
 
 def _expanded(
-    a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
+    a: AnyArray, b: AnyArray | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return ``|a|² + |b|² - 2ab`` of centred rows, and the squared norms of both blocks."""
     dtype = np.dtype(precision.dtype)
@@ -235,7 +233,7 @@ EXACT_IN_FLOAT32 = (
 """Dtypes whose every value float32 represents exactly."""
 
 
-def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray) -> FloatArray:
+def _centre_into(buffer: FloatArray, rows: AnyArray, centre: FloatArray) -> FloatArray:
     """Return rows minus centre, in ``buffer``; subtracted in float64 if float32 is too coarse."""
     out = buffer[:, : rows.shape[1]]
     subtract_in = buffer.dtype if rows.dtype in EXACT_IN_FLOAT32 else np.dtype(np.float64)
@@ -263,7 +261,7 @@ def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) ->
 
 def _close_pairs(
     squared: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+) -> tuple[IntArray, IntArray]:
     """Return rows and columns of the pairs that are too close for the expanded form."""
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
@@ -310,7 +308,7 @@ class ByteRows:
         """Shape of one row."""
         return self.source.row_shape
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return rows ``start`` to ``stop`` as bytes, ``(stop - start, *row_shape)``."""
         rows = self.source.read(start, stop)
         if is_byte_dtype(rows.dtype):
@@ -336,7 +334,7 @@ def as_bytes(source: BlockSource) -> BlockSource:
     return source
 
 
-def byte_units(rows: npt.NDArray[Any]) -> set[float]:
+def byte_units(rows: AnyArray) -> set[float]:
     """Return the ``UNITS`` for which every value is a level from 0 to 255 times the unit.
 
     A quotient must be the float that dividing by 255 gives. Half-precision floats are too coarse
@@ -355,7 +353,7 @@ def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
     return UNITS if can_hold_quotients else UNITS[:1]
 
 
-def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float) -> bool:
+def _fill_levels(out: IntArray, rows: AnyArray, unit: float) -> bool:
     """Write the grey levels of ``rows`` to ``out``.
 
     Returns:
@@ -385,7 +383,7 @@ def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float
     return True
 
 
-def squared_norms(rows: Bytes, product: Product) -> npt.NDArray[np.int64]:
+def squared_norms(rows: Bytes, product: Product) -> IntArray:
     """Return ``|a|²`` of every row of bytes, ``(num_rows,)``."""
     norms = np.empty(len(rows), np.int64)
     for start in range(0, len(rows), NORM_ROWS):
@@ -426,9 +424,7 @@ def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
     return total
 
 
-def expand(
-    products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]
-) -> IntArray:
+def expand(products: IntArray, norms_a: IntArray, norms_b: IntArray) -> IntArray:
     """Turn products of rows into squared distances, in place.
 
     Args:

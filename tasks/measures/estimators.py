@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import DataError, unknown_name
-from tasks.measures.distances import FloatArray
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
 
 EQUAL_LOG_RATIO = 1e-5
@@ -35,7 +34,7 @@ BLOCK_POINTS = 10
 """Points of a block, at most. Blocks of 21 and of 42 points give the same standard errors to within
 a few percent (docs/measures.md)."""
 
-Weights = npt.NDArray[np.float64]
+Weights = FloatArray
 """How often a resample drew each point, ``(num_points,)``."""
 Statistic = Callable[[Weights], float | None]
 """A number of a resample, or None if the resample does not define it."""
@@ -98,8 +97,8 @@ class Neighborhoods:
     """
 
     distances: FloatArray
-    indices: npt.NDArray[Any]
-    is_usable: npt.NDArray[np.bool_]
+    indices: AnyArray
+    is_usable: BoolArray
     parameters: Mapping[str, float]
     seed: int
 
@@ -162,7 +161,7 @@ def inverse_dimensions(
     return total / (num_neighbors - divisor_offset)
 
 
-def neighborhood_blocks(indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def neighborhood_blocks(indices: AnyArray) -> IntArray:
     """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighbouring points.
 
     Each point that has no block yet takes its free neighbours, in the order of the points.
@@ -186,7 +185,7 @@ def neighborhood_blocks(indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 def block_std_error(
     statistic: Statistic,
-    blocks: npt.NDArray[np.int64],
+    blocks: IntArray,
     *,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
     UNITS,
     BlockSource,
     ByteRows,
-    FloatArray,
     Precision,
     as_bytes,
     byte_units,
@@ -281,10 +281,10 @@ class SearchedImages:
     """
 
     source: BlockSource
-    source_rows: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64] | None
+    source_rows: IntArray
+    labels: IntArray | None
     search: NeighborSearch
-    samples: npt.NDArray[np.bool_]
+    samples: BoolArray
     convention: SharpnessConvention
 
     def sharpness(self, table: NeighborTable, sample_slice: slice) -> LabelSharpness | None:
@@ -324,7 +324,7 @@ class SearchedImages:
             nearest, pair, pair_distance, in_samples, self.samples[sample_slice, :size]
         )
 
-    def _refine_minimum(self, distances: FloatArray, indices: npt.NDArray[Any]) -> None:
+    def _refine_minimum(self, distances: FloatArray, indices: AnyArray) -> None:
         """Recompute in float64, in place, all distances that could be the smallest.
 
         Args:
@@ -386,7 +386,7 @@ class RowProfile:
     """
 
     source: BlockSource
-    distinct_rows: npt.NDArray[np.int64]
+    distinct_rows: IntArray
     conflicts: list[tuple[int, int]]
     is_exact: bool
 
@@ -396,7 +396,7 @@ class RowProfile:
 
 
 def profile_rows(
-    source: BlockSource, labels: npt.NDArray[Any] | None, *, executor: Executor | None = None
+    source: BlockSource, labels: AnyArray | None, *, executor: Executor | None = None
 ) -> RowProfile:
     """Find duplicates and conflicts, and check that all values are finite.
 
@@ -458,7 +458,7 @@ class PieceProfile:
         dtype: The dtype as text, with its byte order.
     """
 
-    keys: npt.NDArray[np.uint64]
+    keys: IntArray
     rows_not_finite: list[int]
     units: set[float]
     dtype: str
@@ -492,7 +492,7 @@ def profile_piece(source: BlockSource, start: int, stop: int) -> PieceProfile:
     return PieceProfile(words @ odd_multipliers, rows_not_finite, units, rows.dtype.str)
 
 
-def _first_equal_rows(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
     """Return the first equal row of every row, ``(num_rows,)``.
 
     Rows with equal keys are compared by digests of all their values.

@@ -32,11 +32,10 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
+from tasks.measures.arrays import AnyArray, BoolArray, Bytes, FloatArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     ByteRows,
-    FloatArray,
-    IntArray,
     Precision,
     as_bytes,
     as_source,
@@ -48,7 +47,7 @@ from tasks.measures.distances import (
     squared_distances,
     squared_norms,
 )
-from tasks.measures.products import Bytes, check_device, choose_product, in_threads
+from tasks.measures.products import check_device, choose_product, in_threads
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
@@ -80,7 +79,7 @@ labelling has no unlike pair among so many once in 10¹⁷."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Closest pairs to keep per shell, at most; they take 16 MiB."""
 
-Block = npt.NDArray[Any]
+Block = AnyArray
 """Squared distances, float32, float64, int32 or int64."""
 
 
@@ -302,7 +301,7 @@ class Candidates(NamedTuple):
     squared: FloatArray
 
 
-def _by_row(is_chosen: npt.NDArray[np.bool_], block: Block) -> Candidates:
+def _by_row(is_chosen: BoolArray, block: Block) -> Candidates:
     # np.flatnonzero takes a tenth of the time of np.nonzero on two axes, if it follows the memory.
     if is_chosen.strides[0] >= is_chosen.strides[1]:
         rows, columns = np.divmod(np.flatnonzero(is_chosen), is_chosen.shape[1])
@@ -346,7 +345,7 @@ class SearchJob:
     source_rows: IntArray
     label_codes: IntArray | None
     shells: IntArray
-    samples: npt.NDArray[np.bool_]
+    samples: BoolArray
     centre: FloatArray
     num_shells: int
     num_neighbors: int
@@ -356,7 +355,7 @@ class SearchJob:
     pair_capacities: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
-    def read(self, span: Span) -> npt.NDArray[Any]:
+    def read(self, span: Span) -> AnyArray:
         """Return the rows of a span, ``(num_positions, num_features)``.
 
         Raises:
@@ -450,7 +449,7 @@ def _blocks_of_bytes(job: SearchJob, rows: Span, columns: Span) -> Iterator[Tile
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.work, job.precision.device)
     # Pieces pass once for every held block, so their norms are kept.
-    norms: dict[Span, npt.NDArray[np.int64]] = {}
+    norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held in _spans(rows, held_rows):
             a = job.read(held)
@@ -471,7 +470,7 @@ def _blocks_of_bytes(job: SearchJob, rows: Span, columns: Span) -> Iterator[Tile
 
 
 def _blocks_within(
-    products: IntArray, norms: npt.NDArray[np.int64], held: Span, piece_rows: int
+    products: IntArray, norms: IntArray, held: Span, piece_rows: int
 ) -> Iterator[TileBlock]:
     """Yield the distances of the held rows to each other.
 
@@ -645,7 +644,7 @@ def nested_neighbors(
     precision: Precision | None = None,
     block_rows: int = BLOCK_ROWS,
     keep: IntArray | None = None,
-    samples: npt.NDArray[np.bool_] | None = None,
+    samples: BoolArray | None = None,
 ) -> NeighborSearch:
     """Find the neighbours of every row within every prefix, exactly.
 
@@ -712,7 +711,7 @@ def _label_codes(labels: IntArray) -> IntArray:
     return numbered.astype(np.min_scalar_type(len(classes)))
 
 
-def _pair_capacities(samples: npt.NDArray[np.bool_], train_sizes: Sequence[int]) -> tuple[int, ...]:
+def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return how many closest pairs of each shell to keep, so that samples hold enough of them.
 
     A sample of M among n images holds a pair with probability (M/n)².

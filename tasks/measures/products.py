@@ -30,16 +30,13 @@ from itertools import product as pairs_of
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import SetupError
+from tasks.measures.arrays import Bytes, IntArray
 
 logger = logging.getLogger(__name__)
 
-Bytes = npt.NDArray[np.integer[Any] | np.bool_]
-"""Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
-SignedBytes = npt.NDArray[np.int8]
-Product = Callable[[Bytes, Bytes], npt.NDArray[np.int32]]
+Product = Callable[[Bytes, Bytes], IntArray]
 """Computes ``a @ b.T`` of rows with at most ``MAX_FEATURES`` bytes, after `to_signed` has shifted
 uint8 by -128. The shift changes no distance. If ``a is b``, entries below the diagonal may be
 missing."""
@@ -85,7 +82,7 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def to_signed(rows: Bytes, buffer: SignedBytes | None = None) -> SignedBytes:
+def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
     """Return rows of bytes as int8. Values of uint8 are shifted by -128, which changes no distance.
 
     Args:
@@ -107,7 +104,7 @@ def to_signed(rows: Bytes, buffer: SignedBytes | None = None) -> SignedBytes:
     return copy
 
 
-def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+def blas_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T`` as a sum of float32 products over few enough features to be exact."""
     total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
@@ -119,13 +116,13 @@ def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
     return total
 
 
-def wide_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+def wide_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T`` in integers throughout. Slow; used if all other implementations fail."""
-    product: npt.NDArray[np.int32] = np.matmul(to_signed(a), to_signed(b).T, dtype=np.int32)
+    product: IntArray = np.matmul(to_signed(a), to_signed(b).T, dtype=np.int32)
     return product
 
 
-def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T`` by the processor's 8-bit instructions, divided over all threads.
 
     Threads are first divided over pieces of features, because those need no shared input. Threads
@@ -161,7 +158,7 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
     in_threads(add_products, list(pairs_of(range(feature_threads), range(column_threads))))
     if feature_threads == 1:
         return totals[0]
-    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
+    product: IntArray = totals.sum(axis=0, dtype=np.int32)
     return product
 
 
@@ -184,7 +181,7 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
+def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> IntArray:
     """Return ``a @ b.T`` by 8-bit instructions in all of torch's threads, or on a GPU.
 
     ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Rows are padded
@@ -205,7 +202,7 @@ def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int
     right = left if a is b else padded(b)
     if not on_cpu or a is not b:
         product = torch._int_mm(left, right.T)[: len(a), : len(b)]
-        on_host: npt.NDArray[np.int32] = product.cpu().numpy()
+        on_host: IntArray = product.cpu().numpy()
         return on_host
     total = np.zeros((len(a), len(a)), np.int32)
     for column in range(0, len(a), TORCH_COLUMNS):

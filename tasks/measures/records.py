@@ -14,6 +14,7 @@ from pydantic import field_validator
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.finding import Finding
+from tasks.measures.arrays import AnyArray, IntArray
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension, table_width
@@ -209,7 +210,7 @@ class MeasureResult(Finding):
             "settings": self.settings.to_json(),
         }
 
-    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureResult:
+    def renumbered(self, order: IntArray) -> MeasureResult:
         """Return the same result with pairs in the row numbers of the user's images.
 
         Args:
@@ -233,7 +234,7 @@ class MeasureResult(Finding):
 NUMBER_THEM = "number the classes 0, 1, ..."
 
 
-def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
+def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
     """Return labels as ``(num_images,)`` int64.
 
     Args:
@@ -288,7 +289,7 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     return sizes
 
 
-def one_array(what: str, values: Any) -> npt.NDArray[Any]:
+def one_array(what: str, values: Any) -> AnyArray:
     """Return values as one array.
 
     Args:
@@ -320,7 +321,7 @@ def _check_unmasked(what: str, values: Any) -> None:
             raise DataError(f"{what} must have a value everywhere", "a masked array", hint)
 
 
-def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
+def as_array(images: npt.ArrayLike) -> AnyArray:
     """Return images as one array.
 
     Raises:
@@ -354,7 +355,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     return source
 
 
-def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images as ``(n, c, h, w)`` if they are ``(n, h, w)`` or ``(n, h, w, c)``.
 
     The last axis is taken for channels if it has 1, 3 or 4 entries and the second has not.

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import DataError
-from tasks.measures.distances import FloatArray, IntArray
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable, PairList
 from tasks.prepared.table import quotas_of
 
@@ -104,11 +103,11 @@ class LabelSharpness:
 
 
 def stratified_samples(
-    labels: npt.NDArray[Any] | None,
+    labels: AnyArray | None,
     train_sizes: Sequence[int],
     sample: int | None,
     seeds: Sequence[int],
-) -> tuple[npt.NDArray[np.bool_], list[slice]]:
+) -> tuple[BoolArray, list[slice]]:
     """Draw the samples in which the largest label sharpness is taken.
 
     Each sample holds every class in the proportion it has among the images of its size (by largest
@@ -125,7 +124,7 @@ def stratified_samples(
         Sizes up to ``sample`` have none: all their images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
-    masks: list[npt.NDArray[np.bool_]] = []
+    masks: list[BoolArray] = []
     slices = []
     for size in train_sizes:
         first = len(masks)
@@ -143,7 +142,7 @@ def stratified_samples(
     return np.array(masks, bool).reshape(len(masks), num_images), slices
 
 
-def count_pairs(labels: npt.NDArray[Any]) -> int:
+def count_pairs(labels: AnyArray) -> int:
     """Return the number of unordered pairs with different labels."""
     # Python integers: squares of counts may overflow int64.
     counts = np.unique(labels, return_counts=True)[1].tolist()
@@ -167,7 +166,7 @@ class UnlikeDistances:
     pair: tuple[int, int] | None
     pair_distance: float
     in_samples: FloatArray
-    members: npt.NDArray[np.bool_]
+    members: BoolArray
 
     def by_sample(self) -> list[FloatArray]:
         """Return the distances of each sample's members; those of all images without samples."""
@@ -178,7 +177,7 @@ class UnlikeDistances:
 
 
 def summarise(
-    labels: npt.NDArray[Any], unlike: UnlikeDistances, convention: SharpnessConvention
+    labels: AnyArray, unlike: UnlikeDistances, convention: SharpnessConvention
 ) -> LabelSharpness:
     """Return the label sharpness of one train size.
 
@@ -224,8 +223,8 @@ def summarise(
 
 def permuted_sharpness(
     table: NeighborTable,
-    labels: npt.NDArray[Any],
-    members: npt.NDArray[np.bool_],
+    labels: AnyArray,
+    members: BoolArray,
     *,
     seed: int = 0,
 ) -> float | None:
@@ -284,7 +283,7 @@ def listed_pairs(table: NeighborTable) -> PairList:
     return PairList(distances[order], first[order], second[order])
 
 
-def _first_unlike(labels: npt.NDArray[Any], first: IntArray, second: IntArray) -> int | None:
+def _first_unlike(labels: AnyArray, first: IntArray, second: IntArray) -> int | None:
     """Return the number of the first pair with different labels, or None."""
     for num_pairs in (FIRST_PAIRS, len(first)):
         is_unlike = labels[first[:num_pairs]] != labels[second[:num_pairs]]
@@ -293,7 +292,7 @@ def _first_unlike(labels: npt.NDArray[Any], first: IntArray, second: IntArray) -
     return None
 
 
-def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
+def _why_undefined(labels: AnyArray, num_pairs: int, pair_distance: float) -> str | None:
     """Return why no finite label sharpness exists, or None if it does."""
     num_classes = len(np.unique(labels))
     if num_classes < 2:
