@@ -44,19 +44,31 @@ Manifold = Callable[[int, int, np.random.Generator], FloatArray]
 as many columns as the shape needs."""
 
 
-def _on_sphere(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+def _on_sphere(
+    num_points: int,
+    dimension: int,
+    rng: np.random.Generator,
+) -> FloatArray:
     points = rng.normal(size=(num_points, dimension + 1))
     on_sphere: FloatArray = points / np.linalg.norm(points, axis=1, keepdims=True)
     return on_sphere
 
 
-def _curled(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+def _curled(
+    num_points: int,
+    dimension: int,
+    rng: np.random.Generator,
+) -> FloatArray:
     angles = 2 * np.pi * rng.random((num_points, dimension))
     radii = np.roll(angles, -1, axis=1)
     return np.concatenate([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _swiss_roll(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+def _swiss_roll(
+    num_points: int,
+    dimension: int,
+    rng: np.random.Generator,
+) -> FloatArray:
     angle = 1.5 * np.pi * (1 + 2 * rng.random((num_points, 1)))
     flat = 21 * rng.random((num_points, dimension - 1))
     return np.concatenate([angle * np.cos(angle), angle * np.sin(angle), flat], axis=1)
@@ -225,7 +237,9 @@ def calibrate(
 
 
 def statistics(
-    table: NeighborTable, pair_distances: FloatArray, num_neighbors: int
+    table: NeighborTable,
+    pair_distances: FloatArray,
+    num_neighbors: int,
 ) -> FloatArray | None:
     """Return the four statistics of step 1, or None if a distance is zero or all are equal.
 

@@ -84,7 +84,7 @@ def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
 
 @dataclass(frozen=True)
 class Precision:
-    """How matrix products are computed. It changes the speed, not which neighbours are nearest.
+    """A way to compute matrix products. It changes the speed, not which neighbours are nearest.
 
     Attributes:
         dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
@@ -116,7 +116,9 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     slices = [flatten(source.read(start, min(start + 64, total))) for start in starts]
     means = [rows.mean(axis=0, dtype=np.float64) for rows in slices]
     centre: FloatArray = np.mean(means, axis=0)
-    return np.rint(centre) if slices[0].dtype.kind in "biu" else centre
+    if slices[0].dtype.kind in "biu":
+        return np.rint(centre)
+    return centre
 
 
 def flatten(rows: AnyArray) -> AnyArray:
@@ -125,7 +127,10 @@ def flatten(rows: AnyArray) -> AnyArray:
 
 
 def squared_distances(
-    a: AnyArray, b: AnyArray | None, centre: FloatArray, precision: Precision
+    a: AnyArray,
+    b: AnyArray | None,
+    centre: FloatArray,
+    precision: Precision,
 ) -> tuple[FloatArray, str]:
     """Return the squared distances between the rows of two blocks of floats.
 
@@ -152,7 +157,8 @@ def squared_distances(
     if precision.dtype == "float32" and (has_overflow or has_many_close):
         return squared_distances(a, b, centre, replace(precision, dtype="float64"))
     if len(close_rows):
-        direct = direct_squared_distances(a, a if b is None else b, close_rows, close_columns)
+        columns_of = a if b is None else b
+        direct = direct_squared_distances(a, columns_of, close_rows, close_columns)
         squared[close_rows, close_columns] = direct
         if b is None:
             squared[close_columns, close_rows] = direct
@@ -160,7 +166,10 @@ def squared_distances(
 
 
 def direct_squared_distances(
-    a: AnyArray, b: AnyArray, rows: AnyArray, columns: AnyArray
+    a: AnyArray,
+    b: AnyArray,
+    rows: AnyArray,
+    columns: AnyArray,
 ) -> FloatArray:
     """Return squared distances of the pairs ``(a[rows], b[columns])`` from their differences.
 
@@ -184,20 +193,23 @@ def direct_squared_distances(
 
 
 def _expanded(
-    a: AnyArray, b: AnyArray | None, centre: FloatArray, precision: Precision
+    a: AnyArray,
+    b: AnyArray | None,
+    centre: FloatArray,
+    precision: Precision,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return ``|a|² + |b|² - 2ab`` of centred rows, and the squared norms of both blocks."""
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
     width = min(precision.chunk_features, num_features)
     has_one_chunk = num_features == width
-    num_b = len(a) if b is None else len(b)
+    num_b = len(a if b is None else b)
     gram_matrix = np.zeros((len(a), num_b), dtype if has_one_chunk else np.float64)
     norms_a = np.zeros(len(a))
     norms_b = np.zeros(num_b)
     # Buffers are allocated once: new memory for every chunk would cost as much as filling it.
     buffer_a = np.empty((len(a), width), dtype)
-    buffer_b = buffer_a if b is None else np.empty((num_b, width), dtype)
+    buffer_b = np.empty((num_b, width), dtype)  # takes no memory before it is written
     product = gram_matrix if has_one_chunk else np.empty(gram_matrix.shape, dtype)
     # The caller detects overflow by norms that are not finite.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -233,15 +245,26 @@ EXACT_IN_FLOAT32 = (
 """Dtypes whose every value float32 represents exactly."""
 
 
-def _centre_into(buffer: FloatArray, rows: AnyArray, centre: FloatArray) -> FloatArray:
+def _centre_into(
+    buffer: FloatArray,
+    rows: AnyArray,
+    centre: FloatArray,
+) -> FloatArray:
     """Return rows minus centre, in ``buffer``; subtracted in float64 if float32 is too coarse."""
     out = buffer[:, : rows.shape[1]]
-    subtract_in = buffer.dtype if rows.dtype in EXACT_IN_FLOAT32 else np.dtype(np.float64)
+    subtract_in: np.dtype[Any] = np.dtype(np.float64)
+    if rows.dtype in EXACT_IN_FLOAT32:
+        subtract_in = buffer.dtype
     np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
 
 
-def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) -> None:
+def _product_into(
+    out: FloatArray,
+    a: FloatArray,
+    b: FloatArray,
+    device: str,
+) -> None:
     """Write ``a @ b.T`` to ``out``. If ``a is b``, BLAS computes one triangle only (syrk)."""
     if device == "cpu":
         np.matmul(a, b.T, out=out)
@@ -260,7 +283,10 @@ def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) ->
 
 
 def _close_pairs(
-    squared: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str
+    squared: FloatArray,
+    norms_a: FloatArray,
+    norms_b: FloatArray,
+    dtype: str,
 ) -> tuple[IntArray, IntArray]:
     """Return rows and columns of the pairs that are too close for the expanded form."""
     fraction = CLOSE_FRACTION[dtype]
@@ -349,11 +375,16 @@ def byte_units(rows: AnyArray) -> set[float]:
 def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         return ()
-    can_hold_quotients = dtype.kind == "f" and dtype.itemsize >= 4
-    return UNITS if can_hold_quotients else UNITS[:1]
+    if dtype.kind == "f" and dtype.itemsize >= 4:
+        return UNITS
+    return UNITS[:1]  # quotients need floats of 32 bits
 
 
-def _fill_levels(out: IntArray, rows: AnyArray, unit: float) -> bool:
+def _fill_levels(
+    out: IntArray,
+    rows: AnyArray,
+    unit: float,
+) -> bool:
     """Write the grey levels of ``rows`` to ``out``.
 
     Returns:
@@ -392,7 +423,11 @@ def squared_norms(rows: Bytes, product: Product) -> IntArray:
     return norms
 
 
-def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
+def gram(
+    a: Bytes,
+    b: Bytes,
+    product: Product,
+) -> IntArray:
     """Return the products of the rows of two blocks of bytes.
 
     Args:
@@ -424,7 +459,11 @@ def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
     return total
 
 
-def expand(products: IntArray, norms_a: IntArray, norms_b: IntArray) -> IntArray:
+def expand(
+    products: IntArray,
+    norms_a: IntArray,
+    norms_b: IntArray,
+) -> IntArray:
     """Turn products of rows into squared distances, in place.
 
     Args:

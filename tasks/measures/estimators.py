@@ -35,7 +35,7 @@ BLOCK_POINTS = 10
 a few percent (docs/measures.md)."""
 
 Weights = FloatArray
-"""How often a resample drew each point, ``(num_points,)``."""
+"""Counts of a resample: how often it drew each point, ``(num_points,)``."""
 Statistic = Callable[[Weights], float | None]
 """A number of a resample, or None if the resample does not define it."""
 
@@ -78,15 +78,15 @@ class IntrinsicDimension:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. ``details`` are merged in; ``reason`` is left out if it is None."""
         record = dict(vars(self))
-        details = record.pop("details")
+        record.update(record.pop("details"))
         if self.reason is None:
             del record["reason"]
-        return record | details
+        return record
 
 
 @dataclass(frozen=True)
 class Neighborhoods:
-    """What an estimator reads: distances of the points that can be used.
+    """The input of an estimator: distances of the points that can be used.
 
     Attributes:
         distances: ``(num_usable, num_neighbors)``, ascending. All are positive and finite.
@@ -110,7 +110,7 @@ class Neighborhoods:
 
 @dataclass(frozen=True)
 class Fit:
-    """What an estimator returns.
+    """The output of an estimator.
 
     Attributes:
         value: The dimension, or None if neighbours are equally far.
@@ -144,7 +144,9 @@ class Estimator:
 
 
 def inverse_dimensions(
-    log_distances: FloatArray, num_neighbors: int, divisor_offset: int
+    log_distances: FloatArray,
+    num_neighbors: int,
+    divisor_offset: int,
 ) -> FloatArray:
     """Return ``1/(k - divisor_offset) · Σ_{j<k} ln(T_k / T_j)`` of every point.
 
@@ -214,7 +216,9 @@ def block_std_error(
             value = statistic(counts[numbered].astype(np.float64))
         if value is not None and np.isfinite(value):
             values.append(value)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1))
 
 
 def fit_mle(neighborhoods: Neighborhoods) -> Fit:
@@ -295,7 +299,9 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
 
 
 def _twonn_slope(
-    log_ratios: FloatArray, weights: FloatArray, discard_fraction: float
+    log_ratios: FloatArray,
+    weights: FloatArray,
+    discard_fraction: float,
 ) -> float | None:
     """Return TwoNN's slope, or None if no positive ratio is left.
 
@@ -314,7 +320,9 @@ def _twonn_slope(
     weight = weights[:num_fitted]
     # No dot products: BLAS divides long ones over threads, whose number would change the sum.
     sum_xx = float((weight * x * x).sum())
-    return float((weight * x * y).sum() / sum_xx) if sum_xx > 0 else None
+    if sum_xx <= 0:
+        return None
+    return float((weight * x * y).sum() / sum_xx)
 
 
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
@@ -345,11 +353,17 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     return Fit(fit.value, fit.std_error, fit.num_ties, {"curve": curve})
 
 
-def gride_at_scale(log_ratios: FloatArray, n1: int, n2: int) -> Fit:
+def gride_at_scale(
+    log_ratios: FloatArray,
+    n1: int,
+    n2: int,
+) -> Fit:
     """Maximise Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
     # A ratio of exactly one has probability zero, but occurs on lattices and through rounding.
-    logs = log_ratios[log_ratios > 0] if power else log_ratios
+    logs = log_ratios
+    if power > 0:
+        logs = log_ratios[log_ratios > 0]
     num_ties = len(log_ratios) - len(logs)
     num_points = len(logs)
     total = float(logs.sum())

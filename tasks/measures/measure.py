@@ -313,10 +313,10 @@ class SearchedImages:
             sample_indices = self.search.sample_unlike_indices[sample_slice, :size]
             for distances, indices in zip(in_samples, sample_indices, strict=True):
                 self._refine_minimum(distances, indices)
-        closest = int(nearest.argmin()) if size else 0
         pair_distance = float(nearest.min(initial=np.inf))
         pair = None
         if np.isfinite(pair_distance):
+            closest = int(nearest.argmin())
             first = int(self.source_rows[closest])
             second = int(self.source_rows[table.unlike_indices[closest]])
             pair = min(first, second), max(first, second)
@@ -335,19 +335,17 @@ class SearchedImages:
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
         refined: dict[tuple[int, int], float] = {}  # most pairs are there from both ends
         for position in candidates.tolist():
-            other = int(indices[position])
-            pair = min(position, other), max(position, other)
+            nearest = int(indices[position])
+            pair = min(position, nearest), max(position, nearest)
             if pair not in refined:
-                refined[pair] = self._direct_distance(*pair)
+                a, b = (self._read(end) for end in pair)
+                only = np.zeros(1, np.intp)
+                refined[pair] = float(np.sqrt(direct_squared_distances(a, b, only, only)[0]))
             distances[position] = refined[pair]
 
-    def _direct_distance(self, position: int, other: int) -> float:
-        first = int(self.source_rows[position])
-        second = int(self.source_rows[other])
-        a = flatten(self.source.read(first, first + 1))
-        b = flatten(self.source.read(second, second + 1))
-        only = np.zeros(1, np.intp)
-        return float(np.sqrt(direct_squared_distances(a, b, only, only)[0]))
+    def _read(self, position: int) -> AnyArray:
+        row = int(self.source_rows[position])
+        return flatten(self.source.read(row, row + 1))
 
 
 def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
@@ -376,7 +374,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
 
 @dataclass(frozen=True)
 class RowProfile:
-    """Which rows of a source to measure.
+    """The rows of a source that are measured.
 
     Attributes:
         source: Where to read them; as bytes if all rows hold bytes and have one dtype.
@@ -392,11 +390,14 @@ class RowProfile:
 
     def precision(self, requested: Precision) -> Precision:
         """Return the requested precision, in floats unless all rows are bytes of one dtype."""
-        return requested if self.is_exact else replace(requested, exact_bytes=False)
+        return replace(requested, exact_bytes=requested.exact_bytes and self.is_exact)
 
 
 def profile_rows(
-    source: BlockSource, labels: AnyArray | None, *, executor: Executor | None = None
+    source: BlockSource,
+    labels: AnyArray | None,
+    *,
+    executor: Executor | None = None,
 ) -> RowProfile:
     """Find duplicates and conflicts, and check that all values are finite.
 
@@ -430,10 +431,10 @@ def profile_rows(
         units &= piece.units
         dtypes.add(piece.dtype)
     if rows_not_finite:
-        found = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
+        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
         first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
         hint = "remove or repair these rows"
-        raise DataError("All values must be finite", f"{found}, {first_ones}", hint)
+        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
     first_of = _first_equal_rows(source, keys)
     conflicts = []
     if labels is not None:
@@ -464,7 +465,11 @@ class PieceProfile:
     dtype: str
 
 
-def profile_piece(source: BlockSource, start: int, stop: int) -> PieceProfile:
+def profile_piece(
+    source: BlockSource,
+    start: int,
+    stop: int,
+) -> PieceProfile:
     """Hash the rows ``start`` to ``stop`` of a source by a fixed random choice of their values.
 
     Raises:

@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,67 +106,74 @@ def no_pair(dtype: np.dtype[Any]) -> float | int:
     """
     if dtype.kind == "f":
         return np.inf
-    return 2**31 - 1 if dtype == np.int32 else 2**47
+    if dtype == np.int32:
+        return 2**31 - 1
+    return 2**47
 
 
 def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
     """Return limits in the dtype of a block, below "no pair"."""
-    largest = np.finfo(dtype).max if dtype.kind == "f" else no_pair(dtype) - 1
+    largest = no_pair(dtype) - 1
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
     return np.minimum(limits, largest).astype(dtype)
 
 
-class ClosestPairs:
-    """All pairs with squared distance below a limit, which falls as more than ``capacity`` come.
+PAIR = np.dtype([("squared", np.float64), ("first", np.int32), ("second", np.int32)])
+"""Dtype of a pair of positions and its squared distance."""
 
-    The limit after `prune` is the ``capacity + 1``-th smallest squared distance of all pairs that
+
+class ClosestPairs:
+    """All pairs with a squared distance below a limit, which falls as pairs are added.
+
+    After `prune` the limit is the ``capacity + 1``-th smallest squared distance of all pairs that
     were added. So it does not depend on the order of adding and merging.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.limit = np.inf
-        self._parts: list[tuple[FloatArray, IntArray, IntArray]] = []
+        self._parts = [np.zeros(0, PAIR)]
 
-    def add(self, squared: FloatArray, first: IntArray, second: IntArray) -> None:
-        """Add pairs ``(num_pairs,)`` of positions, each pair of the shell once."""
-        if len(squared):
-            self._parts.append((squared, first.astype(np.int32), second.astype(np.int32)))
-        if sum(len(part[0]) for part in self._parts) > 2 * self.capacity:
-            self.prune()
+    @property
+    def pairs(self) -> AnyArray:
+        """The pairs, ``(num_pairs,)`` of dtype ``PAIR``, in no order."""
+        return np.concatenate(self._parts)
 
-    def update(self, block: Block, first_row: int, first_column: int) -> None:
+    def update(
+        self,
+        block: Block,
+        first_row: int,
+        first_column: int,
+    ) -> None:
         """Add the pairs of a block, whose rows and columns are positions from these on.
 
         Only pairs with the smaller position first are added: a block on the diagonal has both.
         """
         limit = _limits_as(np.array(self.limit), block.dtype)
         rows, columns = np.divmod(np.flatnonzero(block <= limit), block.shape[1])
-        first = rows + first_row
-        second = columns + first_column
-        is_new = first < second
-        squared = block[rows[is_new], columns[is_new]].astype(np.float64)
-        self.add(squared, first[is_new], second[is_new])
+        pairs = np.zeros(len(rows), PAIR)
+        pairs["squared"] = block[rows, columns]
+        pairs["first"] = rows + first_row
+        pairs["second"] = columns + first_column
+        self._parts.append(pairs[pairs["first"] < pairs["second"]])
+        if sum(map(len, self._parts)) > 2 * self.capacity:
+            self.prune()
 
-    def merge(self, other: ClosestPairs) -> None:
-        """Add the pairs of another collection, which has other pairs of the same shell."""
-        self.limit = min(self.limit, other.limit)
-        self._parts += other._parts
+    def merge(self, more: ClosestPairs) -> None:
+        """Add a collection of further pairs of the same shell."""
+        self.limit = min(self.limit, more.limit)
+        self._parts += more._parts
         self.prune()
 
     def prune(self) -> None:
         """Lower the limit, so that at most ``capacity`` pairs remain."""
-        squared, first, second = self.pairs()
+        pairs = self.pairs
+        squared = pairs["squared"]
         if len(squared) > self.capacity:
             limit = np.partition(squared, self.capacity)[self.capacity]
             self.limit = min(self.limit, float(limit))
-        is_below = squared < self.limit
-        self._parts = [(squared[is_below], first[is_below], second[is_below])]
-
-    def pairs(self) -> tuple[FloatArray, IntArray, IntArray]:
-        """Return squared distances and both positions, ``(num_pairs,)`` each, in no order."""
-        empty = np.zeros(0), np.zeros(0, np.int32), np.zeros(0, np.int32)
-        squared, first, second = zip(empty, *self._parts, strict=True)
-        return np.concatenate(squared), np.concatenate(first), np.concatenate(second)
+        self._parts = [pairs[squared < self.limit]]
 
 
 class TileResult:
@@ -184,49 +191,42 @@ class TileResult:
         precision: The dtype that the products needed, or ``EXACT``.
     """
 
-    def __init__(
-        self,
-        span: Span,
-        *,
-        num_shells: int,
-        num_neighbors: int,
-        num_samples: int,
-        precision: str,
-        pair_capacities: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, job: SearchJob, span: Span) -> None:
         num_positions = span.stop - span.start
-        neighbor_shape = (num_shells, num_positions, num_neighbors)
-        unlike_shape = (num_shells + num_samples, num_positions)
+        num_lists = job.num_shells + len(job.samples)
         self.span = span
-        self.squared = np.full(neighbor_shape, np.inf)
-        self.ids = np.full(neighbor_shape, -1, np.int64)
-        self.unlike_squared = np.full(unlike_shape, np.inf)
-        self.unlike_ids = np.full(unlike_shape, -1, np.int64)
-        self.closest_pairs = [ClosestPairs(capacity) for capacity in pair_capacities]
-        self.precision = precision
+        self.squared = np.full((job.num_shells, num_positions, job.num_neighbors), np.inf)
+        self.ids = np.full(self.squared.shape, -1, np.int64)
+        self.unlike_squared = np.full((num_lists, num_positions), np.inf)
+        self.unlike_ids = np.full(self.unlike_squared.shape, -1, np.int64)
+        self.closest_pairs = [ClosestPairs(capacity) for capacity in job.pair_capacities]
+        self.precision = EXACT if job.is_exact else job.precision.dtype
 
-    def merge(self, other: TileResult) -> None:
+    def merge(self, part: TileResult) -> None:
         """Merge a result for a part of the same positions into this one."""
-        part = other.span.within(self.span)
-        squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
-        ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
-        num_neighbors = self.squared.shape[-1]
-        self.squared[:, part], self.ids[:, part] = smallest(squared, ids, num_neighbors)
-        # Views: assigning to them changes this result.
-        unlike_squared = self.unlike_squared[:, part]
-        unlike_ids = self.unlike_ids[:, part]
-        is_tie = other.unlike_squared == unlike_squared
-        is_better = (other.unlike_squared < unlike_squared) | (
-            is_tie & (other.unlike_ids < unlike_ids)
+        positions = part.span.within(self.span)
+        self.squared[:, positions], self.ids[:, positions] = merge_nearest(
+            self.squared[:, positions], self.ids[:, positions], part.squared, part.ids
         )
-        unlike_squared[is_better] = other.unlike_squared[is_better]
-        unlike_ids[is_better] = other.unlike_ids[is_better]
-        for pairs, other_pairs in zip(self.closest_pairs, other.closest_pairs, strict=True):
-            pairs.merge(other_pairs)
-        if other.precision == "float64":  # the wider dtype was needed at least once
-            self.precision = "float64"
+        # Views: assigning to them changes this result.
+        squared = self.unlike_squared[:, positions]
+        ids = self.unlike_ids[:, positions]
+        is_tie = part.unlike_squared == squared
+        is_better = (part.unlike_squared < squared) | (is_tie & (part.unlike_ids < ids))
+        squared[is_better] = part.unlike_squared[is_better]
+        ids[is_better] = part.unlike_ids[is_better]
+        for pairs, more_pairs in zip(self.closest_pairs, part.closest_pairs, strict=True):
+            pairs.merge(more_pairs)
+        if part.precision == "float64":  # the wider dtype was needed at least once
+            self.precision = part.precision
 
-    def update_neighbors(self, shell: int, rows: slice, first_column: int, block: Block) -> None:
+    def update_neighbors(
+        self,
+        shell: int,
+        rows: slice,
+        first_column: int,
+        block: Block,
+    ) -> None:
         """Merge a block of squared distances into the neighbours of one shell.
 
         Args:
@@ -244,29 +244,47 @@ class TileResult:
             # First blocks of a shell: only the block's own k nearest can enter the table.
             limits = np.minimum(limits, np.partition(block, k - 1, axis=1)[:, k - 1])
             is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
-        candidates = _by_row(is_candidate, block)
-        if not len(candidates.rows):
-            return
-        squared = candidates.squared
-        ids = np.where(np.isfinite(squared), candidates.columns + first_column, -1)
-        best_squared[candidates.rows], best_ids[candidates.rows] = smallest(
-            np.concatenate([best_squared[candidates.rows], squared], axis=1),
-            np.concatenate([best_ids[candidates.rows], ids], axis=1),
-            k,
-        )
+        active, columns, squared = _by_row(is_candidate, block)
+        if len(active):
+            ids = np.where(np.isfinite(squared), columns + first_column, -1)
+            best_squared[active], best_ids[active] = merge_nearest(
+                best_squared[active], best_ids[active], squared, ids
+            )
 
 
-def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    """Return the ``k`` smallest distances along the last axis, ascending, and their ids.
+def merge_nearest(
+    squared: FloatArray,
+    ids: IntArray,
+    more_squared: FloatArray,
+    more_ids: IntArray,
+) -> tuple[FloatArray, IntArray]:
+    """Merge two sets of lists of nearest neighbours.
 
-    Ties are broken by id, so the result does not depend on the order of merging.
+    Args:
+        squared: ``(..., num_neighbors)`` squared distances.
+        ids: Their positions.
+        more_squared: ``(..., any number)`` further squared distances.
+        more_ids: Their positions.
+
+    Returns:
+        The ``num_neighbors`` smallest distances, ascending, and their positions. Ties are broken by
+        position, so the result does not depend on the order of merging.
     """
-    order = np.lexsort((ids, squared), axis=-1)[..., :k]
-    return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+    all_squared = np.concatenate([squared, more_squared], axis=-1)
+    all_ids = np.concatenate([ids, more_ids], axis=-1)
+    order = np.lexsort((all_ids, all_squared), axis=-1)[..., : squared.shape[-1]]
+    return (
+        np.take_along_axis(all_squared, order, axis=-1),
+        np.take_along_axis(all_ids, order, axis=-1),
+    )
 
 
 def update_minima(
-    minima: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, block: Block
+    minima: FloatArray,
+    ids: IntArray,
+    rows: IntArray,
+    columns: IntArray,
+    block: Block,
 ) -> None:
     """Lower minima in place where a block has smaller distances.
 
@@ -287,21 +305,13 @@ def update_minima(
     ids[rows[is_better]] = nearest[is_better]
 
 
-class Candidates(NamedTuple):
-    """Chosen entries of a block, row by row, padded to the longest row.
+def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the chosen entries of a block row by row, padded to the longest row.
 
-    Attributes:
-        rows: ``(num_active,)`` rows that have chosen entries.
-        columns: ``(num_active, most)`` their columns, 0 for padding.
-        squared: ``(num_active, most)`` float64 entries, infinite for padding.
+    Returns:
+        The rows that have chosen entries, ``(num_active,)``. The entries' columns, 0 for padding,
+        and the entries as float64, infinite for padding; both ``(num_active, most)``.
     """
-
-    rows: IntArray
-    columns: IntArray
-    squared: FloatArray
-
-
-def _by_row(is_chosen: BoolArray, block: Block) -> Candidates:
     # np.flatnonzero takes a tenth of the time of np.nonzero on two axes, if it follows the memory.
     if is_chosen.strides[0] >= is_chosen.strides[1]:
         rows, columns = np.divmod(np.flatnonzero(is_chosen), is_chosen.shape[1])
@@ -317,12 +327,12 @@ def _by_row(is_chosen: BoolArray, block: Block) -> Candidates:
     padded_squared = np.full(padded_columns.shape, np.inf)
     padded_columns[padded_row, padded_column] = columns
     padded_squared[padded_row, padded_column] = block[rows, columns]
-    return Candidates(active, padded_columns, padded_squared)
+    return active, padded_columns, padded_squared
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """What every task needs besides its tile. Shared with all workers once.
+    """Everything a task needs besides its tile. Shared with all workers once.
 
     Attributes:
         source: Where rows are read.
@@ -355,6 +365,11 @@ class SearchJob:
     pair_capacities: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows are bytes, which are measured in integers."""
+        return self.byte_dtype is not None
+
     def read(self, span: Span) -> AnyArray:
         """Return the rows of a span, ``(num_positions, num_features)``.
 
@@ -364,14 +379,15 @@ class SearchJob:
         source_rows = self.source_rows[span.positions]
         first = int(source_rows[0])
         block = self.source.read(first, int(source_rows[-1]) + 1)
-        if self.byte_dtype is not None and block.dtype != self.byte_dtype:
+        if self.is_exact and block.dtype != self.byte_dtype:
             raise DataError(
                 "All rows must be of one type",
                 f"{self.byte_dtype} in row 0, {block.dtype} from row {first} on",
                 "convert them to one",
             )
-        has_gaps = len(block) > len(source_rows)
-        return flatten(block[source_rows - first] if has_gaps else block)
+        if len(block) > len(source_rows):  # duplicates in between were left out
+            block = block[source_rows - first]
+        return flatten(block)
 
     def stream(
         self, spans: Iterator[Span], pool: ThreadPoolExecutor
@@ -386,20 +402,11 @@ class SearchJob:
         if current is not None:
             yield current[0], current[1].result()
 
-    def empty_result(self, span: Span) -> TileResult:
-        """Return a result without neighbours for the positions of a span."""
-        return TileResult(
-            span,
-            num_shells=self.num_shells,
-            num_neighbors=self.num_neighbors,
-            num_samples=len(self.samples),
-            precision=self.precision.dtype if self.byte_dtype is None else EXACT,
-            pair_capacities=self.pair_capacities,
-        )
-
 
 def search_tile(
-    job: SearchJob, row_start: int, row_stop: int, column_start: int, column_stop: int
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
 ) -> list[TileResult]:
     """Compute all blocks of one tile.
 
@@ -407,18 +414,15 @@ def search_tile(
         The result of its rows and that of its columns; one result for a tile on the diagonal.
     """
     check_device(job.precision.device)
-    rows = Span(row_start, row_stop)
-    columns = Span(column_start, column_stop)
-    row_result = job.empty_result(rows)
-    column_result = row_result if rows == columns else job.empty_result(columns)
-    blocks = _blocks_of_floats if job.byte_dtype is None else _blocks_of_bytes
+    results = [TileResult(job, span) for span in dict.fromkeys((rows, columns))]
+    blocks = _blocks_of_bytes if job.is_exact else _blocks_of_floats
     for block in blocks(job, rows, columns):
-        row_result.precision = block.precision
-        column_result.precision = block.precision
+        for result in results:
+            result.precision = block.precision
         if block.rows == block.columns:
             np.fill_diagonal(block.squared, no_pair(block.squared.dtype))
-        _file_block(job, row_result, column_result, block)
-    return [row_result] if rows == columns else [row_result, column_result]
+        _file_block(job, results, block)
+    return results
 
 
 class TileBlock(NamedTuple):
@@ -429,12 +433,20 @@ class TileBlock(NamedTuple):
     squared: Block
     precision: str
 
+    def transposed(self) -> TileBlock:
+        """Return the same distances from columns to rows."""
+        return TileBlock(self.columns, self.rows, self.squared.T, self.precision)
 
-def _blocks_of_floats(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
+
+def _blocks_of_floats(
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
+) -> Iterator[TileBlock]:
     precision = job.precision
     for row_span in _spans(rows, job.block_rows):
         a = job.read(row_span)
-        first_column = row_span.start if rows == columns else columns.start
+        first_column = max(row_span.start, columns.start)  # above the diagonal
         for column_span in _spans(Span(first_column, columns.stop), job.block_rows):
             b = None if row_span == column_span else job.read(column_span)
             squared, needed = squared_distances(a, b, job.centre, precision)
@@ -442,7 +454,11 @@ def _blocks_of_floats(job: SearchJob, rows: Span, columns: Span) -> Iterator[Til
             yield TileBlock(row_span, column_span, squared, needed)
 
 
-def _blocks_of_bytes(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
+def _blocks_of_bytes(
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
+) -> Iterator[TileBlock]:
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
@@ -451,118 +467,121 @@ def _blocks_of_bytes(job: SearchJob, rows: Span, columns: Span) -> Iterator[Tile
     # Pieces pass once for every held block, so their norms are kept.
     norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
-        for held in _spans(rows, held_rows):
-            a = job.read(held)
-            first_column = columns.start
+        for held_span in _spans(rows, held_rows):
+            a = job.read(held_span)
+            later_columns = columns
             if rows == columns:
-                first_column = held.stop
+                later_columns = Span(held_span.stop, columns.stop)
                 products = gram(a, a, product)
-                norms_a = products.diagonal().astype(np.int64)
-                yield from _blocks_within(products, norms_a, held, piece_rows)
+                norms_a: IntArray = products.diagonal().astype(np.int64)
+                yield from _blocks_within(products, norms_a, held_span, piece_rows)
             else:
                 norms_a = squared_norms(a, product)
-            pieces = _spans(Span(first_column, columns.stop), piece_rows)
-            for piece, b in job.stream(pieces, pool):
+            for piece, b in job.stream(_spans(later_columns, piece_rows), pool):
                 if piece not in norms:
                     norms[piece] = squared_norms(b, product)
                 squared = expand(gram(a, b, product), norms_a, norms[piece])
-                yield TileBlock(held, piece, squared, EXACT)
+                yield TileBlock(held_span, piece, squared, EXACT)
 
 
 def _blocks_within(
-    products: IntArray, norms: IntArray, held: Span, piece_rows: int
+    products: IntArray,
+    norms: IntArray,
+    held_span: Span,
+    piece_rows: int,
 ) -> Iterator[TileBlock]:
     """Yield the distances of the held rows to each other.
 
     Args:
         products: ``(num_held, num_held)``, guaranteed on and above the diagonal only.
         norms: ``(num_held,)`` squared norms.
-        held: The held positions.
+        held_span: The held positions.
         piece_rows: Columns of a block.
     """
-    for piece in _spans(held, piece_rows):
-        inside = piece.within(held)
-        if piece.start > held.start:
-            earlier = Span(held.start, piece.start)
-            above = earlier.within(held)
+    for piece in _spans(held_span, piece_rows):
+        inside = piece.within(held_span)
+        if piece.start > held_span.start:
+            earlier = Span(held_span.start, piece.start)
+            above = earlier.within(held_span)
             squared = expand(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
         symmetric = np.triu(products[inside, inside])
         symmetric += np.triu(symmetric, 1).T
-        yield TileBlock(piece, piece, expand(symmetric, norms[inside], norms[inside]), EXACT)
-
-
-class Side(NamedTuple):
-    """One side of a block: distances from the positions of ``own`` to those of ``other``."""
-
-    result: TileResult
-    own: Span
-    other: Span
-    block: Block
-    adds_pairs: bool
+        squared = expand(symmetric, norms[inside], norms[inside])
+        yield TileBlock(piece, piece, squared, EXACT)
 
 
 def _file_block(
-    job: SearchJob, row_result: TileResult, column_result: TileResult, block: TileBlock
+    job: SearchJob,
+    results: list[TileResult],
+    block: TileBlock,
 ) -> None:
     """File the distances of a block under the shells of its pairs, for rows and for columns."""
-    sides = [Side(row_result, block.rows, block.columns, block.squared, adds_pairs=True)]
+    sides = [(results[0], block)]
     if block.rows != block.columns:  # a block on the diagonal holds each pair twice already
-        transposed = block.squared.T
-        sides.append(Side(column_result, block.columns, block.rows, transposed, adds_pairs=False))
+        sides.append((results[-1], block.transposed()))
     # The sides have different positions, so they can be filed at the same time.
-    in_threads(lambda side: _file_side(job, side), sides)
+    in_threads(lambda side: _file_side(job, *side), sides)
 
 
-def _file_side(job: SearchJob, side: Side) -> None:
-    result = side.result
+def _file_side(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+) -> None:
+    """File the distances from a block's rows to its columns in the result of its rows."""
     unlike = None
     if job.label_codes is not None:
-        own_labels = job.label_codes[side.own.positions]
-        other_labels = job.label_codes[side.other.positions]
-        is_unlike = own_labels[:, None] != other_labels[None, :]
-        sentinel = side.block.dtype.type(no_pair(side.block.dtype))
-        unlike = np.where(is_unlike, side.block, sentinel)
-        _file_samples(job, side, unlike)
-    for own in _runs_of_one_shell(job.shells, side.own):
-        rows = own.within(result.span)
-        for other in _runs_of_one_shell(job.shells, side.other):
-            shell = int(max(job.shells[own.start], job.shells[other.start]))
-            part = own.within(side.own), other.within(side.other)
-            result.update_neighbors(shell, rows, other.start, side.block[part])
-            if side.adds_pairs and result.closest_pairs:
-                pairs = result.closest_pairs[shell]
-                pairs.update(side.block[part], own.start, other.start)
+        row_labels = job.label_codes[block.rows.positions]
+        column_labels = job.label_codes[block.columns.positions]
+        is_unlike = row_labels[:, None] != column_labels
+        sentinel = block.squared.dtype.type(no_pair(block.squared.dtype))
+        unlike = np.where(is_unlike, block.squared, sentinel)
+        _file_samples(job, result, block, unlike)
+    for row_run in _runs_of_one_shell(job.shells, block.rows):
+        rows = row_run.within(result.span)
+        for column_run in _runs_of_one_shell(job.shells, block.columns):
+            shell = int(max(job.shells[row_run.start], job.shells[column_run.start]))
+            part = row_run.within(block.rows), column_run.within(block.columns)
+            squared = block.squared[part]
+            result.update_neighbors(shell, rows, column_run.start, squared)
+            if result.closest_pairs and row_run.start <= column_run.start:
+                result.closest_pairs[shell].update(squared, row_run.start, column_run.start)
             if unlike is not None:
                 update_minima(
                     result.unlike_squared[shell],
                     result.unlike_ids[shell],
                     np.arange(rows.start, rows.stop),
-                    np.arange(other.start, other.stop),
+                    np.arange(*column_run),
                     unlike[part],
                 )
 
 
-def _file_samples(job: SearchJob, side: Side, unlike: Block) -> None:
+def _file_samples(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+    unlike: Block,
+) -> None:
     """File the nearest rows with another label inside each sample."""
     for number, members in enumerate(job.samples):
-        is_column = members[side.other.positions]
-        rows = np.flatnonzero(members[side.own.positions])
+        is_column = members[block.columns.positions]
+        rows = np.flatnonzero(members[block.rows.positions])
         columns = np.flatnonzero(is_column)
         if not len(rows) or not len(columns):
             continue
+        inside = unlike[rows]
         if len(columns) > DENSE_FRACTION * len(is_column):
             floor = np.where(is_column, 0, no_pair(unlike.dtype)).astype(unlike.dtype)
-            inside = unlike[rows]
             np.maximum(inside, floor, out=inside)
             columns = np.arange(len(is_column))
         else:
-            inside = unlike[rows][:, columns]
+            inside = inside[:, columns]
         update_minima(
-            side.result.unlike_squared[job.num_shells + number],
-            side.result.unlike_ids[job.num_shells + number],
-            rows + side.own.start - side.result.span.start,
-            columns + side.other.start,
+            result.unlike_squared[job.num_shells + number],
+            result.unlike_ids[job.num_shells + number],
+            rows + block.rows.start - result.span.start,
+            columns + block.columns.start,
             inside,
         )
 
@@ -727,23 +746,25 @@ def _search_all_tiles(job: SearchJob, executor: Executor) -> TileResult:
     """Search all tiles and merge their results."""
     num_positions = len(job.source_rows)
     shared = executor.share(job)
-    tiles = [(shared, *tile) for tile in plan_tiles(num_positions, executor.num_workers)]
-    answers = executor.map_unordered(search_tile, tiles, spread=job.work > SPREAD_WORK)
-    results = (result for _, tile_results in answers for result in tile_results)
+    tiles = plan_tiles(num_positions, executor.num_workers)
+    arguments = [(shared, rows, columns) for rows, columns in tiles]
+    answers = executor.map_unordered(search_tile, arguments, spread=job.work > SPREAD_WORK)
     if len(tiles) == 1:
-        return next(results)
-    total = job.empty_result(Span(0, num_positions))
-    for result in results:
-        total.merge(result)
+        total: TileResult = next(answers)[1][0]
+        return total
+    total = TileResult(job, Span(0, num_positions))
+    for _, results in answers:
+        for result in results:
+            total.merge(result)
     return total
 
 
-def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:
+def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[Span, Span]]:
     """Cut the upper triangle of pairs into tiles.
 
     Returns:
-        ``(row start, row stop, column start, column stop)`` of every tile. Tiles off the diagonal
-        cost twice as much and come first, so that short ones fill the gaps at the end.
+        Rows and columns of every tile. Tiles off the diagonal cost twice as much and come first, so
+        that short ones fill the gaps at the end.
     """
     if num_workers == 1:
         num_sides = math.ceil(num_rows / TILE_ROWS_INLINE)
@@ -752,15 +773,16 @@ def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int
         num_sides = max(math.ceil(num_rows / TILE_ROWS), least_sides)
     num_edges = min(num_sides, max(num_rows, 1)) + 1
     edges = np.unique(np.linspace(0, num_rows, num_edges).astype(int)).tolist()
-    spans = list(pairwise(edges))
-    on_diagonal = [(*span, *span) for span in spans]
-    above = [(*rows, *columns) for i, rows in enumerate(spans) for columns in spans[i + 1 :]]
-    return above + on_diagonal
+    spans = [Span(start, stop) for start, stop in pairwise(edges)]
+    return [*combinations(spans, 2), *((span, span) for span in spans)]
 
 
-def _tables(total: TileResult, train_sizes: Sequence[int], unit: float) -> list[NeighborTable]:
+def _tables(
+    total: TileResult,
+    train_sizes: Sequence[int],
+    unit: float,
+) -> list[NeighborTable]:
     """Merge shells upwards: the table of a size holds the nearest of all shells up to it."""
-    num_neighbors = total.squared.shape[-1]
     squared = total.squared[0]
     ids = total.ids[0]
     unlike_squared = total.unlike_squared[0]
@@ -768,11 +790,7 @@ def _tables(total: TileResult, train_sizes: Sequence[int], unit: float) -> list[
     tables = []
     for shell, size in enumerate(train_sizes):
         if shell > 0:
-            squared, ids = smallest(
-                np.concatenate([squared, total.squared[shell]], axis=1),
-                np.concatenate([ids, total.ids[shell]], axis=1),
-                num_neighbors,
-            )
+            squared, ids = merge_nearest(squared, ids, total.squared[shell], total.ids[shell])
             # A tie goes to the earlier shell, whose positions are smaller.
             is_better = total.unlike_squared[shell] < unlike_squared
             unlike_squared = np.where(is_better, total.unlike_squared[shell], unlike_squared)
@@ -793,10 +811,9 @@ def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
     """Return the closest pairs of the shells of one size; None if none were wanted."""
     if not shells:
         return None
-    everything = ClosestPairs(sum(shell.capacity for shell in shells))
+    total = ClosestPairs(sum(shell.capacity for shell in shells))
     for shell in shells:
         shell.prune()
-        everything.merge(shell)
-    squared, first, second = everything.pairs()
-    order = np.lexsort((second, first, squared))
-    return PairList(np.sqrt(squared[order]) * unit, first[order], second[order])
+        total.merge(shell)
+    pairs = np.sort(total.pairs, order=["squared", "first", "second"])
+    return PairList(np.sqrt(pairs["squared"]) * unit, pairs["first"], pairs["second"])

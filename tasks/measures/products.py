@@ -94,9 +94,8 @@ def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
         A copy of the same shape, in ``buffer`` if one is given.
     """
     if buffer is None:
-        copy = np.empty(rows.shape, np.int8)
-    else:
-        copy = buffer[: rows.size].reshape(rows.shape)
+        buffer = np.empty(rows.size, np.int8)
+    copy = buffer[: rows.size].reshape(rows.shape)
     if rows.dtype == np.uint8:
         np.bitwise_xor(rows, 128, out=copy.view(np.uint8))  # x - 128 in two's complement
     else:
@@ -156,9 +155,9 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
                 total[: len(rows), columns] += np.asarray(products)
 
     in_threads(add_products, list(pairs_of(range(feature_threads), range(column_threads))))
-    if feature_threads == 1:
-        return totals[0]
-    product: IntArray = totals.sum(axis=0, dtype=np.int32)
+    product: IntArray = totals[0]
+    if feature_threads > 1:
+        product = totals.sum(axis=0, dtype=np.int32)
     return product
 
 
@@ -181,7 +180,11 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> IntArray:
+def torch_product(
+    a: Bytes,
+    b: Bytes,
+    device: str = "cpu",
+) -> IntArray:
     """Return ``a @ b.T`` by 8-bit instructions in all of torch's threads, or on a GPU.
 
     ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Rows are padded
@@ -196,7 +199,9 @@ def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> IntArray:
         num_more_rows = 0 if on_cpu else -len(rows) % 32
         padding = (0, -rows.shape[1] % 32, 0, num_more_rows)
         tensor = torch.from_numpy(to_signed(rows)).to(device)
-        return torch.nn.functional.pad(tensor, padding) if any(padding) else tensor
+        if any(padding):
+            return torch.nn.functional.pad(tensor, padding)
+        return tensor
 
     left = padded(a)
     right = left if a is b else padded(b)
@@ -281,7 +286,12 @@ def is_exact(name: str, product: Product) -> bool:
 
 
 def _is_right(
-    name: str, product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
+    name: str,
+    product: Product,
+    rng: np.random.Generator,
+    num_a: int,
+    num_b: int,
+    num_features: int,
 ) -> bool:
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 

@@ -24,7 +24,7 @@ from tasks.measures.sharpness import LabelSharpness
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """How a dataset is measured. Every setting can change a number, or its last digits.
+    """Settings of a measure. Each of them can change a number, or its last digits.
 
     Attributes:
         num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
@@ -78,7 +78,12 @@ class MeasureSettings:
         self._check("discard_fraction", is_fraction, "a number in [0, 1)")
         self._check_estimators()
 
-    def _check(self, name: str, is_valid: bool, rule: str) -> None:
+    def _check(
+        self,
+        name: str,
+        is_valid: bool,
+        rule: str,
+    ) -> None:
         if not is_valid:
             raise ConfigError(f"{name} must be {rule}", repr(getattr(self, name)))
 
@@ -231,9 +236,6 @@ class MeasureResult(Finding):
         return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})
 
 
-NUMBER_THEM = "number the classes 0, 1, ..."
-
-
 def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
     """Return labels as ``(num_images,)`` int64.
 
@@ -248,17 +250,16 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != num_images:
-        found = f"labels of shape {array.shape} for {num_images} images"
-        raise DataError("There must be one label per image", found)
+        shapes = f"labels of shape {array.shape} for {num_images} images"
+        raise DataError("There must be one label per image", shapes)
+    rule = "Labels must be whole numbers"
     if array.dtype.kind not in "biuf":
-        rule = "Labels must be whole numbers"
-        raise DataError(rule, f"dtype {array.dtype}", NUMBER_THEM)
+        raise DataError(rule, f"dtype {array.dtype}", "number the classes 0, 1, ...")
     if array.dtype.kind == "f":
         # NaN and infinity are not whole, and larger numbers do not fit int64.
         is_whole = (array == np.rint(array)) & (np.abs(array) < 2.0**63)
         if not is_whole.all():
             row = int(np.argmin(is_whole))
-            rule = "Labels must be whole numbers"
             raise DataError(rule, f"{array[row]} at row {row}", "number the classes")
     return array.astype(np.int64)
 
@@ -289,36 +290,37 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     return sizes
 
 
-def one_array(what: str, values: Any) -> AnyArray:
+def one_array(name: str, values: Any) -> AnyArray:
     """Return values as one array.
 
     Args:
-        what: What the values are, as the first word of a message: "Images" or "Labels".
+        name: Name of the values, as the first word of a message: "Images" or "Labels".
         values: An array, or a list of arrays or numbers.
 
     Raises:
         DataError: If a value is masked, shapes differ, or there is only one value.
     """
-    _check_unmasked(what, values)
+    _check_unmasked(name, values)
     try:
         array = np.asarray(values)
     except ValueError as error:  # nested sequences of different lengths
-        rule = f"{what} must make one array"
+        rule = f"{name} must make one array"
         raise DataError(rule, str(error), "give all of them one shape") from None
     if array.ndim == 0:
-        found = "nothing" if values is None else f"one value, {array}"
-        raise DataError(f"{what} must make one array", found, "give an array or a list of them")
+        value = "nothing" if values is None else f"one value, {array}"
+        raise DataError(f"{name} must make one array", value, "give an array or a list of them")
     return array
 
 
-def _check_unmasked(what: str, values: Any) -> None:
-    parts = values if isinstance(values, (list, tuple)) else [values]
-    for part in parts:
+def _check_unmasked(name: str, values: Any) -> None:
+    if not isinstance(values, (list, tuple)):
+        values = [values]
+    for part in values:
         # Checked by attribute: importing numpy.ma for an isinstance takes long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
             hint = "say what stands there: .filled(VALUE); or leave those images out"
-            raise DataError(f"{what} must have a value everywhere", "a masked array", hint)
+            raise DataError(f"{name} must have a value everywhere", "a masked array", hint)
 
 
 def as_array(images: npt.ArrayLike) -> AnyArray:
@@ -347,11 +349,11 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
-        found = f"shape ({source.num_rows},)"
-        raise DataError("Images must have at least one axis besides their number", found, SHAPES)
+        rule = "Images must have at least one axis besides their number"
+        raise DataError(rule, f"shape ({source.num_rows},)", SHAPES)
     if source.num_rows == 0 or 0 in source.row_shape:
-        found = f"{source.num_rows} rows of shape {source.row_shape}"
-        raise DataError("There must be at least one image, with at least one pixel", found, SHAPES)
+        rule = "There must be at least one image, with at least one pixel"
+        raise DataError(rule, f"{source.num_rows} rows of shape {source.row_shape}", SHAPES)
     return source
 
 

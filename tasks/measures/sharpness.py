@@ -32,7 +32,7 @@ FIRST_PAIRS = 64
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """What a label sharpness was measured in.
+    """The scale that a label sharpness was measured in.
 
     Attributes:
         pixel_range: Pixel values of black and white; None if unknown.
@@ -99,7 +99,9 @@ class LabelSharpness:
     def interval(self) -> list[float] | None:
         """Lowest and highest sample value; None if there is only one sample."""
         values = self.sample_values
-        return [min(values), max(values)] if len(values) > 1 else None
+        if len(values) < 2:
+            return None
+        return [min(values), max(values)]
 
 
 def stratified_samples(
@@ -177,7 +179,9 @@ class UnlikeDistances:
 
 
 def summarise(
-    labels: AnyArray, unlike: UnlikeDistances, convention: SharpnessConvention
+    labels: AnyArray,
+    unlike: UnlikeDistances,
+    convention: SharpnessConvention,
 ) -> LabelSharpness:
     """Return the label sharpness of one train size.
 
@@ -190,7 +194,9 @@ def summarise(
         The record, without the permuted baseline. Undefined with a reason if there is no pair with
         different labels, or its distance cannot be represented.
     """
-    sampled_labels = labels[unlike.members[0]] if len(unlike.in_samples) else labels
+    sampled_labels = labels
+    if len(unlike.members):
+        sampled_labels = labels[unlike.members[0]]
     num_pairs = count_pairs(sampled_labels)
     num_images = len(sampled_labels)
     reason = _why_undefined(labels, num_pairs, unlike.pair_distance)
@@ -283,7 +289,11 @@ def listed_pairs(table: NeighborTable) -> PairList:
     return PairList(distances[order], first[order], second[order])
 
 
-def _first_unlike(labels: AnyArray, first: IntArray, second: IntArray) -> int | None:
+def _first_unlike(
+    labels: AnyArray,
+    first: IntArray,
+    second: IntArray,
+) -> int | None:
     """Return the number of the first pair with different labels, or None."""
     for num_pairs in (FIRST_PAIRS, len(first)):
         is_unlike = labels[first[:num_pairs]] != labels[second[:num_pairs]]
@@ -292,7 +302,11 @@ def _first_unlike(labels: AnyArray, first: IntArray, second: IntArray) -> int | 
     return None
 
 
-def _why_undefined(labels: AnyArray, num_pairs: int, pair_distance: float) -> str | None:
+def _why_undefined(
+    labels: AnyArray,
+    num_pairs: int,
+    pair_distance: float,
+) -> str | None:
     """Return why no finite label sharpness exists, or None if it does."""
     num_classes = len(np.unique(labels))
     if num_classes < 2:
@@ -319,8 +333,8 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
     """
     if have.sample != to.sample:
         rule = "Label sharpness can only be converted between samples of equal size"
-        found = f"{have.sample} and {to.sample} images"
-        raise DataError(rule, found, "measure again with the same sharpness_sample")
+        sizes = f"{have.sample} and {to.sample} images"
+        raise DataError(rule, sizes, "measure again with the same sharpness_sample")
     return _largest_distance(have) / _largest_distance(to)
 
 

@@ -1,6 +1,7 @@
 """What must hold for any data: the promises of the measures, over many small random sets."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.measures import neighbors
-from tasks.measures.distances import ArraySource, as_bytes
+from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import Span, TileResult, nested_neighbors, update_minima
@@ -237,9 +238,15 @@ def test_pairs_are_counted_as_in_the_loop(labels):
 
 def partial_of(seed):
     rng = np.random.default_rng(seed)
-    partial = TileResult(
-        Span(0, 5), num_shells=1, num_neighbors=4, num_samples=0, precision="float32"
+    job = SimpleNamespace(
+        num_shells=1,
+        num_neighbors=4,
+        samples=(),
+        pair_capacities=(6,),
+        is_exact=False,
+        precision=Precision(),
     )
+    partial = TileResult(job, Span(0, 5))
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties

@@ -74,10 +74,17 @@ def test_long_rows_keep_the_promise_on_distances():
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000, 300_000])
 def test_tiles_cover_each_pair_once(num_rows, num_workers):
     tiles = plan_tiles(num_rows, num_workers)
-    area = sum((b - a) * (d - c) if a != c else (b - a) * (b - a + 1) // 2 for a, b, c, d in tiles)
-    assert area == num_rows * (num_rows + 1) // 2
-    assert all(c >= b for a, b, c, d in tiles if a != c)
-    assert max(b - a for a, b, _, _ in tiles) <= (262_144 if num_workers == 1 else 16_384)
+    pairs = 0
+    for rows, columns in tiles:
+        num_rows_of_tile = rows.stop - rows.start
+        if rows == columns:
+            pairs += num_rows_of_tile * (num_rows_of_tile + 1) // 2
+        else:
+            assert rows.stop <= columns.start
+            pairs += num_rows_of_tile * (columns.stop - columns.start)
+    assert pairs == num_rows * (num_rows + 1) // 2
+    longest = max(rows.stop - rows.start for rows, _ in tiles)
+    assert longest <= (262_144 if num_workers == 1 else 16_384)
     if num_workers == 1:
         assert (len(tiles) == 1) == (num_rows <= 262_144)
 
