@@ -279,10 +279,11 @@ def simulate(
     seed: int = 0,
 ) -> Simulations:
     """Simulate the statistics of every family at every dimension, ``NUM_REPEATS`` samples each."""
-    result = np.full((len(families), len(dimensions), NUM_REPEATS, 4), np.nan)
+    shape = len(families), len(dimensions), NUM_REPEATS
+    result = np.full((*shape, 4), np.nan)
     places = []
     arguments = []
-    for place in product(*map(range, result.shape[:3])):
+    for place in product(*map(range, shape)):
         family = families[place[0]]
         dimension = dimensions[place[1]]
         if dimension >= 2 or family not in FROM_DIMENSION_2:
@@ -291,7 +292,8 @@ def simulate(
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
             result[places[index]] = values
-    return Simulations(tuple(families), np.log(np.asarray(dimensions, float)), result)
+    log_dimensions = np.log(np.asarray(dimensions, float))
+    return Simulations(tuple(families), log_dimensions, result)
 
 
 def simulate_one(
@@ -305,7 +307,8 @@ def simulate_one(
 
     Each sample has its own random stream, whatever else is simulated.
     """
-    rng = np.random.default_rng([*seed, dimension, zlib.crc32(family.encode())])
+    family_key = zlib.crc32(family.encode())
+    rng = np.random.default_rng([*seed, dimension, family_key])
     source = as_source(MANIFOLDS[family](num_points, dimension, rng))
     table = nested_neighbors(source, None, [num_points], num_neighbors).tables[0]
     return statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
@@ -314,10 +317,12 @@ def simulate_one(
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     """Return all distances among about ``PAIR_ROWS`` rows, slices spread over those chosen."""
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
-    starts = np.unique(np.linspace(0, last_start, PAIR_ROWS // PAIR_SLICE).astype(int))
+    num_slices = PAIR_ROWS // PAIR_SLICE
+    starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
     slices = [chosen_rows[start : start + PAIR_SLICE] for start in starts]
     source_rows = np.unique(np.concatenate(slices)).tolist()
-    rows = np.concatenate([flatten(source.read(row, row + 1)) for row in source_rows])
+    single_rows = [source.read(row, row + 1) for row in source_rows]
+    rows = flatten(np.concatenate(single_rows))
     centre = rows.mean(axis=0, dtype=np.float64)
     squared, _ = squared_distances(rows, None, centre, Precision())
     return np.sqrt(squared[np.triu_indices(len(rows), 1)])
@@ -359,15 +364,18 @@ def posterior(
         num_neighbors: k, for the record.
         ambient: Number of columns, which value and interval do not exceed.
     """
-    grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)
+    log_dimensions = simulations.log_dimensions
+    grid = np.linspace(log_dimensions[0], log_dimensions[-1], 400)
     curves, noise = _curves(simulations, grid)
     weights, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
-    value = min(float(np.exp(weights.sum(axis=0) @ grid)), ambient)
-    density = _weights(observed, curves, noise, INTERVAL_SPREAD)[0].sum(axis=0)
+    log_value = weights.sum(axis=0) @ grid
+    value = min(float(np.exp(log_value)), ambient)
+    cautious_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
+    density = cautious_weights.sum(axis=0)
     tail = (1 - LEVEL) / 2
     # Clipped afterwards, not cut off before: data may well fill all their columns.
-    ends = np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid))
-    low, high = np.minimum(ends, ambient).tolist()
+    log_ends = np.interp([tail, 1 - tail], density.cumsum(), grid)
+    low, high = np.minimum(np.exp(log_ends), ambient).tolist()
     notes = []
     if misfit > MISFIT:
         notes.append("the distances are unlike those of every simulated family: take it with care")
@@ -380,6 +388,7 @@ def posterior(
         notes.append(
             "the interval reaches the largest simulated dimension; the true one may be higher"
         )
+    family_weights = weights.sum(axis=1).tolist()
     return CalibratedDimension(
         value=value,
         interval=(min(low, value), max(high, value)),
@@ -387,7 +396,7 @@ def posterior(
         num_points=num_points,
         num_neighbors=num_neighbors,
         level=LEVEL,
-        families=dict(zip(simulations.families, weights.sum(axis=1).tolist(), strict=True)),
+        families=dict(zip(simulations.families, family_weights, strict=True)),
         notes=tuple(notes),
     )
 
@@ -439,7 +448,8 @@ def _curves(simulations: Simulations, grid: FloatArray) -> tuple[FloatArray, Flo
     num_families, _, num_repeats, _ = samples.shape
     means = samples.mean(axis=2)
     deviations = (samples - means[:, :, None]).reshape(-1, num_repeats, 4)
-    deviations = deviations[np.isfinite(deviations).all(axis=(1, 2))]
+    is_finite = np.isfinite(deviations).all(axis=(1, 2))
+    deviations = deviations[is_finite]
     degrees_of_freedom = max(len(deviations) * (num_repeats - 1), 1)
     noise = np.einsum("nri,nrj->ij", deviations, deviations) / degrees_of_freedom
     # One observation is compared with the mean of all repeats. Both are noisy.

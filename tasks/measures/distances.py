@@ -112,8 +112,9 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     """
     total = source.num_rows
     num_slices = max(num_rows // 64, 1)
-    starts = np.unique(np.linspace(0, max(total - 64, 0), num_slices).astype(int)).tolist()
-    slices = [flatten(source.read(start, min(start + 64, total))) for start in starts]
+    last_start = max(total - 64, 0)
+    starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
+    slices = [flatten(source.read(start, min(start + 64, total))) for start in starts.tolist()]
     means = [rows.mean(axis=0, dtype=np.float64) for rows in slices]
     centre: FloatArray = np.mean(means, axis=0)
     if slices[0].dtype.kind in "biu":
@@ -152,9 +153,9 @@ def squared_distances(
         close_rows = close_rows[above_diagonal]
         close_columns = close_columns[above_diagonal]
         np.fill_diagonal(squared, 0.0)
-    has_overflow = not (np.isfinite(norms_a).all() and np.isfinite(norms_b).all())
+    are_finite = np.isfinite(norms_a).all() and np.isfinite(norms_b).all()
     has_many_close = len(close_rows) > CLOSE_PAIRS_PER_ROW * max(squared.shape)
-    if precision.dtype == "float32" and (has_overflow or has_many_close):
+    if precision.dtype == "float32" and (has_many_close or not are_finite):
         return squared_distances(a, b, centre, replace(precision, dtype="float64"))
     if len(close_rows):
         columns_of = a if b is None else b
@@ -183,7 +184,8 @@ def direct_squared_distances(
         ``(num_pairs,)`` float64.
     """
     result = np.empty(len(rows))
-    batch = max(1, DIRECT_BYTES // (16 * max(a.shape[1], 1)))
+    pair_bytes = 16 * max(a.shape[1], 1)
+    batch = max(1, DIRECT_BYTES // pair_bytes)
     for start in range(0, len(rows), batch):
         pairs = slice(start, start + batch)
         difference = a[rows[pairs]].astype(np.float64)
@@ -204,7 +206,8 @@ def _expanded(
     width = min(precision.chunk_features, num_features)
     has_one_chunk = num_features == width
     num_b = len(a if b is None else b)
-    gram_matrix = np.zeros((len(a), num_b), dtype if has_one_chunk else np.float64)
+    sum_dtype = dtype if has_one_chunk else np.dtype(np.float64)
+    gram_matrix = np.zeros((len(a), num_b), sum_dtype)
     norms_a = np.zeros(len(a))
     norms_b = np.zeros(num_b)
     # Buffers are allocated once: new memory for every chunk would cost as much as filling it.
@@ -296,7 +299,8 @@ def _close_pairs(
     # Comparisons are negated so that NaN, which an overflow leaves behind, counts as close.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
-    limits = np.maximum(fraction * (norms_a[rows] + norms_b[columns]), floor)
+    sums = norms_a[rows] + norms_b[columns]
+    limits = np.maximum(fraction * sums, floor)
     is_close = ~(squared[rows, columns] >= limits)
     return rows[is_close], columns[is_close]
 

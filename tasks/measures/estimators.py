@@ -159,7 +159,9 @@ def inverse_dimensions(
         ``(num_points,)`` inverse dimensions.
     """
     last = num_neighbors - 1
-    total: FloatArray = last * log_distances[:, last] - log_distances[:, :last].sum(axis=1)
+    farthest = log_distances[:, last]
+    nearer_sum = log_distances[:, :last].sum(axis=1)
+    total: FloatArray = last * farthest - nearer_sum
     return total / (num_neighbors - divisor_offset)
 
 
@@ -250,9 +252,10 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     def value_of_resample(weights: Weights) -> float:
         return float(weights.sum() / (weights * inverses).sum())
 
+    spread = inverses.std(ddof=1)
     return Fit(
         value=float(1 / mean),
-        std_error=float(inverses.std(ddof=1) / mean**2 / np.sqrt(num_points)),
+        std_error=float(spread / mean**2 / np.sqrt(num_points)),
         details={
             "std_error_bootstrap": neighborhoods.bootstrap_std_error(value_of_resample),
             "value_k_minus_1": curve[-1]["value_k_minus_1"],
@@ -282,7 +285,8 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     discard_fraction = neighborhoods.parameters["discard_fraction"]
     if not 0 <= discard_fraction < 1:
         raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
-    log_ratios = np.log(neighborhoods.distances[:, 1] / neighborhoods.distances[:, 0])
+    distances = neighborhoods.distances
+    log_ratios = np.log(distances[:, 1] / distances[:, 0])
     order = np.argsort(log_ratios, kind="stable")
     ascending = log_ratios[order]
     value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
@@ -379,7 +383,8 @@ def gride_at_scale(
 
     def information(dimension: float) -> float:
         half = np.minimum(dimension * logs / 2, 300)  # sinh overflows above 710
-        return float(num_points / dimension**2 + power * (logs**2 / (4 * np.sinh(half) ** 2)).sum())
+        curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
+        return float(num_points / dimension**2 + power * curvature)
 
     # The score falls and is convex in d, so a Newton step from either side ends below the root, and
     # steps from below approach it without passing it. The start, about d / ln 2, is above the root:
@@ -505,9 +510,8 @@ def _estimate_one(
     if num_usable < 2:
         rule = f"needs two points whose {k} neighbour distances are positive and finite"
         return undefined(f"{rule}, has {num_usable} of {table.num_points}", num_usable)
-    fit = row.fit(
-        Neighborhoods(distances[is_usable], table.indices[:, :k], is_usable, parameters, seed)
-    )
+    indices = table.indices[:, :k]
+    fit = row.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
     num_points = num_usable - fit.num_ties
     if fit.value is None:
         return undefined(EQUALLY_FAR, num_points)

@@ -95,52 +95,34 @@ def measure_nested(
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    # From here on a position counts distinct images, as in `nested_neighbors`.
-    distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
-    source_rows = profile.distinct_rows[: distinct_sizes[-1]]
-    distinct_labels = None if codes is None else codes[source_rows]
-    samples, sample_slices = stratified_samples(
-        distinct_labels, distinct_sizes, settings.sharpness_sample, settings.sharpness_seeds
-    )
-    width = min(table_width(settings.estimators, settings.num_neighbors), len(source_rows) - 1)
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
-    search = nested_neighbors(
-        profile.source,
-        codes,
-        distinct_sizes,
-        max(width, 1),
-        executor=executor,
-        precision=precision,
-        block_rows=settings.block_rows,
-        keep=source_rows,
-        samples=samples,
-    )
+    searched = _search(profile, codes, sizes, precision, settings, executor)
     convention = _convention(source, settings)
-    searched = SearchedImages(
-        profile.source, source_rows, distinct_labels, search, samples, convention
-    )
-    records = [
-        SizeRecord(
-            train_size=size,
-            num_duplicates=size - table.num_points,
-            num_conflicts=sum(row < size for row, _ in profile.conflicts),
-            d_data=estimate(
-                table,
-                num_neighbors=settings.num_neighbors,
-                estimators=settings.estimators,
-                parameters={"discard_fraction": settings.discard_fraction},
-                seed=settings.seed,
-            ),
-            label_sharpness=searched.sharpness(table, sample_slice),
+    records = []
+    for number, size in enumerate(sizes):
+        table = searched.search.tables[number]
+        dimensions = estimate(
+            table,
+            num_neighbors=settings.num_neighbors,
+            estimators=settings.estimators,
+            parameters={"discard_fraction": settings.discard_fraction},
+            seed=settings.seed,
         )
-        for size, table, sample_slice in zip(sizes, search.tables, sample_slices, strict=True)
-    ]
+        records.append(
+            SizeRecord(
+                train_size=size,
+                num_duplicates=size - table.num_points,
+                num_conflicts=sum(row < size for row, _ in profile.conflicts),
+                d_data=dimensions,
+                label_sharpness=searched.sharpness(number, convention),
+            )
+        )
     calibration = None
     if settings.calibrate:
         calibration = calibrate(
             profile.source,
             num_neighbors=settings.num_neighbors,
-            keep=source_rows,
+            keep=searched.source_rows,
             executor=executor,
             precision=precision,
             seed=settings.seed,
@@ -149,9 +131,47 @@ def measure_nested(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=search.precision,
+        precision=searched.search.precision,
         notes=_notes(records[-1], convention),
         calibration=calibration,
+    )
+
+
+def _search(
+    profile: RowProfile,
+    labels: IntArray | None,
+    sizes: Sequence[int],
+    precision: Precision,
+    settings: MeasureSettings,
+    executor: Executor | None,
+) -> SearchedImages:
+    """Search the distinct images of all sizes. Positions count them, as in `nested_neighbors`."""
+    distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
+    source_rows = profile.distinct_rows[: distinct_sizes[-1]]
+    distinct_labels = None if labels is None else labels[source_rows]
+    samples, sample_slices = stratified_samples(
+        distinct_labels, distinct_sizes, settings.sharpness_sample, settings.sharpness_seeds
+    )
+    width = table_width(settings.estimators, settings.num_neighbors)
+    width = min(width, len(source_rows) - 1)
+    search = nested_neighbors(
+        profile.source,
+        labels,
+        distinct_sizes,
+        max(width, 1),
+        executor=executor,
+        precision=precision,
+        block_rows=settings.block_rows,
+        keep=source_rows,
+        samples=samples,
+    )
+    return SearchedImages(
+        source=profile.source,
+        source_rows=source_rows,
+        labels=distinct_labels,
+        search=search,
+        samples=samples,
+        sample_slices=sample_slices,
     )
 
 
@@ -203,14 +223,16 @@ def measure_array(
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
+    num_images = len(array)
     if train_sizes is None:
-        return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
-    sizes = sorted({*check_train_sizes(train_sizes, len(array)), len(array)})
-    classes = np.zeros(len(array), np.int64)
+        return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
+    sizes = sorted({*check_train_sizes(train_sizes, num_images), num_images})
+    classes = np.zeros(num_images, np.int64)
     if codes is not None:
-        classes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+        _, numbered = np.unique(codes, return_inverse=True)
+        classes = numbered.astype(np.int64)
     rng = np.random.default_rng(settings.seed)
-    order = stratified_order(classes, np.arange(len(array)), rng, balanced=False)
+    order = stratified_order(classes, np.arange(num_images), rng, balanced=False)
     ordered_codes = None if codes is None else codes[order]
     result = measure_nested(
         array[order], ordered_codes, sizes, executor=executor, settings=settings
@@ -219,7 +241,10 @@ def measure_array(
 
 
 def intrinsic_dimension(
-    features: npt.ArrayLike | BlockSource, *, executor: Executor | None = None, **settings: Any
+    features: npt.ArrayLike | BlockSource,
+    *,
+    executor: Executor | None = None,
+    **settings: Any,
 ) -> dict[str, IntrinsicDimension]:
     """Estimate the intrinsic dimension of any array of points.
 
@@ -244,9 +269,8 @@ def intrinsic_dimension(
         True
     """
     source = checked_source(features)
-    result = measure_nested(
-        source, None, [source.num_rows], executor=executor, settings=MeasureSettings(**settings)
-    )
+    chosen = MeasureSettings(**settings)
+    result = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen)
     num_duplicates = result.sizes[0].num_duplicates
     return {
         name: replace(record, details=record.details | {"num_duplicates": num_duplicates})
@@ -277,7 +301,7 @@ class SearchedImages:
         labels: ``(num_distinct,)``, or None.
         search: Neighbours, by position.
         samples: ``(num_samples, num_distinct)`` masks of the samples of all sizes.
-        convention: What label sharpness is measured in.
+        sample_slices: The slice of ``samples`` that each size has.
     """
 
     source: BlockSource
@@ -285,32 +309,28 @@ class SearchedImages:
     labels: IntArray | None
     search: NeighborSearch
     samples: BoolArray
-    convention: SharpnessConvention
+    sample_slices: list[slice]
 
-    def sharpness(self, table: NeighborTable, sample_slice: slice) -> LabelSharpness | None:
-        """Return the label sharpness of one size, or None without labels.
-
-        Args:
-            table: The neighbours of the size.
-            sample_slice: The samples of the size.
-        """
+    def sharpness(self, number: int, convention: SharpnessConvention) -> LabelSharpness | None:
+        """Return the label sharpness of the size of this number, or None without labels."""
         if self.labels is None:
             return None
+        table = self.search.tables[number]
         labels = self.labels[: table.num_points]
-        unlike = self._unlike_distances(table, sample_slice)
-        record = summarise(labels, unlike, self.convention)
+        unlike = self._unlike_distances(table, self.sample_slices[number])
+        record = summarise(labels, unlike, convention)
         if record.value is None:
             return record
         return replace(record, permuted=permuted_sharpness(table, labels, unlike.members))
 
     def _unlike_distances(self, table: NeighborTable, sample_slice: slice) -> UnlikeDistances:
         """Return distances to the nearest images with another label, the smallest ones refined."""
-        size = table.num_points
+        positions = slice(table.num_points)
         nearest = table.unlike_distances.copy()
-        in_samples = self.search.sample_unlike_distances[sample_slice, :size].copy()
+        in_samples = self.search.sample_unlike_distances[sample_slice, positions].copy()
         if self.search.precision != EXACT:
             self._refine_minimum(nearest, table.unlike_indices)
-            sample_indices = self.search.sample_unlike_indices[sample_slice, :size]
+            sample_indices = self.search.sample_unlike_indices[sample_slice, positions]
             for distances, indices in zip(in_samples, sample_indices, strict=True):
                 self._refine_minimum(distances, indices)
         pair_distance = float(nearest.min(initial=np.inf))
@@ -321,7 +341,11 @@ class SearchedImages:
             second = int(self.source_rows[table.unlike_indices[closest]])
             pair = min(first, second), max(first, second)
         return UnlikeDistances(
-            nearest, pair, pair_distance, in_samples, self.samples[sample_slice, :size]
+            nearest=nearest,
+            pair=pair,
+            pair_distance=pair_distance,
+            in_samples=in_samples,
+            members=self.samples[sample_slice, positions],
         )
 
     def _refine_minimum(self, distances: FloatArray, indices: AnyArray) -> None:
@@ -340,7 +364,8 @@ class SearchedImages:
             if pair not in refined:
                 a, b = (self._read(end) for end in pair)
                 only = np.zeros(1, np.intp)
-                refined[pair] = float(np.sqrt(direct_squared_distances(a, b, only, only)[0]))
+                squared = direct_squared_distances(a, b, only, only)
+                refined[pair] = float(np.sqrt(squared[0]))
             distances[position] = refined[pair]
 
     def _read(self, position: int) -> AnyArray:
@@ -416,9 +441,12 @@ def profile_rows(
     if num_rows == 0 or row_values == 0:
         rule = "There must be at least one row, with at least one value"
         raise DataError(rule, f"{num_rows} rows")
-    step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
+    rows_in_memory = PROFILE_BYTES // (8 * row_values)
+    rows_per_worker = -(-num_rows // executor.num_workers)
+    step = max(1, min(rows_in_memory, rows_per_worker))
     shared = executor.share(source)
-    pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+    starts = range(0, num_rows, step)
+    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
     dtype = source.read(0, 1).dtype
@@ -439,7 +467,8 @@ def profile_rows(
     conflicts = []
     if labels is not None:
         rows = np.flatnonzero(labels != labels[first_of])
-        conflicts = list(zip(rows.tolist(), first_of[rows].tolist(), strict=True))
+        earlier_rows = first_of[rows].tolist()
+        conflicts = list(zip(rows.tolist(), earlier_rows, strict=True))
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
         # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
@@ -480,21 +509,26 @@ def profile_piece(
         rule = "Images must be real numbers of at most 64 bits"
         raise DataError(rule, f"dtype {rows.dtype}", "convert them")
     rng = np.random.default_rng(KEY_SEED)
-    columns = np.unique(rng.integers(0, rows.shape[1], KEY_VALUES))
+    num_features = rows.shape[1]
+    columns = np.unique(rng.integers(0, num_features, KEY_VALUES))
     # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
-    values = np.ascontiguousarray(rows[:, columns]) + np.zeros((), rows.dtype)
+    zero = np.zeros((), rows.dtype)
+    values = np.ascontiguousarray(rows[:, columns]) + zero
     row_bytes = values.view(np.uint8).reshape(len(rows), -1)
-    words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
-    odd_multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1
+    num_missing = -row_bytes.shape[1] % 8
+    words = np.pad(row_bytes, ((0, 0), (0, num_missing))).view(np.uint64)
+    multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
+    multipliers = multipliers * 2 + 1  # odd numbers lose no bit of a word
     units = byte_units(rows)
     rows_not_finite: list[int] = []
     if rows.dtype.kind == "f" and not units:
         # A finite sum proves that a row is finite. Only the other rows are read value by value.
         with np.errstate(over="ignore", invalid="ignore"):
-            suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
+            sums = rows.sum(axis=1)
+            suspects = np.flatnonzero(~np.isfinite(sums))
         is_bad = ~np.isfinite(rows[suspects]).all(axis=1)
         rows_not_finite = (suspects[is_bad] + start).tolist()
-    return PieceProfile(words @ odd_multipliers, rows_not_finite, units, rows.dtype.str)
+    return PieceProfile(words @ multipliers, rows_not_finite, units, rows.dtype.str)
 
 
 def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
@@ -511,7 +545,8 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
         first_by_digest: dict[bytes, int] = {}
         for row in np.sort(group).tolist():
             values = source.read(row, row + 1)
-            without_minus_zero = np.ascontiguousarray(values + np.zeros((), values.dtype))
+            zero = np.zeros((), values.dtype)
+            without_minus_zero = np.ascontiguousarray(values + zero)
             digest = hashlib.blake2b(without_minus_zero.data, digest_size=32).digest()
             first_of[row] = first_by_digest.setdefault(digest, row)
     return first_of

@@ -119,7 +119,13 @@ def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
     return np.minimum(limits, largest).astype(dtype)
 
 
-PAIR = np.dtype([("squared", np.float64), ("first", np.int32), ("second", np.int32)])
+PAIR = np.dtype(
+    [
+        ("squared", np.float64),
+        ("first", np.int32),
+        ("second", np.int32),
+    ]
+)
 """Dtype of a pair of positions and its squared distance."""
 
 
@@ -151,7 +157,8 @@ class ClosestPairs:
         Only pairs with the smaller position first are added: a block on the diagonal has both.
         """
         limit = _limits_as(np.array(self.limit), block.dtype)
-        rows, columns = np.divmod(np.flatnonzero(block <= limit), block.shape[1])
+        entries = np.flatnonzero(block <= limit)
+        rows, columns = np.divmod(entries, block.shape[1])
         pairs = np.zeros(len(rows), PAIR)
         pairs["squared"] = block[rows, columns]
         pairs["first"] = rows + first_row
@@ -212,7 +219,8 @@ class TileResult:
         squared = self.unlike_squared[:, positions]
         ids = self.unlike_ids[:, positions]
         is_tie = part.unlike_squared == squared
-        is_better = (part.unlike_squared < squared) | (is_tie & (part.unlike_ids < ids))
+        wins_tie = is_tie & (part.unlike_ids < ids)
+        is_better = wins_tie | (part.unlike_squared < squared)
         squared[is_better] = part.unlike_squared[is_better]
         ids[is_better] = part.unlike_ids[is_better]
         for pairs, more_pairs in zip(self.closest_pairs, part.closest_pairs, strict=True):
@@ -240,9 +248,11 @@ class TileResult:
         num_rows, k = best_squared.shape
         limits = best_squared[:, -1]
         is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
-        if np.count_nonzero(is_candidate) > 4 * num_rows * k and k < block.shape[1]:
+        has_many = np.count_nonzero(is_candidate) > 4 * num_rows * k
+        if has_many and k < block.shape[1]:
             # First blocks of a shell: only the block's own k nearest can enter the table.
-            limits = np.minimum(limits, np.partition(block, k - 1, axis=1)[:, k - 1])
+            kth_smallest = np.partition(block, k - 1, axis=1)[:, k - 1]
+            limits = np.minimum(limits, kth_smallest)
             is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
         active, columns, squared = _by_row(is_candidate, block)
         if len(active):
@@ -272,7 +282,8 @@ def merge_nearest(
     """
     all_squared = np.concatenate([squared, more_squared], axis=-1)
     all_ids = np.concatenate([ids, more_ids], axis=-1)
-    order = np.lexsort((all_ids, all_squared), axis=-1)[..., : squared.shape[-1]]
+    num_neighbors = squared.shape[-1]
+    order = np.lexsort((all_ids, all_squared), axis=-1)[..., :num_neighbors]
     return (
         np.take_along_axis(all_squared, order, axis=-1),
         np.take_along_axis(all_ids, order, axis=-1),
@@ -298,8 +309,9 @@ def update_minima(
     nearest_column = block.argmin(axis=1)
     squared = block[np.arange(len(block)), nearest_column]
     nearest = columns[nearest_column]
-    is_tie = squared == minima[rows]
-    is_better = (squared < minima[rows]) | (is_tie & (nearest < ids[rows]))
+    best = minima[rows]
+    wins_tie = (squared == best) & (nearest < ids[rows])
+    is_better = wins_tie | (squared < best)
     is_better &= squared < no_pair(block.dtype)
     minima[rows[is_better]] = squared[is_better]
     ids[rows[is_better]] = nearest[is_better]
@@ -314,16 +326,19 @@ def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, Flo
     """
     # np.flatnonzero takes a tenth of the time of np.nonzero on two axes, if it follows the memory.
     if is_chosen.strides[0] >= is_chosen.strides[1]:
-        rows, columns = np.divmod(np.flatnonzero(is_chosen), is_chosen.shape[1])
+        entries = np.flatnonzero(is_chosen)
+        rows, columns = np.divmod(entries, is_chosen.shape[1])
     else:
-        columns, rows = np.divmod(np.flatnonzero(is_chosen.T), is_chosen.shape[0])
+        entries = np.flatnonzero(is_chosen.T)
+        columns, rows = np.divmod(entries, is_chosen.shape[0])
         order = np.argsort(rows, kind="stable")
         rows = rows[order]
         columns = columns[order]
     active, first, counts = np.unique(rows, return_index=True, return_counts=True)
     padded_row = np.repeat(np.arange(len(active)), counts)
     padded_column = np.arange(len(rows)) - np.repeat(first, counts)
-    padded_columns = np.zeros((len(active), counts.max(initial=0)), np.int64)
+    longest = counts.max(initial=0)
+    padded_columns = np.zeros((len(active), longest), np.int64)
     padded_squared = np.full(padded_columns.shape, np.inf)
     padded_columns[padded_row, padded_column] = columns
     padded_squared[padded_row, padded_column] = block[rows, columns]
@@ -541,7 +556,9 @@ def _file_side(
     for row_run in _runs_of_one_shell(job.shells, block.rows):
         rows = row_run.within(result.span)
         for column_run in _runs_of_one_shell(job.shells, block.columns):
-            shell = int(max(job.shells[row_run.start], job.shells[column_run.start]))
+            row_shell = job.shells[row_run.start]
+            column_shell = job.shells[column_run.start]
+            shell = int(max(row_shell, column_shell))
             part = row_run.within(block.rows), column_run.within(block.columns)
             squared = block.squared[part]
             result.update_neighbors(shell, rows, column_run.start, squared)
@@ -572,7 +589,8 @@ def _file_samples(
             continue
         inside = unlike[rows]
         if len(columns) > DENSE_FRACTION * len(is_column):
-            floor = np.where(is_column, 0, no_pair(unlike.dtype)).astype(unlike.dtype)
+            sentinel = no_pair(unlike.dtype)
+            floor = np.where(is_column, 0, sentinel).astype(unlike.dtype)
             np.maximum(inside, floor, out=inside)
             columns = np.arange(len(is_column))
         else:
@@ -594,7 +612,8 @@ def _spans(span: Span, step: int) -> Iterator[Span]:
 
 def _runs_of_one_shell(shells: IntArray, span: Span) -> list[Span]:
     """Cut a span where the shell changes."""
-    changes = np.flatnonzero(np.diff(shells[span.positions])) + span.start + 1
+    steps = np.diff(shells[span.positions])
+    changes = np.flatnonzero(steps) + span.start + 1
     edges = [span.start, *changes.tolist(), span.stop]
     return [Span(start, stop) for start, stop in pairwise(edges)]
 
@@ -698,18 +717,20 @@ def nested_neighbors(
     is_exact = precision.exact_bytes and is_byte_dtype(dtype)
     if samples is None:
         samples = np.zeros((0, num_positions), bool)
+    row_values = float(np.prod(source.row_shape))
+    positions = np.arange(num_positions)
     job = SearchJob(
         source=source,
         source_rows=source_rows,
         label_codes=None if labels is None else _label_codes(labels)[source_rows],
-        shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_positions), side="right"),
+        shells=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
         samples=samples[:, :num_positions],
         centre=np.zeros(0) if is_exact else estimate_centre(source),
         num_shells=len(train_sizes),
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
-        work=num_positions**2 / 2 * float(np.prod(source.row_shape)) / executor.num_workers,
+        work=num_positions**2 / 2 * row_values / executor.num_workers,
         pair_capacities=_pair_capacities(samples, train_sizes),
         byte_dtype=dtype if is_exact else None,
     )
@@ -738,8 +759,11 @@ def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[in
     if not len(samples):
         return ()
     sample_size = int(samples.sum(axis=1).max())
-    ratios = [max(1.0, size / sample_size) for size in train_sizes]
-    return tuple(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)) for ratio in ratios)
+    capacities = []
+    for size in train_sizes:
+        ratio = max(1.0, size / sample_size)
+        capacities.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
+    return tuple(capacities)
 
 
 def _search_all_tiles(job: SearchJob, executor: Executor) -> TileResult:
@@ -772,9 +796,10 @@ def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[Span, Span]]:
         least_sides = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
         num_sides = max(math.ceil(num_rows / TILE_ROWS), least_sides)
     num_edges = min(num_sides, max(num_rows, 1)) + 1
-    edges = np.unique(np.linspace(0, num_rows, num_edges).astype(int)).tolist()
-    spans = [Span(start, stop) for start, stop in pairwise(edges)]
-    return [*combinations(spans, 2), *((span, span) for span in spans)]
+    edges = np.unique(np.linspace(0, num_rows, num_edges).astype(int))
+    spans = [Span(start, stop) for start, stop in pairwise(edges.tolist())]
+    on_diagonal = [(span, span) for span in spans]
+    return [*combinations(spans, 2), *on_diagonal]
 
 
 def _tables(
@@ -816,4 +841,5 @@ def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
         shell.prune()
         total.merge(shell)
     pairs = np.sort(total.pairs, order=["squared", "first", "second"])
-    return PairList(np.sqrt(pairs["squared"]) * unit, pairs["first"], pairs["second"])
+    distances = np.sqrt(pairs["squared"]) * unit
+    return PairList(distances, pairs["first"], pairs["second"])

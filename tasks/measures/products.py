@@ -66,7 +66,12 @@ BYTE_INSTRUCTIONS = {
     "sme",
 }
 """Numkong's names of the processor features that multiply 8-bit integers in one step."""
-SELF_TEST_SHAPES = [(1, 1, 1), (3, 5, 17), (2, 3, MAX_FEATURES), (133, 70, 9000)]
+SELF_TEST_SHAPES = [
+    (1, 1, 1),
+    (3, 5, 17),
+    (2, 3, MAX_FEATURES),
+    (133, 70, 9000),
+]
 """Shapes ``(num_a, num_b, num_features)`` of the self-test. Odd, round, small and large shapes take
 different code paths in the libraries."""
 
@@ -109,15 +114,18 @@ def blas_product(a: Bytes, b: Bytes) -> IntArray:
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
         features = slice(start, start + FLOAT32_FEATURES)
         left = to_signed(a[:, features]).astype(np.float32)
-        # BLAS computes one triangle only if both factors are the same array.
-        right = left if a is b else to_signed(b[:, features]).astype(np.float32)
+        right = left  # BLAS computes one triangle only if both factors are the same array
+        if a is not b:
+            right = to_signed(b[:, features]).astype(np.float32)
         total += np.matmul(left, right.T).astype(np.int32)
     return total
 
 
 def wide_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T`` in integers throughout. Slow; used if all other implementations fail."""
-    product: IntArray = np.matmul(to_signed(a), to_signed(b).T, dtype=np.int32)
+    left = to_signed(a)
+    right = to_signed(b)
+    product: IntArray = np.matmul(left, right.T, dtype=np.int32)
     return product
 
 
@@ -150,8 +158,11 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
             first_column = column_thread * NUMKONG_COLUMNS
             for column in range(first_column, len(b), column_threads * NUMKONG_COLUMNS):
                 columns = slice(column, column + NUMKONG_COLUMNS)
-                rows = left[: columns.stop] if a is b else left
-                products = numkong.dots_packed(rows, numkong.dots_pack(right[columns]))
+                rows = left
+                if a is b:
+                    rows = left[: columns.stop]
+                packed = numkong.dots_pack(right[columns])
+                products = numkong.dots_packed(rows, packed)
                 total[: len(rows), columns] += np.asarray(products)
 
     in_threads(add_products, list(pairs_of(range(feature_threads), range(column_threads))))
@@ -281,7 +292,8 @@ def is_exact(name: str, product: Product) -> bool:
     """
     if name not in _exactness:
         rng = np.random.default_rng(0)
-        _exactness[name] = all(_is_right(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
+        checks = (_is_right(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
+        _exactness[name] = all(checks)
     return _exactness[name]
 
 
@@ -301,8 +313,9 @@ def _is_right(
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
     # One row of extremes on each side: their sums saturate first.
+    extremes = np.array([-128, 127], np.int8)
     a[0] = -128
-    b[-1] = rng.choice(np.array([-128, 127], np.int8))
+    b[-1] = rng.choice(extremes)
     weights = rng.integers(1, 1 << 20, num_b)
     try:
         weighted = product(a, b).astype(np.int64) @ weights
@@ -311,7 +324,8 @@ def _is_right(
     ) as error:  # a broken library, or one too new for this processor, raises anything
         logger.info("8-bit products by %s are left aside: %s", name, error)
         return False
-    expected = np.einsum("ij,j->i", a, np.einsum("i,ij->j", weights, b))
+    weighted_b = np.einsum("i,ij->j", weights, b)
+    expected = np.einsum("ij,j->i", a, weighted_b)
     if np.array_equal(weighted, expected):
         return True
     logger.warning(

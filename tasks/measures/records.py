@@ -121,7 +121,9 @@ class MeasureSettings:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= least
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
@@ -257,7 +259,8 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
         raise DataError(rule, f"dtype {array.dtype}", "number the classes 0, 1, ...")
     if array.dtype.kind == "f":
         # NaN and infinity are not whole, and larger numbers do not fit int64.
-        is_whole = (array == np.rint(array)) & (np.abs(array) < 2.0**63)
+        fits_int64 = np.abs(array) < 2.0**63
+        is_whole = fits_int64 & (array == np.rint(array))
         if not is_whole.all():
             row = int(np.argmin(is_whole))
             raise DataError(rule, f"{array[row]} at row {row}", "number the classes")
@@ -331,7 +334,8 @@ def as_array(images: npt.ArrayLike) -> AnyArray:
     """
     array = one_array("Images", images)
     if array.dtype == object:
-        shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
+        images_seen = array.ravel()[:1000]
+        shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
             raise DataError("Images must be real numbers", "dtype object", "convert them")
         raise DataError("Images must make one array", f"shapes {shapes[:5]}", "resize them")
@@ -357,6 +361,10 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     return source
 
 
+CHANNELS = (1, 3, 4)
+"""Lengths of an axis that is taken for channels: grey, RGB, RGB with transparency."""
+
+
 def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images as ``(n, c, h, w)`` if they are ``(n, h, w)`` or ``(n, h, w, c)``.
 
@@ -365,6 +373,8 @@ def as_channels_first(array: AnyArray) -> AnyArray:
     """
     if array.ndim == 3:
         return array[:, None]
-    if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
-        return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+    if array.ndim == 4:
+        _, second, _, last = array.shape
+        if last in CHANNELS and second not in CHANNELS:
+            return np.ascontiguousarray(np.moveaxis(array, 3, 1))
     return array

@@ -148,7 +148,8 @@ def count_pairs(labels: AnyArray) -> int:
     """Return the number of unordered pairs with different labels."""
     # Python integers: squares of counts may overflow int64.
     counts = np.unique(labels, return_counts=True)[1].tolist()
-    return int((sum(counts) ** 2 - sum(count**2 for count in counts)) // 2)
+    num_like = sum(count**2 for count in counts)
+    return int((sum(counts) ** 2 - num_like) // 2)
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,10 @@ def summarise(
         )
     distances = unlike.by_sample()
     inverses = [1 / sample for sample in distances]
-    percentiles = {
-        f"{percent:g}": float(np.mean([np.percentile(sample, percent) for sample in inverses]))
-        for percent in PERCENTILES
-    }
+    percentiles = {}
+    for percent in PERCENTILES:
+        in_samples = [np.percentile(sample, percent) for sample in inverses]
+        percentiles[f"{percent:g}"] = float(np.mean(in_samples))
     percentiles["mean"] = float(np.mean([sample.mean() for sample in inverses]))
     sample_values = [1 / unlike.pair_distance]
     if len(unlike.in_samples):
@@ -284,8 +285,9 @@ def listed_pairs(table: NeighborTable) -> PairList:
     first = np.repeat(np.arange(num_points), num_neighbors)
     second = table.indices.ravel()
     distances = table.distances.ravel()
+    is_pair = np.isfinite(distances) & (second >= 0)
     order = np.argsort(distances, kind="stable")
-    order = order[np.isfinite(distances[order]) & (second[order] >= 0)]
+    order = order[is_pair[order]]
     return PairList(distances[order], first[order], second[order])
 
 
@@ -345,4 +347,5 @@ def _largest_distance(convention: SharpnessConvention) -> float:
         raise DataError(rule, str(convention))
     black, white = convention.pixel_range
     height, width = convention.side
-    return float((white - black) * np.sqrt(height * width * convention.channels))
+    num_values = height * width * convention.channels
+    return float((white - black) * np.sqrt(num_values))
