@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -103,6 +104,50 @@ def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep, tmp_path)
         assert committed[place]["interval"] == pytest.approx(one.interval, rel=1e-6)
 
 
+TRAINING = ("interventions-training", "interventions-digits-training")
+IMAGES = {
+    ("condition", "base"): "E1', trained on the condition, tested on the base",
+    ("base", "condition"): "A, trained on the base, tested on the condition",
+    ("condition", "condition"): "B, trained and tested on the condition",
+}
+
+
+@pytest.fixture(scope="module")
+def on_training(tmp_path_factory):
+    """The product's analysis of both sweeps that move training images alone, together."""
+    tables, arms = [], []
+    for preset in TRAINING:
+        tables.append(read_csv(RESULTS / f"{preset.replace('-', '_')}.csv.gz"))
+        arms += arms_of(Workspace.open(preset, str(tmp_path_factory.mktemp("root"))))
+    return fit_interventions(pd.concat(tables, ignore_index=True), arms)
+
+
+def test_it_finds_of_moved_training_images_what_the_product_finds(numbers, on_training):
+    found = numbers["interventions on training images"]
+    committed = json.loads((RESULTS / "interventions_training.json").read_text(encoding="utf-8"))
+    assert found["counted"] == sum(gate.counts for gate in on_training.gates)
+    assert found["trials"] == committed["trials"] == 1380
+    compared = 0
+    for place, one in enumerate(on_training.effects):
+        if not one.tested_on or "Δ log K_F" not in one.estimand or one.arm:
+            continue
+        response = {"loss": "loss", "error": "error", "R̂": "r_hat"}[one.response]
+        ours = found[f"{IMAGES[one.trained_on, one.tested_on]}, {response}"]
+        assert (one.num_worlds, one.num_classes) == (ours["worlds"], 10)
+        assert [one.value, *one.interval] == pytest.approx(
+            [ours["value"], *ours["wider"]], rel=1e-6, abs=1e-9
+        )
+        assert one.told_from_zero == ours["told from 0"]
+        assert one.smaller_than_half == ours["smaller than half"]
+        assert committed["effects"][place]["interval"] == pytest.approx(one.interval, rel=1e-6)
+        compared += 1
+    assert compared == 9
+    shares = found["share of the loss on moved images"]
+    assert on_training.moved_shares == pytest.approx(
+        {"base": shares["as the base has them"], "condition": shares["moved"]}, abs=1e-3
+    )
+
+
 def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
     said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
@@ -150,6 +195,10 @@ def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
     ("figure", "tables"),
     [
         ("findings-worlds", ["interventions_many.csv.gz", "interventions_digits.csv.gz"]),
+        (
+            "findings-worlds-training",
+            ["interventions_training.csv.gz", "interventions_digits_training.csv.gz"],
+        ),
         ("findings-pairs", [f"{name}.csv.gz" for name in PAIRS]),
         *((figure, ["demo.json"]) for figure in FIGURES.values()),
     ],
