@@ -82,6 +82,14 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
         "reach": Parameter(
             1, 0, 1, "share of the images that are blended, those nearest to the other label"
         ),
+        "factors": Parameter(
+            0,
+            0,
+            6,
+            "nuisance factors that vary from image to image, whatever the label: shift, rotation, "
+            "contrast, coarse background, blur, fine background",
+            whole=True,
+        ),
         **_FLIPS,
     },
 }

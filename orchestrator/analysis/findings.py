@@ -17,7 +17,8 @@ import numpy as np
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
+from orchestrator.analysis.grouped import PAIR_QUESTIONS
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
