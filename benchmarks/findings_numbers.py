@@ -877,6 +877,7 @@ def numbers() -> dict[str, object]:
         "both interventions": interventions(*sweeps)
     }
     found["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
+    found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
     return found
 
 

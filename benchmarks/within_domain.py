@@ -199,7 +199,9 @@ def training_worlds_figure() -> Found:
             slopes = worlds.slopes(response, *images)
             found = findings_numbers.concluded(slopes)
             low, high = found["wider"]
-            words = f"{label}: {found['value']:.2f} ({low:.2f} to {high:.2f})"
+            digits = 2 if response == "loss" else 3
+            ends = f"{low:.{digits}f} to {high:.{digits}f}"
+            words = f"{label}: {found['value']:.{digits}f} ({ends})".replace("-", "−")
             at = np.linspace(0, 100, len(slopes))
             side.plot(np.sort([*slopes.values()]), at, "o", ms=3, label=words)
         side.axvspan(-0.5, 0.5, color="0.9", label="smaller than half the law's rate")
@@ -207,7 +209,7 @@ def training_worlds_figure() -> Found:
         side.axvline(0, linestyle=":", color="black")
         what = "log loss" if response == "loss" else "log R̂"
         side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="% of worlds at or below")
-        side.legend(fontsize=6)
+        side.legend(fontsize=6, loc="lower right" if response == "loss" else "center right")
     return saved(sheet, "worlds-training", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
 
 
