@@ -148,6 +148,67 @@ def test_it_finds_of_moved_training_images_what_the_product_finds(numbers, on_tr
     )
 
 
+def spelled(value, places=3):
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def with_interval(one):
+    low, high = one["wider"]
+    return f"{spelled(one['value'])} ({spelled(low)} to {spelled(high)})"
+
+
+def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    found = numbers["interventions on training images"]
+    primary, artefact, both = IMAGES.values()
+    for label, where, row in (
+        ("E1′", "E2′", primary),
+        ("A1", "A2", artefact),
+        ("B1", "B2", both),
+    ):
+        loss, robustness = found[f"{row}, loss"], found[f"{row}, r_hat"]
+        assert f"{label} {with_interval(loss)}" in said
+        assert f"{where} {with_interval(robustness)}" in said
+    for name, group in (
+        ("real images", "real"),
+        ("… MNIST", "MNIST"),
+        ("… UCI digits", "UCI digits"),
+        ("generated", "generated"),
+        ("`small_cnn` alone", "small_cnn"),
+        ("`small_mlp` alone", "small_mlp"),
+    ):
+        loss, robustness = (found[f"{primary}, {of}, {group}"] for of in ("loss", "r_hat"))
+        row = [str(loss["worlds"]), with_interval(loss), with_interval(robustness)]
+        assert f"| {name} | {' | '.join(row)} |" in said
+    loss = found[f"{primary}, loss"]
+    doubled = [round(100 * (2**bound - 1)) for bound in (loss["value"], *loss["wider"])]
+    assert f"by about {doubled[0]} % ({doubled[1]} to {doubled[2]} %)" in said
+    shares = [
+        f"{100 * share:.0f} %" for share in found["share of the loss on moved images"].values()
+    ]
+    assert (
+        f"hold {shares[0]} of the test loss as they are, and {shares[1]} once they are moved"
+        in said
+    )
+    thirds = [
+        found[f"{primary}, loss, {third} losses"]["value"]
+        for third in ("smallest", "middle", "largest")
+    ]
+    assert f"({', '.join(f'{value:.2f}' for value in thirds)})" in said
+    ends = [
+        found[f"{artefact}, loss, {third} losses"]["value"] for third in ("smallest", "largest")
+    ]
+    assert f"A1 falls from {ends[0]:.2f} to {ends[1]:.2f}" in said
+    scatter = np.std([*found["by_world"][f"{primary}, loss"].values()], ddof=1)
+    assert f"Slopes of worlds scatter by {scatter:.2f}" in said
+    assert f"{found['counted']} of {found['worlds']} worlds" in said
+    verdicts = [
+        (found[f"{primary}, {of}"]["told from 0"], found[f"{primary}, {of}"]["smaller than half"])
+        for of in ("loss", "r_hat")
+    ]
+    assert verdicts == [(True, True), (False, True)]
+
+
 def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
     said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
