@@ -37,13 +37,13 @@ class _Kind:
     @classmethod
     def of(cls, places: pd.DataFrame, names: Codes) -> _Kind:
         """Collect the groups of one kind from the columns that hold them."""
-        held = set(places.to_numpy().ravel())
-        is_of_kind = np.array([name in held for name in names.tolist()])
+        names_of_kind = set(places.to_numpy().ravel())
+        is_of_kind = np.array([name in names_of_kind for name in names.tolist()])
         return cls(is_of_kind, places.shape[1], int(places.nunique().min()))
 
 
 class Groups:
-    """Which unit each row belongs to, and which groups each unit belongs to.
+    """The units of rows, and the groups that each unit belongs to.
 
     A name is of its own column, unless two columns are places of one pair, as the first and second
     class are. ``remarks`` says where two columns share names, and how that was understood.
@@ -84,7 +84,7 @@ class Groups:
             (np.ones(places.size), (places.ravel(), np.repeat(np.arange(num_units), num_places))),
             shape=(len(self.names), num_units),
         )
-        """Whether a group holds a unit, ``(G, U)``."""
+        """A matrix that is 1 where a group holds a unit, ``(G, U)``."""
         self._members.sum_duplicates()
         self._members.data = np.minimum(self._members.data, 1.0)
         self._kinds = [
@@ -164,6 +164,6 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     for a, b in pairs:
         if (b, a) in pairs:
             rule = f"{first} and {second} hold the same names: each pair must stand in one order"
-            found = f"{a} and {b}, {b} and {a}"
-            raise ConfigError(rule, found, "or rename those that are no pair's")
+            both_orders = f"{a} and {b}, {b} and {a}"
+            raise ConfigError(rule, both_orders, "or rename those that are no pair's")
     return True

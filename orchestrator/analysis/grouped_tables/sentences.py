@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.analysis.grouped_tables.between import MeanScatter
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
+from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 
@@ -13,17 +13,16 @@ MIN_SHARE_SHOWN = 0.005
 
 
 def answer(
-    design: Design, num_groups: int, slopes: tuple[Slope, Slope], scatter: MeanScatter | None
+    design: Design, num_groups: int, within: Slope, between: Slope, scatter: MeanScatter | None
 ) -> str:
     """Say what is claimed of one column, within groups first and then between them."""
-    within, between = slopes
-    levels = [
+    texts = [
         _level(design, within, f"within one {listing(design.groups)}"),
         _level(design, between, f"between {_units(design, num_groups)}"),
     ]
     if scatter is not None and scatter.share >= MIN_SHARE_SHOWN:
-        levels.append(_scatter(design, num_groups, scatter))
-    return " ".join(levels)
+        texts.append(_scatter(design, num_groups, scatter))
+    return " ".join(texts)
 
 
 def _units(design: Design, num_groups: int) -> str:
@@ -33,11 +32,11 @@ def _units(design: Design, num_groups: int) -> str:
     return f"{num_groups:,} groups"
 
 
-def _level(design: Design, slope: Slope, where: str) -> str:
+def _level(design: Design, slope: Slope, place: str) -> str:
     """Say what a slope shows at one level."""
-    start = f"{where[:1].upper()}{where[1:]}"
+    start = f"{place[:1].upper()}{place[1:]}"
     if design.within:
-        start = f"At equal {listing(design.within)}, {where}"
+        start = f"At equal {listing(design.within)}, {place}"
     if slope.value is None:
         return f"{start}, nothing can be said of {slope.on}: {slope.reason}."
     if slope.established:

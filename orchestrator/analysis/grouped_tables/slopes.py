@@ -16,7 +16,7 @@ DETECTABLE_PER_LENGTH = 0.5 * (1 + 0.84 / 1.96)
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with a column within groups, or between them, at equal others.
+    """A slope of the response on a column, within groups or between them, at equal others.
 
     Attributes:
         level: Within groups, or between them with one effect per group.
@@ -46,9 +46,10 @@ class Slope:
             return self
         bounds = None
         if self.interval is not None:
-            bounds = (self.interval[0] * factor, self.interval[1] * factor)
-        left_out = {group: value * factor for group, value in self.left_out.items()}
-        return replace(self, value=self.value * factor, interval=bounds, left_out=left_out)
+            low, high = self.interval
+            bounds = (low * factor, high * factor)
+        refits = {group: refit * factor for group, refit in self.left_out.items()}
+        return replace(self, value=self.value * factor, interval=bounds, left_out=refits)
 
     def without_interval(self, reason: str) -> Slope:
         """Return the slope as a number from which nothing is concluded."""
@@ -65,7 +66,7 @@ class Slope:
 
     @property
     def established(self) -> bool:
-        """Whether a relation is claimed: adjusted p at most 0.05, and 0 outside the interval."""
+        """Return whether a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
         return established(self.adjusted_p, self.interval)
 
     @property
@@ -73,8 +74,8 @@ class Slope:
         """The group without which the slope changes most, and that slope; None without groups."""
         if self.value is None or not self.left_out:
             return None
-        value = self.value
-        group = max(self.left_out, key=lambda name: abs(self.left_out[name] - value))
+        changes = {group: abs(refit - self.value) for group, refit in self.left_out.items()}
+        group = max(changes, key=changes.__getitem__)
         return group, self.left_out[group]
 
     @property

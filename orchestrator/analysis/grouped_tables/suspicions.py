@@ -44,11 +44,11 @@ def suspicions(rows: pd.DataFrame, design: Design) -> Iterator[str]:
 def row_numbers(mask: pd.Series) -> str:
     """Name the first three marked rows by their numbers; the first below the header is row 1."""
     numbers = np.flatnonzero(mask) + 1
-    shown = [str(number) for number in numbers[:3]]
+    texts = [str(number) for number in numbers[:3]]
     if len(numbers) > 3:
-        shown.append("…")
+        texts.append("…")
     noun = "row" if len(numbers) == 1 else "rows"
-    return f"{noun} {', '.join(shown)}"
+    return f"{noun} {', '.join(texts)}"
 
 
 def _missing_codes(values: pd.Series) -> Iterator[str]:
@@ -90,5 +90,5 @@ def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
         spellings.setdefault(key, []).append(label)
     alike = sorted(label for same in spellings.values() if len(same) > 1 for label in same)
     if alike:
-        shown = listing(alike[:MAX_SHOWN])
-        yield f"Beware: {labels.name} holds {shown}, which spelling alone tells apart."
+        names = listing(alike[:MAX_SHOWN])
+        yield f"Beware: {labels.name} holds {names}, which spelling alone tells apart."

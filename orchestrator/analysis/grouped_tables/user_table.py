@@ -117,14 +117,14 @@ def _read_cells(path: Path) -> pd.DataFrame:
     names = [name.strip() for name in lines[0]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        found = f"{listing(repeated)} more than once"
-        raise ConfigError("Column names must differ", found, "rename one")
+        names_repeated = f"{listing(repeated)} more than once"
+        raise ConfigError("Column names must differ", names_repeated, "rename one")
     is_uneven = pd.Series([len(line) != len(names) for line in lines[1:]], dtype=bool)
     if is_uneven.any():
         rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
         num_uneven = plural(int(is_uneven.sum()), "row")
-        found = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
-        raise ConfigError(rule, found, SAVE_AS_CSV)
+        problem = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
+        raise ConfigError(rule, problem, SAVE_AS_CSV)
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
 
 
@@ -198,9 +198,10 @@ def _variation_faults(
             continue  # reported as no number
         rounding_step = np.spacing(rows[name].abs().max())
         if not rows[name].std() > MIN_ROUNDING_STEPS * rounding_step:
-            found = f"{plural(rows[name].nunique(), 'value')}, after rounding to 16 digits"
+            values = plural(rows[name].nunique(), "value")
             hint = "name another one, or subtract a constant"
-            yield ConfigError(f"Column {name} must vary", found, hint)
+            rule = f"Column {name} must vary"
+            yield ConfigError(rule, f"{values}, after rounding to 16 digits", hint)
     num_kinds = 0
     if design.within:
         num_kinds = len(rows[[*design.within]].drop_duplicates())
