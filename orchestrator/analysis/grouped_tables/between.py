@@ -112,7 +112,11 @@ def _why_none(data: StandardRows, effects: Array | None) -> str:
     return f"it needs {num_terms + 1} groups that differ in {listing(design.on)}"
 
 
-def _confirmed(slope: Slope, check: EffectsFit | None, place: int) -> Slope:
+def _confirmed(
+    slope: Slope,
+    check: EffectsFit | None,
+    place: int,
+) -> Slope:
     """Return a slope with the larger p of itself and of a fit at equal crossing values.
 
     The p-value is 1 if that fit has none, or a slope of the other sign.
@@ -140,7 +144,10 @@ class EffectsFit:
     """
 
     def __init__(
-        self, data: StandardRows, effects: Array, estimates: tuple[Array, Array, int]
+        self,
+        data: StandardRows,
+        effects: Array,
+        estimates: tuple[Array, Array, int],
     ) -> None:
         self.data = data
         self.groups = data.groups
@@ -159,7 +166,9 @@ class EffectsFit:
         """Fit effects; None if there are none or the slopes are not identified."""
         if effects is None:
             return None
-        estimates = ols(effects[:, 0], effects[:, 1:])
+        response = effects[:, 0]
+        columns = effects[:, 1:]
+        estimates = ols(response, columns)
         if estimates is None:
             return None
         return cls(data, effects, estimates)
@@ -171,7 +180,14 @@ class EffectsFit:
         error = float(self.errors[place - 1])
         bounds = t_interval(value, error, self.degrees)
         refits = self._refits(place)
-        slope = Slope("between", name, value, bounds, num_groups=num_units, left_out=refits)
+        slope = Slope(
+            level="between",
+            on=name,
+            value=value,
+            interval=bounds,
+            num_groups=num_units,
+            left_out=refits,
+        )
         p_permuted = None
         if not self.groups.crossed and num_units <= MAX_PERMUTED:
             p_permuted = self._permuted(place)
@@ -236,13 +252,19 @@ class EffectsFit:
         direction = self.table @ weights
         carried = self.groups.sums(direction**2)
         degrees = max(1.0, self.groups.degrees(carried))
-        error = jackknife_error(fitted.value, np.array([*refits.values()]))
+        refitted = np.array([*refits.values()])
+        error = jackknife_error(fitted.value, refitted)
         return Variance(error**2, degrees)
 
-    def _without_scatter(self, place: int, slope: Slope, variance: Variance) -> MeanScatter | None:
+    def _without_scatter(
+        self,
+        place: int,
+        slope: Slope,
+        variance: Variance,
+    ) -> MeanScatter | None:
         """Return the scatter in the groups' means; None if the column has none within groups."""
         column = self.table[:, place]
-        spread = float(((column - column.mean()) ** 2).sum())
+        spread = len(column) * float(column.var())
         share = float(self._scatter[place, place]) / spread
         if share < MIN_SHARE_OF_SCATTER:
             return None
@@ -260,11 +282,19 @@ class EffectsFit:
         corrected = Slope("between", slope.on, estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))
         p_value = 1.0 if corrected.p_value is None else corrected.p_value
-        return MeanScatter(slope.on, share, corrected.value, corrected.interval, p_value)
+        return MeanScatter(
+            on=slope.on,
+            share=share,
+            slope=corrected.value,
+            interval=corrected.interval,
+            p_value=p_value,
+        )
 
 
 def _wider(first: Interval, second: Interval | None) -> Interval:
     """Return the interval from the lower of two lower ends to the higher of two higher ends."""
     if second is None:
         return first
-    return min(first[0], second[0]), max(first[1], second[1])
+    low = min(first[0], second[0])
+    high = max(first[1], second[1])
+    return low, high

@@ -60,7 +60,7 @@ class Coefficient:
 def least_squares(response: Array, columns: Array, place: int) -> Coefficient:
     """Fit a response, ``(n,)``, and return the coefficient of the column at ``place``."""
     products = columns.T @ columns
-    inverse: Array = np.linalg.pinv(products, rcond=MIN_SINGULAR, hermitian=True)
+    inverse = np.linalg.pinv(products, rcond=MIN_SINGULAR, hermitian=True).astype(float)
     coefficients = inverse @ (columns.T @ response)
     column = columns[:, place]
     remaining = np.delete(columns, place, axis=1)
@@ -94,7 +94,11 @@ def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
         variance += form**2
         lengths.append(float(stretched @ stretched))
         overlaps.append(columns.T @ stretched)
-    degrees = _satterthwaite(np.array(lengths), np.array(overlaps), fitted.inverse)
+    degrees = _satterthwaite(
+        np.array(lengths),
+        np.array(overlaps),
+        fitted.inverse,
+    )
     return Variance(variance, degrees)
 
 
@@ -110,12 +114,14 @@ def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
     basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
     scaled = singular_values[:, None] * axes
     hat_block = scaled @ inverse @ scaled.T
-    shares_left, directions = np.linalg.eigh(np.eye(len(hat_block)) - hat_block)
+    block_left = np.eye(len(hat_block)) - hat_block
+    shares_left, directions = np.linalg.eigh(block_left)
     factors = np.zeros(len(shares_left))
     is_left = shares_left > MIN_SHARE_LEFT
     factors[is_left] = shares_left[is_left] ** -0.5
     rotated = directions.T @ (basis.T @ weights)
-    stretched: Array = basis @ (directions @ (factors * rotated))
+    rotated *= factors
+    stretched: Array = basis @ (directions @ rotated)
     return stretched
 
 
@@ -145,12 +151,14 @@ def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Varia
     # Units' intercepts, which are absorbed, take out the mean over values.
     variance = by_value.value * _small_sample(num_values)
 
-    combinations = np.column_stack([units, crossing])
-    combination = np.unique(combinations, axis=0, return_inverse=True)[1].reshape(-1)
-    scores = np.bincount(combination, fitted.direction * fitted.residuals)
-    variance_counted = float(scores @ scores) / fitted.variation**2
-    variance_counted *= _small_sample(len(scores))
-    return Variance(max(0.0, variance - variance_counted), max(1.0, degrees))
+    pairs = np.column_stack([units, crossing])
+    _, combination = np.unique(pairs, axis=0, return_inverse=True)
+    products = fitted.direction * fitted.residuals
+    scores = np.bincount(combination.reshape(-1), products)
+    counted_already = float(scores @ scores) / fitted.variation**2
+    counted_already *= _small_sample(len(scores))
+    excess = max(0.0, variance - counted_already)
+    return Variance(excess, max(1.0, degrees))
 
 
 def _small_sample(num_clusters: int) -> float:
@@ -160,8 +168,12 @@ def _small_sample(num_clusters: int) -> float:
 
 def total_variance(parts: Sequence[Variance]) -> Variance:
     """Add independent variances up, with Satterthwaite's degrees of freedom of their sum."""
-    variance = sum(part.value for part in parts)
-    spread = sum(part.value**2 / part.degrees for part in parts if part.value > 0)
+    variance = 0.0
+    spread = 0.0
+    for part in parts:
+        if part.value > 0:
+            variance += part.value
+            spread += part.value**2 / part.degrees
     if spread == 0:
         return parts[0]
     return Variance(variance, variance**2 / spread)

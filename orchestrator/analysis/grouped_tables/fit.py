@@ -86,11 +86,16 @@ def fit_user_table(table: UserTable, design: Design) -> GroupedFit:
     """Fit a table that was read from a user's file."""
     crossing = [column.name for column in table.crossing]
     fit = fit_groups(table.rows, design, crossing=crossing)
-    return replace(fit, remarks=(*table.remarks, *fit.remarks))
+    remarks = table.remarks + fit.remarks
+    return replace(fit, remarks=remarks)
 
 
 def fit_groups(
-    table: pd.DataFrame, design: Design, *, crossing: Sequence[str] = (), pairs: bool = False
+    table: pd.DataFrame,
+    design: Design,
+    *,
+    crossing: Sequence[str] = (),
+    pairs: bool = False,
 ) -> GroupedFit:
     """Fit rows within groups and between them.
 
@@ -103,7 +108,10 @@ def fit_groups(
     """
     data = standardise(table, design, crossing, pairs)
     factors = dict(zip(design.on, data.units_per_slope.tolist(), strict=True))
-    slopes = [slope.times(factors[slope.on]) for slope in within_slopes(data)]
+    slopes = []
+    for within in within_slopes(data):
+        factor = factors[within.on]
+        slopes.append(within.times(factor))
     scatter = []
     for between in between_slopes(data):
         factor = factors[between.slope.on]

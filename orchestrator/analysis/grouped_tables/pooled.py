@@ -59,14 +59,16 @@ def _pooled_correlation(data: StandardRows, name: str, column: Array) -> PooledC
     by_group = {}
     for group, group_name in enumerate(data.groups.unit_names):
         square = response_squares[group] * column_squares[group]
-        if sizes[group] >= MIN_ROWS and square > 0:
-            by_group[group_name] = float(products[group] / np.sqrt(square))
-    response_share = max(0.0, 1 - float(response_squares.sum()) / num_rows)
-    column_share = max(0.0, 1 - float(column_squares.sum()) / num_rows)
+        if sizes[group] < MIN_ROWS or square <= 0:
+            continue
+        correlation = products[group] / np.sqrt(square)
+        by_group[group_name] = float(correlation)
+    response_share = 1 - float(response_squares.sum()) / num_rows
+    column_share = 1 - float(column_squares.sum()) / num_rows
     return PooledCorrelation(
         on=name,
         r=r,
         p_value=float(t_p_values(r, error, num_rows - 2)),
-        shares=(response_share, column_share),
+        shares=(max(0.0, response_share), max(0.0, column_share)),
         by_group=by_group,
     )

@@ -46,7 +46,8 @@ class MeanScatter:
         if self.slope is None or self.interval is None:
             return self
         low, high = self.interval
-        return replace(self, slope=self.slope * factor, interval=(low * factor, high * factor))
+        bounds = (low * factor, high * factor)
+        return replace(self, slope=self.slope * factor, interval=bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def scatter_of_means(data: StandardRows) -> Array:
     np.add.at(by_unit, unit, squares)
     by_unit *= degrees / (degrees - num_kinds)  # intercepts of kinds took a part of the scatter
     sizes = np.bincount(unit).astype(float)
-    covariances = by_unit / np.maximum(sizes - 1, 1)[:, None, None]
+    degrees_by_unit = np.maximum(sizes - 1, 1)
+    covariances = by_unit / degrees_by_unit[:, None, None]
     covariances[sizes == 1] = by_unit.sum(axis=0) / degrees
     of_means = covariances / sizes[:, None, None]
     of_means *= 1 - 1 / num_units  # effects are taken from their mean
@@ -100,7 +102,9 @@ def _residuals_within(data: StandardRows) -> Array:
 
 
 def slope_without_scatter(
-    products: Sequence[Array], scatter: Sequence[Array], place: int
+    products: Sequence[Array],
+    scatter: Sequence[Array],
+    place: int,
 ) -> CorrectedSlope | None:
     """Estimate the slope from products of effects less the scatter in them.
 
@@ -118,8 +122,9 @@ def slope_without_scatter(
     smallest = (1 - MAX_SHARE_OF_SCATTER) * variation
     slope, _ = partial_slope(products[0] - scatter[0], place, smallest)
     refits = []
-    for products_left, scatter_left in zip(products[1:], scatter[1:], strict=True):
-        refit, _ = partial_slope(products_left - scatter_left, place, 0.0)
+    for group in range(1, len(products)):
+        without_group = products[group] - scatter[group]
+        refit, _ = partial_slope(without_group, place, 0.0)
         refits.append(refit)
     if not np.isfinite([slope, *refits]).all():
         return None

@@ -13,7 +13,11 @@ MIN_SHARE_SHOWN = 0.005
 
 
 def answer(
-    design: Design, num_groups: int, within: Slope, between: Slope, scatter: MeanScatter | None
+    design: Design,
+    num_groups: int,
+    within: Slope,
+    between: Slope,
+    scatter: MeanScatter | None,
 ) -> str:
     """Say what is claimed of one column, within groups first and then between them."""
     texts = [
@@ -48,9 +52,9 @@ def _level(design: Design, slope: Slope, place: str) -> str:
 
 
 def _numbers(slope: Slope) -> str:
-    """Write the slope, its interval and what decides."""
+    """Write the slope, the interval of a claim, and what decides."""
     parts = [f"slope {number(slope.value)}"]
-    if slope.interval is not None:
+    if slope.established:
         parts.append(f"95 % interval {interval(slope.interval)}")
     if slope.adjusted_p is not None:
         parts.append(decided(slope.p_value, slope.adjusted_p, slope.interval))
@@ -60,10 +64,14 @@ def _numbers(slope: Slope) -> str:
 
 
 def _limits(slope: Slope) -> str:
-    """Say what would have been detected, and which group the slope depends on most."""
+    """Say which slopes are possible where none is claimed, and which group matters most."""
     text = ""
-    if not slope.established and slope.detectable is not None:
-        text += f" About 80 of 100 such studies would detect a slope of {number(slope.detectable)}."
+    if not slope.established and slope.interval is not None and slope.detectable:
+        text += (
+            f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
+            f"data. About 80 of 100 such studies would detect a slope of "
+            f"{number(slope.detectable)}."
+        )
     if slope.most_influential is not None:
         group, without = slope.most_influential
         if number(without) != number(slope.value):
@@ -82,11 +90,16 @@ def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
         return f"{text} That is too much to tell both apart, so nothing is claimed between groups."
     return (
         f"{text} Without it the slope between groups is {number(scatter.slope)} "
-        f"({interval(scatter.interval)})."
+        f"(95 % interval {interval(scatter.interval)})."
     )
 
 
-def pooled_answer(design: Design, num_rows: int, num_groups: int, pooled: PooledCorrelation) -> str:
+def pooled_answer(
+    design: Design,
+    num_rows: int,
+    num_groups: int,
+    pooled: PooledCorrelation,
+) -> str:
     """Say what the pooled correlation is, and what it mixes."""
     response_share, column_share = (f"{share:.0%}" for share in pooled.shares)
     mixture = {

@@ -61,8 +61,8 @@ class Slope:
             return self
         error = variance.value**0.5
         bounds = t_interval(self.value, error, variance.degrees)
-        p_value = float(t_p_values(self.value, error, variance.degrees))
-        return replace(self, interval=bounds, p_value=p_value)
+        p_value = t_p_values(self.value, error, variance.degrees)
+        return replace(self, interval=bounds, p_value=float(p_value))
 
     @property
     def established(self) -> bool:
@@ -74,8 +74,12 @@ class Slope:
         """The group without which the slope changes most, and that slope; None without groups."""
         if self.value is None or not self.left_out:
             return None
-        changes = {group: abs(refit - self.value) for group, refit in self.left_out.items()}
-        group = max(changes, key=changes.__getitem__)
+        value = self.value
+
+        def change(group: str) -> float:
+            return abs(self.left_out[group] - value)
+
+        group = max(self.left_out, key=change)
         return group, self.left_out[group]
 
     @property
@@ -83,7 +87,8 @@ class Slope:
         """Slope that about 80 of 100 such studies would detect; None without an interval."""
         if self.interval is None:
             return None
-        return DETECTABLE_PER_LENGTH * (self.interval[1] - self.interval[0])
+        low, high = self.interval
+        return DETECTABLE_PER_LENGTH * (high - low)
 
     @property
     def numbers(self) -> str:
@@ -108,4 +113,7 @@ class Slope:
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of slopes for their number."""
     adjusted_ps = holm([slope.p_value for slope in slopes])
-    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, adjusted_ps, strict=True))
+    answers = []
+    for slope, adjusted_p in zip(slopes, adjusted_ps, strict=True):
+        answers.append(replace(slope, adjusted_p=adjusted_p))
+    return tuple(answers)

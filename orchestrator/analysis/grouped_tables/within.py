@@ -73,11 +73,18 @@ class WithinFit:
         """Estimate the slope on one column, or say why there is none."""
         value, weights = partial_slope(self._total, place, self._smallest)
         if not np.isfinite(value):
-            return Slope("within", name, reason=self._why_none(place, name))
+            reason = self._why_none(place, name)
+            return Slope("within", name, reason=reason)
         direction = self.table @ weights
         carried = self._carried(direction)
         refits = self._refits(place, carried)
-        slope = Slope("within", name, value, num_groups=len(refits), left_out=refits)
+        slope = Slope(
+            level="within",
+            on=name,
+            value=value,
+            num_groups=len(refits),
+            left_out=refits,
+        )
         if len(refits) < MIN_DATASETS:
             groups = plural(len(refits), "group")
             return slope.without_interval(f"no interval: it varies within {groups} only")
@@ -113,7 +120,12 @@ class WithinFit:
             refits[str(self.groups.names[group])] = slope
         return refits
 
-    def _judged_by_jackknife(self, slope: Slope, place: int, carried: Array) -> Slope:
+    def _judged_by_jackknife(
+        self,
+        slope: Slope,
+        place: int,
+        carried: Array,
+    ) -> Slope:
         """Return a slope within units of crossed groups with interval and p-value."""
         degrees = self.groups.degrees(carried)
         if degrees < 1:
@@ -142,7 +154,9 @@ class WithinFit:
 
     def _fitted(self, place: int) -> Coefficient:
         """Fit the response on all columns."""
-        return least_squares(self.table[:, 0], self.table[:, 1:], place - 1)
+        response = self.table[:, 0]
+        columns = self.table[:, 1:]
+        return least_squares(response, columns, place - 1)
 
     def _with_crossing(self, fitted: Coefficient, variance: Variance) -> Variance:
         """Add what unnamed columns that recur over groups add to a variance."""
