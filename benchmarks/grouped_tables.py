@@ -1,8 +1,11 @@
 """How often `isweep fit TABLE` claims a relation on tables that hold none, and finds one that is.
 
 ``nulls`` draws tables of known designs without a relation and counts tables with any claim, at
-both levels, after Holm. ``powers`` does the same with a slope. ``panels`` fits tables that
-statsmodels ships. Everything is drawn here, without the analysis.
+both levels, after Holm. Designs of scatter have a slope within groups: there only the claims
+between groups are false. ``powers`` does the same with a slope. ``panels`` fits Grunfeld's panel.
+Everything is drawn here, without the analysis, and table *k* of a design is always the same. In
+``results/grouped_tables.json``, ``before`` are the same tables fitted by commit 11d42bf1, which
+left groups out (CR3) with 1 / Σ share² − 1 degrees of freedom.
 """
 
 from __future__ import annotations
