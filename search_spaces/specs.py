@@ -9,19 +9,24 @@ result.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    model_validator,
 )
 
+from search_spaces.attacks import ATTACKS, Number
+from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
 # One version per kind, counted up when the meaning of its specs changes or one of their defaults
@@ -216,13 +221,85 @@ def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     return each_once(epsilons)
 
 
-class AttackSpec(Spec):
-    """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
+def _known_attack(name: str) -> str:
+    if name not in ATTACKS:
+        hint = nearest(name, ATTACKS)
+        raise ValueError(f"unknown attack; {hint}known attacks: {', '.join(sorted(ATTACKS))}")
+    return name
 
-    methods: Annotated[tuple[Literal["fgsm", "pgd"], ...], AfterValidator(each_once)] = ("fgsm",)
+
+def _as_sorted_pairs(value: object) -> object:
+    """Return mappings, as a sweep file writes them, as sorted pairs, and lists as tuples."""
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_as_sorted_pairs(item) for item in value)
+    return value
+
+
+def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
+    """Return the parameters that are not at their default, after checking all of them.
+
+    Raises:
+        ValueError: an attack or parameter is unknown, or a value is not allowed.
+    """
+    changed: list[tuple[str, ParameterValues]] = []
+    for method, values in sorted(by_method):
+        parameters = ATTACKS[_known_attack(method)].parameters
+        kept: list[tuple[str, Number]] = []
+        for name, value in sorted(values):
+            if name not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ValueError(f"{method} has no parameter {name!r}; its parameters: {known}")
+            parameter = parameters[name]
+            problem = parameter.problem(value)
+            if problem:
+                raise ValueError(f"{method}.{name} {problem}")
+            if value != parameter.default:
+                # Equal values must have one spelling: 1 and 1.0 would be two identities.
+                kept.append((name, type(parameter.default)(value)))
+        if kept:
+            changed.append((method, tuple(kept)))
+    return tuple(changed)
+
+
+ParameterValues = tuple[tuple[str, StrictInt | StrictFloat], ...]
+AttackParameters = tuple[tuple[str, ParameterValues], ...]
+
+
+class AttackSpec(Spec):
+    """Adversarial attacks on the test images."""
+
+    methods: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(each_once)
+    ] = ("fgsm",)
+    """Names in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)
     ] = (*(1.0, 2.0, 4.0, 8.0),)
+    """Largest change of a pixel, in units of 1/255 of the range."""
+    parameters: Annotated[
+        AttackParameters, BeforeValidator(_as_sorted_pairs), AfterValidator(_changed_parameters)
+    ] = ()
+    """By method, the parameters that are not at their default. A sweep file has a mapping."""
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        unused = sorted({method for method, _ in self.parameters} - set(self.methods))
+        if unused:
+            raise ValueError(
+                f"parameters of {', '.join(unused)}, which methods does not name; "
+                "add it there, or drop its parameters"
+            )
+        return self
+
+    def changes(self, method: str) -> ParameterValues:
+        """Return the parameters of ``method`` that are not at their default."""
+        return dict(self.parameters).get(method, ())
+
+    def values(self, method: str) -> dict[str, Number]:
+        """Return all parameters of ``method`` with their values."""
+        return ATTACKS[method].values(dict(self.changes(method)))
 
 
 class RobustnessSpec(Spec):
@@ -370,6 +447,8 @@ class AttackMeasurement(Spec):
     schema_version: int
     method: str
     epsilon: float
+    parameters: ParameterValues = ()
+    """The parameters that are not at their default."""
 
 
 class RepresentationMeasurement(Spec):
@@ -430,32 +509,38 @@ class TrialSpec(Spec):
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
-        attacks, representation, k = (
-            self.attacks,
-            self.representation,
-            self.representation.num_neighbors,
-        )
-        version = self.representation_version
-        found: list[Measurement] = [
-            RepresentationMeasurement(
-                schema_version=version, estimator=name, num_neighbors=k, stages=stages
-            )
-            for stages in (False, True)[: 1 + representation.stages]
-            for name in representation.estimators
-        ]
-        versions = {"fgsm": 1, "pgd": self.attack_version}
-        found += [
-            AttackMeasurement(schema_version=versions[method], method=method, epsilon=epsilon)
-            for method in attacks.methods
-            for epsilon in attacks.epsilons
-        ]
-        if (asked := self.robustness) is not None:
-            found.append(
-                RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked)
+        representation = self.representation
+        measurements: list[Measurement] = []
+        layers = (False, True) if representation.stages else (False,)
+        for stages in layers:
+            for estimator in representation.estimators:
+                measurements.append(
+                    RepresentationMeasurement(
+                        schema_version=self.representation_version,
+                        estimator=estimator,
+                        num_neighbors=representation.num_neighbors,
+                        stages=stages,
+                    )
+                )
+        for method in self.attacks.methods:
+            for epsilon in self.attacks.epsilons:
+                measurements.append(
+                    AttackMeasurement(
+                        schema_version=ATTACKS[method].version_at(self.attack_version),
+                        method=method,
+                        epsilon=epsilon,
+                        parameters=self.attacks.changes(method),
+                    )
+                )
+        if self.robustness is not None:
+            measurements.append(
+                RobustnessMeasurement(
+                    schema_version=self.robustness_version, robustness=self.robustness
+                )
             )
         if self.predictions:
-            found.append(PredictionMeasurement(schema_version=self.predictions_version))
-        return tuple(found)
+            measurements.append(PredictionMeasurement(schema_version=self.predictions_version))
+        return tuple(measurements)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``asked`` that a trial made by this spec does not have."""

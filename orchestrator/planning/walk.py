@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from orchestrator.planning.predict import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.attacks import attack_pass
+from tasks.trials.attacks import attack_batch_size
 from tasks.trials.isolation import contained
 from tasks.trials.models import build_model, depends_on_pixels, num_parameters, one_line
 from tasks.trials.records import EVALUATION_PASS
@@ -97,7 +97,7 @@ def _walked(
     pixels = torch.rand(EVALUATION_PASS, *shape) * brightest
     with torch.no_grad(), evaluation:
         network(pixels)
-    attack_batch = attack_pass(recipe)
+    attack_batch = attack_batch_size(recipe)
     labels = torch.zeros(attack_batch, dtype=torch.int64)
     pixels = (torch.rand(attack_batch, *shape) * brightest).requires_grad_()
     attack = _Walk(network, pixels)

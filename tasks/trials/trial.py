@@ -33,7 +33,7 @@ from search_spaces.specs import (
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_all, attack_pass, measure_radii, pass_clean
+from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, run_clean_pass
 from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.records import (
@@ -60,14 +60,15 @@ from tasks.trials.representations import (
     features_read,
     stages,
 )
+from tasks.trials.robustness import measure_radii
 from tasks.trials.scores import classification_scores, to_parquet
 from tasks.trials.training import (
     Checkpoints,
     Evaluation,
     LossRule,
     evaluate,
-    in_parts,
     resident,
+    scaled_batch_size,
     train,
 )
 from tasks.trials.weights import load_into, to_bytes
@@ -259,9 +260,9 @@ class _Trial:
                 data.test_labels,
             )
         )
-        self.pass_size = in_parts(EVALUATION_PASS, self.recipe, micro_batch)
+        self.pass_size = scaled_batch_size(EVALUATION_PASS, self.recipe, micro_batch)
         """Images of a forward pass."""
-        self.gradient_pass = attack_pass(self.recipe, micro_batch)
+        self.gradient_pass = attack_batch_size(self.recipe, micro_batch)
         """Images whose gradients are taken at once."""
         self.clean: CleanPass | None = None
         self.features: NDArray[np.float32] | None = None
@@ -382,7 +383,7 @@ class _Trial:
         rule = self.recipe.test_loss
         with features_read(self.model, len(self.images)) as features:
             train = evaluate(
-                self.model, self.images, self.labels, rule=rule, pass_size=self.pass_size
+                self.model, self.images, self.labels, rule=rule, batch_size=self.pass_size
             )
         self.features, clean = features.array, self.pass_clean()
         test = clean.evaluation(rule)
@@ -404,7 +405,7 @@ class _Trial:
     def score(self, rule: LossRule) -> Evaluation:
         """Pass the test images, or those held out of a search, forward."""
         return evaluate(
-            self.model, self.test_images, self.test_labels, rule=rule, pass_size=self.pass_size
+            self.model, self.test_images, self.test_labels, rule=rule, batch_size=self.pass_size
         )
 
     def validate(self, epoch: int, curve: list[ValidationScore]) -> str:
@@ -418,8 +419,8 @@ class _Trial:
     def pass_clean(self) -> CleanPass:
         """Pass the test images, once."""
         if self.clean is None:
-            self.clean = pass_clean(
-                self.model, self.test_images, self.test_labels, pass_size=self.gradient_pass
+            self.clean = run_clean_pass(
+                self.model, self.test_images, self.test_labels, batch_size=self.gradient_pass
             )
         return self.clean
 
@@ -503,14 +504,19 @@ class _Trial:
     def _attacks(self, asked: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
         records: list[AttackRecord] = []
         for method in dict.fromkeys(attack.method for attack in asked):
-            epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
+            chosen = [attack for attack in asked if attack.method == method]
+            spec = {
+                "methods": (method,),
+                "epsilons": tuple(attack.epsilon for attack in chosen),
+                "parameters": ((method, chosen[0].parameters),),
+            }
             records += attack_all(
                 self.model,
                 self.test_images,
                 self.test_labels,
-                AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons}),
+                AttackSpec.model_validate(spec),
                 self.pass_clean(),
-                pass_size=self.gradient_pass,
+                batch_size=self.gradient_pass,
                 rule=self.recipe.test_loss,
             )
         return tuple(records)
@@ -526,7 +532,7 @@ class _Trial:
                 self.test_labels,
                 self.images,
                 num_images=robustness.num_images,
-                pass_size=self.gradient_pass,
+                batch_size=self.gradient_pass,
                 # Of the data, not of the network: all networks of a subset are asked about the same
                 # images.
                 seed=derive_seed("r_hat", self.network.subset),

@@ -17,7 +17,7 @@ from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.walk import _Walk
 from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.attacks import attack_pass
+from tasks.trials.attacks import attack_batch_size
 from tasks.trials.models import build_model
 from tasks.trials.records import CONTEXT_BYTES, EVALUATION_PASS
 from tasks.trials.training import Step
@@ -90,7 +90,7 @@ def test_an_attack_needs_no_more_memory_than_training(model, batch):
     """At batch 64 in float32 it was 2 to 7 times as much."""
     found = cost(model, batch, precision="bfloat16", num_outputs=2)
     assert found.attack.peak_bytes <= found.step.peak_bytes
-    assert found.attack_batch == attack_pass(RecipeSpec(name="x", batch_size=batch))
+    assert found.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
 
 
 def network(model, *, train_size=40, **recipe):
