@@ -126,8 +126,8 @@ class RadiusRecord(Finding):
 
     Attributes:
         pred: distances to a class other than the predicted one; None if no radius was found.
-        true: distances to a class other than the true one, which is 0 for a misclassified image;
-            None if no image has one.
+        true: distances to a class other than the true one, which is 0 for a misclassified image,
+            even one without a radius; None if ``pred`` is.
         radii: one for each of ``rows``; None if no differently classified image was found.
         rows: index of each image in the test set, ascending.
         wrong: for each image, whether it is misclassified.

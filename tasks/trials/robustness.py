@@ -233,14 +233,18 @@ def _radius_record(
     has_radius = np.isfinite(radii)
     reason = "the network puts every image that was tried in one class"
     share_at_limit = None
+    true = None
     if has_radius.any():
         reason = ""
         share_at_limit = float(at_pixel_limit[has_radius].mean())
-    # A misclassified image needs no perturbation, even if none was found.
-    true_radii = np.where(is_wrong, 0.0, radii)
+        # A misclassified image needs no perturbation, even if none was found.
+        true_radii = np.where(is_wrong, 0.0, radii)
+        true = summarise_radii(true_radii[np.isfinite(true_radii)], num_values)
+    # Without any radius there is no mean to report: one over the misclassified images alone would
+    # be 0, however robust the network is on the others.
     return RadiusRecord(
         pred=summarise_radii(radii[has_radius], num_values),
-        true=summarise_radii(true_radii[np.isfinite(true_radii)], num_values),
+        true=true,
         radii=tuple(radius if math.isfinite(radius) else None for radius in radii.tolist()),
         rows=tuple(rows.tolist()),
         wrong=tuple(is_wrong.tolist()),

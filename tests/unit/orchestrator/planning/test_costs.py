@@ -143,6 +143,15 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["torchvision:vit_b_16", "timm:test_vit"])
+def test_a_transformers_evaluation_is_counted_operator_by_operator(name):
+    """In evaluation torch may fuse a whole layer into one operator, which counts as none."""
+    recipe = RecipeSpec(name="any", batch_size=8)
+    image_size = 160 if name.startswith("timm") else 64
+    cost = network_cost(model_spec(name), recipe, channels=3, image_size=image_size)
+    assert 2.5 < cost.step.flops / 8 / cost.forward_flops < 3.1
+
+
 def test_without_an_epoch_in_between_nothing_is_evaluated_there():
     once, twice, often = (peak_bytes(network("vgg13", epochs=epochs)) for epochs in (1, 2, 100))
     assert once < twice == often

@@ -231,13 +231,30 @@ def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
     assert "one class" in record.reason
 
 
-def test_misclassified_images_count_with_radius_zero_even_if_no_radius_was_found():
+def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():
+    class OneWayOut(nn.Module):
+        """Class 1 only near white. At black the slope is 0, and the pool shows no other class."""
+
+        def forward(self, pixels):
+            first = pixels.flatten(1)[:, 0]
+            value = torch.where(first > 100, first - 220, -1 + 0 * first)
+            return torch.stack([torch.zeros_like(value), value], 1)
+
+    images = torch.zeros(2, 1, 1, 1)
+    images[1] = 200  # its slope leads to class 1
+    record = measure_radii(OneWayOut(), images, torch.tensor([1, 0]), images, num_images=2, seed=0)
+    assert record.radii == (None, pytest.approx(20, rel=1e-3))
+    assert record.num_not_found == 1
+    assert (record.pred.num_images, record.pred.mean) == (1, pytest.approx(20, rel=1e-3))
+    assert (record.true.num_images, record.true.mean) == (2, pytest.approx(10, rel=1e-3))
+
+
+def test_without_any_radius_there_is_no_mean_even_if_images_are_misclassified():
+    """A mean over misclassified images alone would be 0, however robust the others are."""
     one_class, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
     labels = torch.tensor([1, 0, 1])  # the network says 1
     record = measure_radii(one_class, images, labels, images, num_images=3, seed=0)
-    assert record.pred is None
-    assert "one class" in record.reason
-    assert (record.true.num_images, record.true.mean) == (1, 0.0)
+    assert (record.pred, record.true, record.wrong) == (None, None, (False, True, False))
 
 
 def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
