@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check docs wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "isweep needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<27'
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[demo,formats,medical]' --group dev --constraint constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -36,7 +36,7 @@ test: $(STAMP)
 test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
 test-oldest test-newest: test-%:
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[dev]' $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
+	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[demo,formats,medical]' --group dev $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
 	$(VENV)-$*/bin/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
 lint: $(STAMP)
@@ -56,7 +56,7 @@ simulate: $(STAMP)
 
 # A sweep's tracker on a PostgreSQL of its own that is restarted; needs its server's commands.
 postgres-test: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,postgres]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[demo,formats,medical,postgres]' --group dev --constraint constraints.txt
 	$(BIN)/python -m tests.integration.postgres_faults
 
 # docs/cluster.md on three hosts of namespaces: ray up, sweeps, lost workers, a lost head; needs root, sshd, rsync, tmux.
@@ -69,6 +69,12 @@ slurm-test: wheel
 
 bench: $(STAMP)
 	@for script in $$(ls benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# The documentation as a site, without a connection; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs --constraint constraints.txt
+	$(BIN)/sphinx-build -EW --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 # What clusters get: the package with its commit, no checkout (docs/cluster.md).
 wheel: $(STAMP)

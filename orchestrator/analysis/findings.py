@@ -74,9 +74,7 @@ def family(fits: ScalingFits) -> str:
     if fits.class_pairs:
         return (
             f"Class pairs: jackknife over classes, p by Holm over {len(fits.class_pairs)} "
-            "questions. "
-            "R̂: an image's distance to another decision. At equal mean distance K_F had no effect "
-            "left: "
+            "questions. R̂: distance to another decision; units alone give it a slope of −1: "
             "docs/findings.md."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
@@ -446,5 +444,7 @@ def _experiment(fits: ScalingFits) -> Finding:
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
     short = followed(found.effects).rstrip(".")
-    question = "When only one property is moved, what follows?"
+    on_training = any(effect.tested_on for effect in found.effects)
+    moved = "in training images alone" if on_training else "in training and test images"
+    question = f"When one property is moved, {moved}, what follows?"
     return Finding(question, "described", short, found.answer, tuple(caveats))

@@ -95,8 +95,7 @@ def check_feasible(
             # Where the names were known when the sweep was planned, pairs were named; by numbers
             # that are names of other classes they could be read in two ways.
             unnamed = (
-                subset.class_pair is not None
-                and not plan.datasets[subset.prepared.dataset].label_names
+                subset.class_pair is not None and not plan.datasets[subset.dataset].label_names
             )
             strange = names != tuple(map(str, range(len(names))))
             if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
@@ -105,7 +104,7 @@ def check_feasible(
                 )
                 known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
                 way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
-                raise DataError(rule, f"{subset.prepared.dataset}: {known}", way_out)
+                raise DataError(rule, f"{subset.dataset}: {known}", way_out)
             given = there.labels, there.groups, subset, there.splits
             make_subset(*given, max_train_size=size, label_names=names)
         except SweepError as error:
@@ -141,7 +140,7 @@ def names_key(root: Path | None) -> str:
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
-    about = subset.prepared.dataset
+    about = subset.dataset
     if error.rule.startswith((f"{about}:", f"{about} ")) or error.value.startswith(f"{about}:"):
         return error
     if subset.class_pair is not None:

@@ -31,16 +31,18 @@ from search_spaces.recipes import recipe_grid, released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetSpec,
+    FurtherTest,
     MeasureSpec,
     ModelSpec,
     NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
+    TrainingCondition,
     TrialSpec,
     pair_name,
 )
-from search_spaces.sweeps import DatasetChoice, PairChoice, SweepSpec
+from search_spaces.sweeps import ConditionChoice, DatasetChoice, PairChoice, SweepSpec
 from tasks.atomic import write_atomic
 from tasks.prepared.store import PreparedDataset
 
@@ -74,6 +76,11 @@ class SweepPlan:
         return {trial.trial_id: trial for trial in self.trials}
 
     @cached_property
+    def further_tests(self) -> dict[str, tuple[FurtherTest, ...]]:
+        """The further test sets of each dataset that has any."""
+        return self.sweep.further_tests
+
+    @cached_property
     def largest_size(self) -> int:
         """Largest train size of the sweep."""
         return max(self.sweep.train_sizes)
@@ -94,7 +101,7 @@ class SweepPlan:
     def num_outputs(self, network: NetworkSpec) -> int:
         """How many logits a network has, as far as is known before its data are read."""
         subset = network.subset
-        pair = 2 if subset.class_pair else len(self.datasets[subset.prepared.dataset].label_names)
+        pair = 2 if subset.class_pair else len(self.datasets[subset.dataset].label_names)
         return network.recipe.num_outputs or max(2, pair)
 
     @cached_property
@@ -119,12 +126,12 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     if num_trials > MAX_TRIALS:
         rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
         raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
-    models = _models(sweep)
+    models, further_tests = _models(sweep), sweep.further_tests
     trials = tuple(
         TrialSpec(
             network=NetworkSpec(
                 model=model,
-                subset=_redrawn(subset, model.name, train_size, datasets[subset.prepared.dataset]),
+                subset=_redrawn(subset, model.name, train_size, datasets[subset.dataset]),
                 train_size=train_size,
                 recipe=recipe,
                 seed=seed,
@@ -132,6 +139,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             attacks=sweep.attacks,
             robustness=sweep.robustness,
             predictions=sweep.predictions,
+            further_tests=further_tests.get(subset.dataset, ()),
             representation=RepresentationSpec(
                 num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
             ),
@@ -139,7 +147,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         for subset in subsets
         for model in models
         for train_size in sweep.train_sizes
-        for recipe in recipe_grid(sweep.recipe, model.name, subset.prepared.dataset)
+        for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset)
         for seed in sweep.seeds
     )
     return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
@@ -153,7 +161,7 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
         {
             "trial_id": trial_id,
             "model": trial.network.model.name,
-            "dataset": trial.network.subset.prepared.dataset,
+            "dataset": trial.network.subset.dataset,
             "class_pair": pair_name(trial.network.subset.class_pair),
             "train_size": trial.network.train_size,
             "seed": trial.network.seed,
@@ -182,7 +190,8 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     if choice.made is not None:
-        return made_dataset_spec(choice.name, choice.made)
+        condition = choice.condition if isinstance(choice, ConditionChoice) else ()
+        return made_dataset_spec(choice.name, choice.made, condition)
     return (
         dataset_spec(choice.name)
         if choice.own is None
@@ -191,8 +200,11 @@ def _dataset(choice: DatasetChoice) -> DatasetSpec:
 
 
 def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
+    condition = None
+    if isinstance(choice, ConditionChoice):
+        condition = TrainingCondition(dataset=choice.name, parameters=choice.condition)
     prepared = PreparedSpec(
-        dataset=choice.name,
+        dataset=choice.base if isinstance(choice, ConditionChoice) else choice.name,
         task=dataset.task,
         image_size=sweep.image_size,
         channels=sweep.channels or dataset.channels,
@@ -229,6 +241,7 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
             class_pair=pair,
             test_size=sweep.test_size,
             split_seed=sweep.split_seed,
+            condition=condition,
         )
         for pair in pairs
     ]

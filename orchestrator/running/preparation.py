@@ -363,6 +363,7 @@ def measure_subset(
 
 def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> TrialData:
     """Return the arrays of a subset, with so many training images."""
+    from tasks.prepared.conditions import load_subset
     from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]
@@ -370,7 +371,8 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         chosen = make_subset(
             data.labels, data.groups, subset, data.splits, max_train_size=train_size
         )
-        return chosen.load(data, train_size)
+        tests = workspace.plan.further_tests.get(subset.dataset, ())
+        return load_subset(data, chosen, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             "A prepared dataset must stay as it is while its cells are trained",

@@ -55,6 +55,9 @@ class LabelSharpness:
             their mean.
         permuted: What ``value`` would be, on average, if the same labels had nothing to do with the
             images.
+        mean_unlike_distance: Mean over the images of the distance to the nearest image with another
+            label (the mean nearest-enemy distance, δ), in pixel values; inside each sample, and
+            then the mean over the samples. Measures that were stored before it existed have None.
     """
 
     value: float | None
@@ -67,10 +70,13 @@ class LabelSharpness:
     percentiles: dict[str, float] | None = None
     permuted: float | None = None
     reason: str | None = None
+    mean_unlike_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the convention's fields stand beside the value."""
-        apart = ["convention", "reason", *(["permuted"] if self.permuted is None else [])]
+        optional = ("permuted", "mean_unlike_distance")
+        missing = [name for name in optional if getattr(self, name) is None]
+        apart = ["convention", "reason", *missing]
         record = {key: value for key, value in vars(self).items() if key not in apart}
         record |= asdict(self.convention) | {"interval": self.interval}
         for key in ("pair", "pixel_range", "side", "sample_values"):
@@ -149,9 +155,10 @@ def summarise(
         return LabelSharpness(None, convention, num_pairs, num_images, pair=pair, reason=reason)
     if len(samples):
         values = [1 / float(line.min()) for line in samples]
-        lines = [1 / line[chosen] for line, chosen in zip(samples, sample_members, strict=True)]
+        unlike = [line[chosen] for line, chosen in zip(samples, sample_members, strict=True)]
     else:
-        values, lines = [1 / pair_distance], [1 / nearest]
+        values, unlike = [1 / pair_distance], [nearest]
+    lines = [1 / distances for distances in unlike]
     percentiles = {
         f"{p:g}": float(np.mean([np.percentile(line, p) for line in lines])) for p in PERCENTILES
     } | {"mean": float(np.mean([line.mean() for line in lines]))}
@@ -164,6 +171,7 @@ def summarise(
         pair_value=1 / pair_distance,
         sample_values=tuple(values),
         percentiles=percentiles,
+        mean_unlike_distance=float(np.mean([distances.mean() for distances in unlike])),
     )
 
 

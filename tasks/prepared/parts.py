@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash, spell
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, hash_text, keyed_hash
 from tasks.sources.pictures import to_prepared
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
@@ -82,7 +82,7 @@ def read_block(
         try:
             found = _read_item(reader, item, request, dtype)
         except SkipItem as skip:
-            part.skipped.append((spell(locator), skip.reason))
+            part.skipped.append((hash_text(locator), skip.reason))
             continue
         for image, label, sample in found:
             images.append(image)

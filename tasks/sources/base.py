@@ -1,10 +1,11 @@
-"""What a source is: a cheap listing of items, and a reader that turns one item into images.
+"""The interface of a dataset source: a cheap listing of items, and a reader of one item's images.
 
-Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open
-(a file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry
-*raw* locators and group ids; :mod:`tasks.prepared.prepare` replaces them by keyed hashes before
-anything is stored, logged or raised: these and patient ids leave the reading code in that form
-only.
+The driver lists once; parallel tasks read. An item is one thing to open (a file, a volume, a row of
+an array file), so that nothing is opened twice.
+
+Items and samples carry raw locators and group ids, which may name patients. They leave the reading
+code only as keyed hashes: :mod:`tasks.prepared.parts` hashes them before anything is stored, logged
+or raised.
 """
 
 from __future__ import annotations
@@ -28,53 +29,73 @@ from tasks.atomic import write_once
 KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
 MIN_KEY_LENGTH = 16
+"""Characters; ids that were hashed with a shorter key could be guessed by trying all keys."""
+
+Split = Literal["", "train", "test"]
+"""The split that the data give an image; empty if they give none."""
 
 
 def hash_key(folder: Path) -> str:
-    """Return the key: ``ISWEEP_HASH_KEY``, or a random one made once in ``folder`` (mode 0600).
+    """Return the key that hides file names and patient ids.
 
-    With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing
-    them all. One that is cut or cannot be read is a SetupError: ids hashed with a short one can be
-    guessed.
+    The key is ``ISWEEP_HASH_KEY``, or a random one that is made once in ``folder`` (mode 0600).
+    With it a lab can find the file behind a hash. Without it nobody can find an id by hashing all
+    that are possible.
+
+    Args:
+        folder: The folder of the prepared datasets.
+
+    Returns:
+        The key, at least :data:`MIN_KEY_LENGTH` characters.
+
+    Raises:
+        SetupError: The key is too short or cannot be read.
     """
-    key, where = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
+    key = os.environ.get(KEY_VARIABLE)
+    origin = KEY_VARIABLE
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
             # If another process was first, its key holds.
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
+        origin = str(path)
         try:
-            key, where = path.read_text(encoding="ascii").strip(), str(path)
+            key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
-            key, where = "", f"{path}: {error}"
+            key = ""
+            origin = f"{path}: {error}"
     if len(key) >= MIN_KEY_LENGTH:
         return key
     raise SetupError(
-        f"The key that hides patient ids must be whole, with {MIN_KEY_LENGTH} characters or more",
-        f"{where}: {len(key)} characters",
+        f"The key that hides patient ids must have {MIN_KEY_LENGTH} characters or more",
+        f"{origin}: {len(key)} characters",
         "restore it from a backup, since with another key no hash leads back to its file; "
         "without one, delete it and prepare the datasets again",
     )
 
 
 def keyed_hash(key: str, value: str) -> int:
-    """Return 63 bits of a keyed BLAKE2b of ``value``."""
+    """Return 63 bits of a keyed BLAKE2b hash of ``value``."""
     raw = value.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(raw, key=key.encode()[:64], digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def spell(hashed: int) -> str:
-    """Spell a keyed hash as in messages and records: 16 hex digits."""
+def hash_text(hashed: int) -> str:
+    """Format a keyed hash as messages and records show it: 16 hex digits."""
     return f"{hashed:016x}"
-
-
-Split = Literal["", "train", "test"]
 
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read: ``raw`` is the folder or file of the download, ``key`` that of the hashes."""
+    """The arguments of a source: which dataset to read, from where, and for which preparation.
+
+    Attributes:
+        dataset: The row of the dataset, from the table or made of a user's own data.
+        spec: The preparation that asks; a few sources depend on its task or faults.
+        raw: Folder or file of the download; None if the user named none.
+        key: Key of the hashes in messages, see :func:`hash_key`.
+    """
 
     dataset: DatasetSpec
     spec: PreparedSpec
@@ -82,31 +103,39 @@ class RawRequest:
     key: str = "unkeyed"
 
     def hashed(self, value: str) -> str:
-        """Spell a file name or id for messages: its keyed hash."""
-        return spell(keyed_hash(self.key, value))
+        """Return the keyed hash of a file name or id, as messages show it."""
+        return hash_text(keyed_hash(self.key, value))
 
-    def error(self, rule: str, found: str = "", way_out: str = "") -> DataError:
-        """Return the error of this dataset for a rule that it breaks."""
-        return DataError(f"{self.dataset.name}: {rule}", found, way_out)
+    def error(self, rule: str, value: str = "", hint: str = "") -> DataError:
+        """Return an error that names this dataset.
+
+        Args:
+            rule: The rule that the data break.
+            value: What was there instead; names no file or patient.
+            hint: What to do about it.
+        """
+        return DataError(f"{self.dataset.name}: {rule}", value, hint)
 
     def root(self) -> Path:
-        """Return the raw folder or file; a DataError says what the user named, and what is expected
-        there.
+        """Return the raw folder or file after checking that it can be read.
+
+        Raises:
+            DataError: None was named, or it is absent, unreadable, or no folder and no plain file.
         """
-        name, layout = self.dataset.name, f"expected: {self.dataset.raw_layout}"
+        name = self.dataset.name
+        layout = f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(f"{name} is read from its raw download", "no --raw folder", layout)
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
-            near = nearest_path(self.raw)
-            way_out = f"{near}; {layout}" if near else layout
-            raise DataError(
-                f"The raw download of {name} must exist", f"no {self.raw}", way_out
-            ) from None
+            similar = nearest_path(self.raw)
+            hint = f"{similar}; {layout}" if similar else layout
+            rule = f"The raw download of {name} must exist"
+            raise DataError(rule, f"no {self.raw}", hint) from None
         except (OSError, ValueError) as error:
-            found = getattr(error, "strerror", None) or "a name that no file can have"
-            raise DataError(f"The raw download of {name} must be readable", found) from None
+            reason = getattr(error, "strerror", None) or "a name that no file can have"
+            raise DataError(f"The raw download of {name} must be readable", reason) from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             rule = f"The raw download of {name} must be a folder or a plain file"
             raise DataError(rule, "a FIFO, socket or device", "save it as a file first")
@@ -115,29 +144,28 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to: the raw folder, or that of the raw
-        file.
-        """
+        """Return the folder that locators are relative to: the raw folder, or the raw file's."""
         root = self.root()
         return root if root.is_dir() else root.parent
 
     def has_fault(self, fault: str) -> bool:
-        """Tell whether a fault of the released code is switched on."""
+        """Return whether this preparation repeats a fault of the released code."""
         return fault in self.spec.faults
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to open.
+    """One thing to open: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Where it is, as :mod:`tasks.sources.raw` spells it. Never logged as it stands.
-        label: Class index, or None when only reading tells (slices of a volume).
-        group: Patient or other id whose images must stay on one side of the split; empty for its
-            own.
-        split: A split given by the user, or empty.
-        details: What the reader needs to know besides (JSON values only).
-        traits: As those of :class:`Sample`, where a table says them.
+        locator: Its place below the raw folder, in the form of :mod:`tasks.sources.raw`. Never
+            logged as it stands.
+        label: Class index, or None if only reading tells (slices of a volume).
+        group: Patient or other id whose images must stay on one side of a split; empty if the item
+            is a group of its own.
+        split: A split that the data give, or empty.
+        details: Further facts that the reader needs (JSON values only).
+        traits: Pairs (name, value) as in :class:`Sample`, if a table gives them.
     """
 
     locator: str
@@ -150,19 +178,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image read from an item.
+    """One image that was read from an item.
+
+    Mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one of them
+    tells the label, the dataset is flagged. Values of traits are stored as keyed hashes only.
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label, group: Where only reading tells them; None and empty take the item's.
-        conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in
-            the record.
-        flags: Names of what is doubtful but kept, counted in the record.
-        patient: The header's patient, whatever the group is; one in several groups is flagged.
-
-    Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set
-    is flagged; so are ``traits``, pairs (name, value) such as ("manufacturer", "X"). Values are
-    kept as keyed hashes only.
+        label: Class index, if only reading tells; None takes the item's.
+        group: Group id, if only reading tells; empty takes the item's.
+        conversions: Names of the changes to the stored values, such as
+            ``"inverted_monochrome1"``; counted in the record.
+        flags: Names of doubts about an image that is used anyway; counted in the record.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not tell the
+            label.
+        patient: Patient id in the file's header. A patient in several groups is flagged.
     """
 
     pixels: NDArray[np.generic]
@@ -176,18 +206,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source found, in its stored order.
+    """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: In an order that depends on the raw files only, never on the file system's listing
-            order.
-        block_size: How many items one task should read.
-        excluded: Items left out on purpose by the dataset's own rules, reason to count (not
-            faults).
-        skipped: Pairs (locator, reason) of items already known to be unreadable.
-        intensity: How raw values become pixels in [0, 255].
-        flags: Names of what is doubtful about the whole set, with counts.
-        one_each: Every item is one image, so that they can be counted without being read.
+        items: Their order depends on the raw files only, never on the file system.
+        label_names: Names of the classes; a label is an index into them.
+        dtype: Type of the prepared pixels.
+        block_size: Number of items that one reading task takes.
+        excluded: Reason -> number of items that the dataset's own rules leave out; not faults.
+        skipped: Pairs (locator, reason) of items that are already known to be unusable.
+        intensity: The rule by which raw values become pixels in [0, 255].
+        flags: Doubts about the dataset as a whole -> number of items that they concern.
+        one_each: Whether every item is one image, so that images can be counted without reading.
     """
 
     items: Sequence[Item]
@@ -201,24 +231,12 @@ class Listing:
     one_each: bool = True
 
 
-def first_of(names: Iterable[str], most: int = 5) -> str:
-    """Spell the first names, with dots where there are more."""
-    found = list(names)
-    return ", ".join(found[:most]) + (", ..." if len(found) > most else "")
-
-
-def count_lines(**told: Mapping[str, int]) -> list[str]:
-    """Say what is told of a set, as ``left_out={"validation split": 3}``, one line a reason."""
-    return [
-        f"  {what.replace('_', ' ')}: {reason}, {count:,}"
-        for what, counts in told.items()
-        for reason, count in counts.items()
-        if count
-    ]
-
-
 class SkipItem(Exception):
-    """An item that cannot be used; ``reason`` names no file, id or tag value."""
+    """An item that cannot be used.
+
+    Attributes:
+        reason: The reason in words; it names no file, id or value of a header.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -226,18 +244,36 @@ class SkipItem(Exception):
 
 
 Reader = Callable[[Item], Iterable[Sample]]
+"""A function that reads the images of one item; raises :class:`SkipItem` if there are none."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One raw layout; another package's may be any object with these two.
+    """One raw layout as two functions; another package may pass any object with these attributes.
 
     Attributes:
-        list_items: Returns all items without reading pixels; a raw download that is not as expected
-            is a DataError.
-        reader: Returns a function that reads one item; called once per task, so it may open what
-            items share.
+        list_items: Lists all items without reading pixels. Raises DataError if the download is not
+            as expected.
+        reader: Makes the :data:`Reader` of a request. It is called once per task, so it may open
+            what items share.
     """
 
     list_items: Callable[[RawRequest], Listing]
     reader: Callable[[RawRequest], Reader]
+
+
+def first_of(names: Iterable[str], limit: int = 5) -> str:
+    """Join the first names by commas, with dots if there are more than ``limit``."""
+    all_names = list(names)
+    listed = ", ".join(all_names[:limit])
+    return f"{listed}, ..." if len(all_names) > limit else listed
+
+
+def count_lines(**counts_by_kind: Mapping[str, int]) -> list[str]:
+    """Format counts by reason, one line each, such as ``left_out={"validation split": 3}``."""
+    lines: list[str] = []
+    for kind, counts in counts_by_kind.items():
+        for reason, count in counts.items():
+            if count:
+                lines.append(f"  {kind.replace('_', ' ')}: {reason}, {count:,}")
+    return lines

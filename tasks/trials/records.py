@@ -267,6 +267,34 @@ class AttackRecord(Finding):
         return attack_name(self.method, self.epsilon)
 
 
+class FurtherTestRecord(Finding):
+    """Scores of a trained network on a further test set: the test images, some of them changed.
+
+    Attributes:
+        name: the condition that changed them.
+        num_moved: images that it changed.
+        loss: mean cross-entropy over all images, in nat; None if it is not finite.
+        accuracy: accuracy over all images.
+        moved_loss: mean loss over the changed images; None if it is not finite, or none changed.
+        moved_accuracy: accuracy over the changed images; None if none changed.
+        unmoved_loss: mean loss over the other images, which are those of the test set; None if it
+            is not finite, or all changed.
+        unmoved_accuracy: accuracy over the other images; None if all changed.
+        robustness: adversarial robustness R on the images of ``TrialResult.robustness``, if
+            requested.
+    """
+
+    name: str
+    num_moved: int
+    loss: float | None
+    accuracy: float
+    moved_loss: float | None
+    moved_accuracy: float | None
+    unmoved_loss: float | None
+    unmoved_accuracy: float | None
+    robustness: RadiusRecord | None = None
+
+
 class NetworkScores(Finding):
     """Scores of a trained network on training and test set; losses are cross-entropy in nat."""
 
@@ -324,6 +352,7 @@ class TrialResult(Finding):
         robustness: adversarial robustness R, if requested.
         weights: the stored weights of the trained network; None if they are not stored.
         weights_note: why weights that should be stored are not.
+        further_tests: scores on further test sets, if requested.
         predictions: the stored logits of every test image; None if they are not stored.
         predictions_note: why predictions that should be stored are not.
         peak_memory_bytes: on CUDA, what the process reserved on the GPU for tensors; on a CPU, its
@@ -350,6 +379,7 @@ class TrialResult(Finding):
     test_history: tuple[EpochScore, ...] = ()
     best_epoch: int | None = None
     robustness: RadiusRecord | None = None
+    further_tests: tuple[FurtherTestRecord, ...] = ()
     weights: KeptFile | None = None
     weights_note: str = ""
     predictions: KeptFile | None = None

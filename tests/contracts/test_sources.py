@@ -12,8 +12,9 @@ import pytest
 
 from search_spaces.datasets import DATASETS, MADE, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
+from search_spaces.interventions import MadeSpec
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from search_spaces.sweeps import MadeSpec, OwnSourceSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import FROM_RAW, OWN_KINDS, SOURCES, source_for

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 import tomllib
 from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -17,6 +20,33 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 REWRITTEN: tuple[str, ...] = ()
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
+MAX_PER_LINE = {
+    "tokens": 8.5,
+    "conditional expressions": 0.015,
+    "comprehensions": 0.030,
+    "assignments of several": 0.008,
+    "walrus": 0.001,
+}
+"""What a line of code may hold on average; the codebases we learn from have 5.6 to 8.5 tokens."""
+KNOWN_CIRCLES = [
+    "orchestrator.planning.predict",
+    "orchestrator.planning.walk",
+    "orchestrator.results.mlflow_pages",
+    "orchestrator.results.mlflow_runs",
+    "orchestrator.results.tracking",
+    "orchestrator.running.queue",
+    "orchestrator.running.trials",
+]
+"""Modules that import each other, to be parted; the list may only become shorter."""
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+LAYOUT = (
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+)
 MAX_FUNCTION_LINES = 60
 """Lines of code of a function in a rewritten folder."""
 MAX_FUNCTION_LINES_ELSEWHERE = 75
@@ -65,9 +95,101 @@ def test_functions_are_short():
     assert not too_long, "separate what is done from how it is done"
 
 
+def signs(source: str) -> Counter[str]:
+    """Count how densely a module is packed; ``code`` counts its lines without text and comments."""
+    tree = ast.parse(source)
+    text_lines = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    code_lines = [
+        line
+        for number, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#") and number not in text_lines
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    count = Counter(code=len(code_lines))
+    count["tokens"] = sum(token.type not in (*LAYOUT, tokenize.COMMENT) for token in tokens)
+    for node in ast.walk(tree):
+        count["walrus"] += isinstance(node, ast.NamedExpr)
+        count["conditional expressions"] += isinstance(node, ast.IfExp)
+        count["comprehensions"] += isinstance(node, COMPREHENSIONS)
+        count["assignments of several"] += isinstance(node, ast.Assign) and isinstance(
+            node.value, ast.Tuple
+        )
+    return count
+
+
+@pytest.mark.parametrize("folder", REWRITTEN)
+def test_a_rewritten_folder_is_not_packed(folder):
+    count = sum(
+        (signs(text) for path, text in modules().items() if path.startswith(folder)), Counter()
+    )
+    per_line = {name: count[name] / count["code"] for name in MAX_PER_LINE}
+    assert not {name: n for name, n in per_line.items() if n > MAX_PER_LINE[name]}
+
+
+@pytest.mark.parametrize("folder", REWRITTEN)
+def test_a_rewritten_folder_imports_no_module_by_one_letter(folder):
+    short = [
+        f"{path}: {alias.name} as {alias.asname}"
+        for path, text in modules().items()
+        if path.startswith(folder)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        if alias.asname and len(alias.asname) == 1 and not alias.name.endswith("functional")
+    ]
+    assert not short, "import the names that are used, or the module by its name"
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Imports at the top of modules, those for annotations alone among them, form no circle."""
+    paths = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text
+        for path, text in modules().items()
+    }
+    graph = {name: imports_of(name, text, set(paths)) for name, text in paths.items()}
+    circles = []
+    while graph:
+        free = [name for name, imports in graph.items() if not imports & graph.keys()]
+        if not free:
+            circles = sorted(name for name in graph if name in reachable(graph, name))
+            break
+        for name in free:
+            del graph[name]
+    assert circles == KNOWN_CIRCLES
+
+
 def test_no_line_escapes_the_formatter():
     escaped = [path for path, text in modules().items() if "fmt: " in text]
     assert not escaped
+
+
+def imports_of(name: str, text: str, known: set[str]) -> set[str]:
+    """Return the modules of the product that a module imports, at its top or anywhere inside."""
+    imports: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                imports.add(inner if inner in known else node.module)
+    return imports & known - {name}
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return the modules that a module imports, directly or through others."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for name in graph.get(waiting.pop(), set()) - found:
+            found.add(name)
+            waiting.append(name)
+    return found
 
 
 def imported() -> set[str]:

@@ -160,7 +160,7 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
             f"; K_F doubled: {what} × {by:.3g} ({interval((low, high))})"
         )
     assert {one.why for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
-    assert "At equal mean distance K_F had no effect left: docs/findings.md." in family(fits)
+    assert "units alone give it a slope of −1: docs/findings.md." in family(fits)
     said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)
     page = unescape(

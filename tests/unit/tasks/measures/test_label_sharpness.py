@@ -1,5 +1,9 @@
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from search_spaces.errors import DataError
 from tasks.measures.measure import measure_array, measure_nested
@@ -10,6 +14,7 @@ from tasks.measures.sharpness import (
     count_pairs,
     stratified_subsets,
 )
+from tasks.sources.demo import digits
 from tests import reference
 
 
@@ -149,3 +154,72 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
     assert record.percentiles["mean"] == pytest.approx(
         (1 / reference.nearest_opposite(images, labels)).mean()
     )
+
+
+def mean_nearest_enemy_distance(images, labels):
+    """By scipy, from all distances; of equal images the first one counts."""
+    flat = np.asarray(images, dtype=float).reshape(len(images), -1)
+    kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])
+    flat, labels = flat[kept], np.asarray(labels)[kept]
+    distances = cdist(flat, flat)
+    distances[labels[:, None] == labels[None, :]] = np.inf
+    return distances.min(axis=1).mean()
+
+
+RNG = np.random.default_rng(38)
+KINDS_OF_IMAGES = {
+    "bytes": RNG.integers(0, 256, (150, 1, 6, 6), dtype=np.uint8),
+    "bytes as floats": RNG.integers(0, 256, (150, 1, 6, 6)) / 255,
+    "floats": RNG.normal(size=(150, 1, 6, 6)).astype(np.float32),
+    "ties and equal images": RNG.integers(0, 3, (150, 4), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_IMAGES)
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_mean_unlike_distance_of_every_nested_size_is_brute_force(kind, num_classes):
+    images, sizes = KINDS_OF_IMAGES[kind], [40, 41, 90, 150]
+    labels = np.random.default_rng(num_classes).integers(0, num_classes, 150)
+    settings = MeasureSettings(sharpness_sample=None, block_rows=32)
+    result = measure_nested(images, labels, sizes, settings=settings)
+    found = [size.label_sharpness.mean_unlike_distance for size in result.sizes]
+    expected = [mean_nearest_enemy_distance(images[:size], labels[:size]) for size in sizes]
+    assert found == pytest.approx(expected, rel=1e-6 if kind == "floats" else 1e-12)
+
+
+def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(images):
+    labels = np.arange(80) % 2
+    record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))
+    masks, _ = stratified_subsets(labels, [80], 30, (3, 4, 5))
+    expected = [mean_nearest_enemy_distance(images[mask], labels[mask]) for mask in masks]
+    assert record.mean_unlike_distance == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 3.0])
+def test_label_sharpness_times_mean_unlike_distance_has_no_unit(images, scale):
+    labels = np.arange(80) % 2
+    one, other = sharpness(images, labels), sharpness(images * scale, labels)
+    assert other.mean_unlike_distance == pytest.approx(scale * one.mean_unlike_distance, rel=1e-6)
+    assert other.value * other.mean_unlike_distance == pytest.approx(
+        one.value * one.mean_unlike_distance, rel=1e-6
+    )
+
+
+def test_what_has_no_sharpness_has_no_mean_unlike_distance():
+    record = sharpness(FEW, np.zeros(80, int))
+    assert record.mean_unlike_distance is None
+    assert "mean_unlike_distance" not in record.to_json()
+
+
+def test_mean_unlike_distances_of_digits_are_those_of_the_committed_table():
+    """The table has five digits, and distances among all images of a pair, pixels from 0 to 1."""
+    table = Path(__file__).parents[4] / "benchmarks/results/digit_pairs_tail.csv"
+    with table.open(newline="") as file:
+        committed = {row["class_pair"]: float(row["nearest"]) for row in csv.DictReader(file)}
+    found = {}
+    for name in committed:
+        chosen = np.isin(digits().labels, [int(label) for label in name.split("-")])
+        pixels, labels = digits().pixels[chosen], digits().labels[chosen]
+        record = sharpness(pixels, labels, sharpness_sample=None)
+        found[name] = record.mean_unlike_distance / 255
+    assert found == pytest.approx(committed, rel=5e-5)

@@ -21,7 +21,7 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import locate
-from tasks.sources.base import hash_key, keyed_hash, spell
+from tasks.sources.base import hash_key, hash_text, keyed_hash
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _brain
@@ -172,7 +172,7 @@ def test_who_holds_the_key_finds_what_a_hash_tells_of(name, tmp_path):
     write, wanted = LOCATED[name]
     path, hashed = (
         write(tmp_path / "raw"),
-        spell(keyed_hash(hash_key(tmp_path / "prepared"), wanted)),
+        hash_text(keyed_hash(hash_key(tmp_path / "prepared"), wanted)),
     )
     assert locate(path, tmp_path / "prepared", hashed) == wanted
     assert locate(path, tmp_path / "other", hashed) is None

@@ -1,0 +1,52 @@
+"""The documentation as a site: ``make docs``. Warnings are errors; nothing is fetched while building."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+project = "isweep"
+author = "The isweep maintainers"
+version = release = metadata.version("isweep")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"isweep {version}"
+html_static_path: list[str] = []
+
+
+def write_commands(_: object) -> None:
+    """Write the reference of the command line from the program's own help."""
+    from orchestrator.cli.app import application
+
+    text = application().generate_docs(output_format="markdown", heading_level=1)
+    page = HERE / "reference" / "commands.md"
+    if not page.exists() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
+
+
+def setup(app: object) -> None:
+    """Generate pages before Sphinx looks for sources."""
+    app.connect("builder-inited", write_commands)  # type: ignore[attr-defined]
