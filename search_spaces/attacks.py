@@ -43,7 +43,7 @@ class AttackParameter:
 
 @dataclass(frozen=True)
 class AttackPasses:
-    """How often one image passes the network, at one strength unless it says otherwise.
+    """Passes of one image through the network, at one strength unless stated otherwise.
 
     Attributes:
         shared_gradients: forward and backward passes that all strengths share.

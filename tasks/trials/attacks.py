@@ -108,7 +108,7 @@ class AttackBatch:
 
 
 class AttackFunction(Protocol):
-    """What a row of :data:`search_spaces.attacks.ATTACKS` names as its function."""
+    """The signature of the functions that rows of :data:`search_spaces.attacks.ATTACKS` name."""
 
     def __call__(
         self, model: nn.Module, batch: AttackBatch, epsilon: float, **parameters: Number
@@ -208,7 +208,7 @@ def attack_function(method: str) -> AttackFunction:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What one attack at one strength did to each image.
+    """The result of one attack at one strength for each image of a batch.
 
     Attributes:
         losses: ``(num_images,)`` cross-entropy on the attacked images, in nat.

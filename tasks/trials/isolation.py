@@ -81,8 +81,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 def states_outside_torch() -> tuple[Any, Any]:
     """Return the states of Python's and NumPy's global generators, as plain values."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 (others draw from it)
-    name, keys, *rest = numpy
-    return random.getstate(), (name, keys.tolist(), *rest)
+    name, keys, *counters = numpy
+    return random.getstate(), (name, keys.tolist(), *counters)
 
 
 def set_states_outside_torch(python: Any, numpy: Any) -> None:

@@ -134,9 +134,9 @@ def num_parameters(model: nn.Module) -> int:
 def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if spec.architecture not in known:
-        raise unknown_name("torchvision architecture", spec.architecture, known)
+    architectures = torchvision.models.list_models(module=torchvision.models)
+    if spec.architecture not in architectures:
+        raise unknown_name("torchvision architecture", spec.architecture, architectures)
     options: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
         # One output, and no warning about a new default.

@@ -222,7 +222,7 @@ class EpochRecord:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss is NaN or infinite. Training ends with such a record."""
+        """True if the loss is NaN or infinite. Training ends with such a record."""
         return not math.isfinite(self.train_loss)
 
 

@@ -458,7 +458,7 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
 
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
-"""How losses are averaged. ``mean_of_batch_means`` is the released code's average over batches of
+"""The average of losses. ``mean_of_batch_means`` is the released code's average over batches of
 64, in which the images of a shorter last batch weigh more."""
 
 
