@@ -715,6 +715,7 @@ def numbers() -> dict[str, object]:
     found |= {name: interventions(name) for name in sweeps} | {
         "both interventions": interventions(*sweeps)
     }
+    found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
     return found
 
 

@@ -23,7 +23,8 @@ from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.grouped import fit_pairs
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv

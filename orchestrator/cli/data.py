@@ -310,7 +310,7 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
         images, duplicates = str(size.train_size), str(size.num_duplicates)
         for name, estimate in size.d_data.items():
             d_data = _or_why(estimate.value, estimate.reason)
-            table.add_row(images, name, d_data, cell(estimate.error), k_f, duplicates)
+            table.add_row(images, name, d_data, cell(estimate.reported_std_error), k_f, duplicates)
             images = k_f = duplicates = ""
     if (corrected := record.calibration) is not None:
         spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
@@ -337,15 +337,14 @@ def locate(
         said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
         raw: Folder or file that was read.
     """
-    from tasks.sources import HASH
-    from tasks.sources import locate as find
-    from tasks.sources.base import KEY_FILE, KEY_VARIABLE
+    from tasks.sources.base import HASH_PATTERN, KEY_FILE, KEY_VARIABLE
+    from tasks.sources.locate import locate as find
 
     if not raw.exists():
         raise ConfigError("--raw must be the folder or file that was read", str(raw))
     key_folder = place.paths.root / "prepared"
     if (
-        HASH.search(said)
+        HASH_PATTERN.search(said)
         and not (key_folder / KEY_FILE).exists()
         and not os.environ.get(KEY_VARIABLE)
     ):

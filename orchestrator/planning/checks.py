@@ -14,10 +14,9 @@ from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import SubsetSpec
 from tasks.prepared.parts import SPLIT_CODES
-from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.sources.base import Listing, RawRequest, hash_key
+from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def check_feasible(
         if there is None and spec.dataset in own:
             key = names_key(workspace.paths.root)
             try:
-                listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
+                listing = workspace.listings.of(RawRequest(dataset, spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = listing
                 there = counted(listing)
             except SweepError as error:
@@ -133,9 +132,7 @@ def names_key(root: Path | None) -> str:
     """Return the root's key, by which isweep locate finds what a message names; without a root,
     none.
     """
-    return (
-        hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else "unkeyed"
-    )
+    return hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else UNKEYED
 
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:

@@ -8,11 +8,11 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 
@@ -44,6 +44,7 @@ from search_spaces.specs import (
 )
 from search_spaces.sweeps import ConditionChoice, DatasetChoice, PairChoice, SweepSpec
 from tasks.atomic import write_atomic
+from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 MAX_TRIALS = 100_000
@@ -304,6 +305,7 @@ class Workspace:
     plan: SweepPlan
     paths: RootPaths
     storage: str | None = None
+    listings: Listings = field(default_factory=Listings)
 
     @classmethod
     def open(
@@ -335,7 +337,10 @@ class Workspace:
             )
         if storage and os.path.isfile(os.path.expanduser(storage)):
             raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
-        return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
+        listings = Listings()
+        load = partial(load_sweep, changes=changes, recipes=paths.recipes, listings=listings)
+        sweep = _find(source, paths, load, has_changes=bool(changes), as_run=as_run)
+        return cls(plan_sweep(sweep), paths, storage, listings)
 
     def make(self) -> None:
         """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a
@@ -408,10 +413,15 @@ class Workspace:
 
 
 def _find(
-    source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
+    source: SweepSource,
+    paths: RootPaths,
+    load: Callable[[SweepSource], SweepSpec],
+    *,
+    has_changes: bool,
+    as_run: bool,
 ) -> SweepSpec:
     if not isinstance(source, str) or "/" in source:
-        return load_sweep(source, changes, recipes=paths.recipes)
+        return load(source)
     path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
     if not os.path.lexists(path) or (source in preset_names() and not as_run):
         if (
@@ -422,14 +432,12 @@ def _find(
             if os.path.isfile(f"{source}.yaml"):
                 raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
             raise unknown_name(f"preset or sweep of {paths.root}", source, known)
-        return load_sweep(
-            source if source in known else Path(source), changes, recipes=paths.recipes
-        )
+        return load(source if source in known else Path(source))
     find_modules_in(paths.sweep(source).code)
     try:
-        return load_sweep(path, changes, recipes=paths.recipes)
+        return load(path)
     except ConfigError as error:
-        if changes:
+        if has_changes:
             raise
         raise ConfigError(
             f"The sweep {source!r} as it was last run must be whole in {path}",

@@ -57,7 +57,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     """Refuse raw folders of datasets that the sweep does not have, and find all that are
     missing.
     """
-    from tasks.sources import FROM_RAW, check_raw_folder
+    from tasks.sources import check_raw_folder, needs_download
     from tasks.sources.base import RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
@@ -66,7 +66,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             raise unknown_name("dataset of this sweep", name, datasets)
     for spec in workspace.plan.prepared:
         dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
-        needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
+        needed = needs_download(dataset) and spec.prepared_id not in workspace.prepared
         request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
         try:
             check_raw_folder(request, needed=needed)
@@ -220,6 +220,7 @@ def prepare_missing(
                 max_skipped_share=options.max_skipped_share,
                 on_progress=show,
                 readers=_readers(name, folder, named, monitor),
+                listings=workspace.listings,
             )
         except SweepError as error:
             problems.append(error)

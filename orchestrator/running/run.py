@@ -115,6 +115,7 @@ def run_sweep(
                 _start(sweep)
                 sweep.prepare()
                 check_feasible(workspace, options.raw)
+                workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)
                 summary = _report(sweep)
