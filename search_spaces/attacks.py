@@ -61,7 +61,7 @@ class AttackMethod:
     """One row of the table.
 
     Attributes:
-        function: ``module:function`` that computes it. :data:`tasks.trials.attacks.AttackFunction`
+        function: ``module:function`` that computes it. :class:`tasks.trials.attacks.AttackFunction`
             says what it is called with.
         passes: what one image costs, given the values of all parameters. Plans are priced by it.
         parameters: the keyword arguments that a sweep file may set, by name. Only values that

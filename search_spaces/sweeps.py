@@ -400,20 +400,20 @@ class SweepSpec(specs.Spec):
 
     def _condition(self, base: ExperimentDataset, arm: ConditionSpec) -> ExperimentDataset:
         """Return the dataset of an arm in the world of ``base``."""
-        made = base.made
+        contents = base.made
         training_parameters: specs.Dials = ()
         try:
             if self.intervene_on == "training":
                 training_parameters = check_training_parameters(arm.dials)
             else:
-                made = made.turned(arm.dials)
+                contents = contents.turned(arm.dials)
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"arm {arm.name} in world {base.world}: {problem}") from None
         except ValueError as error:
             raise ValueError(f"arm {arm.name} in world {base.world}: {error}") from None
         return replace(
-            base, name=arm.name, moves=arm.moves, made=made, condition=training_parameters
+            base, name=arm.name, moves=arm.moves, made=contents, condition=training_parameters
         )
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -74,7 +76,9 @@ def walk_network(
     try:
         with contained():
             try:
-                with mode:
+                with mode, warnings.catch_warnings():
+                    # nn.TransformerEncoder copies its first layer, of which torch warns here.
+                    warnings.filterwarnings("ignore", message="Accessing the data pointer of Fake")
                     network = built()
             except DataDependentOutputException:
                 # Transformers and Inceptions of timm and torchvision ask for numbers while they are
@@ -90,13 +94,30 @@ def walk_network(
         return _walked_with_memory(error, built, walked, math.prod(shape))
 
 
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Let attention run as operators that can be counted, in place of one that counts as none.
+
+    In evaluation torch may fuse a whole transformer layer: a forward pass of ViT-B/16 then had two
+    thirds of its operations, one of a small ViT 0.4 % of them.
+    """
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+@_unfused_attention()
 def _walked(
     recipe: RecipeSpec, shape: tuple[int, int, int], network: nn.Module, brightest: float = 255.0
 ) -> NetworkCost:
     network.eval()
     evaluation = _Walk(network)
     pixels = torch.rand(EVALUATION_PASS, *shape) * brightest
-    with torch.no_grad(), evaluation, _unfused_attention():
+    with torch.no_grad(), evaluation:
         network(pixels)
     attack_batch = attack_batch_size(recipe)
     labels = torch.zeros(attack_batch, dtype=torch.int64)
@@ -115,21 +136,6 @@ def _walked(
         evaluation_batch=EVALUATION_PASS,
         attack_batch=attack_batch,
     )
-
-
-@contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Let a transformer's layers run as operators that can be counted.
-
-    In evaluation torch fuses each layer into one operator, which counts as none: a forward pass of
-    ViT-B/16 had two thirds of its operations, one of a small ViT 0.4 % of them.
-    """
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def _walked_with_memory(
