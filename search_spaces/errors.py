@@ -31,11 +31,11 @@ class SweepError(Exception):
 
     def __str__(self) -> str:
         """Return one message: the rule, the value, the fix."""
-        parts = [self.rule.rstrip(".")]
+        text = self.rule.rstrip(".")
         if self.value:
-            parts.append(f"found: {self.value}")
-        parts.append(self.way_out.rstrip("."))
-        text = "; ".join(part for part in parts if part)
+            text += f"; found: {self.value}"
+        if self.way_out:
+            text += f"; {self.way_out.rstrip('.')}"
         if text.endswith("?"):
             return text
         return f"{text}."

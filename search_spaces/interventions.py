@@ -195,7 +195,7 @@ class MadeSpec(specs.Spec):
         """
         if self.from_ != "pictures" or self.value("set") > 1:
             return ()
-        return tuple(f"{self.value(name):g}" for name in ("first", "second"))
+        return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def turned(self, dials: specs.Dials) -> MadeSpec:
         """Return this dataset with other values of some parameters."""

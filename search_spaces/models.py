@@ -91,17 +91,21 @@ _ROWS = (
     ),
 )
 
-MODELS: dict[str, ModelSpec] = {row.spec.name: row.spec for row in _ROWS}
+MODELS: dict[str, ModelSpec] = {}
 """Network by the name that sweep files use."""
-NETWORK_FUNCTIONS: dict[str, str] = {
-    row.spec.architecture: row.function for row in _ROWS if row.function
-}
+NETWORK_FUNCTIONS: dict[str, str] = {}
 """Function by architecture, for networks that no library has."""
+_ABOUT: dict[str, str] = {}
+for row in _ROWS:
+    MODELS[row.spec.name] = row.spec
+    _ABOUT[row.spec.name] = row.about
+    if row.function:
+        NETWORK_FUNCTIONS[row.spec.architecture] = row.function
 
 
 def about(spec: ModelSpec) -> str:
     """Return one line about a network of the table."""
-    return next(row.about for row in _ROWS if row.spec == spec)
+    return _ABOUT[spec.name]
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
@@ -167,8 +171,10 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
         )
     if not choice.arguments and choice.name is None:
         # A library's network that the table has keeps the table's name, and so its identity.
-        same = (spec for spec in MODELS.values() if spec.library == base.library)
-        return next((spec for spec in same if spec.architecture == base.architecture), base)
+        for spec in MODELS.values():
+            if (spec.library, spec.architecture) == (base.library, base.architecture):
+                return spec
+        return base
     suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
     name = choice.name or as_name(base.name + suffix)
     return base.model_copy(update={"name": name, "arguments": choice.arguments})
@@ -206,8 +212,7 @@ def source_files(reference: str) -> dict[str, Path]:
         ConfigError: ``reference`` is not ``package.module:function``, or its module is not found.
     """
     module, colon, function = reference.partition(":")
-    identifiers = (*module.split("."), function)
-    if not colon or not all(part.isidentifier() for part in identifiers):
+    if not colon or not _is_dotted_name(module) or not function.isidentifier():
         raise ConfigError(
             "A network of your own is named package.module:function", repr(reference), _HOW_TO_NAME
         )
@@ -305,15 +310,19 @@ def _imported_names(module: str, path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             base = _absolute_name(node, package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [name for name in names if all(part.isidentifier() for part in name.split("."))]
+    return list(filter(_is_dotted_name, names))
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _absolute_name(node: ast.ImportFrom, package: str) -> str:
     """Return the module that ``from … import`` names, without leading dots."""
-    parts: list[str] = []
-    if node.level:
-        ancestors = package.split(".")
-        parts = ancestors[: len(ancestors) - node.level + 1]
-    if node.module:
-        parts = [*parts, node.module]
-    return ".".join(part for part in parts if part)
+    if not node.level:
+        return node.module or ""
+    ancestors = package.split(".")
+    parent = ".".join(ancestors[: len(ancestors) - node.level + 1])
+    if not node.module:
+        return parent
+    return f"{parent}.{node.module}".lstrip(".")

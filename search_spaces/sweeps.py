@@ -351,8 +351,8 @@ class SweepSpec(specs.Spec):
             raise ValueError(f"models names {', '.join(repeated[:20])} more than once")
         for field in ("train_sizes", "seeds", "faults"):
             specs.each_once(getattr(self, field), what=field)
-        names = [choice.name for choice in self.all_datasets]
-        if len(set(names)) < len(names):
+        datasets = self.all_datasets
+        if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
                 "datasets names a dataset more than once; list its class pairs in one entry"
             )

@@ -116,9 +116,9 @@ def signs(source: str) -> Counter[str]:
         count["walrus"] += isinstance(node, ast.NamedExpr)
         count["conditional expressions"] += isinstance(node, ast.IfExp)
         count["comprehensions"] += isinstance(node, COMPREHENSIONS)
-        count["assignments of several"] += isinstance(node, ast.Assign) and isinstance(
-            node.value, ast.Tuple
-        )
+        # A constant that is a tuple has one name, so it is not counted.
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            count["assignments of several"] += isinstance(node.targets[0], ast.Tuple)
     return count
 
 
