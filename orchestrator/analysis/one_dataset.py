@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -158,7 +157,7 @@ def test_images_needed(first: float, second: float) -> int | None:
         return None
     quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
     variance = first * (1 - first) + second * (1 - second)
-    return ceil(quantiles**2 * variance / (first - second) ** 2)
+    return int(np.ceil(quantiles**2 * variance / (first - second) ** 2))
 
 
 def _interval(differences: Sequence[float]) -> Interval | None:
