@@ -137,10 +137,10 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     file_name = (array_path(request).name,) if is_in_folder else ()
 
     def array_of(row: int) -> ImageArray:
-        return arrays[files.place(row).file]
+        return arrays[files.file_of(row)]
 
     def locator(row: int) -> str:
-        return row_locator(array_of(row).images, files.place(row).row)
+        return row_locator(array_of(row).images, files.row_in_file(row))
 
     rows = Rows(
         cells=files.cells,

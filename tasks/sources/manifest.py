@@ -120,12 +120,12 @@ def list_table(request: RawRequest) -> Listing:
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
-        return tables[joined.place(row).file]
+        return tables[joined.file_of(row)]
 
     rows = Rows(
         cells=joined.cells,
         locator=paths.__getitem__,
-        name=lambda row: table_of(row).row_name(joined.place(row).row),
+        name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
         counting=lambda row: counting(table_of(row).numbers),
         split=lambda row: split_of(table_of(row).folder),
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -297,13 +297,6 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     return labels
 
 
-class RowPlace(NamedTuple):
-    """The place of a row: the index of its file, and of the row in it."""
-
-    file: int
-    row: int
-
-
 class JoinedFiles:
     """The columns of several files, one after the other.
 
@@ -320,10 +313,13 @@ class JoinedFiles:
             for file in files:
                 column += file.get(name, [""] * len(file["label"]))
 
-    def place(self, row: int) -> RowPlace:
-        """Return the file and the row in it that a row of all files is."""
-        file = bisect_right(self._starts, row) - 1
-        return RowPlace(file, row - self._starts[file])
+    def file_of(self, row: int) -> int:
+        """Return the index of the file that holds a row."""
+        return bisect_right(self._starts, row) - 1
+
+    def row_in_file(self, row: int) -> int:
+        """Return the index of a row in its own file."""
+        return row - self._starts[self.file_of(row)]
 
 
 @dataclass(frozen=True, kw_only=True)

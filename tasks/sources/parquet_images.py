@@ -123,18 +123,17 @@ def list_parquet(request: RawRequest) -> Listing:
     files = JoinedFiles([content.cells for content in contents])
 
     def locator(row: int) -> str:
-        place = files.place(row)
-        return f"{names[place.file]}{MARK}{place.row}"
+        return f"{names[files.file_of(row)]}{MARK}{files.row_in_file(row)}"
 
     def row_name(row: int) -> str:
-        place = files.place(row)
-        return f"row {place.row} of {request.hashed(names[place.file])}"
+        name = names[files.file_of(row)]
+        return f"row {files.row_in_file(row)} of {request.hashed(name)}"
 
     rows = Rows(
         cells=files.cells,
         locator=locator,
         name=row_name,
-        split=lambda row: splits[files.place(row).file],
+        split=lambda row: splits[files.file_of(row)],
     )
     excluded = hidden_count(hidden, is_parquet_name)
     excluded["not a .parquet by its ending"] = len(all_names) - len(names)

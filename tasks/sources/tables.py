@@ -369,14 +369,12 @@ def read_table(
     if repeated:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
     _check_even(path, table, request)
-    indices = {name: header.index(column_key(name)) for name in wanted}
-    records = []
-    for row in table.rows[1:]:
-        record = {}
-        for name, index in indices.items():
-            record[name] = row[index] if name in unstripped else row[index].strip()
-        records.append(record)
-    return records
+    columns = {}
+    for name in wanted:
+        index = header.index(column_key(name))
+        cells = [row[index] for row in table.rows[1:]]
+        columns[name] = cells if name in unstripped else [cell.strip() for cell in cells]
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
