@@ -121,8 +121,10 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     num_images = sum(header.shape[0] for header in headers)
     if num_images > MAX_IMAGES:
         raise request.error(f"at most {MAX_IMAGES:,} images", f"{num_images:,}")
-    header = list(dict.fromkeys(name for array in arrays for name in array.columns))
-    columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
+    column_names = list(dict.fromkeys(name for array in arrays for name in array.columns))
+    columns = find_columns(
+        column_names, ("label", "group", "split"), request, fixed={"label": "labels"}
+    )
     files = JoinedFiles(
         [
             _cells_of(file, array, header.shape[0], columns.of, request)
@@ -131,8 +133,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     )
     names = _class_names(file, files.cells["label"], request)
     scale = _scale_of(file, arrays, headers, request)
-    # A table's row may have its file in a raw folder; the item then names it, so that a change of
-    # the file is noticed.
+    # If the raw path is a folder, items name the file in it: a change of the file must be noticed.
     is_in_folder = request.root().is_dir()
     file_name = (array_path(request).name,) if is_in_folder else ()
 
@@ -203,7 +204,8 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
                 arrays.append(ImageArray(images, labels, split, columns))
         if arrays:
             sets.append(arrays)
-    # Without this check, images without their labels would be dropped silently.
+    # Without this check, images without their labels would be dropped silently. If there is no
+    # complete set at all, this is also the clearest message for x or X alone.
     for images, labels in unpaired if sets else (*unpaired, *KEYS[1:4]):
         if images in names:
             raise request.error(
@@ -247,7 +249,9 @@ def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
         for word in ("val", "valid"):
             used |= set(_split_columns(names, keys, word).values())
     unused = sorted(names - used)
-    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else []
+    if not unused:
+        return []
+    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"]
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
@@ -323,7 +327,7 @@ def array_reader(file: ArrayFile) -> Reader:
     opened = {}
 
     def read(item: Item) -> list[Sample]:
-        array, low, high = item.details[:3]
+        array, low, high = item.details[:3]  # a file name may follow, see list_arrays
         name = str(array)
         if name not in opened:
             opened[name] = file.rows(name)
@@ -336,7 +340,9 @@ def array_reader(file: ArrayFile) -> Reader:
         if not np.isfinite(pixels).all():
             raise SkipItem("values not finite")
         scaled, is_cut = to_scale(pixels, (float(low), float(high)))
-        return [Sample(scaled, flags=(CUT,) if is_cut.any() else ())]
+        if is_cut.any():
+            return [Sample(scaled, flags=(CUT,))]
+        return [Sample(scaled)]
 
     return read
 

@@ -27,10 +27,12 @@ def detect_own_kind(path: Path) -> str | None:
     if not os.path.exists(path):
         return None
     name = path.name.lower()
+    if is_archive_name(name) and _has_webdataset_samples(path):
+        return "webdataset"
     if is_archive_name(name):
-        return "webdataset" if _has_webdataset_samples(path) else "folder"
-    for kind, own in OWN_KINDS.items():
-        if name.endswith(own.endings):
+        return "folder"
+    for kind, facts in OWN_KINDS.items():
+        if name.endswith(facts.endings):
             return kind
     return None
 

@@ -191,7 +191,7 @@ def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
     parts_by_name = {name: tree.locator(name).split(MARK) for name in images}
     folders = set()
     for name, parts in parts_by_name.items():
-        if len(parts) == 2:
+        if len(parts) == 2:  # right in the raw archive, not in one inside it
             folders.add(name.rpartition("/")[0])
     folders.discard("")
     packed = set()
@@ -301,6 +301,7 @@ def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) 
         splits |= top_splits
         if top_splits:
             named.append(top)
+    # A class may be called "test strip": it takes train, another split, and half of all folders.
     if "train" in splits and len(splits) > 1 and 2 * len(named) >= len(tops):
         raise request.error(
             "the top folders must be classes, or splits called train, test and val",
@@ -326,7 +327,7 @@ def _layout_by_headers(
         header = read_header(request.base(), tree.locator(image.name))
         patient = plain_id(header.patient) if header else ""
         if patient in PLACEHOLDERS:
-            return None
+            return None  # an anonymised set, whose headers tell nothing
         tops[patient].add(image.top)
         inner[patient].add(image.first_inner)
     have_one_top = all(len(names) == 1 for names in tops.values())
@@ -369,7 +370,9 @@ def _image_of_mask(path: str) -> str | None:
     """Return the path of the image, or class, that a path is the mask of by its last part."""
     parent, _, last = path.rpartition("/")
     match = MASK_NAME.fullmatch(last)
-    return None if match is None else f"{parent}/{match[1]}".lstrip("/").casefold()
+    if match is None:
+        return None
+    return f"{parent}/{match[1]}".lstrip("/").casefold()
 
 
 def _place(
@@ -419,6 +422,7 @@ def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
     """
     paths = [name.split("/") for name in images]
     wrapper = []
+    # Folders in each other, as <set>/<set>-v2/<class>/, are all around everything.
     while len({path[0] for path in paths}) == 1:
         top = paths[0][0]
         if split_of(top) != "" or any(len(path) < 3 for path in paths):
@@ -476,4 +480,6 @@ def _empty_folders(
             empty.append(name)
     if layout == "class/group":
         return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
-    return {"folder without an image": len(empty)} if empty else {}
+    if not empty:
+        return {}
+    return {"folder without an image": len(empty)}

@@ -56,6 +56,7 @@ from tasks.sources.tables import (
     read_table,
 )
 
+COLUMNS_READ = ("path", "label", "group", "split")
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
 """Volumes that one reading task takes; a CT has some 100 MiB."""
@@ -250,6 +251,7 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     if not files and parquet_files(request):
         return []
     places = [file.folder for file in files]
+    # Two tables of one split, or one on top beside those of splits.
     is_unclear = len(set(places)) < len(files) or ("" in places and len(files) > 1)
     if not files or is_unclear:
         names = [file.path.relative_to(root).as_posix() for file in files]
@@ -264,9 +266,8 @@ def _table_files(request: RawRequest) -> list[TableFile]:
 def _read(file: TableFile, request: RawRequest) -> PathTable:
     """Read the columns of a table that are needed."""
     lines = read_lines(file.path, request)
-    header = lines.rows[0] if lines.rows else []
-    wanted = ("path", "label", "group", "split")
-    columns = find_columns(header, wanted, request, more=("slice",))
+    header = next(iter(lines.rows), [])
+    columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
     needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
@@ -299,11 +300,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         if values and values <= ONE_HOT.keys() and name.casefold() not in ONE_HOT:
             binary.append(name)
     if len(binary) > 1:
-        shown = first_of(binary, MAX_NAMED)
+        classes = first_of(binary, MAX_NAMED)
         return request.error(
             "the table must have one column label",
-            f"0 and 1 in {shown}",
-            f"if they are the classes, name them: label_columns: [{shown}], or --label-columns",
+            f"0 and 1 in {classes}",
+            f"if they are the classes, name them: label_columns: [{classes}], or --label-columns",
         )
     return request.error(
         "the table must have a column of labels",

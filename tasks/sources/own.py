@@ -111,6 +111,7 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     if request.root().is_file():
         return ""
     *folders, file_name = name.split("/")
+    # A file's name may hold a split among other words; a folder must be called like one.
     for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
         splits = {split_of(word) for word in words} - {""}
         if len(splits) > 1:
@@ -177,29 +178,30 @@ class Columns:
 
 def find_columns(
     header: Sequence[str],
-    wanted: Sequence[str],
+    our_names: Sequence[str],
     request: RawRequest,
     *,
     more: Sequence[str] = (),
-    known: Mapping[str, str] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Columns:
     """Find the columns that are read among those that there are.
 
     Args:
         header: Names of the columns in the data.
-        wanted: Our names, of :data:`tasks.sources.tables.COLUMNS`.
+        our_names: Columns to find, of :data:`tasks.sources.tables.COLUMNS`.
         request: ``label_columns`` of its dataset go before all usual names.
         more: Further columns that the kind reads by itself.
-        known: Our name -> name in the data, for columns that the kind has found already.
+        fixed: Our name -> name in the data, for columns that the kind has found already.
 
     Raises:
-        DataError: Several columns could be the wanted one; guessing could train on the wrong label.
+        DataError: Several columns could be the same one; a guess might train on the wrong label.
     """
     given_labels = request.dataset.label_columns
+    # Reversed, so that the first of several columns with one key is found.
     by_key = {column_key(name): name for name in reversed(header)}
-    names = dict(known or {})
+    names = dict(fixed or {})
     flags = []
-    for column in wanted:
+    for column in our_names:
         if column == "label" and given_labels:
             continue
         chosen = names.get(column) or by_key.get(column_key(column))
@@ -222,7 +224,7 @@ def find_columns(
         if trait in by_key:
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
-    unused = _unused_columns(header, wanted, (*names.values(), *labels, *more))
+    unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
     if unused:
         flags.append(f"columns not used: {first_of(unused, MAX_NAMED)}")
     return Columns(names, labels, tuple(flags))
@@ -235,7 +237,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         DataError: Some file calls its columns otherwise than the first.
     """
     columns = columns_of_files[0]
-    num_others = sum(others.of != columns.of for others in columns_of_files)
+    num_others = sum(file_columns.of != columns.of for file_columns in columns_of_files)
     if num_others:
         raise request.error(
             "all tables of a set must call their columns alike",
@@ -245,16 +247,18 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     return columns
 
 
-def _unused_columns(header: Sequence[str], wanted: Sequence[str], used: Sequence[str]) -> list[str]:
+def _unused_columns(
+    header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
+) -> list[str]:
     """Return printable names of columns that are neither read nor flagged one by one."""
     known_keys = {column_key(name) for name in used}
-    for column in wanted:
+    for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
     unused = []
     for name in header:
-        shown = name.strip()[:MAX_NAME_LENGTH]
-        if column_key(name) not in known_keys and shown and shown.isprintable():
-            unused.append(shown)
+        text = name.strip()[:MAX_NAME_LENGTH]
+        if column_key(name) not in known_keys and text and text.isprintable():
+            unused.append(text)
     return unused
 
 
@@ -358,8 +362,9 @@ class Rows:
 
     def counted(self, rows: Sequence[int]) -> str:
         """Format how these rows are counted; empty if they have no numbers."""
-        counting = self.counting(rows[0]) if rows else ""
-        return f" ({counting})" if counting else ""
+        if not rows or not self.counting(rows[0]):
+            return ""
+        return f" ({self.counting(rows[0])})"
 
     def with_labels(self, cells: set[str]) -> str:
         """Format the rows whose label is written as one of these."""
@@ -484,17 +489,7 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             raise request.error("names of classes must differ", "a name twice")
     classes = {}
     for cell in dict.fromkeys(written):
-        label = label_map.get(cell.strip())
-        if label is None and names and not is_missing(cell):
-            if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
-                raise request.error(
-                    f"labels must be numbers of the class names, 0 to {len(names) - 1}",
-                    rows.with_labels({cell}),
-                    f"take them out, or {LABEL_MAP_HINT}",
-                )
-            name = names[int(cell)]
-            label = label_map.get(name.strip(), name)
-        classes[cell] = cell if label is None else label
+        classes[cell] = _class_of(cell, rows, request, names)
     _check_label_map(label_map, {*classes, *names}, request)
     if SEVERAL in classes and SEVERAL not in label_map:
         raise request.error(
@@ -513,6 +508,24 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
         )
     check_spellings(set(classes.values()), request)
     return [classes[cell] for cell in written]
+
+
+def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) -> str:
+    """Return the class that a label means, see :func:`class_labels`."""
+    label_map = dict(request.dataset.label_map)
+    label = label_map.get(cell.strip())
+    if label is not None:
+        return label
+    if not names or is_missing(cell):
+        return cell
+    if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
+        raise request.error(
+            f"labels must be numbers of the class names, 0 to {len(names) - 1}",
+            rows.with_labels({cell}),
+            f"take them out, or {LABEL_MAP_HINT}",
+        )
+    name = names[int(cell)]
+    return label_map.get(name.strip(), name)
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
@@ -572,6 +585,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
+    # One patient may be called 0. An id of more than half of all rows is a placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
@@ -665,7 +679,7 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
             LABEL_MAP_HINT,
         )
     if len(numbers) < 3:
-        return
+        return  # of two classes, -1 and 1 or 0 and 255 are common names
     if numbers[0] < 0:
         rule = "labels must not be negative beside others"
         code = numbers[0]

@@ -35,7 +35,7 @@ from tasks.sources.own import (
     split_of_file,
 )
 from tasks.sources.pictures import decode_image
-from tasks.sources.raw import MARK, walk
+from tasks.sources.raw import MARK, raw_names, walk
 from tasks.sources.tables import cell_text
 
 ROWS_AT_ONCE = 32
@@ -81,8 +81,10 @@ def parquet_files(request: RawRequest) -> list[str]:
         DataError: They belong to several configs, which are one set in several forms.
     """
     root = request.root()
+    if root.is_file() and is_parquet_name(root.name) and holds_images(root):
+        return [root.name]
     if root.is_file():
-        return [root.name] if is_parquet_name(root.name) and holds_images(root) else []
+        return []
     names = [name for name in walk(root, request) if is_parquet_name(name)]
     configs = set()
     for name in names:
@@ -105,10 +107,9 @@ def list_parquet(request: RawRequest) -> Listing:
         DataError: A file is damaged, files differ in their columns or class names, or labels,
             groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    root = request.root()
     hidden: list[str] = []
+    all_names = raw_names(request, hidden)
     names = parquet_files(request)
-    all_names = list(walk(root, request, hidden=hidden)) if root.is_dir() else names
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
     label_names = contents[0].label_names
@@ -211,6 +212,7 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
         for name, values in batch.to_pydict().items():
             texts[name] += map(cell_text, values)
+    # A partition's folder holds the value of all its rows, whatever the file itself says.
     for name in texts.keys() & partitions.keys():
         texts[name] = [partitions[name]] * file.metadata.num_rows
     return texts
@@ -223,7 +225,9 @@ def _label_names(schema: Any, column: str) -> tuple[str, ...]:
         names = features[column]["names"]
     except (KeyError, ValueError, TypeError):
         return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    if not isinstance(names, list):
+        return ()
+    return tuple(map(str, names))
 
 
 def _open(path: Path) -> Any:

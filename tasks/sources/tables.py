@@ -114,6 +114,7 @@ def read_xlsx(body: bytes) -> Lines:
     numbers = []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = [_number_text(value) for value in values]
+        # Sheets are often formatted far beyond their data, which gives blank cells.
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
@@ -152,7 +153,7 @@ def read_jsonl(body: bytes) -> Lines:
         TableError: A line holds something else.
     """
     records = []
-    numbers = [0]
+    numbers = [0]  # the header is no line of the file
     for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
@@ -160,8 +161,10 @@ def read_jsonl(body: bytes) -> Lines:
         try:
             record = read_json(line)
         except (ValueError, RecursionError) as error:
-            reason = f", {error}" if str(error) == REPEATED_KEY else ""
-            raise TableError(rule, f"another in line {number}{reason}") from None
+            value = f"another in line {number}"
+            if str(error) == REPEATED_KEY:
+                value += f", {REPEATED_KEY}"
+            raise TableError(rule, value) from None
         if not isinstance(record, dict):
             raise TableError(rule, f"another in line {number}")
         records.append(record)
@@ -219,6 +222,7 @@ def read_parquet(body: bytes) -> Lines:
             num_characters += sum(map(len, row))
         if num_characters > MAX_UNPACKED_BYTES:
             raise TableError(f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more")
+    # The header is no row of the file; pandas counts the rows from 0.
     return Lines(rows, range(-1, len(rows) - 1))
 
 
@@ -356,12 +360,12 @@ def read_table(
     header = [column_key(cell) for cell in table.rows[0]]
     missing = [name for name in needed if column_key(name) not in header]
     if missing:
-        shown = header_names(table.rows[0], (*needed, *optional))
+        listed = header_names(table.rows[0], (*needed, *optional))
         raise _error(
             request,
             path,
             f"must have the columns {', '.join(needed)}",
-            f"no {', '.join(missing)}{shown}",
+            f"no {', '.join(missing)}{listed}",
             f"call it {missing[0]}",
         )
     wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
@@ -426,7 +430,7 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
         rows = read_lines(path, request).rows
     except DataError:
         return []
-    return [column_key(cell) for cell in rows[0]] if rows else []
+    return list(map(column_key, rows[0])) if rows else []
 
 
 def column_key(name: str) -> str:
