@@ -276,7 +276,9 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         file.path, request, needed, optional, unstripped=columns.labels, lines=lines
     )
     names = records[0] if records else needed
-    data = {name: [record[name] for record in records] for name in names}
+    data = {}
+    for name in names:
+        data[name] = [record[name] for record in records]
 
     def row_name(row: int) -> str:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
@@ -423,9 +425,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
     reads = is_nifti_name if has_volumes else is_single_image_name
     excluded = hidden_count({*hidden} - named, reads)
-    excluded["image without a row in the table"] = sum(
-        name not in named and reads(name) for name in walked
-    )
+    excluded["image without a row in the table"] = sum(map(reads, walked - named))
     return excluded
 
 

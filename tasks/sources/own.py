@@ -113,7 +113,7 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     *folders, file_name = name.split("/")
     # A file's name may hold a split among other words; a folder must be called like one.
     for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
-        splits = {split_of(word) for word in words} - {""}
+        splits = set(map(split_of, words)) - {""}
         if len(splits) > 1:
             raise request.error(
                 "a file's name must say one split",
@@ -205,7 +205,7 @@ def find_columns(
         if column == "label" and given_labels:
             continue
         chosen = names.get(column) or by_key.get(column_key(column))
-        keys = dict.fromkeys(column_key(name) for name in COLUMNS[column])
+        keys = dict.fromkeys(map(column_key, COLUMNS[column]))
         aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
         if chosen is None and len(aliases) > 1:
             raise request.error(
@@ -251,7 +251,7 @@ def _unused_columns(
     header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
 ) -> list[str]:
     """Return printable names of columns that are neither read nor flagged one by one."""
-    known_keys = {column_key(name) for name in used}
+    known_keys = set(map(column_key, used))
     for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
     unused = []
@@ -396,16 +396,21 @@ def own_listing(
     labels = class_labels(rows, request, names)
     splits = _row_splits(rows, request)
     _check_groups(rows, request)
-    kept_rows = np.array([row for row, split in enumerate(splits) if split is not None], np.int64)
+    kept_rows = []
+    kept_labels = []
+    for row, split in enumerate(splits):
+        if split is not None:
+            kept_rows.append(row)
+            kept_labels.append(labels[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = order({labels[row] for row in kept_rows})
+    classes = order(kept_labels)
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
             value += f"; {num_validation} rows are of a validation split"
         raise request.error("labels need two classes", value)
     codes = {label: code for code, label in enumerate(classes)}
-    kept_codes = np.array([codes[labels[row]] for row in kept_rows], np.int64)
+    kept_codes = list(map(codes.__getitem__, kept_labels))
     _check_group_splits(rows, kept_rows, splits, request)
     excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     counts = dict.fromkeys(flags, len(splits)) | draft.flags
@@ -414,14 +419,15 @@ def own_listing(
     absent = [name for name in names if label_map.get(name, name) not in codes]
     for name in absent[:MAX_NAMED]:
         counts[f"class without an image: {name}"] = 1
-    items = RowItems(rows, kept_rows, kept_codes, splits)
+    row_array = np.array(kept_rows, np.int64)
+    items = RowItems(rows, row_array, np.array(kept_codes, np.int64), splits)
     return replace(draft, items=items, label_names=classes, excluded=dict(excluded), flags=counts)
 
 
 def _split_flags(rows: Rows, splits: Sequence[Split | None], num_validation: int) -> dict[str, int]:
     """Return the doubts about the splits of all rows."""
     flags = {}
-    num_without = sum(split == "" for split in splits)
+    num_without = splits.count("")
     if "split" in rows.cells and num_without:
         flags["row without a split: used for training or testing"] = num_without
     if num_validation and set(splits) - {None} == {"train"}:
@@ -530,7 +536,7 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
     """Check that every label of the map is in the data: a typing error would have no effect."""
-    unused = sorted(label_map.keys() - {label.strip() for label in labels})
+    unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
             "label_map must name labels as they are written",
@@ -541,7 +547,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
 
 def _row_splits(rows: Rows, request: RawRequest) -> list[Split | None]:
     """Return the split of every row: that of its cell, or of its file if the cell is blank."""
-    file_splits = [rows.split(row) for row in range(len(rows.cells["label"]))]
+    file_splits = list(map(rows.split, range(len(rows.cells["label"]))))
     cells = rows.cells.get("split")
     if cells is None:
         return file_splits
@@ -596,12 +602,12 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
 
 
 def _check_group_splits(
-    rows: Rows, kept_rows: Integers, splits: Sequence[Split | None], request: RawRequest
+    rows: Rows, kept_rows: Iterable[int], splits: Sequence[Split | None], request: RawRequest
 ) -> None:
     """Check that no group is in training and test, and that every id has one spelling."""
     first_rows: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in kept_rows.tolist():
+    for row in kept_rows:
         group = rows.group(row)
         if group and splits[row] not in first_rows[group]:
             first_rows[group][splits[row]] = row
@@ -639,7 +645,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         DataError: A rule is broken; the message shows the names, which are no secret.
     """
     classes = set(names)
-    unmapped = classes - {label for _, label in request.dataset.label_map}
+    unmapped = classes.difference(dict(request.dataset.label_map).values())
     _check_printable(classes, request)
     _check_numbers(classes, request)
     _check_known(unmapped, request)

@@ -85,7 +85,7 @@ def parquet_files(request: RawRequest) -> list[str]:
         return [root.name]
     if root.is_file():
         return []
-    names = [name for name in walk(root, request) if is_parquet_name(name)]
+    names = list(filter(is_parquet_name, walk(root, request)))
     configs = set()
     for name in names:
         if split_of_file(name, request) != "":

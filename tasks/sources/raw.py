@@ -306,7 +306,7 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         raise RefusedArchive("an archive whose members overlap")
     if len(members) > max_members:
         raise RefusedArchive(f"an archive with more than {max_members:,} members")
-    if len({info.filename for info in members}) < len(members):
+    if len(set(archive.namelist())) < len(members):
         raise RefusedArchive("an archive with repeated names")
     for info in members:
         # The high 16 bits are the file's mode if the zip was made on Unix.
@@ -570,7 +570,7 @@ class RawTree:
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
-            self.archives = [name for name in self._locators if is_archive_name(name)]
+            self.archives = list(filter(is_archive_name, self._locators))
         else:
             self.archives = [root.name]
         if archives or not root.is_dir():
