@@ -424,9 +424,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         missing = rows.named(row for row, path in enumerate(paths) if path in absent)
         raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
     reads = is_nifti_name if has_volumes else is_single_image_name
-    excluded = hidden_count({*hidden} - named, reads)
-    excluded["image without a row in the table"] = sum(map(reads, walked - named))
-    return excluded
+    unnamed = {"image without a row in the table": sum(map(reads, walked - named))}
+    return unnamed | hidden_count({*hidden} - named, reads)
 
 
 def _is_plain_file(path: Path) -> bool:

@@ -403,7 +403,7 @@ def own_listing(
             kept_rows.append(row)
             kept_labels.append(labels[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = order(kept_labels)
+    classes = order(set(kept_labels))
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
