@@ -41,10 +41,12 @@ from tasks.sources.own import (
     split_of,
 )
 from tasks.sources.parquet_images import (
+    NO_TABLE,
+    TABLE_HINT,
     ParquetReader,
+    holds_images,
     is_parquet_name,
     list_parquet,
-    parquet_files,
 )
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
@@ -234,32 +236,26 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     """Find the tables of paths: the raw file, one in the raw folder, or one in each split's folder.
 
     Returns:
-        The tables; none if Parquet files hold the images themselves.
+        The tables; none if Parquet files must hold the images themselves.
 
     Raises:
-        DataError: There is no table, or it is unclear which one is meant.
+        DataError: It is unclear which table is meant.
     """
     root = request.root()
     if root.is_file():
-        return [] if parquet_files(request) else [TableFile(root)]
+        holds_them = is_parquet_name(root.name) and holds_images(root)
+        return [] if holds_them else [TableFile(root)]
     splits = [path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""]
     files = []
     for folder in [root, *sorted(splits)]:
         for name in MANIFESTS:
             if (folder / name).is_file():
                 files.append(TableFile(folder / name, "" if folder == root else folder.name))
-    if not files and parquet_files(request):
-        return []
     places = [file.folder for file in files]
     # Two tables of one split, or one on top beside those of splits.
-    is_unclear = len(set(places)) < len(files) or ("" in places and len(files) > 1)
-    if not files or is_unclear:
+    if len(set(places)) < len(files) or ("" in places and len(files) > 1):
         names = [file.path.relative_to(root).as_posix() for file in files]
-        raise request.error(
-            f"the folder must hold {MANIFESTS[0]}, or one table in each split",
-            ", ".join(names) or "none",
-            "give the right table itself, or move the others away",
-        )
+        raise request.error(NO_TABLE, ", ".join(names), TABLE_HINT)
     return files
 
 

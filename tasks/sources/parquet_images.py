@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,8 +35,8 @@ from tasks.sources.own import (
     split_of_file,
 )
 from tasks.sources.pictures import decode_image
-from tasks.sources.raw import MARK, raw_names, walk
-from tasks.sources.tables import cell_text
+from tasks.sources.raw import MARK, raw_names
+from tasks.sources.tables import MANIFESTS, cell_text
 
 ROWS_AT_ONCE = 32
 """Images that are held at once while a file is read forward."""
@@ -44,6 +44,8 @@ LABELS_AT_ONCE = 1024
 """Rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
+NO_TABLE = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
+TABLE_HINT = "give the right table itself, or move the others away"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Folder name of the partition whose value is missing, as Hive, Spark and pandas write it."""
 
@@ -74,20 +76,18 @@ def num_rows(path: Path) -> int:
         return 0
 
 
-def parquet_files(request: RawRequest) -> list[str]:
-    """Return the names of the Parquet files that hold the images.
+def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
+    """Return the names of the Parquet files among all files.
 
     Raises:
-        DataError: They belong to several configs, which are one set in several forms.
+        DataError: There are none, or they belong to several configs, which are one set in several
+            forms.
     """
-    root = request.root()
-    if root.is_file() and is_parquet_name(root.name) and holds_images(root):
-        return [root.name]
-    if root.is_file():
-        return []
-    names = list(filter(is_parquet_name, walk(root, request)))
+    files = list(filter(is_parquet_name, names))
+    if not files:
+        raise request.error(NO_TABLE, "none", TABLE_HINT)
     configs = set()
-    for name in names:
+    for name in files:
         if split_of_file(name, request) != "":
             folder = PurePosixPath(name).parent
             configs.add(folder if split_of(folder.name) == "" else folder.parent)
@@ -97,7 +97,7 @@ def parquet_files(request: RawRequest) -> list[str]:
             ", ".join(sorted(map(str, configs))[:5]),
             "give the folder of one of them, or put the files of all into one",
         )
-    return names
+    return files
 
 
 def list_parquet(request: RawRequest) -> Listing:
@@ -109,7 +109,7 @@ def list_parquet(request: RawRequest) -> Listing:
     """
     hidden: list[str] = []
     all_names = raw_names(request, hidden)
-    names = parquet_files(request)
+    names = _image_files(all_names, request)
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
     label_names = contents[0].label_names
