@@ -135,7 +135,11 @@ class RawRequest:
         name = self.dataset.name
         layout = f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
-            raise DataError(f"{name} is read from its raw download", "no --raw folder", layout)
+            raise DataError(
+                f"{name} is read from its raw download",
+                "no --raw folder",
+                f"{layout}; isweep prepare {name} --raw DIR --sweep SWEEP prepares it for a sweep",
+            )
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
