@@ -596,14 +596,14 @@ class RawTree:
             inner: As in :func:`open_archive`.
             folder: Folder in which the archive lies, as if unpacked.
         """
+        prefix = MARK.join((file, *inner)) + MARK
         for member in self._member_names(file, inner):
             name = f"{folder}/{member}" if folder else member
-            path = (*inner, member)
-            if is_archive_name(member) and len(path) < MAX_DEPTH:
+            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
                 if self._wanted(name):
-                    self._add_members(file, path, name.rpartition("/")[0])
+                    self._add_members(file, (*inner, member), name.rpartition("/")[0])
                 continue
-            locator = MARK.join((file, *path))
+            locator = prefix + member
             if MARK in self._locators.get(name, ""):
                 # One name in two archives: OAI's series all hold a file 001.
                 self._locators[locator] = locator
