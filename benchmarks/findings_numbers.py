@@ -820,13 +820,13 @@ class LevelTable:
         }
 
 
-NUM_TEST = 340
+TEST_IMAGES_OF_LEVELS = 340
 
 
 def log_error(row: dict[str, str]) -> float:
     """Log of the test error, with half an image more, so that it is defined without any error."""
-    wrong = round((1 - float(row["test_accuracy"])) * NUM_TEST)
-    return float(np.log((wrong + 0.5) / (NUM_TEST + 1)))
+    wrong = round((1 - float(row["test_accuracy"])) * TEST_IMAGES_OF_LEVELS)
+    return float(np.log((wrong + 0.5) / (TEST_IMAGES_OF_LEVELS + 1)))
 
 
 def log_loss(row: dict[str, str]) -> float:
