@@ -7,6 +7,10 @@ tables.
 the same fit on tables of known laws and nulls, drawn here without the analysis: two-way effects of
 classes on heights, slopes, d and K_F. ``interventions`` fits the committed worlds; ``figure`` and
 ``worlds-figure`` draw those of docs/findings.md.
+
+``add-delta``: measures the training images of every pair again, without training, and adds δ to the
+committed table. First prepare the set: ``isweep prepare digits --sweep digit-pairs --root DIR``.
+``level``: how often ``isweep fit`` claims something of class pairs where nothing is.
 """
 
 from __future__ import annotations
@@ -22,19 +26,24 @@ import pandas as pd
 from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
+from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.grouped import Slope
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
+from orchestrator.results.table import measure_metrics
+from orchestrator.running.preparation import load_arrays, measure_subset
+from search_spaces.specs import pair_name
 from tasks.prepared.store import PreparedDataset
+from tasks.remote import InlineExecutor
 
 RESULTS = Path(__file__).with_name("results")
 COLUMNS = [
     *("trial_id", "domain", "dataset", "class_pair", "model", "train_size", "seed", "status"),
     *("test_loss", "test_accuracy", "train_accuracy", "accuracy_drop", "r_hat_pred"),
-    *("d_data_mle", "d_data_twonn", "label_sharpness"),
+    *("d_data_mle", "d_data_twonn", "label_sharpness", "mean_unlike_distance"),
 ]
 TAIL = (5, 40)
 """Eigenvalues, counted from 1, whose fall on log-log axes is the spectrum's tail."""
@@ -52,13 +61,54 @@ def within_domain(
         rows = read.rename(columns={drop: "accuracy_drop"})[COLUMNS].sort_values(
             ["class_pair", "model", "train_size", "seed"]
         )
-        rows.to_csv(
-            table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0}
-        )
+        save(rows, table_path)
         tails(preset, root).to_csv(
             stem.with_name(f"{stem.name}_tail.csv"), index=False, float_format="%.5g"
         )
     return {"answers": [asdict(slope) for slope in fit_pairs(prepare(read_csv(table_path)).points)]}
+
+
+def save(rows: pd.DataFrame, path: Path) -> None:
+    """Write a table with five digits, in the same bytes each time."""
+    compression = {"method": "gzip", "mtime": 0}
+    rows.to_csv(path, index=False, float_format="%.5g", compression=compression)
+
+
+MEASURED = ("label_sharpness", "d_data_mle", "d_data_twonn")
+
+
+def add_delta(preset: str = "digit-pairs", *, root: Path) -> Found:
+    """Add δ to a committed table, from the training images that its trials had.
+
+    These are those images only if K_F and d, measured again beside δ, are what the table holds, to
+    its five digits. Else nothing is written.
+    """
+    path = RESULTS / f"{preset.replace('-', '_')}.csv.gz"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    measured = measured_again(preset, root)
+    cells = pd.MultiIndex.from_arrays([table["class_pair"], table["train_size"].astype(int)])
+    again = measured.loc[cells].reset_index(drop=True)
+    committed = table[[*MEASURED]].apply(pd.to_numeric)
+    both = committed.notna() & again[[*MEASURED]].notna()
+    apart = float((again[[*MEASURED]] / committed - 1)[both].abs().max(axis=None))
+    if apart > 5.1e-5:
+        raise SystemExit(f"{path.name}: K_F or d measured again differ by {apart:.2g}")
+    delta = again["mean_unlike_distance"].map("{:.5g}".format)
+    save(table.assign(mean_unlike_distance=delta), path)
+    return {"rows": len(table), "largest relative difference of K_F and d": apart}
+
+
+def measured_again(preset: str, root: Path) -> pd.DataFrame:
+    """Return the measures of every pair at every train size, by both."""
+    workspace = Workspace.open(preset, str(root))
+    rows = {}
+    for spec in workspace.plan.measures:
+        data = load_arrays(workspace, spec.subset, max(spec.train_sizes))
+        dataset = workspace.plan.datasets[spec.subset.prepared.dataset]
+        record = measure_subset(spec, data, dataset, InlineExecutor())
+        for size in spec.train_sizes:
+            rows[pair_name(spec.subset.class_pair), size] = measure_metrics(record, size)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def interventions(preset: str = "interventions-digits") -> Found:
@@ -277,4 +327,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    run(within_domain, interventions, parts=(drawn, figure, worlds_figure))
+    run(within_domain, interventions, parts=(drawn, add_delta, figure, worlds_figure))
