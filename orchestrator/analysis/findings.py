@@ -423,7 +423,7 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
 
 def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
     """Say what still goes with K_F between pairs of equal mean distance δ."""
-    question = "At equal mean distance between classes, what still goes with K_F?"
+    question = "What still goes with K_F at equal mean distance between classes?"
     known = [slope for slope in slopes if slope.value is not None]
     if not known:
         return _untested(question, slopes[0].reason)
