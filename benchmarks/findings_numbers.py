@@ -533,6 +533,221 @@ def _mean(rows: Rows, response: str) -> float:
     return float(np.log(np.mean(found))) if found else float("nan")
 
 
+LAW, COMMON, HARDER = "b/d, b fitted", "one slope for all curves", "slope by how hard the curve is"
+
+
+class LevelTable:
+    """The points of ``dimension-moved``: log losses ``(pairs, levels, sizes)``, means over seeds.
+
+    A curve is one pair at one level. Every rule of a curve's slope is fitted by least squares to
+    centred curves, which is the same as ordinary least squares on the curves' own slopes.
+    """
+
+    def __init__(
+        self, loss: np.ndarray, d: np.ndarray, log_k: np.ndarray, pairs: list[str], sizes: list[int]
+    ) -> None:
+        self.pairs, self.d, self.log_k = pairs, d, log_k
+        self.classes = np.array([list(pair) for pair in pairs])
+        self.height = loss.mean(axis=2)
+        x = -np.log(np.array(sizes, dtype=float))
+        x -= x.mean()
+        y = loss - loss.mean(axis=2, keepdims=True)
+        self.spread = float(x @ x)
+        self.slope = (y @ x) / self.spread
+        self.square = (y**2).sum(axis=2)
+
+    def rules(self) -> dict[str, tuple[np.ndarray, bool]]:
+        """Return each rule's regressors ``(pairs, levels, terms)`` and whether they are fitted."""
+        one = np.ones_like(self.d)
+        by_level = np.broadcast_to(np.eye(self.d.shape[1]), (*self.d.shape, self.d.shape[1]))
+        return {
+            COMMON: (one[..., None], True),
+            "no fall": (0 * one[..., None], False),
+            "1/d": (1 / self.d[..., None], False),
+            "4/d": (4 / self.d[..., None], False),
+            LAW: (1 / self.d[..., None], True),
+            HARDER: (np.stack([one, self.height], axis=2), True),
+            "a slope for each level": (by_level, True),
+        }
+
+    def share(
+        self, rule: str, at: np.ndarray, *, other_levels: bool = False, equal: bool = True
+    ) -> float:
+        """Squared error of a rule on curves whose classes it has not seen, over that of flat
+        curves: within each level, then the mean over levels, which also weigh alike in the fit.
+
+        With ``other_levels`` a rule has not seen the curve's level either. Without ``equal`` all
+        curves weigh alike, so that levels with steep curves weigh most.
+        """
+        terms, fitted = self.rules()[rule]
+        num_levels = self.d.shape[1]
+        scale = 1 / np.sqrt(self.square[at].sum(axis=0)) if equal else np.ones(num_levels)
+        errors = np.zeros(num_levels)
+        every = range(num_levels)
+        for pair in at:
+            seen = [p for p in at if not set(self.classes[p]) & set(self.classes[pair])]
+            weights = np.ones(terms.shape[2])
+            for level in every:
+                if fitted and (other_levels or level == 0):
+                    levels = [k for k in every if not other_levels or k != level]
+                    known = terms[seen][:, levels] * scale[levels][:, None]
+                    own = (self.slope[seen][:, levels] * scale[levels]).ravel()
+                    weights = np.linalg.lstsq(known.reshape(own.size, -1), own, rcond=None)[0]
+                slope = terms[pair, level] @ weights
+                gained = slope * (2 * self.slope[pair, level] - slope)
+                errors[level] += self.square[pair, level] - gained * self.spread
+        weighted = (errors * scale**2).sum() / (self.square[at].sum(axis=0) * scale**2).sum()
+        return float(weighted)
+
+    def power_of_d(self, at: np.ndarray) -> float:
+        """Return γ of slopes that go with d^(−γ), from the levels' means: least squares of
+        log(mean slope) on log d. It is 1 by the law, 0 for one slope.
+        """
+        slope = np.log(np.maximum(self.slope[at].mean(axis=0), 1e-3))
+        log_d = np.log(self.d[at]).mean(axis=0)
+        return -float(np.polyfit(log_d, slope, 1)[0])
+
+    def power_at_equal_height(self, at: np.ndarray) -> float:
+        """Return γ where a curve's slope may also go exponentially with its height (its mean log
+        loss); by Gauss and Newton's method, where levels weigh alike.
+        """
+        log_d, height = np.log(self.d[at]).ravel(), self.height[at].ravel()
+        terms = np.column_stack([np.ones(log_d.size), log_d - log_d.mean()])
+        terms = np.column_stack([terms, height - height.mean()])
+        slope = self.slope[at].ravel()
+        scale = np.tile(1 / np.sqrt(self.square[at].sum(axis=0)), len(at))
+        weights = np.array([np.log(max(slope.mean(), 1e-3)), -self.power_of_d(at), 0.0])
+        for _ in range(60):
+            fitted = np.exp(terms @ weights)
+            columns, rest = terms * (fitted * scale)[:, None], (slope - fitted) * scale
+            step = np.linalg.lstsq(columns, rest, rcond=None)[0]
+            weights = weights + step / max(1.0, float(np.abs(step).max()))
+        return float(-weights[1])
+
+    def exponents(self, at: np.ndarray) -> np.ndarray:
+        """Return b of N^(−b/d) for each level by itself."""
+        return (self.slope[at] / self.d[at]).sum(axis=0) / (1 / self.d[at] ** 2).sum(axis=0)
+
+    def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
+        """A function of places of pairs, with its scatter when a class is left out."""
+        names = np.unique(self.classes)
+        value = of(np.arange(len(self.pairs)))
+        without = np.array([of(np.flatnonzero((self.classes != name).all(1))) for name in names])
+        error = float(np.sqrt((len(names) - 1) / len(names) * ((without - value) ** 2).sum()))
+        return judged(value, error, len(names) - 1, null)
+
+    def gain(self, rule: str, over: str, **how: bool) -> dict[str, float]:
+        """Difference of two rules' shares of error: below 0 where ``rule`` predicts better."""
+        return self.jackknifed(lambda at: self.share(rule, at, **how) - self.share(over, at, **how))
+
+    def answers(self) -> dict[str, dict[str, float]]:
+        """The four registered numbers that decide, adjusted for their number."""
+        return adjusted(
+            {
+                "b/d less one slope, new pairs": self.gain(LAW, COMMON),
+                "b/d less one slope, new pairs and level": self.gain(
+                    LAW, COMMON, other_levels=True
+                ),
+                "power of d against 0": self.jackknifed(self.power_of_d),
+                "power of d against 1": self.jackknifed(self.power_of_d, null=1.0),
+            }
+        )
+
+    def stays(self) -> dict[str, dict[str, float]]:
+        """log(b of a level / b of level 0): 0 by the law."""
+
+        def ratio(at: np.ndarray, level: int) -> float:
+            b = np.maximum(self.exponents(at), 1e-3)
+            return float(np.log(b[level] / b[0]))
+
+        return adjusted(
+            {
+                f"level {2 * level}": self.jackknifed(lambda at, k=level: ratio(at, k))
+                for level in range(1, self.d.shape[1])
+            }
+        )
+
+    def rivals(self) -> dict[str, dict[str, float]]:
+        """Shares of every rule, and each compared with one slope for all."""
+        every = np.arange(len(self.pairs))
+        found = {name: {"share": self.share(name, every)} for name in self.rules()}
+        for name in found:
+            if name != "a slope for each level":
+                found[name]["share, new level"] = self.share(name, every, other_levels=True)
+            if name != COMMON:
+                found[name] |= self.gain(name, COMMON)
+        return adjusted(found)
+
+    def numbers(self) -> dict[str, object]:
+        """All of this table but its sensitivities."""
+        by_level = [
+            self.jackknifed(lambda at, k=level: float(self.exponents(at)[k]))
+            for level in range(self.d.shape[1])
+        ]
+        return {
+            "median d by level": np.median(self.d, axis=0).tolist(),
+            "median factor of d": float(np.median(self.d[:, -1] / self.d[:, 0])),
+            "median K_F by level": np.exp(np.median(self.log_k, axis=0)).tolist(),
+            "median loss by level": np.exp(np.median(self.height, axis=0)).tolist(),
+            "mean slope by level": self.slope.mean(axis=0).tolist(),
+            "b by level": by_level,
+            **self.answers(),
+            "b of a level over that of level 0": self.stays(),
+            "rivals": self.rivals(),
+            "b/d less slope by how hard, new pairs": self.gain(LAW, HARDER),
+            "b/d less slope by how hard, new pairs and level": self.gain(
+                LAW, HARDER, other_levels=True
+            ),
+            "b/d less one slope, new pairs, curves weigh alike": self.gain(
+                LAW, COMMON, equal=False
+            ),
+            "power of d at equal height": self.jackknifed(self.power_at_equal_height),
+        }
+
+
+def level_table(
+    rows: Rows, *, seed: str = "", skip: int = 0, d: str = "mle", levels: str = "0246"
+) -> LevelTable:
+    """Return the points of rows of ``dimension-moved``: of one seed or all, without the ``skip``
+    smallest train sizes, with another estimator of d, or at some levels alone.
+    """
+    done = [row for row in rows if row["status"] == "done" and row["seed"].startswith(seed)]
+    cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
+    for row in done:
+        _, pair, level = row["dataset"].split("_")
+        cells[pair, level, int(row["train_size"])].append(row)
+    pairs = sorted({pair for pair, _, _ in cells})
+    sizes = sorted({size for _, _, size in cells})
+    largest = sizes[-1]
+
+    def measured(name: str) -> np.ndarray:
+        return np.array(
+            [[float(cells[p, level, largest][0][name]) for level in levels] for p in pairs]
+        )
+
+    loss = [
+        [[_mean(cells[p, level, size], "loss") for size in sizes[skip:]] for level in levels]
+        for p in pairs
+    ]
+    dimension, log_k = measured(f"d_data_{d}"), np.log(measured("label_sharpness"))
+    return LevelTable(np.array(loss), dimension, log_k, pairs, sizes[skip:])
+
+
+def dimension_moved(rows: Rows) -> dict[str, object]:
+    """All numbers of the fifth registration, and how the deciding ones turn."""
+    seeds = sorted({row["seed"] for row in rows})
+    ways = {f"seed {seed} alone": {"seed": seed} for seed in seeds if len(seeds) > 1}
+    ways |= {"without the smallest N": {"skip": 1}, "TwoNN for d": {"d": "twonn"}}
+    ways |= {"without level 6": {"levels": "024"}, "without level 0": {"levels": "246"}}
+    losses = np.array([float(row["test_loss"]) for row in rows if row["status"] == "done"])
+    return {
+        "trials": len(losses),
+        "share at chance level": float(np.mean(losses >= CHANCE)),
+        **level_table(rows).numbers(),
+        "turned": {name: level_table(rows, **way).answers() for name, way in ways.items()},
+    }
+
+
 def numbers() -> dict[str, object]:
     """All numbers."""
     found: dict[str, object] = {}
@@ -546,6 +761,7 @@ def numbers() -> dict[str, object]:
     found |= {name: interventions(name) for name in sweeps} | {
         "both interventions": interventions(*sweeps)
     }
+    found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
     return found
 
 

@@ -23,12 +23,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from blind_tables import share
 from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.grouped import Slope
+from orchestrator.analysis.grouped_tables.design import Design
+from orchestrator.analysis.grouped_tables.fit import fit_groups
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
@@ -253,6 +256,48 @@ def _world(
     return {"truth": truth, "spreads": {**SPREADS, **spreads}}
 
 
+LEVEL_DESIGNS = {
+    "6 classes": (6, 1, 1),
+    "10 classes": (10, 1, 1),
+    "10 classes, three rows a pair": (10, 1, 3),
+    "10 classes, two columns": (10, 2, 1),
+    "20 classes": (20, 1, 1),
+}
+"""Classes, columns and rows a pair of drawn tables in which nothing goes with anything."""
+
+
+def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Found:
+    """Draw tables of class pairs in which response and columns are independent sums of class
+    effects, and count claims of ``isweep fit TABLE --groups first --groups second``. ``theirs`` is
+    the jackknife over classes alone, on the same tables.
+    """
+    ours, theirs = {}, {}
+    for name in designs or LEVEL_DESIGNS:
+        rng = np.random.default_rng([seed, *LEVEL_DESIGNS[name]])
+        claims = [_claimed(*LEVEL_DESIGNS[name], rng) for _ in range(num_tables)]
+        ours[name], theirs[name] = (share(sum(side), num_tables) for side in zip(*claims))
+    return {"ours": ours, "theirs": theirs}
+
+
+def _claimed(
+    num_classes: int, num_columns: int, num_repeats: int, rng: np.random.Generator
+) -> tuple[bool, bool]:
+    """Return whether a drawn table yields any claim: today, and by the jackknife alone."""
+    pairs = np.repeat([*combinations(range(num_classes), 2)], num_repeats, axis=0)
+    columns = {
+        name: rng.normal(size=num_classes)[pairs].sum(axis=1) + rng.normal(0, 0.1, len(pairs))
+        for name in ("y", *(f"x{k}" for k in range(num_columns)))
+    }
+    places = {"first": pairs[:, 0].astype(str), "second": pairs[:, 1].astype(str)}
+    rows = pd.DataFrame({**columns, **places})
+    design = Design("y", tuple(name for name in columns if name != "y"), ("first", "second"))
+    today, jackknife = (
+        any(slope.established for slope in fit_groups(rows, design, pairs=alone).slopes)
+        for alone in (False, True)
+    )
+    return today, jackknife
+
+
 SPREADS = {
     "class_height": 0.7,
     "pair_height": 0.9,
@@ -327,4 +372,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    run(within_domain, interventions, parts=(drawn, add_delta, figure, worlds_figure))
+    run(within_domain, interventions, parts=(drawn, level, add_delta, figure, worlds_figure))

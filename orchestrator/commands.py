@@ -92,7 +92,7 @@ def planned(
     measures = [
         {
             "measure_id": measure.measure_id,
-            "dataset": measure.subset.prepared.dataset,
+            "dataset": measure.subset.dataset,
             "train_sizes": list(measure.train_sizes),
             "status": CellStatus.DONE
             if measure.measure_id in state.measures

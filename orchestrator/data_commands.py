@@ -27,11 +27,13 @@ from search_spaces.errors import ConfigError, CorruptStoreError, DataError, near
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
-from tasks.prepared.prepare import list_raw, save_montage
+from tasks.prepared.listings import list_raw
+from tasks.prepared.prepare import save_montage
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.sources import OWN_KINDS, own_kind_of, source_for
+from tasks.sources import own_kinds_text, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem
+from tasks.sources.detect import detect_own_kind
 from tasks.sources.dicom import is_dicom_name, read_header
 from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
@@ -232,10 +234,9 @@ def _own(
     if not source.exists():
         way_out = f"give a folder, a table or a file of arrays; {nearest_path(source)}".rstrip("; ")
         raise ConfigError("The images must exist", str(source), way_out)
-    kind = own_kind_of(source)
+    kind = detect_own_kind(source)
     if kind is None:
-        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-        raise ConfigError("The images must be of a known kind", str(source), what)
+        raise ConfigError("The images must be of a known kind", str(source), own_kinds_text())
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:64] if stem in DATASETS else stem
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)

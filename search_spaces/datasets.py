@@ -10,8 +10,9 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.specs import DatasetSpec
-from search_spaces.sweeps import MadeSpec, OwnSourceSpec
+from search_spaces.interventions import MadeSpec
+from search_spaces.specs import DatasetSpec, Dials
+from search_spaces.sweeps import OwnSourceSpec
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
@@ -67,11 +68,17 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(name: str, made: MadeSpec) -> DatasetSpec:
-    """Return a row for a dataset that is made, with its dials."""
+def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> DatasetSpec:
+    """Return a row for a dataset that is made, with its dials.
+
+    ``condition`` are the parameters that move its training images after the split, if any.
+    """
     kind = MADE[made.from_]
     turned = ", ".join(f"{dial} {value:g}" for dial, value in made.own_dials)
     about = f"{kind.description} ({turned or 'dials as they stand'})"
+    if condition:
+        moved = ", ".join(f"{name} {value:g}" for name, value in condition)
+        about += f"; training images moved after the split ({moved}), test images as they are"
     return kind.model_copy(
         update={"name": name, "title": name, "description": about, "dials": made.own_dials}
     )

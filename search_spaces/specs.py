@@ -33,6 +33,7 @@ ATTACK_VERSION = 2  # of all but FGSM, whose numbers are those of 1; 2: PGD keep
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
+FURTHER_TEST_VERSION = 1
 MEASURE_VERSION = 2
 
 
@@ -267,6 +268,25 @@ class PreparedSpec(Spec):
         return readable_id([self.dataset, f"{self.image_size}px", self.data_mode], self)
 
 
+class TrainingCondition(Spec):
+    """A condition of an experiment that moves training images after the split.
+
+    Test images stay as they were prepared. Results of the condition stand under ``dataset``.
+    """
+
+    dataset: Name
+    parameters: Dials
+    """Pairs (parameter, value), see :data:`search_spaces.interventions.TRAINING_PARAMETERS`."""
+
+
+class FurtherTest(Spec):
+    """A further test set: the test images of a subset, moved as a condition says."""
+
+    name: Name
+    """The condition's, without that of the base dataset."""
+    parameters: Dials
+
+
 class SubsetSpec(Spec):
     """Which images of a prepared dataset are trained and tested on.
 
@@ -278,6 +298,18 @@ class SubsetSpec(Spec):
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    condition: TrainingCondition | None = None
+    """What moves its training images; None trains on the images as they were prepared."""
+
+    @property
+    def dataset(self) -> str:
+        """The name under which its results stand."""
+        return self.prepared.dataset if self.condition is None else self.condition.dataset
+
+    @property
+    def unmoved(self) -> SubsetSpec:
+        """The same images with no training image moved: the subset of the condition's base."""
+        return self if self.condition is None else self.model_copy(update={"condition": None})
 
     @property
     def depends_on_size(self) -> bool:
@@ -297,7 +329,7 @@ class SubsetSpec(Spec):
     @property
     def subset_id(self) -> str:
         """Readable name plus hash."""
-        return readable_id([self.prepared.dataset, pair_name(self.class_pair)], self)
+        return readable_id([self.dataset, pair_name(self.class_pair)], self)
 
 
 class MeasureSpec(Spec):
@@ -320,9 +352,7 @@ class MeasureSpec(Spec):
     def measure_id(self) -> str:
         """Readable name plus hash."""
         subset = self.subset
-        return readable_id(
-            [subset.prepared.dataset, pair_name(subset.class_pair), "measures"], self
-        )
+        return readable_id([subset.dataset, pair_name(subset.class_pair), "measures"], self)
 
     @property
     def derived_seed(self) -> int:
@@ -355,7 +385,7 @@ class NetworkSpec(Spec):
     def network_id(self) -> str:
         """Readable slug plus 12 hex digits."""
         subset = self.subset
-        where = [self.model.name, subset.prepared.dataset, pair_name(subset.class_pair)]
+        where = [self.model.name, subset.dataset, pair_name(subset.class_pair)]
         return readable_id([*where, f"n{self.train_size}", f"s{self.seed}"], self)
 
     @property
@@ -395,8 +425,20 @@ class PredictionMeasurement(Spec):
     schema_version: int
 
 
+class FurtherTestMeasurement(Spec):
+    """Loss and accuracy on a further test set, and R on it where R is measured at all."""
+
+    schema_version: int
+    test: FurtherTest
+    robustness: RobustnessSpec | None = None
+
+
 Measurement = (
-    AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
+    AttackMeasurement
+    | RepresentationMeasurement
+    | RobustnessMeasurement
+    | PredictionMeasurement
+    | FurtherTestMeasurement
 )
 
 
@@ -416,6 +458,8 @@ class TrialSpec(Spec):
     robustness_version: int = ROBUSTNESS_VERSION
     predictions: bool = False
     predictions_version: int = PREDICTIONS_VERSION
+    further_tests: tuple[FurtherTest, ...] = ()
+    further_tests_version: int = FURTHER_TEST_VERSION
 
     @property
     def trial_id(self) -> str:
@@ -455,6 +499,12 @@ class TrialSpec(Spec):
             )
         if self.predictions:
             found.append(PredictionMeasurement(schema_version=self.predictions_version))
+        found += [
+            FurtherTestMeasurement(
+                schema_version=self.further_tests_version, test=test, robustness=self.robustness
+            )
+            for test in self.further_tests
+        ]
         return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:

@@ -5,8 +5,7 @@ measures.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -20,6 +19,15 @@ from pydantic import (
 )
 
 from search_spaces import specs
+from search_spaces.interventions import (
+    BASE,
+    BaseDatasetSpec,
+    ConditionSpec,
+    ExperimentDataset,
+    InterveneOn,
+    MadeSpec,
+    check_training_parameters,
+)
 from search_spaces.tuning import TuneSpec
 
 
@@ -214,179 +222,6 @@ class OwnSourceSpec(specs.Spec):
     open."""
 
 
-# Experiments that move one property of a dataset and hold the others. A *world* is a made dataset
-# (generated, or real images changed in a known way), an *arm* a dial turned in every world. Every
-# world has a base beside its arms, the world as it stands.
-
-BASE = "base"
-Moves = Literal["sharpness", "dimension", "nothing"]
-Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
-
-
-@dataclass(frozen=True)
-class Dial:
-    """One property that can be turned by itself: the value at which it stands, and how far it can
-    go.
-    """
-
-    default: float
-    low: float
-    high: float
-    meaning: str
-    whole: bool = False
-
-
-_FLIPS = {
-    "flip_share": Dial(
-        0, 0, 0.5, "share of the images whose label is exchanged, in training and test"
-    ),
-    "flipped": Dial(0, 0, 100, "this many single images whose label is exchanged", whole=True),
-    "pixel_scale": Dial(1, 0.01, 1, "factor on all pixels"),
-}
-_SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
-_BLEND = Dial(0, 0, 0.49, "share of each image's nearest image with another label blended in")
-DIALS: dict[Kind, dict[str, Dial]] = {
-    "generated": {
-        "dimension": Dial(4, 1, 12, "coordinates of the images' manifold", whole=True),
-        "nuisance": Dial(
-            0, 0, 12, "further coordinates that tell nothing of the label", whole=True
-        ),
-        "bits": Dial(2, 1, 12, "coordinates that the label is the parity of", whole=True),
-        "bands": Dial(2, 2, 8, "bands of unlike labels along each of them", whole=True),
-        "gap": Dial(80, 0, 400, "distance of unlike bands, L2 of pixels 0..255 at 16x16"),
-        "fine_gap": Dial(28, 0, 400, "distance of the halves of a band, in the same unit"),
-        "contrast": Dial(1, 0, 4, "factor on the gap between unlike bands"),
-        "frequency": Dial(
-            1, 1, 2, "2: halves of a band are unlike too, on the same images", whole=True
-        ),
-        "num_images": Dial(4000, 100, 40_000, "how many images are made", whole=True),
-        "draw": Dial(0, 0, 10_000, "seed of the images", whole=True),
-        **_FLIPS,
-    },
-    "lesions": {
-        "contrast": Dial(1, 0, 1, "factor on the lesions' contrast"),
-        "size": Dial(1, 0.1, 2, "factor on the lesions' radii"),
-        "variations": Dial(700, 10, 10_000, "of the head, four slices each", whole=True),
-        **_FLIPS,
-    },
-    "digits_even_odd": {"blend": _BLEND, **_FLIPS},
-    "pictures": {
-        "set": Dial(1, 0, 7, f"number of the set: {_SETS}", whole=True),
-        "first": Dial(0, 0, 9, "the class that is 0", whole=True),
-        "second": Dial(1, 0, 9, "the class that is 1", whole=True),
-        "blend": _BLEND,
-        "reach": Dial(
-            1, 0, 1, "share of the images that are blended, those nearest to the other label"
-        ),
-        **_FLIPS,
-    },
-}
-"""Kind of world -> dial -> what it is; the study of each is in the source of that name."""
-
-
-def _as_pairs(value: object) -> object:
-    if isinstance(value, Mapping):
-        return tuple(
-            (key, float(v) if type(v) in (int, float) else v) for key, v in sorted(value.items())
-        )
-    return tuple(tuple(pair) for pair in value) if isinstance(value, list) else value
-
-
-DialChoice = Annotated[specs.Dials, BeforeValidator(_as_pairs)]
-"""In a sweep file a mapping of dials to values."""
-
-
-class MadeSpec(specs.Spec):
-    """A dataset that is made: of which kind, and where its dials stand."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: Kind = Field(alias="from")
-    dials: DialChoice = ()
-
-    @model_validator(mode="after")
-    def _check_dials(self) -> Self:
-        known = DIALS[self.from_]
-        for name, value in self.dials:
-            if name not in known:
-                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(known)}")
-            dial = known[name]
-            if not dial.low <= value <= dial.high or (dial.whole and value != int(value)):
-                kind = "a whole number" if dial.whole else "a number"
-                raise ValueError(
-                    f"dial {name} is {kind} from {dial.low:g} to {dial.high:g}, got {value:g}"
-                )
-        if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
-            raise ValueError("dial bits must not exceed dimension")
-        return self
-
-    def value(self, name: str) -> float:
-        """Where a dial stands."""
-        return dict(self.dials).get(name, DIALS[self.from_][name].default)
-
-    @property
-    def own_dials(self) -> specs.Dials:
-        """The dials that do not stand where they stand by themselves, sorted."""
-        known = DIALS[self.from_]
-        return tuple(
-            (name, value) for name, value in sorted(self.dials) if value != known[name].default
-        )
-
-    @property
-    def shows(self) -> tuple[str, ...]:
-        """The digits on its pictures, which other worlds of either set may show too; none of other
-        sets.
-        """
-        if self.from_ != "pictures" or self.value("set") > 1:
-            return ()
-        return tuple(f"{self.value(name):g}" for name in ("first", "second"))
-
-    def turned(self, dials: specs.Dials) -> MadeSpec:
-        """Return it with some dials turned to other values."""
-        together = {**dict(self.dials), **dict(dials)}
-        return MadeSpec.model_validate({"from": self.from_, "dials": together})
-
-
-class WorldSpec(MadeSpec):
-    """One replicate of an experiment: a made dataset in which every arm turns its dials."""
-
-    name: specs.Name
-
-
-class ArmSpec(specs.Spec):
-    """Dials turned in every world, or in those named, and what that is meant to move."""
-
-    name: specs.Name
-    moves: Moves
-    dials: DialChoice
-    worlds: tuple[specs.Name, ...] = ()
-
-    @model_validator(mode="after")
-    def _check_arm(self) -> Self:
-        if self.name == BASE:
-            raise ValueError(f"{BASE!r} is the world as it stands; give the arm another name")
-        if not self.dials:
-            raise ValueError("an arm turns at least one dial")
-        return self
-
-
-@dataclass(frozen=True)
-class MadeArm:
-    """One dataset of an experiment: its world, its arm, what was moved in it, and what it is made
-    of.
-    """
-
-    world: str
-    name: str
-    moves: Literal["base"] | Moves
-    made: MadeSpec
-
-    @property
-    def dataset(self) -> str:
-        """The name under which it is prepared and trained on."""
-        return f"{self.world}_{self.name}"
-
-
 class DatasetChoice(specs.Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
@@ -404,6 +239,13 @@ class DatasetChoice(specs.Spec):
         return self
 
 
+class ConditionChoice(DatasetChoice):
+    """A condition of an experiment that moves the training images of ``base`` after the split."""
+
+    base: specs.Name
+    condition: specs.Dials
+
+
 class SweepSpec(specs.Spec):
     """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
 
@@ -411,10 +253,15 @@ class SweepSpec(specs.Spec):
     description: str = ""
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
-    worlds: tuple[WorldSpec, ...] = ()
-    arms: tuple[ArmSpec, ...] = ()
+    worlds: tuple[BaseDatasetSpec, ...] = ()
+    arms: tuple[ConditionSpec, ...] = ()
     """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside
     ``datasets``."""
+    intervene_on: InterveneOn = "all"
+    """Images that arms move: ``all`` before the split, or the ``training`` images after it; then
+    every test set is that of the world's base."""
+    further_test_sets: bool = False
+    """Also test every network on its world's test images moved as its arms say."""
     train_sizes: Annotated[
         tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)
     ]
@@ -474,33 +321,77 @@ class SweepSpec(specs.Spec):
         named = {name for arm in self.arms for name in arm.worlds}
         if unknown := sorted(named - {world.name for world in self.worlds}):
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
+        if self.further_test_sets and self.intervene_on != "training":
+            raise ValueError("further_test_sets needs intervene_on: training")
+        if self.intervene_on == "training" and self.all_faults:
+            raise ValueError("intervene_on: training needs data_mode corrected without faults")
         return self
 
     @property
-    def experiment(self) -> tuple[MadeArm, ...]:
+    def experiment(self) -> tuple[ExperimentDataset, ...]:
         """Each world's base, then its arms; a dial that is not there, or too far, is a
         ValueError.
         """
         found = []
         for world in self.worlds:
-            base = world.turned(())
-            found.append(MadeArm(world.name, BASE, "base", base))
+            base = ExperimentDataset(
+                world=world.name,
+                name=BASE,
+                moves="base",
+                made=world.turned(()),
+                intervene_on=self.intervene_on,
+            )
+            found.append(base)
             for arm in self.arms:
                 if arm.worlds and world.name not in arm.worlds:
                     continue
                 try:
-                    made = base.turned(arm.dials)
+                    made, condition = self._condition(base.made, arm)
                 except ValidationError as error:
                     wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
                     raise ValueError(f"arm {arm.name} in world {world.name}: {wrong}") from None
-                found.append(MadeArm(world.name, arm.name, arm.moves, made))
+                except ValueError as error:
+                    raise ValueError(f"arm {arm.name} in world {world.name}: {error}") from None
+                found.append(
+                    replace(base, name=arm.name, moves=arm.moves, made=made, condition=condition)
+                )
         return tuple(found)
+
+    def _condition(self, base: MadeSpec, arm: ConditionSpec) -> tuple[MadeSpec, specs.Dials]:
+        """Return what an arm's images are made of, and what moves its training images after the
+        split.
+        """
+        if self.intervene_on == "training":
+            return base, check_training_parameters(arm.dials)
+        return base.turned(arm.dials), ()
 
     @property
     def all_datasets(self) -> tuple[DatasetChoice, ...]:
         """The datasets named, then those of the worlds."""
-        made = (DatasetChoice(name=arm.dataset, made=arm.made) for arm in self.experiment)
+        made = (
+            ConditionChoice(
+                name=one.dataset, made=one.made, base=one.base_dataset, condition=one.condition
+            )
+            if one.condition
+            else DatasetChoice(name=one.dataset, made=one.made)
+            for one in self.experiment
+        )
         return (*self.datasets, *made)
+
+    @property
+    def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
+        """The further test sets of each dataset: a base's are those of all its arms, an arm's is
+        its own.
+        """
+        if not self.further_test_sets:
+            return {}
+        found: dict[str, tuple[specs.FurtherTest, ...]] = {}
+        for one in self.experiment:
+            if one.condition:
+                test = specs.FurtherTest(name=one.name, parameters=one.condition)
+                found[one.dataset] = (test,)
+                found[one.base_dataset] = (*found.get(one.base_dataset, ()), test)
+        return found
 
     @property
     def all_faults(self) -> tuple[specs.Fault, ...]:

@@ -124,7 +124,7 @@ class SearchTrialSpec(TrialSpec):
         network = self.network
         subset = network.subset
         return readable_id(
-            [network.model.name, subset.prepared.dataset, pair_name(subset.class_pair), "search"],
+            [network.model.name, subset.dataset, pair_name(subset.class_pair), "search"],
             {"network": network, "validation": self.validation},
         )
 

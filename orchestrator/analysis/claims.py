@@ -21,7 +21,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.class_pairs import DROP_AT_DELTA, LOSS_AT_DELTA, R_HAT_FREE
-from orchestrator.analysis.grouped import Slope
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
 from orchestrator.analysis.table import decided, established, interval, number, plural

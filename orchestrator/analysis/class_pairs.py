@@ -17,7 +17,9 @@ import pandas as pd
 
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.grouped import Design, Level, Slope, fit_groups
+from orchestrator.analysis.grouped_tables.design import Design, Level
+from orchestrator.analysis.grouped_tables.fit import fit_groups
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.results import table as c
 
 NO_DELTA = (

@@ -30,7 +30,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.grouped import LEVELS, GroupedFit
+from orchestrator.analysis.grouped_tables.design import LEVELS
+from orchestrator.analysis.grouped_tables.fit import GroupedFit
 from orchestrator.analysis.table import interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic

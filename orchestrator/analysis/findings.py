@@ -24,7 +24,7 @@ from orchestrator.analysis.class_pairs import (
     UNITS_ALONE,
 )
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.grouped import Slope
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
@@ -490,5 +490,7 @@ def _experiment(fits: ScalingFits) -> Finding:
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
     short = followed(found.effects).rstrip(".")
-    question = "When one property is moved, in training and test images, what follows?"
+    on_training = any(effect.tested_on for effect in found.effects)
+    moved = "in training images alone" if on_training else "in training and test images"
+    question = f"When one property is moved, {moved}, what follows?"
     return Finding(question, "described", short, found.answer, tuple(caveats))

@@ -23,7 +23,7 @@ from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.class_pairs import fit_pairs
-from orchestrator.analysis.grouped import Slope
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.results import table as c

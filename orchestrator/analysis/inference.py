@@ -177,6 +177,40 @@ def permutation_test(
     return float(np.mean(share >= found * (1 - 1e-9))), len(order), exact
 
 
+def class_permutation_p(y: Array, x: Array, others: Array, classes: Codes) -> float | None:
+    """Return the p-value of a slope over class pairs by permuting the classes of the regressor.
+
+    A jackknife over classes is slightly liberal if one regressor and the response are both sums of
+    class effects: 6 % false claims with ten classes. A permutation of classes keeps what pairs that
+    share a class have in common (quadratic assignment; Krackhardt 1988). It is exact without
+    ``others``; with them residuals of x are permuted (Dekker, Krackhardt & Snijders 2007).
+
+    Args:
+        y: Response of every pair, ``(U,)``.
+        x: Regressor, ``(U,)``.
+        others: What is held equal, ``(U, q)``.
+        classes: Codes from 0 of the two classes of every pair, ``(U, 2)``.
+
+    Returns:
+        Two-sided p-value; None if x or y do not vary beside the others.
+    """
+    held_equal, _ = np.linalg.qr(np.column_stack([np.ones(len(y)), others]))
+    rest_of_y = y - held_equal @ (held_equal.T @ y)
+    rest_of_x = x - held_equal @ (held_equal.T @ x)
+    if rest_of_x @ rest_of_x <= 1e-20 * (x @ x) or not rest_of_y.any():
+        return None
+    num_classes = int(classes.max()) + 1
+    by_classes = np.zeros((num_classes, num_classes))  # a pair that is missing counts as average
+    first, second = classes.T
+    by_classes[first, second] = by_classes[second, first] = rest_of_x
+    order, _ = rearrangements(("",) * num_classes)
+    moved = by_classes[order[:, first], order[:, second]]
+    moved -= (moved @ held_equal) @ held_equal.T
+    lengths = np.sqrt((moved**2).sum(axis=1))
+    correlations = np.abs(moved @ rest_of_y) / np.maximum(lengths, 1e-300)
+    return float(np.mean(correlations >= correlations[0] * (1 - 1e-9)))
+
+
 @lru_cache(maxsize=32)
 def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.intp], bool]:
     """Orders (B, G) of datasets within blocks, the present one first, and whether they are all."""

@@ -4,12 +4,17 @@ is moved.
 Worlds (a base, and arms in which one dial was turned) are the replicates; an arm is compared with
 its own base, and counts only where the measures say that it moved what it was meant to move, and
 that alone.
+
+An arm that moves training images alone leaves its base's test images as they are. Then three slopes
+are told apart: trained on the condition and tested on the base (what K_F of the training images
+does), trained on the base and tested on the condition (what harder test images do, an artefact),
+and both at once (what an arm that moves all images shows).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +26,8 @@ from orchestrator.analysis import table as t
 from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
+InterveneOn = Literal["all", "training"]
+Images = Literal["", "base", "condition"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class Arm:
     moves: Moves
     name: str = ""
     shows: tuple[str, ...] = ()
+    intervene_on: InterveneOn = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +80,36 @@ class Effect:
     num_cells: int = 0
     num_at_chance: int = 0
     num_without: int = 0
+    trained_on: Images = ""
+    tested_on: Images = ""
+    """The images of the compared networks, where arms move training images alone; else empty."""
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the interval leaves 0 out: the response follows K_F, or moves against the law."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    @property
+    def smaller_than_half(self) -> bool:
+        """Whether the whole interval lies within half the law's rate of 0."""
+        bound = SMALL_SHARE * abs(self.theory)
+        return (
+            self.interval is not None and -bound < min(self.interval) <= max(self.interval) < bound
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interventions:
-    """Gates of all arms, effects of those that count, and the sentences that say what came out."""
+    """Gates of all arms, effects of those that count, and the sentences that say what came out.
+
+    ``moved_shares`` has, for the networks of the bases, the median share of the test loss that lies
+    on the images that a condition moves: ``base`` as the base has them, ``condition`` as moved.
+    """
 
     gates: tuple[Gate, ...]
     effects: tuple[Effect, ...]
     answer: str
+    moved_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 #: An arm counts where what it moves moves by this much (log) and what it holds by less than that
@@ -89,6 +118,8 @@ MOVED, HELD = float(np.log(2)), 0.05
 #: d cannot be doubled as easily as K_F: a nuisance arm counts from a quarter on.
 MOVED_DIMENSION = float(np.log(1.25))
 LOG_R_HAT = "log_r_hat"
+#: A slope whose interval lies within this share of the law's rate of 0 is smaller than half of it.
+SMALL_SHARE = 0.5
 
 
 class Response(NamedTuple):
@@ -114,7 +145,10 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     out.
     """
     full, _ = t.normalise(table)
-    points, excluded = t.fitted_points(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
+    full = full[full[c.DATASET].isin([arm.dataset for arm in arms])]
+    conditions = sorted({arm.name for arm in arms if arm.intervene_on == "training"} - {"base"})
+    points, excluded = t.fitted_points(_with_log_losses(full, conditions))
+    points = _with_further_responses(points, conditions)
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
     moved = sorted(
@@ -125,16 +159,75 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     known = [response for response in RESPONSES if points[response.column].notna().any()]
     shows = {arm.world: arm.shows for arm in arms}
     effects = tuple(
-        _judged(effect, shows)
+        judged(effect, shows)
         for response in known
         for effect in _effects(
-            changes, response, points[points[c.DATASET].isin(bases.values())], bases
+            changes,
+            response,
+            points[points[c.DATASET].isin(bases.values())],
+            bases,
+            on_training=bool(conditions),
         )
     )
     answer = " ".join(
         [_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)]
     )
-    return Interventions(gates=gates, effects=effects, answer=answer)
+    shares = _moved_shares(points, gates, bases)
+    return Interventions(gates=gates, effects=effects, answer=answer, moved_shares=shares)
+
+
+def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Add logarithms of losses on further test sets: seeds are averaged as logarithms."""
+    added = {}
+    for condition in conditions:
+        losses = _column(full, condition, "loss")
+        added[further(t.LOG_LOSS, condition)] = np.log(losses.where(losses > 0))
+    return full.assign(**added)
+
+
+def _with_further_responses(points: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Add what is logged after seeds are averaged, of every further test set: error and R̂."""
+    added = {}
+    for condition in conditions:
+        errors = 1.0 - _column(points, condition, "accuracy")
+        radii = _column(points, condition, c.R_HAT_PRED)
+        added[further(t.LOG_ERROR, condition)] = np.log(errors.where(errors > 0))
+        added[further(LOG_R_HAT, condition)] = np.log(radii.where(radii > 0))
+    return points.assign(**added)
+
+
+def _column(table: pd.DataFrame, condition: str, quantity: str) -> pd.Series:
+    name = c.further_test_column(condition, quantity)
+    values = table.get(name, pd.Series(np.nan, index=table.index))
+    return pd.Series(values, index=table.index).astype(float)
+
+
+def further(column: str, condition: str) -> str:
+    """Return the column of a logged response on the test set of a condition."""
+    return f"{column}_on_{condition}"
+
+
+def _moved_shares(
+    points: pd.DataFrame, gates: Sequence[Gate], bases: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the median share of the bases' test loss on the images that a condition moves."""
+    shares: dict[str, list[float]] = {"base": [], "condition": []}
+    for gate in gates:
+        condition = gate.arm.name
+        if not gate.counts or gate.arm.intervene_on != "training":
+            continue
+        rows = points[points[c.DATASET] == bases[gate.arm.world]]
+        sums = _column(rows, condition, "num_moved") * _column(rows, condition, "moved_loss")
+        unmoved = _column(rows, condition, "unmoved_loss")
+        total = _column(rows, condition, "loss")
+        # n, the number of test images, from n · loss = m · moved + (n − m) · unmoved.
+        moved = _column(rows, condition, "num_moved")
+        apart = (total - unmoved).where(total != unmoved)
+        num = np.rint(moved * (_column(rows, condition, "moved_loss") - unmoved) / apart)
+        in_base = 1 - (num - moved) * unmoved / (num * rows[c.TEST_LOSS])
+        shares["condition"] += (sums / (num * total)).dropna().tolist()
+        shares["base"] += in_base.dropna().tolist()
+    return {name: float(np.median(values)) for name, values in shares.items() if values}
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
@@ -177,7 +270,8 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     loss moves it.
     """
     columns = [*(response.column for response in RESPONSES), t.OF_GUESSING]
-    means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
+    tested = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
+    means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[[*columns, *tested]].mean()
     parts = [
         pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])
     ]
@@ -196,42 +290,47 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
                 "name": arm.name,
                 "moves": arm.moves,
             }
-            parts.append((moved - start).assign(**about, by=by, at_chance=at_chance))
+            change = (moved - start)[columns].assign(**about, by=by, at_chance=at_chance)
+            if arm.intervene_on == "training":
+                for response in RESPONSES:
+                    column = further(response.column, arm.name)
+                    for images, rows in (("base", start), ("condition", moved)):
+                        change[f"{response.column}:{images}"] = (
+                            rows[column] - start[response.column]
+                        )
+            parts.append(change)
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def _effects(
-    changes: pd.DataFrame, response: Response, of_bases: pd.DataFrame, bases: Mapping[str, str]
+    changes: pd.DataFrame,
+    response: Response,
+    of_bases: pd.DataFrame,
+    bases: Mapping[str, str],
+    *,
+    on_training: bool,
 ) -> Iterator[Effect]:
     """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of
-    bases.
+    bases. ``on_training``: arms move training images alone.
     """
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
-    asked = [(slope, sharper, response.theory, "")]
+    images: tuple[Images, Images] = ("condition", "base") if on_training else ("", "")
+    yield _slope(sharper, response, slope, response.column, images=images)
+    if on_training:
+        for trained_on in ("base", "condition"):
+            column = f"{response.column}:{trained_on}"
+            if column in sharper and sharper[column].notna().any():
+                pair: tuple[Images, Images] = (trained_on, "condition")
+                yield _slope(sharper, response, slope, column, images=pair)
     if len(names) > 1:
-        asked += [(slope, sharper[sharper["name"] == arm], response.theory, arm) for arm in names]
+        for arm in names:
+            rows = sharper[sharper["name"] == arm]
+            yield _slope(rows, response, slope, response.column, arm=arm, images=images)
     if response.has_control:
-        asked.append((f"Δ log {response.name} of controls", controls, 0.0, ""))
-    for estimand, rows, theory, arm in asked:
-        at_chance, without = rows["at_chance"].astype(bool), rows[response.column].isna()
-        kept = rows[~at_chance & ~without]
-        slopes = (kept[response.column] / kept["by"]).astype(float)
-        by_world = dict(
-            slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
-        )
-        yield Effect(
-            estimand=estimand,
-            response=response.name,
-            arm=arm,
-            theory=theory,
-            num_worlds=len(by_world),
-            by_world=by_world,
-            num_cells=len(kept),
-            num_at_chance=int(at_chance.sum()),
-            num_without=int((without & ~at_chance).sum()),
-        )
-    if response.has_control:
+        control = response._replace(theory=0.0)
+        estimand = f"Δ log {response.name} of controls"
+        yield _slope(controls, control, estimand, response.column, images=images)
         rows = of_bases.dropna(subset=[response.column, t.D_REFERENCE])
         rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
         own = {
@@ -250,7 +349,36 @@ def _effects(
         )
 
 
-def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
+def _slope(
+    rows: pd.DataFrame,
+    response: Response,
+    estimand: str,
+    column: str,
+    *,
+    arm: str = "",
+    images: tuple[Images, Images] = ("", ""),
+) -> Effect:
+    """Return the slope of a logged response in each world, not judged yet."""
+    at_chance, without = rows["at_chance"].astype(bool), rows[column].isna()
+    kept = rows[~at_chance & ~without]
+    slopes = (kept[column] / kept["by"]).astype(float)
+    by_world = dict(slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean())
+    return Effect(
+        estimand=estimand,
+        response=response.name,
+        arm=arm,
+        theory=response.theory,
+        num_worlds=len(by_world),
+        by_world=by_world,
+        num_cells=len(kept),
+        num_at_chance=int(at_chance.sum()),
+        num_without=int((without & ~at_chance).sum()),
+        trained_on=images[0],
+        tested_on=images[1],
+    )
+
+
+def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     """Return an effect with its mean over worlds, and by which interval and p-values that is
     judged.
     """
@@ -303,6 +431,8 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
 
 def followed(effects: Sequence[Effect]) -> str:
     """Say of every response whether it follows K_F when only that is moved."""
+    if any(effect.tested_on for effect in effects):
+        return _followed_on_base(effects)
     said = []
     for effect in effects:
         if "Δ log K_F" not in effect.estimand or effect.arm:
@@ -336,3 +466,52 @@ def followed(effects: Sequence[Effect]) -> str:
             f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
     return f"When K_F is moved, in training and test images, {'; '.join(said)}." if said else ""
+
+
+def _followed_on_base(effects: Sequence[Effect]) -> str:
+    """Say of every response whether it follows K_F of the training images alone, by how much of the
+    law's rate at most, and what harder test images do by themselves.
+    """
+    sentences = []
+    for effect in effects:
+        if "Δ log K_F" not in effect.estimand or effect.arm:
+            continue
+        slope = f"slope {t.number(effect.value)}, 95 % interval {t.interval(effect.interval)}"
+        about = f"{slope} over {t.plural(effect.num_worlds, 'world')}"
+        if effect.num_classes:
+            about += f" that share {effect.num_classes} classes"
+        if effect.interval is None:
+            about = f"{t.plural(effect.num_worlds, 'world')}, at least 3 with scatter needed"
+        law = f"the law says {t.number(effect.theory)}"
+        if (effect.trained_on, effect.tested_on) == ("condition", "base"):
+            sentences.append(
+                "Trained on images whose K_F was moved and tested on the base's: log "
+                f"{effect.response} {_verdict(effect)} ({about}; {law})."
+            )
+        elif effect.trained_on == "base":
+            sentences.append(
+                "Trained on the base and tested on images that were moved, which no K_F of "
+                f"training images can explain: log {effect.response} on log K_F has {about}."
+            )
+    return " ".join(sentences)
+
+
+def _verdict(effect: Effect) -> str:
+    """Return what the registered rule concludes of a slope on log K_F of the training images."""
+    if effect.interval is None:
+        return "cannot be judged"
+    half = "half the law's rate"
+    if not effect.told_from_zero:
+        if effect.smaller_than_half:
+            return f"shows no effect, and an effect of {half} is ruled out"
+        return f"shows no effect, but effects of {half} are compatible with these data: undecided"
+    low, high = sorted(bound / effect.theory for bound in effect.interval)
+    if high < 0:
+        way = "moves against the law"
+    else:
+        way = "rises with it" if effect.theory > 0 else "falls as it rises"
+    if effect.smaller_than_half:
+        return f"{way}, by less than {half}"
+    if low <= 1 <= high:
+        return f"{way}, at a rate that agrees with the law"
+    return f"{way}, {'more strongly' if low > 1 else 'more weakly'} than the law says"

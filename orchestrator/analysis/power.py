@@ -264,8 +264,8 @@ def design_of(plan: SweepPlan) -> Design:
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
-        if subset.prepared.dataset not in copies:
-            pairs.setdefault(subset.prepared.dataset, set()).add(subset.class_pair)
+        if subset.dataset not in copies:
+            pairs.setdefault(subset.dataset, set()).add(subset.class_pair)
     return Design(
         [
             (name, plan.datasets[name].domain or c.NATURAL, len(found))

@@ -50,7 +50,10 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     worlds.
     """
     arms = workspace.plan.sweep.experiment
-    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows) for arm in arms)
+    return tuple(
+        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows, arm.intervene_on)
+        for arm in arms
+    )
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:

@@ -333,7 +333,10 @@ def intervention_tables(found: Interventions) -> list[Table]:
             found.effects,
             {
                 "effect": lambda e: (
-                    e.estimand + (f", {e.response}" if e.estimand == "exponent · d" else "")
+                    e.estimand
+                    + (f", {e.response}" if e.estimand == "exponent · d" else "")
+                    + (f", trained on the {e.trained_on}" if e.trained_on else "")
+                    + (f", tested on the {e.tested_on}" if e.tested_on else "")
                 ),
                 "arms": lambda e: e.arm or "all",
                 "worlds": "num_worlds",

@@ -330,15 +330,14 @@ def locate(
         said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
         raw: Folder or file that was read.
     """
-    from tasks.sources import HASH
-    from tasks.sources import locate as find
-    from tasks.sources.base import KEY_FILE, KEY_VARIABLE
+    from tasks.sources.base import HASH_PATTERN, KEY_FILE, KEY_VARIABLE
+    from tasks.sources.locate import locate as find
 
     if not raw.exists():
         raise ConfigError("--raw must be the folder or file that was read", str(raw))
     key_folder = place.paths.root / "prepared"
     if (
-        HASH.search(said)
+        HASH_PATTERN.search(said)
         and not (key_folder / KEY_FILE).exists()
         and not os.environ.get(KEY_VARIABLE)
     ):

@@ -216,21 +216,23 @@ class TableOptions:
 
     def fit(self, path: Path, place: o.Place) -> None:
         """Fit a table within and between its groups, and print what it says."""
-        from orchestrator.analysis import grouped
+        from orchestrator.analysis.grouped_tables.design import Design
+        from orchestrator.analysis.grouped_tables.fit import fit_user_table
+        from orchestrator.analysis.grouped_tables.user_table import read_user_table
 
         if not self.response or not self.on or not self.groups:
             rule = "A table needs --response, --on and --groups"
             raise ConfigError(
                 rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
             )
-        design = grouped.Design(self.response, self.on, self.groups, self.within)
-        table = grouped.read_own_table(path, design)
-        found = grouped.fit_groups(table, design)
-        emit(place, found.to_json(), found.lines())
+        design = Design(self.response, self.on, self.groups, self.within)
+        table = read_user_table(path, design)
+        grouped_fit = fit_user_table(table, design)
+        emit(place, grouped_fit.to_json(), grouped_fit.lines())
         if self.figure:
             from orchestrator.analysis import figures
 
-            written(self.figure, figures.draw_groups(table, found).savefig)
+            written(self.figure, figures.draw_groups(table.rows, grouped_fit).savefig)
 
 
 def fit(
@@ -250,7 +252,7 @@ def fit(
     """
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
-    from orchestrator.analysis.grouped import SUFFIXES
+    from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:

@@ -14,10 +14,9 @@ from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import SubsetSpec
 from tasks.prepared.parts import SPLIT_CODES
-from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.sources.base import Listing, RawRequest, hash_key
+from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def check_feasible(
         if there is None and spec.dataset in own:
             key = names_key(workspace.paths.root)
             try:
-                listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
+                listing = workspace.listings.of(RawRequest(dataset, spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = listing
                 there = counted(listing)
             except SweepError as error:
@@ -95,8 +94,7 @@ def check_feasible(
             # Where the names were known when the sweep was planned, pairs were named; by numbers
             # that are names of other classes they could be read in two ways.
             unnamed = (
-                subset.class_pair is not None
-                and not plan.datasets[subset.prepared.dataset].label_names
+                subset.class_pair is not None and not plan.datasets[subset.dataset].label_names
             )
             strange = names != tuple(map(str, range(len(names))))
             if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
@@ -105,7 +103,7 @@ def check_feasible(
                 )
                 known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
                 way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
-                raise DataError(rule, f"{subset.prepared.dataset}: {known}", way_out)
+                raise DataError(rule, f"{subset.dataset}: {known}", way_out)
             given = there.labels, there.groups, subset, there.splits
             make_subset(*given, max_train_size=size, label_names=names)
         except SweepError as error:
@@ -134,14 +132,12 @@ def names_key(root: Path | None) -> str:
     """Return the root's key, by which isweep locate finds what a message names; without a root,
     none.
     """
-    return (
-        hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else "unkeyed"
-    )
+    return hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else UNKEYED
 
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
-    about = subset.prepared.dataset
+    about = subset.dataset
     if error.rule.startswith((f"{about}:", f"{about} ")) or error.value.startswith(f"{about}:"):
         return error
     if subset.class_pair is not None:

@@ -8,11 +8,11 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 
@@ -31,17 +31,20 @@ from search_spaces.recipes import recipe_grid, released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetSpec,
+    FurtherTest,
     MeasureSpec,
     ModelSpec,
     NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
+    TrainingCondition,
     TrialSpec,
     pair_name,
 )
-from search_spaces.sweeps import DatasetChoice, PairChoice, SweepSpec
+from search_spaces.sweeps import ConditionChoice, DatasetChoice, PairChoice, SweepSpec
 from tasks.atomic import write_atomic
+from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 MAX_TRIALS = 100_000
@@ -74,6 +77,11 @@ class SweepPlan:
         return {trial.trial_id: trial for trial in self.trials}
 
     @cached_property
+    def further_tests(self) -> dict[str, tuple[FurtherTest, ...]]:
+        """The further test sets of each dataset that has any."""
+        return self.sweep.further_tests
+
+    @cached_property
     def largest_size(self) -> int:
         """Largest train size of the sweep."""
         return max(self.sweep.train_sizes)
@@ -94,7 +102,7 @@ class SweepPlan:
     def num_outputs(self, network: NetworkSpec) -> int:
         """How many logits a network has, as far as is known before its data are read."""
         subset = network.subset
-        pair = 2 if subset.class_pair else len(self.datasets[subset.prepared.dataset].label_names)
+        pair = 2 if subset.class_pair else len(self.datasets[subset.dataset].label_names)
         return network.recipe.num_outputs or max(2, pair)
 
     @cached_property
@@ -119,12 +127,12 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     if num_trials > MAX_TRIALS:
         rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
         raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
-    models = _models(sweep)
+    models, further_tests = _models(sweep), sweep.further_tests
     trials = tuple(
         TrialSpec(
             network=NetworkSpec(
                 model=model,
-                subset=_redrawn(subset, model.name, train_size, datasets[subset.prepared.dataset]),
+                subset=_redrawn(subset, model.name, train_size, datasets[subset.dataset]),
                 train_size=train_size,
                 recipe=recipe,
                 seed=seed,
@@ -132,6 +140,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             attacks=sweep.attacks,
             robustness=sweep.robustness,
             predictions=sweep.predictions,
+            further_tests=further_tests.get(subset.dataset, ()),
             representation=RepresentationSpec(
                 num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
             ),
@@ -139,7 +148,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         for subset in subsets
         for model in models
         for train_size in sweep.train_sizes
-        for recipe in recipe_grid(sweep.recipe, model.name, subset.prepared.dataset)
+        for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset)
         for seed in sweep.seeds
     )
     return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
@@ -153,7 +162,7 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
         {
             "trial_id": trial_id,
             "model": trial.network.model.name,
-            "dataset": trial.network.subset.prepared.dataset,
+            "dataset": trial.network.subset.dataset,
             "class_pair": pair_name(trial.network.subset.class_pair),
             "train_size": trial.network.train_size,
             "seed": trial.network.seed,
@@ -182,7 +191,8 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     if choice.made is not None:
-        return made_dataset_spec(choice.name, choice.made)
+        condition = choice.condition if isinstance(choice, ConditionChoice) else ()
+        return made_dataset_spec(choice.name, choice.made, condition)
     return (
         dataset_spec(choice.name)
         if choice.own is None
@@ -191,8 +201,11 @@ def _dataset(choice: DatasetChoice) -> DatasetSpec:
 
 
 def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
+    condition = None
+    if isinstance(choice, ConditionChoice):
+        condition = TrainingCondition(dataset=choice.name, parameters=choice.condition)
     prepared = PreparedSpec(
-        dataset=choice.name,
+        dataset=choice.base if isinstance(choice, ConditionChoice) else choice.name,
         task=dataset.task,
         image_size=sweep.image_size,
         channels=sweep.channels or dataset.channels,
@@ -229,6 +242,7 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
             class_pair=pair,
             test_size=sweep.test_size,
             split_seed=sweep.split_seed,
+            condition=condition,
         )
         for pair in pairs
     ]
@@ -291,6 +305,7 @@ class Workspace:
     plan: SweepPlan
     paths: RootPaths
     storage: str | None = None
+    listings: Listings = field(default_factory=Listings)
 
     @classmethod
     def open(
@@ -322,7 +337,10 @@ class Workspace:
             )
         if storage and os.path.isfile(os.path.expanduser(storage)):
             raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
-        return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
+        listings = Listings()
+        load = partial(load_sweep, changes=changes, recipes=paths.recipes, listings=listings)
+        sweep = _find(source, paths, load, has_changes=bool(changes), as_run=as_run)
+        return cls(plan_sweep(sweep), paths, storage, listings)
 
     def make(self) -> None:
         """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a
@@ -395,10 +413,15 @@ class Workspace:
 
 
 def _find(
-    source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
+    source: SweepSource,
+    paths: RootPaths,
+    load: Callable[[SweepSource], SweepSpec],
+    *,
+    has_changes: bool,
+    as_run: bool,
 ) -> SweepSpec:
     if not isinstance(source, str) or "/" in source:
-        return load_sweep(source, changes, recipes=paths.recipes)
+        return load(source)
     path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
     if not os.path.lexists(path) or (source in preset_names() and not as_run):
         if (
@@ -409,14 +432,12 @@ def _find(
             if os.path.isfile(f"{source}.yaml"):
                 raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
             raise unknown_name(f"preset or sweep of {paths.root}", source, known)
-        return load_sweep(
-            source if source in known else Path(source), changes, recipes=paths.recipes
-        )
+        return load(source if source in known else Path(source))
     find_modules_in(paths.sweep(source).code)
     try:
-        return load_sweep(path, changes, recipes=paths.recipes)
+        return load(path)
     except ConfigError as error:
-        if changes:
+        if has_changes:
             raise
         raise ConfigError(
             f"The sweep {source!r} as it was last run must be whole in {path}",

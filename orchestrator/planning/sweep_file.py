@@ -40,7 +40,8 @@ from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, RecipeChoice, RecipeOverride, SweepSpec
-from tasks.sources import check_own_kind, check_own_options, source_for
+from tasks.prepared.listings import Listings
+from tasks.sources import check_own_kind, check_own_options
 from tasks.sources.base import RawRequest
 
 MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_000, 5
@@ -70,15 +71,19 @@ def preset_names() -> list[str]:
 
 
 def load_sweep(
-    source: SweepSource, changes: Mapping[str, object] | None = None, *, recipes: Path | None = None
+    source: SweepSource,
+    changes: Mapping[str, object] | None = None,
+    *,
+    recipes: Path | None = None,
+    listings: Listings | None = None,
 ) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
     Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in
     a mapping start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold
     over what is written; ``recipes`` is the folder of the recipes that searches wrote and that may
-    be named. ConfigError names the file and every mistake in it with its key, value and what is
-    allowed.
+    be named. ``listings`` get those of own data whose class pairs are named. ConfigError names the
+    file and every mistake in it with its key, value and what is allowed.
     """
     changes, folder, origin = changes or {}, Path(), "the sweep"
     if isinstance(source, SweepSpec):
@@ -101,7 +106,8 @@ def load_sweep(
         document = _document(text, origin)
     else:
         raise unknown_name("preset", source, preset_names())
-    return _own_paths(_spec_of(document, origin, folder, changes, recipes), folder)
+    spec = _spec_of(document, origin, folder, changes, recipes)
+    return _own_paths(spec, folder, listings or Listings())
 
 
 def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
@@ -233,7 +239,7 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
         raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
 
 
-def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
+def _own_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
     """Take paths of own data from the sweep file's folder: the file works from wherever it is
     run.
     """
@@ -254,7 +260,7 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
             # channels.
             prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
             request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
-            names = source_for(own.kind).list_items(request).label_names
+            names = listings.of(request).label_names
             own = own.model_copy(update={"class_names": names})
         return choice.model_copy(update={"own": own})
 

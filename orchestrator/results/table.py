@@ -263,6 +263,32 @@ _ATTACK = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_"
     rf"(?P<what>{'|'.join(ATTACK_QUANTITIES)})"
 )
+FURTHER_TEST_PREFIX = "test_on_"
+"""Prefix of the columns of a further test set, before the name of its condition."""
+FURTHER_TEST_QUANTITIES = {
+    "num_moved": ("test images that the condition `{}` moves", "images"),
+    "loss": ("`test_loss` on the test images moved by the condition `{}`", "nat"),
+    "accuracy": ("`test_accuracy` on the test images moved by the condition `{}`", "fraction"),
+    "moved_loss": ("the same loss, of the images that the condition `{}` moves alone", "nat"),
+    "moved_accuracy": (
+        "the same accuracy, of the images that the condition `{}` moves alone",
+        "fraction",
+    ),
+    "unmoved_loss": ("the same loss, of the images that the condition `{}` leaves alone", "nat"),
+    "unmoved_accuracy": (
+        "the same accuracy, of the images that the condition `{}` leaves alone",
+        "fraction",
+    ),
+    "r_hat_pred": (
+        "`r_hat_pred` on the test images moved by the condition `{}`",
+        "L2 pixel distance",
+    ),
+}
+"""What a further test set's columns are named after."""
+_FURTHER_TEST = re.compile(
+    rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
+    rf"(?P<what>{'|'.join(sorted(FURTHER_TEST_QUANTITIES, key=len, reverse=True))})"
+)
 _DIMENSION = re.compile(
     r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<place>\d+))?"
 )
@@ -291,6 +317,11 @@ def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
     return tuple(sorted(found, key=lambda column: (column.attack, column.epsilon)))
 
 
+def further_test_column(condition: str, quantity: str) -> str:
+    """Return the column of a further test set: ``test_on_near_loss``."""
+    return f"{FURTHER_TEST_PREFIX}{condition}_{quantity}"
+
+
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the column of each name, in the order given; strangers say so and have no origin."""
     return tuple(_ENTERED.get(name) or _described(name) for name in names)
@@ -303,6 +334,9 @@ def _described(name: str) -> Column:
             f"{m['attack']}_{m['eps']}", f"{m['attack']} at epsilon {m['eps']}/255"
         )
         return next(column for column in columns if column.name == name)
+    if m := _FURTHER_TEST.fullmatch(name):
+        meaning, unit = FURTHER_TEST_QUANTITIES[m["what"]]
+        return Column(name, meaning.format(m["condition"]), unit, origin="network")
     if m := _DIMENSION.fullmatch(name):
         origin: Origin = "d_repr" if m["dimension"] == "d_repr" else "measure"
         if m["place"] and origin == "d_repr":
@@ -365,7 +399,7 @@ def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) 
         TRIAL_ID: trial.trial_id,
         MODEL: network.model.name,
         RECIPE: network.recipe.name,
-        DATASET: prepared.dataset,
+        DATASET: network.subset.dataset,
         DOMAIN: domain or "",
         CLASS_PAIR: pair_name(network.subset.class_pair),
         TRAIN_SIZE: str(network.train_size),
@@ -511,6 +545,11 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
     found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
     for place, stage in enumerate(result.d_repr_stages, start=1):
         found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
+    for test in result.further_tests:
+        for name in FURTHER_TEST_QUANTITIES:
+            found[further_test_column(test.name, name)] = getattr(test, name, None)
+        if test.robustness is not None and test.robustness.pred is not None:
+            found[further_test_column(test.name, R_HAT_PRED)] = test.robustness.pred.mean
     for attack in result.attacks:
         found.update({f"{attack.name}_{name}": getattr(attack, name) for name in ATTACK_QUANTITIES})
     return _finite(found)
@@ -552,7 +591,7 @@ def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | No
     estimator.
     """
     subset = record.spec.subset
-    about = {DATASET: subset.prepared.dataset, CLASS_PAIR: pair_name(subset.class_pair)}
+    about = {DATASET: subset.dataset, CLASS_PAIR: pair_name(subset.class_pair)}
     rows: list[dict[str, str | int | float | None]] = [
         {
             **about,

@@ -26,8 +26,10 @@ from tasks.measures.sharpness import SharpnessConvention, conversion
 from tasks.prepared.record import set_lines
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of, source_for
+from tasks.sources import check_raw_folder, own_kinds_text, source_for
+from tasks.sources.array_files import ARRAY_FILES
 from tasks.sources.base import RawRequest, count_lines
+from tasks.sources.detect import detect_own_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,12 +217,13 @@ def _options(said: Iterable[str]) -> str:
 
 def known_kind(path: Path) -> str:
     """Return the kind of own data that a file or folder is; ConfigError for any other."""
-    kind = own_kind_of(path)
+    kind = detect_own_kind(path)
     if kind is not None:
         return kind
-    what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
     raise ConfigError(
-        "Your images must be a .npy file or of a known kind", path.suffix or "no ending", what
+        "Your images must be a .npy file or of a known kind",
+        path.suffix or "no ending",
+        own_kinds_text(),
     )
 
 
@@ -291,7 +294,7 @@ def _measure_dataset(
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    kind = own_kind_of(path)
+    kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         rule = (
             "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the "

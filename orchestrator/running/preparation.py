@@ -57,7 +57,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     """Refuse raw folders of datasets that the sweep does not have, and find all that are
     missing.
     """
-    from tasks.sources import FROM_RAW, check_raw_folder
+    from tasks.sources import check_raw_folder, needs_download
     from tasks.sources.base import RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
@@ -66,7 +66,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             raise unknown_name("dataset of this sweep", name, datasets)
     for spec in workspace.plan.prepared:
         dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
-        needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
+        needed = needs_download(dataset) and spec.prepared_id not in workspace.prepared
         request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
         try:
             check_raw_folder(request, needed=needed)
@@ -220,6 +220,7 @@ def prepare_missing(
                 max_skipped_share=options.max_skipped_share,
                 on_progress=show,
                 readers=_readers(name, folder, named, monitor),
+                listings=workspace.listings,
             )
         except SweepError as error:
             problems.append(error)
@@ -363,6 +364,7 @@ def measure_subset(
 
 def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> TrialData:
     """Return the arrays of a subset, with so many training images."""
+    from tasks.prepared.conditions import load_subset
     from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]
@@ -370,7 +372,8 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         chosen = make_subset(
             data.labels, data.groups, subset, data.splits, max_train_size=train_size
         )
-        return chosen.load(data, train_size)
+        tests = workspace.plan.further_tests.get(subset.dataset, ())
+        return load_subset(data, chosen, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             "A prepared dataset must stay as it is while its cells are trained",

@@ -115,6 +115,7 @@ def run_sweep(
                 _start(sweep)
                 sweep.prepare()
                 check_feasible(workspace, options.raw)
+                workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)
                 summary = _report(sweep)
@@ -344,11 +345,9 @@ def _measure(sweep: _Sweep) -> None:
     if missing:
         sweep.monitor.stage("measure", "", len(missing))
     for spec in missing:
-        dataset = plan.datasets[spec.subset.prepared.dataset]
+        dataset = plan.datasets[spec.subset.dataset]
         data = preparation.load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
-        label = (
-            f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
-        )
+        label = f"measure {spec.subset.dataset} {pair_name(spec.subset.class_pair)}".strip()
         here = max(spec.train_sizes) * data.train_images.size <= MOST_HERE
         executor = InlineExecutor() if here else sweep.executor()
         record = preparation.measure_subset(spec, data, dataset, executor.labelled(label))

@@ -146,7 +146,7 @@ class Work:
 
     def domain_of(self, cell: TrialSpec) -> Domain | None:
         """Return the domain of a cell's images."""
-        return self.run.plan.datasets[cell.network.subset.prepared.dataset].domain
+        return self.run.plan.datasets[cell.network.subset.dataset].domain
 
     def given_up(self, trial_id: str) -> None:
         """A cell failed and is not tried again in this run."""

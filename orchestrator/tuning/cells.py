@@ -153,7 +153,7 @@ def tuning_cells(
     models: dict[str, ModelSpec] = {}
     for network in (trial.network for trial in plan.trials):
         models[network.model.name] = network.model
-        found = subsets.setdefault((network.model.name, network.subset.prepared.dataset), {})
+        found = subsets.setdefault((network.model.name, network.subset.dataset), {})
         found[network.subset.subset_id] = network.subset
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
@@ -219,7 +219,7 @@ class _OfATrial(SealedRecord):
     def key(self) -> CellKey:
         """Whose it is."""
         network = self.spec.network
-        return network.model.name, network.subset.prepared.dataset
+        return network.model.name, network.subset.dataset
 
     @property
     def point(self) -> Point:

@@ -136,6 +136,7 @@ class _Tuning(Stages):
             self.check_machine()
         prepare_own(workspace, options, monitor)
         self.prepare()
+        workspace.listings.clear()
         self._check_splits()
         stored = StoredResults.read(workspace.search_url)
         stored.patience = Patience(monitor.note)

@@ -36,6 +36,7 @@ from search_spaces.errors import CorruptStoreError, DataError, SweepError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import remove_folder, sync_folder
+from tasks.prepared.listings import Listings
 from tasks.prepared.parts import (
     Part,
     digest,
@@ -48,7 +49,6 @@ from tasks.prepared.parts import (
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
-from tasks.sources import HASH, check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
 from tasks.sources.raw import PACKED_TARS, RefusedArchive, open_archive, split_locator
 
@@ -78,6 +78,7 @@ def prepare_dataset(
     for_training: bool = True,
     on_progress: Progress = lambda read, total: None,
     readers: Executor | None = None,
+    listings: Listings | None = None,
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
 
@@ -99,13 +100,14 @@ def prepare_dataset(
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see
             ``read_blocks``.
+        listings: Listings that the command has made already; None makes a new one.
     """
     done = _published(destination, spec)
     if done is not None and (raw is None or dataset.name in DATASETS):
         return done
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
-    listing = list_raw(request)
+    listing = (listings or Listings()).of(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None and done.raw_id == raw_id:
         return done
@@ -417,30 +419,6 @@ def listed_order(
         [start + part.rows["item"] for start, part in zip(starts, parts, strict=False)]
     )
     return images.take(np.argsort(order[read], kind="stable"))
-
-
-def list_raw(request: RawRequest) -> Listing:
-    """List the raw download; one without items is an error, with the reasons why each was left
-    out.
-    """
-    dataset = request.dataset
-    check_own_options(dataset)
-    try:
-        listing = source_for(dataset.source).list_items(request)
-    except DataError as error:
-        if not HASH.search(f"{error.rule} {error.value}"):
-            raise
-        way_out = "; ".join(
-            filter(None, (error.way_out, "isweep locate HASH --raw DIR finds a file"))
-        )
-        raise DataError(error.rule, error.value, way_out) from None
-    if listing.items:
-        return listing
-    reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
-    found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    raise request.error(
-        "the raw download must hold images", found, f"expected: {dataset.raw_layout}"
-    )
 
 
 def _checked(

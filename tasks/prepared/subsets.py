@@ -43,6 +43,21 @@ needed."""
 
 
 @dataclass(frozen=True)
+class FurtherTestImages:
+    """A further test set: the test images of a subset, some of them moved; labels stay.
+
+    Attributes:
+        name: The condition that moved them.
+        images: ``(test_size, channels, height, width)``, dtype and range of the test images.
+        is_moved: ``(test_size,)`` which of them the condition moved.
+    """
+
+    name: str
+    images: NDArray[np.generic]
+    is_moved: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class TrialData:
     """The arrays of one subset, shared read-only by all trials and measures of that subset.
 
@@ -55,6 +70,7 @@ class TrialData:
         shared_group_share: share of test images whose group is also in training; 0 without faults.
         test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None
             where that is not known.
+        further_tests: test images moved as conditions of an experiment say, where asked for.
     """
 
     train_images: NDArray[np.generic]
@@ -65,6 +81,7 @@ class TrialData:
     data_fingerprint: str
     shared_group_share: float = 0.0
     test_rows: NDArray[np.int64] | None = None
+    further_tests: tuple[FurtherTestImages, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -314,7 +331,17 @@ def split_validation(
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of a :func:`split_validation`: no test image is read."""
+    """Read the images of a :func:`split_validation`: no test image is read.
+
+    Raises:
+        DataError: for a condition that moves training images, which a search does not tune for.
+    """
+    if spec.condition is not None:
+        raise DataError(
+            "A search tunes on images as they were prepared",
+            f"{spec.dataset} moves training images",
+            f"tune on its base, {spec.prepared.dataset}, and use that recipe",
+        )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
 

@@ -1,280 +1,214 @@
-"""Sources: one module per raw layout, found by name; which of them reads a path, and what a message
-tells of.
+"""The table of dataset sources, and the checks that need nothing but its rows.
 
-Another package registers its own with an entry point in the group ``isweep.sources`` that names an
-object, or a class of objects, with what :class:`tasks.sources.base.Source` has. Messages and
-records name a file by its keyed hash, and a row of a table, which is no secret, by its number.
+A new source is one module with a :class:`tasks.sources.base.Source` and one row of :data:`SOURCES`.
+A package of somebody else registers its own by an entry point in the group ``isweep.sources``. The
+entry point names a ``Source``, or any object or class with the same two attributes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path, PurePath
+from typing import Literal
 
-from search_spaces.datasets import own_dataset_spec
-from search_spaces.errors import ConfigError, SweepError, unknown_name
-from search_spaces.specs import DatasetSpec, PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
-from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
-from tasks.sources.base import RawRequest, Source, hash_key
-from tasks.sources.dicom import is_single_image_name
-from tasks.sources.manifest import num_rows, table_paths
-from tasks.sources.own import split_of
-from tasks.sources.raw import (
-    MARK,
-    MAX_DEPTH,
-    TARS,
-    RefusedArchive,
-    is_archive_name,
-    open_archive,
-    walk,
-)
-from tasks.sources.tables import COLUMNS, MANIFESTS, column_key, holds_images
+from search_spaces.datasets import DATASETS
+from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.specs import DatasetSpec
+from tasks.sources.base import RawRequest, Source
 
 ENTRY_POINT_GROUP = "isweep.sources"
-MODULES = {
-    "arrays": ("hdf5", "npz"),
-    "brats": ("brats",),
-    "demo": ("digits_even_odd", "lesions", "packaged", "pictures"),
-    "folder": ("folder",),
-    "made": ("generated", "manifold"),
-    "manifest": ("table",),
-    "natural": ("cifar10", "idx", "imagenet", "svhn"),
-    "oai": ("oai",),
-    "radiographs": ("chexpert", "mura", "rsna"),
-    "tcia": ("dbc", "prostate"),
-    "webdataset": ("webdataset",),
-}
-SOURCES = {
-    name: f"{__name__}.{module}:{name}" for module, names in MODULES.items() for name in names
-}
-"""Source name -> ``module:source``, imported only when used."""
-FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
-"""Those that have nothing to read without a raw download: not even one that they could fetch."""
-WITHOUT_RAW = frozenset((*MODULES["demo"], *MODULES["made"]))
-"""Those that read no raw download."""
 
 
-def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+@dataclass(frozen=True)
+class OwnKind:
+    """The facts of a source that reads a user's own data.
+
+    Attributes:
+        path: What the user names as its path, for messages.
+        endings: Endings of file names, lower case, by which a file is known to be of this kind.
+        options: Fields of an own dataset that only some kinds have, and this one does.
+        former_names: Names of this kind in older sweep files.
+    """
+
+    path: str
+    endings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    former_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of the table of sources.
+
+    Attributes:
+        target: ``module:attribute`` of the :class:`Source`; imported only when it is used.
+        download: ``required`` if the user must name a raw download; ``fetched`` if the source can
+            also fetch it; ``none`` if it reads no download.
+        own: Facts of a source that also reads a user's own data; None for one that does not.
+    """
+
+    target: str
+    download: Literal["required", "fetched", "none"] = "required"
+    own: OwnKind | None = None
+
+
+SOURCES: dict[str, SourceRow] = {
+    "brats": SourceRow("tasks.sources.brats:brats"),
+    "chexpert": SourceRow("tasks.sources.radiographs:chexpert"),
+    "cifar10": SourceRow("tasks.sources.natural:cifar10", "fetched"),
+    "dbc": SourceRow("tasks.sources.tcia:dbc"),
+    "digits_even_odd": SourceRow("tasks.sources.demo:digits_even_odd", "none"),
+    "folder": SourceRow(
+        "tasks.sources.folder:folder",
+        own=OwnKind(
+            "a folder (or a .zip or .tar of one) with one subfolder of images per class",
+            options=("layout",),
+        ),
+    ),
+    "generated": SourceRow("tasks.sources.made:generated", "none"),
+    "hdf5": SourceRow(
+        "tasks.sources.arrays:hdf5",
+        own=OwnKind(
+            "an .h5 or .hdf5 file with arrays images and labels",
+            endings=(".h5", ".hdf5"),
+            options=("pixel_range",),
+        ),
+    ),
+    "idx": SourceRow("tasks.sources.natural:idx", "fetched"),
+    "imagenet": SourceRow("tasks.sources.natural:imagenet"),
+    "lesions": SourceRow("tasks.sources.demo:lesions", "none"),
+    "manifold": SourceRow("tasks.sources.made:manifold", "none"),
+    "mura": SourceRow("tasks.sources.radiographs:mura"),
+    "npz": SourceRow(
+        "tasks.sources.arrays:npz",
+        own=OwnKind(
+            "an .npz with arrays images and labels, x and y, or MedMNIST's",
+            endings=(".npz",),
+            options=("pixel_range",),
+        ),
+    ),
+    "oai": SourceRow("tasks.sources.oai:oai"),
+    "packaged": SourceRow("tasks.sources.demo:packaged", "none"),
+    "pictures": SourceRow("tasks.sources.demo:pictures", "none"),
+    "prostate": SourceRow("tasks.sources.tcia:prostate"),
+    "rsna": SourceRow("tasks.sources.radiographs:rsna"),
+    "svhn": SourceRow("tasks.sources.natural:svhn", "fetched"),
+    "table": SourceRow(
+        "tasks.sources.manifest:table",
+        own=OwnKind(
+            "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
+            "files or NIfTI volumes; or .parquet files with the images in them (Hugging Face "
+            "datasets)",
+            endings=(".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
+            options=("label_columns",),
+            former_names=("csv", "dicom_csv", "nifti_csv", "parquet"),
+        ),
+    ),
+    "webdataset": SourceRow(
+        "tasks.sources.webdataset:webdataset",
+        own=OwnKind("a .tar, or a folder of them, with <key>.jpg and <key>.cls"),
+    ),
+}
+
+OWN_KINDS: dict[str, OwnKind] = {name: row.own for name, row in SOURCES.items() if row.own}
+"""Kinds of a user's own data, by name."""
+OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
+"""Fields of :class:`DatasetSpec` that only some kinds of own data have."""
+
+
+def current_name(name: str) -> str:
+    """Return today's name of a source or kind that older sweep files may call otherwise."""
+    for kind, facts in OWN_KINDS.items():
+        if name in facts.former_names:
+            return kind
+    return name
+
+
+def own_kinds_text() -> str:
+    """Return the kinds of own data and their paths in one line, for messages."""
+    return "; ".join(f"{name}: {kind.path}" for name, kind in OWN_KINDS.items())
 
 
 def check_own_kind(kind: str) -> None:
-    """Check without importing any source that ``kind`` can read your own data; else all are
-    told.
+    """Check that some source reads own data of this kind, without importing any source.
+
+    Raises:
+        ConfigError: No source does; all known kinds are named.
     """
-    if kind not in OWN_KINDS and kind not in OLD_KINDS and kind not in (known := _registered()):
-        raise unknown_name("kind", kind, {*OWN_KINDS, *known})
-
-
-def source_for(name: str) -> Source:
-    """Return the source of the name, ours or one that an installed package registers; else all are
-    told.
-    """
-    name = OLD_KINDS.get(name, name)
-    if name in SOURCES:
-        module, _, attribute = SOURCES[name].partition(":")
-        found = getattr(import_module(module), attribute)
-    elif name in (known := _registered()):
-        found = known[name].load()
-    else:
-        raise unknown_name("source", name, {*SOURCES, *known})
-    source: Source = found() if isinstance(found, type) else found
-    return source
-
-
-def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
-    """Check that a raw download which was named (or is needed) is there, and that it would be
-    read.
-    """
-    if needed or request.raw is not None:
-        request.root()
-        if request.dataset.source in WITHOUT_RAW:
-            rule = f"{request.dataset.name} is read from no raw download"
-            raise ConfigError(rule, f"--raw {request.raw}", "leave it out")
-
-
-ENDINGS = {
-    "table": (".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
-    "hdf5": (".h5", ".hdf5"),
-    "npz": (".npz",),
-}
-SNIFFED_BYTES = 1 << 16
-
-OWN_KINDS = {
-    "folder": "a folder (or a .zip or .tar of one) with one subfolder of images per class",
-    "hdf5": "an .h5 or .hdf5 file with arrays images and labels",
-    "npz": "an .npz with arrays images and labels, x and y, or MedMNIST's",
-    "table": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
-    "files or "
-    "NIfTI volumes; or .parquet files with the images in them (Hugging Face datasets)",
-    "webdataset": "a .tar, or a folder of them, with <key>.jpg and <key>.cls",
-}
-"""Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
-OLD_KINDS = dict.fromkeys(("csv", "dicom_csv", "nifti_csv", "parquet"), "table")
-"""What kinds were called before -> the kind that reads them."""
-OPTIONS = {"label_columns": ("table",), "layout": ("folder",), "pixel_range": ("npz", "hdf5")}
-"""What may be said of own data -> the kinds that ask for it."""
+    if current_name(kind) in OWN_KINDS:
+        return
+    registered = _registered()
+    if kind not in registered:
+        raise unknown_name("kind", kind, {*OWN_KINDS, *registered})
 
 
 def check_own_options(dataset: DatasetSpec) -> None:
-    """Check that what is said of own data is something that their kind asks for: no word is
-    lost.
+    """Check that the kind of own data uses every option that the user set.
+
+    Raises:
+        ConfigError: An option would be ignored silently.
     """
-    kind = OLD_KINDS.get(dataset.source, dataset.source)
-    for option, kinds in OPTIONS.items():
-        if getattr(dataset, option) and kind in OWN_KINDS and kind not in kinds:
-            rule = f"{dataset.name}: {option} is for kind {' or '.join(kinds)}"
-            raise ConfigError(rule, f"kind {kind}", "leave it out")
+    kind = current_name(dataset.source)
+    if kind not in OWN_KINDS:
+        return
+    for option in OWN_OPTIONS:
+        if getattr(dataset, option) and option not in OWN_KINDS[kind].options:
+            kinds = [name for name, facts in OWN_KINDS.items() if option in facts.options]
+            raise ConfigError(
+                f"{dataset.name}: {option} is for kind {' or '.join(kinds)}",
+                f"kind {kind}",
+                "leave it out",
+            )
 
 
-def own_kind_of(path: Path) -> str | None:
-    """Return the kind of your own data at a path, by endings and a table's first line; None if
-    unclear.
+def source_for(name: str) -> Source:
+    """Return the source of that name: a row of the table, or one that another package registers.
+
+    Raises:
+        ConfigError: There is none; all known names are given.
     """
-    if os.path.isdir(path):  # pathlib's raises where a folder above may not be entered
-        return _folder_kind(path)
-    if not os.path.exists(path):
-        return None
-    name = path.name.lower()
-    if is_archive_name(name):
-        try:
-            members = [] if path.suffix == ".zip" else open_archive(path).members()
-        except RefusedArchive:
-            members = []
-        classes = {
-            one.partition(".")[0] for one in members if one.lower().endswith((".cls", ".json"))
-        }
-        images = {one.partition(".")[0] for one in members if is_single_image_name(one)}
-        return "webdataset" if classes & images else "folder"
-    return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
+    name = current_name(name)
+    if name in SOURCES:
+        module, _, attribute = SOURCES[name].target.partition(":")
+        loaded = getattr(import_module(module), attribute)
+    else:
+        registered = _registered()
+        if name not in registered:
+            raise unknown_name("source", name, {*SOURCES, *registered})
+        loaded = registered[name].load()
+    source: Source = loaded() if isinstance(loaded, type) else loaded
+    return source
 
 
-def _folder_kind(path: Path) -> str:
-    try:
-        names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
-        folders = [
-            entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        ]
-        inner = [entry for folder in folders[:20] for entry in folder.iterdir()]
-    except OSError:
-        return "folder"
-    tables = [path / name for name in MANIFESTS if name in names]
-    of_splits = [
-        entry for entry in inner if entry.name in MANIFESTS and split_of(entry.parent.name) != ""
-    ]
-    if (tables and not folders) or any(map(_lists_images, tables[:1] + of_splits[:1])):
-        return "table"
-    below = [entry.name.lower() for entry in inner]
-    # Parquet files two deep: <config>/train/0000.parquet, label=cat/split=train/0.parquet
-    splits = [entry for entry in inner if split_of(entry.name) != "" or "=" in entry.name]
-    deep = any(next(entry.glob("*.parquet"), None) for entry in splits)
-    if deep or any(name.endswith(".parquet") for name in names + below):
-        return "table"
-    shards = below if any(split_of(folder.name) != "" for folder in folders) else []
-    if any(name.endswith(TARS) for name in (shards if folders else names)):
-        return "webdataset"
-    return "folder"
+def needs_download(dataset: DatasetSpec) -> bool:
+    """Return whether a dataset of the table has nothing to read unless ``--raw`` names a download.
 
-
-def _lists_images(table: Path) -> bool:
-    """Tell by its first line whether a table is one of paths and labels, and no by-product beside
-    folders.
+    Own data have the path of their sweep file instead.
     """
-    import pyarrow.parquet as pq
-
-    try:
-        if table.suffix.lower() == ".parquet":
-            names = list(pq.read_schema(table).names)
-        else:
-            with table.open("rb") as file:
-                line = file.readline(SNIFFED_BYTES).decode("utf-8-sig", "replace")
-            is_text = table.suffix.lower() != ".jsonl"
-            names = re.split("[,;\t|]", line) if is_text else list(dict(json.loads(line)))
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ):  # pyarrow's are OSErrors and ValueErrors, too
-        return False
-    header = {column_key(str(name).strip().strip('"')) for name in names}
-    return all(
-        header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label")
-    )
+    row = SOURCES.get(dataset.source)
+    return row is not None and row.download == "required" and dataset.name in DATASETS
 
 
-HASH = re.compile(r"\b[0-9a-f]{16}\b")
-ROW = re.compile(r"(?:([\w-]+) )?row (?:(\w+)/)?(\d+)")
-ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
-    ".npz": NpzFile,
-    ".h5": Hdf5File,
-    ".hdf5": Hdf5File,
-}
+def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
+    """Check that a named or needed raw download exists, and that the source reads one.
 
-
-def locate(raw: Path, key_folder: Path, said: str) -> str | None:
-    """Return the file, archive member or row below ``raw`` that a message or record tells of.
-
-    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of
-    these. The key lies in the folder with the prepared datasets.
+    Raises:
+        DataError: The download is not there.
+        ConfigError: One was named for a dataset that reads none.
     """
-    row = ROW.search(f"row {said}" if said.strip().isdigit() else HASH.sub("", said))
-    found, name = HASH.search(said), None
-    key = hash_key(key_folder) if found else "unkeyed"
-    own = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
-    request = RawRequest(own, PreparedSpec(dataset="own", image_size=8, channels=1), raw, key)
-    if found:
-        name = next(
-            (one for one in _locators(raw, request) if request.hashed(one) == found[0]), None
+    if request.raw is None and not needed:
+        return
+    request.root()
+    row = SOURCES.get(request.dataset.source)
+    if row is not None and row.download == "none":
+        raise ConfigError(
+            f"{request.dataset.name} is read from no raw download",
+            f"--raw {request.raw}",
+            "leave it out",
         )
-        if row is None or name is None:
-            return name
-    if row is None:
-        return None
-    word, array, number = row[1] or "", row[2] or "images", int(row[3])
-    if name is not None:
-        return f"{name}{MARK}{number}"
-    of_arrays = raw.suffix.lower() in ARRAY_FILES
-    if of_arrays or raw.suffix.lower() == ".parquet":
-        name = row_locator(array, number) if of_arrays else f"{raw.name}{MARK}{number}"
-        if of_arrays or holds_images(raw):
-            return name if name in _locators(raw, request) else None
-    return table_paths(request, word if split_of(word) != "" else "").get(number)
 
 
-def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
-    """Yield all that items of any source may be called: files, members of archives, rows."""
-    suffix = raw.suffix.lower()
-    alone = raw.is_file() and (suffix in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name))
-    base = raw if raw.is_dir() else raw.parent
-    for name in [raw.name] if alone else walk(base, request, strict=False):
-        yield name
-        ending = PurePath(name).suffix.lower()
-        if is_archive_name(name):
-            yield from _members(base / name, name, ())
-        elif ending == ".parquet":
-            yield from (f"{name}{MARK}{row}" for row in range(num_rows(base / name)))
-        elif ending in ARRAY_FILES:
-            with suppress(SweepError):
-                file = ARRAY_FILES[ending](replace(request, raw=base / name))
-                for array in file.names():
-                    with suppress(SweepError):
-                        shape = file.header(array).shape
-                        rows = range(shape[0] if len(shape) > 2 else 0)
-                        yield from (row_locator(array, row) for row in rows)
-
-
-def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
-    with suppress(RefusedArchive):  # it is named itself
-        for member in open_archive(path, inner).members():
-            yield MARK.join((name, *inner, member))
-            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-                yield from _members(path, name, (*inner, member))
+def _registered() -> dict[str, EntryPoint]:
+    """Return the entry points of other packages by the name of their source."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,8 @@ from tasks.atomic import write_once
 
 KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
+UNKEYED = "unkeyed"
+"""The key of hashes that nobody is meant to find again, where no root is at hand."""
 MIN_KEY_LENGTH = 16
 """Characters; ids that were hashed with a shorter key could be guessed by trying all keys."""
 
@@ -81,6 +84,10 @@ def keyed_hash(key: str, value: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+HASH_PATTERN = re.compile(r"\b[0-9a-f]{16}\b")
+"""A keyed hash in a message."""
+
+
 def hash_text(hashed: int) -> str:
     """Format a keyed hash as messages and records show it: 16 hex digits."""
     return f"{hashed:016x}"
@@ -100,7 +107,7 @@ class RawRequest:
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
-    key: str = "unkeyed"
+    key: str = UNKEYED
 
     def hashed(self, value: str) -> str:
         """Return the keyed hash of a file name or id, as messages show it."""
@@ -130,15 +137,20 @@ class RawRequest:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
             similar = nearest_path(self.raw)
-            hint = f"{similar}; {layout}" if similar else layout
-            rule = f"The raw download of {name} must exist"
-            raise DataError(rule, f"no {self.raw}", hint) from None
+            raise DataError(
+                f"The raw download of {name} must exist",
+                f"no {self.raw}",
+                f"{similar}; {layout}" if similar else layout,
+            ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"
             raise DataError(f"The raw download of {name} must be readable", reason) from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            rule = f"The raw download of {name} must be a folder or a plain file"
-            raise DataError(rule, "a FIFO, socket or device", "save it as a file first")
+            raise DataError(
+                f"The raw download of {name} must be a folder or a plain file",
+                "a FIFO, socket or device",
+                "save it as a file first",
+            )
         if not os.access(self.raw, os.R_OK):
             raise DataError(f"The raw download of {name} must be readable", "Permission denied")
         return self.raw
@@ -220,8 +232,8 @@ class Listing:
         one_each: Whether every item is one image, so that images can be counted without reading.
     """
 
-    items: Sequence[Item]
-    label_names: tuple[str, ...]
+    items: Sequence[Item] = ()
+    label_names: tuple[str, ...] = ()
     dtype: Literal["uint8", "float32"] = "uint8"
     block_size: int = 128
     excluded: dict[str, int] = field(default_factory=dict)
@@ -271,7 +283,7 @@ def first_of(names: Iterable[str], limit: int = 5) -> str:
 
 def count_lines(**counts_by_kind: Mapping[str, int]) -> list[str]:
     """Format counts by reason, one line each, such as ``left_out={"validation split": 3}``."""
-    lines: list[str] = []
+    lines = []
     for kind, counts in counts_by_kind.items():
         for reason, count in counts.items():
             if count:

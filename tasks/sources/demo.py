@@ -28,6 +28,7 @@ from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
 from tasks.sources.nifti import decode_nifti
+from tasks.sources.nuisance import vary
 
 Pixels = NDArray[np.uint8]
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -295,8 +296,12 @@ def read_pictures(request: RawRequest) -> Reader:
     pixels = found.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    reach = 1.0 if request.dataset.source == "digits_even_odd" else dial(request, "reach")
-    mixed = blended(pixels, found.labels, dial(request, "blend"), reach)
+    if request.dataset.source == "digits_even_odd":
+        mixed = blended(pixels, found.labels, dial(request, "blend"), reach=1.0)
+        return row_reader(scaled(mixed, request))
+    classes = [int(dial(request, name)) for name in ("set", "first", "second")]
+    varied = vary(pixels, int(dial(request, "factors")), derive_seed("nuisance factors", *classes))
+    mixed = blended(varied, found.labels, dial(request, "blend"), dial(request, "reach"))
     return row_reader(scaled(mixed, request))
 
 

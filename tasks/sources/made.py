@@ -8,10 +8,10 @@ with ``|f| < MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence ``lab
 / (2 * MARGIN * factor)``.
 
 ``generated`` turns label, gap and size one by one; its dials are in
-:data:`search_spaces.sweeps.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
-P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths along a
-coordinate are lengths in pixels, whatever the number of coordinates. Each of the first ``bits``
-coordinates is cut into ``bands`` bands and each band into two halves. Halves of a band lie
+:data:`search_spaces.interventions.PARAMETERS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) -
+1) . (P_2j, P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths
+along a coordinate are lengths in pixels, whatever the number of coordinates. Each of the first
+``bits`` coordinates is cut into ``bands`` bands and each band into two halves. Halves of a band lie
 ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the parity of the
 bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the last
 bit.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.sweeps import DIALS
+from search_spaces.interventions import PARAMETERS
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import by_own_maximum
 
@@ -47,7 +47,7 @@ INTENSITY = "generated in [0, 255], not rounded"
 
 def dial(request: RawRequest, name: str) -> float:
     """Return where a dial of the request's dataset stands."""
-    known = {str(kind): dials for kind, dials in DIALS.items()}
+    known = {str(kind): dials for kind, dials in PARAMETERS.items()}
     return dict(request.dataset.dials).get(name, known[request.dataset.source][name].default)
 
 

@@ -1,497 +1,454 @@
-"""Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or Parquet
-with them.
+"""Your own images with a table that lists them: pictures, DICOM files or NIfTI volumes by path.
 
-Layout: one table with columns path, label and, if you have them, group and split; or
+Layout: one table with columns path, label and, if you have them, group and split. Or
 ``metadata.csv``, ``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or in each of its
-``train`` and ``test`` (an ``imagefolder`` of ``datasets``); or a column of 0 and 1 for each class,
-as the ISIC challenges have. Paths are relative to the table's folder, or all absolute. A column
-``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have
-several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM
+``train`` and ``test`` (an ``imagefolder`` of ``datasets``). Or a column of 0 and 1 for each class,
+as the ISIC challenges have. Paths are relative to the table's folder, or all absolute.
+
+A column ``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then
+have several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM
 header.
 
-Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a
-column ``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand
-in the schema's metadata under ``huggingface``, the same in all files. It is one file or a folder of
-them; a folder ``split=train`` is a column of files in it, as pandas and Spark write partitions.
+The kind ``table`` also reads Parquet that holds the images themselves, see
+:mod:`tasks.sources.parquet_images`.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote
-
-import numpy as np
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
-    FROM_ZERO,
     MAX_NAMED,
     ONE_HOT,
     Cells,
     Columns,
+    JoinedFiles,
     Rows,
+    common_columns,
     find_columns,
     hidden_count,
-    joined,
     own_listing,
     plain_id,
     split_of,
-    split_of_file,
 )
-from tasks.sources.pictures import decode_image
+from tasks.sources.parquet_images import (
+    ParquetReader,
+    is_parquet_name,
+    list_parquet,
+    parquet_files,
+)
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
     SEVERAL,
-    cell_text,
     counting,
     header_names,
-    holds_images,
     read_lines,
     read_table,
 )
 
-ROWS_AT_ONCE = 32
-LABELS_AT_ONCE = 1024
-WANTED = ("image", "label", "group", "split")
-DAMAGED = "damaged or unreadable Parquet file"
 SLICE = re.compile(r"[0-9]{0,9}")
+VOLUMES_AT_ONCE = 4
+"""Volumes that one reading task takes; a CT has some 100 MiB."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One table of paths, and its split's folder, when it lies in one; once read, its numbers."""
+class TableFile:
+    """A file that holds a table of paths.
+
+    Attributes:
+        path: The file.
+        folder: Name of the split's folder in which it lies; empty if it is the only table.
+    """
 
     path: Path
     folder: str = ""
-    numbers: Sequence[int] = ()
-    other_sheets: int = 0
 
-    def row(self, place: int) -> str:
-        """Return what messages call a row."""
-        return f"{self.folder} row {self.numbers[place + 1]}".lstrip()
 
-    def counted_row(self, place: int) -> str:
-        """Return what messages call a row, and how it is counted."""
-        return f"{self.row(place)} ({counting(self.numbers)})"
+@dataclass(frozen=True)
+class PathTable:
+    """A table of paths that was read.
+
+    Attributes:
+        folder: As in :class:`TableFile`.
+        numbers: Number of each row for messages, the header's first.
+        other_sheets: Number of filled sheets of the workbook that are not read.
+        columns: Its columns and what they mean.
+        cells: Its columns under our names; ``path`` is relative to the raw folder.
+    """
+
+    folder: str
+    numbers: Sequence[int]
+    other_sheets: int
+    columns: Columns
+    cells: Cells
+
+    def row_name(self, row: int) -> str:
+        """Return the name of a row in messages."""
+        return _row_name(self.folder, self.numbers, row)
+
+
+def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
+    return f"{folder} row {numbers[row + 1]}".lstrip()
 
 
 def list_table(request: RawRequest) -> Listing:
-    """Return one item per row, in the table's order; what it must not name is a DataError."""
-    tables = _tables(request)
-    if not tables:
-        return _list_images(request)
-    read = [_read(table, request) for table in tables]
-    sheets = sum(table.other_sheets for *_, table in read)
-    flags = _common([columns for columns, *_ in read], request).flags
-    cells, place = joined([found for _, found, _ in read])
-    if not cells["path"]:
-        raise request.error("the table must have rows", "only a header")
-    count = sum(map(is_nifti_name, cells["path"]))
-    volumes = count > 0
-    if 0 < count < len(cells["path"]):
-        rule = "a table must list NIfTI volumes or pictures, not both"
-        raise request.error(
-            rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them"
-        )
-    if not volumes and "slice" in cells:
-        flags = (*flags, "columns not used: slice")
+    """List the images of a table, one item per row, in the table's order.
 
-    def table(row: int) -> Listed:
-        return read[place(row)[0]][2]
+    Raises:
+        DataError: The table cannot be read, a path is no file or leads out of the raw folder, or
+            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+    """
+    files = _table_files(request)
+    if not files:
+        return list_parquet(request)
+    tables = [_read(file, request) for file in files]
+    columns = common_columns([table.columns for table in tables], request)
+    joined = JoinedFiles([table.cells for table in tables])
+    paths = joined.cells["path"]
+    if not paths:
+        raise request.error("the table must have rows", "only a header")
+    has_volumes = _has_volumes(paths, request)
+
+    def table_of(row: int) -> PathTable:
+        return tables[joined.place(row).file]
 
     rows = Rows(
-        cells=cells,
-        locator=cells["path"].__getitem__,
-        name=lambda row: table(row).row(place(row)[1]),
-        counting=lambda row: counting(table(row).numbers),
-        alone=cells["path"].__getitem__ if volumes else lambda _: "",
-        side=lambda row: split_of(table(row).folder),
-        details=lambda row: (slices[row],) if volumes else (),
+        cells=joined.cells,
+        locator=paths.__getitem__,
+        name=lambda row: table_of(row).row_name(joined.place(row).row),
+        counting=lambda row: counting(table_of(row).numbers),
+        split=lambda row: split_of(table_of(row).folder),
     )
-    slices = _slices(rows, request) if volumes else [None] * len(cells["path"])
-    listing = own_listing(
-        rows,
-        request,
-        flags=flags,
-        counts=_other_folders(cells) | {"sheet of the workbook that is not read": sheets},
-        intensity=VOLUME_INTENSITY if volumes else INTENSITY,
-        block_size=4 if volumes else 128,
-        one_each=not volumes or None not in slices,
-        excluded=_check_files(rows, volumes, request),
-    )
-    first: dict[tuple[str, int | None], int] = {}
-    places = [
-        first.setdefault(one, row)
-        for row, one in enumerate(zip(cells["path"], slices, strict=True))
-    ]
-    if repeated := [row for row, place in enumerate(places) if place != row]:
-        unlike = sum(cells["label"][places[row]] != cells["label"][row] for row in repeated)
-        found = f"repeated in {rows.named(repeated)}; with different labels: {unlike}"
-        raise request.error("every path must be in the table once", found, "take the repeats out")
+    counts = _mislabelled_folders(joined.cells)
+    counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
+    flags = columns.flags
+    draft = Listing(flags=counts, intensity=INTENSITY)
+    slices: list[int | None] = [None] * len(paths)
+    if has_volumes:
+        rows = replace(rows, default_group=paths.__getitem__)
+        slices = _slices(rows, request)
+        rows = replace(rows, details=lambda row: (slices[row],))
+        draft = replace(
+            draft,
+            intensity=VOLUME_INTENSITY,
+            block_size=VOLUMES_AT_ONCE,
+            one_each=None not in slices,
+        )
+    elif "slice" in joined.cells:
+        flags = (*flags, "columns not used: slice")
+    draft = replace(draft, excluded=_check_files(rows, has_volumes, request))
+    listing = own_listing(rows, request, flags=flags, draft=draft)
+    _check_named_once(rows, slices, request)
     return listing
 
 
-def read_table_rows(request: RawRequest) -> Reader:
-    """Return a reader of the named files, or of the table's own images."""
-    pictures, volumes, rows = (
-        single_reader(request),
-        volume_reader(request),
-        parquet_reader(request),
-    )
+def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
+    """Return whether a table lists NIfTI volumes; raises DataError if it lists pictures, too."""
+    num_volumes = sum(map(is_nifti_name, paths))
+    if 0 < num_volumes < len(paths):
+        raise request.error(
+            "a table must list NIfTI volumes or pictures, not both",
+            f"{num_volumes} volumes of {len(paths)} rows",
+            "make two tables of them",
+        )
+    return num_volumes > 0
+
+
+def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
+    """Check that no image has two rows: it would count twice, perhaps with two labels."""
+    labels = rows.cells["label"]
+    first_rows: dict[tuple[str, int | None], int] = {}
+    repeats = []
+    num_unlike = 0
+    for row, image in enumerate(zip(rows.cells["path"], slices, strict=True)):
+        first = first_rows.setdefault(image, row)
+        if first != row:
+            repeats.append(row)
+            num_unlike += labels[first] != labels[row]
+    if repeats:
+        raise request.error(
+            "every path must be in the table once",
+            f"repeated in {rows.named(repeats)}; with different labels: {num_unlike}",
+            "take the repeats out",
+        )
+
+
+def table_reader(request: RawRequest) -> Reader:
+    """Return a reader of the files that a table names, or of the images in Parquet rows."""
+    read_single = single_reader(request)
+    read_volume = volume_reader(request)
+    read_parquet = ParquetReader(request)
 
     def read(item: Item) -> Iterable[Sample]:
         if is_nifti_name(item.locator):
-            return volumes(item)
+            return read_volume(item)
         file, mark, row = item.locator.rpartition(MARK)
-        return (rows if mark and row.isdigit() and _is_parquet(file) else pictures)(item)
+        if mark and row.isdigit() and is_parquet_name(file):
+            return read_parquet(item)
+        return read_single(item)
 
     return read
 
 
-table = Source(list_table, read_table_rows)
+table = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths of a table (of a split's folder), by the number of its rows in messages."""
+    """Return the paths of a table by the number that messages give its rows.
+
+    Args:
+        request: Where the table is.
+        folder: Folder of the split whose table it is; empty for the only one.
+
+    Returns:
+        Number of a row -> its path below the raw folder. Empty if the table cannot be read: the
+        caller only looks for a name.
+    """
     try:
-        paths = [one.path for one in _tables(request) if one.folder == folder]
-        rows, numbers, _ = read_lines(paths[0], request)
-        place = rows[0].index(find_columns(rows[0], ("path",), request).of["path"])
-    except (SweepError, IndexError, KeyError):
+        file = next(file for file in _table_files(request) if file.folder == folder)
+        lines = read_lines(file.path, request)
+        name = find_columns(lines.rows[0], ("path",), request).of["path"]
+        column = lines.rows[0].index(name)
+    except (SweepError, StopIteration, IndexError, KeyError):
         return {}
-    found, above = zip(numbers[1:], rows[1:], strict=True), f"{folder}/" if folder else ""
-    return {number: above + row[place] for number, row in found if place < len(row)}
+    prefix = f"{folder}/" if folder else ""
+    paths = {}
+    for number, row in zip(lines.numbers[1:], lines.rows[1:], strict=True):
+        if column < len(row):
+            paths[number] = prefix + row[column]
+    return paths
 
 
-def _tables(request: RawRequest) -> list[Listed]:
-    """Return the tables of paths: the raw file, one in the raw folder, or one in each of its
-    splits.
+def _table_files(request: RawRequest) -> list[TableFile]:
+    """Find the tables of paths: the raw file, one in the raw folder, or one in each split's folder.
+
+    Returns:
+        The tables; none if Parquet files hold the images themselves.
+
+    Raises:
+        DataError: There is no table, or it is unclear which one is meant.
     """
     root = request.root()
     if root.is_file():
-        return [] if parquet_files(request) else [Listed(root)]
-    splits = sorted(path for path in root.iterdir() if path.is_dir() and split_of(path.name) != "")
-    folders = [(root, ""), *((path, path.name) for path in splits)]
-    found = [
-        Listed(path, name)
-        for folder, name in folders
-        for file in MANIFESTS
-        if (path := folder / file).is_file()
-    ]
-    if not found and parquet_files(request):
+        return [] if parquet_files(request) else [TableFile(root)]
+    splits = [path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""]
+    files = []
+    for folder in [root, *sorted(splits)]:
+        for name in MANIFESTS:
+            if (folder / name).is_file():
+                files.append(TableFile(folder / name, "" if folder == root else folder.name))
+    if not files and parquet_files(request):
         return []
-    named = [one.folder for one in found]
-    if not found or len(set(named)) < len(found) or ("" in named and len(found) > 1):
-        listed = ", ".join(f"{one.folder}/{one.path.name}".lstrip("/") for one in found) or "none"
-        rule = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
-        raise request.error(rule, listed, "give the right table itself, or move the others away")
-    return found
+    places = [file.folder for file in files]
+    is_unclear = len(set(places)) < len(files) or ("" in places and len(files) > 1)
+    if not files or is_unclear:
+        names = [file.path.relative_to(root).as_posix() for file in files]
+        raise request.error(
+            f"the folder must hold {MANIFESTS[0]}, or one table in each split",
+            ", ".join(names) or "none",
+            "give the right table itself, or move the others away",
+        )
+    return files
 
 
-def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells, Listed]:
-    """Return what a table's columns are, the cells of those that are read under our names, and
-    itself.
-    """
-    lines = read_lines(table.path, request)
-    table = replace(table, numbers=lines.numbers, other_sheets=lines.other_sheets)
+def _read(file: TableFile, request: RawRequest) -> PathTable:
+    """Read the columns of a table that are needed."""
+    lines = read_lines(file.path, request)
+    header = lines.rows[0] if lines.rows else []
     wanted = ("path", "label", "group", "split")
-    columns = find_columns(lines.rows[0] if lines.rows else [], wanted, request, more=("slice",))
+    columns = find_columns(header, wanted, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
     needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
     optional = (*columns.of.values(), "slice")
-    rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
-    found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
-    cells = dict(columns.cells(found, request, table.counted_row))
-    cells |= {"path": _paths(found[needed[0]], table, request)}
-    return columns, cells | ({"slice": found["slice"]} if "slice" in found else {}), table
+    records = read_table(
+        file.path, request, needed, optional, unstripped=columns.labels, lines=lines
+    )
+    names = records[0] if records else needed
+    data = {name: [record[name] for record in records] for name in names}
+
+    def row_name(row: int) -> str:
+        return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
+
+    cells = dict(columns.cells(data, request, row_name))
+    cells["path"] = _paths_from_base(data[needed[0]], file.folder, row_name, request)
+    if "slice" in data:
+        cells["slice"] = data["slice"]
+    return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells)
 
 
-def _common(read: Sequence[Columns], request: RawRequest) -> Columns:
-    """Return the columns of all tables, which must call them alike."""
-    columns = read[0]
-    if other := sum(found.of != columns.of for found in read):
-        rule = "all tables of a set must call their columns alike"
-        raise request.error(rule, f"other names in {other} of {len(read)}", "rename them")
-    return columns
+def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
+    """Return the error for a table without a column of labels.
 
-
-def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
-    """Return the error for a table without a column of labels, which may have one for each
-    class.
+    It names the columns of 0 and 1, which may be the classes.
     """
-    binary = [
-        header.strip()
-        for header, *cells in zip(*rows, strict=False)
-        if header.strip().casefold() not in ONE_HOT
-        and cells
-        and all(cell.strip().casefold() in ONE_HOT for cell in cells)
-    ]
+    binary = []
+    for header, *cells in zip(*rows, strict=False):
+        name = header.strip()
+        values = {cell.strip().casefold() for cell in cells}
+        if values and values <= ONE_HOT.keys() and name.casefold() not in ONE_HOT:
+            binary.append(name)
     if len(binary) > 1:
         shown = first_of(binary, MAX_NAMED)
-        way_out = (
-            f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
+        return request.error(
+            "the table must have one column label",
+            f"0 and 1 in {shown}",
+            f"if they are the classes, name them: label_columns: [{shown}], or --label-columns",
         )
-        return request.error("the table must have one column label", f"0 and 1 in {shown}", way_out)
-    found = f"no label{header_names(rows[0])}"
-    way_out = "call it label, or name it: label_columns: [NAME], or --label-columns NAME"
-    return request.error("the table must have a column of labels", found, way_out)
+    return request.error(
+        "the table must have a column of labels",
+        f"no label{header_names(rows[0])}",
+        "call it label, or name it: label_columns: [NAME], or --label-columns NAME",
+    )
 
 
-def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str]:
-    """Return paths as seen from the raw folder."""
-    base, found = request.base().resolve(), []
-    absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
+def _paths_from_base(
+    cells: Sequence[str], folder: str, row_name: Callable[[int], str], request: RawRequest
+) -> list[str]:
+    """Return the paths of a table's rows, relative to the raw folder.
+
+    Args:
+        cells: Paths as written: all absolute, or all relative to the table's folder.
+        folder: The table's folder in the raw folder; empty for the raw folder itself.
+        row_name: Names a row in messages.
+        request: The raw folder, and for errors.
+
+    Raises:
+        DataError: A cell is no single path, or leads elsewhere.
+    """
     if SEVERAL in cells:
-        rule, found_there = "a row must name one file, as text", "several values, or bytes, in "
-        way_out = "images themselves are read from a column of bytes or of struct<bytes, path>"
-        raise request.error(rule, found_there + table.counted_row(cells.index(SEVERAL)), way_out)
-    for place, cell in enumerate(cells):
-        inside = plain_name(cell)
-        if absolute:
+        raise request.error(
+            "a row must name one file, as text",
+            f"several values, or bytes, in {row_name(cells.index(SEVERAL))}",
+            "images themselves are read from a column of bytes or of struct<bytes, path>",
+        )
+    base = request.base().resolve()
+    are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
+    paths = []
+    for row, cell in enumerate(cells):
+        if are_absolute:
             if ".." in cell.split("/") or "\0" in cell:
-                rule = "names in a table must not lead back up"
-                raise request.error(rule, table.counted_row(place), "write them without ..")
-            found.append(Path(os.path.relpath(cell, base)).as_posix())
-        elif inside is None:
-            rule = "names in a table must stay inside the raw folder"
+                raise request.error(
+                    "names in a table must not lead back up", row_name(row), "write them without .."
+                )
+            paths.append(Path(os.path.relpath(cell, base)).as_posix())
+            continue
+        name = plain_name(cell)
+        if name is None:
             raise request.error(
-                rule, table.counted_row(place), "use names relative to the table's folder"
+                "names in a table must stay inside the raw folder",
+                row_name(row),
+                "use names relative to the table's folder",
             )
-        else:
-            found.append(f"{table.folder}/{inside}" if table.folder else inside)
-    return found
+        paths.append(f"{folder}/{name}" if folder else name)
+    return paths
 
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
-    """Return the slice of every row, None where the rule's are taken."""
+    """Return the slice of every row; None leaves the choice to the reader of volumes.
+
+    Raises:
+        DataError: A slice is no number, or a volume has several groups, or rows with and without
+            a slice.
+    """
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
-    if odd := [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]:
+    odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
+    if odd:
         raise request.error(
             "slice must be a whole number from 0", f"another cell in {rows.named(odd)}"
         )
     groups: defaultdict[str, set[str]] = defaultdict(set)
-    forms: defaultdict[str, set[bool]] = defaultdict(set)
+    has_slice: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
         groups[path].add(rows.group(row))
-        forms[path].add(cells[row] == "")
-    if several := sum(len(ids) > 1 for ids in groups.values()):
-        rule = "all slices of a volume must be in one group"
-        raise request.error(rule, f"{several} volumes in several", "a volume is of one patient")
-    if mixed := sum(len(kinds) > 1 for kinds in forms.values()):
-        rule = "a volume's rows must all name a slice, or none"
-        raise request.error(rule, f"{mixed} volumes with both", "else slices may be taken twice")
+        has_slice[path].add(cells[row] != "")
+    num_several = sum(len(ids) > 1 for ids in groups.values())
+    if num_several:
+        raise request.error(
+            "all slices of a volume must be in one group",
+            f"{num_several} volumes in several",
+            "a volume is of one patient",
+        )
+    num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
+    if num_mixed:
+        raise request.error(
+            "a volume's rows must all name a slice, or none",
+            f"{num_mixed} volumes with both",
+            "else slices may be taken twice",
+        )
     return [int(cell) if cell else None for cell in cells]
 
 
-def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, int]:
-    """Check that every named file is there, and count images that no row names."""
-    # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked
-    # up.
-    folder, paths, hidden = request.base(), rows.cells["path"], list[str]()
-    found, known = set(walk(folder, request, hidden=hidden)), set(paths)
+def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str, int]:
+    """Check that every named file is there.
 
-    def is_file(path: Path) -> bool:
-        with suppress(OSError):  # a name longer than any file's
-            return path.is_file() and not path.is_symlink()
+    Returns:
+        Reason -> number of images in the raw folder that no row names.
+
+    Raises:
+        DataError: A named file is absent.
+    """
+    folder = request.base()
+    paths = rows.cells["path"]
+    named = set(paths)
+    hidden: list[str] = []
+    # The walk also refuses links out and FIFOs. It leaves out hidden names and what lies outside
+    # the raw folder, so only those are looked up one by one.
+    walked = set(walk(folder, request, hidden=hidden))
+    base = folder.resolve()
+    absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
+    if absent:
+        hint = "paths are relative to the table"
+        if not any(PurePosixPath(name).suffix for name in absent):
+            hint += ", with their ending such as .jpg"
+        num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
+        if num_similar:
+            hint += (
+                f"; {num_similar} there in other letter case or Unicode form (Macs have one of "
+                "their own)"
+            )
+        missing = rows.named(row for row, path in enumerate(paths) if path in absent)
+        raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
+    reads = is_nifti_name if has_volumes else is_single_image_name
+    excluded = hidden_count({*hidden} - named, reads)
+    excluded["image without a row in the table"] = sum(
+        name not in named and reads(name) for name in walked
+    )
+    return excluded
+
+
+def _is_plain_file(path: Path) -> bool:
+    try:
+        return path.is_file() and not path.is_symlink()
+    except OSError:  # a name longer than any file's
         return False
 
-    absent = {name for name in known.difference(found) if not is_file(folder.resolve() / name)}
-    if absent:
-        rule = "every path of the table must be a file"
-        bare = not any(PurePosixPath(name).suffix for name in absent)
-        way_out = "paths are relative to the table" + (
-            ", with their ending such as .jpg" if bare else ""
-        )
-        missing = rows.named(row for row, path in enumerate(paths) if path in absent)
-        if near := len({*map(plain_id, absent)} & {*map(plain_id, found)}):
-            way_out += (
-                f"; {near} there in other letter case or Unicode form (Macs have one of their own)"
-            )
-        raise request.error(rule, f"missing: {missing}", way_out)
-    reads = is_nifti_name if volumes else is_single_image_name
-    extra = sum(name not in known and reads(name) for name in found)
-    return {"image without a row in the table": extra} | hidden_count({*hidden} - known, reads)
 
+def _mislabelled_folders(cells: Cells) -> dict[str, int]:
+    """Count rows whose folder has the name of another class than theirs.
 
-def _other_folders(cells: Cells) -> dict[str, int]:
-    """Count rows whose folder is called as another class, where the folders of most are called as
-    theirs.
+    Folders may have such names for another reason. So they count only if most rows lie in a folder
+    with the name of their class.
     """
-    classes = set(cells["label"])
-    named = [
-        (label, classes.intersection(path.split("/")[:-1]))
-        for label, path in zip(cells["label"], cells["path"], strict=True)
-    ]
-    alike = sum(found == {label} for label, found in named)
-    unlike = sum(bool(found) and label not in found for label, found in named)
-    is_told = unlike and 2 * alike > len(named)
-    return {"row whose folder is called as another class": unlike} if is_told else {}
-
-
-# Parquet files with the images in them.
-
-
-def parquet_files(request: RawRequest) -> list[str]:
-    """Return the Parquet files that hold images, of one config: configs are one set in several
-    forms.
-    """
-    root = request.root()
-    if root.is_file():
-        return [root.name] if _is_parquet(root.name) and holds_images(root) else []
-    names = [name for name in walk(root, request) if _is_parquet(name)]
-    folders = {PurePosixPath(name).parent for name in names if split_of_file(name, request) != ""}
-    configs = {folder.parent if split_of(folder.name) != "" else folder for folder in folders}
-    if len(configs) > 1:
-        rule = "the folder must hold one config of a set with splits"
-        way_out = "give the folder of one of them, or put the files of all into one"
-        raise request.error(rule, ", ".join(sorted(map(str, configs))[:5]), way_out)
-    return names
-
-
-def _is_parquet(name: str) -> bool:
-    return name.lower().endswith(".parquet")
-
-
-def _list_images(request: RawRequest) -> Listing:
-    """Return one item per row, in the order of file names and rows; damaged files are a
-    DataError.
-    """
-    root, hidden, files = request.root(), list[str](), parquet_files(request)
-    names_there = list(walk(root, request, hidden=hidden)) if root.is_dir() else files
-    read = [_read_parquet(file, request) for file in files]
-    columns, names = _common([columns for columns, *_ in read], request), read[0][2]
-    for file, (_, _, others) in zip(files, read, strict=True):
-        if others != names:
-            rule = "all files must give the labels the same names, in their schema's"
-            found_there = f"{request.hashed(file)} has others or none"
-            raise request.error(
-                f"{rule} metadata", found_there, "write all with datasets' to_parquet"
-            )
-    sides = [split_of_file(file, request) for file in files]
-    cells, place = joined([found for _, found, _ in read])
-    rows = Rows(
-        cells=cells,
-        locator=lambda row: f"{files[place(row)[0]]}{MARK}{place(row)[1]}",
-        name=lambda row: f"row {place(row)[1]} of {request.hashed(files[place(row)[0]])}",
-        side=lambda row: sides[place(row)[0]],
-    )
-    excluded = hidden_count(hidden, _is_parquet)
-    excluded["not a .parquet by its ending"] = len(names_there) - len(files)
-    return own_listing(
-        rows, request, names=names, flags=columns.flags, excluded=excluded, intensity=INTENSITY
-    )
-
-
-def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple[str, ...]]:
-    """Return a file's columns, the cells of all that are read but the images, and its class
-    names.
-    """
-    import pyarrow as pa
-
-    where = f"{request.dataset.name}: {request.hashed(name)}"
-    try:
-        file = _open(request.base() / name)
-        # pandas and Spark write what is one for a whole file as a folder around it.
-        around = dict(part.split("=", 1) for part in name.split("/")[:-1] if "=" in part)
-        header = [*file.schema_arrow.names, *around]
-        columns = find_columns(header, WANTED, request)
-        if not {*columns.labels, columns.of.get("image", "")} <= set(header) or not columns.labels:
-            shown = ", ".join(header[:10])
-            way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
-            raise DataError(
-                f"{where} must have columns image and label", f"it has {shown}", way_out
-            )
-        if repeated := [
-            name for name in {*columns.labels, *columns.of.values()} if header.count(name) > 1
-        ]:
-            raise DataError(
-                f"{where} must have each column once", f"{', '.join(sorted(repeated))} repeated"
-            )
-        read = [theirs for ours, theirs in columns.of.items() if ours not in ("image", "label")]
-        found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read)}
-        stored = [column for column in found if column not in around]
-        for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
-            for column, cells in batch.to_pydict().items():
-                found[column] += map(cell_text, cells)
-        for column in found.keys() & around.keys():
-            value = unquote(around[column]).replace("__HIVE_DEFAULT_PARTITION__", "")
-            found[column] = [value] * file.metadata.num_rows
-    except (SkipItem, OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{where} must be whole", DAMAGED) from None
-    cells = columns.cells(found, request, lambda row: f"row {row} ({FROM_ZERO})")
-    names: object = ()
-    with suppress(KeyError, ValueError, TypeError):  # as datasets writes those of a ClassLabel
-        features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-        names = features[columns.labels[0]]["names"]
-    return columns, cells, tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _open(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path, memory_map=False)
-    except (OSError, pa.ArrowException, ValueError):
-        raise SkipItem(DAMAGED) from None
-
-
-def num_rows(path: Path) -> int:
-    """Return how many rows a file has; none when it is damaged."""
-    try:
-        return int(_open(path).metadata.num_rows)
-    except SkipItem:
-        return 0
-
-
-def parquet_reader(request: RawRequest) -> Reader:
-    """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a
-    time.
-    """
-    base = request.base()
-    opened: tuple[str, int, Iterator[Any]] = ("", 0, iter(()))
-
-    def read(item: Item) -> list[Sample]:
-        nonlocal opened
-        name, _, row = item.locator.rpartition(MARK)
-        file, place, values = opened
-        try:
-            if file != name or place > int(row):
-                # The row group that holds the row, and all from there on.
-                parquet = _open(base / name)
-                column = find_columns(parquet.schema_arrow.names, WANTED, request).of["image"]
-                groups = range(parquet.metadata.num_row_groups)
-                ends = np.cumsum([parquet.metadata.row_group(group).num_rows for group in groups])
-                first = int(np.searchsorted(ends, int(row), side="right"))
-                how = {"row_groups": groups[first:], "columns": [column], "use_threads": False}
-                batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, **how)
-                place = int(ends[first - 1]) if first else 0
-                values = (value for batch in batches for value in batch.column(0).to_pylist())
-            value = next(itertools.islice(values, int(row) - place, None))
-        except (StopIteration, OSError, pa.ArrowException, MemoryError):
-            opened = ("", 0, iter(()))
-            raise SkipItem(DAMAGED) from None
-        opened = (name, int(row) + 1, values)
-        body = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(body, bytes) or not body:
-            raise SkipItem("no image bytes in the row")
-        return [decode_image(body)]
-
-    import pyarrow as pa
-
-    return read
+    labels = cells["label"]
+    classes = set(labels)
+    num_alike = 0
+    num_unlike = 0
+    for label, path in zip(labels, cells["path"], strict=True):
+        folder_classes = classes.intersection(path.split("/")[:-1])
+        num_alike += folder_classes == {label}
+        num_unlike += bool(folder_classes) and label not in folder_classes
+    if num_unlike and 2 * num_alike > len(labels):
+        return {"row whose folder is called as another class": num_unlike}
+    return {}

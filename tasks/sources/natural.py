@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.arrays import open_hdf5
+from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
 from tasks.sources.official import OWN_MAXIMUM, download, not_there, read_picture

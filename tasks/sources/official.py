@@ -1,4 +1,4 @@
-"""What readers of official downloads share: the tree, the tables in it, rows that repeat."""
+"""The parts that readers of official downloads share: archives, tables and repeated rows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
 
 TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
+"""Folders above a table; deeper ones are of single patients."""
 FILE_MISSING = "file is missing"
 OWN_MAXIMUM = "each image by its own maximum"
 
@@ -27,11 +28,16 @@ def download(
     read: Callable[[bytes, Item, RawRequest], Iterable[Sample]],
     wanted: Callable[[str], bool] = lambda _: True,
 ) -> Source:
-    """Return the source of a download, with its archives when a part of it is not unpacked.
+    """Return the source of a download whose parts may still be packed in archives.
 
-    Archives left beside a whole one stay shut. ``list_tree`` tells what is not there by
-    :func:`not_there` or items skipped as ``FILE_MISSING``; ``read`` makes samples of the bytes of
-    an item's file; ``wanted`` says which archives to look into.
+    Archives are opened only if something is not there without them. So archives that were left
+    beside a complete download cost nothing.
+
+    Args:
+        list_tree: Lists the items of a tree. It reports what is absent by :func:`not_there`, or by
+            items skipped as :data:`FILE_MISSING`.
+        read: Returns the samples in the bytes of an item's file.
+        wanted: Whether an archive of that name is looked into.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -39,11 +45,12 @@ def download(
         if not tree.archives or not request.root().is_dir():
             return list_tree(tree, request)
         try:
-            found = list_tree(tree, request)
+            listing = list_tree(tree, request)
         except NotThereError:
-            found = None
-        if found is not None and all(reason != FILE_MISSING for _, reason in found.skipped):
-            return found
+            pass
+        else:
+            if all(reason != FILE_MISSING for _, reason in listing.skipped):
+                return listing
         return list_tree(RawTree(request, archives=True, wanted=wanted), request)
 
     def reader(request: RawRequest) -> Callable[[Item], Iterable[Sample]]:
@@ -54,41 +61,52 @@ def download(
 
 
 def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
-    """Read a picture scaled by its own maximum."""
+    """Return a picture scaled by its own maximum."""
     sample = decode_image(body)
-    pixels, note = by_own_maximum(sample.pixels)
-    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *note)),)
+    pixels, conversions = by_own_maximum(sample.pixels)
+    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *conversions)),)
 
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
-    """Return the error for something that is neither unpacked nor in an archive."""
-    found = (
-        f"it is not there, nor in {len(tree.archives)} archives"
-        if tree.archives
-        else "it is not there"
+    """Return the error for ``what``, which is neither unpacked nor in an archive."""
+    value = "it is not there"
+    if tree.archives:
+        value += f", nor in {len(tree.archives)} archives"
+    return NotThereError(
+        f"{request.dataset.name} needs {what}", value, f"expected: {request.dataset.raw_layout}"
     )
-    rule = f"{request.dataset.name} needs {what}"
-    return NotThereError(rule, found, f"expected: {request.dataset.raw_layout}")
 
 
 def repeated_rows(
     name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest
 ) -> dict[str, int]:
-    """Return how many rows repeat another's image, as a reason; two labels for one are a
-    DataError.
+    """Count rows of a table that repeat another row's image.
+
+    Args:
+        name: Name of the table in messages.
+        labels: Pairs (image, label), one per row.
+        request: For errors.
+
+    Returns:
+        The reason and the count, for :attr:`Listing.excluded`.
+
+    Raises:
+        DataError: An image has two labels.
     """
-    first: dict[str, int | None] = {}
-    unlike, repeats = set[str](), 0
+    first_labels: dict[str, int | None] = {}
+    contradictory = set()
+    num_repeats = 0
     for image, label in labels:
-        repeats += image in first
-        if first.setdefault(image, label) != label:
-            unlike.add(image)
-    if unlike:
-        rule = f"{name} must give an image one label"
+        num_repeats += image in first_labels
+        if first_labels.setdefault(image, label) != label:
+            contradictory.add(image)
+    if contradictory:
         raise request.error(
-            rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again"
+            f"{name} must give an image one label",
+            f"two: {first_hashed(request, sorted(contradictory))}",
+            "download the table again",
         )
-    return {"repeated row": repeats}
+    return {"repeated row": num_repeats}
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
@@ -106,30 +124,51 @@ def find_table(
     *,
     only_named: bool = False,
 ) -> str | None:
-    """Return the locator of the table with these columns, whatever it is called; one called
-    ``stem`` first.
+    """Find the table with these columns, whatever its name.
 
-    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right
-    one, unless other tables of the download have them, too (``only_named``). Several that differ
-    are a DataError.
+    Browsers add `` (1)`` to a name and archives a date, so a name proves nothing.
+
+    Args:
+        tree: Where to look.
+        request: For errors.
+        stem: Start of the usual name. Tables with it are looked at first.
+        columns: The columns that make a table the right one.
+        only_named: Look at no others, because other tables of the download have these columns too.
+
+    Returns:
+        The locator of the table, or None if there is none.
+
+    Raises:
+        DataError: Several have the columns, and they differ.
     """
     wanted = set(map(column_key, columns))
-    near: list[str] = []
-    far: list[str] = []
+    named = []
+    unnamed = []
     for name in tree:
         path = PurePosixPath(name)
-        if path.suffix.lower() in TABLE_ENDINGS and name.count("/") <= MAX_TABLE_DEPTH:
-            (near if column_key(path.stem).startswith(column_key(stem)) else far).append(
-                tree.locator(name)
-            )
-    for locators in (near,) if only_named else (near, far):
-        found = [locator for locator in locators if wanted <= set(header_of(locator, request))]
-        lines = [read_lines(locator, request).rows for locator in found] if len(found) > 1 else []
-        if any(other != lines[0] for other in lines):
-            rule = f"one table must have the columns of {stem}"
-            listed = ", ".join(map(request.hashed, found[:5]))
-            way_out = "keep the right one, move the others away"
-            raise request.error(rule, f"{len(found)} that differ: {listed}", way_out)
-        if found:
-            return found[0]
+        if path.suffix.lower() not in TABLE_ENDINGS or name.count("/") > MAX_TABLE_DEPTH:
+            continue
+        if column_key(path.stem).startswith(column_key(stem)):
+            named.append(tree.locator(name))
+        else:
+            unnamed.append(tree.locator(name))
+    for locators in (named,) if only_named else (named, unnamed):
+        matching = [locator for locator in locators if wanted <= set(header_of(locator, request))]
+        if len(matching) > 1:
+            _check_alike(matching, stem, request)
+        if matching:
+            return matching[0]
     return None
+
+
+def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> None:
+    """Check that several tables are copies of one."""
+    first_rows = read_lines(locators[0], request).rows
+    if any(read_lines(locator, request).rows != first_rows for locator in locators[1:]):
+        rule = f"one table must have the columns of {stem}"
+        listed = ", ".join(map(request.hashed, locators[:5]))
+        raise request.error(
+            rule,
+            f"{len(locators)} that differ: {listed}",
+            "keep the right one, move the others away",
+        )

@@ -1,71 +1,67 @@
-"""What own data say of their images: one set of rules for every kind.
+"""The rules for labels, groups and splits of a user's own data, the same for every kind.
 
-A kind (table, arrays, tars, folders) finds rows and what is written of each; here written labels
-become classes, ids become groups, words become splits, and what cannot be meant is refused with the
-rows it stands in. No kind has a rule of its own for any of these. A class has one spelling, and
-never a word for "missing".
+A kind (table, arrays, tars, folders) finds rows and the text that stands for each of them. Here
+text becomes classes, groups and splits. Text that cannot be meant is refused, with the rows in
+which it stands. No kind has a rule of its own for any of these.
+
+A class has one spelling, and is never a word for "missing".
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks.sources.base import Item, Listing, RawRequest, Split, first_of
 from tasks.sources.tables import COLUMNS, SEVERAL, column_key
 
-MISSING = frozenset(
-    {"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"}
+MISSING = (
+    frozenset({"", ".", "?", "na", "n/a"})  # R, SAS and ARFF
+    | {"nan", "-nan", "<na>", "none", "nat", "inf", "-inf", "+inf"}  # numpy and pandas
+    | {"null", "nil"}  # JSON and databases
+    | {"#n/a", "#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}  # spreadsheets
 )
-MISSING |= {"inf", "-inf", "+inf"}
-MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
-"""What spreadsheets, pandas, R, SAS and ARFF write where there is nothing, in lower case."""
-UNKNOWN = frozenset(
-    {"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"}
+"""Text that stands for a missing value, in lower case."""
+UNKNOWN = (
+    frozenset({"-", "--", "missing", "unspecified", "undefined"})
+    | {"unknown", "unk", "not known", "not available", "uncertain", "unsure", "undetermined"}
+    | {"unlabeled", "unlabelled", "no label", "tbd", "todo"}
+    | {"ignore", "ignored", "not applicable", "n.a."}
 )
-UNKNOWN |= {
-    "not available",
-    "not known",
-    "tbd",
-    "todo",
-    "uncertain",
-    "unsure",
-    "undetermined",
-    "undefined",
-}
-UNKNOWN |= {"ignore", "ignored", "not applicable", "n.a.", "no label"}
-"""Words that may name a class, and mostly say that there is none, in lower case."""
+"""Words that may name a class but mostly say that the class is not known, in lower case."""
 NOBODY = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
-"""What is no patient's id."""
+"""Text that is no patient's id, in lower case."""
 PLACEHOLDERS = NOBODY - {"."} | {"0", "x"}
-"""Patient ids that many patients share."""
-SAME = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
+"""Ids that anonymisers give to many patients, in lower case."""
+SYNONYMS = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
+"""Word -> the word that it is compared as."""
 INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
-"""One class with the whole word where that is there; else letters are classes of their own."""
+"""Letter -> the word that it stands for if the data have that word too; else a class by itself."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
+"""Characters between classes where one cell lists several."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that stand for "unknown" where they lie far above the classes; 255 is -1 in a byte."""
-MAX_LENGTH = 200
-MEANT = "say what they mean with --label-map or label_map"
+"""Numbers that mean "unknown" if they lie far above the other classes; 255 is -1 in a byte."""
+MAX_LABEL_LENGTH = 200
+LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns that, if there are any, must not tell the label."""
+"""Columns that must not tell the label; they are compared with it if the data have them."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 MAX_NAMED = 10
-MAX_NAME = 30
+"""Names in one flag or message."""
+MAX_NAME_LENGTH = 30
 FROM_ZERO = "the first row is 0"
-"""Of arrays and Parquet, as numpy and pandas count."""
+"""The way in which numpy and pandas count rows of arrays and Parquet."""
 HIDDEN = "hidden, by the dot before its name"
 
 SPLITS: dict[str, Split | None] = {
@@ -73,27 +69,30 @@ SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("val", "valid", "validation")),
 }
+"""Word -> the split that it means; None for validation."""
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason to count: training has its own fixed test set, and a validation split is drawn when
-tuning."""
+"""Reason for leaving out a validation split: the study trains without one, and tuning draws its
+own."""
+NO_TEST_SPLIT = (
+    "no test split beside train and val: call the validation split test, or give train alone"
+)
 
 
 def is_missing(cell: str) -> bool:
-    """Tell whether a cell says that there is no value."""
+    """Return whether a cell says that there is no value."""
     return cell.strip().casefold() in MISSING
 
 
-def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort as numbers when all are whole numbers, else as text."""
-    found = set(names)
-    if all(name.isascii() and name.isdigit() for name in found):
-        return tuple(sorted(found, key=lambda name: (int(name), name)))
-    return tuple(sorted(found))
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct labels as numbers if all are whole numbers, else as text."""
+    distinct = set(labels)
+    if all(label.isascii() and label.isdigit() for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+    return tuple(sorted(distinct))
 
 
 def split_of(word: str) -> Split | None:
-    """Return the split that a word means: ``train``, ``test``, None for validation, empty for no
-    split.
+    """Return the split that a word means: train, test, None for validation, or empty for none.
 
     Hugging Face's hub calls the folder of a large split's first files ``partial-train``.
     """
@@ -101,54 +100,79 @@ def split_of(word: str) -> Split | None:
 
 
 def split_of_file(name: str, request: RawRequest) -> Split | None:
-    """Return the split that a word of a file's name, or else a folder above it, means; one at most.
+    """Return the split that a file's name means, or else that of the nearest folder with one.
 
-    ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it; a file
-    given alone says none, whatever it is called.
+    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``. A file
+    that the user named directly has no split, whatever its name.
+
+    Raises:
+        DataError: The name has the words of two splits.
     """
     if request.root().is_file():
         return ""
-    parts = name.split("/")
-    for words in (re.split(r"[\W_]+", parts[-1]), *([part] for part in parts[-2::-1])):
-        meant = {split_of(word) for word in words} - {""}
-        if len(meant) > 1:
-            rule = "a file's name must say one split"
+    *folders, file_name = name.split("/")
+    for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
+        splits = {split_of(word) for word in words} - {""}
+        if len(splits) > 1:
             raise request.error(
-                rule, request.hashed(name), "rename it: train-..., test-... or val-..."
+                "a file's name must say one split",
+                request.hashed(name),
+                "rename it: train-..., test-... or val-...",
             )
-        if meant:
-            return meant.pop()
+        if splits:
+            return splits.pop()
     return ""
 
 
 def hidden_count(names: Iterable[str], reads: Callable[[str], bool]) -> dict[str, int]:
-    """Count hidden folders, and hidden files that would be read by another name."""
-    hidden = [name for name in names if PurePath(name).name.startswith(".")]
-    return {HIDDEN: sum(name[-1] == "/" or reads(name) for name in hidden)}
+    """Count hidden folders, and hidden files that would be read if they were not hidden.
+
+    Args:
+        names: Names that a walk left out; folders end with a slash.
+        reads: Whether a file of that name is read.
+    """
+    count = 0
+    for name in names:
+        if PurePath(name).name.startswith("."):
+            count += name.endswith("/") or reads(name)
+    return {HIDDEN: count}
 
 
 Cells = Mapping[str, Sequence[str]]
-"""Name of a column -> what is written in it, one entry for each row."""
+"""Column -> its text, one entry per row."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of the columns is what: our name -> theirs; those of labels, one or one a class; what
-    to tell.
+    """The columns of some data that are read, and what they mean.
+
+    Attributes:
+        of: Our name of a column, such as ``group`` -> the name in the data.
+        labels: Columns of labels in the data: one, or one of 0 and 1 for each class.
+        flags: Doubts about the choice, and the columns that nobody reads.
     """
 
     of: dict[str, str]
     labels: tuple[str, ...]
     flags: tuple[str, ...]
 
-    def cells(self, found: Cells, request: RawRequest, row: Callable[[int], str]) -> Cells:
-        """Return columns by our names, labels of the classes too; ``row`` is what one is called."""
-        own = {
-            ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found
-        }
-        labels = {name: found[name] for name in self.labels}
-        label = one_hot(labels, request, row) if len(labels) > 1 else labels[self.labels[0]]
-        return own | {"label": label}
+    def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
+        """Return columns under our names, one-hot labels decoded.
+
+        Args:
+            data: Columns under the names that the data have.
+            request: For errors.
+            row_name: Names a row in messages by its index.
+        """
+        labels = {name: data[name] for name in self.labels}
+        if len(labels) > 1:
+            cells: dict[str, Sequence[str]] = {"label": one_hot(labels, request, row_name)}
+        else:
+            cells = {"label": labels[self.labels[0]]}
+        for column, name in self.of.items():
+            if column != "label" and name in data:
+                cells[column] = data[name]
+        return cells
 
 
 def find_columns(
@@ -157,131 +181,192 @@ def find_columns(
     request: RawRequest,
     *,
     more: Sequence[str] = (),
-    known: dict[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Columns:
-    """Return which columns are the ``wanted`` ones of :data:`COLUMNS`, and traits; ``more`` are
-    read, too.
+    """Find the columns that are read among those that there are.
 
-    ``label_columns`` of the request go before all names, and so do those ``known`` to the kind (our
-    name -> theirs). Where several columns could be one, which is meant is not for us to guess: a
-    DataError.
+    Args:
+        header: Names of the columns in the data.
+        wanted: Our names, of :data:`tasks.sources.tables.COLUMNS`.
+        request: ``label_columns`` of its dataset go before all usual names.
+        more: Further columns that the kind reads by itself.
+        known: Our name -> name in the data, for columns that the kind has found already.
+
+    Raises:
+        DataError: Several columns could be the wanted one; guessing could train on the wrong label.
     """
-    given = request.dataset.label_columns
+    given_labels = request.dataset.label_columns
     by_key = {column_key(name): name for name in reversed(header)}
-    of, flags = dict(known or {}), []
-    for ours in wanted:
-        if ours == "label" and given:
+    names = dict(known or {})
+    flags = []
+    for column in wanted:
+        if column == "label" and given_labels:
             continue
-        names = dict.fromkeys(column_key(other) for other in (*COLUMNS[ours], ours))
-        near = [by_key[key] for key in names if key in by_key and key != column_key(ours)]
-        own = of.get(ours) or by_key.get(column_key(ours))
-        if own is None and len(near) > 1:
-            rule = f"one column must be the {ours}"
-            raise request.error(rule, ", ".join(sorted(near)), f"call it {ours}")
-        if own is None and near:
-            own = near.pop()
-            plural = column_key(own) == f"{ours}s"
-            flags += [] if plural else [f"column {own} read as {ours}"]
-        if own is not None:
-            flags += [
-                f"column {other} not used, since there is {ours}" for other in near if other != own
-            ]
-            of[ours] = own
-    of |= {trait: by_key[trait] for trait in TRAITS if trait in by_key}
-    labels = given or ((of["label"],) if "label" in of else ())
-    near_names = {column_key(other) for ours in wanted for other in COLUMNS[ours]}
-    read = near_names | {column_key(name) for name in (*of.values(), *labels, *more)}
-    others = [name.strip()[:MAX_NAME] for name in header if column_key(name) not in read]
-    if others := [name for name in others if name and name.isprintable()]:
-        flags.append(f"columns not used: {first_of(others, MAX_NAMED)}")
-    return Columns(of, labels, tuple(flags))
-
-
-def one_hot(cells: Cells, request: RawRequest, name: Callable[[int], str]) -> list[str]:
-    """Return the label of every row from columns of 0 and 1, one a class; other rows are a
-    DataError.
-    """
-    found = []
-    wrong: defaultdict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(zip(*cells.values(), strict=True)):
-        values = [ONE_HOT.get(cell.strip().casefold()) for cell in row]
-        chosen = [label for label, value in zip(cells, values, strict=True) if value]
-        if None in values or len(chosen) != 1:
-            what = (
-                "with other cells"
-                if None in values
-                else "of several classes"
-                if chosen
-                else "of no class"
+        chosen = names.get(column) or by_key.get(column_key(column))
+        keys = dict.fromkeys(column_key(name) for name in COLUMNS[column])
+        aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
+        if chosen is None and len(aliases) > 1:
+            raise request.error(
+                f"one column must be the {column}", ", ".join(sorted(aliases)), f"call it {column}"
             )
-            wrong[what].append(number)
-        found += chosen[:1]
-    if wrong:
+        if chosen is None and aliases:
+            chosen = aliases.pop()
+            if column_key(chosen) != f"{column}s":  # a plural is no doubt
+                flags.append(f"column {chosen} read as {column}")
+        if chosen is not None:
+            names[column] = chosen
+            for alias in aliases:
+                if alias != chosen:
+                    flags.append(f"column {alias} not used, since there is {column}")
+    for trait in TRAITS:
+        if trait in by_key:
+            names[trait] = by_key[trait]
+    labels = given_labels or ((names["label"],) if "label" in names else ())
+    unused = _unused_columns(header, wanted, (*names.values(), *labels, *more))
+    if unused:
+        flags.append(f"columns not used: {first_of(unused, MAX_NAMED)}")
+    return Columns(names, labels, tuple(flags))
+
+
+def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
+    """Return the columns of all files of a set.
+
+    Raises:
+        DataError: Some file calls its columns otherwise than the first.
+    """
+    columns = columns_of_files[0]
+    num_others = sum(others.of != columns.of for others in columns_of_files)
+    if num_others:
+        raise request.error(
+            "all tables of a set must call their columns alike",
+            f"other names in {num_others} of {len(columns_of_files)}",
+            "rename them",
+        )
+    return columns
+
+
+def _unused_columns(header: Sequence[str], wanted: Sequence[str], used: Sequence[str]) -> list[str]:
+    """Return printable names of columns that are neither read nor flagged one by one."""
+    known_keys = {column_key(name) for name in used}
+    for column in wanted:
+        known_keys.update(map(column_key, COLUMNS[column]))
+    unused = []
+    for name in header:
+        shown = name.strip()[:MAX_NAME_LENGTH]
+        if column_key(name) not in known_keys and shown and shown.isprintable():
+            unused.append(shown)
+    return unused
+
+
+def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -> list[str]:
+    """Decode one-hot label columns.
+
+    Args:
+        cells: Class -> its column of 0 and 1.
+        request: For errors.
+        row_name: Names a row in messages by its index.
+
+    Returns:
+        The class of every row.
+
+    Raises:
+        DataError: Some row has not exactly one 1.
+    """
+    labels = []
+    faults: defaultdict[str, list[int]] = defaultdict(list)
+    for row, texts in enumerate(zip(*cells.values(), strict=True)):
+        values = [ONE_HOT.get(text.strip().casefold()) for text in texts]
+        classes = [label for label, value in zip(cells, values, strict=True) if value]
+        if None in values:
+            faults["with other cells"].append(row)
+        elif len(classes) > 1:
+            faults["of several classes"].append(row)
+        elif not classes:
+            faults["of no class"].append(row)
+        else:
+            labels += classes
+    if faults:
+        listed = [
+            f"{len(rows)} {fault}, first {row_name(rows[0])}" for fault, rows in faults.items()
+        ]
         raise request.error(
             f"in every row one of {len(cells)} label columns must be 1, others 0",
-            ", ".join(f"{len(rows)} {what}, first {name(rows[0])}" for what, rows in wrong.items()),
+            ", ".join(listed),
             "take those rows out; an image of several classes cannot be used",
         )
-    return found
+    return labels
 
 
-def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
-    """Return columns of several files, blank where one has none, and row -> number of its file, row
-    there.
+class RowPlace(NamedTuple):
+    """The place of a row: the index of its file, and of the row in it."""
+
+    file: int
+    row: int
+
+
+class JoinedFiles:
+    """The columns of several files, one after the other.
+
+    Attributes:
+        cells: Columns of all rows; blank for the rows of a file that lacks a column.
     """
-    sizes = [len(part["label"]) for part in parts]
-    ends = [0, *itertools.accumulate(sizes)]
-    cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
-    for name, column in cells.items():
-        for part, size in zip(parts, sizes, strict=True):
-            column += part.get(name, [""] * size)
 
-    def place(row: int) -> tuple[int, int]:
-        part = bisect_right(ends, row) - 1
-        return part, row - ends[part]
+    def __init__(self, files: Sequence[Cells]) -> None:
+        self._starts = [0]
+        for file in files:
+            self._starts.append(self._starts[-1] + len(file["label"]))
+        self.cells: dict[str, list[str]] = {name: [] for file in files for name in file}
+        for name, column in self.cells.items():
+            for file in files:
+                column += file.get(name, [""] * len(file["label"]))
 
-    return cells, place
+    def place(self, row: int) -> RowPlace:
+        """Return the file and the row in it that a row of all files is."""
+        file = bisect_right(self._starts, row) - 1
+        return RowPlace(file, row - self._starts[file])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What is written of images, one entry each.
+    """Rows of own data, one per image, as a kind finds them.
 
     Attributes:
-        cells: Columns label and, where they are, group, split and those that must not tell the
-            label.
-        locator: Where a row's image is.
-        name: What a row is called in messages; no id and no file name.
-        counting: How the numbers of a row's file are counted; empty where rows are no numbers.
-        alone: Group of a row without such a column, as its folder or volume says it.
-        side: Split that a row's file or folder says; None for validation.
-        details: Of the row's item.
+        cells: The column ``label`` and, if there are any, ``group``, ``split`` and traits.
+        locator: Locator of a row's image.
+        name: Name of a row in messages; no id and no file name.
+        counting: The way in which the row's file counts, such as ``the first row is 0``; empty if
+            rows have no numbers.
+        default_group: Group of a row if there is no such column, from its folder or volume.
+        split: Split that a row's file or folder means; None for validation.
+        details: Details of a row's item.
     """
 
     cells: Cells
     locator: Callable[[int], str]
     name: Callable[[int], str] = "row {}".format
     counting: Callable[[int], str] = lambda _: FROM_ZERO
-    alone: Callable[[int], str] = lambda _: ""
-    side: Callable[[int], Split | None] = lambda _: ""
+    default_group: Callable[[int], str] = lambda _: ""
+    split: Callable[[int], Split | None] = lambda _: ""
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
 
     def group(self, row: int) -> str:
-        """Return the id of a row's patient."""
-        return self.cells["group"][row] if "group" in self.cells else self.alone(row)
+        """Return the group id of a row."""
+        if "group" in self.cells:
+            return self.cells["group"][row]
+        return self.default_group(row)
 
     def named(self, rows: Iterable[int]) -> str:
-        """Spell how many rows, and the first of them."""
+        """Format how many rows these are, and the names of the first ones."""
         listed = list(rows)
         return f"{len(listed)}: {first_of(map(self.name, listed))}{self.counted(listed)}"
 
     def counted(self, rows: Sequence[int]) -> str:
-        """Say how rows are numbered where some were named by their number."""
-        how = self.counting(rows[0]) if rows else ""
-        return f" ({how})" if how else ""
+        """Format how these rows are counted; empty if they have no numbers."""
+        counting = self.counting(rows[0]) if rows else ""
+        return f" ({counting})" if counting else ""
 
     def with_labels(self, cells: set[str]) -> str:
-        """Spell the rows in which one of these is written as the label."""
+        """Format the rows whose label is written as one of these."""
         return self.named(row for row, cell in enumerate(self.cells["label"]) if cell in cells)
 
 
@@ -289,283 +374,378 @@ def own_listing(
     rows: Rows,
     request: RawRequest,
     *,
-    flags: Iterable[str],
-    excluded: Mapping[str, int],
-    counts: Mapping[str, int] | None = None,
+    flags: Iterable[str] = (),
     names: Sequence[str] = (),
     order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
-    **known: Any,
+    draft: Listing,
 ) -> Listing:
-    """Return one item per row that is in no validation split; what cannot be meant is a DataError.
+    """Make the listing of own data: one item per row that is in no validation split.
 
-    ``names`` are those of the labels 0, 1, ... where the data give them; ``order`` sorts the
-    classes; ``flags`` name what the kind doubts about all rows, ``counts`` what about some;
-    ``excluded`` is what it left out, by reason; ``known`` are other fields of the listing.
+    Args:
+        rows: The rows as the kind found them.
+        request: Dataset and key.
+        flags: Doubts about all rows.
+        names: Names of the labels 0, 1, ... if the data give them.
+        order: Sorts the names of the classes.
+        draft: A listing without items and classes; its other fields are kept or added to.
+
+    Raises:
+        DataError: Labels, groups or splits cannot be meant as they are.
     """
-    labels, sides = class_labels(rows, request, names), _sides(rows, request)
+    labels = class_labels(rows, request, names)
+    splits = _row_splits(rows, request)
     _check_groups(rows, request)
-    kept = np.array([row for row, side in enumerate(sides) if side is not None], np.int64)
-    left = len(sides) - len(kept)
-    classes = order({labels[row] for row in kept})
+    kept_rows = np.array([row for row, split in enumerate(splits) if split is not None], np.int64)
+    num_validation = len(splits) - len(kept_rows)
+    classes = order({labels[row] for row in kept_rows})
     if len(classes) < 2:
-        found = f"one only: {classes[0]}" if classes else "none"
-        more = f"; {left} rows are of a validation split" if left else ""
-        raise request.error("labels need two classes", found + more)
-    index = {name: code for code, name in enumerate(classes)}
-    codes = np.array([index[labels[row]] for row in kept], np.int64)
-    _check_group_sides(rows, kept, sides, request)
-    left_out = Counter(excluded) + Counter({VALIDATION_LEFT_OUT: left})
-    told = dict.fromkeys(flags, len(sides)) | dict(counts or {})
-    free = sum(side == "" for side in sides)
-    if "split" in rows.cells and free:
-        told["row without a split: used for training or testing"] = free
-    left = left_out[VALIDATION_LEFT_OUT]
-    if left and set(sides) - {None} == {"train"}:
-        told[
-            (
-                "no test split beside train and val: call the validation split test, or give train "
-                "alone"
-            )
-        ] = left
-    mapping = dict(request.dataset.label_map)
-    absent = [name for name in names if mapping.get(name, name) not in index]
-    told |= {f"class without an image: {name}": 1 for name in absent[:MAX_NAMED]}
-    items = RowItems(rows, kept, codes, sides)
-    return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
+        value = f"one only: {classes[0]}" if classes else "none"
+        if num_validation:
+            value += f"; {num_validation} rows are of a validation split"
+        raise request.error("labels need two classes", value)
+    codes = {label: code for code, label in enumerate(classes)}
+    kept_codes = np.array([codes[labels[row]] for row in kept_rows], np.int64)
+    _check_group_splits(rows, kept_rows, splits, request)
+    excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    counts = dict.fromkeys(flags, len(splits)) | draft.flags
+    counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
+    label_map = dict(request.dataset.label_map)
+    absent = [name for name in names if label_map.get(name, name) not in codes]
+    for name in absent[:MAX_NAMED]:
+        counts[f"class without an image: {name}"] = 1
+    items = RowItems(rows, kept_rows, kept_codes, splits)
+    return replace(draft, items=items, label_names=classes, excluded=dict(excluded), flags=counts)
 
 
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
+def _split_flags(rows: Rows, splits: Sequence[Split | None], num_validation: int) -> dict[str, int]:
+    """Return the doubts about the splits of all rows."""
+    flags = {}
+    num_without = sum(split == "" for split in splits)
+    if "split" in rows.cells and num_without:
+        flags["row without a split: used for training or testing"] = num_without
+    if num_validation and set(splits) - {None} == {"train"}:
+        flags[NO_TEST_SPLIT] = num_validation
+    return flags
+
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
-    """Items of rows, made when asked for: millions of small images need no list."""
+    """The items of rows, made when asked for: millions of small images need no list.
+
+    Attributes:
+        rows: All rows.
+        kept_rows: Rows that become items, ``(num_items,)``.
+        codes: Class index of every item, ``(num_items,)``.
+        splits: Split of every row.
+    """
 
     rows: Rows
-    kept: Numbers
-    codes: Numbers
-    sides: Sequence[Split | None]
+    kept_rows: Integers
+    codes: Integers
+    splits: Sequence[Split | None]
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.kept_rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return RowItems(self.rows, self.kept[index], self.codes[index], self.sides)
-        row, rows = int(self.kept[index]), self.rows
-        traits = tuple((name, rows.cells[name][row]) for name in TRAITS if name in rows.cells)
-        known = rows.group(row), self.sides[row] or "", rows.details(row), traits
-        return Item(rows.locator(row), int(self.codes[index]), *known)
+            return RowItems(self.rows, self.kept_rows[index], self.codes[index], self.splits)
+        row = int(self.kept_rows[index])
+        cells = self.rows.cells
+        return Item(
+            locator=self.rows.locator(row),
+            label=int(self.codes[index]),
+            group=self.rows.group(row),
+            split=self.splits[row] or "",
+            details=self.rows.details(row),
+            traits=tuple((name, cells[name][row]) for name in TRAITS if name in cells),
+        )
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Travel as a plain list: a block must not carry the columns of all the others to its
-        task.
-        """
+        """Pickle as a plain list: a block must not carry the columns of all others to its task."""
         return list, (list(self),)
 
 
 def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
-    """Return each row's class: its label through ``label_map``, or the name of its number."""
-    dataset, written = request.dataset, rows.cells["label"]
-    mapping = dict(dataset.label_map)
+    """Return the class of each row: its label through ``label_map``, or the name of its number.
+
+    Args:
+        rows: Only the labels are read.
+        request: Its dataset has the ``label_map``.
+        names: Names of the labels 0, 1, ... if the data give them.
+
+    Raises:
+        DataError: Labels are missing, cannot be told apart, or cannot be meant as classes.
+    """
+    written = rows.cells["label"]
+    label_map = dict(request.dataset.label_map)
     if names:
         check_spellings(names, request)
         if len(set(names)) < len(names):
             raise request.error("names of classes must differ", "a name twice")
-    classes: dict[str, str] = {}
+    classes = {}
     for cell in dict.fromkeys(written):
-        label = mapping.get(cell.strip())
+        label = label_map.get(cell.strip())
         if label is None and names and not is_missing(cell):
             if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
-                rule = f"labels must be numbers of the class names, 0 to {len(names) - 1}"
-                raise request.error(rule, rows.with_labels({cell}), f"take them out, or {MEANT}")
-            label = mapping.get(names[int(cell)].strip(), names[int(cell)])
+                raise request.error(
+                    f"labels must be numbers of the class names, 0 to {len(names) - 1}",
+                    rows.with_labels({cell}),
+                    f"take them out, or {LABEL_MAP_HINT}",
+                )
+            name = names[int(cell)]
+            label = label_map.get(name.strip(), name)
         classes[cell] = cell if label is None else label
-    meant = set(mapping.values())
-    known = {cell.strip() for cell in (*classes, *names)}
-    if unused := sorted(mapping.keys() - known):
-        found = f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}"
+    _check_label_map(label_map, {*classes, *names}, request)
+    if SEVERAL in classes and SEVERAL not in label_map:
         raise request.error(
-            "label_map must name labels as they are written", found, "mend or drop it"
+            "a row must have one label, as text or number",
+            f"several labels, or bytes, in {rows.with_labels({SEVERAL})}",
+            "write one class per image",
         )
-    if SEVERAL in classes and SEVERAL not in mapping:
-        rule = "a row must have one label, as text or number"
-        found = f"several labels, or bytes, in {rows.with_labels({SEVERAL})}"
-        raise request.error(rule, found, "write one class per image")
-    if absent := {
-        cell for cell, label in classes.items() if is_missing(label) and label not in meant
-    }:
+    mapped = set(label_map.values())
+    blank = {cell for cell, label in classes.items() if is_missing(label) and label not in mapped}
+    if blank:
         raise request.error(
             "every row needs a label",
-            f"blank in {rows.with_labels(absent)}",
-            (
-                "give them a class or take them out; blank, NaN and NA are classes only if "
-                "label_map "
-                "says so"
-            ),
+            f"blank in {rows.with_labels(blank)}",
+            "give them a class or take them out; blank, NaN and NA are classes only if label_map "
+            "says so",
         )
     check_spellings(set(classes.values()), request)
     return [classes[cell] for cell in written]
 
 
-def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
-    """Return the split of every row: of its cell, or where that is blank of its file."""
-    cells = rows.cells.get("split")
-    given = [rows.side(row) for row in range(len(rows.cells["label"]))]
-    if cells is None:
-        return given
-    if bad := [row for row, cell in enumerate(cells) if cell.strip() and split_of(cell) == ""]:
-        known = ", ".join(SPLITS)
+def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
+    """Check that every label of the map is in the data: a typing error would have no effect."""
+    unused = sorted(label_map.keys() - {label.strip() for label in labels})
+    if unused:
         raise request.error(
-            f"split must be one of {known} or blank", f"other cells in {rows.named(bad)}"
+            "label_map must name labels as they are written",
+            f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}",
+            "correct or drop it",
         )
-    sides = [
-        split_of(cell) if cell.strip() else side for cell, side in zip(cells, given, strict=True)
-    ]
-    if unlike := [row for row, side in enumerate(given) if side not in ("", sides[row])]:
-        rule = "the column split must say what the folder or file says"
-        found = f"another split in {rows.named(unlike)}"
-        raise request.error(rule, found, "drop the column or move the files")
-    return sides
+
+
+def _row_splits(rows: Rows, request: RawRequest) -> list[Split | None]:
+    """Return the split of every row: that of its cell, or of its file if the cell is blank."""
+    file_splits = [rows.split(row) for row in range(len(rows.cells["label"]))]
+    cells = rows.cells.get("split")
+    if cells is None:
+        return file_splits
+    unknown = []
+    contradictory = []
+    splits = []
+    for row, (cell, file_split) in enumerate(zip(cells, file_splits, strict=True)):
+        split = split_of(cell) if cell.strip() else file_split
+        if cell.strip() and split == "":
+            unknown.append(row)
+        if file_split not in ("", split):
+            contradictory.append(row)
+        splits.append(split)
+    if unknown:
+        raise request.error(
+            f"split must be one of {', '.join(SPLITS)} or blank",
+            f"other cells in {rows.named(unknown)}",
+        )
+    if contradictory:
+        raise request.error(
+            "the column split must say what the folder or file says",
+            f"another split in {rows.named(contradictory)}",
+            "drop the column or move the files",
+        )
+    return splits
 
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that ids in a column are whole and tell patients apart: a shared "nan" is no
-    patient.
-    """
+    """Check that ids in a column tell patients apart: "nan" for all would be one patient."""
     groups = rows.cells.get("group", ())
     if not groups:
         return
     nobody = NOBODY | {SEVERAL}
-    if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
-        found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
-        way_out = (
-            "give them a patient, or drop them or the column; one who is called so needs another id"
-        )
-        raise request.error("every row needs a group when there is such a column", found, way_out)
-    counts = Counter(groups)
-    top, count = counts.most_common(1)[0]
-    if len(counts) < 2 or (top.casefold() in PLACEHOLDERS and 2 * count > len(groups)):
-        rule = "group ids must tell patients apart, or no patient-level split exists"
+    blank = [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]
+    if blank:
         raise request.error(
-            rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column"
+            "every row needs a group when there is such a column",
+            f"blank, NaN, None, a word for unknown or several in {rows.named(blank)}",
+            "give them a patient, or drop them or the column; one who is called so needs another "
+            "id",
+        )
+    counts = Counter(groups)
+    commonest, count = counts.most_common(1)[0]
+    is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
+    if len(counts) < 2 or is_placeholder:
+        raise request.error(
+            "group ids must tell patients apart, or no patient-level split exists",
+            f"one id for {count} of {len(groups)} rows",
+            "give ids, or drop the column",
         )
 
 
-def _check_group_sides(
-    rows: Rows, kept: Numbers, sides: Sequence[Split | None], request: RawRequest
+def _check_group_splits(
+    rows: Rows, kept_rows: Integers, splits: Sequence[Split | None], request: RawRequest
 ) -> None:
-    """Check that no group is in training and test, and that no two differ only as :func:`plain_id`
-    says.
-    """
-    first: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
+    """Check that no group is in training and test, and that every id has one spelling."""
+    first_rows: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in kept.tolist():
+    for row in kept_rows.tolist():
         group = rows.group(row)
-        if group and sides[row] not in first[group]:
-            first[group][sides[row]] = row
+        if group and splits[row] not in first_rows[group]:
+            first_rows[group][splits[row]] = row
             spellings[plain_id(group)].setdefault(group, row)
-    if doubtful := [
-        row for alike in spellings.values() if len(alike) > 1 for row in alike.values()
-    ]:
-        rule = "every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
-        raise request.error(rule, rows.named(doubtful), "spell one patient's ids alike")
-    if both := [places for places in first.values() if {"train", "test"} <= places.keys()]:
-        pair = " and ".join(rows.name(both[0][side]) for side in ("train", "test"))
-        rule = "no group may be in train and test"
-        found = f"{len(both)}, first in {pair}{rows.counted([both[0]['train']])}"
-        raise request.error(rule, found, "split by patient, not by image")
+    doubtful: list[int] = []
+    for row_by_spelling in spellings.values():
+        if len(row_by_spelling) > 1:
+            doubtful += row_by_spelling.values()
+    if doubtful:
+        raise request.error(
+            "every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0",
+            rows.named(doubtful),
+            "spell one patient's ids alike",
+        )
+    leaking = [by_split for by_split in first_rows.values() if {"train", "test"} <= by_split.keys()]
+    if leaking:
+        train_row = leaking[0]["train"]
+        pair = f"{rows.name(train_row)} and {rows.name(leaking[0]['test'])}"
+        raise request.error(
+            "no group may be in train and test",
+            f"{len(leaking)}, first in {pair}{rows.counted([train_row])}",
+            "split by patient, not by image",
+        )
 
 
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
-    """Check that every class has a name that can be shown, and that none is spelt in two ways.
+    """Check that every class has a name that can be shown, and only one spelling.
 
-    Letter case, blanks, hyphens and underscores between words, quotes, Unicode forms (NFKC) and
-    ways to write a number, a truth value, positive or negative make no other class. A list of other
-    classes is none. A word for "unknown" is asked about. What ``label_map`` says is meant so. What
-    cannot be printed could not be told apart, and could drive a terminal. Each is a DataError with
-    the spellings; class names may be shown.
+    These make no other class: letter case; blanks, hyphens and underscores between words; quotes;
+    Unicode forms (NFKC); ways to write a number, a truth value, positive or negative. A list of
+    other classes is refused, and a word for "unknown" too, unless ``label_map`` says that it is
+    meant.
+
+    Raises:
+        DataError: A rule is broken; the message shows the names, which are no secret.
     """
-    found = set(names)
-    odd = sorted(
-        one for one in found if not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH
-    )
+    classes = set(names)
+    unmapped = classes - {label for _, label in request.dataset.label_map}
+    _check_printable(classes, request)
+    _check_numbers(classes, request)
+    _check_known(unmapped, request)
+    _check_single(classes, unmapped, request)
+    _check_spelt_once(classes, request)
+
+
+def _check_printable(classes: set[str], request: RawRequest) -> None:
+    """Check that names can be shown: others look alike, or could drive a terminal."""
+    odd = []
+    for name in sorted(classes):
+        if not name.strip() or not name.isprintable() or len(name) > MAX_LABEL_LENGTH:
+            odd.append(name)
     if odd:
-        rule = f"class names must be printable, not blank, {MAX_LENGTH} letters at most"
-        shown = f"{len(odd)}, first {odd[0][:MAX_LENGTH]!a}"
-        raise request.error(rule, shown, f"rename them, or {MEANT}")
-    _check_numbers(found, request)
-    own = found - {label for _, label in request.dataset.label_map}
-    if unknown := sorted(one for one in own if one.strip().casefold() in UNKNOWN):
         raise request.error(
-            "a word for unknown must be a class on purpose",
-            ", ".join(map(repr, unknown)),
-            "take those images out, or keep it with --label-map "
-            f"{quote(f'{unknown[0]}={unknown[0]}')} "
-            "or label_map",
+            f"class names must be printable, not blank, {MAX_LABEL_LENGTH} letters at most",
+            f"{len(odd)}, first {odd[0][:MAX_LABEL_LENGTH]!a}",
+            f"rename them, or {LABEL_MAP_HINT}",
         )
-    # Mass|Nodule beside Mass and Nodule.
-    parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}
-    parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
-    if lists := sorted(
-        one for one, several in parts.items() if len(several) > 1 and found >= {*several}
-    ):
-        rule = "a label must be one class, not a list of them"
-        found_lists = f"{len(lists)}: {first_of(map(repr, lists))}"
-        raise request.error(rule, found_lists, f"take those images out, or {MEANT}")
-    words = {one.strip().casefold() for one in found}
-    spellings: defaultdict[str, set[str]] = defaultdict(set)
-    for one in found:
-        whole = INITIALS.get(one.strip().casefold())
-        spellings[_key(whole if whole and whole in words else one)].add(one)
-    doubtful = [
-        " / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1
-    ]
-    if doubtful:
-        rule = "every class must be spelt one way"
-        raise request.error(rule, first_of(doubtful), f"spell them alike, or {MEANT}")
 
 
-def _check_numbers(found: set[str], request: RawRequest) -> None:
-    """Check that labels which are all numbers are class numbers: no measurements, no codes for
-    unknown.
-    """
-    plain = {
-        one.strip().replace("\u2212", "-").replace(",", ".") for one in found
-    }  # as Word writes minus
-    if not plain or not all(re.fullmatch(r"[-+]?\d+([.]\d+)?", one, re.ASCII) for one in plain):
-        return
-    numbers = sorted(map(Decimal, plain))
-    if parts := [number for number in numbers if number % 1]:
-        shown = f"{len(numbers)} numbers, such as {parts[0]:.6g}"
-        raise request.error("labels must be classes, not measurements", shown, MEANT)
+def _check_numbers(classes: set[str], request: RawRequest) -> None:
+    """Check that labels which are all numbers are classes, no measurements or codes for unknown."""
+    numerals = set()
+    for name in classes:
+        # Word writes a minus sign of its own; half of Europe writes a decimal comma.
+        numeral = name.strip().replace("\u2212", "-").replace(",", ".")
+        if not re.fullmatch(r"[-+]?\d+([.]\d+)?", numeral, re.ASCII):
+            return
+        numerals.add(numeral)
+    numbers = sorted(map(Decimal, numerals))
+    fractions = [number for number in numbers if number % 1]
+    if fractions:
+        raise request.error(
+            "labels must be classes, not measurements",
+            f"{len(numbers)} numbers, such as {fractions[0]:.6g}",
+            LABEL_MAP_HINT,
+        )
     if len(numbers) < 3:
         return
     if numbers[0] < 0:
-        rule, code = "labels must not be negative beside others", numbers[0]
+        rule = "labels must not be negative beside others"
+        code = numbers[0]
     elif numbers[-1] in MISSING_CODES and 2 * numbers[-2] < numbers[-1]:
-        rule, code = "labels must not hold a code for unknown", numbers[-1]
+        rule = "labels must not hold a code for unknown"
+        code = numbers[-1]
     else:
         return
-    way_out = (
-        f"take those images out, or say what they mean with --label-map={code}=NAME or label_map"
+    raise request.error(
+        rule,
+        f"{code}, which often means unknown",
+        f"take those images out, or say what they mean with --label-map={code}=NAME or label_map",
     )
-    raise request.error(rule, f"{code}, which often means unknown", way_out)
 
 
-def _key(name: str) -> str:
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    plain = " ".join(re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", plain).split())
-    plain = plain.strip(QUOTES) or plain
-    plain = SAME.get(plain, plain)
+def _check_known(unmapped: set[str], request: RawRequest) -> None:
+    """Check that no class is a word for unknown, unless ``label_map`` says that it is meant."""
+    unknown = sorted(name for name in unmapped if name.strip().casefold() in UNKNOWN)
+    if unknown:
+        option = quote(f"{unknown[0]}={unknown[0]}")
+        raise request.error(
+            "a word for unknown must be a class on purpose",
+            ", ".join(map(repr, unknown)),
+            f"take those images out, or keep it with --label-map {option} or label_map",
+        )
+
+
+def _check_single(classes: set[str], unmapped: set[str], request: RawRequest) -> None:
+    """Check that no name lists other classes, as ``Mass|Nodule`` with ``Mass`` and ``Nodule``."""
+    lists = []
+    for name in sorted(unmapped):
+        parts = [part.strip(" '\"") for part in SEPARATOR.split(name.strip("[]() "))]
+        if len(parts) > 1 and classes.issuperset(parts):
+            lists.append(name)
+    if lists:
+        raise request.error(
+            "a label must be one class, not a list of them",
+            f"{len(lists)}: {first_of(map(repr, lists))}",
+            f"take those images out, or {LABEL_MAP_HINT}",
+        )
+
+
+def _check_spelt_once(classes: set[str], request: RawRequest) -> None:
+    """Check that no two names are spellings of one class."""
+    words = {name.strip().casefold() for name in classes}
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for name in classes:
+        word = INITIALS.get(name.strip().casefold(), "")
+        spellings[_spelling_key(word if word in words else name)].add(name)
+    doubtful = []
+    for alike in spellings.values():
+        if len(alike) > 1:
+            doubtful.append(" / ".join(map(repr, sorted(alike))))
+    if doubtful:
+        raise request.error(
+            "every class must be spelt one way",
+            first_of(doubtful),
+            f"spell them alike, or {LABEL_MAP_HINT}",
+        )
+
+
+def _spelling_key(name: str) -> str:
+    """Return a key that is equal for all spellings of one class."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", text)
+    text = " ".join(text.split())
+    text = text.strip(QUOTES) or text
+    text = SYNONYMS.get(text, text)
     try:
-        return f"number {Decimal(plain).normalize() + 0}"  # -0 is 0
+        return f"number {Decimal(text).normalize() + 0}"  # adding 0 makes -0 equal 0
     except ArithmeticError:
-        return plain
+        return text
 
 
 def plain_id(group: str) -> str:
-    """Spell an id without case, blanks, Unicode forms, leading zeros and a ``.0``."""
-    plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
-    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", plain)
-    return number[1] if number else plain
+    """Return an id without case, extra blanks, Unicode forms, leading zeros and a final ``.0``."""
+    text = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", text)
+    return number[1] if number else text

@@ -1,15 +1,16 @@
-"""From a name below the raw folder to bytes, never more than a bound: folders, zip, tar, one in
-another.
+"""Bytes of a file or archive member below the raw folder, never more than a bound.
 
 Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
 RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
 
-A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and
-archives in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened
-archives are kept per process; a packed tar goes forward only as long as its members are asked for
-in stored order. What an archive declares is checked here, before it is believed, and nowhere else:
-names that lead elsewhere, links, repeated names, encryption, and members that would unpack to more
-than their packed size can hold are refused.
+A *locator* is a name relative to the raw folder. A member of an archive is ``archive!/member``.
+Archives in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened
+archives are kept per process. A packed tar is read forward only, as long as its members are asked
+for in stored order.
+
+What an archive declares is checked here, before it is believed, and nowhere else. Refused are names
+that lead elsewhere, links, repeated names, encryption, and members that would unpack to more than
+their packed size can hold.
 """
 
 from __future__ import annotations
@@ -34,30 +35,44 @@ from tasks.atomic import without_waiting
 from tasks.sources.base import RawRequest, SkipItem
 
 MARK = "!/"
-GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
+"""Text between an archive and its member in a locator."""
+GZIP = (".tar.gz", ".tgz")
+BZIP2 = (".tar.bz2", ".tbz2", ".tbz")
+XZ = (".tar.xz", ".txz")
 PACKED_TARS = GZIP + BZIP2 + XZ
 """Endings of tars that can only be read forward."""
 TARS = (".tar", *PACKED_TARS)
 ARCHIVES = (".zip", *TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+"""Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
 """Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a
 computed radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
 MAX_DEPTH = 3
+"""Archives in each other."""
 MAX_RATIO = 1040
-"""Deflate cannot do better than 1032 to 1; more is a lie."""
+"""Unpacked by packed size. Deflate cannot do better than 1032 to 1; more is a lie."""
 MAX_MEMBERS = 5_000_000
 MAX_XZ_MEMORY = 256 << 20
-"""The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
+"""Bytes. The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk
-of a member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
+"""Packing methods of a zip that are read. zipfile reads others without any bound: bzip2 unpacks a
+chunk of a member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
 DAMAGE = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
-    *(EOFError, OSError, RuntimeError, ValueError, KeyError, NotImplementedError),
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
 )
-"""What the standard library's readers raise on damaged or odd archives."""
+"""Exceptions that the standard library's readers raise on damaged or odd archives."""
 
 
 class RefusedArchive(SkipItem):
@@ -65,48 +80,61 @@ class RefusedArchive(SkipItem):
 
 
 def is_archive_name(name: str) -> bool:
-    """Tell by a file's ending whether it is an archive that we read."""
+    """Return whether a file's ending says that it is an archive that we read."""
     return name.lower().endswith(ARCHIVES)
 
 
 def is_noise(name: str) -> bool:
-    """Tell whether one part of a name is hidden or a file manager's."""
+    """Return whether one part of a name is hidden, or left behind by a file manager."""
     return name.startswith(".") or name in NOISE
 
 
 def read_locator(base: Path, locator: str) -> bytes:
-    """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why
-    not.
+    """Return the bytes of a plain file or archive member.
+
+    Args:
+        base: Folder that the locator is relative to.
+        locator: Locator of a file or member.
+
+    Raises:
+        SkipItem: It is gone, empty, damaged, refused or larger than :data:`MAX_FILE_BYTES`.
     """
-    file, *inner = split_locator(locator)
-    if not inner:
+    file, *members = split_locator(locator)
+    if not members:
         return read_plain(base / file)
-    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], MAX_FILE_BYTES)
+    archive = open_archive(base / file, tuple(members[:-1]))
+    body = archive.read(members[-1], MAX_FILE_BYTES)
     if not body:
         raise SkipItem("empty file")
     return body
 
 
 def split_locator(locator: str) -> list[str]:
-    """Return the file, and then the member (or row) in it, the member in that one ..."""
-    first, *parts = locator.split(MARK)
-    found = [first]
-    for part in parts:
-        if found[-1].lower().endswith((*ARCHIVES, ".parquet")):
-            found.append(part)
+    """Split a locator into the file, the member (or row) in it, the member in that one, ..."""
+    file, *others = locator.split(MARK)
+    parts = [file]
+    for part in others:
+        if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
+            parts.append(part)
         else:  # a folder whose name ends in "!"
-            found[-1] += MARK + part
-    return found
+            parts[-1] += MARK + part
+    return parts
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
-    """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never
-    opened.
+    """Return the bytes of a plain file; anything else is never opened.
+
+    Args:
+        path: The file.
+        max_bytes: Largest number of bytes to return.
+        cut: Return the first bytes of a larger file, instead of refusing it.
+
+    Raises:
+        SkipItem: It is gone, empty, too large or no plain file.
     """
     try:
-        with open(
-            path, "rb", opener=without_waiting
-        ) as file:  # it may be swapped for a FIFO after listing
+        # The opener does not wait: the file may have been swapped for a FIFO after it was listed.
+        with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SkipItem("no plain file")
@@ -114,9 +142,8 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            return file.read(
-                min(status.st_size, max_bytes)
-            )  # memory is taken for what is asked for
+            # read() takes memory for all that it is asked for, whatever the file has.
+            return file.read(min(status.st_size, max_bytes))
     except IsADirectoryError:
         raise SkipItem("no plain file") from None
     except (OSError, ValueError):
@@ -124,8 +151,10 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
 
 
 def gunzipped(body: bytes, max_bytes: int) -> bytes:
-    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return others as they
-    are.
+    """Return gzip data unpacked, at most ``max_bytes``; other data are returned as they are.
+
+    Raises:
+        SkipItem: The gzip data are damaged.
     """
     if body[:2] != b"\x1f\x8b":
         return body
@@ -144,13 +173,22 @@ def walk(
     *,
     strict: bool = True,
 ) -> Iterator[str]:
-    """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
+    """Yield all plain files below a folder as ``/``-separated relative names, in sorted order.
 
     Hidden files and folders, and what file managers leave behind, are left out. The order is that
     of the names' parts, so a folder's files lie together whatever characters its name has.
-    ``folders`` gets the names of all folders met, empty ones too, and ``hidden`` of what is left
-    out, folders with ``/``. A link that leaves the root, a linked folder, a FIFO, socket or device,
-    or a folder that cannot be listed is a DataError; where not ``strict``, it is named, too.
+
+    Args:
+        root: The folder.
+        request: For errors.
+        folders: A list that gets the names of all folders, empty ones too.
+        hidden: A list that gets the names that are left out; folders end with a slash.
+        strict: Refuse what could lead out of the folder. Otherwise it is yielded, too, and folders
+            that cannot be listed count as empty.
+
+    Raises:
+        DataError: There is a link that leaves the root, a linked folder, a FIFO, socket or device,
+            or a folder that cannot be listed.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
@@ -161,79 +199,92 @@ def walk(
             if hidden is not None:
                 hidden.append(f"{name}/" if is_folder else name)
             continue
-        if strict and not is_folder and not entry.is_file(follow_symlinks=False):
-            _check_inside(base, Path(entry.path), request.hashed(name), request)
-        if not is_folder:
-            yield name
+        if is_folder:
+            if folders is not None:
+                folders.append(name)
+            todo += _entries(Path(entry.path), f"{name}/", request, strict)
             continue
-        if folders is not None:
-            folders.append(name)
-        todo += _entries(Path(entry.path), f"{name}/", request, strict)
+        if strict and not entry.is_file(follow_symlinks=False):
+            _check_inside(base, Path(entry.path), request.hashed(name), request)
+        yield name
 
 
 def _entries(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return what lies in a folder, the first name last."""
+    """Return pairs (name below the root, entry) of a folder in reverse order, to be popped."""
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
     except OSError as error:
         if not strict:
             return []
-        rule = "every folder of the raw download must be readable"
-        where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
+        shown = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
-            rule, f"{where}: {error.strerror}", "mend its permissions or move it"
+            "every folder of the raw download must be readable",
+            f"{shown}: {error.strerror}",
+            "correct its permissions or move it",
         ) from None
-    return [(prefix + entry.name, entry) for entry in found]
+    return [(prefix + entry.name, entry) for entry in entries]
 
 
-def _check_inside(base: Path, path: Path, where: str, request: RawRequest) -> None:
-    """Refuse what could lead a reader elsewhere or make it wait for ever."""
+def _check_inside(base: Path, path: Path, shown: str, request: RawRequest) -> None:
+    """Check that a link leads to a file in the folder; refuse files that a reader would wait for.
+
+    Args:
+        base: The folder, resolved.
+        path: A path in it that is no plain file and no folder.
+        shown: Its keyed hash.
+        request: For errors.
+    """
     if not path.is_symlink():
         raise request.error(
-            f"{where} must be a plain file", "a FIFO, socket or device", "remove it"
+            f"{shown} must be a plain file", "a FIFO, socket or device", "remove it"
         )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
-        raise request.error(f"{where} must be a file", "a link to nothing", "remove it") from None
+        raise request.error(f"{shown} must be a file", "a link to nothing", "remove it") from None
     if not target.is_relative_to(base) or not target.is_file():
-        what = "a link to a folder or out of the raw folder"
         raise request.error(
-            f"{where} must stay inside the raw folder", what, "replace it by the file itself"
+            f"{shown} must stay inside the raw folder",
+            "a link to a folder or out of the raw folder",
+            "replace it by the file itself",
         )
 
 
 def plain_name(name: str) -> str | None:
-    """Return a name of a table or an archive in ``/``-separated normal form; None if it leads
-    elsewhere.
-    """
+    """Return a relative name in ``/``-separated normal form, or None if it leads elsewhere."""
     parts = name.replace("\\", "/").split("/")
-    drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or drive:
+    has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or has_drive:
         return None
     return "/".join(part for part in parts if part not in ("", "."))
 
 
 def _checked_member(name: str) -> tuple[str, str]:
-    """Return a member's name in normal form, and what of it :func:`walk` would call hidden, or
-    nothing.
+    """Return a member's name in normal form, and the part of it that is hidden.
+
+    The second is what :func:`walk` would call hidden: the path up to the first hidden folder, with
+    a slash, or the whole name of a hidden file. It is empty if nothing is hidden.
     """
-    found = plain_name(name)
-    if found is None:
+    normal_name = plain_name(name)
+    if normal_name is None:
         raise RefusedArchive("an archive with names that lead elsewhere")
-    parts = found.split("/")
-    for place, part in enumerate(parts, 1):
+    parts = normal_name.split("/")
+    for depth, part in enumerate(parts, 1):
         if is_noise(part):
-            return found, "/".join(parts[:place]) + "/" * (place < len(parts))
-    return found, ""
+            hidden = "/".join(parts[:depth])
+            return normal_name, f"{hidden}/" if depth < len(parts) else hidden
+    return normal_name, ""
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was
-    checked.
+    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) after checking what it declares.
+
+    Raises:
+        RefusedArchive: It is damaged, or declares something that cannot be true or must not be
+            read.
     """
     try:
         archive = zipfile.ZipFile(file)
@@ -260,7 +311,11 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
 
 
 class ZipArchive:
-    """Members of a zip, by name, in any order."""
+    """The members of a zip, by name, in any order.
+
+    Attributes:
+        hidden: Names of hidden members, as keys.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = open_zip(file)
@@ -280,7 +335,7 @@ class ZipArchive:
         return list(self._members)
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
+        """Return a member's bytes; raises SkipItem if it is gone, damaged or too large."""
         info = self._members.get(member)
         if info is None:
             raise SkipItem(GONE)
@@ -288,8 +343,7 @@ class ZipArchive:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                # Asked for all, zipfile unpacks whatever there is before it looks at the declared
-                # size.
+                # Without a size, zipfile unpacks everything before it compares the declared size.
                 return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
@@ -300,44 +354,30 @@ class ZipArchive:
 
 
 class TarArchive:
-    """A tar, plain or packed, whose members become known as it is read forward."""
+    """The members of a tar, plain or packed, which become known as it is read forward.
+
+    Attributes:
+        hidden: Names of hidden members that were met, as keys.
+    """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._packed = name.lower().endswith(PACKED_TARS)
-        self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
+        # Bytes that the members ahead may declare.
+        self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file: Any = file
-        if name.lower().endswith(GZIP):
-            self._file = gzip.GzipFile(fileobj=file)
-        elif name.lower().endswith(BZIP2):
-            self._file = bz2.BZ2File(file)
-        elif self._packed:
-            # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a
-            # limit.
-            lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(
-                file.read(1 << 16), 1
-            )
-            file.seek(0)
-            self._file = lzma.LZMAFile(file)  # noqa: SIM115
+        self._file = _unpacked(file, name)
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
-        self._whole = False
+        self._is_complete = False
         self._lock = threading.RLock()
 
-    def _next(self) -> bool:
-        """Read one more header; False at the end."""
+    def _read_header(self) -> bool:
+        """Read one more member's header; returns False at the end of the archive."""
         info = self._archive.next()
         if info is None:
-            # tarfile takes a damaged header for the end, and a cut between two members; a real end
-            # is zeros.
-            self._file.seek(self._archive.offset)
-            end = self._file.read(tarfile.BLOCKSIZE)
-            if not end or end.strip(b"\0"):
-                raise RefusedArchive(
-                    "damaged archive" if end else "an archive without its end, as if cut"
-                )
-            self._whole = True
+            self._check_end()
+            self._is_complete = True
             return False
         name, hidden = _checked_member(info.name)
         if info.size < 0:  # tarfile would read to the end, or go round in circles
@@ -346,8 +386,8 @@ class TarArchive:
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         if info.isdir():
             return True
-        self._left -= info.size
-        if self._left < 0:
+        self._bytes_left -= info.size
+        if self._bytes_left < 0:
             raise RefusedArchive("an archive that declares more than its packed size can hold")
         if not info.isreg() or info.issparse():
             raise RefusedArchive("an archive with links, devices or sparse files")
@@ -359,28 +399,46 @@ class TarArchive:
             self._members[name] = info
         return True
 
+    def _check_end(self) -> None:
+        """Check that the archive ends with zeros.
+
+        tarfile also takes a damaged header for the end, and a cut between two members.
+        """
+        self._file.seek(self._archive.offset)
+        end = self._file.read(tarfile.BLOCKSIZE)
+        if not end:
+            raise RefusedArchive("an archive without its end, as if cut")
+        if end.strip(b"\0"):
+            raise RefusedArchive("damaged archive")
+
     def members(self) -> list[str]:
-        """Return the names of all plain files in it, in stored order."""
+        """Return the names of all plain files in it, in stored order.
+
+        Raises:
+            RefusedArchive: It is damaged, or a member must not be read.
+        """
         try:
             with self._lock:
-                while not self._whole and self._next():
+                while not self._is_complete and self._read_header():
                     pass
         except (RefusedArchive, *DAMAGE) as error:
-            # Else who asks again gets the members behind the one that was refused.
+            # A second call would go on behind the refused member, as if that were sound.
             _opened.cache_clear()
-            refused = isinstance(error, RefusedArchive)
-            raise error if refused else RefusedArchive("damaged archive") from None
+            if isinstance(error, RefusedArchive):
+                raise
+            raise RefusedArchive("damaged archive") from None
         return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
-        while member not in self._members and not self._whole and self._next():
+        """Read forward to a member."""
+        while member not in self._members and not self._is_complete and self._read_header():
             pass
         if member not in self._members:
             raise SkipItem(GONE)
         return self._members[member]
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
+        """Return a member's bytes; raises SkipItem if it is gone, damaged or too large."""
         try:
             with self._lock:
                 info = self._find(member)
@@ -405,11 +463,36 @@ class TarArchive:
         return stream
 
 
+def _unpacked(file: IO[bytes], name: str) -> Any:
+    """Return a seekable stream of the plain tar in a file, packed as its name says."""
+    lower_name = name.lower()
+    if lower_name.endswith(GZIP):
+        return gzip.GzipFile(fileobj=file)
+    if lower_name.endswith(BZIP2):
+        return bz2.BZ2File(file)
+    if lower_name.endswith(XZ):
+        # LZMAFile cannot be told how much memory a header may ask for. So one byte is unpacked
+        # first, with a limit.
+        probe = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
+        probe.decompress(file.read(1 << 16), 1)
+        file.seek(0)
+        return lzma.LZMAFile(file)
+    return file
+
+
 Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or the one inside it, kept until its file changes."""
+    """Return an opened archive, or one inside it; it is kept until its file changes.
+
+    Args:
+        path: The outermost archive.
+        inner: Member that is an archive, member of that one, ...
+
+    Raises:
+        RefusedArchive: It is gone, damaged or must not be read.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -423,9 +506,13 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
 def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
     name = inner[-1] if inner else path
     try:
-        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
-        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
-        return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
+        if inner:
+            stream = _opened(path, inner[:-1], size, time_ns).open(name)
+        else:
+            stream = Path(path).open("rb")  # noqa: SIM115
+        if name.lower().endswith(".zip"):
+            return ZipArchive(stream)
+        return TarArchive(stream, name)
     except SkipItem as skip:
         raise RefusedArchive(skip.reason) from None
     except PermissionError:
@@ -435,13 +522,16 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 
 
 class RawTree:
-    """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked
-    in place.
+    """All names in a raw folder or archive, as if the archives in it were unpacked in place.
 
-    Walked once. A file that lies there unpacked goes before the same name in an archive. Archives
-    below a folder are opened only when asked for (``archives``), those whose names as if unpacked
-    are ``wanted``, so a download that is unpacked pays nothing for what was left beside it. What
-    must not be read is a DataError.
+    The tree is walked once. An unpacked file goes before the same name in an archive. Archives in a
+    folder are opened only on request, so archives that were left beside a complete download cost
+    nothing.
+
+    Attributes:
+        folders: Names of all folders on the disk, empty ones too.
+        hidden: Names that were left out because they are hidden.
+        archives: Names of all archives on the disk.
     """
 
     def __init__(
@@ -451,25 +541,32 @@ class RawTree:
         archives: bool = False,
         wanted: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        """Walk the raw folder, or read the names of the raw archive.
+
+        Args:
+            request: Names the folder or archive.
+            archives: Open the archives in the folder.
+            wanted: Whether to open an archive, by its name as if unpacked.
+
+        Raises:
+            DataError: Something there must not be read, see :func:`walk` and :func:`open_archive`.
+        """
         root = request.root()
         self.folders: list[str] = []
         self.hidden: list[str] = []
+        self._request = request
+        self._wanted = wanted
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
             self.archives = [name for name in self._locators if is_archive_name(name)]
         else:
             self.archives = [root.name]
-        for name in self.archives if archives or not root.is_dir() else ():
-            place = name.rpartition("/")[0] if root.is_dir() else ""
-            for virtual, locator in (
-                self._members(request, name, (), place, wanted) if wanted(name) else ()
-            ):
-                before = self._locators.get(virtual)
-                if before is None or MARK not in before:
-                    self._locators.setdefault(virtual, locator)
-                else:  # one name in two archives: OAI's series all hold a file 001
-                    self._locators[locator] = locator
+        if archives or not root.is_dir():
+            for name in self.archives:
+                folder = name.rpartition("/")[0] if root.is_dir() else ""
+                if wanted(name):
+                    self._add_members(name, (), folder)
         self._names = sorted(self._locators, key=lambda name: name.split("/"))
 
     def __iter__(self) -> Iterator[str]:
@@ -477,36 +574,45 @@ class RawTree:
         return iter(self._names)
 
     def locator(self, name: str) -> str:
-        """Return where a file of this tree is, as an item's locator."""
+        """Return the locator of a file of this tree."""
         return self._locators[name]
 
-    def _members(
-        self,
-        request: RawRequest,
-        file: str,
-        inner: tuple[str, ...],
-        place: str,
-        wanted: Callable[[str], bool],
-    ) -> Iterator[tuple[str, str]]:
-        """Yield (name as if unpacked, locator) of an archive's members, of inner archives too."""
+    def _add_members(self, file: str, inner: tuple[str, ...], folder: str) -> None:
+        """Add an archive's members, and those of archives in it.
+
+        Args:
+            file: Name of the outermost archive.
+            inner: As in :func:`open_archive`.
+            folder: Folder in which the archive lies, as if unpacked.
+        """
+        for member in self._member_names(file, inner):
+            name = f"{folder}/{member}" if folder else member
+            path = (*inner, member)
+            if is_archive_name(member) and len(path) < MAX_DEPTH:
+                if self._wanted(name):
+                    self._add_members(file, path, name.rpartition("/")[0])
+                continue
+            locator = MARK.join((file, *path))
+            if MARK in self._locators.get(name, ""):
+                # One name in two archives: OAI's series all hold a file 001.
+                self._locators[locator] = locator
+            else:
+                self._locators.setdefault(name, locator)
+
+    def _member_names(self, file: str, inner: tuple[str, ...]) -> list[str]:
+        """Return the members of an archive; raises DataError if it cannot be read."""
+        request = self._request
         try:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            rule = "archives of the raw download must be whole and safe"
-            where = request.hashed(MARK.join((file, *inner)))
-            way_out = "download it again, or unpack it beside the others and take it away"
-            way_out += "; its name must end as its format does" * (
-                refused.reason == "damaged archive"
-            )
-            raise request.error(rule, f"{where}: {refused.reason}", way_out) from None
+            hint = "download it again, or unpack it beside the others and take it away"
+            if refused.reason == "damaged archive":
+                hint += "; its name must end as its format does"
+            raise request.error(
+                "archives of the raw download must be readable and safe",
+                f"{request.hashed(MARK.join((file, *inner)))}: {refused.reason}",
+                hint,
+            ) from None
         self.hidden += archive.hidden
-        for name in names:
-            virtual = f"{place}/{name}" if place else name
-            if is_archive_name(name) and len(inner) + 1 < MAX_DEPTH:
-                if wanted(virtual):
-                    yield from self._members(
-                        request, file, (*inner, name), virtual.rpartition("/")[0], wanted
-                    )
-            else:
-                yield virtual, MARK.join((file, *inner, name))
+        return names

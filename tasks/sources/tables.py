@@ -1,9 +1,11 @@
-"""Label tables read as text only, whatever file holds them: ids keep their zeros, "NA" stays "NA".
+"""Tables of any format, read as text only: ids keep their zeros, and "NA" stays "NA".
 
-A table is text with any separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
-openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`); ``metadata.jsonl`` and
-``metadata.parquet`` as in the ``datasets`` documentation ("Create an image dataset"). It is given
-by its path, or by its locator below the raw folder, which may lead into an archive.
+A table is text with a separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
+openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
+``metadata.parquet`` follow the ``datasets`` documentation ("Create an image dataset").
+
+A table is given by its path, or by its locator below the raw folder, which may lead into an
+archive.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -36,33 +39,39 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it,
-taken only where it is not there under its own name."""
+"""Our name of a column, JSON key or array -> other usual names, used if ours is not there."""
 MAX_COLUMNS = 1_000
-MAX_UNPACKED = 1 << 30
-MAX_PARTS = 1_000
-MAX_CELL = 1 << 20
+MAX_UNPACKED_BYTES = 1 << 30
+MAX_WORKBOOK_PARTS = 1_000
+MAX_CELL_LENGTH = 1 << 20
 ROWS_AT_ONCE = 256
-MAX_BLANK_ROWS = 1_000
-"""So far down a sheet that is not read is looked at."""
-TWICE = "a key twice"
+"""Rows of Parquet that are converted to text at once."""
+MAX_PEEKED_ROWS = 1_000
+"""Rows of a sheet that is not read in which a filled cell is looked for."""
+REPEATED_KEY = "a key twice"
 SEVERAL = "several values"
-"""How a list or an object is spelt: no path, label or group can be one."""
+"""Text of a list, an object or bytes in a cell; none of them can be a path, label or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""What a table in a folder of images is called."""
+"""Usual file names of a table that lies in a folder of images."""
 MAX_SHOWN = 10
+"""Column names in a message."""
 MAX_SHOWN_LENGTH = 30
 
 
-class Lines(NamedTuple):
-    """Rows of text, the header's first and no blank one, and the number that viewers of the file
-    give each.
+@dataclass(frozen=True)
+class Lines:
+    """The rows of a table as text.
 
-    Spreadsheets and editors count the header and blank rows; JSON lines have their line, Parquet
-    rows that of pandas, from 0. A header that is no row of the file has the number before.
-    ``other_sheets`` of a workbook hold something and are not read.
+    Spreadsheets and editors count the header and blank rows. JSON lines are counted by their line,
+    and rows of Parquet from 0, as in pandas.
+
+    Attributes:
+        rows: The header, then all rows that are not blank.
+        numbers: The number by which viewers of the file know each row. A header that is no row of
+            the file has the number before the first.
+        other_sheets: Number of sheets of a workbook that hold something and are not read.
     """
 
     rows: list[list[str]]
@@ -71,104 +80,121 @@ class Lines(NamedTuple):
 
 
 def counting(numbers: Sequence[int]) -> str:
-    """Say how rows are numbered."""
-    return (
-        f"the header is row {numbers[0]}"
-        if numbers[0] > 0
-        else f"the first row is {numbers[0] + 1}"
-    )
+    """Describe how a table's rows are counted, from the ``numbers`` of its :class:`Lines`."""
+    if numbers[0] > 0:
+        return f"the header is row {numbers[0]}"
+    return f"the first row is {numbers[0] + 1}"
 
 
 class TableError(Exception):
-    """A table that cannot be read: the rule it breaks, and what was found; neither quotes a
-    cell.
-    """
+    """A table that cannot be read: the rule that it breaks, and a value; neither quotes a cell."""
 
 
 def read_xlsx(body: bytes) -> Lines:
-    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``."""
+    """Return the first sheet's rows; whole numbers lose their ``.0``.
+
+    Raises:
+        TableError: openpyxl is missing, or the workbook unpacks to too much.
+    """
     try:
         import openpyxl
     except ImportError:
         raise TableError("needs openpyxl", "not installed: pip install 'isweep[medical]'") from None
-    if (
-        sum(part.file_size for part in open_zip(io.BytesIO(body), MAX_PARTS).infolist())
-        > MAX_UNPACKED
-    ):
+    parts = open_zip(io.BytesIO(body), MAX_WORKBOOK_PARTS).infolist()
+    if sum(part.file_size for part in parts) > MAX_UNPACKED_BYTES:
         raise TableError(
-            f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account"
+            f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more, by its own account"
         )
-    book = openpyxl.load_workbook(
-        io.BytesIO(body), read_only=True, data_only=True, keep_links=False
-    )
+    stream = io.BytesIO(body)
+    book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
-    # What a sheet says of its own size decides how wide openpyxl pads every row; it may say
-    # anything.
+    # openpyxl pads every row to the size that the sheet declares, and a sheet may declare anything.
     sheet.reset_dimensions()
-    rows, numbers = [], []
+    rows = []
+    numbers = []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells = [_cell(value) for value in values]
+        cells = [_number_text(value) for value in values]
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
         if cells:
             rows.append(cells)
             numbers.append(number)
-    width, others = max(map(len, rows), default=0), 0
-    for sheet in book.worksheets[1:]:
-        sheet.reset_dimensions()
-        first = islice(sheet.iter_rows(values_only=True), MAX_BLANK_ROWS)
-        others += any("".join(map(cell_text, row)).strip() for row in first)
-    return Lines([row + [""] * (width - len(row)) for row in rows], numbers, others)
+    width = max(map(len, rows), default=0)
+    for row in rows:
+        row += [""] * (width - len(row))
+    other_sheets = sum(map(_is_filled, book.worksheets[1:]))
+    return Lines(rows, numbers, other_sheets)
+
+
+def _is_filled(sheet: Any) -> bool:
+    """Return whether a sheet has a cell that is not blank, in its first rows."""
+    sheet.reset_dimensions()
+    first_rows = islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS)
+    return any("".join(map(cell_text, row)).strip() for row in first_rows)
 
 
 def read_sas(body: bytes) -> Lines:
-    """Return a ``sas7bdat`` table as a header and rows of text; missing values are empty."""
+    """Return the rows of a ``sas7bdat`` table; missing values are empty."""
     import pandas as pd
 
     frame = pd.read_sas(io.BytesIO(body), format="sas7bdat", encoding="latin-1")
-    header = [str(name) for name in frame.columns]
-    rows = [header, *([_cell(value) for value in row] for row in frame.itertuples(index=False))]
+    rows = [[str(name) for name in frame.columns]]
+    for values in frame.itertuples(index=False):
+        rows.append([_number_text(value) for value in values])
     return Lines(rows, range(len(rows)))
 
 
 def read_jsonl(body: bytes) -> Lines:
-    """Return JSON objects, one a line, as a header of all their keys and rows of text."""
-    records, numbers = [], [0]
+    """Return JSON objects, one a line, as rows below a header of all their keys.
+
+    Raises:
+        TableError: A line holds something else.
+    """
+    records = []
+    numbers = [0]
     for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        rule = "must have one JSON object a line"
         try:
-            if not line.strip():
-                continue
-            records.append(read_json(line))
-            numbers.append(number)
-            if not isinstance(records[-1], dict):
-                raise ValueError("another value")
+            record = read_json(line)
         except (ValueError, RecursionError) as error:
-            found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
-            raise TableError("must have one JSON object a line", found) from None
+            reason = f", {error}" if str(error) == REPEATED_KEY else ""
+            raise TableError(rule, f"another in line {number}{reason}") from None
+        if not isinstance(record, dict):
+            raise TableError(rule, f"another in line {number}")
+        records.append(record)
+        numbers.append(number)
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
-    return Lines(
-        [header, *([cell_text(record.get(key)) for key in header] for record in records)], numbers
-    )
+    rows = [header]
+    for record in records:
+        rows.append([cell_text(record.get(key)) for key in header])
+    return Lines(rows, numbers)
 
 
 def read_json(text: str) -> Any:
-    """Read JSON; a key that stands twice in an object is a ValueError, since one value would be
-    lost.
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, or an object has a key twice, so that a value would be lost.
     """
+    return json.loads(text, object_pairs_hook=_object_of)
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError(TWICE)
-        return found
 
-    return json.loads(text, object_pairs_hook=once)
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(REPEATED_KEY)
+    return record
 
 
 def read_parquet(body: bytes) -> Lines:
-    """Return a Parquet file as a header and rows of text; columns of bytes or of several values
-    hold none.
+    """Return the rows of a Parquet file; cells of bytes or several values are :data:`SEVERAL`.
+
+    Raises:
+        TableError: Its cells take too much memory as text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -176,29 +202,34 @@ def read_parquet(body: bytes) -> Lines:
     file = pq.ParquetFile(io.BytesIO(body))
     header = list(file.schema_arrow.names)
     _check_width(header)
-    many = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
-    told = [
-        field.name
-        for field in file.schema_arrow
-        if not any(is_kind(field.type) for is_kind in many)
-    ]
-    rows, size = [header], 0
-    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=told, use_threads=False):
-        cells = batch.to_pydict()
-        for row in range(batch.num_rows):
-            rows.append(
-                [cell_text(cells[name][row]) if name in cells else SEVERAL for name in header]
-            )
-            size += sum(map(len, rows[-1]))
-        if size > MAX_UNPACKED:
-            raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more")
+    is_several = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+    single_columns = []
+    for column in file.schema_arrow:
+        if not any(is_kind(column.type) for is_kind in is_several):
+            single_columns.append(column.name)
+    rows = [header]
+    num_characters = 0
+    batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=single_columns, use_threads=False)
+    for batch in batches:
+        values = batch.to_pydict()
+        blank = [SEVERAL] * batch.num_rows
+        texts = [list(map(cell_text, values[name])) if name in values else blank for name in header]
+        for row in zip(*texts, strict=True):
+            rows.append(list(row))
+            num_characters += sum(map(len, row))
+        if num_characters > MAX_UNPACKED_BYTES:
+            raise TableError(f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more")
     return Lines(rows, range(-1, len(rows) - 1))
 
 
 def read_text(body: bytes) -> Lines:
-    """Return the lines of text with one of the :data:`DELIMITERS`, without blank ones.
+    """Return the lines of text with one of the :data:`DELIMITERS`, blank ones left out.
 
-    A line that begins with ``#`` above the header is a comment, unless it names a usual column.
+    A line above the header that begins with ``#`` is a comment, unless it has the usual name of a
+    column.
+
+    Raises:
+        TableError: It is not UTF-8, or its quotes do not match.
     """
     try:
         text = body.decode("utf-8-sig")
@@ -206,49 +237,64 @@ def read_text(body: bytes) -> Lines:
         raise TableError("must be UTF-8 text", "other bytes; save it as .csv in UTF-8") from None
     if "\0" in text:
         raise TableError("must be UTF-8 text", "zero bytes; save it as .csv in UTF-8")
-    written = [line for line in text.splitlines() if line.strip()]
-    first = next((line for line in written if not line.startswith("#")), "".join(written[:1]))
-    delimiter = max(DELIMITERS, key=first.count)
-    csv.field_size_limit(MAX_CELL)
-    file = io.StringIO(text, newline="")
-    reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-    rows, numbers, number = list[list[str]](), list[int](), 0
+    csv.field_size_limit(MAX_CELL_LENGTH)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=_delimiter(text),
+        strict=True,
+        skipinitialspace=True,
+    )
+    rows = []
+    numbers = []
+    number = 0
     try:
         for number, row in enumerate(reader, 1):
             if any(cell.strip() for cell in row):
                 rows.append(row)
                 numbers.append(number)
     except csv.Error:
-        found = f"broken quotes or a huge cell in the row after {number}"
-        raise TableError("must be well-formed", f"{found}; close what is quoted") from None
-    while rows and rows[0][0].startswith("#") and KNOWN.isdisjoint(map(column_key, rows[0])):
-        del rows[0], numbers[0]
+        raise TableError(
+            "must be well-formed",
+            f"broken quotes or a huge cell in the row after {number}; close what is quoted",
+        ) from None
+    while rows and rows[0][0].startswith("#") and KNOWN_KEYS.isdisjoint(map(column_key, rows[0])):
+        del rows[0]
+        del numbers[0]
     return Lines(rows, numbers)
 
 
-READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
-    ".xlsx": (read_xlsx, "an xlsx workbook"),
-    ".sas7bdat": (read_sas, "a SAS table"),
-    **dict.fromkeys(
-        (".jsonl", ".ndjson", ".json"), (read_jsonl, "UTF-8 text with one JSON object a line")
-    ),
-    ".parquet": (read_parquet, "a whole Parquet file"),
+def _delimiter(text: str) -> str:
+    """Return the delimiter that is most frequent in the first line that is no comment."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if not line.startswith("#"):
+            return max(DELIMITERS, key=line.count)
+    return max(DELIMITERS, key="".join(lines[:1]).count)
+
+
+class TableFormat(NamedTuple):
+    """A format of tables.
+
+    Attributes:
+        read: Returns the lines in the bytes of a file.
+        name: The format in words, for messages.
+    """
+
+    read: Callable[[bytes], Lines]
+    name: str
+
+
+JSON_LINES = TableFormat(read_jsonl, "UTF-8 text with one JSON object a line")
+READERS: dict[str, TableFormat] = {
+    ".xlsx": TableFormat(read_xlsx, "an xlsx workbook"),
+    ".sas7bdat": TableFormat(read_sas, "a SAS table"),
+    ".jsonl": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".json": JSON_LINES,
+    ".parquet": TableFormat(read_parquet, "a whole Parquet file"),
 }
-"""Ending -> how a table is read that is not text with separators, and what it must be."""
+"""Ending -> format of a table that is not text with delimiters."""
 SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
-
-
-def holds_images(path: Path) -> bool:
-    """Tell whether a Parquet file holds the images themselves."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException, ValueError):
-        return False
-    kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(field.type) for field in schema for is_kind in kinds)
 
 
 def _check_width(cells: Sequence[str]) -> None:
@@ -257,21 +303,26 @@ def _check_width(cells: Sequence[str]) -> None:
 
 
 def label_text(value: object) -> str:
-    """Spell a value of an array; bytes that are no UTF-8 stay apart from one another."""
-    return (
-        value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else cell_text(value)
-    )
+    """Return a value of an array as text; different bytes that are no UTF-8 stay different."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return cell_text(value)
 
 
 def cell_text(value: object) -> str:
-    """Spell a value as in a table of text: nothing and NaN are empty, several values are none."""
+    """Return a value as in a table of text: None and NaN are empty, lists are :data:`SEVERAL`."""
     if value is None or value != value:  # NaN and NaT are unequal to themselves
         return ""
-    return SEVERAL if isinstance(value, (list, dict, bytes)) else str(value)
+    if isinstance(value, (list, dict, bytes)):
+        return SEVERAL
+    return str(value)
 
 
-def _cell(value: object) -> str:
-    return cell_text(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _number_text(value: object) -> str:
+    """Return a value as text, whole numbers without ``.0``: spreadsheets have only floats."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return cell_text(value)
 
 
 def read_table(
@@ -280,63 +331,99 @@ def read_table(
     needed: Sequence[str],
     optional: Sequence[str] = (),
     *,
-    raw: Sequence[str] = (),
+    unstripped: Sequence[str] = (),
     lines: Lines | None = None,
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of text, with the needed and optional columns only.
+    """Return the rows of a table as dicts of text.
 
-    Cells are stripped but for the columns ``raw``; ``lines`` are those of the table, where they
-    were read. Column names are matched without regard to case, blanks, ``_`` and ``-``. A missing
-    file, missing or repeated columns, and ragged rows are a DataError; no cell below the header is
-    ever quoted.
+    Names of columns are matched without regard to case, blanks, ``_`` and ``-``. No message quotes
+    a cell below the header.
+
+    Args:
+        path: Path or locator of the table.
+        request: Where locators start, and for errors.
+        needed: Columns that must be there.
+        optional: Columns that are returned if they are there.
+        unstripped: Columns whose cells keep blanks at their ends.
+        lines: Lines of the table, if they have been read already.
+
+    Raises:
+        DataError: The table cannot be read, columns are missing or repeated, or rows are ragged.
     """
-    rows, numbers, _ = read_lines(path, request) if lines is None else lines
-    if not rows:
+    table = lines or read_lines(path, request)
+    if not table.rows:
         raise _error(request, path, "must have a header line", "no line at all")
-    header = [column_key(cell) for cell in rows[0]]
-    if missing := [name for name in needed if column_key(name) not in header]:
-        found = f"no {', '.join(missing)}{header_names(rows[0], (*needed, *optional))}"
-        way_out = f"call it {missing[0]}"
-        raise _error(request, path, f"must have the columns {', '.join(needed)}", found, way_out)
-    wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
-    if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
-        raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    if ragged := [
-        number for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)
-    ]:
-        found = (
-            f"{plural(len(ragged), 'row')} with another number of columns, first row {ragged[0]}"
+    header = [column_key(cell) for cell in table.rows[0]]
+    missing = [name for name in needed if column_key(name) not in header]
+    if missing:
+        shown = header_names(table.rows[0], (*needed, *optional))
+        raise _error(
+            request,
+            path,
+            f"must have the columns {', '.join(needed)}",
+            f"no {', '.join(missing)}{shown}",
+            f"call it {missing[0]}",
         )
-        found += f" ({counting(numbers)})"
-        raise _error(request, path, f"must have {len(header)} columns in every line", found)
-    places = {name: header.index(column_key(name)) for name in wanted}
-    return [
-        {name: row[place] if name in raw else row[place].strip() for name, place in places.items()}
-        for row in rows[1:]
-    ]
+    wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
+    repeated = [name for name in wanted if header.count(column_key(name)) > 1]
+    if repeated:
+        raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
+    _check_even(path, table, request)
+    indices = {name: header.index(column_key(name)) for name in wanted}
+    records = []
+    for row in table.rows[1:]:
+        record = {}
+        for name, index in indices.items():
+            record[name] = row[index] if name in unstripped else row[index].strip()
+        records.append(record)
+    return records
+
+
+def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
+    """Check that every row has as many cells as the header."""
+    width = len(table.rows[0])
+    ragged = []
+    for number, row in zip(table.numbers, table.rows, strict=True):
+        if len(row) != width:
+            ragged.append(number)
+    if ragged:
+        count = plural(len(ragged), "row")
+        value = f"{count} with another number of columns, first row {ragged[0]}"
+        raise _error(
+            request,
+            path,
+            f"must have {width} columns in every line",
+            f"{value} ({counting(table.numbers)})",
+        )
 
 
 def read_lines(path: Path | str, request: RawRequest) -> Lines:
-    """Return the rows of a table, header and all, as text cells."""
-    read, what = READERS.get(PurePath(path).suffix.lower(), (read_text, "text"))
+    """Return the header and rows of a table.
+
+    Args:
+        path: Path or locator of the table; its ending says which format it has.
+        request: Where locators start, and for errors.
+
+    Raises:
+        DataError: It cannot be read as its ending says.
+    """
+    text = TableFormat(read_text, "text")
+    table_format = READERS.get(PurePath(path).suffix.lower(), text)
     try:
-        return read(
-            read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
-        )
+        body = read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
+        return table_format.read(body)
     except TableError as error:
         raise _error(request, path, *error.args) from None
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason, SAVE_AGAIN) from None
-    except (
-        Exception
-    ) as error:  # readers raise almost anything on damaged files, with values in the text
-        raise _error(request, path, f"must be {what}", type(error).__name__, SAVE_AGAIN) from None
+    except Exception as error:  # readers raise almost anything, with cells in the text
+        raise _error(
+            request, path, f"must be {table_format.name}", type(error).__name__, SAVE_AGAIN
+        ) from None
 
 
 def header_of(path: Path | str, request: RawRequest) -> list[str]:
-    """Return the column names of a table as :func:`column_key` spells them; none when it is no
-    table.
-    """
+    """Return the :func:`column_key` of a table's columns; empty if it cannot be read."""
     try:
         rows = read_lines(path, request).rows
     except DataError:
@@ -345,35 +432,38 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
 
 
 def column_key(name: str) -> str:
-    """Spell a column's name without what people write differently: case, blanks, ``_`` and
-    ``-``.
-    """
+    """Return a column's name without what people write differently: case, blanks, ``_``, ``-``."""
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-KNOWN = frozenset(column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others))
+KNOWN_KEYS = frozenset(
+    column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
+)
 
 
 def _error(
-    request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = ""
+    request: RawRequest, path: Path | str, rule: str, value: str, hint: str = ""
 ) -> DataError:
-    return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", found, way_out)
+    return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", value, hint)
 
 
-def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
-    """Spell the names in a header line; nothing of a line that may be data, for want of a header.
+def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
+    """Format the names in a header line; nothing of a line that may be data.
 
-    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line, and
-    a header has a name that is usual or ``asked`` for.
+    A table may have no header. Its first line then holds a patient's data, which must not be
+    shown. Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their
+    line. A header has a name that is usual or ``asked_for``.
     """
     names = [cell.strip() for cell in row]
-    known = KNOWN.union(map(column_key, asked))
-    if not all(map(HEADER_NAME.fullmatch, names)) or known.isdisjoint(map(column_key, names)):
+    known_keys = KNOWN_KEYS.union(map(column_key, asked_for))
+    are_words = all(map(HEADER_NAME.fullmatch, names))
+    if not are_words or known_keys.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
     return f" among {first_of((name[:MAX_SHOWN_LENGTH] for name in names), MAX_SHOWN)}"
 
 
 def first_hashed(request: RawRequest, names: Sequence[str]) -> str:
-    """Spell how many names, and the first few as keyed hashes."""
-    shown = ", ".join(map(request.hashed, names[:5]))
-    return f"{len(names)}, first (hashed) {shown}" if names else "0"
+    """Format how many names there are, and the keyed hashes of the first five."""
+    if not names:
+        return "0"
+    return f"{len(names)}, first (hashed) {', '.join(map(request.hashed, names[:5]))}"

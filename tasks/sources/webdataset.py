@@ -1,85 +1,108 @@
 """Your own images in WebDataset tars.
 
-Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share
-their name up to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label``
-or another usual name, where it may give group and split, too; the image is ``.jpg``, ``.png`` and
-the like. ``<raw>`` is one tar or a folder of shards; the split of a sample without its own is a
-word of the shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's.
+Layout: README of ``webdataset/webdataset``. Files of one sample lie beside each other and share
+their name up to the first dot. ``.cls`` holds the class as text. ``.json`` may hold it under
+``label`` or another usual name, and group and split, too. The image is ``.jpg``, ``.png`` and the
+like.
+
+``<raw>`` is one tar or a folder of shards. A sample that gives no split takes it from a word of the
+shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache
 
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.own import Rows, find_columns, hidden_count, own_listing, split_of_file
-from tasks.sources.raw import MARK, TARS, open_archive, walk
+from tasks.sources.own import (
+    Rows,
+    find_columns,
+    hidden_count,
+    own_listing,
+    split_of_file,
+)
+from tasks.sources.raw import MARK, TARS, Archive, open_archive, walk
 from tasks.sources.tables import cell_text, read_json
 
 MAX_LABEL_BYTES = 1 << 16
+"""Bytes of a ``.cls`` or ``.json`` file."""
+EXPECTED = "expected: shards with <key>.jpg and <key>.cls (or <key>.json with label)"
 
 
 @dataclass
 class _Sample:
-    """What lies under one key: the image's member, its ``.cls``, and the values of its
-    ``.json``.
+    """The files of a shard that share one key.
+
+    Attributes:
+        shard: Name of the shard.
+        key: Name of the files up to the first dot.
+        image: Member that holds the image; empty if there is none.
+        cls_label: Text of its ``.cls``; None if there is none.
+        values: Text of its ``.json`` by key.
     """
 
     shard: str
+    key: str
     image: str = ""
-    written: str | None = None
+    cls_label: str | None = None
     values: dict[str, str] = field(default_factory=dict)
 
     @property
     def locator(self) -> str:
-        return f"{self.shard}{MARK}{self.image}"
+        """Locator of the image, or of the key if there is no image."""
+        return f"{self.shard}{MARK}{self.image or self.key}"
 
 
 def list_samples(request: RawRequest) -> Listing:
-    """Return one item per sample, in the order of shards and of their place in them."""
-    root, hidden = request.root(), list[str]()
+    """List all samples, in the order of shards and of their place in them.
+
+    Raises:
+        DataError: A shard is damaged or unsafe, a sample contradicts itself, or labels, groups or
+            splits break a rule of :mod:`tasks.sources.own`.
+    """
+    root = request.root()
+    hidden: list[str] = []
     names = list(walk(root, request, hidden=hidden)) if root.is_dir() else [root.name]
-    shards = [name for name in names if root.is_file() or _is_shard(name)]
+    shards = names if root.is_file() else [name for name in names if _is_shard(name)]
     if not shards:
         raise request.error("the folder must hold .tar shards", "none")
-    members = list[str]()
-    samples = {key: sample for shard in shards for key, sample in _samples(shard, request, members)}
-    header = list(dict.fromkeys(name for sample in samples.values() for name in sample.values))
+    hidden_members: list[str] = []
+    all_samples = []
+    for shard in shards:
+        all_samples += _samples(shard, request, hidden_members)
+    header = list(dict.fromkeys(name for sample in all_samples for name in sample.values))
     columns = find_columns(header, ("label", "group", "split"), request)
-    label = columns.labels[0] if columns.labels else ""
+    label_column = columns.labels[0] if columns.labels else ""
     excluded = Counter(hidden_count(hidden, _is_shard))
-    excluded.update(hidden_count(members, is_single_image_name))
+    excluded.update(hidden_count(hidden_members, is_single_image_name))
     excluded["not a .tar by its ending"] = len(names) - len(shards)
-    skipped: list[tuple[str, str]] = []
-    found: list[_Sample] = []
-    for key, sample in samples.items():
+    skipped = []
+    samples = []
+    for sample in all_samples:
         if sample.image:
-            found.append(sample)
-        elif sample.written or sample.values.get(label):
-            skipped.append((key, "no image"))
+            samples.append(sample)
+        elif sample.cls_label or sample.values.get(label_column):
+            skipped.append((sample.locator, "no image"))
         else:
             excluded["neither image nor label"] += 1
-    if not found:
-        expected = "expected: shards with <key>.jpg and <key>.cls (or <key>.json with label)"
-        raise request.error("the shards must hold samples", "none", expected)
-    cells = {
-        ours: [sample.values.get(theirs, "") for sample in found]
-        for ours, theirs in columns.of.items()
-    }
-    side = cache(lambda shard: split_of_file(shard, request))
+    if not samples:
+        raise request.error("the shards must hold samples", "none", EXPECTED)
+    cells = {}
+    for column, name in columns.of.items():
+        cells[column] = [sample.values.get(name, "") for sample in samples]
+    cells["label"] = [_label(sample, label_column, request) for sample in samples]
+    splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
-        cells=cells | {"label": [_label(sample, label, request) for sample in found]},
-        locator=lambda row: found[row].locator,
-        name=lambda row: request.hashed(found[row].locator),
+        cells=cells,
+        locator=lambda row: samples[row].locator,
+        name=lambda row: request.hashed(samples[row].locator),
         counting=lambda _: "",
-        side=lambda row: side(found[row].shard),
+        split=lambda row: splits[samples[row].shard],
     )
-    return own_listing(
-        rows, request, excluded=excluded, skipped=skipped, flags=columns.flags, intensity=INTENSITY
-    )
+    draft = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    return own_listing(rows, request, flags=columns.flags, draft=draft)
 
 
 def _is_shard(name: str) -> bool:
@@ -89,56 +112,67 @@ def _is_shard(name: str) -> bool:
 webdataset = Source(list_samples, single_reader)
 
 
-def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
-    """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what
-    is.
-    """
+def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample]:
+    """Return the samples of a shard in stored order; names of hidden members go to ``hidden``."""
     samples: dict[str, _Sample] = {}
     member = ""
     try:
         archive = open_archive(request.base() / shard)
         for member in archive.members():
             folder, _, file = member.rpartition("/")
-            key, _, ending = file.partition(".")
-            ending = ending.lower()
-            sample = samples.setdefault(f"{folder}/{key}", _Sample(shard))
-            if ending in ("cls", "json"):
-                text = archive.read(member, MAX_LABEL_BYTES).decode("utf-8")
-                if ending == "cls":
-                    sample.written = text.strip("\r\n")
-                    continue
-                values = read_json(text)
-                if isinstance(values, dict):
-                    sample.values = {str(name): cell_text(value) for name, value in values.items()}
-            elif is_single_image_name("x." + ending):
-                if sample.image:
-                    found = f"two in {request.hashed(sample.locator)}"
-                    way_out = "files are one sample up to the first dot of their names"
-                    raise request.error("a sample must have one image", found, way_out)
-                sample.image = member
+            stem, _, ending = file.partition(".")
+            key = f"{folder}/{stem}"
+            sample = samples.setdefault(key, _Sample(shard, key))
+            _add_file(sample, archive, member, ending.lower(), request)
         hidden += archive.hidden
     except SkipItem as skip:
-        rule = f"shard {request.hashed(shard)} must be whole and safe"
         raise request.error(
-            rule, skip.reason, "copy it again; its name must end as its format does"
+            f"shard {request.hashed(shard)} must be readable and safe",
+            skip.reason,
+            "copy it again; its name must end as its format does",
         ) from None
     except (ValueError, RecursionError):
-        rule = ".cls must be UTF-8 text, and .json hold JSON, each key once"
         raise request.error(
-            rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}"
+            ".cls must be UTF-8 text, and .json hold JSON, each key once",
+            f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}",
         ) from None
-    return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
+    return list(samples.values())
+
+
+def _add_file(
+    sample: _Sample, archive: Archive, member: str, ending: str, request: RawRequest
+) -> None:
+    """Add one member of a shard to its sample; other files than these are ignored."""
+    if ending == "cls":
+        text = archive.read(member, MAX_LABEL_BYTES).decode("utf-8")
+        sample.cls_label = text.strip("\r\n")
+    elif ending == "json":
+        values = read_json(archive.read(member, MAX_LABEL_BYTES).decode("utf-8"))
+        if isinstance(values, dict):
+            sample.values = {str(name): cell_text(value) for name, value in values.items()}
+    elif is_single_image_name(f"x.{ending}"):
+        if sample.image:
+            raise request.error(
+                "a sample must have one image",
+                f"two in {request.hashed(sample.locator)}",
+                "files are one sample up to the first dot of their names",
+            )
+        sample.image = member
 
 
 def _label(sample: _Sample, column: str, request: RawRequest) -> str:
-    """Return the label of a sample as written; ``.cls`` and ``.json`` may not contradict each
-    other.
+    """Return the label of a sample as written.
+
+    Raises:
+        DataError: ``.cls`` and ``.json`` give two labels that mean different classes.
     """
-    value = sample.values.get(column, "")
-    if sample.written is None or not value:
-        return sample.written or value
-    mapping = dict(request.dataset.label_map)
-    if mapping.get(value, value) != mapping.get(sample.written, sample.written):
-        rule = ".cls and .json must give one label"
-        raise request.error(rule, f"two in {request.hashed(sample.locator)}")
-    return sample.written
+    json_label = sample.values.get(column, "")
+    cls_label = sample.cls_label
+    if cls_label is None or not json_label:
+        return cls_label or json_label
+    label_map = dict(request.dataset.label_map)
+    if label_map.get(json_label, json_label) != label_map.get(cls_label, cls_label):
+        raise request.error(
+            ".cls and .json must give one label", f"two in {request.hashed(sample.locator)}"
+        )
+    return cls_label

@@ -270,6 +270,33 @@ class AttackRecord(Finding):
         return attack_name(self.method, self.epsilon)
 
 
+class FurtherTestRecord(Finding):
+    """A trained network on a further test set: the test images, some of them moved.
+
+    Attributes:
+        name: the condition that moved them.
+        num_moved: images that it moved.
+        loss: mean cross-entropy over all images, in nat; None when it is no finite number.
+        accuracy: share of them that are classified rightly.
+        moved_loss: mean over the moved images alone; None where none moved, or as ``loss``.
+        moved_accuracy: likewise.
+        unmoved_loss: mean over the other images, which are those of the test set; None likewise.
+        unmoved_accuracy: likewise.
+        robustness: distances to other decisions, of the images that ``TrialResult.robustness`` is
+            of; where that is asked for.
+    """
+
+    name: str
+    num_moved: int
+    loss: float | None
+    accuracy: float
+    moved_loss: float | None
+    moved_accuracy: float | None
+    unmoved_loss: float | None
+    unmoved_accuracy: float | None
+    robustness: RadiusRecord | None = None
+
+
 class NetworkScores(Finding):
     """A trained network on its training set and on the test set; losses are cross-entropy in
     nat.
@@ -323,6 +350,7 @@ class TrialResult(Finding):
         robustness: distances to other decisions, where asked for.
         weights: of the trained network, where they are kept.
         weights_note: why they could not be kept although they should.
+        further_tests: losses on further test sets, where asked for.
         predictions: logits of every test image, where they are kept.
         predictions_note: why they could not be kept although they should.
         peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its
@@ -350,6 +378,7 @@ class TrialResult(Finding):
     test_history: tuple[EpochScore, ...] = ()
     best_epoch: int | None = None
     robustness: RadiusRecord | None = None
+    further_tests: tuple[FurtherTestRecord, ...] = ()
     weights: KeptFile | None = None
     weights_note: str = ""
     predictions: KeptFile | None = None

@@ -23,16 +23,18 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import (
     AttackMeasurement,
     AttackSpec,
+    FurtherTestMeasurement,
     Measurement,
     NetworkSpec,
     PredictionMeasurement,
     RepresentationMeasurement,
     RobustnessMeasurement,
+    RobustnessSpec,
     TrialSpec,
 )
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
-from tasks.prepared.subsets import TrialData
+from tasks.prepared.subsets import FurtherTestImages, TrialData
 from tasks.trials.attacks import CleanPass, attack_all, attack_pass, measure_radii, pass_clean
 from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
@@ -41,6 +43,7 @@ from tasks.trials.records import (
     AttackRecord,
     EpochRecord,
     EpochScore,
+    FurtherTestRecord,
     KeptFile,
     NetworkScores,
     RadiusRecord,
@@ -458,6 +461,9 @@ class _Trial:
             "d_repr_stages": d_repr_stages,
             "attacks": attacks,
             "robustness": self._radii([m for m in missing if isinstance(m, RobustnessMeasurement)]),
+            "further_tests": self._further_tests(
+                [m for m in missing if isinstance(m, FurtherTestMeasurement)]
+            ),
             "predictions": kept if isinstance(kept, KeptFile) else None,
             "predictions_note": kept if isinstance(kept, str) else "",
         }
@@ -518,21 +524,62 @@ class _Trial:
     def _radii(self, asked: Sequence[RobustnessMeasurement]) -> RadiusRecord | None:
         if not asked:
             return None
-        robustness = asked[0].robustness
         with self._timed("robustness"):
-            return measure_radii(
-                self.model,
-                self.test_images,
-                self.test_labels,
-                self.images,
-                num_images=robustness.num_images,
-                pass_size=self.gradient_pass,
-                # Of the data, not of the network: all networks of a subset are asked about the same
-                # images.
-                seed=derive_seed("r_hat", self.network.subset),
-                num_steps=robustness.num_steps,
-                num_bisections=robustness.num_bisections,
-            )
+            return self._radii_of(self.test_images, asked[0].robustness)
+
+    def _radii_of(self, images: torch.Tensor, robustness: RobustnessSpec) -> RadiusRecord:
+        return measure_radii(
+            self.model,
+            images,
+            self.test_labels,
+            self.images,
+            num_images=robustness.num_images,
+            pass_size=self.gradient_pass,
+            # Of the data, not of the network: all networks of a subset, and of its conditions, are
+            # asked about the same images.
+            seed=derive_seed("r_hat", self.network.subset.unmoved),
+            num_steps=robustness.num_steps,
+            num_bisections=robustness.num_bisections,
+        )
+
+    def _further_tests(
+        self, asked: Sequence[FurtherTestMeasurement]
+    ) -> tuple[FurtherTestRecord, ...]:
+        if not asked:
+            return ()
+        given = {test.name: test for test in self.data.further_tests}
+        records = []
+        for measurement in asked:
+            name = measurement.test.name
+            if name not in given:
+                rule = "A further test set must come with the images of a trial"
+                raise DataError(rule, f"none is named {name}")
+            records.append(self._further_test(given[name], measurement.robustness))
+        return tuple(records)
+
+    def _further_test(
+        self, test: FurtherTestImages, robustness: RobustnessSpec | None
+    ) -> FurtherTestRecord:
+        images = resident(test.images, self.device)
+        clean = pass_clean(self.model, images, self.test_labels, pass_size=self.gradient_pass)
+        is_moved = torch.from_numpy(test.is_moved).to(self.device)
+        scores: dict[str, Any] = {}
+        for prefix, rows in (
+            ("", torch.ones_like(is_moved)),
+            ("moved_", is_moved),
+            ("unmoved_", ~is_moved),
+        ):
+            has_rows = bool(rows.any())
+            loss = float(clean.losses[rows].double().mean()) if has_rows else math.nan
+            scores[f"{prefix}loss"] = loss if math.isfinite(loss) else None
+            correct = clean.correct[rows].double()
+            scores[f"{prefix}accuracy"] = float(correct.mean()) if has_rows else None
+        return FurtherTestRecord(
+            name=test.name,
+            num_moved=int(is_moved.sum()),
+            robustness=None if robustness is None else self._radii_of(images, robustness),
+            **scores,
+        )
 
     def _result(self, reason: str, kept: KeptFile | str | None = None) -> TrialResult:
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
@@ -567,12 +614,15 @@ def _joined(known: TrialResult, found: dict[str, Any]) -> TrialResult:
     """Add to what was known what was found later; nothing that was known is lost."""
     new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
     kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
+    tested = {test.name for test in found["further_tests"]}
+    kept_tests = tuple(test for test in known.further_tests if test.name not in tested)
     return known.model_copy(
         update={
             "d_repr": {**known.d_repr, **found["d_repr"]},
             "d_repr_stages": found["d_repr_stages"] or known.d_repr_stages,
             "attacks": kept + found["attacks"],
             "robustness": found["robustness"] or known.robustness,
+            "further_tests": kept_tests + found["further_tests"],
             "predictions": found["predictions"] or known.predictions,
             "predictions_note": found["predictions_note"],
         }

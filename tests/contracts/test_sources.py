@@ -1,9 +1,14 @@
-"""What every registered source promises. A new one is tested by its row in ``SOURCES`` and a raw
-tree."""
+"""The promises of every dataset: each row of ``datasets.toml``, and each kind of own data.
+
+A new dataset is tested by its row. A new source also needs a small raw tree in ``tests/raw_trees``;
+what is missing is said by the test that fails.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -16,132 +21,177 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import MadeSpec, OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
-from tasks.sources import FROM_RAW, OWN_KINDS, SOURCES, source_for
+from tasks.sources import OWN_KINDS, OWN_OPTIONS, SOURCES, needs_download, source_for
 from tasks.sources.base import RawRequest, SkipItem
 from tests.raw_trees import WRITERS, write_raw_tree
 from tests.raw_trees.own import OWN_WRITERS
 
-NO_DOWNLOAD = "nothing to download"
-MOST_READ = 12
+OWN = [f"own {kind}" for kind in OWN_KINDS]
+NAMES = sorted([*DATASETS, *MADE, *OWN])
+MAX_READ = 12
 
 
 def dataset_of(name: str) -> DatasetSpec:
-    """The first dataset of the table that this source reads, or own data of that kind."""
-    if name in OWN_KINDS:
-        return own_dataset_spec("mine", OwnSourceSpec(kind=name, path="x", domain="natural"))
+    """Return the dataset of a row, or own data of a kind."""
+    if name in DATASETS:
+        return DATASETS[name]
     if name in MADE:
         return made_dataset_spec("made", MadeSpec(from_=name))
-    rows = [row for row in DATASETS.values() if row.source == name]
-    if not rows:
-        pytest.fail(
-            f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or MADE"
-        )
-    return next((row for row in rows if row.name in WRITERS), rows[0])
+    kind = name.removeprefix("own ")
+    return own_dataset_spec("mine", OwnSourceSpec(kind=kind, path="x", domain="natural"))
 
 
-@pytest.fixture(scope="module", params=sorted(SOURCES))
+def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
+    """Write a small raw download of a dataset, or return None if its source reads none."""
+    row = SOURCES[dataset.source]
+    if dataset.name not in DATASETS and row.own is not None:
+        if dataset.source not in OWN_WRITERS:
+            pytest.fail(f"kind {dataset.source} needs a writer in tests/raw_trees/own.py")
+        return OWN_WRITERS[dataset.source](folder / "own")
+    if row.download == "none":
+        return None
+    # Several rows may read one download: another task on it has the same layout.
+    for name in WRITERS:
+        writer = DATASETS[name]
+        if (writer.source, writer.raw_layout) == (dataset.source, dataset.raw_layout):
+            return write_raw_tree(name, folder)
+    pytest.fail(f"dataset {dataset.name} needs a writer in tests/raw_trees/__init__.py")
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def request_of(request, tmp_path_factory) -> RawRequest:
-    """A request for a small raw tree of the source."""
+    """A request for a small raw download of the dataset."""
     dataset = dataset_of(request.param)
-    folder = tmp_path_factory.mktemp("raw")
-    if request.param in OWN_KINDS:
-        if request.param not in OWN_WRITERS:
-            pytest.fail(f"kind {request.param} needs a writer in tests/raw_trees/own.py")
-        raw: Path | None = OWN_WRITERS[request.param](folder / "own")
-    elif dataset.raw_layout.startswith(NO_DOWNLOAD):
-        raw = None
-    elif dataset.name not in WRITERS:
-        pytest.fail(f"dataset {dataset.name} needs a writer in tests/raw_trees/__init__.py")
-    else:
-        raw = write_raw_tree(dataset.name, folder)
+    raw = write_download(dataset, tmp_path_factory.mktemp("raw"))
     spec = PreparedSpec(
         dataset=dataset.name, task=dataset.task, image_size=16, channels=1, max_images_per_class=40
     )
     return RawRequest(dataset, spec, raw, key="k")
 
 
-def some(items):
-    """At most ``MOST_READ`` items, from all over the listing."""
-    places = np.unique(np.linspace(0, len(items) - 1, MOST_READ).astype(int))
-    return [items[place] for place in places]
+def spread(items):
+    """Return at most :data:`MAX_READ` items from all over a listing."""
+    rows = np.unique(np.linspace(0, len(items) - 1, MAX_READ).astype(int))
+    return [items[row] for row in rows]
 
 
 def read(reader, item):
-    """The samples of an item, or why there are none."""
+    """Return the samples of an item, or the reason why there are none."""
     try:
         return list(reader(item))
     except SkipItem as skip:
         return skip.reason
 
 
-class TestSource:
-    def test_the_listing_is_the_same_every_time(self, request_of):
-        source = source_for(request_of.dataset.source)
-        first, second = source.list_items(request_of), source.list_items(request_of)
-        assert list(first.items) == list(second.items)
-        assert first.items
-        assert first.label_names == second.label_names
-        assert first.block_size >= 1
+def test_listing_twice_gives_the_same_items(request_of):
+    source = source_for(request_of.dataset.source)
+    first, second = source.list_items(request_of), source.list_items(request_of)
+    assert list(first.items) == list(second.items)
+    assert first.items
+    assert first.label_names == second.label_names
+    assert first.block_size >= 1
 
-    def test_items_are_named_labelled_and_point_below_the_raw_folder(self, request_of):
-        listing = source_for(request_of.dataset.source).list_items(request_of)
-        names = list(listing.label_names)
-        assert len(set(names)) == len(names) >= 2
-        if request_of.dataset.label_names:
-            assert tuple(names) == request_of.dataset.label_names
-        assert len({(item.locator, item.details) for item in listing.items}) == len(listing.items)
-        for item in listing.items:
-            assert item.label is None or 0 <= item.label < len(names)
-            assert item.split in ("", "train", "test")
-            assert not Path(item.locator).is_absolute()
 
-    def test_reading_depends_on_the_item_alone(self, request_of):
-        source = source_for(request_of.dataset.source)
-        listing = source.list_items(request_of)
-        items = some(listing.items)
-        one, other = (
-            source.reader(request_of),
-            source_for(request_of.dataset.source).reader(request_of),
+def test_items_are_distinct_labelled_and_below_the_raw_folder(request_of):
+    listing = source_for(request_of.dataset.source).list_items(request_of)
+    names = list(listing.label_names)
+    assert len(set(names)) == len(names) >= 2
+    if request_of.dataset.label_names:
+        assert tuple(names) == request_of.dataset.label_names
+    assert len({(item.locator, item.details) for item in listing.items}) == len(listing.items)
+    for item in listing.items:
+        assert item.label is None or 0 <= item.label < len(names)
+        assert item.split in ("", "train", "test")
+        assert not Path(item.locator).is_absolute()
+
+
+def test_an_item_is_read_alike_in_any_order(request_of):
+    source = source_for(request_of.dataset.source)
+    listing = source.list_items(request_of)
+    items = spread(listing.items)
+    first_reader, second_reader = source.reader(request_of), source.reader(request_of)
+    forwards = [read(first_reader, item) for item in items]
+    backwards = [read(second_reader, item) for item in items[::-1]][::-1]
+    assert any(not isinstance(samples, str) for samples in forwards)
+    for item, samples, same_samples in zip(items, forwards, backwards, strict=True):
+        if isinstance(samples, str):
+            assert samples == same_samples
+            assert item.locator not in samples, "a reason names no file"
+            continue
+        for sample, same in zip(samples, same_samples, strict=True):
+            np.testing.assert_array_equal(sample.pixels, same.pixels)
+            assert sample.label == same.label
+            label = item.label if sample.label is None else sample.label
+            assert 0 <= label < len(listing.label_names)
+            assert np.isfinite(sample.pixels.astype(float)).all()
+
+
+MESSAGES = {"none": "expected: ", "absent": "must exist", "empty": "must (hold|be)|needs"}
+
+
+@pytest.mark.parametrize("download", MESSAGES)
+def test_a_download_that_is_not_there_is_one_clear_message(request_of, tmp_path, download):
+    if request_of.raw is None:
+        pytest.skip("reads no download")
+    if download == "none" and not needs_download(request_of.dataset):
+        pytest.skip("fetches its download, or has the path of a sweep file")
+    raw = None if download == "none" else tmp_path / "raw"
+    if download == "empty":
+        raw.mkdir()
+    with pytest.raises(DataError, match=MESSAGES[download]):
+        prepare_dataset(
+            request_of.spec,
+            request_of.dataset,
+            raw=raw,
+            destination=tmp_path / "out",
+            executor=InlineExecutor(),
         )
-        forwards = [read(one, item) for item in items]
-        backwards = [read(other, item) for item in items[::-1]][::-1]
-        assert any(not isinstance(found, str) for found in forwards)
-        for item, found, again in zip(items, forwards, backwards, strict=True):
-            if isinstance(found, str):
-                assert found == again
-                assert item.locator not in found, "a reason names no file"
-                continue
-            for sample, same in zip(found, again, strict=True):
-                np.testing.assert_array_equal(sample.pixels, same.pixels)
-                assert sample.label == same.label
-                label = item.label if sample.label is None else sample.label
-                assert 0 <= label < len(listing.label_names)
-                assert np.isfinite(sample.pixels.astype(float)).all()
-
-    @pytest.mark.parametrize("what", ["none", "absent", "empty"])
-    def test_a_raw_download_that_is_not_there_is_one_clear_message(
-        self, request_of, tmp_path, what
-    ):
-        if request_of.raw is None or (what == "none" and request_of.dataset.source not in FROM_RAW):
-            pytest.skip("needs no download, or fetches it")
-        raw = None if what == "none" else tmp_path / "raw"
-        if what == "empty":
-            raw.mkdir()
-        messages = {"none": "expected: ", "absent": "must exist", "empty": "must (hold|be)|needs"}
-        with pytest.raises(DataError, match=messages[what]):
-            prepare_dataset(
-                request_of.spec,
-                request_of.dataset,
-                raw=raw,
-                destination=tmp_path / "out",
-                executor=InlineExecutor(),
-            )
-        assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_every_kind_has_a_row_in_the_documents():
+@pytest.mark.parametrize("raw", ["folder", "file"])
+def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypatch, raw):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (name, row), *_ = tomllib.loads(re.search("```toml\n(.*?)```", text, re.DOTALL)[1]).items()
+    dataset = DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
+    monkeypatch.setitem(DATASETS, name, dataset)
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
+    labels = (np.arange(40) % 9)[:, None]
+    np.savez(
+        tmp_path / f"{name}.npz",
+        train_images=images[:20],
+        train_labels=labels[:20],
+        test_images=images[20:],
+        test_labels=labels[20:],
+    )
+    record = prepare_dataset(
+        PreparedSpec(dataset=name, image_size=16, channels=3),
+        dataset,
+        raw=tmp_path if raw == "folder" else tmp_path / f"{name}.npz",
+        destination=tmp_path / "out",
+        executor=InlineExecutor(),
+    )
+    assert record.num_images == 40
+    assert record.label_names == dataset.label_names
+    assert needs_download(dataset)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_a_dataset_or_is_a_kind_of_own_data(name):
+    sources = {row.source for row in (*DATASETS.values(), *MADE.values())}
+    assert name in sources or name in OWN_KINDS, "needs a row in search_spaces/datasets.toml"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_has_a_source_in_the_table(name):
+    assert DATASETS[name].source in SOURCES, "needs a row in SOURCES of tasks/sources/__init__.py"
+
+
+@pytest.mark.parametrize("kind", OWN_KINDS)
+def test_every_kind_is_documented_and_its_options_are_known(kind):
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
-    assert [kind for kind in OWN_KINDS if f"| `{kind}` |" not in text] == []
+    assert f"| `{kind}` |" in text
+    assert set(OWN_KINDS[kind].options) <= set(OWN_OPTIONS) <= OwnSourceSpec.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -149,5 +199,5 @@ def test_every_kind_has_a_row_in_the_documents():
 )
 def test_every_reader_says_what_its_layout_was_taken_from(name):
     """A document, a public reader or a format's standard."""
-    module = import_module(SOURCES[name].partition(":")[0])
+    module = import_module(SOURCES[name].target.partition(":")[0])
     assert re.search(r"Layout|Format", module.__doc__)

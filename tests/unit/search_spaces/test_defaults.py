@@ -30,6 +30,8 @@ HASHED = {
     "RobustnessMeasurement": ["ROBUSTNESS"],
     "RobustnessSpec": ["ROBUSTNESS"],
     "PredictionMeasurement": ["PREDICTIONS"],
+    "FurtherTest": ["FURTHER_TEST"],
+    "FurtherTestMeasurement": ["FURTHER_TEST", "ROBUSTNESS"],
 }
 
 

@@ -3,7 +3,7 @@ to find."""
 
 import re
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ import statsmodels.api as sm
 from scipy import stats
 
 from orchestrator.analysis.figures import draw_groups
-from orchestrator.analysis.grouped import LEVELS, Design, fit_groups, read_own_table
+from orchestrator.analysis.grouped_tables.design import LEVELS, Design
+from orchestrator.analysis.grouped_tables.fit import fit_groups, fit_user_table
+from orchestrator.analysis.grouped_tables.user_table import read_user_table
 from search_spaces.errors import ConfigError
 
 PLAIN = Design("loss", ("d",), ("dataset",))
@@ -55,6 +57,7 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
+        ("model", "Total2", "model is Total2 in 3 rows"),
         ("dataset", "mean ± std", "dataset is mean ± std in 3 rows"),
         ("dataset", "macro-average", "dataset is macro-average in 3 rows"),
         ("dataset", "mean_of_all", "dataset is mean_of_all in 3 rows"),
@@ -68,9 +71,9 @@ def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, c
     table.loc[[3, 40, 70], column] = value
     table.to_csv(tmp_path / "own.csv", index=False)
     design = Design("loss", ("d",), ("dataset",), ("model",))
-    read = read_own_table(tmp_path / "own.csv", design)
-    assert len(read) == len(table)
-    found = fit_groups(read, design)
+    read = read_user_table(tmp_path / "own.csv", design)
+    assert len(read.rows) == len(table)
+    found = fit_user_table(read, design)
     assert [remark for remark in found.remarks if said in remark] == list(found.remarks)
     assert f"Beware: {said}" in " ".join(found.lines())
 
@@ -81,8 +84,9 @@ def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, c
 def test_a_code_is_told_by_how_far_it_lies_from_the_others_or_alone_below_zero(tmp_path, others):
     code = -999 if others.min() < 0 else -1
     table = rows()[:90].assign(loss=np.where(np.arange(90) % 40, others, code))
+    table = table.drop(columns="model")
     table.to_csv(tmp_path / "own.csv", index=False)
-    (remark,) = read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"]
+    (remark,) = read_user_table(tmp_path / "own.csv", PLAIN).remarks
     assert remark.startswith(f"Beware: loss is {code} in 3 rows")
 
 
@@ -98,8 +102,9 @@ def test_a_code_is_told_by_how_far_it_lies_from_the_others_or_alone_below_zero(t
 )
 def test_numbers_that_only_look_like_codes_are_not_told(tmp_path, d):
     table = rows()[:90].assign(d=d + 0.0, loss=lambda own: own["loss"] - 99)
+    table = table.drop(columns="model")
     table.to_csv(tmp_path / "own.csv", index=False)
-    assert fit_groups(read_own_table(tmp_path / "own.csv", PLAIN), PLAIN).remarks == ()
+    assert fit_user_table(read_user_table(tmp_path / "own.csv", PLAIN), PLAIN).remarks == ()
 
 
 @pytest.mark.parametrize("num", [3, 60])
@@ -111,9 +116,9 @@ def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
         with pytest.raises(
             ConfigError, match=f"{told}, ….*; .*spell otherwise what is a level of its own"
         ):
-            read_own_table(tmp_path / "own.csv", PLAIN)
+            read_user_table(tmp_path / "own.csv", PLAIN)
     else:
-        assert re.search(told, read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"][0])
+        assert re.search(told, read_user_table(tmp_path / "own.csv", PLAIN).remarks[0])
 
 
 def dummies(table, *names):
@@ -135,22 +140,65 @@ def test_slopes_within_groups_are_those_of_indicators_and_refits_without_each_gr
     for name in on:
         slope = fit.find("within", name)
         value = by_hand(table)[name]
-        error = np.sqrt(5 / 6 * ((without.loc[name] - value) ** 2).sum())
-        others = [other for other in on if other != name]
-        rest = pd.concat([table[others], dummies(table, "dataset", *within)], axis=1)
-        residual = sm.OLS(table[name], sm.add_constant(rest)).fit().resid
-        shares = (residual**2).groupby(table["dataset"]).sum() / (residual**2).sum()
-        degrees = 1 / (shares**2).sum() - 1
+        x = sm.add_constant(
+            pd.concat([table[list(on)], dummies(table, "dataset", *within)], axis=1)
+        )
+        error, degrees = slow_cr2(table["loss"], x, table["dataset"], name)
         assert slope.value == pytest.approx(value, rel=1e-9)
         assert slope.left_out == pytest.approx(dict(without.loc[name]), rel=1e-9)
         assert slope.interval == pytest.approx(
-            stats.t.interval(0.95, degrees, value, error), rel=1e-9
+            stats.t.interval(0.95, degrees, value, error), rel=1e-8
         )
-        assert slope.p_value == pytest.approx(2 * stats.t.sf(abs(value) / error, degrees), rel=1e-8)
+
+
+def slow_cr2(y, x, clusters, name):
+    """Standard error and degrees of freedom as Bell & McCaffrey (2002) and Imbens & Kolesár (2016,
+    section 3) write them: every matrix in full, intercepts of groups as columns."""
+    x, y, place = x.to_numpy(float), y.to_numpy(float), list(x.columns).index(name)
+    inverse = np.linalg.pinv(x.T @ x)
+    annihilator = np.eye(len(y)) - x @ inverse @ x.T
+    residuals = annihilator @ y
+    variance, forms = 0.0, []
+    for cluster in sorted(set(clusters)):
+        rows = np.flatnonzero(clusters == cluster)
+        values, vectors = np.linalg.eigh(annihilator[np.ix_(rows, rows)])
+        roots = np.where(values > 1e-9, 1 / np.sqrt(np.maximum(values, 1e-9)), 0.0)
+        adjustment = vectors @ np.diag(roots) @ vectors.T
+        weights = adjustment @ x[rows] @ inverse[place]
+        variance += (weights @ residuals[rows]) ** 2
+        forms.append(annihilator[:, rows] @ weights)
+    covariances = np.array(forms) @ np.array(forms).T
+    eigenvalues = np.linalg.eigvalsh(covariances)
+    return np.sqrt(variance), eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+
+
+def test_p_within_groups_is_that_of_a_wild_bootstrap_refitted_for_every_pattern_of_signs():
+    table = rows(num_groups=8, slope_within=-0.12)
+    slope = fit_groups(table, PLAIN).find("within", "d")
+    indicators = pd.get_dummies(table["dataset"], dtype=float).to_numpy()
+    x = np.column_stack([table["d"], indicators])
+    code = pd.factorize(table["dataset"])[0]
+    fitted = indicators @ np.linalg.lstsq(indicators, table["loss"].to_numpy(), rcond=None)[0]
+    restricted = table["loss"].to_numpy() - fitted
+    within = (
+        table["d"].to_numpy()
+        - indicators @ (np.linalg.lstsq(indicators, table["d"].to_numpy(), rcond=None)[0])
+    )
+
+    def t(y):
+        coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
+        scores = np.bincount(code, within * (y - x @ coefficients))
+        return abs(coefficients[0]) / np.sqrt((scores**2).sum())
+
+    observed = t(table["loss"].to_numpy())
+    drawn = [t(fitted + np.array(signs)[code] * restricted) for signs in product((-1, 1), repeat=8)]
+    assert 0.005 < slope.p_value < 0.9
+    assert slope.p_value == np.mean(np.array(drawn) >= observed * (1 - 1e-9))
 
 
 def test_slopes_between_groups_are_those_of_their_means_and_all_permutations():
     table = rows()
+    table["d"] = table.groupby("dataset")["d"].transform("mean")  # no scatter in the means
     slope = fit_groups(table, PLAIN).find("between", "d")
     means = table.groupby("dataset")[["loss", "d"]].mean()
 
@@ -159,10 +207,10 @@ def test_slopes_between_groups_are_those_of_their_means_and_all_permutations():
 
     value = by_hand(means).params["d"]
     without = {name: by_hand(means.drop(name)).params["d"] for name in means.index}
-    error = np.sqrt(5 / 6 * sum((one - value) ** 2 for one in without.values()))
-    shares = (means["d"] - means["d"].mean()) ** 2
-    shares /= shares.sum()
-    degrees = 1 / (shares**2).sum() - 1
+    error, degrees = slow_cr2(
+        means["loss"], sm.add_constant(means["d"]), pd.Series(range(6), means.index), "d"
+    )
+    assert error == pytest.approx(by_hand(means).HC2_se["d"], rel=1e-9)
     ends = [*by_hand(means).conf_int().loc["d"], *stats.t.interval(0.95, degrees, value, error)]
     x, y = means["d"].to_numpy(), means["loss"].to_numpy()
     found = abs(np.corrcoef(x, y)[0, 1])
@@ -200,8 +248,8 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
 def test_the_sentence_claims_each_level_for_itself():
     fit = fit_groups(rows(num_groups=9), Design("loss", ("d",), ("dataset",), ("model",)))
     sentence = fit.sentence("d")
-    assert sentence.startswith("At equal model: within one dataset, loss falls with d (slope −0.")
-    assert "; between 9 groups, loss rises with d (slope " in sentence
+    assert sentence.startswith("At equal model, within one dataset, loss falls with d (slope −0.")
+    assert " At equal model, between 9 groups, loss rises with d (slope " in sentence
 
 
 def scattered(rng, num_groups):
@@ -386,7 +434,7 @@ def written(tmp_path, table, name="t.csv"):
 def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, messages):
     table = rows().head(116)
     with pytest.raises(ConfigError, match="; found: ") as told:
-        read_own_table(written(tmp_path, change(table)), PLAIN)
+        read_user_table(written(tmp_path, change(table)), PLAIN)
     for message in messages:
         assert message in str(told.value)
     # What is no number is not said not to vary as well.
@@ -428,7 +476,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
 def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
     (tmp_path / name).write_bytes(body)
     with pytest.raises(ConfigError, match=message):
-        read_own_table(tmp_path / name, PLAIN)
+        read_user_table(tmp_path / name, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -445,15 +493,17 @@ def test_every_kind_of_file_holds_the_same_numbers(tmp_path, name):
         table.to_excel(path, index=False)
     else:
         (table.set_index("dataset") if name.startswith("index") else table).to_parquet(path)
-    read = read_own_table(path, PLAIN)
+    read = read_user_table(path, PLAIN).rows
     np.testing.assert_allclose(read["loss"], table["loss"], rtol=1e-15)
     assert read["dataset"].tolist() == table["dataset"].tolist()
 
 
 def test_few_rows_without_a_value_or_twice_are_left_out_and_counted(tmp_path):
-    table = rows()
+    table = rows().drop(columns="model")
     table.loc[[3, 7], "d"] = np.nan
-    fit = fit_groups(read_own_table(written(tmp_path, pd.concat([table, table[:1]])), PLAIN), PLAIN)
+    fit = fit_user_table(
+        read_user_table(written(tmp_path, pd.concat([table, table[:1]])), PLAIN), PLAIN
+    )
     assert fit.num_rows == len(table) - 2
     assert fit.remarks == (
         "Left out: 2 rows without d (rows 4, 8).",

@@ -1,10 +1,13 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks import null_interventions
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import Arm, fit_interventions
@@ -200,3 +203,133 @@ def test_a_world_without_base_is_said():
     arms = tuple(arm for arm in ARMS if arm.dataset != "w0_base")
     gate = next(g for g in fit_interventions(table(1.0), arms).gates if g.arm.world == "w0")
     assert (gate.counts, gate.reason) == (False, "world w0 has no base")
+
+
+TRAINING_ARMS = tuple(
+    Arm(f"w{world:02}_{name}", f"w{world:02}", moves, name, intervene_on="training")
+    for world in range(12)
+    for name, moves in (("base", "base"), ("near", "sharpness"))
+)
+NUM_TEST, NUM_MOVED = 100, 5
+
+
+def training_table(follows, artefact, *, moved=4.0, scatter=0.1, seed=0):
+    """Log losses that follow K_F of the training images, and K_F of the test images, with two
+    known slopes.
+
+    The artefact lies on the moved images alone, as it must: the other 95 have the base's loss.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.normal(0, scatter, 12)
+    of_worlds = follows + drawn - drawn.mean()
+    rows = []
+    for place, arm in enumerate(TRAINING_ARMS):
+        is_base = arm.moves == "base"
+        own = of_worlds[place // 2]
+        for size in (30, 85, 240):
+            loss = 0.2 * size**-0.3 * (1.0 if is_base else moved**own)
+            harder = loss * moved ** (artefact + rng.normal(0, scatter))
+            unmoved = loss
+            moved_loss = (NUM_TEST * harder - (NUM_TEST - NUM_MOVED) * unmoved) / NUM_MOVED
+            rows.append(
+                {
+                    "trial_id": f"{arm.dataset}-{size}",
+                    "model": "m",
+                    "dataset": arm.dataset,
+                    "domain": "natural",
+                    "train_size": size,
+                    "test_loss": loss,
+                    "test_accuracy": 0.9,
+                    "d_data_mle": 6.0,
+                    "label_sharpness": 1e-3 * (1.0 if is_base else moved),
+                    "test_on_near_loss": harder,
+                    "test_on_near_accuracy": 0.85,
+                    "test_on_near_num_moved": NUM_MOVED,
+                    "test_on_near_moved_loss": moved_loss,
+                    "test_on_near_unmoved_loss": unmoved,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def slopes(found, response="loss"):
+    return {
+        (one.trained_on, one.tested_on): one
+        for one in found.effects
+        if one.response == response and "Δ log K_F" in one.estimand and not one.arm
+    }
+
+
+def test_what_training_images_do_is_told_from_what_test_images_do():
+    found = fit_interventions(training_table(0.2, 1.0), TRAINING_ARMS)
+    of = slopes(found)
+    assert {images: one.num_worlds for images, one in of.items()} == {
+        ("condition", "base"): 12,
+        ("base", "condition"): 12,
+        ("condition", "condition"): 12,
+    }
+    assert of["condition", "base"].value == pytest.approx(0.2, abs=0.1)
+    assert of["base", "condition"].value == pytest.approx(1.0, abs=0.1)
+    assert of["condition", "condition"].value == pytest.approx(1.2, abs=0.15)
+    assert slopes(found, "error")["base", "condition"].value == pytest.approx(
+        np.log(0.15 / 0.1) / np.log(4)
+    )
+
+
+def test_with_test_images_moved_on_purpose_the_loss_lies_on_those():
+    """The positive control: the instrument sees the artefact of the first sweeps."""
+    found = fit_interventions(training_table(0.0, 1.3), TRAINING_ARMS)
+    artefact = slopes(found)["base", "condition"]
+    assert artefact.told_from_zero
+    assert not artefact.smaller_than_half
+    assert found.moved_shares["base"] == pytest.approx(0.05)
+    share = 1 - 0.95 / 4**1.3
+    assert found.moved_shares["condition"] == pytest.approx(share, abs=0.05)
+    assert share > 0.8
+
+
+@pytest.mark.parametrize(
+    ("follows", "scatter", "told", "small", "words"),
+    [
+        (0.0, 0.1, False, True, "shows no effect, and an effect of half the law's rate is ruled"),
+        (0.25, 0.1, True, True, "rises with it, by less than half the law's rate"),
+        (1.0, 0.1, True, False, "rises with it, at a rate that agrees with the law"),
+        (0.75, 0.1, True, False, "rises with it, more weakly than the law says"),
+        (-0.75, 0.1, True, False, "moves against the law"),
+        (0.3, 2.0, False, False, "effects of half the law's rate are compatible with these data"),
+    ],
+)
+def test_each_conclusion_of_the_registered_rule(follows, scatter, told, small, words):
+    found = fit_interventions(training_table(follows, 1.0, scatter=scatter), TRAINING_ARMS)
+    effect = slopes(found)["condition", "base"]
+    low, high = effect.interval
+    assert effect.told_from_zero == told == (not low <= 0 <= high)
+    assert effect.smaller_than_half == small == (low > -0.5 and high < 0.5)
+    assert words in found.answer
+
+
+def test_a_condition_that_moves_nothing_gives_no_conclusion():
+    found = fit_interventions(training_table(0.0, 0.0, moved=1.0001), TRAINING_ARMS)
+    assert not any(gate.counts for gate in found.gates)
+    effect = slopes(found)["condition", "base"]
+    assert (effect.num_worlds, effect.told_from_zero, effect.smaller_than_half) == (0, False, False)
+    assert "cannot be judged (0 worlds, at least 3 with scatter needed" in found.answer
+
+
+def test_null_worlds_are_told_from_zero_in_at_most_five_percent_of_sets():
+    """By drawn worlds; 4,000 sets each are committed, and a few are drawn again here."""
+    path = Path(__file__).parents[4] / "benchmarks/results/interventions_training_drawn.json"
+    committed = json.loads(path.read_text(encoding="utf-8"))
+    nulls = [one for one in committed["drawn"] if one["slope"] == 0]
+    assert committed["tables"] >= 1000
+    assert [one["told from 0"] <= 0.05 for one in nulls] == [True, True]
+    halves = [one for one in committed["drawn"] if one["slope"] == 0.5]
+    assert [one["smaller than half the law's rate"] <= 0.05 for one in halves] == [True, True]
+    again = null_interventions.conclusions(0.0, 0.5, 300, seed=1)
+    assert again["told from 0"] <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_sentences_of_conditions_that_move_all_images_stay_as_they_were():
+    found = fit_interventions(table(1.0), ARMS)
+    assert all((one.trained_on, one.tested_on) == ("", "") for one in found.effects)
+    assert not found.moved_shares

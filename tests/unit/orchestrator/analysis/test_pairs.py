@@ -25,7 +25,8 @@ from orchestrator.analysis.class_pairs import (
 )
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
-from orchestrator.analysis.grouped import Design, fit_groups
+from orchestrator.analysis.grouped_tables.design import Design
+from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.table import interval
 

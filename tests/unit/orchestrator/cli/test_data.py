@@ -233,7 +233,7 @@ def test_what_own_data_leave_open_can_be_said(measure, pictures):
     for words, message in (
         ([], "layout: class/group or layout: group/class (--layout)"),
         (["--label-columns", "x"], "label_columns is for kind table"),
-        (["--pixel-range", "0", "1"], "pixel_range is for kind npz or hdf5; found: kind folder"),
+        (["--pixel-range", "0", "1"], "pixel_range is for kind hdf5 or npz; found: kind folder"),
     ):
         code, _, err = measure(source, *words)
         assert (code, message in err) == (2, True), err

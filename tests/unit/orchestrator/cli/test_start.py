@@ -13,7 +13,7 @@ from orchestrator.planning.sweep_file import load_sweep, preset_names
 from orchestrator.running.locks import exclusive
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
-from tasks.sources import own_kind_of
+from tasks.sources.detect import detect_own_kind
 from tasks.sources.own import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import OWN_WRITERS
@@ -41,7 +41,7 @@ class TestInit:
         code, out, said = run("init", str(source), "--out", "mine.yaml", "--json")
         assert code == 0, said
         sweep = load_sweep(here / "mine.yaml")
-        assert sweep.datasets[0].own.kind == own_kind_of(source)
+        assert sweep.datasets[0].own.kind == detect_own_kind(source)
         assert Path(sweep.datasets[0].own.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]

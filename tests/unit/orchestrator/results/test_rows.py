@@ -100,9 +100,14 @@ DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 def test_the_documented_dictionary_is_the_one_in_the_code():
     attacks = c._attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
+    further = [
+        c.Column(c.further_test_column("{condition}", name), text.format("{condition}"), unit)
+        for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
+    ]
     known = [one for one in c._ENTERED.values() if one.origin != "attack"]
-    units = {one.name: f" ({one.unit})" if one.unit != "–" else "" for one in (*known, *attacks)}
-    lines = [f"| `{one.name}` | {one.meaning}{units[one.name]} |" for one in (*known, *attacks)]
+    everything = (*known, *attacks, *further)
+    units = {one.name: f" ({one.unit})" if one.unit != "–" else "" for one in everything}
+    lines = [f"| `{one.name}` | {one.meaning}{units[one.name]} |" for one in everything]
     documented = DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1].splitlines()
     assert documented == ["| column | meaning (unit) |", "|---|---|", *lines]
 

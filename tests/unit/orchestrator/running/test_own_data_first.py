@@ -1,6 +1,7 @@
 """Own data that cannot be used are told of before MLflow and Ray start."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import DataError, SetupError, SweepError
 from tasks.remote import InlineExecutor
+from tasks.sources import folder
+from tasks.sources.base import Listing, RawRequest
 from tasks.sources.own import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
@@ -80,6 +83,22 @@ def test_what_is_wrong_with_own_files_is_told_before_ray_and_mlflow(
     harm(tmp_path / "images")
     with pytest.raises(SweepError, match=message):
         started(sweep)
+
+
+def test_a_command_lists_own_files_once(sweep, started, monkeypatch):
+    source = folder.folder
+    listed: list[RawRequest] = []
+
+    def list_items(request: RawRequest) -> Listing:
+        listed.append(request)
+        return source.list_items(request)
+
+    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
+    sweep["datasets"][0]["class_pairs"] = [["a", "b"]]  # reading the sweep file needs the names
+    for num_commands in (1, 2):  # the second finds prepared data, and whether files changed
+        with pytest.raises(AssertionError, match="Ray or MLflow starts"):
+            started(sweep)
+        assert len(listed) == num_commands
 
 
 def test_files_that_changed_since_are_told_before_ray_and_mlflow(sweep, started, root, tmp_path):

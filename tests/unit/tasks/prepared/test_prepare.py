@@ -25,7 +25,7 @@ from tasks.prepared.parts import read_part
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset, stamp_file
 from tasks.remote import InlineExecutor
-from tasks.sources import SOURCES
+from tasks.sources import SOURCES, SourceRow
 from tasks.sources.base import Item, Listing, Sample, SkipItem
 from tests.unit.tasks.sources.conftest import assert_equal, write_tree
 
@@ -55,7 +55,7 @@ class Toy:
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setitem(SOURCES, "toy", f"{__name__}:Toy")
+    monkeypatch.setitem(SOURCES, "toy", SourceRow(f"{__name__}:Toy"))
     monkeypatch.setattr(Toy, "reads", [])
     monkeypatch.setattr(Toy, "broken", frozenset())
     return dataset_spec("digits").model_copy(update={"source": "toy"})

@@ -17,7 +17,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.prepared import prepare as blocks
-from tasks.sources import own_kind_of
+from tasks.sources.detect import detect_own_kind
 from tasks.sources.own import HIDDEN
 from tasks.sources.raw import TarArchive
 from tests.unit.tasks.sources.archives import pack, tar_mode
@@ -140,7 +140,7 @@ ZIPS: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", ZIPS)
 def test_zips_are_refused(prepare, tmp_path, name):
     change, message = ZIPS[name]
-    with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
+    with pytest.raises(DataError, match=f"readable and safe; found: .*{message}"):
         prepare("folder", zip_of(tmp_path / "x.zip", change))
 
 
@@ -175,9 +175,9 @@ def test_tars_are_refused_however_often_they_are_asked_for(prepare, tmp_path, na
             info.size = len(body)
             archive.addfile(info, io.BytesIO(body))
         archive.addfile(bad)
-    own_kind_of(path)  # opens the archive first, and must not make it look sound
+    detect_own_kind(path)  # opens the archive first, and must not make it look sound
     for _ in range(2):
-        with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
+        with pytest.raises(DataError, match=f"readable and safe; found: .*{message}"):
             prepare("folder", path)
 
 
@@ -211,7 +211,7 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
     with pytest.raises(
-        DataError, match=r"must be whole and safe; .*an archive without its end, as if cut; "
+        DataError, match=r"must be readable and safe; .*an archive without its end, as if cut; "
     ):
         prepare(kind, path)
 
@@ -260,7 +260,7 @@ def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
     plain = pack(class_folder, tmp_path / "own.tar").read_bytes()
     (tmp_path / "own.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
-    with pytest.raises(DataError, match=r"must be whole and safe; .*damaged archive"):
+    with pytest.raises(DataError, match=r"must be readable and safe; .*damaged archive"):
         prepare("folder", tmp_path / "own.tar.xz")
 
 

@@ -301,7 +301,7 @@ HUGE = {
     "labels": header(200 << 20) + bytes(1 << 20),
 }
 LIES = {
-    "cut": (saved()[:-40], "must be whole, as numpy saves it; found: damaged"),
+    "cut": (saved()[:-40], "must be as numpy saves it; found: damaged"),
     "objects": (saved(images=IMAGES.astype(object)), "never unpickled"),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),
@@ -383,5 +383,5 @@ def test_hdf5_files_that_lead_elsewhere_or_lie_are_refused(prepare, tmp_path, na
 def test_a_cut_hdf5_file_is_refused(prepare, tmp_path):
     path = save_arrays(tmp_path / "x", "hdf5", **of())
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(DataError, match="whole HDF5 file"):
+    with pytest.raises(DataError, match="must be an HDF5 file"):
         prepare("hdf5", path)

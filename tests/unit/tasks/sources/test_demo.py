@@ -11,8 +11,8 @@ from skimage.color import rgb2hed
 
 from search_spaces.datasets import DATASETS, PACKAGED, dataset_spec, made_dataset_spec
 from search_spaces.errors import ConfigError, SetupError
+from search_spaces.interventions import MadeSpec
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import MadeSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import preparation_lines
 from tasks.prepared.store import PreparedDataset

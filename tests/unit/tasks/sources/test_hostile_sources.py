@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources import OWN_KINDS, own_kind_of
+from tasks.sources import OWN_KINDS
+from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.pictures import edit_xlsx, save_xlsx
 from tests.unit.tasks.sources.conftest import check_verdict
 from tests.unit.tasks.sources.hostile import BODIES
@@ -33,7 +34,7 @@ def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, what):
     ):
         prepare(kind, path)
     if what != "\0":
-        assert own_kind_of(path) is None
+        assert detect_own_kind(path) is None
 
 
 @pytest.mark.parametrize("kind", OWN_KINDS)

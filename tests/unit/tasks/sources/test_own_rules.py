@@ -15,7 +15,7 @@ import pytest
 from orchestrator.running.measuring import name_labels
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.sources import own_kind_of
+from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.own import COUNT, FORMS, Columns
 
 BLANK = ("cannot be a folder's name", ("folder",))
@@ -341,7 +341,7 @@ def test_verdict(prepare, tmp_path, name, form):
     if form in without or form not in case.only:
         pytest.skip(without.get(form, "the form holds no such value"))
     raw = write(tmp_path / "raw", case.columns)
-    assert own_kind_of(raw) == kind
+    assert detect_own_kind(raw) == kind
 
     def run():
         return prepare(kind, raw, label_map=case.label_map, for_training=False)

@@ -20,8 +20,8 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources import locate
 from tasks.sources.base import hash_key, hash_text, keyed_hash
+from tasks.sources.locate import locate
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _brain

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources import locate, own_kind_of
+from tasks.sources.detect import detect_own_kind
+from tasks.sources.locate import locate
 from tasks.sources.own import HIDDEN
 from tasks.sources.pictures import to_prepared
 from tests.raw_trees.dicoms import make_dicom, save_dicom
@@ -300,16 +301,16 @@ class TestImageFolder:
     def test_metadata_in_the_folder(self, prepare, tmp_path, ending):
         boxes = "x" if ending == "csv" else [[1, 2], [3, 4]]
         raw = image_folder(tmp_path / "raw", ending=ending, age=3.5, boxes=boxes)
-        assert own_kind_of(raw) == "table"
+        assert detect_own_kind(raw) == "table"
         check_verdict({**TURNS, "excluded": {}}, lambda: prepare("table", raw))
         (raw / f"metadata.{ending}").rename(raw / f"mine.{ending}")
-        assert own_kind_of(raw / f"mine.{ending}") == "table"
+        assert detect_own_kind(raw / f"mine.{ending}") == "table"
         check_verdict(TURNS, lambda: prepare("table", raw / f"mine.{ending}", name="b"))
 
     def test_metadata_in_each_split(self, prepare, tmp_path, ending):
         for split, count in (("train", 6), ("validation", 2), ("test", 4)):
             image_folder(tmp_path / "raw" / split, count, ending)
-        assert own_kind_of(tmp_path / "raw") == "table"
+        assert detect_own_kind(tmp_path / "raw") == "table"
         # Folders in the order of their names.
         verdict = {**TURNS, "splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
         options = {"max_skipped_share": 0.5, "for_training": False}
@@ -441,7 +442,7 @@ PATIENTS = {
 def test_patients_of_headers(prepare, tmp_path, name):
     patients, groups, verdict = PATIENTS[name]
     raw = write_dicoms(tmp_path / "raw", patients, groups)
-    assert own_kind_of(raw) == "table"
+    assert detect_own_kind(raw) == "table"
     check_verdict(verdict, lambda: prepare("table", raw))
 
 
@@ -578,7 +579,7 @@ def test_volumes(prepare, tmp_path, name):
     for number in range(4):
         save_nifti(tmp_path / "raw" / f"{number}.nii.gz", np.roll(VOLUME, number, axis=0))
     (tmp_path / "raw" / "manifest.csv").write_text("\n".join((header, *lines)))
-    assert own_kind_of(tmp_path / "raw") == "table"
+    assert detect_own_kind(tmp_path / "raw") == "table"
     check_verdict(verdict, lambda: prepare("table", tmp_path / "raw"))
 
 

@@ -1,0 +1,168 @@
+"""``isweep run dimension-moved``: its images, its power, and its table.
+
+``dimension-moved`` prints the numbers that the registration asks for, from the committed table;
+``--keep CSV`` first takes the columns that they need out of a table of ``isweep results --csv``.
+``images`` measures d and K_F of the sweep's images by level, without any training. ``drawn`` states
+the power: how often each verdict is reached on tables that are drawn from known laws.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from findings_numbers import LevelTable, dimension_moved, read
+from harness import Found, run
+
+from tasks.measures.measure import measure_array
+from tasks.measures.records import MeasureSettings
+from tasks.sources.demo import mnist5k
+from tasks.sources.nuisance import vary
+from tasks.sources.pictures import to_prepared
+
+RESULTS = Path(__file__).with_name("results")
+TABLE = RESULTS / "dimension_moved.csv.gz"
+COLUMNS = [
+    *("trial_id", "dataset", "class_pair", "model", "train_size", "seed", "status"),
+    *("test_loss", "test_accuracy", "train_accuracy"),
+    *("d_data_mle", "d_data_twonn", "label_sharpness"),
+]
+LEVELS = (0, 2, 4, 6)
+PAIRS = [
+    *("01", "12", "23", "34", "45", "56", "67", "78", "89", "09"),
+    *("02", "13", "24", "35", "46", "57", "68", "79", "08", "19"),
+    *("03", "14", "25", "36", "47", "58", "69", "07", "18", "29"),
+]
+"""Every digit is in six pairs: digits that lie one to three apart, counted in a ring of ten."""
+SIZES = [80, 135, 225, 380, 640]
+
+LAW_HOLDS, ONE_SLOPE = "slopes go with 1/d", "one slope for all"
+NEITHER, OPEN = "slopes go with d otherwise", "cannot be told"
+
+
+def moved(*, keep: Path | None = None) -> Found:
+    """Print the registered numbers of the committed table and the verdict."""
+    if keep:
+        rows = pd.read_csv(keep)[COLUMNS].sort_values(["dataset", "model", "train_size", "seed"])
+        compression: Any = {"method": "gzip", "mtime": 0}
+        rows.to_csv(TABLE, index=False, float_format="%.5g", compression=compression)
+    found = dimension_moved(read(TABLE))
+    return {"verdict": verdict(found), "prediction": predicts(found), **found}
+
+
+def verdict(answers: Any) -> str:
+    """Return the registration's verdict on the power γ of d."""
+    not_none = answers["power of d against 0"]["adjusted_p"] <= 0.05
+    not_law = answers["power of d against 1"]["adjusted_p"] <= 0.05
+    if not_none and not_law:
+        return NEITHER
+    if not_none:
+        return LAW_HOLDS
+    return ONE_SLOPE if not_law else OPEN
+
+
+def predicts(answers: Any) -> str:
+    """Return the registration's verdict on the prediction of unseen pairs."""
+    gain = answers["b/d less one slope, new pairs"]
+    if gain["adjusted_p"] > 0.05:
+        return OPEN
+    return "b/d predicts better" if gain["value"] < 0 else "one slope predicts better"
+
+
+def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> Found:
+    """Measure the images of all pairs by level; with several ``copies`` every picture is there so
+    many times with other values of the factors.
+    """
+    digits = mnist5k()
+    settings = MeasureSettings(estimators=("mle",), sharpness_sample=None)
+    found: Found = {}
+    for level in LEVELS:
+        rows = []
+        for pair in PAIRS:
+            at = np.flatnonzero(np.isin(digits.labels, [int(name) for name in pair]))
+            varied = [vary(digits.pixels[at], level, seed) for seed in range(copies)]
+            pixels = np.stack(
+                [
+                    to_prepared(one, image_size=image_size, channels=1)
+                    for one in np.concatenate(varied)
+                ]
+            )
+            labels = np.tile(digits.labels[at] == int(pair[1]), copies).astype(int)
+            chosen = np.random.default_rng(0).permutation(len(labels))[:num_images]
+            record = measure_array(pixels[chosen], labels[chosen], settings=settings)
+            (size,) = record.sizes
+            rows.append((size.d_data["mle"].value, size.label_sharpness.value))
+        values = np.array(rows, dtype=float)
+        found[f"level {level}"] = {
+            "d": [float(v) for v in np.quantile(values[:, 0], (0, 0.5, 1))],
+            "K_F": [float(v) for v in np.quantile(values[:, 1], (0, 0.5, 1))],
+        }
+    return {"num_images": num_images, "copies": copies, **found}
+
+
+LEVEL_D = (7.1, 8.2, 12.5, 22.3)
+D_OF_CLASS, D_OF_PAIR = 0.06, 0.05
+"""Standard deviations of log d over classes and over pairs."""
+CLASS_SCATTER, PAIR_SCATTER = 0.1, 0.1
+"""Standard deviations of slopes as shares of their level's mean: what a class and what a pair adds
+at all levels."""
+CURVE_SCATTER = (0.72, 0.5, 0.25, 0.1)
+"""Likewise what a curve adds beyond, by level; half of the variance is taken for the classes'."""
+HEIGHT = (-3.4, -1.8, -1.1, -1.0)
+"""Mean log loss by level."""
+NOISE = (0.28, 0.19, 0.11, 0.11)
+"""Standard deviation of a point of log loss about its curve, by level: a mean over two seeds."""
+MEAN_SLOPE = 0.28
+"""Slope of log loss on -log N at the levels' geometric mean of d."""
+
+
+def draw(power: float, rng: np.random.Generator) -> LevelTable:
+    """Draw a table in which a curve's slope goes with d^(-power)."""
+    classes = np.array([[int(name) for name in pair] for pair in PAIRS])
+
+    def effect(of_class: float, of_pair: float) -> np.ndarray:
+        shared = rng.normal(0, of_class, 10)[classes].sum(axis=1)
+        return np.asarray(shared + rng.normal(0, of_pair, len(PAIRS)))
+
+    log_d = np.log(LEVEL_D) + effect(D_OF_CLASS, D_OF_PAIR)[:, None]
+    own = [effect(scatter / 2, scatter / np.sqrt(2)) for scatter in CURVE_SCATTER]
+    scatter = 1 + effect(CLASS_SCATTER, PAIR_SCATTER)[:, None] + np.stack(own, axis=1)
+    slope = MEAN_SLOPE * np.exp(-power * (log_d - np.log(LEVEL_D).mean())) * scatter
+    log_n = np.log(SIZES) - np.log(SIZES).mean()
+    noise = rng.normal(0, 1, (*log_d.shape, len(SIZES))) * np.array(NOISE)[:, None]
+    loss = np.array(HEIGHT)[:, None] - slope[..., None] * log_n + noise
+    return LevelTable(loss, np.exp(log_d), np.zeros(log_d.shape), PAIRS, SIZES)
+
+
+def drawn(num_tables: int = 300, *, seed: int = 0) -> Found:
+    """Count the verdicts on tables of known laws."""
+    powers = {"slope as 1/d": 1.0, "slope as d^-0.5": 0.5, "one slope": 0.0}
+    found: Found = {"num_tables": num_tables}
+    for number, (name, power) in enumerate(powers.items()):
+        rng = np.random.default_rng([seed, number])
+        tables = [draw(power, rng) for _ in range(num_tables)]
+        found[name] = counts(tables, power)
+    return found
+
+
+def counts(tables: list[LevelTable], power: float) -> Found:
+    """Return how often tables lead to each verdict, and how their intervals of γ do."""
+    answers = [table.answers() for table in tables]
+    verdicts = Counter(verdict(one) for one in answers)
+    predictions = Counter(predicts(one) for one in answers)
+    bounds = [one["power of d against 0"] for one in answers]
+    return {
+        **{name: verdicts[name] / len(tables) for name in (LAW_HOLDS, ONE_SLOPE, NEITHER, OPEN)},
+        **{name: count / len(tables) for name, count in predictions.items() if name != OPEN},
+        "interval holds the power": float(
+            np.mean([b["low"] <= power <= b["high"] for b in bounds])
+        ),
+        "median width": float(np.median([b["high"] - b["low"] for b in bounds])),
+    }
+
+
+if __name__ == "__main__":
+    run(moved, parts=(images, drawn))

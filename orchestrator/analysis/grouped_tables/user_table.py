@@ -1,0 +1,209 @@
+"""A user's table, read from a file and checked: what is left out, and what looks suspicious.
+
+Numbers become float64; groups and ``within`` stay text, so that ids keep their zeros. Everything
+that is wrong is told in one :class:`ConfigError`, with the numbers of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.grouped_tables.crossing import CrossingColumn, crossing_columns
+from orchestrator.analysis.grouped_tables.design import Design
+from orchestrator.analysis.grouped_tables.suspicions import row_numbers, suspicions
+from orchestrator.analysis.table import listing, plural
+from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
+from tasks.sources.tables import READERS, TableError, read_text
+
+SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
+SAVE_AS_CSV = "save it as CSV in UTF-8 with one line of column names"
+MAX_SHARE_LEFT_OUT = 0.05
+"""Largest share of rows that may lack a value or repeat another row. With more of them, the rows
+that remain may differ from those that are gone."""
+MAX_MAGNITUDE = 1e100
+"""Larger numbers have no square in float64, nor have numbers smaller than its inverse."""
+MIN_ROUNDING_STEPS = 1e4
+"""Smallest standard deviation of a column in steps of float64 rounding at its largest value: a
+slope then keeps four digits."""
+MAX_KINDS_WITHIN = 200
+"""Largest number of combinations of ``within``: each is a column of the regression."""
+MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
+"""Cells that stand for a missing value, in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserTable:
+    """The rows of a table that are fitted, and what a reader has to know of them.
+
+    Attributes:
+        rows: The columns of the design, and the crossing columns as text.
+        remarks: Sentences on rows that were left out and on values that look suspicious.
+        crossing: Columns that the design does not name and whose values recur over groups.
+    """
+
+    rows: pd.DataFrame
+    remarks: tuple[str, ...]
+    crossing: tuple[CrossingColumn, ...] = ()
+
+
+def read_user_table(path: Path, design: Design) -> UserTable:
+    """Read the columns of a design from a file of any kind in :data:`SUFFIXES`.
+
+    Raises:
+        ConfigError: With every problem of the file and of its rows.
+    """
+    cells = _read_cells(path)
+    _check_columns(cells, design, path.name)
+    is_copy = cells.duplicated()
+    cells = cells.apply(lambda column: column.str.strip())
+    named: pd.DataFrame = cells[list(design.columns)]
+    is_missing = named.apply(lambda column: column.str.lower().isin(MISSING_TEXTS))
+    numeric = list(design.numeric)
+    numbers = named[numeric].apply(pd.to_numeric, errors="coerce").astype(float)
+    sizes = numbers.abs()
+    is_usable = ((sizes < MAX_MAGNITUDE) & (sizes > 1 / MAX_MAGNITUDE)) | (sizes == 0)
+    is_bad = ~(is_usable | is_missing[numeric])
+    is_fitted = ~(is_missing.any(axis=1) | is_copy)
+    reasons = _reasons_left_out(named, is_missing, is_copy)
+    rows = named.assign(**{name: numbers[name] for name in numeric})
+    faults = [
+        *_number_faults(is_bad),
+        *_share_faults(is_fitted, reasons),
+        *_variation_faults(rows[is_fitted], is_bad, design),
+    ]
+    collect(faults)
+
+    fitted_cells = cells[is_fitted].reset_index(drop=True)
+    fitted_rows: pd.DataFrame = rows[is_fitted].reset_index(drop=True)
+    crossing = tuple(crossing_columns(fitted_cells, fitted_rows, design))
+    for column in crossing:
+        fitted_rows[column.name] = fitted_cells[column.name]
+    remarks = [f"Left out: {reason}." for reason in reasons]
+    remarks += suspicions(fitted_rows, design)
+    remarks += [column.warning(design) for column in crossing]
+    return UserTable(fitted_rows, tuple(dict.fromkeys(remarks)), crossing)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """Return all cells of a file as text, in columns of different names."""
+    if not path.is_file():
+        hint = nearest_path(path)
+        if path.is_dir():
+            hint = "that is a folder: name a file in it"
+        raise ConfigError("The table must be a file that exists", str(path), hint)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        hint = f"known: {', '.join(SUFFIXES)}"
+        raise ConfigError("The table must be a file of a known kind", path.name, hint)
+    read, kind = READERS.get(suffix, (read_text, "UTF-8 text"))
+    try:
+        lines = read(path.read_bytes()).rows
+    except TableError as error:
+        # The reader's own hint says the same as ours.
+        problem = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")
+        rule = f"The table {error.args[0]}"
+        raise ConfigError(rule, f"{path.name}: {problem}", SAVE_AS_CSV) from None
+    except Exception as error:  # readers raise almost anything on damaged files
+        rule = f"The table must be {kind}"
+        raise ConfigError(rule, f"{path.name}: {error}", SAVE_AS_CSV) from None
+    if not lines or not lines[0]:
+        rule = "The table must have a line of column names"
+        raise ConfigError(rule, f"{path.name} is empty", SAVE_AS_CSV)
+    names = [name.strip() for name in lines[0]]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        found = f"{listing(repeated)} more than once"
+        raise ConfigError("Column names must differ", found, "rename one")
+    is_uneven = pd.Series([len(line) != len(names) for line in lines[1:]], dtype=bool)
+    if is_uneven.any():
+        rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
+        num_uneven = plural(int(is_uneven.sum()), "row")
+        found = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
+        raise ConfigError(rule, found, SAVE_AS_CSV)
+    return pd.DataFrame(lines[1:], columns=names, dtype=str)
+
+
+def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
+    """Refuse a design that names a column twice, or one that the table does not have."""
+    table_names = [str(name) for name in cells.columns]
+    absent = [name for name in design.columns if name not in table_names]
+    collect(unknown_name(f"column of {file_name}", name, table_names) for name in absent)
+    for name in design.columns:
+        if design.columns.count(name) > 1:
+            rule = "A column has one part in a design"
+            raise ConfigError(rule, f"{name} twice", "name another column for one")
+
+
+def _reasons_left_out(
+    named: pd.DataFrame, is_missing: pd.DataFrame, is_copy: pd.Series
+) -> list[str]:
+    """Say how many rows are left out, and why, with the first of their numbers."""
+    masks = {}
+    for name, mask in is_missing.items():
+        texts = [repr(text) for text in named[name][mask].unique() if text]
+        as_read = f", as {listing(texts)} reads" if texts else ""
+        masks[f"without {name}{as_read}"] = mask
+    masks["equal to an earlier row in every column"] = is_copy
+    return [
+        f"{plural(int(mask.sum()), 'row')} {why} ({row_numbers(mask)})"
+        for why, mask in masks.items()
+        if mask.any()
+    ]
+
+
+def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
+    """Report columns with cells that are neither a usable number nor missing."""
+    for name, mask in is_bad.items():
+        if not mask.any():
+            continue
+        limits = f"{1 / MAX_MAGNITUDE:g} and {MAX_MAGNITUDE:g}"
+        num_cells = plural(int(mask.sum()), "cell")
+        yield ConfigError(
+            f"Column {name} must hold finite numbers, of a size between {limits}",
+            f"something else in {num_cells} ({row_numbers(mask)} below the header)",
+            "write 1234.5, without comma, unit or word; leave a cell empty where the value is "
+            "missing",
+        )
+
+
+def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigError]:
+    """Report a table of which too many rows would be left out."""
+    share = 1 - is_fitted.mean()
+    if share > MAX_SHARE_LEFT_OUT:
+        yield ConfigError(
+            f"At most {MAX_SHARE_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
+            f"{share:.0%}: {'; '.join(reasons)}",
+            "drop those rows yourself where that is right, add a column that tells them apart, or "
+            "spell otherwise what is a level of its own",
+        )
+
+
+def _variation_faults(
+    rows: pd.DataFrame, is_bad: pd.DataFrame, design: Design
+) -> Iterator[ConfigError]:
+    """Report columns that vary too little, or too much, for a slope between their rows."""
+    for name in design.groups:
+        num_groups = rows[name].nunique()
+        if num_groups < 2:
+            rule = f"Column {name} must name at least two groups"
+            hint = "name the column whose rows belong together, e.g. dataset or patient"
+            yield ConfigError(rule, f"{num_groups}", hint)
+    for name in design.numeric:
+        if is_bad[name].any():
+            continue  # reported as no number
+        rounding_step = np.spacing(rows[name].abs().max())
+        if not rows[name].std() > MIN_ROUNDING_STEPS * rounding_step:
+            found = f"{plural(rows[name].nunique(), 'value')}, after rounding to 16 digits"
+            hint = "name another one, or subtract a constant"
+            yield ConfigError(f"Column {name} must vary", found, hint)
+    num_kinds = 0
+    if design.within:
+        num_kinds = len(rows[[*design.within]].drop_duplicates())
+    if num_kinds > MAX_KINDS_WITHIN:
+        rule = f"--within may make at most {MAX_KINDS_WITHIN:,} kinds"
+        yield ConfigError(rule, f"{num_kinds:,}", "name columns of fewer kinds")

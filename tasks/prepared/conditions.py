@@ -1,0 +1,113 @@
+"""Conditions of an experiment that move images after the split.
+
+A training image may only move towards another training image, so nothing of the test set enters
+training. Which images move is chosen among *all* training images of the split. It does not depend
+on the train sizes of a sweep, so training sets of all sizes stay nested.
+
+A further test set is the base's test images, moved by the same rule: those nearest to a training
+image of another class move towards it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.interventions import TRAINING_PARAMETERS
+from search_spaces.specs import Dials, FurtherTest, SubsetSpec
+from tasks.prepared.store import PreparedDataset
+from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
+
+BLOCK_ROWS = 1024
+"""Images whose distances to the training images are held at once."""
+
+
+def load_subset(
+    prepared: PreparedDataset,
+    chosen: Subset,
+    spec: SubsetSpec,
+    train_size: int,
+    further_tests: tuple[FurtherTest, ...] = (),
+) -> TrialData:
+    """Read the images of a subset, its training images moved as its condition says.
+
+    ``chosen`` is the split of ``spec``, which no condition changes. The test images are those of
+    the base; ``further_tests`` are read beside them.
+    """
+    data = chosen.load(prepared, train_size)
+    if spec.condition is None and not further_tests:
+        return data
+    pool, pool_labels = prepared.read_rows(chosen.train_order), chosen.train_labels
+    if spec.condition is not None:
+        moved = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
+        data = replace(data, train_images=moved[0][:train_size])
+    tests = []
+    for test in further_tests:
+        images, is_moved = move_images(
+            data.test_images, data.test_labels, pool, pool_labels, test.parameters
+        )
+        tests.append(FurtherTestImages(test.name, images, is_moved))
+    return replace(data, further_tests=tuple(tests))
+
+
+def move_images(
+    images: NDArray[np.generic],
+    labels: NDArray[np.int64],
+    pool: NDArray[np.generic],
+    pool_labels: NDArray[np.int64],
+    parameters: Dials,
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Move the images that lie nearest to an image of another class in ``pool`` towards it.
+
+    Args:
+        images: ``(num_images, ...)``; their dtype is kept, and uint8 is rounded.
+        labels: ``(num_images,)``.
+        pool: The training images as they were prepared.
+        pool_labels: Their labels.
+        parameters: ``reach``, the share of ``images`` that move, and ``blend``, the share of the
+            nearest image of another class that is mixed in.
+
+    Returns:
+        The images, and which of them moved.
+    """
+    values = {name: known.default for name, known in TRAINING_PARAMETERS.items()}
+    values |= dict(parameters)
+    is_moved = np.zeros(len(images), dtype=np.bool_)
+    if values["blend"] == 0:
+        return images, is_moved
+    partners, distances = nearest_unlike(images, labels, pool, pool_labels)
+    num_moved = round(values["reach"] * len(images))
+    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
+    start = images[is_moved].astype(np.float64)
+    target = pool[partners[is_moved]].astype(np.float64)
+    mixed = start + values["blend"] * (target - start)
+    result = images.copy()
+    result[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return result, is_moved
+
+
+def nearest_unlike(
+    images: NDArray[np.generic],
+    labels: NDArray[np.int64],
+    pool: NDArray[np.generic],
+    pool_labels: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the nearest image of another label in ``pool``, and its squared distance, for each
+    image.
+    """
+    # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
+    rows = images.reshape(len(images), -1).astype(np.float64)
+    others = pool.reshape(len(pool), -1).astype(np.float64)
+    other_squares = np.square(others).sum(axis=1)
+    nearest = np.zeros(len(rows), dtype=np.int64)
+    distances = np.full(len(rows), np.inf)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        squares = np.square(rows[block]).sum(axis=1)[:, None] + other_squares
+        squares -= 2 * rows[block] @ others.T
+        squares[labels[block, None] == pool_labels] = np.inf
+        nearest[block] = squares.argmin(axis=1)
+        distances[block] = squares.min(axis=1)
+    return nearest, distances

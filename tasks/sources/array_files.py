@@ -1,0 +1,306 @@
+"""Arrays in an ``.npz`` or HDF5 file: their names, shapes and rows, read without trusting the file.
+
+Formats: NEP 1 (``numpy.lib.format``) in a zip; HDF5 as read by h5py.
+
+Nothing is unpickled. Declared sizes are checked before anything is read, and images stream. HDF5's
+links and its external and virtual datasets are refused, because they may read other files.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import DataError, SetupError
+from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
+
+MAX_WHOLE_BYTES = 512 << 20
+"""Bytes of an array in Fortran order, which can only be loaded whole."""
+MAX_MEMBERS = 1000
+"""Arrays in an ``.npz``."""
+MAX_CHUNK_BYTES = 256 << 20
+"""Bytes of an HDF5 chunk, which is unpacked as a whole for each of its rows."""
+COPY_AGAIN = "save or copy it again"
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """The shape, dtype and memory order of a stored array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    fortran: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the header declares; exact, because a false header may overflow 64 bits."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+ReadRow = Callable[[int], NDArray[np.generic]]
+"""A function that reads one row of an array by its index; raises :class:`SkipItem` for damage."""
+
+
+def array_path(request: RawRequest) -> Path:
+    """Return the path of the array file: the raw file, or ``<dataset>.npz`` in the raw folder.
+
+    Raises:
+        DataError: The raw folder holds no file of that name.
+    """
+    root = request.root()
+    if not root.is_dir():
+        return root
+    for ending in ARRAY_FILES:
+        path = root / f"{request.dataset.name}{ending}"
+        if path.is_file():
+            return path
+    raise request.error("the source must be a file of arrays", "a folder")
+
+
+class NpzFile:
+    """The arrays of an ``.npz``."""
+
+    def __init__(self, request: RawRequest) -> None:
+        self._error = request.error
+        self._path = array_path(request)
+        try:
+            with open_zip(self._path, MAX_MEMBERS) as archive:
+                members = archive.infolist()
+        except RefusedArchive as refused:
+            raise self._error(
+                "the .npz must be as numpy saves it", refused.reason, COPY_AGAIN
+            ) from None
+        self._members = {member.filename.removesuffix(".npy"): member for member in members}
+        self._headers: dict[str, ArrayHeader] = {}
+
+    def names(self) -> list[str]:
+        """Return the names of the arrays."""
+        return list(self._members)
+
+    def header(self, name: str) -> ArrayHeader:
+        """Return the header of an array; it is read once.
+
+        Raises:
+            DataError: The array is damaged, holds Python objects, or declares more than it has.
+        """
+        if name in self._headers:
+            return self._headers[name]
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
+                header = _npy_header(file)
+        except DAMAGE:
+            raise self._error(f"array {name} must be a .npy", "damaged", COPY_AGAIN) from None
+        if header.dtype.hasobject:
+            raise self._error(
+                f"array {name} must hold numbers or text",
+                "Python objects, which are never unpickled",
+            )
+        if header.num_bytes > self._members[name].file_size:
+            raise self._error(
+                f"array {name} must hold what its header declares",
+                f"shape {header.shape} is more than the member holds",
+            )
+        self._headers[name] = header
+        return header
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """Return a whole array; raises SkipItem if it is damaged."""
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        except (*DAMAGE, MemoryError):
+            raise SkipItem("damaged array") from None
+
+    def rows(self, name: str) -> ReadRow:
+        """Return a reader of an array's rows; it is cheap if rows are read in rising order.
+
+        Raises:
+            DataError: The array is too large to be held, but its order forces that.
+        """
+        header = self.header(name)
+        if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
+            raise self._error(
+                "a large array must be in C order, which has rows to read",
+                f"Fortran order, {header.shape}",
+                "np.ascontiguousarray before np.savez",
+            )
+        if header.fortran:
+            return self.load(name).__getitem__  # there are no rows on the disk
+        try:
+            status = self._path.stat()
+        except OSError:
+            raise SkipItem(GONE) from None
+        member = self._members[name].filename
+        return _npy_rows(self._path, member, status.st_size, status.st_mtime_ns)
+
+    def check_sums(self) -> None:
+        """Read every member to its end, which compares its checksum.
+
+        Raises:
+            DataError: A byte of some array has changed.
+        """
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                is_intact = archive.testzip() is None
+        except DAMAGE:
+            is_intact = False
+        if not is_intact:
+            raise self._error("the .npz must match its checksums", "a damaged array", COPY_AGAIN)
+
+
+@lru_cache(maxsize=4)
+def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
+    """Return a reader of a member's rows that holds one row at a time.
+
+    The reader is kept until the file's size or time changes. A process reads blocks in rising
+    order, so a block goes on where the last one ended. A new reader would unpack everything before
+    the block again.
+    """
+    try:
+        file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
+        header = _npy_header(file)
+        start = file.tell()
+    except DAMAGE:
+        raise SkipItem("damaged array") from None
+    row_shape = header.shape[1:]
+    row_bytes = int(np.prod(row_shape)) * header.dtype.itemsize
+
+    def read_row(index: int) -> NDArray[np.generic]:
+        try:
+            file.seek(start + index * row_bytes)
+            body = file.read(row_bytes)
+        except DAMAGE:
+            raise SkipItem("damaged array") from None
+        if len(body) != row_bytes:
+            raise SkipItem("array ends early")
+        return np.frombuffer(body, header.dtype).reshape(row_shape)
+
+    return read_row
+
+
+def _npy_header(file: IO[bytes]) -> ArrayHeader:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    return ArrayHeader(shape, dtype, fortran)
+
+
+def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
+    """Open an HDF5 file for reading.
+
+    Args:
+        file: A path or a seekable stream.
+        name: Name of the dataset, for messages.
+
+    Returns:
+        An ``h5py.File``.
+
+    Raises:
+        SetupError: h5py is not installed.
+        DataError: The file is damaged or no HDF5 file.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise SetupError(
+            "HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'"
+        ) from error
+    try:
+        # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every
+        # one of its rows.
+        return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
+    except (OSError, RuntimeError, ValueError):
+        raise DataError(
+            f"{name}: the file must be an HDF5 file", "damaged or another format", COPY_AGAIN
+        ) from None
+
+
+class Hdf5File:
+    """The datasets in the root group of an HDF5 file."""
+
+    def __init__(self, request: RawRequest) -> None:
+        self._error = request.error
+        self._file = open_hdf5(array_path(request), request.dataset.name)
+
+    def names(self) -> list[str]:
+        """Return the names in the root group."""
+        try:
+            return list(self._file)
+        except (OSError, RuntimeError, KeyError, ValueError):
+            raise self._error("the HDF5 file must be readable", "damaged", COPY_AGAIN) from None
+
+    def header(self, name: str) -> ArrayHeader:
+        """Return the shape and dtype of a dataset.
+
+        Raises:
+            DataError: It is damaged, no array, lies in another file, or holds no values.
+        """
+        import h5py
+
+        try:
+            # A soft link is refused, too, because it may lead through an external one.
+            is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
+            data = None if is_link else self._file[name]
+            if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
+                raise self._error(
+                    f"{name} must lie in the file itself",
+                    "a link, or a view of other files",
+                    f"store the array: file[{name!r}] = array",
+                )
+            if not isinstance(data, h5py.Dataset):
+                raise self._error(
+                    f"{name} must be an array", "a group", "give its arrays in a file of their own"
+                )
+            chunk_bytes = int(np.prod(data.chunks or (0,), dtype=object)) * data.dtype.itemsize
+            stored_bytes = data.id.get_storage_size()
+            header = ArrayHeader(tuple(data.shape), data.dtype)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+            raise self._error(f"array {name} must be readable", "damaged", COPY_AGAIN) from None
+        if chunk_bytes > MAX_CHUNK_BYTES:
+            raise self._error(
+                f"{name} must have chunks below 256 MiB", f"{chunk_bytes:,} bytes", "smaller chunks"
+            )
+        # Chunks never written read as zeros: a header may declare terabytes of them.
+        if 0 not in header.shape and not stored_bytes:
+            raise self._error(f"{name} must hold values", "none were written", "write them")
+        return header
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """Return a whole dataset; raises SkipItem if it is damaged."""
+        return _hdf5_values(self._file[name], ...)  # text of any length comes as bytes
+
+    def rows(self, name: str) -> ReadRow:
+        """Return a reader of a dataset's rows."""
+        self.header(name)
+        return partial(_hdf5_values, self._file[name])
+
+
+def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
+    try:
+        return np.asarray(data[index])
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError):
+        raise SkipItem("damaged array") from None
+
+
+ArrayFile = NpzFile | Hdf5File
+ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
+    ".npz": NpzFile,
+    ".h5": Hdf5File,
+    ".hdf5": Hdf5File,
+}
+"""Ending of a file, lower case -> the class that reads its arrays."""
+
+
+def row_locator(array: str, row: int) -> str:
+    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
+    return str(row) if array == "images" else f"{array}/{row}"

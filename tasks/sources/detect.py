@@ -1,0 +1,164 @@
+"""Find the kind of own data at a path, by endings, folder names and a table's first line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.sources import OWN_KINDS
+from tasks.sources.dicom import is_single_image_name
+from tasks.sources.own import split_of
+from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archive
+from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
+
+MAX_HEADER_BYTES = 1 << 16
+"""Bytes of a table that are searched for its first line."""
+MAX_SUBFOLDERS = 20
+"""Subfolders that are opened; a folder may have one for each of many thousand patients."""
+
+
+def detect_own_kind(path: Path) -> str | None:
+    """Return the kind of own data at a path, or None if no kind can be told from it."""
+    if os.path.isdir(path):  # Path.is_dir raises if a folder above may not be entered
+        return _folder_kind(path)
+    if not os.path.exists(path):
+        return None
+    name = path.name.lower()
+    if is_archive_name(name):
+        return "webdataset" if _has_webdataset_samples(path) else "folder"
+    for kind, own in OWN_KINDS.items():
+        if name.endswith(own.endings):
+            return kind
+    return None
+
+
+def _has_webdataset_samples(archive: Path) -> bool:
+    """Return whether some image of a tar has a .cls or .json file with the same key."""
+    if archive.suffix == ".zip":
+        return False
+    try:
+        members = open_archive(archive).members()
+    except RefusedArchive:
+        return False
+    labelled_keys = set()
+    image_keys = set()
+    for member in members:
+        key = member.partition(".")[0]
+        if member.lower().endswith((".cls", ".json")):
+            labelled_keys.add(key)
+        if is_single_image_name(member):
+            image_keys.add(key)
+    return not labelled_keys.isdisjoint(image_keys)
+
+
+@dataclass(frozen=True)
+class _FolderContent:
+    """The first two levels of a folder.
+
+    Attributes:
+        path: The folder.
+        file_names: Names of the files in it, lower case.
+        subfolders: Its subfolders that are not hidden.
+        entries: Files and folders in the first :data:`MAX_SUBFOLDERS` of these.
+    """
+
+    path: Path
+    file_names: list[str]
+    subfolders: list[Path]
+    entries: list[Path]
+
+    @classmethod
+    def of(cls, path: Path) -> _FolderContent:
+        """List a folder; raises OSError if a part of it cannot be listed."""
+        file_names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
+        subfolders = [
+            entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        ]
+        entries: list[Path] = []
+        for subfolder in subfolders[:MAX_SUBFOLDERS]:
+            entries += subfolder.iterdir()
+        return cls(path, file_names, subfolders, entries)
+
+
+def _folder_kind(path: Path) -> str:
+    try:
+        content = _FolderContent.of(path)
+    except OSError:
+        return "folder"
+    if _has_table_of_images(content) or _has_parquet(content):
+        return "table"
+    if _has_shards(content):
+        return "webdataset"
+    return "folder"
+
+
+def _has_table_of_images(content: _FolderContent) -> bool:
+    """Return whether a folder, or its folder of a split, has a table that lists images."""
+    tables = [content.path / name for name in MANIFESTS if name in content.file_names]
+    if tables and not content.subfolders:
+        return True
+    split_tables = [
+        entry
+        for entry in content.entries
+        if entry.name in MANIFESTS and split_of(entry.parent.name) != ""
+    ]
+    return any(_lists_images(table) for table in tables[:1] + split_tables[:1])
+
+
+def _has_parquet(content: _FolderContent) -> bool:
+    """Return whether there are Parquet files, at most two folders deep.
+
+    Deep ones lie in ``<config>/train/0000.parquet`` or ``label=cat/split=train/0.parquet``.
+    """
+    names = content.file_names + [entry.name.lower() for entry in content.entries]
+    if any(name.endswith(".parquet") for name in names):
+        return True
+    return any(
+        next(entry.glob("*.parquet"), None) is not None
+        for entry in content.entries
+        if split_of(entry.name) != "" or "=" in entry.name
+    )
+
+
+def _has_shards(content: _FolderContent) -> bool:
+    """Return whether a folder, or its folder of a split, holds tars."""
+    if not content.subfolders:
+        names = content.file_names
+    elif any(split_of(folder.name) != "" for folder in content.subfolders):
+        names = [entry.name.lower() for entry in content.entries]
+    else:
+        names = []
+    return any(name.endswith(TARS) for name in names)
+
+
+def _lists_images(table: Path) -> bool:
+    """Return whether a table has columns of paths and of labels, judged by its first line.
+
+    A table of something else may lie beside class folders.
+    """
+    try:
+        header = {column_key(name.strip().strip('"')) for name in _header(table)}
+    except (OSError, ValueError, TypeError, RuntimeError):  # also the bases of pyarrow's errors
+        return False
+    for column in ("path", "label"):
+        usual_names = {column_key(name) for name in (column, *COLUMNS[column])}
+        if header.isdisjoint(usual_names):
+            return False
+    return True
+
+
+def _header(table: Path) -> list[str]:
+    """Return the column names of a table without reading its rows."""
+    import pyarrow.parquet as pq
+
+    suffix = table.suffix.lower()
+    if suffix == ".parquet":
+        return [str(name) for name in pq.read_schema(table).names]
+    with table.open("rb") as file:
+        line = file.readline(MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
+    if suffix == ".jsonl":
+        return [str(name) for name in dict(json.loads(line))]
+    return re.split("[,;\t|]", line)

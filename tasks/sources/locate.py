@@ -1,0 +1,138 @@
+"""Find the file, archive member or row that a hash or row number in a message stands for.
+
+Messages and records name a file by its keyed hash. A row of a table is no secret, so they name it
+by its number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from search_spaces.datasets import own_dataset_spec
+from search_spaces.errors import SweepError
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.sources.array_files import ARRAY_FILES, row_locator
+from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
+from tasks.sources.manifest import table_paths
+from tasks.sources.own import split_of
+from tasks.sources.parquet_images import holds_images, num_rows
+from tasks.sources.raw import (
+    MARK,
+    MAX_DEPTH,
+    RefusedArchive,
+    is_archive_name,
+    open_archive,
+    walk,
+)
+
+ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
+"""``row 12``, ``train row 12`` of a table in the folder ``train``, or ``row test_images/12``."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row as a message names it.
+
+    Attributes:
+        folder: Folder of the split whose table it is in; empty if there is one table only.
+        array: Array of an array file.
+        number: Its number, counted as viewers of the file count.
+    """
+
+    folder: str
+    array: str
+    number: int
+
+
+def locate(raw: Path, key_folder: Path, text: str) -> str | None:
+    """Return the locator of what a message is about.
+
+    Args:
+        raw: Folder or file that was read.
+        key_folder: Folder of the prepared datasets, where the key of the hashes lies.
+        text: A hash (16 hex digits), ``row 12``, a row number alone, or a line with one of these.
+
+    Returns:
+        A name below the raw folder, see :mod:`tasks.sources.raw`; None if nothing there matches.
+    """
+    hashed = HASH_PATTERN.search(text)
+    row = _row_in(text)
+    key = hash_key(key_folder) if hashed else UNKEYED
+    own = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
+    spec = PreparedSpec(dataset="own", image_size=8, channels=1)
+    request = RawRequest(own, spec, raw, key)
+    if hashed is None:
+        return None if row is None else _locator_of_row(row, raw, request)
+    for locator in _locators(raw, request):
+        if request.hashed(locator) == hashed[0]:
+            return locator if row is None else f"{locator}{MARK}{row.number}"
+    return None
+
+
+def _row_in(text: str) -> _Row | None:
+    """Return the row that a text names; hashes are ignored, for they may end in digits."""
+    is_number = text.strip().isdigit()
+    match = ROW_PATTERN.search(f"row {text}" if is_number else HASH_PATTERN.sub("", text))
+    if match is None:
+        return None
+    word = match["word"] or ""
+    folder = word if split_of(word) != "" else ""
+    return _Row(folder, match["array"] or "images", int(match["number"]))
+
+
+def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
+    """Return the locator of a row that a message named without a hash."""
+    ending = raw.suffix.lower()
+    if ending in ARRAY_FILES:
+        locator = row_locator(row.array, row.number)
+    elif ending == ".parquet" and holds_images(raw):
+        locator = f"{raw.name}{MARK}{row.number}"
+    else:
+        return table_paths(request, row.folder).get(row.number)
+    return locator if locator in _locators(raw, request) else None
+
+
+def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
+    """Yield the locator of every file, archive member and row that an item could have."""
+    base = raw if raw.is_dir() else raw.parent
+    holds_items = raw.suffix.lower() in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name)
+    if raw.is_file() and holds_items:
+        names: Iterator[str] = iter([raw.name])
+    else:
+        names = walk(base, request, strict=False)
+    for name in names:
+        yield name
+        ending = PurePath(name).suffix.lower()
+        if is_archive_name(name):
+            yield from _members(base / name, name, ())
+        elif ending == ".parquet":
+            for row in range(num_rows(base / name)):
+                yield f"{name}{MARK}{row}"
+        elif ending in ARRAY_FILES:
+            yield from _array_rows(base / name, request)
+
+
+def _array_rows(path: Path, request: RawRequest) -> Iterator[str]:
+    """Yield the locators of the rows of every array that could hold images."""
+    with suppress(SweepError):
+        file = ARRAY_FILES[path.suffix.lower()](replace(request, raw=path))
+        for array in file.names():
+            with suppress(SweepError):
+                shape = file.header(array).shape
+                num_images = shape[0] if len(shape) > 2 else 0
+                for row in range(num_images):
+                    yield row_locator(array, row)
+
+
+def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
+    """Yield the locators of an archive's members, of archives in it too."""
+    with suppress(RefusedArchive):  # a message then names the archive itself
+        for member in open_archive(path, inner).members():
+            yield MARK.join((name, *inner, member))
+            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
+                yield from _members(path, name, (*inner, member))
