@@ -275,7 +275,9 @@ def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = (
     for name in designs or LEVEL_DESIGNS:
         rng = np.random.default_rng([seed, *LEVEL_DESIGNS[name]])
         claims = [_claimed(*LEVEL_DESIGNS[name], rng) for _ in range(num_tables)]
-        ours[name], theirs[name] = (share(sum(side), num_tables) for side in zip(*claims))
+        ours[name], theirs[name] = (
+            share(sum(side), num_tables) for side in zip(*claims, strict=True)
+        )
     return {"ours": ours, "theirs": theirs}
 
 
