@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from math import comb, factorial, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,19 +229,35 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.intp], bool]:
     return order, exact
 
 
+class MaxCorrelation(NamedTuple):
+    """Correlations of several responses with one column, and what their number costs.
+
+    Attributes:
+        r: Correlation of each response, ``(m,)``; NaN below four datasets.
+        adjusted_p: One-sided p of those tested, adjusted for their number; NaN for the others.
+        num_rearrangements: Permutations that p is made of.
+        critical: Half width of simultaneous 95 % intervals of those tested, in standard errors of
+            Fisher's z: 1.96 for one response, more for the largest of several.
+    """
+
+    r: Array
+    adjusted_p: Array
+    num_rearrangements: int
+    critical: float
+
+
 def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
-) -> tuple[Array, Array, int]:
+) -> MaxCorrelation:
     """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust
     those ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young
     1993). x changes places the same way for all, so that their dependence is kept; only a rise with
     it counts.
-
-    Return r and adjusted p of each response (m,; NaN below four datasets), and the number of
-    rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
+    largest_z = np.full(len(order), -np.inf)
+    num_tested = 0
     moved: dict[
         bytes, Array
     ] = {}  # x of the datasets that have a response, rearranged, of unit length
@@ -253,16 +269,29 @@ def max_correlation_test(
             continue
         own, other = (centred(pair, mine) / lengths).T
         found[k] = own @ other
-        if k in tested and (key := has.tobytes()) not in moved:
+        if k not in tested:
+            continue
+        if (key := has.tobytes()) not in moved:
             turned = centred(x[order][:, has].T, mine)
             moved[key] = turned / np.maximum(np.linalg.norm(turned, axis=0), 1e-300)
-        if k in tested:
-            strongest = np.maximum(strongest, own @ moved[key])
+        permuted = own @ moved[key]
+        strongest = np.maximum(strongest, permuted)
+        largest_z = np.maximum(largest_z, _standard_z(permuted, len(mine), len(set(mine))))
+        num_tested += 1
     p = [
         np.mean(strongest >= r - 1e-9) if k in tested and r == r else np.nan
         for k, r in enumerate(found)
     ]
-    return found, np.array(p), len(order)
+    critical = float(special.ndtri(1 - LEVEL / 2))
+    if num_tested > 1:
+        critical = max(critical, float(np.quantile(largest_z, 1 - LEVEL / 2)))
+    return MaxCorrelation(found, np.array(p), len(order), critical)
+
+
+def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:
+    """Return Fisher's z of correlations within blocks, in units of its standard error."""
+    spare = max(num_datasets - num_blocks - 2, 0)
+    return np.asarray(np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)) * np.sqrt(spare))
 
 
 def jackknife_error(value: float, left_out: Array) -> float:
