@@ -68,6 +68,23 @@ def test_it_finds_what_the_products_analysis_finds(numbers):
             assert found.get("adjusted_p") == pytest.approx(theirs.adjusted_p, rel=1e-5)
 
 
+def test_findings_say_what_isweep_fit_finds_free_of_scale_and_how_many_classes_it_takes(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    free = [
+        numbers[name]["as isweep fit asks"]["log R̂ on log K_F, free of scale"] for name in PAIRS
+    ]
+    slopes = [
+        f"{written(one['value'])} ({written(one['low'])} to {written(one['high'])})" for one in free
+    ]
+    assert ", ".join(slopes) in said
+    assert all(one["low"] > -1 for one in free)
+    needed = [numbers[name]["classes for a width of 0.6"] for name in PAIRS]
+    assert [one["classes"] for one in needed] == [98, 65, 96]
+    digits, mnist, fashion = ("{} to {}".format(*one["without one class"]) for one in needed)
+    for words in (f"({digits} when one class is left out)", f"({mnist})", f"({fashion})"):
+        assert words in said
+
+
 def test_slopes_free_of_scale_do_not_see_how_bright_each_pair_is(numbers):
     """A factor on all pixels of a pair moves lengths by it, K_F by its inverse, and no answer."""
     rows = read_csv(RESULTS / "mnist_pairs.csv.gz")
