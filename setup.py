@@ -1,4 +1,7 @@
-"""Bakes the commit into every wheel, so that results made on a cluster say which code made them."""
+"""Build steps: wheels hold their commit; an editable install is a plain path.
+
+The commit lets results that were made on a cluster say which code made them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 HERE = Path(__file__).parent
 
@@ -35,4 +39,17 @@ class BuildWithCommit(build_py):
         target.write_text(json.dumps(commit), encoding="utf-8")
 
 
-setup(cmdclass={"build_py": BuildWithCommit})
+class EditableByPath(editable_wheel):
+    """Install an editable package as a path entry, not as a finder.
+
+    A finder comes after the current folder. There a clone named ``isweep`` would be imported as an
+    empty namespace in place of the package that lies inside it.
+    """
+
+    def finalize_options(self) -> None:
+        """Choose the plain path unless another mode is asked for."""
+        super().finalize_options()
+        self.mode = self.mode or "compat"
+
+
+setup(cmdclass={"build_py": BuildWithCommit, "editable_wheel": EditableByPath})

@@ -1,3 +1,5 @@
+from .curves import LearningCurves as LearningCurves
+from .curves import learning_curves as learning_curves
 from .measuring import Measurement as Measurement
 from .measuring import measure as measure
 from .sweeps import Fits as Fits

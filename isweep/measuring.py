@@ -85,7 +85,7 @@ class Measurement(Measured, Shown):
                 "train_size": size.train_size,
                 "estimator": name,
                 "d_data": estimate.value,
-                "std_error": estimate.error,
+                "std_error": estimate.reported_std_error,
                 "label_sharpness": None
                 if size.label_sharpness is None
                 else size.label_sharpness.value,
@@ -116,7 +116,11 @@ class Measurement(Measured, Shown):
         if count:
             parts.append(plural(count, "class"))
         estimate, sharpness = self.record.d_data.get("mle"), self.record.label_sharpness
-        error = "" if estimate is None or estimate.error is None else f" ± {estimate.error:.2g}"
+        error = (
+            ""
+            if estimate is None or estimate.reported_std_error is None
+            else f" ± {estimate.reported_std_error:.2g}"
+        )
         for name, one, more in (("d_data", estimate, error), ("K_F", sharpness, "")):
             if one is not None:
                 value = (

@@ -27,6 +27,7 @@ from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
+from orchestrator.analysis.one_dataset import OneDataset
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
@@ -64,11 +65,45 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the answers to the study's questions; of an experiment, whose chosen worlds share
     images, what followed. What class pairs answer stands first, in place of what cannot be tested.
     """
+    if fits.one_dataset is not None:
+        return of_one_dataset(fits, fits.one_dataset)
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
     d_data = next((d.d_data for d in fits.datasets if d.d_data and d.loss), None)
     pairs = [*_of_pairs(fits.class_pairs, d_data)]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
+
+
+def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]:
+    """Return what one dataset answers, and in one line what would need more of them."""
+    found = []
+    if single.best:
+        question = f"Which network is best on {single.dataset}?"
+        line = single.best_line
+        caveats = tuple(filter(None, [single.test_set_line]))
+        found.append(Finding(question, "described", line.rstrip("."), line, caveats))
+    for curve in single.curves:
+        question = f"What would more images bring {curve.name}?"
+        said = [line.strip() for line in curve.lines()]
+        line = " ".join(said[1:])
+        found.append(Finding(question, "described", line.rstrip("."), " ".join(said)))
+    tried = fits.attacks
+    if tried and any(dataset.loss_gain is not None for dataset in fits.datasets):
+        found += _robustness_of(fits)
+    representation = _representation(fits)
+    if representation.verdict == "described":
+        found.append(representation)
+    reason = "the study's questions compare datasets, and here is one"
+    to_add = "add datasets: isweep power says how many they need"
+    return (*found, _untested("What do d_data and K_F decide?", reason, to_add))
+
+
+def _robustness_of(fits: ScalingFits) -> list[Finding]:
+    """Say what the strongest small attack costs on the one dataset."""
+    (dataset,) = fits.datasets
+    gain = f"the strongest attack up to 8/255 ({dataset.attack}) raises the loss by"
+    line = f"{gain} {number(dataset.loss_gain)} nat at the largest N"
+    return [Finding("How easily are the networks fooled?", "described", line, f"{line}.")]
 
 
 def family(fits: ScalingFits) -> str:

@@ -26,6 +26,7 @@ from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
+from orchestrator.analysis.one_dataset import OneDataset, one_dataset
 from orchestrator.results import table as c
 
 #: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log
@@ -186,6 +187,7 @@ class ScalingFits:
     caveats: tuple[str, ...] = ()
     class_pairs: tuple[Slope, ...] = ()
     interventions: Interventions | None = None
+    one_dataset: OneDataset | None = None
 
     def find(
         self,
@@ -288,7 +290,7 @@ def fit_scaling_laws(
     column lacks or contradicts.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
-    fits = fits_of(ready, explore=explore)
+    fits = replace(fits_of(ready, explore=explore), one_dataset=one_dataset(ready.full))
     return replace(fits, interventions=fit_interventions(table, arms)) if arms else fits
 
 

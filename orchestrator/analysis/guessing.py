@@ -138,11 +138,18 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
             f"{between} "
             f"(a loss from {AT_GUESSING:g} ln {of} on{more}){named}."
         )
+    compares_datasets = full[c.DATASET].nunique() != 1
     numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
     found += [
-        few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS
+        few_of_domain(str(d), int(n))
+        for d, n in numbers.items()
+        if compares_datasets and n < MIN_CONVINCING_DATASETS
     ]
-    absent = [f"No {domain} dataset" for domain in c.DOMAINS if domain not in numbers]
+    absent = [
+        f"No {domain} dataset"
+        for domain in c.DOMAINS
+        if compares_datasets and domain not in numbers
+    ]
     found += [f"{none}: nothing can be said about differences between domains." for none in absent]
     modes = sorted(full[c.DATA_MODE].unique())
     if len(modes) > 1:

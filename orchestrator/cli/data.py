@@ -303,7 +303,7 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
         images, duplicates = str(size.train_size), str(size.num_duplicates)
         for name, estimate in size.d_data.items():
             d_data = _or_why(estimate.value, estimate.reason)
-            table.add_row(images, name, d_data, cell(estimate.error), k_f, duplicates)
+            table.add_row(images, name, d_data, cell(estimate.reported_std_error), k_f, duplicates)
             images = k_f = duplicates = ""
     if (corrected := record.calibration) is not None:
         spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""

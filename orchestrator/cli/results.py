@@ -29,7 +29,9 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, nea
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.interventions import Arm
+    from orchestrator.analysis.learning_curves import Metric
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.plan import Workspace
@@ -343,7 +345,8 @@ def claims(
 
 Finite = Annotated[float, o.real()]
 PILOT = Group("Pilot", sort_key=2)
-GOAL = Group("Goal (one of the two)", validator=LimitedChoice(1), sort_key=1)
+GOAL = Group("Goal", sort_key=1)
+CURVES = Group("One dataset alone", sort_key=3)
 
 
 @Parameter(name="*")
@@ -364,8 +367,32 @@ class PilotOptions:
     pilot_test_size: Annotated[int | None, o.whole(2), Parameter(group=PILOT, metavar="N")] = None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """What is asked of the learning curves of one dataset.
+
+    Attributes:
+        curve: A CSV file of your own results, one row per training: train_size and a score
+            (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size.
+            Needs no sweep.
+        target_error: Error rate to reach, between 0 and 1.
+        target_accuracy: Accuracy to reach, between 0 and 1.
+        target_auroc: AUROC to reach, between 0 and 1.
+        assurance: Probability with which the target is to be reached.
+        test_size: Images of your test set, for the noise of its scores.
+    """
+
+    curve: Annotated[o.File, Parameter(group=CURVES)] = None
+    target_error: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    target_accuracy: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    target_auroc: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    assurance: Annotated[Finite, Parameter(group=CURVES)] = 0.8
+    test_size: Annotated[int | None, o.whole(2), Parameter(group=CURVES, metavar="N")] = None
+
+
 def predict(
-    sweep: o.Sweep,
+    sweep: o.Sweep = "",
     /,
     *,
     model: str = "pooled",
@@ -377,9 +404,14 @@ def predict(
     target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
     from_store: o.FromStore = False,
     trained: PilotOptions = PilotOptions(),
+    alone: CurveOptions = CurveOptions(),
     work: o.Work = o.Work(),
 ) -> None:
-    """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
+    """Print the score to expect at a size, and the size that a target needs.
+
+    A sweep of one dataset, or a CSV file of results (--curve), answers from its own learning
+    curves. A sweep of several datasets answers for a dataset that it does not hold, from that
+    dataset's d_data and K_F, or from a pilot.
 
     Args:
         model: A model of the sweep; pooled (default) for all of them together.
@@ -391,6 +423,7 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
+    from orchestrator.analysis.curve_answers import read_curve
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.table import number
     from orchestrator.commands import predicted
@@ -400,6 +433,23 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
+    is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
+    if alone.curve is not None:
+        table = read_curve(alone.curve)
+        _print_curves(table, alone, (train_size, target_loss), str(alone.curve), model, work)
+        return
+    if not sweep:
+        hint = "name a sweep, or a file of results: --curve results.csv"
+        raise ConfigError("A prediction needs a sweep or a learning curve", way_out=hint)
+    if is_of_new_dataset and (train_size is None) == (target_loss is None):
+        rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
+        raise ConfigError(rule, "neither" if train_size is None else "both")
+    if not is_of_new_dataset:
+        table, _ = read_table(sweep, work, from_store=from_store)
+        if table["dataset"].nunique() == 1:
+            source = f"sweep {sweep}"
+            _print_curves(table, alone, (train_size, target_loss), source, model, work)
+            return
     if measured is not None and not measured.endswith(".json"):
         growth()  # a wrong name is told before anything is measured
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
@@ -417,6 +467,49 @@ def predict(
     tried = f"Pilot: test loss {losses} images." if points else ()
     whose = f"By {model} on {domain or 'all'} datasets of {sweep}:"
     emit(work, {**found.to_json(), "pilot": [*map(asdict, points)]}, whose, found.lines(), tried)
+
+
+def _curve_question(
+    asked: CurveOptions, goal: tuple[int | None, float | None], table: pd.DataFrame
+) -> CurveQuestion:
+    """Return what was asked of learning curves; the target decides which score is extrapolated."""
+    from orchestrator.analysis.curve_answers import CurveQuestion, metric_of
+
+    train_size, target_loss = goal
+    targets: dict[Metric, float | None] = {
+        "loss": target_loss,
+        "error": asked.target_error,
+        "accuracy": asked.target_accuracy,
+        "auroc": asked.target_auroc,
+    }
+    given = {metric: target for metric, target in targets.items() if target is not None}
+    if len(given) > 1:
+        names = " and ".join(f"--target-{metric}" for metric in given)
+        raise ConfigError("One target can be asked for at a time", names, "leave one out")
+    if given:
+        ((metric, target),) = given.items()
+        return CurveQuestion(metric, train_size, target, asked.assurance, asked.test_size)
+    return CurveQuestion(metric_of(table), train_size, None, asked.assurance, asked.test_size)
+
+
+def _print_curves(
+    table: pd.DataFrame,
+    asked: CurveOptions,
+    goal: tuple[int | None, float | None],
+    source: str,
+    model: str,
+    work: o.Work,
+) -> None:
+    """Print what the learning curves of one dataset answer, one network after the other."""
+    from orchestrator.analysis.curve_answers import answers, of_model
+
+    question = _curve_question(asked, goal, table)
+    curves = answers(table if model == "pooled" else of_model(table, model), question)
+    lines = [line for curve in curves for line in curve.lines()]
+    sources = ", ".join(curves[0].prior_sources)
+    prior = f"Prior of rates and floors: the learning curves of {sources}."
+    document = {"curves": [curve.to_json() for curve in curves]}
+    emit(work, document, [f"Learning curves of {source}:", *lines, prior])
 
 
 def _pilot(

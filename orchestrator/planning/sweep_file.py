@@ -460,9 +460,9 @@ def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
 
     def known_estimator(name: str) -> None:
         if name not in DEFAULT_ESTIMATORS:
-            from tasks.measures.estimators import table_width
+            from tasks.measures.estimators import find_estimator
 
-            table_width((name,), 0)
+            find_estimator(name)
 
     for choice in document.get("models", ()):
         check(model_spec, choice)

@@ -1,42 +1,46 @@
-"""Exact squared distances between two blocks of rows: fast where rounding is harmless, direct where
-not.
+"""Exact squared distances between two blocks of rows.
 
-``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which is fast, but it loses
-digits when two rows are much closer to each other than to the origin. Rows are therefore centred
-first; products are summed over chunks of features, in float32 inside a chunk and in float64 across
-chunks; and every pair whose squared distance is a small share of ``|a|² + |b|²`` is recomputed
-directly from the differences in float64. When many pairs of a block are that close (data on a thin,
-curved or low-dimensional set), the whole block is redone in float64 instead, by the same rule.
+``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which is fast. Rows are
+measured in one of two ways.
+
+**Bytes.** Images are bytes: as uint8, as floats that are whole numbers up to 255, or as such
+numbers divided by 255. All terms are then integers and nothing is rounded, so the result does not
+depend on block size, order, threads or machine.
+
+**Floats.** The expanded form loses digits when two rows are much closer to each other than to the
+origin. Rows are therefore centred first. Products are summed in float32 inside a chunk of features
+and in float64 over chunks. Every pair whose squared distance is a small fraction of ``|a|² + |b|²``
+is recomputed from the differences in float64. If a block has many such pairs, as data on a thin or
+low-dimensional set do, the whole block is recomputed in float64 and checked by the same rule.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.products import MAX_FEATURES, Bytes, Product
+from tasks.measures.arrays import AnyArray, Bytes, FloatArray, IntArray
+from tasks.measures.products import MAX_FEATURES, Product
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
-# Share of |a|²+|b|² under which the expanded form may be off by more than 1e-5 (float32) or 1e-7
-# (float64) of the distance; measured, and held by tests on data made to break it.
-CLOSE_SHARE = {"float32": 0.02, "float64": 1e-8}
-
-# Squared distances under which products may have underflowed.
+CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
+"""Fraction of ``|a|² + |b|²`` below which a squared distance is recomputed, by dtype. The expanded
+form may be off by more than 1e-5 (float32) or 1e-7 (float64) of the distance there. Both values
+were measured, and tests hold them on data that were made to break them."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
-
-# Above this many close pairs per row a float64 product is cheaper than recomputing pair by pair.
+"""Squared distances below which products may have underflowed, by dtype."""
 CLOSE_PAIRS_PER_ROW = 8
-
-_DIRECT_BYTES = 32 << 20  # memory for one batch of directly recomputed pairs
+"""Close pairs per row above which a float64 product is faster than recomputing pair by pair."""
+DIRECT_BYTES = 32 << 20
+"""Memory for one batch of pairs that are recomputed from their differences."""
 
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """Rows that can be read a block at a time; picklable."""
+    """Rows that can be read block by block. Must be picklable."""
 
     @property
     def num_rows(self) -> int:
@@ -46,7 +50,7 @@ class BlockSource(Protocol):
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row, for images ``(channels, height, width)``."""
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return rows ``start`` to ``stop`` as an array ``(stop - start, *row_shape)``."""
 
 
@@ -54,7 +58,7 @@ class BlockSource(Protocol):
 class ArraySource:
     """A source whose rows are in memory."""
 
-    array: npt.NDArray[Any]
+    array: AnyArray
 
     @property
     def num_rows(self) -> int:
@@ -66,25 +70,27 @@ class ArraySource:
         """Shape of one row."""
         return tuple(self.array.shape[1:])
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return a view of rows ``start`` to ``stop``."""
         return self.array[start:stop]
 
 
 def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Wrap an array as a source; leave a source as it is."""
-    return rows if isinstance(rows, BlockSource) else ArraySource(np.asarray(rows))
+    """Return an array wrapped as a source, or the source that was given."""
+    if isinstance(rows, BlockSource):
+        return rows
+    return ArraySource(np.asarray(rows))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are formed; never changes which neighbours are found, only how fast.
+    """A way to compute matrix products. It changes the speed, not which neighbours are nearest.
 
     Attributes:
-        dtype: ``"float32"`` or ``"float64"``, of products within one chunk of features.
-        chunk_features: Features per chunk; bounds the memory of the centred copies.
+        dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
+        chunk_features: Features per chunk, which bounds the memory of the centred copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says.
+        exact_bytes: Measure rows of bytes in integers, whatever ``dtype`` is.
     """
 
     dtype: str = "float32"
@@ -94,178 +100,224 @@ class Precision:
 
 
 def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
-    """Mean of a few slices spread over the rows, float64 ``(num_features,)``, which keeps the
-    products small; of integer rows a whole number, so that centred pixels stay exact in float32.
+    """Return the approximate mean row, which is subtracted to keep products small.
+
+    Args:
+        source: Rows of any real dtype.
+        num_rows: Rows to average, read as slices of 64 that are spread over the source.
+
+    Returns:
+        ``(num_features,)`` float64. For integer rows the mean is rounded, so that centred pixels
+        stay exact in float32.
     """
     total = source.num_rows
-    starts = np.unique(np.linspace(0, max(total - 64, 0), max(num_rows // 64, 1)).astype(int))
-    parts = [flatten(source.read(int(start), min(int(start) + 64, total))) for start in starts]
-    integral = np.issubdtype(parts[0].dtype, np.integer) or parts[0].dtype == np.bool_
-    centre: FloatArray = np.mean([part.mean(axis=0, dtype=np.float64) for part in parts], axis=0)
-    return np.rint(centre) if integral else centre
+    num_slices = max(num_rows // 64, 1)
+    last_start = max(total - 64, 0)
+    starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
+    slices = [flatten(source.read(start, min(start + 64, total))) for start in starts.tolist()]
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in slices]
+    centre: FloatArray = np.mean(means, axis=0)
+    if slices[0].dtype.kind in "biu":
+        return np.rint(centre)
+    return centre
 
 
-def flatten(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """View rows of any shape as ``(num_rows, num_features)``."""
+def flatten(rows: AnyArray) -> AnyArray:
+    """Return a view of rows of any shape as ``(num_rows, num_features)``."""
     return rows.reshape(len(rows), -1)
 
 
 def squared_distances(
-    a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
+    a: AnyArray,
+    b: AnyArray | None,
+    centre: FloatArray,
+    precision: Precision,
 ) -> tuple[FloatArray, str]:
-    """Squared distances between the rows of two blocks, or within one block, which costs half.
+    """Return the squared distances between the rows of two blocks of floats.
 
     Args:
         a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``, or None for the distances of ``a`` to itself.
-        centre: ``(num_features,)`` float64, subtracted from both.
-        precision: How the products are formed.
+        b: ``(num_b, num_features)``. None for the distances of ``a`` to itself, which cost half.
+        centre: ``(num_features,)`` float64, subtracted from both blocks.
+        precision: How the products are computed.
 
     Returns:
-        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when too
-        many pairs were too close for float32; a caller with more blocks saves time by asking for it
-        from then on.
+        Squared distances ``(num_a, num_b)``, and the dtype that was needed. It is ``"float64"`` if
+        too many pairs were too close for float32. A caller with more blocks saves time by
+        requesting that dtype from then on.
     """
     squared, norms_a, norms_b = _expanded(a, b, centre, precision)
-    close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
+    close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
     if b is None:
-        upper = close[0] < close[1]
-        close = close[0][upper], close[1][upper]
+        above_diagonal = close_rows < close_columns
+        close_rows = close_rows[above_diagonal]
+        close_columns = close_columns[above_diagonal]
         np.fill_diagonal(squared, 0.0)
-    overflow = not (np.isfinite(norms_a).all() and np.isfinite(norms_b).all())
-    trouble = overflow or len(close[0]) > CLOSE_PAIRS_PER_ROW * max(squared.shape)
-    if trouble and precision.dtype == "float32":
+    are_finite = np.isfinite(norms_a).all() and np.isfinite(norms_b).all()
+    has_many_close = len(close_rows) > CLOSE_PAIRS_PER_ROW * max(squared.shape)
+    if precision.dtype == "float32" and (has_many_close or not are_finite):
         return squared_distances(a, b, centre, replace(precision, dtype="float64"))
-    if len(close[0]):
-        direct = direct_squared_distances(a, a if b is None else b, *close)
-        squared[close] = direct
+    if len(close_rows):
+        columns_of = a if b is None else b
+        direct = direct_squared_distances(a, columns_of, close_rows, close_columns)
+        squared[close_rows, close_columns] = direct
         if b is None:
-            squared[close[::-1]] = direct
+            squared[close_columns, close_rows] = direct
     return squared, precision.dtype
 
 
 def direct_squared_distances(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], rows: npt.NDArray[Any], columns: npt.NDArray[Any]
+    a: AnyArray,
+    b: AnyArray,
+    rows: AnyArray,
+    columns: AnyArray,
 ) -> FloatArray:
-    """Squared distances of ``(a[rows], b[columns])`` from their differences, in float64."""
+    """Return squared distances of the pairs ``(a[rows], b[columns])`` from their differences.
+
+    Args:
+        a: ``(num_a, num_features)``.
+        b: ``(num_b, num_features)``.
+        rows: ``(num_pairs,)`` row numbers of ``a``.
+        columns: ``(num_pairs,)`` row numbers of ``b``.
+
+    Returns:
+        ``(num_pairs,)`` float64.
+    """
     result = np.empty(len(rows))
-    step = max(1, _DIRECT_BYTES // (16 * max(a.shape[1], 1)))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        difference = a[rows[part]].astype(np.float64)
-        difference -= b[columns[part]]
-        result[part] = np.einsum("ij,ij->i", difference, difference)
+    pair_bytes = 16 * max(a.shape[1], 1)
+    batch = max(1, DIRECT_BYTES // pair_bytes)
+    for start in range(0, len(rows), batch):
+        pairs = slice(start, start + batch)
+        difference = a[rows[pairs]].astype(np.float64)
+        difference -= b[columns[pairs]]
+        result[pairs] = np.einsum("ij,ij->i", difference, difference)
     return result
 
 
 def _expanded(
-    a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
+    a: AnyArray,
+    b: AnyArray | None,
+    centre: FloatArray,
+    precision: Precision,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """``|a|² + |b|² - 2ab`` of centred rows, summed over chunks of features, and both sides'
-    ``|a|²``.
-    """
+    """Return ``|a|² + |b|² - 2ab`` of centred rows, and the squared norms of both blocks."""
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
     width = min(precision.chunk_features, num_features)
-    one_chunk = num_features == width
-    gram = np.zeros((len(a), len(a if b is None else b)), dtype if one_chunk else np.float64)
-    norms_a, norms_b = np.zeros(len(gram)), np.zeros(gram.shape[1])
-    # Buffers are made once: fresh memory for every chunk would cost as much as filling it.
+    has_one_chunk = num_features == width
+    num_b = len(a if b is None else b)
+    sum_dtype = dtype if has_one_chunk else np.dtype(np.float64)
+    gram_matrix = np.zeros((len(a), num_b), sum_dtype)
+    norms_a = np.zeros(len(a))
+    norms_b = np.zeros(num_b)
+    # Buffers are allocated once: new memory for every chunk would cost as much as filling it.
     buffer_a = np.empty((len(a), width), dtype)
-    buffer_b = buffer_a if b is None else np.empty((len(b), width), dtype)
-    product = gram if one_chunk else np.empty(gram.shape, dtype)
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # overflow is caught by the caller, see `trouble`
+    buffer_b = np.empty((num_b, width), dtype)  # takes no memory before it is written
+    product = gram_matrix if has_one_chunk else np.empty(gram_matrix.shape, dtype)
+    # The caller detects overflow by norms that are not finite.
+    with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, num_features, width):
-            part = slice(start, start + width)
-            chunk_a = _centre_into(buffer_a, a[:, part], centre[part])
-            chunk_b = chunk_a if b is None else _centre_into(buffer_b, b[:, part], centre[part])
-            _product_into(product, chunk_a, chunk_b, precision.device)
-            if not one_chunk:
-                gram += product
+            chunk = slice(start, start + width)
+            chunk_a = _centre_into(buffer_a, a[:, chunk], centre[chunk])
+            chunk_b = chunk_a
             if b is not None:
+                chunk_b = _centre_into(buffer_b, b[:, chunk], centre[chunk])
                 norms_a += np.square(chunk_a).sum(axis=1)
                 norms_b += np.square(chunk_b).sum(axis=1)
+            _product_into(product, chunk_a, chunk_b, precision.device)
+            if not has_one_chunk:
+                gram_matrix += product
         if b is None:
-            norms_a = norms_b = gram.diagonal().astype(np.float64)
-        gram *= -2
-        gram += norms_a[:, None].astype(gram.dtype)
-        gram += norms_b.astype(gram.dtype)
-        return gram.astype(dtype, copy=False), norms_a, norms_b
+            norms_a = gram_matrix.diagonal().astype(np.float64)
+            norms_b = norms_a
+        gram_matrix *= -2
+        gram_matrix += norms_a[:, None].astype(gram_matrix.dtype)
+        gram_matrix += norms_b.astype(gram_matrix.dtype)
+        return gram_matrix.astype(dtype, copy=False), norms_a, norms_b
 
 
-def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray) -> FloatArray:
-    """Rows minus centre in ``buffer``, subtracting in float64 when the rows hold more than float32
-    does.
-    """
+EXACT_IN_FLOAT32 = (
+    np.float32,
+    np.float16,
+    np.uint8,
+    np.int8,
+    np.uint16,
+    np.int16,
+    np.bool_,
+)
+"""Dtypes whose every value float32 represents exactly."""
+
+
+def _centre_into(
+    buffer: FloatArray,
+    rows: AnyArray,
+    centre: FloatArray,
+) -> FloatArray:
+    """Return rows minus centre, in ``buffer``; subtracted in float64 if float32 is too coarse."""
     out = buffer[:, : rows.shape[1]]
-    narrow = rows.dtype in (
-        np.float32,
-        np.float16,
-        np.uint8,
-        np.int8,
-        np.uint16,
-        np.int16,
-        np.bool_,
-    )
-    subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
+    subtract_in: np.dtype[Any] = np.dtype(np.float64)
+    if rows.dtype in EXACT_IN_FLOAT32:
+        subtract_in = buffer.dtype
     np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
 
 
-def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) -> None:
-    """``a @ b.T``; for ``a is b`` numpy's BLAS computes one triangle only (syrk)."""
+def _product_into(
+    out: FloatArray,
+    a: FloatArray,
+    b: FloatArray,
+    device: str,
+) -> None:
+    """Write ``a @ b.T`` to ``out``. If ``a is b``, BLAS computes one triangle only (syrk)."""
     if device == "cpu":
         np.matmul(a, b.T, out=out)
         return
     import torch
 
     # TF32 keeps 10 bits of the factors, which would break the promise on distances.
-    before = torch.get_float32_matmul_precision()
+    precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         left = torch.from_numpy(a).to(device)
         right = left if a is b else torch.from_numpy(b).to(device)
         out[...] = (left @ right.T).cpu().numpy()
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision_before)
 
 
 def _close_pairs(
-    squared: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Pairs whose distance is too small a share of their norms for the expanded form."""
-    share, floor = CLOSE_SHARE[dtype], UNDERFLOW[dtype]
-    ceiling = max(share * (norms_a.max(initial=0.0) + norms_b.max(initial=0.0)), floor)
-    # Comparing against one number first: most blocks have no such pair, and stop here. The
-    # comparison is negated so that NaN, which an overflow leaves behind, counts as close.
-    rows, columns = np.divmod(np.flatnonzero(~(squared >= ceiling)), max(squared.shape[1], 1))
-    keep = ~(
-        squared[rows, columns] >= np.maximum(share * (norms_a[rows] + norms_b[columns]), floor)
-    )
-    return rows[keep], columns[keep]
+    squared: FloatArray,
+    norms_a: FloatArray,
+    norms_b: FloatArray,
+    dtype: str,
+) -> tuple[IntArray, IntArray]:
+    """Return rows and columns of the pairs that are too close for the expanded form."""
+    fraction = CLOSE_FRACTION[dtype]
+    floor = UNDERFLOW[dtype]
+    largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
+    # Most blocks have no close pair, and one comparison with the largest possible limit shows it.
+    # Comparisons are negated so that NaN, which an overflow leaves behind, counts as close.
+    candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
+    rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
+    sums = norms_a[rows] + norms_b[columns]
+    limits = np.maximum(fraction * sums, floor)
+    is_close = ~(squared[rows, columns] >= limits)
+    return rows[is_close], columns[is_close]
 
 
-# Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided
-# by 255. Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so
-# nothing depends on block size, order, threads or machine.
-
-IntArray = npt.NDArray[np.integer[Any]]
-
-# What one grey level may be in the array: whole numbers, or 255 levels between 0 and 1.
 UNITS = (1.0, 1 / 255)
-# Squared distances fit int32 up to this many features, and int64 beyond.
+"""Values that one grey level may have in an array: whole numbers, or 255 levels between 0 and 1."""
 INT32_FEATURES = (2**31 - 1) // 255**2
-
-_NORM_ROWS = (
-    64  # rows per product whose diagonal are the norms: wasteful, and still faster than summing
-)
-_PIECE_VALUES = 1 << 15  # so that all steps of a conversion find them in the cache
+"""Features up to which squared distances of bytes fit int32. Longer rows need int64."""
+NORM_ROWS = 64
+"""Rows per product whose diagonal holds squared norms. Most of the product is thrown away, which is
+still faster than summing squares in integers."""
+PIECE_VALUES = 1 << 15
+"""Values converted to bytes at a time, so that all steps of a conversion use the cache."""
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
-    """Whether rows of this dtype need no look at their values."""
+    """Return whether every value of this dtype is a byte."""
     return dtype in (np.uint8, np.int8, np.bool_)
 
 
@@ -286,7 +338,7 @@ class ByteRows:
         """Shape of one row."""
         return self.source.row_shape
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Return rows ``start`` to ``stop`` as bytes, ``(stop - start, *row_shape)``."""
         rows = self.source.read(start, stop)
         if is_byte_dtype(rows.dtype):
@@ -297,14 +349,13 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Rows in memory as bytes, where they are bytes in a wider type, which is then looked at once;
-    anything else as it is.
+    """Return a source of bytes if an array in memory holds bytes in a wider dtype.
+
+    The array is read once to find out. Any other source is returned as it is.
     """
-    if (
-        not isinstance(source, ArraySource)
-        or is_byte_dtype(source.array.dtype)
-        or not source.array.size
-    ):
+    if not isinstance(source, ArraySource) or not source.array.size:
+        return source
+    if is_byte_dtype(source.array.dtype):
         return source
     levels = np.empty(source.array.shape, np.uint8)  # no memory is taken before it is written
     for unit in _possible_units(source.array.dtype):
@@ -313,9 +364,11 @@ def as_bytes(source: BlockSource) -> BlockSource:
     return source
 
 
-def byte_units(rows: npt.NDArray[Any]) -> set[float]:
-    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255: the very float
-    that dividing by 255 gives, for which half-precision floats are too coarse.
+def byte_units(rows: AnyArray) -> set[float]:
+    """Return the ``UNITS`` for which every value is a level from 0 to 255 times the unit.
+
+    A quotient must be the float that dividing by 255 gives. Half-precision floats are too coarse
+    for quotients.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -326,67 +379,102 @@ def byte_units(rows: npt.NDArray[Any]) -> set[float]:
 def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         return ()
-    return UNITS if dtype.kind == "f" and dtype.itemsize >= 4 else UNITS[:1]
+    if dtype.kind == "f" and dtype.itemsize >= 4:
+        return UNITS
+    return UNITS[:1]  # quotients need floats of 32 bits
 
 
-def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float) -> bool:
-    """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without
-    one.
+def _fill_levels(
+    out: IntArray,
+    rows: AnyArray,
+    unit: float,
+) -> bool:
+    """Write the grey levels of ``rows`` to ``out``.
+
+    Returns:
+        Whether all values are levels. The conversion stops at the first piece with another value.
     """
     divisor = rows.dtype.type(255)
-    width = max(1, min(int(np.prod(rows.shape[1:])), _PIECE_VALUES))
-    height = max(1, _PIECE_VALUES // width)
-    with np.errstate(
-        invalid="ignore", over="ignore"
-    ):  # casts of NaN and large values are found unequal
+    row_values = int(np.prod(rows.shape[1:]))
+    width = max(1, min(row_values, PIECE_VALUES))
+    height = max(1, PIECE_VALUES // width)
+    # Casts of NaN and of large values are undefined, and the comparison finds them unequal.
+    with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
-            # Few at a time, since flattening copies rows that do not lie one after another.
-            few, levels_of_few = flatten(rows[top : top + height]), flatten(out[top : top + height])
-            for left in range(0, few.shape[1], width):
-                values = few[:, left : left + width]
+            # Few rows at a time: flattening copies rows that are not contiguous in memory.
+            values_in = flatten(rows[top : top + height])
+            levels_out = flatten(out[top : top + height])
+            for left in range(0, row_values, width):
+                values = values_in[:, left : left + width]
                 if unit == 1:
                     levels = values.astype(np.uint8)
-                    equal = levels == values
+                    is_equal = levels == values
                 else:
                     levels = np.rint(values * divisor).astype(np.uint8)
-                    equal = levels.astype(rows.dtype) / divisor == values
-                if not equal.all():
+                    is_equal = levels.astype(rows.dtype) / divisor == values
+                if not is_equal.all():
                     return False
-                levels_of_few[:, left : left + width] = levels
+                levels_out[:, left : left + width] = levels
     return True
 
 
-def squared_norms(rows: Bytes, product: Product) -> npt.NDArray[np.int64]:
-    """``|a|²`` of every row."""
-    strips = [rows[start : start + _NORM_ROWS] for start in range(0, len(rows), _NORM_ROWS)]
-    return np.concatenate(
-        [gram(strip, strip, product).diagonal() for strip in strips], dtype=np.int64
-    )
+def squared_norms(rows: Bytes, product: Product) -> IntArray:
+    """Return ``|a|²`` of every row of bytes, ``(num_rows,)``."""
+    norms = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), NORM_ROWS):
+        strip = rows[start : start + NORM_ROWS]
+        norms[start : start + NORM_ROWS] = gram(strip, strip, product).diagonal()
+    return norms
 
 
-def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
-    """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else
-    int64.
+def gram(
+    a: Bytes,
+    b: Bytes,
+    product: Product,
+) -> IntArray:
+    """Return the products of the rows of two blocks of bytes.
+
+    Args:
+        a: ``(num_a, num_features)``.
+        b: ``(num_b, num_features)``. If it is ``a``, entries below the diagonal may be missing.
+        product: Multiplies rows of at most ``MAX_FEATURES``.
+
+    Returns:
+        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
+
+    Raises:
+        ValueError: If rows have no features.
     """
-    dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
-    total: IntArray | None = None
-    num_parts = -(-a.shape[1] // MAX_FEATURES)  # equal ones, of which none may overflow
-    edges = np.arange(num_parts + 1) * a.shape[1] // max(num_parts, 1)
-    for part in map(slice, edges[:-1], edges[1:]):
-        left = a[:, part]
-        found = product(left, left if a is b else b[:, part])
-        total = (
-            found.astype(dtype, copy=False) if total is None else np.add(total, found, out=total)
-        )
-    if total is None:
+    num_features = a.shape[1]
+    if num_features == 0:
         raise ValueError("rows need at least one feature")
+    dtype = np.int32 if num_features <= INT32_FEATURES else np.int64
+    num_parts = -(-num_features // MAX_FEATURES)
+    edges = (np.arange(num_parts + 1) * num_features // num_parts).tolist()
+    total: IntArray = np.zeros((0, 0), dtype)
+    for start, stop in pairwise(edges):
+        left = a[:, start:stop]
+        right = left if a is b else b[:, start:stop]
+        part = product(left, right)
+        if start == 0:
+            total = part.astype(dtype, copy=False)
+        else:
+            np.add(total, part, out=total)
     return total
 
 
 def expand(
-    products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]
+    products: IntArray,
+    norms_a: IntArray,
+    norms_b: IntArray,
 ) -> IntArray:
-    """Turn products of rows into squared distances, in place and in the dtype of `gram`."""
+    """Turn products of rows into squared distances, in place.
+
+    Args:
+        products: ``(num_a, num_b)``, as `gram` returns them.
+        norms_a: ``(num_a,)`` squared norms.
+        norms_b: ``(num_b,)`` squared norms.
+    """
     products *= -2
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)

@@ -1,29 +1,43 @@
-"""Intrinsic dimension from neighbour distances: MLE, TwoNN and Gride, with their standard errors.
+"""Intrinsic dimension from neighbour distances: MLE, TwoNN and Gride, with standard errors.
 
-T_j(x) is the distance from x to its j-th nearest other point. Every estimator works on a table of T
-and returns a record; none returns a bare number, NaN or infinity.
+T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of T
+and returns a record. A dimension that the points do not allow is None with a reason, never NaN or
+infinity.
 
-Neighbourhoods overlap, so a bootstrap over single points would promise too much: disjoint blocks of
-neighbouring points are drawn with replacement.
+An estimator is one function and one row of `ESTIMATORS`. The neighbourhoods of near points overlap,
+so resampling single points would underestimate the standard error. The bootstrap therefore draws
+disjoint blocks of neighbouring points.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import DataError, unknown_name
-from tasks.measures.distances import FloatArray
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
 
-# Distances are good to 1e-5, so smaller mean log ratios of distances are rounding.
 EQUAL_LOG_RATIO = 1e-5
+"""Mean log ratio of distances that counts as zero: distances are accurate to 1e-5."""
 EQUALLY_FAR = "neighbours are equally far to within rounding, no finite dimension explains that"
+FEW_POINTS = 20
+"""Points below which a value gets a remark: with 20 points one standard error of TwoNN is about a
+quarter of its value."""
+NUM_RESAMPLES = 200
+"""Bootstrap resamples, as Efron & Tibshirani (1993) advise for standard errors."""
+BLOCK_POINTS = 10
+"""Points of a block, at most. Blocks of 21 and of 42 points give the same standard errors to within
+a few percent (docs/measures.md)."""
+
+Weights = FloatArray
+"""Counts of a resample: how often it drew each point, ``(num_points,)``."""
+Statistic = Callable[[Weights], float | None]
+"""A number of a resample, or None if the resample does not define it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,18 @@ class IntrinsicDimension:
     """An estimate with what is needed to judge it.
 
     Attributes:
-        value: The estimate, or None when it is undefined; ``reason`` then says why.
-        std_error: Its standard error, by the way that ``convention`` names.
-        num_points: Points that the value averages over, after duplicates and ties were left out.
-        num_dropped: Points left out because their neighbour distances are zero.
+        estimator: Name of the row in `ESTIMATORS`.
+        value: The estimate, or None if it is undefined.
+        std_error: Standard error by a formula, which ``convention`` names.
+        num_points: Distinct points that entered the value. TwoNN's discarded ratios count, because
+            they enter its distribution function.
+        num_neighbors: Neighbours per point.
         convention: The formula, in words.
-        details: More of the same estimator, such as its curve over scales.
+        num_dropped: Points left out: they have a neighbour at distance zero, or the two distances
+            that Gride compares are equal.
+        reason: Why ``value`` is None.
+        details: Further output of this estimator, such as the estimate at each scale. It includes
+            the estimator's parameters, and a ``remark`` for readers if there is one.
     """
 
     estimator: str
@@ -50,267 +70,384 @@ class IntrinsicDimension:
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def error(self) -> float | None:
-        """The standard error to show: by resampling neighbourhoods, which overlap, where that was
-        done.
-        """
+    def reported_std_error(self) -> float | None:
+        """The block-bootstrap standard error if there is one, else ``std_error``."""
         bootstrap: float | None = self.details.get("std_error_bootstrap")
         return self.std_error if bootstrap is None else bootstrap
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; ``details`` stand beside the other keys, ``reason`` only where there is
-        one.
-        """
-        record = {
-            key: value for key, value in vars(self).items() if key not in ("details", "reason")
-        }
-        return record | ({"reason": self.reason} if self.reason else {}) | self.details
+        """Return plain JSON. ``details`` are merged in; ``reason`` is left out if it is None."""
+        record = dict(vars(self))
+        record.update(record.pop("details"))
+        if self.reason is None:
+            del record["reason"]
+        return record
 
 
-def inverse_dimensions(logs: FloatArray, num_neighbors: int, subtract: int) -> FloatArray:
-    """``1/(k - subtract) · Σ_{j<k} ln(T_k / T_j)`` per point, from ``(num_points, >= k)`` log
-    distances.
+@dataclass(frozen=True)
+class Neighborhoods:
+    """The input of an estimator: distances of the points that can be used.
+
+    Attributes:
+        distances: ``(num_usable, num_neighbors)``, ascending. All are positive and finite.
+        indices: ``(num_points, num_neighbors)`` neighbours of all points, -1 where there are fewer.
+        is_usable: ``(num_points,)`` mask of the rows of ``distances``.
+        parameters: The estimator's own parameters, by name.
+        seed: Seed of the bootstrap.
     """
-    k = num_neighbors
-    total: FloatArray = (k - 1) * logs[:, k - 1] - logs[:, : k - 1].sum(axis=1)
-    return total / (k - subtract)
+
+    distances: FloatArray
+    indices: AnyArray
+    is_usable: BoolArray
+    parameters: Mapping[str, float]
+    seed: int
+
+    def bootstrap_std_error(self, statistic: Statistic) -> float | None:
+        """Return the block-bootstrap standard error of a statistic of the usable points."""
+        blocks = neighborhood_blocks(self.indices)[self.is_usable]
+        return block_std_error(statistic, blocks, seed=self.seed)
 
 
-# Resamples as Efron & Tibshirani (1993) advise for standard errors, and most points per block.
-NUM_RESAMPLES = 200
-BLOCK_POINTS = 10
+@dataclass(frozen=True)
+class Fit:
+    """The output of an estimator.
 
-
-def neighborhood_blocks(
-    indices: npt.NDArray[Any], good: npt.NDArray[np.bool_] | None = None
-) -> npt.NDArray[np.int64]:
-    """Divide points into disjoint blocks of neighbours ``(num_points, num_neighbors)``, greedily in
-    the order of the points; returns the block of each that is ``good`` (num_points,), of all when
-    None.
+    Attributes:
+        value: The dimension, or None if neighbours are equally far.
+        std_error: Standard error by a formula.
+        num_ties: Usable points that were left out because of equal distances.
+        details: Further output, plain JSON.
     """
-    block = np.full(len(indices), -1, np.int64)
-    number = 0
+
+    value: float | None = None
+    std_error: float | None = None
+    num_ties: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A row of `ESTIMATORS`. Its parameters are part of what its name means.
+
+    Attributes:
+        fit: Estimates the dimension from neighbourhoods.
+        required_neighbors: Returns the neighbours to read when ``num_neighbors`` are requested.
+        convention: The formula in words; parameters are filled in by name.
+        parameters: The method's own parameters and their values. Register another set of values
+            as a row with another name: results are stored under the name.
+    """
+
+    fit: Callable[[Neighborhoods], Fit]
+    required_neighbors: Callable[[int], int]
+    convention: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+
+def inverse_dimensions(
+    log_distances: FloatArray,
+    num_neighbors: int,
+    divisor_offset: int,
+) -> FloatArray:
+    """Return ``1/(k - divisor_offset) · Σ_{j<k} ln(T_k / T_j)`` of every point.
+
+    Args:
+        log_distances: ``(num_points, k or more)`` logarithms of ascending distances.
+        num_neighbors: k.
+        divisor_offset: What is subtracted from k in the divisor.
+
+    Returns:
+        ``(num_points,)`` inverse dimensions.
+    """
+    last = num_neighbors - 1
+    farthest = log_distances[:, last]
+    nearer_sum = log_distances[:, :last].sum(axis=1)
+    total: FloatArray = last * farthest - nearer_sum
+    return total / (num_neighbors - divisor_offset)
+
+
+def neighborhood_blocks(indices: AnyArray) -> IntArray:
+    """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighbouring points.
+
+    Each point that has no block yet takes its free neighbours, in the order of the points.
+
+    Args:
+        indices: ``(num_points, num_neighbors)`` neighbours, -1 where there are fewer.
+
+    Returns:
+        ``(num_points,)`` block numbers.
+    """
+    blocks = np.full(len(indices), -1, np.int64)
+    next_block = 0
     for point, neighbors in enumerate(indices):
-        if block[point] >= 0:
-            continue
-        free = neighbors[(neighbors >= 0) & (block[neighbors] < 0)]
-        block[free[: BLOCK_POINTS - 1]] = number
-        block[point] = number
-        number += 1
-    chosen = block if good is None else block[good]
-    return np.unique(chosen, return_inverse=True)[1].astype(np.int64)
+        if blocks[point] < 0:
+            is_free = (neighbors >= 0) & (blocks[neighbors] < 0)
+            blocks[neighbors[is_free][: BLOCK_POINTS - 1]] = next_block
+            blocks[point] = next_block
+            next_block += 1
+    return blocks
 
 
 def block_std_error(
-    statistic: Callable[[npt.NDArray[np.float64]], float | None],
-    blocks: npt.NDArray[np.int64],
+    statistic: Statistic,
+    blocks: IntArray,
     *,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> float | None:
-    """Standard deviation of a statistic, a function of multiplicities (num_points,) or None, over
-    resamples of ``blocks`` (num_points,); None when fewer than two define it.
+    """Return the block-bootstrap standard error of a statistic.
+
+    Args:
+        statistic: Maps how often each point was drawn, ``(num_points,)``, to a value or None.
+        blocks: ``(num_points,)`` block of every point; any integers.
+        seed: Seed of the resamples.
+        num_resamples: Number of resamples.
+
+    Returns:
+        The standard deviation over resamples. None if there are fewer than two blocks, or fewer
+        than two resamples gave a finite value.
     """
-    num_blocks = int(blocks.max(initial=-1)) + 1
+    names, numbered = np.unique(blocks, return_inverse=True)
+    num_blocks = len(names)
     if num_blocks < 2:
         return None
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(num_resamples):
-        drawn = np.bincount(rng.integers(0, num_blocks, num_blocks), minlength=num_blocks)
+        counts = np.bincount(rng.integers(0, num_blocks, num_blocks), minlength=num_blocks)
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = statistic(drawn[blocks].astype(np.float64))
+            value = statistic(counts[numbered].astype(np.float64))
         if value is not None and np.isfinite(value):
             values.append(value)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1))
 
 
-@dataclass(frozen=True)
-class Neighborhoods:
-    """What an estimator looks at: the distances (num_good, num_neighbors) of points that have all
-    their neighbours, none at zero; the neighbours of all points, and which of them are those.
-    """
-
-    distances: FloatArray
-    indices: npt.NDArray[Any]
-    good: npt.NDArray[np.bool_]
-    discard_fraction: float
-    seed: int
-
-    def std_error(
-        self, statistic: Callable[[npt.NDArray[np.float64]], float | None]
-    ) -> float | None:
-        """Standard error of a statistic over resamples of blocks."""
-        return block_std_error(
-            statistic, neighborhood_blocks(self.indices, self.good), seed=self.seed
-        )
-
-
-Fit = tuple[float | None, float | None, dict[str, Any]]
-"""Value, standard error and details; no value where points are equally far."""
-
-
-def _mle(near: Neighborhoods) -> Fit:
-    """Maximum-likelihood dimension (Levina & Bickel 2004, aggregated as MacKay & Ghahramani 2005).
+def fit_mle(neighborhoods: Neighborhoods) -> Fit:
+    """Estimate by maximum likelihood (Levina & Bickel 2004; MacKay & Ghahramani 2005).
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
-    k - 2 is the divisor of the study's code; k - 1, of ``value_k_minus_1``, is the unbiased one
-    where inverses are averaged. The standard error is by the delta method, ``d² · sd(inverse) /
-    √n``, which takes points as independent; ``std_error_bootstrap`` resamples blocks of
-    neighbouring points. ``curve`` has both values for every smaller k.
+    ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1`` divides
+    by k - 1, which is unbiased when inverses are averaged. ``curve`` has both for every smaller k.
+
+    The standard error is by the delta method, ``d² · sd(inverse) / √n``. It takes points as
+    independent, and is about a quarter too small; ``std_error_bootstrap`` is not.
     """
-    logs, k = np.log(near.distances), near.distances.shape[1]
-    inverses = inverse_dimensions(logs, k, 2)
+    log_distances = np.log(neighborhoods.distances)
+    num_points, k = log_distances.shape
+    inverses = inverse_dimensions(log_distances, k, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return None, None, {}
+        return Fit()
     curve = [
         {
-            "num_neighbors": smaller,
-            "value": _inverse(inverse_dimensions(logs, smaller, 2).mean()),
-            "value_k_minus_1": _inverse(inverse_dimensions(logs, smaller, 1).mean()),
+            "num_neighbors": smaller_k,
+            "value": _inverse(inverse_dimensions(log_distances, smaller_k, 2).mean()),
+            "value_k_minus_1": _inverse(inverse_dimensions(log_distances, smaller_k, 1).mean()),
         }
-        for smaller in range(3, k + 1)
+        for smaller_k in range(3, k + 1)
     ]
-    details = {
-        "std_error_bootstrap": near.std_error(
-            lambda weights: weights.sum() / (weights * inverses).sum()
-        ),
-        "value_k_minus_1": curve[-1]["value_k_minus_1"],
-        "curve": curve,
-    }
-    return float(1 / mean), float(inverses.std(ddof=1) / mean**2 / np.sqrt(len(inverses))), details
+
+    def value_of_resample(weights: Weights) -> float:
+        return float(weights.sum() / (weights * inverses).sum())
+
+    spread = inverses.std(ddof=1)
+    return Fit(
+        value=float(1 / mean),
+        std_error=float(spread / mean**2 / np.sqrt(num_points)),
+        details={
+            "std_error_bootstrap": neighborhoods.bootstrap_std_error(value_of_resample),
+            "value_k_minus_1": curve[-1]["value_k_minus_1"],
+            "curve": curve,
+        },
+    )
 
 
 def _inverse(mean: float) -> float | None:
     return float(1 / mean) if mean > 0 else None
 
 
-def _twonn(near: Neighborhoods) -> Fit:
-    """Two-nearest-neighbour dimension (Facco et al. 2017): slope of ``-ln(1 - F(μ))`` on ``ln μ``.
+def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
+    """Estimate by the ratio of two neighbours: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
 
-    μ = T_2/T_1, F its empirical distribution ``i/n``; least squares through the origin. The share
-    ``discard_fraction`` of the largest μ is left out, 0.1 as in Facco et al.; 0 drops the last
-    point only (where F = 1), as the code of Konz & Mazurowski does. The standard error is the
-    likelihood's, ``d/√n``.
+    μ is ``T_2/T_1`` and F its empirical distribution ``i/n``. The slope is fitted by least squares
+    through the origin, without the fraction ``discard_fraction`` of the largest μ. That is 0.1 in
+    Facco et al. With 0 only the last point is left out (F = 1 there), as in the code of Konz &
+    Mazurowski.
+
+    The standard error ``d/√n`` is that of the likelihood for independent ratios. It is about a
+    quarter too small for this slope; ``std_error_bootstrap`` is not.
+
+    Raises:
+        DataError: If ``discard_fraction`` is not in [0, 1).
     """
-    log_ratios = np.log(near.distances[:, 1] / near.distances[:, 0])
-    order, discarded = np.argsort(log_ratios, kind="stable"), near.discard_fraction
-    value = _twonn_slope(log_ratios[order], np.ones(len(order)), discarded)
+    discard_fraction = neighborhoods.parameters["discard_fraction"]
+    if not 0 <= discard_fraction < 1:
+        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
+    distances = neighborhoods.distances
+    log_ratios = np.log(distances[:, 1] / distances[:, 0])
+    order = np.argsort(log_ratios, kind="stable")
+    ascending = log_ratios[order]
+    value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
     if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return None, None, {}
-    error = near.std_error(
-        lambda weights: _twonn_slope(log_ratios[order], weights[order], discarded)
+        return Fit()
+    bootstrap_std_error = neighborhoods.bootstrap_std_error(
+        lambda weights: _twonn_slope(ascending, weights[order], discard_fraction)
     )
-    details = {"std_error_bootstrap": error, "discard_fraction": discarded}
-    return value, float(value / np.sqrt(len(order))), details
+    return Fit(
+        value=value,
+        std_error=float(value / np.sqrt(len(order))),
+        details={"std_error_bootstrap": bootstrap_std_error},
+    )
 
 
 def _twonn_slope(
-    log_ratios: FloatArray, weights: FloatArray, discard_fraction: float
+    log_ratios: FloatArray,
+    weights: FloatArray,
+    discard_fraction: float,
 ) -> float | None:
-    """Slope for ascending ``log_ratios``; ``weights`` are multiplicities, all one for the sample
-    itself.
+    """Return TwoNN's slope, or None if no positive ratio is left.
+
+    Args:
+        log_ratios: ``(num_points,)`` ln μ, ascending.
+        weights: ``(num_points,)`` how often each point counts; all one for the sample itself.
+        discard_fraction: Fraction of the largest ratios that is left out.
     """
-    share = np.cumsum(weights) / weights.sum()
-    # The tolerance keeps i/n <= 1 - f on the side that exact arithmetic would put it.
-    num_kept = int(np.searchsorted(share, 1 - discard_fraction + 1e-12, side="right"))
-    num_kept = min(num_kept, int(np.searchsorted(share, 1 - 1e-12)))  # F = 1 has no logarithm
-    x, w = log_ratios[:num_kept], weights[:num_kept]
-    # Not by products of vectors: BLAS shares long ones out over threads, whose number would show
-    # here.
-    norm = float((w * x * x).sum())
-    return float((w * x * -np.log1p(-share[:num_kept])).sum() / norm) if norm > 0 else None
+    distribution = np.cumsum(weights) / weights.sum()
+    # The tolerance puts i/n <= 1 - f on the side where exact arithmetic would put it.
+    num_below = np.searchsorted(distribution, 1 - discard_fraction + 1e-12, side="right")
+    num_below_one = np.searchsorted(distribution, 1 - 1e-12)  # F = 1 has no logarithm
+    num_fitted = int(min(num_below, num_below_one))
+    x = log_ratios[:num_fitted]
+    y = -np.log1p(-distribution[:num_fitted])
+    weight = weights[:num_fitted]
+    # No dot products: BLAS divides long ones over threads, whose number would change the sum.
+    sum_xx = float((weight * x * x).sum())
+    if sum_xx <= 0:
+        return None
+    return float((weight * x * y).sum() / sum_xx)
 
 
-def _gride(near: Neighborhoods) -> Fit:
-    """Generalised ratios (Denti et al. 2022): likelihood of ``T_{2n}/T_n`` for n = 1, 2, 4, ...
+def fit_gride(neighborhoods: Neighborhoods) -> Fit:
+    """Estimate by generalised ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
 
-    For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density ``d (μ^d -
-    1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``. The value is that of the largest scale; ``curve``
-    has every scale with its standard error from the observed information, and its mean distance.
+    For locally constant density the ratio μ = T_{n2}/T_{n1} has the density ``d (μ^d -
+    1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``. The value is that of the largest scale. ``curve``
+    has every scale, with its mean distance and its standard error by the observed information.
     """
+    distances = neighborhoods.distances
     curve = []
-    for n1 in [2**j for j in range(20) if 2 ** (j + 1) <= near.distances.shape[1]]:
-        closer, farther = near.distances[:, n1 - 1], near.distances[:, 2 * n1 - 1]
-        value, error = _gride_fit(np.log(farther / closer), n1, 2 * n1)
-        scale = {"n1": n1, "n2": 2 * n1, "distance": float(farther.mean())}
-        curve.append({**scale, "value": value, "std_error": error})
-    return value, error, {"curve": curve}
+    fit = Fit()
+    n1 = 1
+    while 2 * n1 <= distances.shape[1]:
+        nearer = distances[:, n1 - 1]
+        farther = distances[:, 2 * n1 - 1]
+        fit = gride_at_scale(np.log(farther / nearer), n1, 2 * n1)
+        curve.append(
+            {
+                "n1": n1,
+                "n2": 2 * n1,
+                "distance": float(farther.mean()),
+                "value": fit.value,
+                "std_error": fit.std_error,
+            }
+        )
+        n1 *= 2
+    return Fit(fit.value, fit.std_error, fit.num_ties, {"curve": curve})
 
 
-def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, float | None]:
-    """Maximise Gride's likelihood in d; returns value and standard error."""
-    # A ratio of exactly one has probability zero but occurs on lattices and at coinciding
-    # roundings.
-    between = n2 - n1 - 1
-    logs = log_ratios[log_ratios > 0] if between else log_ratios
-    num_points, total = len(logs), logs.sum()
+def gride_at_scale(
+    log_ratios: FloatArray,
+    n1: int,
+    n2: int,
+) -> Fit:
+    """Maximise Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
+    power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
+    # A ratio of exactly one has probability zero, but occurs on lattices and through rounding.
+    logs = log_ratios
+    if power > 0:
+        logs = log_ratios[log_ratios > 0]
+    num_ties = len(log_ratios) - len(logs)
+    num_points = len(logs)
+    total = float(logs.sum())
     if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
-        return None, None
-    if not between:  # n1 = 1: the equation is linear
-        return float(num_points / total), float(np.sqrt(num_points) / total)
+        return Fit(num_ties=num_ties)
+    if power == 0:  # n1 = 1: the equation is linear
+        return Fit(num_points / total, math.sqrt(num_points) / total)
 
-    def slope(dimension: float) -> float:
+    def score(dimension: float) -> float:
         # μ^d / (μ^d - 1) = 1 / (1 - μ^-d), in the form that cannot overflow
         growth = (logs / -np.expm1(-dimension * logs)).sum()
-        return float(num_points / dimension + between * growth - (n2 - 1) * total)
+        return float(num_points / dimension + power * growth - (n2 - 1) * total)
 
     def information(dimension: float) -> float:
-        curvature = (logs**2 / (4 * np.sinh(np.minimum(dimension * logs / 2, 300)) ** 2)).sum()
-        return float(num_points / dimension**2 + between * curvature)
+        half = np.minimum(dimension * logs / 2, 300)  # sinh overflows above 710
+        curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
+        return float(num_points / dimension**2 + power * curvature)
 
-    # Newton's steps: the slope falls and is convex in d, so that from below they cannot go too far.
-    value, step = float(num_points / total), math.inf
+    # The score falls and is convex in d, so a Newton step from either side ends below the root, and
+    # steps from below approach it without passing it. The start, about d / ln 2, is above the root:
+    # the first step could end below zero, so no step may more than halve the value.
+    value = num_points / total
     for _ in range(100):
+        step = max(score(value) / information(value), -value / 2)
+        value += step
         if abs(step) <= 1e-12 * value:
             break
-        step = max(slope(value) / information(value), -value / 2)
-        value += step
-    return value, 1 / math.sqrt(information(value))
+    return Fit(value, 1 / math.sqrt(information(value)), num_ties)
 
 
-ESTIMATORS: dict[str, tuple[Callable[[Neighborhoods], Fit], Callable[[int], int], str]] = {
-    "mle": (
-        _mle,
-        lambda num_neighbors: num_neighbors,
-        "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 as in "
-        "the code "
-        "of Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed there, which is "
-        "unbiased "
-        "where inverses are averaged; std_error by the delta method",
+ESTIMATORS: dict[str, Estimator] = {
+    "mle": Estimator(
+        fit=fit_mle,
+        required_neighbors=lambda num_neighbors: num_neighbors,
+        convention=(
+            "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 "
+            "as in the code of Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed "
+            "there, which is unbiased where inverses are averaged; std_error by the delta method"
+        ),
     ),
-    "twonn": (
-        _twonn,
-        lambda num_neighbors: 2,
-        "Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios "
-        "discarded "
-        "(0: only the last point); std_error d/sqrt(n)",
+    "twonn": Estimator(
+        fit=fit_twonn,
+        required_neighbors=lambda num_neighbors: 2,
+        convention=(
+            "Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios "
+            "discarded (0: only the last point); std_error d/sqrt(n)"
+        ),
+        parameters={"discard_fraction": 0.1},
     ),
-    "gride": (
-        _gride,
-        lambda num_neighbors: 2 ** int(math.log2(num_neighbors)),
-        (
+    "gride": Estimator(
+        fit=fit_gride,
+        required_neighbors=lambda num_neighbors: 2 ** int(math.log2(num_neighbors)),
+        convention=(
             "Denti et al. 2022, n2 = 2 n1, largest n2 within num_neighbors; std_error by the "
             "information"
         ),
     ),
 }
-"""By name: the estimator, the neighbours it needs where that many are asked for, and its
-convention."""
+"""The estimators of intrinsic dimension, by the name that users give."""
+
+
+def find_estimator(name: str) -> Estimator:
+    """Return an estimator's row.
+
+    Raises:
+        ConfigError: If there is no estimator of this name.
+    """
+    if name not in ESTIMATORS:
+        raise unknown_name("estimator", name, ESTIMATORS)
+    return ESTIMATORS[name]
 
 
 def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
-    """Neighbours that a table must hold for these estimators.
+    """Return how many neighbours a table must hold for these estimators.
 
     Raises:
         ConfigError: If an estimator is not known.
     """
-    for name in estimators:
-        if name not in ESTIMATORS:
-            raise unknown_name("estimator", name, ESTIMATORS)
-    return max([ESTIMATORS[name][1](num_neighbors) for name in estimators], default=num_neighbors)
+    widths = [find_estimator(name).required_neighbors(num_neighbors) for name in estimators]
+    return max(widths, default=num_neighbors)
 
 
 def estimate(
@@ -318,43 +455,78 @@ def estimate(
     *,
     num_neighbors: int = 20,
     estimators: Sequence[str],
-    discard_fraction: float = 0.1,
+    parameters: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbours, as wide as `table_width` says.
+    """Run several estimators on one table of neighbours.
+
+    Args:
+        table: As wide as `table_width` returns.
+        num_neighbors: k of the MLE, and the largest scale of the others.
+        estimators: Names of rows.
+        parameters: Values that replace those of the rows, by the parameter's name.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One record per name, in the order of ``estimators``.
 
     Raises:
-        DataError: If ``num_neighbors`` leaves nothing to divide by, or ``discard_fraction`` is not
-            in [0, 1).
+        DataError: If ``num_neighbors`` is 2 or less, or a parameter is out of range.
     """
     if num_neighbors <= 2:
         raise DataError("num_neighbors must be above 2", str(num_neighbors))
-    if not 0 <= discard_fraction < 1:
-        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
+    replaced = parameters or {}
     records = {}
     for name in estimators:
-        fit, width_of, convention = ESTIMATORS[name]
-        k, convention = (
-            width_of(num_neighbors),
-            convention.format(discard_fraction=discard_fraction),
-        )
-        distances, indices = table.distances[:, :k], table.indices[:, :k]
-        good = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
-        reason, value = EQUALLY_FAR, None
-        if table.num_points < k + 1 or distances.shape[1] < k:
-            reason = (
-                f"needs at least {k + 1} distinct points for {k} neighbours, has {table.num_points}"
-            )
-        elif good.sum() < 2:
-            reason = "all neighbour distances are zero"
-        else:
-            near = Neighborhoods(distances[good], indices, good, discard_fraction, seed)
-            value, error, details = fit(near)
-        record = IntrinsicDimension(
-            name, None, None, table.num_points, k, convention, reason=reason
-        )
-        if value is not None:
-            record = replace(record, value=value, std_error=error, details=details, reason=None)
-            record = replace(record, num_points=int(good.sum()), num_dropped=int((~good).sum()))
-        records[name] = record
+        row = find_estimator(name)
+        values = {key: replaced.get(key, value) for key, value in row.parameters.items()}
+        records[name] = _estimate_one(table, name, row, num_neighbors, values, seed)
     return records
+
+
+def _estimate_one(
+    table: NeighborTable,
+    name: str,
+    row: Estimator,
+    num_neighbors: int,
+    parameters: Mapping[str, float],
+    seed: int,
+) -> IntrinsicDimension:
+    k = row.required_neighbors(num_neighbors)
+    convention = row.convention.format(**parameters)
+    distances = table.distances[:, :k]
+
+    def undefined(reason: str, num_points: int) -> IntrinsicDimension:
+        num_dropped = table.num_points - num_points
+        return IntrinsicDimension(
+            name, None, None, num_points, k, convention, num_dropped, reason=reason
+        )
+
+    if table.num_points < k + 1 or distances.shape[1] < k:
+        rule = f"needs at least {k + 1} distinct points for {k} neighbours"
+        return undefined(f"{rule}, has {table.num_points}", table.num_points)
+    is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
+    num_usable = int(is_usable.sum())
+    if num_usable < 2:
+        rule = f"needs two points whose {k} neighbour distances are positive and finite"
+        return undefined(f"{rule}, has {num_usable} of {table.num_points}", num_usable)
+    indices = table.indices[:, :k]
+    fit = row.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    num_points = num_usable - fit.num_ties
+    if fit.value is None:
+        return undefined(EQUALLY_FAR, num_points)
+    details = fit.details | dict(parameters)
+    if num_points < FEW_POINTS:
+        details["remark"] = (
+            f"rests on {num_points} points; below {FEW_POINTS} a dimension is hardly known"
+        )
+    return IntrinsicDimension(
+        estimator=name,
+        value=fit.value,
+        std_error=fit.std_error,
+        num_points=num_points,
+        num_neighbors=k,
+        convention=convention,
+        num_dropped=table.num_points - num_points,
+        details=details,
+    )

@@ -1,7 +1,7 @@
 """Both measures of a dataset, for all its train sizes, with everything needed to judge them.
 
-Two equal images are at distance zero, where logarithms and inverses break: the first one stays and
-the later ones are left out of every measure, and counted; if their labels differ they are
+Two equal images are at distance zero, where logarithms and inverses are undefined. The first one is
+kept. Later ones are left out of every measure and counted. If their labels differ they are
 conflicts, and listed.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
     UNITS,
     BlockSource,
     ByteRows,
-    FloatArray,
     Precision,
     as_bytes,
     byte_units,
@@ -44,20 +44,25 @@ from tasks.measures.records import (
 from tasks.measures.sharpness import (
     LabelSharpness,
     SharpnessConvention,
+    UnlikeDistances,
     permuted_sharpness,
-    stratified_subsets,
+    stratified_samples,
     summarise,
 )
 from tasks.prepared.subsets import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10
-# Distances from the product are good to 1e-5, so the closest pair is among those within twice that
-# of it.
-_NEAR_MINIMUM = 1 + 4e-5
-_MAX_CANDIDATES = 64
-PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
-KEY_VALUES = 512  # values per row, at most, that make its key
+"""Pairs of equal images with different labels that a result lists, at most."""
+NEAR_MINIMUM = 1 + 4e-5
+"""Factor on the smallest distance up to which another one could be the smallest. Distances of
+floats are accurate to 1e-5, both of them."""
+PROFILE_BYTES = 256 << 20
+"""Memory for a piece of rows, as float64, in the search for duplicates."""
+KEY_VALUES = 512
+"""Values per row that are hashed into its key."""
+KEY_SEED = 20240501
+"""Seed of the choice of these values; any number."""
 
 
 def measure_nested(
@@ -68,67 +73,105 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure prefixes of rows that are already in nested order; pairs found are row numbers of
-    ``images``.
+    """Measure prefixes of images that are already in nested order.
 
     Args:
-        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range that shall be
-            measured; or a source that reads such blocks.
-        labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
-        train_sizes: Prefix lengths, any order.
-        executor: Where block tasks run; in this process when None.
+        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range to measure in; or
+            a source that reads such blocks.
+        labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
+        train_sizes: Prefix lengths, in any order.
+        executor: Where blocks are computed; None for this process.
         settings: How to measure.
+
+    Returns:
+        The measures by train size. Pairs in it are row numbers of ``images``.
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
-        CorruptStoreError: From the source, when a shard fails its checksum.
+        CorruptStoreError: From the source, if a shard fails its checksum.
     """
-    settings, source = settings or MeasureSettings(), checked_source(images)
+    settings = settings or MeasureSettings()
+    source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    positions = np.searchsorted(profile.keep, sizes).tolist()
-    keep = profile.keep[: positions[-1]]
-    labels_of_kept = None if codes is None else codes[keep]
-    how = settings.sharpness_sample, settings.sharpness_seeds
-    samples, parts = stratified_subsets(labels_of_kept, positions, *how)
-    width = max(1, min(table_width(settings.estimators, settings.num_neighbors), len(keep) - 1))
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
-    search: dict[str, Any] = {"executor": executor, "precision": precision, "keep": keep}
-    found = nested_neighbors(
-        profile.source,
-        codes,
-        positions,
-        width,
-        block_rows=settings.block_rows,
-        subsets=samples,
-        **search,
-    )
+    searched = _search(profile, codes, sizes, precision, settings, executor)
     convention = _convention(source, settings)
-    asked: dict[str, Any] = {"num_neighbors": settings.num_neighbors, "seed": settings.seed}
-    names = settings.estimators
-    records = [
-        SizeRecord(
-            train_size=size,
-            num_duplicates=size - table.num_points,
-            num_conflicts=sum(row < size for row, _ in profile.conflicts),
-            d_data=estimate(
-                table, estimators=names, discard_fraction=settings.discard_fraction, **asked
-            ),
-            label_sharpness=_sharpness(
-                profile, labels_of_kept, found, table, samples, part, convention
-            ),
+    records = []
+    for number, size in enumerate(sizes):
+        table = searched.search.tables[number]
+        dimensions = estimate(
+            table,
+            num_neighbors=settings.num_neighbors,
+            estimators=settings.estimators,
+            parameters={"discard_fraction": settings.discard_fraction},
+            seed=settings.seed,
         )
-        for size, table, part in zip(sizes, found.tables, parts, strict=True)
-    ]
-    calibration = calibrate(profile.source, **asked, **search) if settings.calibrate else None
+        records.append(
+            SizeRecord(
+                train_size=size,
+                num_duplicates=size - table.num_points,
+                num_conflicts=sum(row < size for row, _ in profile.conflicts),
+                d_data=dimensions,
+                label_sharpness=searched.sharpness(number, convention),
+            )
+        )
+    calibration = None
+    if settings.calibrate:
+        calibration = calibrate(
+            profile.source,
+            num_neighbors=settings.num_neighbors,
+            keep=searched.source_rows,
+            executor=executor,
+            precision=precision,
+            seed=settings.seed,
+        )
     return MeasureResult(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=found.precision,
+        precision=searched.search.precision,
         notes=_notes(records[-1], convention),
         calibration=calibration,
+    )
+
+
+def _search(
+    profile: RowProfile,
+    labels: IntArray | None,
+    sizes: Sequence[int],
+    precision: Precision,
+    settings: MeasureSettings,
+    executor: Executor | None,
+) -> SearchedImages:
+    """Search the distinct images of all sizes. Positions count them, as in `nested_neighbors`."""
+    distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
+    source_rows = profile.distinct_rows[: distinct_sizes[-1]]
+    distinct_labels = None if labels is None else labels[source_rows]
+    samples, sample_slices = stratified_samples(
+        distinct_labels, distinct_sizes, settings.sharpness_sample, settings.sharpness_seeds
+    )
+    width = table_width(settings.estimators, settings.num_neighbors)
+    width = min(width, len(source_rows) - 1)
+    search = nested_neighbors(
+        profile.source,
+        labels,
+        distinct_sizes,
+        max(width, 1),
+        executor=executor,
+        precision=precision,
+        block_rows=settings.block_rows,
+        keep=source_rows,
+        samples=samples,
+    )
+    return SearchedImages(
+        source=profile.source,
+        source_rows=source_rows,
+        labels=distinct_labels,
+        search=search,
+        samples=samples,
+        sample_slices=sample_slices,
     )
 
 
@@ -148,14 +191,14 @@ def measure_array(
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
             channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
             any real dtype.
-        labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all
-            only.
-        num_neighbors: k of the MLE; None for that of ``settings``, 20 unless given.
-        seed: Of the order that subsets are prefixes of, and of bootstraps; likewise, 0 unless
-            given.
-        executor: Where block tasks run; in this process, without Ray, when None.
-        settings: All others.
+        labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
+        train_sizes: Sizes of nested, stratified subsets to measure besides all images. None
+            measures all images only.
+        num_neighbors: k of the MLE. Default: that of ``settings`` (20).
+        seed: Seed of the order that subsets are prefixes of, and of bootstraps. Default: that of
+            ``settings`` (0).
+        executor: Where blocks are computed; None for this process, without Ray.
+        settings: All other settings.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row
@@ -172,40 +215,49 @@ def measure_array(
         >>> record.label_sharpness.num_pairs
         900
     """
-    given = {"num_neighbors": num_neighbors, "seed": seed}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = replace(settings or MeasureSettings(), **asked)
+    settings = settings or MeasureSettings()
+    if num_neighbors is not None:
+        settings = replace(settings, num_neighbors=num_neighbors)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
+    num_images = len(array)
     if train_sizes is None:
-        return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
-    sizes = sorted({*check_train_sizes(train_sizes, len(array)), len(array)})
-    targets = (
-        np.zeros(len(array), np.int64)
-        if codes is None
-        else np.unique(codes, return_inverse=True)[1]
-    )
+        return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
+    sizes = sorted({*check_train_sizes(train_sizes, num_images), num_images})
+    classes = np.zeros(num_images, np.int64)
+    if codes is not None:
+        _, numbered = np.unique(codes, return_inverse=True)
+        classes = numbered.astype(np.int64)
     rng = np.random.default_rng(settings.seed)
-    order = stratified_order(targets.astype(np.int64), np.arange(len(array)), rng, balanced=False)
-    codes = None if codes is None else codes[order]
-    record = measure_nested(array[order], codes, sizes, executor=executor, settings=settings)
-    return record.renumbered(order)
+    order = stratified_order(classes, np.arange(num_images), rng, balanced=False)
+    ordered_codes = None if codes is None else codes[order]
+    result = measure_nested(
+        array[order], ordered_codes, sizes, executor=executor, settings=settings
+    )
+    return result.renumbered(order)
 
 
 def intrinsic_dimension(
-    features: npt.ArrayLike | BlockSource, *, executor: Executor | None = None, **settings: Any
+    features: npt.ArrayLike | BlockSource,
+    *,
+    executor: Executor | None = None,
+    **settings: Any,
 ) -> dict[str, IntrinsicDimension]:
-    """Intrinsic dimension of any array of points, for example of a network's last hidden layer
-    (d_repr).
+    """Estimate the intrinsic dimension of any array of points.
+
+    The points may be the activations of a network's last hidden layer, for example (d_repr).
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
-        executor: Where block tasks run; in this process when None.
-        settings: Of `MeasureSettings`.
+        executor: Where blocks are computed; None for this process.
+        settings: Fields of `MeasureSettings`.
 
     Returns:
-        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
+        One record per estimator. Exact duplicates count once; ``num_duplicates`` in the details is
+        their number.
 
     Raises:
         DataError: If the features are no numbers, or not finite.
@@ -216,167 +268,238 @@ def intrinsic_dimension(
         >>> 0.9 < intrinsic_dimension(points)["mle"].value < 1.1
         True
     """
-    chosen, source = MeasureSettings(**settings), checked_source(features)
-    found = measure_nested(
-        source, None, [source.num_rows], executor=executor, settings=chosen
-    ).sizes[0]
-    extra = {"num_duplicates": found.num_duplicates}
+    source = checked_source(features)
+    chosen = MeasureSettings(**settings)
+    result = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen)
+    num_duplicates = result.sizes[0].num_duplicates
     return {
-        name: replace(record, details=record.details | extra)
-        for name, record in found.d_data.items()
+        name: replace(record, details=record.details | {"num_duplicates": num_duplicates})
+        for name, record in result.d_data.items()
     }
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
     shape = source.row_shape
-    side = (shape[-2], shape[-1]) if len(shape) == 3 else None
-    channels = shape[0] if len(shape) == 3 else int(np.prod(shape))
     pixel_range = settings.pixel_range
-    if pixel_range is None and (dtype := source.read(0, 1).dtype).kind in "bu":
-        pixel_range = (0.0, 1.0 if dtype.kind == "b" else float(np.iinfo(dtype).max))
-    return SharpnessConvention(pixel_range, side, channels, settings.sharpness_sample)
+    dtype = source.read(0, 1).dtype
+    if pixel_range is None and dtype.kind == "b":
+        pixel_range = (0.0, 1.0)
+    elif pixel_range is None and dtype.kind == "u":
+        pixel_range = (0.0, float(np.iinfo(dtype).max))
+    if len(shape) == 3:
+        return SharpnessConvention(pixel_range, shape[1:], shape[0], settings.sharpness_sample)
+    return SharpnessConvention(pixel_range, None, int(np.prod(shape)), settings.sharpness_sample)
 
 
-def _sharpness(
-    profile: RowProfile,
-    labels: npt.NDArray[np.int64] | None,
-    search: NeighborSearch,
-    table: NeighborTable,
-    samples: npt.NDArray[np.bool_],
-    part: slice,
-    convention: SharpnessConvention,
-) -> LabelSharpness | None:
-    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly;
-    ``part`` are the size's of the samples of all sizes, ``(num_samples, num_kept)``.
+@dataclass(frozen=True)
+class SearchedImages:
+    """The distinct images of all sizes, and the nearest ones that were found.
+
+    Attributes:
+        source: Where images are read.
+        source_rows: ``(num_distinct,)`` source row of each position.
+        labels: ``(num_distinct,)``, or None.
+        search: Neighbours, by position.
+        samples: ``(num_samples, num_distinct)`` masks of the samples of all sizes.
+        sample_slices: The slice of ``samples`` that each size has.
     """
-    if labels is None:
-        return None
-    size, rows = table.num_points, profile.keep
-    nearest = table.opposite_distances.copy()
-    inside, members = search.subset_opposites[part, :size].copy(), samples[part, :size]
-    if search.precision != EXACT:
-        _refine_minimum(profile.source, rows, nearest, table.opposite_indices)
-        for line, ids in zip(inside, search.subset_indices[part, :size], strict=True):
-            _refine_minimum(profile.source, rows, line, ids)
-    pair, closest = None, float(nearest.min(initial=np.inf))
-    if np.isfinite(closest):
-        one = int(nearest.argmin())
-        ends = int(rows[one]), int(rows[table.opposite_indices[one]])
-        pair = min(ends), max(ends)
-    record = summarise(labels[:size], nearest, pair, closest, convention, inside, members)
-    if record.value is None:
-        return record
-    permuted = permuted_sharpness(table.distances, table.indices, labels[:size], members)
-    return replace(record, permuted=permuted)
 
+    source: BlockSource
+    source_rows: IntArray
+    labels: IntArray | None
+    search: NeighborSearch
+    samples: BoolArray
+    sample_slices: list[slice]
 
-def _refine_minimum(
-    source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
-) -> None:
-    """Recompute in place the distances that could be the smallest."""
-    near = np.isfinite(nearest) & (nearest <= nearest.min(initial=np.inf) * _NEAR_MINIMUM)
-    candidates = np.flatnonzero(near)[:_MAX_CANDIDATES]
-    one = np.zeros(1, np.intp)
-    for i in candidates.tolist():
-        a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
-        nearest[i] = np.sqrt(direct_squared_distances(a, b, one, one)[0])
+    def sharpness(self, number: int, convention: SharpnessConvention) -> LabelSharpness | None:
+        """Return the label sharpness of the size of this number, or None without labels."""
+        if self.labels is None:
+            return None
+        table = self.search.tables[number]
+        labels = self.labels[: table.num_points]
+        unlike = self._unlike_distances(table, self.sample_slices[number])
+        record = summarise(labels, unlike, convention)
+        if record.value is None:
+            return record
+        return replace(record, permuted=permuted_sharpness(table, labels, unlike.members))
+
+    def _unlike_distances(self, table: NeighborTable, sample_slice: slice) -> UnlikeDistances:
+        """Return distances to the nearest images with another label, the smallest ones refined."""
+        positions = slice(table.num_points)
+        nearest = table.unlike_distances.copy()
+        in_samples = self.search.sample_unlike_distances[sample_slice, positions].copy()
+        if self.search.precision != EXACT:
+            self._refine_minimum(nearest, table.unlike_indices)
+            sample_indices = self.search.sample_unlike_indices[sample_slice, positions]
+            for distances, indices in zip(in_samples, sample_indices, strict=True):
+                self._refine_minimum(distances, indices)
+        pair_distance = float(nearest.min(initial=np.inf))
+        pair = None
+        if np.isfinite(pair_distance):
+            closest = int(nearest.argmin())
+            first = int(self.source_rows[closest])
+            second = int(self.source_rows[table.unlike_indices[closest]])
+            pair = min(first, second), max(first, second)
+        return UnlikeDistances(
+            nearest=nearest,
+            pair=pair,
+            pair_distance=pair_distance,
+            in_samples=in_samples,
+            members=self.samples[sample_slice, positions],
+        )
+
+    def _refine_minimum(self, distances: FloatArray, indices: AnyArray) -> None:
+        """Recompute in float64, in place, all distances that could be the smallest.
+
+        Args:
+            distances: ``(num_positions,)``, infinite where there is no pair.
+            indices: ``(num_positions,)`` positions at these distances.
+        """
+        limit = distances.min(initial=np.inf) * NEAR_MINIMUM
+        candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
+        refined: dict[tuple[int, int], float] = {}  # most pairs are there from both ends
+        for position in candidates.tolist():
+            nearest = int(indices[position])
+            pair = min(position, nearest), max(position, nearest)
+            if pair not in refined:
+                a, b = (self._read(end) for end in pair)
+                only = np.zeros(1, np.intp)
+                squared = direct_squared_distances(a, b, only, only)
+                refined[pair] = float(np.sqrt(squared[0]))
+            distances[position] = refined[pair]
+
+    def _read(self, position: int) -> AnyArray:
+        row = int(self.source_rows[position])
+        return flatten(self.source.read(row, row + 1))
 
 
 def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
-    """What a reader should know about the largest size."""
+    """Return the remarks on the largest size."""
     notes = []
     if record.num_duplicates:
         notes.append(
             f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were "
-            "left out "
-            "of all measures; neighbour distances of zero have no logarithm"
+            "left out of all measures; neighbour distances of zero have no logarithm"
         )
     if record.num_conflicts:
         notes.append(
             f"{record.num_conflicts} of these carry another label than the earlier image: their "
-            "label "
-            "sharpness is infinite, and the values here hold for the other pairs; look at "
+            "label sharpness is infinite, and the values here hold for the other pairs; look at "
             "conflict_pairs"
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
             "the pixel range of these images is not known: --pixel-range makes K_F comparable"
         )
+    for name, dimension in record.d_data.items():
+        if "remark" in dimension.details:
+            notes.append(f"{name} at {record.train_size} images {dimension.details['remark']}")
     return tuple(notes)
 
 
 @dataclass(frozen=True)
 class RowProfile:
-    """Which rows to measure.
+    """The rows of a source that are measured.
 
     Attributes:
-        source: Where to read them, as bytes where all of them hold bytes and are of one type.
-        keep: Rows that are the first of their kind, ascending.
-        conflicts: ``(row, earlier row)`` of identical images with different labels.
-        exact: Whether they are read as bytes.
+        source: Where to read them; as bytes if all rows hold bytes and have one dtype.
+        distinct_rows: Source rows that equal no earlier one, ascending.
+        conflicts: ``(row, earlier row)`` of equal images with different labels.
+        is_exact: Whether ``source`` reads bytes.
     """
 
     source: BlockSource
-    keep: npt.NDArray[np.int64]
+    distinct_rows: IntArray
     conflicts: list[tuple[int, int]]
-    exact: bool
+    is_exact: bool
 
-    def precision(self, asked: Precision) -> Precision:
-        """What was asked for, in floats where rows are no bytes of one type."""
-        return asked if self.exact else replace(asked, exact_bytes=False)
+    def precision(self, requested: Precision) -> Precision:
+        """Return the requested precision, in floats unless all rows are bytes of one dtype."""
+        return replace(requested, exact_bytes=requested.exact_bytes and self.is_exact)
 
 
 def profile_rows(
-    source: BlockSource, labels: npt.NDArray[Any] | None, *, executor: Executor | None = None
+    source: BlockSource,
+    labels: AnyArray | None,
+    *,
+    executor: Executor | None = None,
 ) -> RowProfile:
-    """Find duplicates and conflicts, and refuse rows that are not finite.
+    """Find duplicates and conflicts, and check that all values are finite.
+
+    Args:
+        source: Rows of any real dtype.
+        labels: ``(num_rows,)``, or None to find no conflicts.
+        executor: Where rows are hashed; None for this process.
 
     Raises:
         DataError: If rows are no real numbers, hold no values, or are not finite.
     """
-    executor, source = executor or InlineExecutor(), as_bytes(source)
+    executor = executor or InlineExecutor()
+    source = as_bytes(source)
     num_rows = source.num_rows
     row_values = int(np.prod(source.row_shape))
     if num_rows == 0 or row_values == 0:
-        raise DataError(
-            "There must be at least one row, with at least one value", f"{num_rows} rows"
-        )
-    step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
+        rule = "There must be at least one row, with at least one value"
+        raise DataError(rule, f"{num_rows} rows")
+    rows_in_memory = PROFILE_BYTES // (8 * row_values)
+    rows_per_worker = -(-num_rows // executor.num_workers)
+    step = max(1, min(rows_in_memory, rows_per_worker))
     shared = executor.share(source)
-    pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+    starts = range(0, num_rows, step)
+    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
     keys = np.empty(num_rows, np.uint64)
-    not_finite: list[int] = []
+    rows_not_finite: list[int] = []
     dtype = source.read(0, 1).dtype
-    units, dtypes = set(UNITS), {dtype.str}  # pieces of several types are read as one
-    for index, (piece, bad, piece_units, piece_dtype) in executor.map_unordered(row_keys, pieces):
-        keys[pieces[index][1] : pieces[index][2]] = piece
-        not_finite += bad
-        units &= piece_units
-        dtypes.add(piece_dtype)
-    if not_finite:
-        raise DataError(
-            "All values must be finite",
-            (
-                f"NaN or infinity in {len(not_finite)} of {num_rows} rows, first ones "
-                f"{sorted(not_finite)[:5]}"
-            ),
-            "remove or repair these rows",
-        )
-    first_of = _confirm(source, keys)
+    units = set(UNITS)
+    dtypes = {dtype.str}  # a piece of several dtypes is read as one, which can differ from this
+    for index, piece in executor.map_unordered(profile_piece, pieces):
+        _, start, stop = pieces[index]
+        keys[start:stop] = piece.keys
+        rows_not_finite += piece.rows_not_finite
+        units &= piece.units
+        dtypes.add(piece.dtype)
+    if rows_not_finite:
+        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
+        first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
+        hint = "remove or repair these rows"
+        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
+    first_of = _first_equal_rows(source, keys)
     conflicts = []
     if labels is not None:
-        conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
-    exact = bool(units) and len(dtypes) == 1
-    if exact and not is_byte_dtype(dtype):
+        rows = np.flatnonzero(labels != labels[first_of])
+        earlier_rows = first_of[rows].tolist()
+        conflicts = list(zip(rows.tolist(), earlier_rows, strict=True))
+    is_exact = len(units) > 0 and len(dtypes) == 1
+    if is_exact and not is_byte_dtype(dtype):
+        # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
         source = ByteRows(source, max(units))
-    return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), conflicts, exact)
+    distinct_rows = np.flatnonzero(first_of == np.arange(num_rows))
+    return RowProfile(source, distinct_rows, conflicts, is_exact)
 
 
-def row_keys(
-    source: BlockSource, start: int, stop: int
-) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
-    """Return a 64-bit key per row, from a fixed random choice of its values, so that equal rows
-    have equal keys; the rows not finite, the `byte_units`, the dtype.
+@dataclass(frozen=True)
+class PieceProfile:
+    """A piece of rows, hashed.
+
+    Attributes:
+        keys: ``(num_rows,)`` 64-bit keys: equal rows have equal keys.
+        rows_not_finite: Source rows that hold NaN or infinity.
+        units: See `byte_units`; empty if the rows hold no bytes.
+        dtype: The dtype as text, with its byte order.
+    """
+
+    keys: IntArray
+    rows_not_finite: list[int]
+    units: set[float]
+    dtype: str
+
+
+def profile_piece(
+    source: BlockSource,
+    start: int,
+    stop: int,
+) -> PieceProfile:
+    """Hash the rows ``start`` to ``stop`` of a source by a fixed random choice of their values.
 
     Raises:
         DataError: If rows are no real numbers.
@@ -385,36 +508,45 @@ def row_keys(
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
         rule = "Images must be real numbers of at most 64 bits"
         raise DataError(rule, f"dtype {rows.dtype}", "convert them")
-    rng = np.random.default_rng(20240501)
-    columns = np.unique(rng.integers(0, rows.shape[1], KEY_VALUES))
+    rng = np.random.default_rng(KEY_SEED)
+    num_features = rows.shape[1]
+    columns = np.unique(rng.integers(0, num_features, KEY_VALUES))
     # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
-    values = np.ascontiguousarray(rows[:, columns]) + np.zeros((), rows.dtype)
+    zero = np.zeros((), rows.dtype)
+    values = np.ascontiguousarray(rows[:, columns]) + zero
     row_bytes = values.view(np.uint8).reshape(len(rows), -1)
-    words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
-    keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
+    num_missing = -row_bytes.shape[1] % 8
+    words = np.pad(row_bytes, ((0, 0), (0, num_missing))).view(np.uint64)
+    multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
+    multipliers = multipliers * 2 + 1  # odd numbers lose no bit of a word
     units = byte_units(rows)
-    bad: list[int] = []
+    rows_not_finite: list[int] = []
     if rows.dtype.kind == "f" and not units:
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # a finite sum proves that a row is finite
-            suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
-        bad = (suspects[~np.isfinite(rows[suspects]).all(axis=1)] + start).tolist()
-    return keys, bad, units, rows.dtype.str
+        # A finite sum proves that a row is finite. Only the other rows are read value by value.
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = rows.sum(axis=1)
+            suspects = np.flatnonzero(~np.isfinite(sums))
+        is_bad = ~np.isfinite(rows[suspects]).all(axis=1)
+        rows_not_finite = (suspects[is_bad] + start).tolist()
+    return PieceProfile(words @ multipliers, rows_not_finite, units, rows.dtype.str)
 
 
-def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """First equal row of every row; rows with equal keys are told apart by digests of all their
-    values.
+def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
+    """Return the first equal row of every row, ``(num_rows,)``.
+
+    Rows with equal keys are compared by digests of all their values.
     """
     first_of = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
-        firsts: dict[bytes, int] = {}
-        for row in np.sort(group).tolist() if len(group) > 1 else ():
+        if len(group) < 2:
+            continue
+        first_by_digest: dict[bytes, int] = {}
+        for row in np.sort(group).tolist():
             values = source.read(row, row + 1)
-            without_minus_zero = np.ascontiguousarray(values + np.zeros((), values.dtype))
+            zero = np.zeros((), values.dtype)
+            without_minus_zero = np.ascontiguousarray(values + zero)
             digest = hashlib.blake2b(without_minus_zero.data, digest_size=32).digest()
-            first_of[row] = firsts.setdefault(digest, row)
+            first_of[row] = first_by_digest.setdefault(digest, row)
     return first_of

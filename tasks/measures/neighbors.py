@@ -1,36 +1,41 @@
-"""Exact nearest neighbours, and nearest rows with another label, for all nested train sizes in one
-pass.
+"""Exact nearest neighbours, and nearest rows with another label, of all nested train sizes at once.
 
-Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``. A pair ``(i, j)``
-belongs to every size above ``max(i, j)``, so it is filed once, under the smallest train size that
-holds both (its *shell*); the table of a size is the merge of the shells up to it. Each block of
-pairs is computed once and serves both sides. What it finds is merged by "keep the k smallest" and
-"keep the minimum", of equal distances the one to the earlier row, so any division of the blocks
-over workers gives the same tables.
+Three kinds of index occur:
 
-Rows of bytes go the exact way: one large block of rows is held, and columns stream past it in
-pieces, the next piece being read while one is multiplied. All else goes the float way, in square
-blocks.
+- A *source row* counts the rows of the source.
+- A *position* counts the rows that are measured, in the same order; duplicates have none.
+- A *shell* counts train sizes, ascending.
+
+Train subsets are prefixes: size n means positions ``0 .. n-1``. A pair ``(i, j)`` belongs to every
+size above ``max(i, j)``. It is filed once, under the shell of the smallest size that holds both.
+The table of a size is the merge of the shells up to it.
+
+Distances are symmetric, so each block is computed once and used for its rows and its columns.
+Blocks are merged by "keep the k smallest" and "keep the minimum". Ties go to the smaller position,
+so the result does not depend on how blocks are divided over workers.
+
+Rows of bytes are measured in integers: a large block of rows is held while columns stream past it
+in pieces, and the next piece is read while one is multiplied. Other dtypes use square blocks of
+floats.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
-from typing import Any
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
+from tasks.measures.arrays import AnyArray, BoolArray, Bytes, FloatArray, IntArray
 from tasks.measures.distances import (
     BlockSource,
     ByteRows,
-    FloatArray,
-    IntArray,
     Precision,
     as_bytes,
     as_source,
@@ -42,367 +47,606 @@ from tasks.measures.distances import (
     squared_distances,
     squared_norms,
 )
-from tasks.measures.products import Bytes, check_device, choose_product, in_threads
+from tasks.measures.products import check_device, choose_product, in_threads
 from tasks.remote import Executor, InlineExecutor
 
-# The product of two such blocks hides all else, and the working set stays near 200 MB per worker.
 BLOCK_ROWS = 2048
-# Rows of one side of a tile, so that what a task sends back stays small; more for one worker.
-TILE_ROWS, TILE_ROWS_OF_ONE = 16384, 1 << 18
-# Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
+"""Rows of a block. At this size the matrix product dominates the run time, and a worker needs about
+200 MB."""
+TILE_ROWS = 16384
+"""Rows of one side of a tile, at most, so that what a task returns stays small."""
+TILE_ROWS_INLINE = 1 << 18
+"""The same if there is one worker, which returns everything in any case."""
 TILES_PER_WORKER = 5
-# Multiply-adds per worker from which it is worth sending rows to other nodes: a second or so.
+"""Tiles per worker, at least, for load balancing."""
 SPREAD_WORK = 1e11
-# What ``precision`` says of distances that were formed in whole numbers.
+"""Multiply-adds per worker, about a second, above which sending rows to other nodes pays."""
 EXACT = "exact integer"
-# Rows of bytes that pass by a block at a time, so that the diagonal costs little more than half and
-# a block of distances stays in the cache while it is filed; and not more bytes than this, of which
-# two pieces are held.
-PIECE_ROWS, PIECE_BYTES = 256, 64 << 20
-# Bytes held while others pass by.
-HELD_BYTES = 320 << 20  # 2,048 rows of 3 x 224 x 224
-# Share of a block's columns that are in a sample from which on the others are masked.
-DENSE_SHARE = 0.25
+"""The ``precision`` of distances that were computed in integers."""
+PIECE_ROWS = 256
+"""Rows of a streamed piece of bytes, at most. The diagonal then costs little more than half, and a
+block of distances stays in the cache while it is filed."""
+PIECE_BYTES = 64 << 20
+"""Bytes of a streamed piece, at most. Two pieces are in memory."""
+HELD_BYTES = 320 << 20
+"""Bytes of the block that is held while pieces stream past: 2,048 rows of 3 x 224 x 224."""
+DENSE_FRACTION = 0.25
+"""Fraction of a block's columns in a sample above which masking the other columns is faster than
+copying those in the sample."""
+PAIRS_PER_SAMPLE = 2048
+"""Closest pairs to know of an average sample: with 1 % of labels unlike the others, a random
+labelling has no unlike pair among so many once in 10¹⁷."""
+MAX_CLOSEST_PAIRS = 1 << 20
+"""Closest pairs to keep per shell, at most; they take 16 MiB."""
 
-Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
+Block = AnyArray
+"""Squared distances, float32, float64, int32 or int64."""
 
 
-def far(dtype: np.dtype[Any]) -> float | int:
-    """What stands for "no such pair" in a block: above every squared distance of its dtype."""
+class Span(NamedTuple):
+    """Positions ``start`` to ``stop``."""
+
+    start: int
+    stop: int
+
+    @property
+    def positions(self) -> slice:
+        """The span as an index of arrays of all positions."""
+        return slice(self.start, self.stop)
+
+    def within(self, outer: Span) -> slice:
+        """The span as an index of arrays of the positions of ``outer``."""
+        return slice(self.start - outer.start, self.stop - outer.start)
+
+
+def no_pair(dtype: np.dtype[Any]) -> float | int:
+    """Return the value that marks "no pair" in a block: above every squared distance of its dtype.
+
+    The values for integers are exact in float64, as all smaller integers are.
+    """
     if dtype.kind == "f":
         return np.inf
-    return (
-        2**31 - 1 if dtype == np.int32 else 2**47
-    )  # both exact in float64, as the numbers below them are
+    if dtype == np.int32:
+        return 2**31 - 1
+    return 2**47
 
 
-class Partial:
-    """The best found so far for positions ``start`` to ``stop``: neighbours by shell,
-    ``squared[shell]``, and nearest opposites by shell and, after these, by sample.
+def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
+    """Return limits in the dtype of a block, below "no pair"."""
+    largest = no_pair(dtype) - 1
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
+    return np.minimum(limits, largest).astype(dtype)
+
+
+PAIR = np.dtype(
+    [
+        ("squared", np.float64),
+        ("first", np.int32),
+        ("second", np.int32),
+    ]
+)
+"""Dtype of a pair of positions and its squared distance."""
+
+
+class ClosestPairs:
+    """All pairs with a squared distance below a limit, which falls as pairs are added.
+
+    After `prune` the limit is the ``capacity + 1``-th smallest squared distance of all pairs that
+    were added. So it does not depend on the order of adding and merging.
     """
 
-    def __init__(
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.limit = np.inf
+        self._parts = [np.zeros(0, PAIR)]
+
+    @property
+    def pairs(self) -> AnyArray:
+        """The pairs, ``(num_pairs,)`` of dtype ``PAIR``, in no order."""
+        return np.concatenate(self._parts)
+
+    def update(
         self,
-        start: int,
-        stop: int,
-        *,
-        num_shells: int,
-        num_neighbors: int,
-        num_subsets: int,
-        dtype: str,
+        block: Block,
+        first_row: int,
+        first_column: int,
     ) -> None:
-        near, opposite = (
-            (num_shells, stop - start, num_neighbors),
-            (num_shells + num_subsets, stop - start),
-        )
-        self.start, self.stop, self.precision = start, stop, dtype
-        self.squared, self.ids = np.full(near, np.inf), np.full(near, -1, np.int64)
-        self.opposite, self.opposite_ids = (
-            np.full(opposite, np.inf),
-            np.full(opposite, -1, np.int64),
-        )
+        """Add the pairs of a block, whose rows and columns are positions from these on.
 
-    def merge(self, other: Partial) -> None:
-        """Take over what ``other``, which covers a part of the same positions, found."""
-        part = slice(other.start - self.start, other.stop - self.start)
-        squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
-        ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
-        self.squared[:, part], self.ids[:, part] = smallest(squared, ids, self.squared.shape[-1])
-        mine, mine_ids = self.opposite[:, part], self.opposite_ids[:, part]
-        better = (other.opposite < mine) | (
-            (other.opposite == mine) & (other.opposite_ids < mine_ids)
-        )
-        mine[better], mine_ids[better] = other.opposite[better], other.opposite_ids[better]
-        self.precision = max(self.precision, other.precision)  # "float64" > "float32"
-
-    def offer(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
-        """Consider the distances from ``rows`` (local) to the positions from ``column_start``
-        on.
+        Only pairs with the smaller position first are added: a block on the diagonal has both.
         """
-        kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
-        k = kept.shape[1]
-        limits = kept[:, -1]
-        near = squared <= _as_entries(limits, squared.dtype)
-        if np.count_nonzero(near) > 4 * near.shape[0] * k and k < near.shape[1]:
-            # The first blocks of a shell: nothing beyond the block's own k nearest can stay.
-            limits = np.minimum(limits, np.partition(squared, k - 1, axis=1)[:, k - 1])
-            near = squared <= _as_entries(limits, squared.dtype)
-        active, columns, values = _by_row(near, squared)
-        if not len(active):
-            return
-        ids = np.where(np.isfinite(values), columns + column_start, -1)
-        kept[active], kept_ids[active] = smallest(
-            np.concatenate([kept[active], values], axis=1),
-            np.concatenate([kept_ids[active], ids], axis=1),
-            k,
+        limit = _limits_as(np.array(self.limit), block.dtype)
+        entries = np.flatnonzero(block <= limit)
+        rows, columns = np.divmod(entries, block.shape[1])
+        pairs = np.zeros(len(rows), PAIR)
+        pairs["squared"] = block[rows, columns]
+        pairs["first"] = rows + first_row
+        pairs["second"] = columns + first_column
+        self._parts.append(pairs[pairs["first"] < pairs["second"]])
+        if sum(map(len, self._parts)) > 2 * self.capacity:
+            self.prune()
+
+    def merge(self, more: ClosestPairs) -> None:
+        """Add a collection of further pairs of the same shell."""
+        self.limit = min(self.limit, more.limit)
+        self._parts += more._parts
+        self.prune()
+
+    def prune(self) -> None:
+        """Lower the limit, so that at most ``capacity`` pairs remain."""
+        pairs = self.pairs
+        squared = pairs["squared"]
+        if len(squared) > self.capacity:
+            limit = np.partition(squared, self.capacity)[self.capacity]
+            self.limit = min(self.limit, float(limit))
+        self._parts = [pairs[squared < self.limit]]
+
+
+class TileResult:
+    """The nearest rows found so far of the positions of one side of a tile.
+
+    Attributes:
+        span: The positions.
+        squared: ``(num_shells, num_positions, num_neighbors)`` squared distances to the nearest
+            neighbours, ascending, infinite where there are fewer.
+        ids: Their positions, -1 where there are fewer.
+        unlike_squared: ``(num_shells + num_samples, num_positions)`` squared distances to the
+            nearest row with another label, of each shell and then inside each sample.
+        unlike_ids: Their positions, -1 where there is none.
+        closest_pairs: The closest pairs of each shell; empty if none are wanted.
+        precision: The dtype that the products needed, or ``EXACT``.
+    """
+
+    def __init__(self, job: SearchJob, span: Span) -> None:
+        num_positions = span.stop - span.start
+        num_lists = job.num_shells + len(job.samples)
+        self.span = span
+        self.squared = np.full((job.num_shells, num_positions, job.num_neighbors), np.inf)
+        self.ids = np.full(self.squared.shape, -1, np.int64)
+        self.unlike_squared = np.full((num_lists, num_positions), np.inf)
+        self.unlike_ids = np.full(self.unlike_squared.shape, -1, np.int64)
+        self.closest_pairs = [ClosestPairs(capacity) for capacity in job.pair_capacities]
+        self.precision = EXACT if job.is_exact else job.precision.dtype
+
+    def merge(self, part: TileResult) -> None:
+        """Merge a result for a part of the same positions into this one."""
+        positions = part.span.within(self.span)
+        self.squared[:, positions], self.ids[:, positions] = merge_nearest(
+            self.squared[:, positions], self.ids[:, positions], part.squared, part.ids
         )
+        # Views: assigning to them changes this result.
+        squared = self.unlike_squared[:, positions]
+        ids = self.unlike_ids[:, positions]
+        is_tie = part.unlike_squared == squared
+        wins_tie = is_tie & (part.unlike_ids < ids)
+        is_better = wins_tie | (part.unlike_squared < squared)
+        squared[is_better] = part.unlike_squared[is_better]
+        ids[is_better] = part.unlike_ids[is_better]
+        for pairs, more_pairs in zip(self.closest_pairs, part.closest_pairs, strict=True):
+            pairs.merge(more_pairs)
+        if part.precision == "float64":  # the wider dtype was needed at least once
+            self.precision = part.precision
+
+    def update_neighbors(
+        self,
+        shell: int,
+        rows: slice,
+        first_column: int,
+        block: Block,
+    ) -> None:
+        """Merge a block of squared distances into the neighbours of one shell.
+
+        Args:
+            shell: The shell of the block's pairs.
+            rows: The block's rows, as an index of this result's positions.
+            first_column: Position of the block's first column.
+            block: ``(num_rows, num_columns)`` squared distances.
+        """
+        best_squared = self.squared[shell, rows]
+        best_ids = self.ids[shell, rows]
+        num_rows, k = best_squared.shape
+        limits = best_squared[:, -1]
+        is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
+        has_many = np.count_nonzero(is_candidate) > 4 * num_rows * k
+        if has_many and k < block.shape[1]:
+            # First blocks of a shell: only the block's own k nearest can enter the table.
+            kth_smallest = np.partition(block, k - 1, axis=1)[:, k - 1]
+            limits = np.minimum(limits, kth_smallest)
+            is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
+        active, columns, squared = _by_row(is_candidate, block)
+        if len(active):
+            ids = np.where(np.isfinite(squared), columns + first_column, -1)
+            best_squared[active], best_ids[active] = merge_nearest(
+                best_squared[active], best_ids[active], squared, ids
+            )
 
 
-def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is
-    moot.
+def merge_nearest(
+    squared: FloatArray,
+    ids: IntArray,
+    more_squared: FloatArray,
+    more_ids: IntArray,
+) -> tuple[FloatArray, IntArray]:
+    """Merge two sets of lists of nearest neighbours.
+
+    Args:
+        squared: ``(..., num_neighbors)`` squared distances.
+        ids: Their positions.
+        more_squared: ``(..., any number)`` further squared distances.
+        more_ids: Their positions.
+
+    Returns:
+        The ``num_neighbors`` smallest distances, ascending, and their positions. Ties are broken by
+        position, so the result does not depend on the order of merging.
     """
-    order = np.lexsort((ids, squared), axis=-1)[..., :k]
-    return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+    all_squared = np.concatenate([squared, more_squared], axis=-1)
+    all_ids = np.concatenate([ids, more_ids], axis=-1)
+    num_neighbors = squared.shape[-1]
+    order = np.lexsort((all_ids, all_squared), axis=-1)[..., :num_neighbors]
+    return (
+        np.take_along_axis(all_squared, order, axis=-1),
+        np.take_along_axis(all_ids, order, axis=-1),
+    )
 
 
-def improve(
-    best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block
+def update_minima(
+    minima: FloatArray,
+    ids: IntArray,
+    rows: IntArray,
+    columns: IntArray,
+    block: Block,
 ) -> None:
-    """Lower ``best[rows]`` to smaller row minima of ``squared``, and note their columns."""
-    found = squared.argmin(axis=1)
-    nearest, found = squared[np.arange(len(found)), found], columns[found]
-    better = (nearest < best[rows]) | ((nearest == best[rows]) & (found < ids[rows]))
-    better &= nearest < far(squared.dtype)
-    best[rows[better]] = nearest[better]
-    ids[rows[better]] = found[better]
+    """Lower minima in place where a block has smaller distances.
 
-
-def _as_entries(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
-    """Limits of a table as a column to compare a block with, below "no such pair"."""
-    most = np.finfo(dtype).max if dtype.kind == "f" else far(dtype) - 1
-    return np.minimum(limits, most).astype(dtype)[:, None]
-
-
-def _by_row(chosen: npt.NDArray[np.bool_], squared: Block) -> tuple[IntArray, IntArray, FloatArray]:
-    """Chosen entries as ``(rows that have some, columns, values)``, padded with infinity to equal
-    lengths.
+    Args:
+        minima: ``(num_positions,)`` smallest squared distances so far.
+        ids: ``(num_positions,)`` positions at that distance.
+        rows: ``(num_rows,)`` entries of ``minima`` that the block's rows belong to.
+        columns: ``(num_columns,)`` positions of the block's columns.
+        block: ``(num_rows, num_columns)`` squared distances.
     """
-    if (
-        chosen.strides[0] >= chosen.strides[1]
-    ):  # flatnonzero takes a tenth of the time of nonzero on two axes
-        rows, columns = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
+    nearest_column = block.argmin(axis=1)
+    squared = block[np.arange(len(block)), nearest_column]
+    nearest = columns[nearest_column]
+    best = minima[rows]
+    wins_tie = (squared == best) & (nearest < ids[rows])
+    is_better = wins_tie | (squared < best)
+    is_better &= squared < no_pair(block.dtype)
+    minima[rows[is_better]] = squared[is_better]
+    ids[rows[is_better]] = nearest[is_better]
+
+
+def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the chosen entries of a block row by row, padded to the longest row.
+
+    Returns:
+        The rows that have chosen entries, ``(num_active,)``. The entries' columns, 0 for padding,
+        and the entries as float64, infinite for padding; both ``(num_active, most)``.
+    """
+    # np.flatnonzero takes a tenth of the time of np.nonzero on two axes, if it follows the memory.
+    if is_chosen.strides[0] >= is_chosen.strides[1]:
+        entries = np.flatnonzero(is_chosen)
+        rows, columns = np.divmod(entries, is_chosen.shape[1])
     else:
-        columns, rows = np.divmod(np.flatnonzero(chosen.T), chosen.shape[0])
+        entries = np.flatnonzero(is_chosen.T)
+        columns, rows = np.divmod(entries, is_chosen.shape[0])
         order = np.argsort(rows, kind="stable")
-        rows, columns = rows[order], columns[order]
+        rows = rows[order]
+        columns = columns[order]
     active, first, counts = np.unique(rows, return_index=True, return_counts=True)
-    place = np.arange(len(rows)) - np.repeat(first, counts)
-    line = np.repeat(np.arange(len(active)), counts)
-    padded_columns = np.zeros((len(active), counts.max(initial=0)), np.int64)
-    padded = np.full(padded_columns.shape, np.inf)
-    padded_columns[line, place] = columns
-    padded[line, place] = squared[rows, columns]
-    return active, padded_columns, padded
-
-
-Span = tuple[int, int]
+    padded_row = np.repeat(np.arange(len(active)), counts)
+    padded_column = np.arange(len(rows)) - np.repeat(first, counts)
+    longest = counts.max(initial=0)
+    padded_columns = np.zeros((len(active), longest), np.int64)
+    padded_squared = np.full(padded_columns.shape, np.inf)
+    padded_columns[padded_row, padded_column] = columns
+    padded_squared[padded_row, padded_column] = block[rows, columns]
+    return active, padded_columns, padded_squared
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every block task needs to know besides its rows; shared once.
+class SearchJob:
+    """Everything a task needs besides its tile. Shared with all workers once.
 
     Attributes:
-        rows: Source row behind each position, ascending; dropped duplicates are absent.
-        labels: ``(num_positions,)`` label codes, or None when only neighbours are wanted.
-        shells: ``(num_positions,)`` index of the smallest train size that holds the position.
-        subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted
-            too.
-        work: Multiply-adds that each worker does in all.
-        byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all
-            others.
+        source: Where rows are read.
+        source_rows: ``(num_positions,)`` source row of every position, ascending.
+        label_codes: ``(num_positions,)`` numbers of labels, or None if only neighbours are wanted.
+        shells: ``(num_positions,)`` shell of the smallest train size that holds the position.
+        samples: ``(num_samples, num_positions)`` masks of samples in which the nearest row with
+            another label is wanted too.
+        centre: ``(num_features,)`` subtracted from rows of floats.
+        num_shells: Number of train sizes.
+        num_neighbors: Neighbours per position.
+        precision: How products of floats are computed.
+        block_rows: Rows of a block.
+        work: Multiply-adds of each worker in all.
+        pair_capacities: Closest pairs to keep, per shell; empty for none.
+        byte_dtype: Dtype of rows of bytes. None if rows are measured as floats.
     """
 
     source: BlockSource
-    rows: IntArray
-    labels: IntArray | None
+    source_rows: IntArray
+    label_codes: IntArray | None
     shells: IntArray
-    subsets: npt.NDArray[np.bool_]
+    samples: BoolArray
     centre: FloatArray
     num_shells: int
     num_neighbors: int
     precision: Precision
     block_rows: int
     work: float
+    pair_capacities: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start,
-        num_features)``.
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows are bytes, which are measured in integers."""
+        return self.byte_dtype is not None
+
+    def read(self, span: Span) -> AnyArray:
+        """Return the rows of a span, ``(num_positions, num_features)``.
+
+        Raises:
+            DataError: If rows were bytes at first and have another dtype here.
         """
-        wanted = self.rows[start:stop]
-        first = int(wanted[0])
-        block = self.source.read(first, int(wanted[-1]) + 1)
-        if self.byte_dtype is not None and block.dtype != self.byte_dtype:
+        source_rows = self.source_rows[span.positions]
+        first = int(source_rows[0])
+        block = self.source.read(first, int(source_rows[-1]) + 1)
+        if self.is_exact and block.dtype != self.byte_dtype:
             raise DataError(
                 "All rows must be of one type",
                 f"{self.byte_dtype} in row 0, {block.dtype} from row {first} on",
                 "convert them to one",
             )
-        return flatten(block if len(block) == len(wanted) else block[wanted - first])
+        if len(block) > len(source_rows):  # duplicates in between were left out
+            block = block[source_rows - first]
+        return flatten(block)
 
     def stream(
         self, spans: Iterator[Span], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, Bytes]]:
-        """Rows, span after span, of which the next is read meanwhile."""
-        ahead = [(span, pool.submit(self.read, *span)) for span in islice(spans, 1)]
-        while ahead:
-            span, rows = ahead.pop()
-            loaded = rows.result()
-            ahead += [(later, pool.submit(self.read, *later)) for later in islice(spans, 1)]
-            yield span, loaded
-
-    def partial(self, start: int, stop: int) -> Partial:
-        """An empty result for positions ``start`` to ``stop``."""
-        shape = {"num_shells": self.num_shells, "num_neighbors": self.num_neighbors}
-        dtype = EXACT if self.byte_dtype is not None else self.precision.dtype
-        return Partial(start, stop, **shape, num_subsets=len(self.subsets), dtype=dtype)
+        """Yield span after span with its rows. The next span is read in the meantime."""
+        current: tuple[Span, Future[Bytes]] | None = None
+        for span in spans:
+            following = span, pool.submit(self.read, span)
+            if current is not None:
+                yield current[0], current[1].result()
+            current = following
+        if current is not None:
+            yield current[0], current[1].result()
 
 
 def search_tile(
-    job: Job, row_start: int, row_stop: int, column_start: int, column_stop: int
-) -> list[Partial]:
-    """Compute all blocks of one tile; returns what it found for its rows and its columns."""
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
+) -> list[TileResult]:
+    """Compute all blocks of one tile.
+
+    Returns:
+        The result of its rows and that of its columns; one result for a tile on the diagonal.
+    """
     check_device(job.precision.device)
-    rows, columns = (row_start, row_stop), (column_start, column_stop)
-    mine = job.partial(*rows)
-    theirs = mine if rows == columns else job.partial(*columns)
-    blocks = _blocks_of_bytes if job.byte_dtype is not None else _blocks_of_floats
-    for i, j, squared, precision in blocks(job, rows, columns):
-        mine.precision = theirs.precision = precision
-        if i == j:
-            np.fill_diagonal(squared, far(squared.dtype))
-        _file_block(job, mine, theirs, i, j, squared)
-    return [mine] if rows == columns else [mine, theirs]
+    results = [TileResult(job, span) for span in dict.fromkeys((rows, columns))]
+    blocks = _blocks_of_bytes if job.is_exact else _blocks_of_floats
+    for block in blocks(job, rows, columns):
+        for result in results:
+            result.precision = block.precision
+        if block.rows == block.columns:
+            np.fill_diagonal(block.squared, no_pair(block.squared.dtype))
+        _file_block(job, results, block)
+    return results
+
+
+class TileBlock(NamedTuple):
+    """Squared distances from positions to positions, and the dtype they have needed so far."""
+
+    rows: Span
+    columns: Span
+    squared: Block
+    precision: str
+
+    def transposed(self) -> TileBlock:
+        """Return the same distances from columns to rows."""
+        return TileBlock(self.columns, self.rows, self.squared.T, self.precision)
 
 
 def _blocks_of_floats(
-    job: Job, rows: Span, columns: Span
-) -> Iterator[tuple[Span, Span, Block, str]]:
-    """Yield rows, columns, squared distances, and the dtype that they needed so far."""
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
+) -> Iterator[TileBlock]:
     precision = job.precision
-    for i in _spans(*rows, job.block_rows):
-        block_i = job.read(*i)
-        for j in _spans(i[0] if rows == columns else columns[0], columns[1], job.block_rows):
-            block_j = None if i == j else job.read(*j)
-            squared, needed = squared_distances(block_i, block_j, job.centre, precision)
+    for row_span in _spans(rows, job.block_rows):
+        a = job.read(row_span)
+        first_column = max(row_span.start, columns.start)  # above the diagonal
+        for column_span in _spans(Span(first_column, columns.stop), job.block_rows):
+            b = None if row_span == column_span else job.read(column_span)
+            squared, needed = squared_distances(a, b, job.centre, precision)
             precision = replace(precision, dtype=needed)
-            yield i, j, squared, needed
+            yield TileBlock(row_span, column_span, squared, needed)
 
 
 def _blocks_of_bytes(
-    job: Job, rows: Span, columns: Span
-) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The same in whole numbers."""
+    job: SearchJob,
+    rows: Span,
+    columns: Span,
+) -> Iterator[TileBlock]:
     num_features = int(np.prod(job.source.row_shape))
-    piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
-    held = min(job.block_rows, max(HELD_BYTES // num_features, 1))
-    held = max(held // piece, 1) * piece
+    piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
+    held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
+    held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.work, job.precision.device)
-    norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
+    # Pieces pass once for every held block, so their norms are kept.
+    norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
-        for i in _spans(*rows, held):
-            a = job.read(*i)
+        for held_span in _spans(rows, held_rows):
+            a = job.read(held_span)
+            later_columns = columns
             if rows == columns:
+                later_columns = Span(held_span.stop, columns.stop)
                 products = gram(a, a, product)
-                norms_a = products.diagonal().astype(np.int64)
-                yield from _blocks_within(products, norms_a, i, piece)
+                norms_a: IntArray = products.diagonal().astype(np.int64)
+                yield from _blocks_within(products, norms_a, held_span, piece_rows)
             else:
                 norms_a = squared_norms(a, product)
-            beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
-            for j, b in job.stream(beside, pool):
-                if j not in norms:
-                    norms[j] = squared_norms(b, product)
-                yield i, j, expand(gram(a, b, product), norms_a, norms[j]), EXACT
+            for piece, b in job.stream(_spans(later_columns, piece_rows), pool):
+                if piece not in norms:
+                    norms[piece] = squared_norms(b, product)
+                squared = expand(gram(a, b, product), norms_a, norms[piece])
+                yield TileBlock(held_span, piece, squared, EXACT)
 
 
 def _blocks_within(
-    products: IntArray, norms: npt.NDArray[np.int64], i: Span, piece: int
-) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The distances of rows ``i`` to each other, whose ``products`` may miss what is below the
-    diagonal.
+    products: IntArray,
+    norms: IntArray,
+    held_span: Span,
+    piece_rows: int,
+) -> Iterator[TileBlock]:
+    """Yield the distances of the held rows to each other.
+
+    Args:
+        products: ``(num_held, num_held)``, guaranteed on and above the diagonal only.
+        norms: ``(num_held,)`` squared norms.
+        held_span: The held positions.
+        piece_rows: Columns of a block.
     """
-    for j in _spans(*i, piece):
-        above, inside = slice(j[0] - i[0]), slice(j[0] - i[0], j[1] - i[0])
-        if j[0] > i[0]:
-            yield (
-                (i[0], j[0]),
-                j,
-                expand(products[above, inside], norms[above], norms[inside]),
-                EXACT,
-            )
-        own = np.triu(products[inside, inside])
-        own += np.triu(own, 1).T
-        yield j, j, expand(own, norms[inside], norms[inside]), EXACT
+    for piece in _spans(held_span, piece_rows):
+        inside = piece.within(held_span)
+        if piece.start > held_span.start:
+            earlier = Span(held_span.start, piece.start)
+            above = earlier.within(held_span)
+            squared = expand(products[above, inside], norms[above], norms[inside])
+            yield TileBlock(earlier, piece, squared, EXACT)
+        symmetric = np.triu(products[inside, inside])
+        symmetric += np.triu(symmetric, 1).T
+        squared = expand(symmetric, norms[inside], norms[inside])
+        yield TileBlock(piece, piece, squared, EXACT)
 
 
-def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squared: Block) -> None:
-    """File one block of squared distances under the shells of its pairs, for both sides."""
-    sides = [(job, mine, i, j, squared)]
-    if i != j:  # a block on the diagonal holds each pair twice already
-        sides.append((job, theirs, j, i, squared.T))  # other rows, so that both are filed at once
-    in_threads(lambda side: _file_side(*side), sides)
+def _file_block(
+    job: SearchJob,
+    results: list[TileResult],
+    block: TileBlock,
+) -> None:
+    """File the distances of a block under the shells of its pairs, for rows and for columns."""
+    sides = [(results[0], block)]
+    if block.rows != block.columns:  # a block on the diagonal holds each pair twice already
+        sides.append((results[-1], block.transposed()))
+    # The sides have different positions, so they can be filed at the same time.
+    in_threads(lambda side: _file_side(job, *side), sides)
 
 
-def _file_side(job: Job, side: Partial, own: Span, other: Span, block: Block) -> None:
-    opposite = None
-    if job.labels is not None:
-        differ = job.labels[slice(*own), None] != job.labels[None, slice(*other)]
-        opposite = np.where(differ, block, block.dtype.type(far(block.dtype)))
-        _file_subsets(job, side, own, other, opposite)
-    for a, a_stop in _segments(job.shells, *own):
-        for b, b_stop in _segments(job.shells, *other):
-            shell = int(max(job.shells[a], job.shells[b]))
-            part = slice(a - own[0], a_stop - own[0]), slice(b - other[0], b_stop - other[0])
-            rows = slice(a - side.start, a_stop - side.start)
-            side.offer(shell, rows, b, block[part])
-            if opposite is not None:
-                best, ids = side.opposite[shell], side.opposite_ids[shell]
-                improve(
-                    best,
-                    ids,
+def _file_side(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+) -> None:
+    """File the distances from a block's rows to its columns in the result of its rows."""
+    unlike = None
+    if job.label_codes is not None:
+        row_labels = job.label_codes[block.rows.positions]
+        column_labels = job.label_codes[block.columns.positions]
+        is_unlike = row_labels[:, None] != column_labels
+        sentinel = block.squared.dtype.type(no_pair(block.squared.dtype))
+        unlike = np.where(is_unlike, block.squared, sentinel)
+        _file_samples(job, result, block, unlike)
+    for row_run in _runs_of_one_shell(job.shells, block.rows):
+        rows = row_run.within(result.span)
+        for column_run in _runs_of_one_shell(job.shells, block.columns):
+            row_shell = job.shells[row_run.start]
+            column_shell = job.shells[column_run.start]
+            shell = int(max(row_shell, column_shell))
+            part = row_run.within(block.rows), column_run.within(block.columns)
+            squared = block.squared[part]
+            result.update_neighbors(shell, rows, column_run.start, squared)
+            if result.closest_pairs and row_run.start <= column_run.start:
+                result.closest_pairs[shell].update(squared, row_run.start, column_run.start)
+            if unlike is not None:
+                update_minima(
+                    result.unlike_squared[shell],
+                    result.unlike_ids[shell],
                     np.arange(rows.start, rows.stop),
-                    np.arange(b, b_stop),
-                    opposite[part],
+                    np.arange(*column_run),
+                    unlike[part],
                 )
 
 
-def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
-    """File nearest opposites inside each sample."""
-    for number, members in enumerate(job.subsets):
-        rows, columns = np.flatnonzero(members[slice(*own)]), np.flatnonzero(members[slice(*other)])
+def _file_samples(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+    unlike: Block,
+) -> None:
+    """File the nearest rows with another label inside each sample."""
+    for number, members in enumerate(job.samples):
+        is_column = members[block.columns.positions]
+        rows = np.flatnonzero(members[block.rows.positions])
+        columns = np.flatnonzero(is_column)
         if not len(rows) or not len(columns):
             continue
-        if (
-            len(columns) > DENSE_SHARE * opposite.shape[1]
-        ):  # masking many columns is faster than picking them
-            bar = np.where(members[slice(*other)], 0, far(opposite.dtype)).astype(opposite.dtype)
-            inside = opposite[rows]
-            np.maximum(inside, bar, out=inside)
-            columns = np.arange(opposite.shape[1])
+        inside = unlike[rows]
+        if len(columns) > DENSE_FRACTION * len(is_column):
+            sentinel = no_pair(unlike.dtype)
+            floor = np.where(is_column, 0, sentinel).astype(unlike.dtype)
+            np.maximum(inside, floor, out=inside)
+            columns = np.arange(len(is_column))
         else:
-            inside = opposite[rows][:, columns]
-        best, ids = (
-            side.opposite[job.num_shells + number],
-            side.opposite_ids[job.num_shells + number],
+            inside = inside[:, columns]
+        update_minima(
+            result.unlike_squared[job.num_shells + number],
+            result.unlike_ids[job.num_shells + number],
+            rows + block.rows.start - result.span.start,
+            columns + block.columns.start,
+            inside,
         )
-        improve(best, ids, rows + own[0] - side.start, columns + other[0], inside)
 
 
-def _spans(start: int, stop: int, step: int) -> Iterator[Span]:
-    """Cut a range into parts of ``step``."""
-    for first in range(start, stop, step):
-        yield first, min(first + step, stop)
+def _spans(span: Span, step: int) -> Iterator[Span]:
+    """Cut a span into parts of ``step`` positions."""
+    for start in range(span.start, span.stop, step):
+        yield Span(start, min(start + step, span.stop))
 
 
-def _segments(shells: IntArray, start: int, stop: int) -> Iterator[Span]:
-    """Runs of equal shell between two positions."""
-    cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
-    return pairwise([start, *cuts.tolist(), stop])
+def _runs_of_one_shell(shells: IntArray, span: Span) -> list[Span]:
+    """Cut a span where the shell changes."""
+    steps = np.diff(shells[span.positions])
+    changes = np.flatnonzero(steps) + span.start + 1
+    edges = [span.start, *changes.tolist(), span.stop]
+    return [Span(start, stop) for start, stop in pairwise(edges)]
+
+
+class PairList(NamedTuple):
+    """The closest pairs of a train size: ``(num_pairs,)`` distances, ascending, and positions.
+
+    No pair of the size that is missing here is closer than the last one.
+    """
+
+    distances: FloatArray
+    first: IntArray
+    second: IntArray
 
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """Neighbours of the first ``num_points`` rows among themselves: ``(num_points, num_neighbors)``
-    L2 distances, ascending, and their rows (inf and -1 where there are fewer); likewise
-    ``(num_points,)`` of the nearest row with another label.
+    """Neighbours of the first ``num_points`` positions among themselves.
+
+    Attributes:
+        distances: ``(num_points, num_neighbors)`` L2 distances, ascending, infinite where there are
+            fewer neighbours.
+        indices: Positions of the neighbours, -1 where there are fewer.
+        unlike_distances: ``(num_points,)`` distances to the nearest row with another label.
+        unlike_indices: ``(num_points,)`` positions of those rows, -1 where there is none.
+        closest_pairs: The closest pairs, if samples were searched.
     """
 
     distances: FloatArray
     indices: IntArray
-    opposite_distances: FloatArray
-    opposite_indices: IntArray
+    unlike_distances: FloatArray
+    unlike_indices: IntArray
+    closest_pairs: PairList | None = None
 
     @property
     def num_points(self) -> int:
@@ -412,14 +656,19 @@ class NeighborTable:
 
 @dataclass(frozen=True)
 class NeighborSearch:
-    """All that one pass found: a table per train size, ``(num_subsets, num_rows)`` distances to the
-    nearest row with another label inside each subset and that row (inf and -1 outside), and the
-    dtype that the products needed at least once, or ``EXACT``.
+    """The result of one pass over all pairs.
+
+    Attributes:
+        tables: One per train size, ascending.
+        sample_unlike_distances: ``(num_samples, num_positions)`` distances to the nearest row with
+            another label inside each sample, infinite outside.
+        sample_unlike_indices: Positions of those rows, -1 outside.
+        precision: The dtype that the products needed at least once, or ``EXACT``.
     """
 
     tables: list[NeighborTable]
-    subset_opposites: FloatArray
-    subset_indices: IntArray
+    sample_unlike_distances: FloatArray
+    sample_unlike_indices: IntArray
     precision: str
 
 
@@ -433,107 +682,164 @@ def nested_neighbors(
     precision: Precision | None = None,
     block_rows: int = BLOCK_ROWS,
     keep: IntArray | None = None,
-    subsets: npt.NDArray[np.bool_] | None = None,
+    samples: BoolArray | None = None,
 ) -> NeighborSearch:
-    """Find the neighbours of every row within every prefix, exactly: distances of rows of bytes are
-    roots of exact integers, others are off by 1e-5 at most in float32, 1e-7 in float64.
+    """Find the neighbours of every row within every prefix, exactly.
+
+    Distances of rows of bytes are roots of exact integers. Others are off by at most 1e-5 in
+    float32 and 1e-7 in float64, relative.
 
     Args:
         rows: ``(num_rows, ...)`` array or source, in nested order.
-        labels: ``(num_rows,)`` integers, or None to skip the nearest opposites.
-        train_sizes: Ascending prefix lengths, counted in positions of ``keep``.
-        num_neighbors: Neighbours kept per row, at least 1.
-        executor: Where block tasks run; in this process when None.
-        precision: How products are formed.
-        block_rows: Rows per block; memory grows with its square.
-        keep: Source rows to use, ascending; all when None. Indices in the result are positions in
-            it.
-        subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
+        labels: ``(num_rows,)`` integers, or None to skip the nearest rows with another label.
+        train_sizes: Ascending prefix lengths, counted in positions.
+        num_neighbors: Neighbours per row, at least 1.
+        executor: Where blocks are computed; None for this process.
+        precision: How products are computed.
+        block_rows: Rows per block. Memory grows with its square.
+        keep: Source rows to measure, ascending; None for all. All indices in the result are
+            positions, that is, they count these rows.
+        samples: ``(num_samples, num_positions)`` masks, to find the nearest row with another label
+            inside each sample too.
 
     Raises:
-        DataError: If a source's rows are bytes at first and of another type later.
+        DataError: If the rows of a source are bytes at first and have another dtype later.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
-    source = as_bytes(as_source(rows)) if precision.exact_bytes else as_source(rows)
-    positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[
-        : train_sizes[-1]
-    ]
-    num_rows = len(positions)
+    source = as_source(rows)
+    if precision.exact_bytes:
+        source = as_bytes(source)
+    source_rows = np.arange(source.num_rows) if keep is None else np.asarray(keep)
+    source_rows = source_rows[: train_sizes[-1]]
+    num_positions = len(source_rows)
     dtype = source.read(0, 1).dtype
-    exact = precision.exact_bytes and is_byte_dtype(dtype)
-    codes = None
-    if labels is not None:  # in the narrowest type, since they are compared for every pair
-        classes, numbered = np.unique(labels, return_inverse=True)
-        codes = numbered[positions].astype(np.min_scalar_type(len(classes)))
-    job = Job(
+    is_exact = precision.exact_bytes and is_byte_dtype(dtype)
+    if samples is None:
+        samples = np.zeros((0, num_positions), bool)
+    row_values = float(np.prod(source.row_shape))
+    positions = np.arange(num_positions)
+    job = SearchJob(
         source=source,
-        rows=positions,
-        labels=codes,
-        shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
-        subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
-        centre=np.zeros(0) if exact else estimate_centre(source),
+        source_rows=source_rows,
+        label_codes=None if labels is None else _label_codes(labels)[source_rows],
+        shells=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
+        samples=samples[:, :num_positions],
+        centre=np.zeros(0) if is_exact else estimate_centre(source),
         num_shells=len(train_sizes),
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
-        work=num_rows**2 / 2 * float(np.prod(source.row_shape)) / executor.num_workers,
-        byte_dtype=dtype if exact else None,
+        work=num_positions**2 / 2 * row_values / executor.num_workers,
+        pair_capacities=_pair_capacities(samples, train_sizes),
+        byte_dtype=dtype if is_exact else None,
     )
-    total = _merged(job, executor)
+    total = _search_all_tiles(job, executor)
     unit = source.unit if isinstance(source, ByteRows) else 1.0
-    opposites, ids = np.sqrt(total.opposite) * unit, total.opposite_ids
-    tables = _tables(total, train_sizes, unit)
-    return NeighborSearch(tables, opposites[len(tables) :], ids[len(tables) :], total.precision)
+    num_shells = job.num_shells
+    return NeighborSearch(
+        tables=_tables(total, train_sizes, unit),
+        sample_unlike_distances=np.sqrt(total.unlike_squared[num_shells:]) * unit,
+        sample_unlike_indices=total.unlike_ids[num_shells:],
+        precision=total.precision,
+    )
 
 
-def _merged(job: Job, executor: Executor) -> Partial:
-    """Search all tiles and merge what they found."""
-    num_rows, workers = len(job.rows), executor.num_workers
+def _label_codes(labels: IntArray) -> IntArray:
+    """Return labels as numbers of the narrowest dtype: they are compared for every pair."""
+    classes, numbered = np.unique(labels, return_inverse=True)
+    return numbered.astype(np.min_scalar_type(len(classes)))
+
+
+def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return how many closest pairs of each shell to keep, so that samples hold enough of them.
+
+    A sample of M among n images holds a pair with probability (M/n)².
+    """
+    if not len(samples):
+        return ()
+    sample_size = int(samples.sum(axis=1).max())
+    capacities = []
+    for size in train_sizes:
+        ratio = max(1.0, size / sample_size)
+        capacities.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
+    return tuple(capacities)
+
+
+def _search_all_tiles(job: SearchJob, executor: Executor) -> TileResult:
+    """Search all tiles and merge their results."""
+    num_positions = len(job.source_rows)
     shared = executor.share(job)
-    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, workers)]
-    results = executor.map_unordered(search_tile, tiles, spread=job.work > SPREAD_WORK)
-    partials = (partial for _, found in results for partial in found)
-    total = next(partials) if len(tiles) == 1 else job.partial(0, num_rows)
-    for partial in partials:
-        total.merge(partial)
+    tiles = plan_tiles(num_positions, executor.num_workers)
+    arguments = [(shared, rows, columns) for rows, columns in tiles]
+    answers = executor.map_unordered(search_tile, arguments, spread=job.work > SPREAD_WORK)
+    if len(tiles) == 1:
+        total: TileResult = next(answers)[1][0]
+        return total
+    total = TileResult(job, Span(0, num_positions))
+    for _, results in answers:
+        for result in results:
+            total.merge(result)
     return total
 
 
-def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:
-    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column
-    stop)``; those off the diagonal cost twice as much and come first, so that short ones fill the
-    gaps at the end.
+def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[Span, Span]]:
+    """Cut the upper triangle of pairs into tiles.
+
+    Returns:
+        Rows and columns of every tile. Tiles off the diagonal cost twice as much and come first, so
+        that short ones fill the gaps at the end.
     """
     if num_workers == 1:
-        sides = math.ceil(num_rows / TILE_ROWS_OF_ONE)
+        num_sides = math.ceil(num_rows / TILE_ROWS_INLINE)
     else:
-        at_least = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
-        sides = max(math.ceil(num_rows / TILE_ROWS), at_least)
-    edges = np.unique(
-        np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)
-    ).tolist()
-    ranges = list(pairwise(edges))
-    pairs = [(a, b) for i, a in enumerate(ranges) for b in ranges[i:]]
-    return [(*a, *b) for a, b in sorted(pairs, key=lambda pair: pair[0] == pair[1])]
+        least_sides = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
+        num_sides = max(math.ceil(num_rows / TILE_ROWS), least_sides)
+    num_edges = min(num_sides, max(num_rows, 1)) + 1
+    edges = np.unique(np.linspace(0, num_rows, num_edges).astype(int))
+    spans = [Span(start, stop) for start, stop in pairwise(edges.tolist())]
+    on_diagonal = [(span, span) for span in spans]
+    return [*combinations(spans, 2), *on_diagonal]
 
 
-def _tables(total: Partial, train_sizes: Sequence[int], unit: float) -> list[NeighborTable]:
-    """Merge shells upwards: the table of a size holds the best of all shells up to it."""
-    k = total.squared.shape[-1]
-    squared, ids = total.squared[0], total.ids[0]
-    opposite, opposite_ids = total.opposite[0], total.opposite_ids[0]
+def _tables(
+    total: TileResult,
+    train_sizes: Sequence[int],
+    unit: float,
+) -> list[NeighborTable]:
+    """Merge shells upwards: the table of a size holds the nearest of all shells up to it."""
+    squared = total.squared[0]
+    ids = total.ids[0]
+    unlike_squared = total.unlike_squared[0]
+    unlike_ids = total.unlike_ids[0]
     tables = []
     for shell, size in enumerate(train_sizes):
-        if shell:
-            squared, ids = smallest(
-                np.concatenate([squared, total.squared[shell]], axis=1),
-                np.concatenate([ids, total.ids[shell]], axis=1),
-                k,
+        if shell > 0:
+            squared, ids = merge_nearest(squared, ids, total.squared[shell], total.ids[shell])
+            # A tie goes to the earlier shell, whose positions are smaller.
+            is_better = total.unlike_squared[shell] < unlike_squared
+            unlike_squared = np.where(is_better, total.unlike_squared[shell], unlike_squared)
+            unlike_ids = np.where(is_better, total.unlike_ids[shell], unlike_ids)
+        tables.append(
+            NeighborTable(
+                distances=np.sqrt(squared[:size]) * unit,
+                indices=ids[:size],
+                unlike_distances=np.sqrt(unlike_squared[:size]) * unit,
+                unlike_indices=unlike_ids[:size],
+                closest_pairs=_pair_list(total.closest_pairs[: shell + 1], unit),
             )
-            better = total.opposite[shell] < opposite
-            opposite = np.where(better, total.opposite[shell], opposite)
-            opposite_ids = np.where(better, total.opposite_ids[shell], opposite_ids)
-        found = np.sqrt(squared[:size]) * unit, ids[:size]
-        tables.append(NeighborTable(*found, np.sqrt(opposite[:size]) * unit, opposite_ids[:size]))
+        )
     return tables
+
+
+def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
+    """Return the closest pairs of the shells of one size; None if none were wanted."""
+    if not shells:
+        return None
+    total = ClosestPairs(sum(shell.capacity for shell in shells))
+    for shell in shells:
+        shell.prune()
+        total.merge(shell)
+    pairs = np.sort(total.pairs, order=["squared", "first", "second"])
+    distances = np.sqrt(pairs["squared"]) * unit
+    return PairList(distances, pairs["first"], pairs["second"])

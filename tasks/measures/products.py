@@ -1,22 +1,21 @@
-"""Exact products of rows of bytes, ``a @ b.T`` in whole numbers, by the library that is fastest
-here.
+"""Exact matrix products ``a @ b.T`` of rows of bytes, by the fastest library on this machine.
 
-All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with
-AVX-512 VNNI (``benchmarks/measures.py products``; older instructions by switching newer ones off in
-each library):
+All implementations return the same bits. The table has billions of multiply-adds a second on one
+core of an Intel Xeon with AVX-512 VNNI (``benchmarks/measures.py products``). The column for older
+instructions was measured by switching the newer ones off in each library.
 
-=================  ============  =========================  ==================
-way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
-=================  ============  =========================  ==================
-torch._int_mm      310           wrong: sums saturate       1.1 s to import
-numkong            120 to 170    37                         nothing
-float32 by BLAS    60            60 (AVX2: 33)              nothing
-=================  ============  =========================  ==================
+=================  ============  ====================  =====================
+implementation     AVX-512 VNNI  AVX-512 or AVX2 only  price
+=================  ============  ====================  =====================
+torch._int_mm      310           wrong: sums saturate  1.1 s to import torch
+numkong            120 to 170    37                    none
+float32 by BLAS    60            60 (AVX2: 33)         none
+=================  ============  ====================  =====================
 
-So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed) uses numkong, and torch
-(``_int_mm`` is private) where the work pays for importing it; any other multiplies float32. Each
-way is checked against products known to be right before it is used, and left aside where it is
-missing or wrong.
+On a processor with 8-bit instructions (VNNI; AMX and SDOT were not timed) numkong is used, and
+torch if the work is large enough to pay for its import. ``_int_mm`` is private to torch. All other
+processors multiply float32. Each implementation is first compared with products that are known to
+be right, and is not used if it is missing or wrong.
 """
 
 from __future__ import annotations
@@ -31,31 +30,31 @@ from itertools import product as pairs_of
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import SetupError
+from tasks.measures.arrays import Bytes, IntArray
 
 logger = logging.getLogger(__name__)
 
-Bytes = npt.NDArray[np.integer[Any] | np.bool_]
-"""Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
-SignedBytes = npt.NDArray[np.int8]
-Product = Callable[[Bytes, Bytes], npt.NDArray[np.int32]]
-"""``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes, shifted as `signed` does, which moves no
-two rows apart. Of rows with themselves, ``a is b``, what is below the diagonal may be missing. """
+Product = Callable[[Bytes, Bytes], IntArray]
+"""Computes ``a @ b.T`` of rows with at most ``MAX_FEATURES`` bytes, after `to_signed` has shifted
+uint8 by -128. The shift changes no distance. If ``a is b``, entries below the diagonal may be
+missing."""
 
-# Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is
-# exact.
-MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
-# What numkong multiplies fastest: pieces of rows, and columns of the product, that stay in the
-# cache.
-NUMKONG_FEATURES, NUMKONG_COLUMNS = 4_096, 64
-# Columns of a product of rows with themselves that torch forms at a time, down to the diagonal.
+MAX_FEATURES = 131_071
+"""Features of a row, at most: this many products of two signed bytes sum to less than 2³¹."""
+FLOAT32_FEATURES = 1_024
+"""Features of one float32 product: the sum stays within 2²⁴, up to which float32 is exact."""
+NUMKONG_FEATURES = 4_096
+"""Features of one call of numkong; pieces of rows of this length stay in the cache."""
+NUMKONG_COLUMNS = 64
+"""Columns of the product in one call of numkong, for the same reason."""
 TORCH_COLUMNS = 256
-# Multiply-adds per thread from which on torch's products save more than its import takes, and its
-# 190 MiB.
-IMPORT_PAYS = 4e11
-# numkong's names of what multiplies 8-bit integers in one step.
+"""Columns of one torch product of rows with themselves, so that entries below the diagonal are
+mostly skipped."""
+TORCH_IMPORT_WORK = 4e11
+"""Multiply-adds per thread above which torch's faster products save more time than its import
+takes. The import costs 190 MiB of memory too."""
 BYTE_INSTRUCTIONS = {
     "icelake",
     "alder",
@@ -66,25 +65,42 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-# Shapes of the products that are checked, odd and round, small and large, since they take other
-# code paths.
-CHECKED = [(1, 1, 1), (3, 5, 17), (2, 3, MAX_FEATURES), (133, 70, 9000)]
+"""Numkong's names of the processor features that multiply 8-bit integers in one step."""
+SELF_TEST_SHAPES = [
+    (1, 1, 1),
+    (3, 5, 17),
+    (2, 3, MAX_FEATURES),
+    (133, 70, 9000),
+]
+"""Shapes ``(num_a, num_b, num_features)`` of the self-test. Odd, round, small and large shapes take
+different code paths in the libraries."""
 
 
 def num_threads() -> int:
-    """Threads of one process: as OMP_NUM_THREADS says, which Ray sets for its workers, else all
-    cores.
+    """Return the number of threads this process may use.
+
+    That is ``OMP_NUM_THREADS``, which Ray sets for its workers, or the number of available cores.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(int(asked), 1) if asked.isdecimal() else len(os.sched_getaffinity(0))
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal():
+        return max(int(requested), 1)
+    return len(os.sched_getaffinity(0))
 
 
-def signed(rows: Bytes, room: SignedBytes | None = None) -> SignedBytes:
-    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same.
-    Made in ``room`` of as many values, where that is given, since fresh memory costs as much as
-    filling it.
+def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
+    """Return rows of bytes as int8. Values of uint8 are shifted by -128, which changes no distance.
+
+    Args:
+        rows: ``(num_rows, num_features)`` uint8, int8 or bool.
+        buffer: One-dimensional memory for the result, at least as large as ``rows``. Allocating
+            new memory would take as long as filling it.
+
+    Returns:
+        A copy of the same shape, in ``buffer`` if one is given.
     """
-    copy = np.empty(rows.shape, np.int8) if room is None else room[: rows.size].reshape(rows.shape)
+    if buffer is None:
+        buffer = np.empty(rows.size, np.int8)
+    copy = buffer[: rows.size].reshape(rows.shape)
     if rows.dtype == np.uint8:
         np.bitwise_xor(rows, 128, out=copy.view(np.uint8))  # x - 128 in two's complement
     else:
@@ -92,123 +108,154 @@ def signed(rows: Bytes, room: SignedBytes | None = None) -> SignedBytes:
     return copy
 
 
-def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
-    """The product by float32 products over at most ``FLOAT32_FEATURES`` features, each of them
-    exact.
-    """
+def blas_product(a: Bytes, b: Bytes) -> IntArray:
+    """Return ``a @ b.T`` as a sum of float32 products over few enough features to be exact."""
     total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
-        part = slice(start, start + FLOAT32_FEATURES)
-        left = signed(a[:, part]).astype(np.float32)
-        right = left if a is b else signed(b[:, part]).astype(np.float32)
+        features = slice(start, start + FLOAT32_FEATURES)
+        left = to_signed(a[:, features]).astype(np.float32)
+        right = left  # BLAS computes one triangle only if both factors are the same array
+        if a is not b:
+            right = to_signed(b[:, features]).astype(np.float32)
         total += np.matmul(left, right.T).astype(np.int32)
     return total
 
 
-def wide_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
-    """The product in integers throughout: slow, for a machine where all else is wrong."""
-    product: npt.NDArray[np.int32] = np.matmul(signed(a), signed(b).T, dtype=np.int32)
+def wide_product(a: Bytes, b: Bytes) -> IntArray:
+    """Return ``a @ b.T`` in integers throughout. Slow; used if all other implementations fail."""
+    left = to_signed(a)
+    right = to_signed(b)
+    product: IntArray = np.matmul(left, right.T, dtype=np.int32)
     return product
 
 
-def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
-    """The product by the 8-bit instructions of a processor, features and columns shared out over
-    threads.
+def numkong_product(a: Bytes, b: Bytes) -> IntArray:
+    """Return ``a @ b.T`` by the processor's 8-bit instructions, divided over all threads.
+
+    Threads are first divided over pieces of features, because those need no shared input. Threads
+    that are left are divided over columns of the product.
     """
     import numkong
 
-    features, columns = a.shape[1], -(-len(b) // NUMKONG_COLUMNS)
-    by_features = max(min(num_threads(), features // NUMKONG_FEATURES), 1)
-    by_columns = max(min(num_threads() // by_features, columns), 1)
-    rounds = -(-features // (by_features * NUMKONG_FEATURES))
-    width = -(-features // (by_features * rounds * 64)) * 64
-    totals = np.zeros((by_features, len(a), len(b)), np.int32)
+    num_features = a.shape[1]
+    num_column_blocks = -(-len(b) // NUMKONG_COLUMNS)
+    feature_threads = max(min(num_threads(), num_features // NUMKONG_FEATURES), 1)
+    column_threads = max(min(num_threads() // feature_threads, num_column_blocks), 1)
+    num_rounds = -(-num_features // (feature_threads * NUMKONG_FEATURES))
+    # Features of one call: equal for all calls, and a multiple of the 64 bytes of a register.
+    width = -(-num_features // (feature_threads * num_rounds * 64)) * 64
+    totals = np.zeros((feature_threads, len(a), len(b)), np.int32)
 
-    def add(share: tuple[int, int]) -> None:
-        total, first = totals[share[0]], share[1]
-        room_a, room_b = (
-            np.empty(len(rows) * width, np.int8) for rows in (a, b)
-        )  # of b may stay unused
-        for start in range(share[0] * width, features, by_features * width):
-            left = signed(a[:, start : start + width], room_a)
-            right = left if a is b else signed(b[:, start : start + width], room_b)
-            for column in range(first * NUMKONG_COLUMNS, len(b), by_columns * NUMKONG_COLUMNS):
-                some = slice(column, column + NUMKONG_COLUMNS)
-                above = left[: some.stop] if a is b else left
-                found = numkong.dots_packed(above, numkong.dots_pack(right[some]))
-                total[: len(above), some] += np.asarray(found)
+    def add_products(share: tuple[int, int]) -> None:
+        feature_thread, column_thread = share
+        total = totals[feature_thread]
+        buffer_a = np.empty(len(a) * width, np.int8)
+        buffer_b = np.empty(len(b) * width, np.int8)
+        for start in range(feature_thread * width, num_features, feature_threads * width):
+            features = slice(start, start + width)
+            left = to_signed(a[:, features], buffer_a)
+            right = left if a is b else to_signed(b[:, features], buffer_b)
+            first_column = column_thread * NUMKONG_COLUMNS
+            for column in range(first_column, len(b), column_threads * NUMKONG_COLUMNS):
+                columns = slice(column, column + NUMKONG_COLUMNS)
+                rows = left
+                if a is b:
+                    rows = left[: columns.stop]
+                packed = numkong.dots_pack(right[columns])
+                products = numkong.dots_packed(rows, packed)
+                total[: len(rows), columns] += np.asarray(products)
 
-    in_threads(add, list(pairs_of(range(by_features), range(by_columns))))
-    product: npt.NDArray[np.int32] = (
-        totals[0] if by_features == 1 else totals.sum(axis=0, dtype=np.int32)
-    )
+    in_threads(add_products, list(pairs_of(range(feature_threads), range(column_threads))))
+    product: IntArray = totals[0]
+    if feature_threads > 1:
+        product = totals.sum(axis=0, dtype=np.int32)
     return product
 
 
 def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
-    """Call a function for every share, side by side in as many threads as this process may use."""
+    """Call ``function`` once for every share, in as many threads as this process may use."""
     count = min(num_threads(), len(shares))
-    list((map if count == 1 else _threads(count).map)(function, shares))
+    if count == 1:
+        for share in shares:
+            function(share)
+    else:
+        list(_thread_pool(count).map(function, shares))
 
 
 @cache
-def _threads(count: int) -> ThreadPoolExecutor:
+def _thread_pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
-os.register_at_fork(
-    after_in_child=_threads.cache_clear
-)  # of a parent's threads a forked process has none
+# A forked child has none of its parent's threads, so it must not use the parent's pools.
+os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
-    """The product by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
+def torch_product(
+    a: Bytes,
+    b: Bytes,
+    device: str = "cpu",
+) -> IntArray:
+    """Return ``a @ b.T`` by 8-bit instructions in all of torch's threads, or on a GPU.
 
-    A GPU takes 17 rows at least, and both want multiples of 8: zeros are added, and cut off again.
-    Of one feature torch 2.13 multiplies the wrong pairs on a processor.
+    ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows on a GPU. Rows are padded
+    with zeros, which are cut off again. With one feature torch 2.13 multiplies the wrong pairs on a
+    processor, so features are always padded.
     """
     import torch
 
     on_cpu = torch.device(device).type == "cpu"
 
-    def there(rows: Bytes) -> torch.Tensor:
-        more = 0, -rows.shape[1] % 32, 0, 0 if on_cpu else -len(rows) % 32
-        found = torch.from_numpy(signed(rows)).to(device)
-        return torch.nn.functional.pad(found, more) if any(more) else found
+    def padded(rows: Bytes) -> torch.Tensor:
+        num_more_rows = 0 if on_cpu else -len(rows) % 32
+        padding = (0, -rows.shape[1] % 32, 0, num_more_rows)
+        tensor = torch.from_numpy(to_signed(rows)).to(device)
+        if any(padding):
+            return torch.nn.functional.pad(tensor, padding)
+        return tensor
 
-    left = there(a)
-    right = left if a is b else there(b)
+    left = padded(a)
+    right = left if a is b else padded(b)
     if not on_cpu or a is not b:
-        product: npt.NDArray[np.int32] = (
-            torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
-        )
-        return product
+        product = torch._int_mm(left, right.T)[: len(a), : len(b)]
+        on_host: IntArray = product.cpu().numpy()
+        return on_host
     total = np.zeros((len(a), len(a)), np.int32)
     for column in range(0, len(a), TORCH_COLUMNS):
-        some = slice(column, column + TORCH_COLUMNS)
-        total[: some.stop, some] = torch._int_mm(left[: some.stop], left[some].T).numpy()
+        columns = slice(column, column + TORCH_COLUMNS)
+        total[: columns.stop, columns] = torch._int_mm(
+            left[: columns.stop], left[columns].T
+        ).numpy()
     return total
 
 
 def choose_product(work: float, device: str = "cpu") -> Product:
-    """The fastest exact product, see the table above; by torch only where it is loaded, or where
-    ``work`` (multiply-adds of this process) is worth importing it.
+    """Return the fastest product that is exact on this machine.
+
+    Args:
+        work: Multiply-adds of this process. Torch is imported only if there are enough of them; it
+            is also used if something else has imported it.
+        device: ``"cpu"`` or a torch device.
     """
-    ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
+    candidates: list[tuple[str, Product]] = []
     if device != "cpu":
-        ways.insert(0, (f"torch on {device}", partial(torch_product, device=device)))
+        candidates.append((f"torch on {device}", partial(torch_product, device=device)))
     elif has_byte_instructions():
-        ways.insert(0, ("numkong", numkong_product))
-        if "torch" in sys.modules or work / num_threads() >= IMPORT_PAYS:
-            ways.insert(0, ("torch", torch_product))
-    return next((product for name, product in ways if is_exact(name, product)), wide_product)
+        if "torch" in sys.modules or work / num_threads() >= TORCH_IMPORT_WORK:
+            candidates.append(("torch", torch_product))
+        candidates.append(("numkong", numkong_product))
+    candidates.append(("BLAS", blas_product))
+    for name, product in candidates:
+        if is_exact(name, product):
+            return product
+    return wide_product
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch does not have, before anything is computed.
+    """Check that torch can compute on a device, before anything else is computed.
 
     Raises:
-        SetupError: If it has none.
+        SetupError: If the device is missing.
     """
     if device == "cpu":
         return
@@ -216,58 +263,70 @@ def check_device(device: str) -> None:
 
     try:
         torch.zeros(1, device=device).item()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch built without CUDA asserts that it has it
-        rule, found = "The device that measures run on must be there", str(error).splitlines()[0]
-        raise SetupError(rule, f"{device}: {found}", "measure on the cpu") from None
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        rule = "The device that measures run on must be there"
+        cause = str(error).splitlines()[0]
+        raise SetupError(rule, f"{device}: {cause}", "measure on the cpu") from None
 
 
 @cache
 def has_byte_instructions() -> bool:
-    """Whether this processor multiplies 8-bit integers in one step, and faster than floats."""
+    """Return whether this processor multiplies 8-bit integers faster than floats."""
     try:
         import numkong
     except ImportError:
         return False
-    return any(
-        there and name in BYTE_INSTRUCTIONS for name, there in numkong.get_capabilities().items()
-    )
+    capabilities = numkong.get_capabilities()
+    return any(capabilities.get(name) for name in BYTE_INSTRUCTIONS)
 
 
-_checked: dict[str, bool] = {}
+_exactness: dict[str, bool] = {}
+"""Results of `is_exact` in this process, by name."""
 
 
 def is_exact(name: str, product: Product) -> bool:
-    """Whether a product exists here and is right where others were seen to fail, found out once per
-    process: instructions before VNNI saturate at extremes of one sign, BLAS can be told to round to
-    16 bits.
+    """Return whether a product runs here and is right on known hard cases. Cached per process.
+
+    Instructions older than VNNI saturate at extremes of one sign, and BLAS can be configured to
+    round its factors to 16 bits.
     """
-    if name not in _checked:
+    if name not in _exactness:
         rng = np.random.default_rng(0)
-        _checked[name] = all(_is_right(name, product, rng, *shape) for shape in CHECKED)
-    return _checked[name]
+        checks = (_is_right(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
+        _exactness[name] = all(checks)
+    return _exactness[name]
 
 
 def _is_right(
-    name: str, product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
+    name: str,
+    product: Product,
+    rng: np.random.Generator,
+    num_a: int,
+    num_b: int,
+    num_features: int,
 ) -> bool:
-    """Whether ``product(a, b)`` is ``a @ b.T``, by ``(a bᵀ) r = a (bᵀ r)`` with one long random
-    number per row of ``b``: a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
+    """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
+
+    The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r have
+    20 bits, so a wrong product passes with probability 2⁻²⁰.
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    a[0], b[-1] = -128, rng.choice(np.array([-128, 127], np.int8))
+    # One row of extremes on each side: their sums saturate first.
+    extremes = np.array([-128, 127], np.int8)
+    a[0] = -128
+    b[-1] = rng.choice(extremes)
     weights = rng.integers(1, 1 << 20, num_b)
     try:
-        found = product(a, b).astype(np.int64) @ weights
+        weighted = product(a, b).astype(np.int64) @ weights
     except (
         Exception
-    ) as error:  # whatever a library raises that is broken, or too old for this processor
+    ) as error:  # a broken library, or one too new for this processor, raises anything
         logger.info("8-bit products by %s are left aside: %s", name, error)
         return False
-    if np.array_equal(found, np.einsum("ij,j->i", a, np.einsum("i,ij->j", weights, b))):
+    weighted_b = np.einsum("i,ij->j", weights, b)
+    expected = np.einsum("ij,j->i", a, weighted_b)
+    if np.array_equal(weighted, expected):
         return True
     logger.warning(
         "products by %s are wrong on this machine and left aside; results do not change", name

@@ -1,6 +1,4 @@
-"""What measuring was asked to do, with checks of what a user hands in, and what it found, as plain
-data.
-"""
+"""Settings and results of measuring, and the checks of images and labels that a user passes in."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from pydantic import field_validator
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.finding import Finding
+from tasks.measures.arrays import AnyArray, IntArray
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension, table_width
@@ -25,23 +24,24 @@ from tasks.measures.sharpness import LabelSharpness
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """How a dataset is measured; everything here can change a number, or its last digits.
+    """Settings of a measure. Each of them can change a number, or its last digits.
 
     Attributes:
         num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
-        estimators: Of intrinsic dimension, by name.
-        discard_fraction: Of TwoNN, 0.1 as in Facco et al.; 0 as in the code of Konz & Mazurowski.
+        estimators: Names of estimators of intrinsic dimension.
+        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
+            Mazurowski.
         sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as
-            in Konz & Mazurowski; None for all images.
-        sharpness_seeds: One sample per seed, for sizes above ``sharpness_sample``.
-        pixel_range: Black and white; None for the range of an integer dtype. Recorded; readers
-            apply it.
-        dtype: ``"float32"`` or ``"float64"``, of the products that find neighbours.
+            in Konz & Mazurowski. None takes all images.
+        sharpness_seeds: One sample per seed, for train sizes above ``sharpness_sample``.
+        pixel_range: Pixel values of black and white, for the record. None takes the range of an
+            integer dtype.
+        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbours.
         device: ``"cpu"``, or a torch device for the products.
-        block_rows: Rows per block; memory per worker grows with its square.
-        calibrate: Also correct the MLE's bias by simulation, at the largest size; takes a minute or
-            so.
-        seed: Of bootstraps and simulations.
+        block_rows: Rows per block. Memory per worker grows with its square.
+        calibrate: Also correct the MLE's bias by simulation, at the largest size. Takes about a
+            minute.
+        seed: Seed of bootstraps and simulations.
     """
 
     num_neighbors: int = 20
@@ -57,61 +57,91 @@ class MeasureSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings that measure nothing, or are of the wrong type."""
-        seeds, names = _as_tuple(self.sharpness_seeds), _as_tuple(self.estimators)
+        """Check all settings.
+
+        Raises:
+            ConfigError: If a setting has the wrong type or measures nothing.
+        """
+        self._check_whole("num_neighbors", 3)
+        self._check_whole("block_rows", 1)
         sample = self.sharpness_sample
-        limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
-        is_range = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
+        has_sample = sample is None or _is_whole(sample, 2)
+        self._check("sharpness_sample", has_sample, "a whole number, 2 or more, or None for all")
+        self._check("seed", _is_whole(self.seed, 0), "a whole number, not negative")
+        seeds = _as_tuple(self.sharpness_seeds)
+        are_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
+        self._check("sharpness_seeds", are_seeds, "whole numbers, not negative")
+        self._check_pixel_range()
+        self._check("dtype", self.dtype in ("float32", "float64"), "float32 or float64")
+        fraction = self.discard_fraction
+        is_fraction = isinstance(fraction, Real) and 0 <= fraction < 1
+        self._check("discard_fraction", is_fraction, "a number in [0, 1)")
+        self._check_estimators()
+
+    def _check(
+        self,
+        name: str,
+        is_valid: bool,
+        rule: str,
+    ) -> None:
+        if not is_valid:
+            raise ConfigError(f"{name} must be {rule}", repr(getattr(self, name)))
+
+    def _check_whole(self, name: str, least: int) -> None:
+        is_valid = _is_whole(getattr(self, name), least)
+        self._check(name, is_valid, f"a whole number, {least} or more")
+
+    def _check_pixel_range(self) -> None:
+        if self.pixel_range is None:
+            return
+        limits = _as_tuple(self.pixel_range)
+        are_numbers = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
+        self._check("pixel_range", are_numbers, "(black, white), two numbers")
+        if not limits[0] < limits[1]:
+            rule = "pixel_range must rise: black is the lower number"
+            raise ConfigError(f"{rule}, and inverting changes no measure", repr(self.pixel_range))
+
+    def _check_estimators(self) -> None:
+        names = _as_tuple(self.estimators)
         are_names = not isinstance(self.estimators, str) and all(
             isinstance(name, str) for name in names
         )
-        share = self.discard_fraction
-        rules = {
-            "num_neighbors must be a whole number, 3 or more": _whole(self.num_neighbors, 3),
-            "block_rows must be a whole number, 1 or more": _whole(self.block_rows, 1),
-            "sharpness_sample must be a whole number, 2 or more, or None for all": sample is None
-            or _whole(sample, 2),
-            "seed must be a whole number, not negative": _whole(self.seed, 0),
-            "sharpness_seeds must be whole numbers, not negative": bool(seeds)
-            and all(_whole(seed, 0) for seed in seeds),
-            "pixel_range must be (black, white), two numbers": is_range,
-            (
-                "pixel_range must rise: black is the lower number, and inverting changes no measure"
-            ): not is_range or limits[0] < limits[1],
-            "dtype must be float32 or float64": self.dtype in ("float32", "float64"),
-            "discard_fraction must be a number in [0, 1)": isinstance(share, Real)
-            and 0 <= share < 1,
-            "estimators must be names, each once, e.g. ('mle', 'twonn')": are_names
-            and len({*names}) == len(names) > 0,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise ConfigError(rule, repr(getattr(self, rule.partition(" ")[0])))
+        are_once = len({*names}) == len(names) > 0
+        rule = "names, each once, e.g. ('mle', 'twonn')"
+        self._check("estimators", are_names and are_once, rule)
         table_width(self.estimators, self.num_neighbors)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            k: list(value) if isinstance(value, tuple) else value
-            for k, value in asdict(self).items()
-        }
+        """Return plain JSON."""
+        record = asdict(self)
+        for name in ("estimators", "sharpness_seeds", "pixel_range"):
+            if record[name] is not None:
+                record[name] = list(record[name])
+        return record
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+def _is_whole(value: Any, least: int) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= least
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
-    return (
-        tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
-    )
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        return tuple(values)
+    return (values,)
 
 
 @dataclass(frozen=True)
 class SizeRecord:
-    """The measures of one train size, duplicates included, which are left out of the measures:
-    estimator name to intrinsic dimension, and label sharpness where labels were given. Conflicts
-    are duplicates of another label.
+    """The measures of one train size.
+
+    Attributes:
+        train_size: Images of this size, duplicates included.
+        num_duplicates: Images that equal an earlier one. They are left out of all measures.
+        num_conflicts: Duplicates with another label than the earlier image.
+        d_data: Intrinsic dimension by name of the estimator.
+        label_sharpness: None if no labels were given.
     """
 
     train_size: int
@@ -121,28 +151,29 @@ class SizeRecord:
     label_sharpness: LabelSharpness | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
+        sharpness = self.label_sharpness
         return {
             "train_size": self.train_size,
             "duplicates": self.num_duplicates,
             "conflicts": self.num_conflicts,
             "d_data": {name: value.to_json() for name, value in self.d_data.items()},
-            "label_sharpness": None
-            if self.label_sharpness is None
-            else self.label_sharpness.to_json(),
+            "label_sharpness": None if sharpness is None else sharpness.to_json(),
         }
 
 
 class MeasureResult(Finding):
-    """The measures of a dataset by train size, ascending; the last one is the dataset's own.
+    """The measures of a dataset by train size, ascending. The last one is the dataset's own.
 
     Attributes:
-        conflict_pairs: First pairs of identical images with different labels.
-        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the
-            dtype of the products, ``"float64"`` when the data were too close together for float32
-            anywhere.
-        notes: What a reader should know, in words.
-        calibration: Bias-corrected dimension at the largest size, when it was asked for.
+        sizes: One record per train size, at least one.
+        conflict_pairs: First pairs ``(row, earlier row)`` of equal images with different labels.
+        settings: How the dataset was measured.
+        precision: ``"exact integer"`` if all rows are bytes and no distance is rounded, else the
+            dtype of the products. It is ``"float64"`` if images anywhere were too close together
+            for float32.
+        notes: Remarks for readers.
+        calibration: Bias-corrected dimension at the largest size, if it was requested.
     """
 
     sizes: tuple[SizeRecord, ...]
@@ -154,7 +185,7 @@ class MeasureResult(Finding):
 
     @field_validator("sizes")
     @classmethod
-    def _some_size(cls, sizes: tuple[SizeRecord, ...]) -> tuple[SizeRecord, ...]:
+    def _has_a_size(cls, sizes: tuple[SizeRecord, ...]) -> tuple[SizeRecord, ...]:
         if not sizes:
             raise ValueError("a measure must have at least one train size")
         return sizes
@@ -170,8 +201,9 @@ class MeasureResult(Finding):
         return self.sizes[-1].label_sharpness
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON without NaN or infinity; an undefined estimate is a null value with its
-        reason.
+        """Return plain JSON without NaN or infinity.
+
+        An undefined estimate is a null value with its reason.
         """
         largest = self.sizes[-1].to_json()
         return {
@@ -185,8 +217,12 @@ class MeasureResult(Finding):
             "settings": self.settings.to_json(),
         }
 
-    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureResult:
-        """Express pairs in the row numbers from which ``order`` picked the rows measured."""
+    def renumbered(self, order: IntArray) -> MeasureResult:
+        """Return the same result with pairs in the row numbers of the user's images.
+
+        Args:
+            order: ``(num_images,)`` row of the user's images behind each measured row.
+        """
 
         def original(pair: tuple[int, int]) -> tuple[int, int]:
             first, second = sorted(int(order[row]) for row in pair)
@@ -202,26 +238,41 @@ class MeasureResult(Finding):
         return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})
 
 
-def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
-    """Labels as int64, one whole number per image, or a DataError."""
+def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
+    """Return labels as ``(num_images,)`` int64.
+
+    Args:
+        labels: ``(num_images,)`` or ``(num_images, 1)`` whole numbers of any real dtype.
+        num_images: Expected number of labels.
+
+    Raises:
+        DataError: If the number of labels differs, or a label is not a whole number.
+    """
     array = np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) != num_images:
-        found = f"labels of shape {array.shape} for {num_images} images"
-        raise DataError("There must be one label per image", found)
-    found, rule = f"dtype {array.dtype}", "Labels must be whole numbers"
+        shapes = f"labels of shape {array.shape} for {num_images} images"
+        raise DataError("There must be one label per image", shapes)
+    rule = "Labels must be whole numbers"
     if array.dtype.kind not in "biuf":
-        raise DataError(rule, found, "number the classes 0, 1, ...")
+        raise DataError(rule, f"dtype {array.dtype}", "number the classes 0, 1, ...")
     if array.dtype.kind == "f":
-        whole = (array == np.rint(array)) & (np.abs(array) < 2.0**63)  # NaN and infinity are not
-        if len(bad := np.flatnonzero(~whole)):
-            raise DataError(rule, f"{array[bad[0]]} at row {bad[0]}", "number the classes")
+        # NaN and infinity are not whole, and larger numbers do not fit int64.
+        fits_int64 = np.abs(array) < 2.0**63
+        is_whole = fits_int64 & (array == np.rint(array))
+        if not is_whole.all():
+            row = int(np.argmin(is_whole))
+            raise DataError(rule, f"{array[row]} at row {row}", "number the classes")
     return array.astype(np.int64)
 
 
 def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes as given, of plain whole numbers, or a DataError."""
+    """Return train sizes as plain integers, in the given order.
+
+    Raises:
+        DataError: If they are not several whole numbers.
+    """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
         raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
@@ -230,7 +281,11 @@ def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
-    """Sizes ascending, once each and up to the number of images, or a DataError."""
+    """Return train sizes ascending, each once.
+
+    Raises:
+        DataError: If there are none, or one is not between 1 and ``num_images``.
+    """
     sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         rule = f"train_sizes must be between 1 and the number of images, {num_images}"
@@ -238,31 +293,49 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     return sizes
 
 
-def one_array(what: str, given: Any) -> npt.NDArray[Any]:
-    """Values as one array, none of them masked, or a DataError about ``what`` they are."""
-    parts = given if isinstance(given, (list, tuple)) else [given]
-    masks = [getattr(part, "mask", None) for part in parts]
-    # numpy.ma takes long to import, to ask whether something is one of its own.
-    if any(isinstance(mask, (np.ndarray, np.bool_)) and mask.any() for mask in masks):
-        fill = "say what stands there: .filled(VALUE); or leave those images out"
-        raise DataError(f"{what} must have a value everywhere", "a masked array", fill)
+def one_array(name: str, values: Any) -> AnyArray:
+    """Return values as one array.
+
+    Args:
+        name: Name of the values, as the first word of a message: "Images" or "Labels".
+        values: An array, or a list of arrays or numbers.
+
+    Raises:
+        DataError: If a value is masked, shapes differ, or there is only one value.
+    """
+    _check_unmasked(name, values)
     try:
-        array = np.asarray(given)
-    except ValueError as error:  # numpy's word for ragged nested sequences
-        raise DataError(
-            f"{what} must make one array", str(error), "give all of them one shape"
-        ) from None
+        array = np.asarray(values)
+    except ValueError as error:  # nested sequences of different lengths
+        rule = f"{name} must make one array"
+        raise DataError(rule, str(error), "give all of them one shape") from None
     if array.ndim == 0:
-        found = "nothing" if given is None else f"one value, {array}"
-        raise DataError(f"{what} must make one array", found, "give an array or a list of them")
+        value = "nothing" if values is None else f"one value, {array}"
+        raise DataError(f"{name} must make one array", value, "give an array or a list of them")
     return array
 
 
-def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Images of one shape as one array without masked values, or a DataError."""
+def _check_unmasked(name: str, values: Any) -> None:
+    if not isinstance(values, (list, tuple)):
+        values = [values]
+    for part in values:
+        # Checked by attribute: importing numpy.ma for an isinstance takes long.
+        mask = getattr(part, "mask", None)
+        if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
+            hint = "say what stands there: .filled(VALUE); or leave those images out"
+            raise DataError(f"{name} must have a value everywhere", "a masked array", hint)
+
+
+def as_array(images: npt.ArrayLike) -> AnyArray:
+    """Return images as one array.
+
+    Raises:
+        DataError: If their shapes differ, a value is masked, or values are not numbers.
+    """
     array = one_array("Images", images)
     if array.dtype == object:
-        shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
+        images_seen = array.ravel()[:1000]
+        shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
             raise DataError("Images must be real numbers", "dtype object", "convert them")
         raise DataError("Images must make one array", f"shapes {shapes[:5]}", "resize them")
@@ -273,23 +346,35 @@ SHAPES = "give (num_images, height, width), or (num_images, num_features)"
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Images as a source of rows that have at least one axis and one pixel, or a DataError."""
+    """Return images as a source of rows.
+
+    Raises:
+        DataError: If there is no image, no pixel, or no axis besides the number of images.
+    """
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
-        found = f"shape ({source.num_rows},)"
-        raise DataError("Images must have at least one axis besides their number", found, SHAPES)
+        rule = "Images must have at least one axis besides their number"
+        raise DataError(rule, f"shape ({source.num_rows},)", SHAPES)
     if source.num_rows == 0 or 0 in source.row_shape:
-        found = f"{source.num_rows} rows of shape {source.row_shape}"
-        raise DataError("There must be at least one image, with at least one pixel", found, SHAPES)
+        rule = "There must be at least one image, with at least one pixel"
+        raise DataError(rule, f"{source.num_rows} rows of shape {source.row_shape}", SHAPES)
     return source
 
 
-def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on
-    it.
+CHANNELS = (1, 3, 4)
+"""Lengths of an axis that is taken for channels: grey, RGB, RGB with transparency."""
+
+
+def as_channels_first(array: AnyArray) -> AnyArray:
+    """Return images as ``(n, c, h, w)`` if they are ``(n, h, w)`` or ``(n, h, w, c)``.
+
+    The last axis is taken for channels if it has 1, 3 or 4 entries and the second has not.
+    Distances do not depend on the order of axes.
     """
     if array.ndim == 3:
         return array[:, None]
-    if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
-        return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+    if array.ndim == 4:
+        _, second, _, last = array.shape
+        if last in CHANNELS and second not in CHANNELS:
+            return np.ascontiguousarray(np.moveaxis(array, 3, 1))
     return array

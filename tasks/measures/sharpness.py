@@ -1,9 +1,10 @@
 """Label sharpness K_F: how fast the label changes with the image.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024; for two
-classes |y_i - y_j| is 1 exactly there, for more classes the indicator of different labels takes its
-place). It has the unit 1/pixel value, and grows as pixel range, side and channels shrink, so a
-number without its conventions means nothing.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). For two
+classes |y_i - y_j| is 1 for exactly these pairs. For more classes "different labels" replaces it.
+
+K_F has the unit 1/pixel value. It grows as pixel range, side and channels shrink, so a number
+without its conventions means nothing.
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from search_spaces.errors import DataError
-from tasks.measures.distances import FloatArray
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.measures.neighbors import NeighborTable, PairList
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-# Rearrangements of the labels, and how many of the closest pairs are looked through for one of
-# unlike labels.
+"""Percentiles of the images' 1/distance to the nearest image with another label."""
 NUM_PERMUTATIONS = 100
-CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
+"""Random rearrangements of the labels, in each sample."""
+CLOSEST_PAIRS = 4096
+"""Closest pairs, at most, that are searched for a pair with different labels."""
+FIRST_PAIRS = 64
+"""Closest pairs that are searched first: they nearly always hold a pair with different labels."""
 
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """What a label sharpness is measured in: black and white, height and width in pixels (None for
-    features that are no images, whose number is then ``channels``), images per sample (None for
-    all).
+    """The scale that a label sharpness was measured in.
+
+    Attributes:
+        pixel_range: Pixel values of black and white; None if unknown.
+        side: Height and width in pixels; None for features that are no images.
+        channels: Number of channels, or of features.
+        sample: Images per sample; None for all images.
     """
 
     pixel_range: tuple[float, float] | None
@@ -44,17 +52,18 @@ class LabelSharpness:
     """Label sharpness with its uncertainty and its conventions.
 
     Attributes:
-        value: Mean over the samples of each sample's maximum, or None when undefined, for
-            ``reason``.
-        num_pairs, num_images: Pairs with different labels in one sample, and its images.
-        pair: Rows of the two differently labelled images that are closest, among all images of this
-            size.
+        value: Mean of the samples' maxima, in 1/pixel value. None if undefined.
+        convention: What it was measured in.
+        num_pairs: Pairs with different labels in one sample.
+        num_images: Images of one sample.
+        pair: Rows of the two closest images with different labels, among all images of this size.
         pair_value: ``1/distance`` of that pair: the maximum over all images.
-        sample_values: The maximum in each sample; one number when all images are used.
-        percentiles: Of the images' ``1/distance to the nearest image with another label``, and
-            their mean.
-        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the
-            images.
+        sample_values: The maximum in each sample; one number if all images are used.
+        percentiles: Percentiles of the images' 1/distance to the nearest image with another label,
+            and their mean under the key ``"mean"``.
+        permuted: Baseline: mean ``value`` over random permutations of the labels. None if it is
+            not known.
+        reason: Why ``value`` is None.
         mean_unlike_distance: Mean over the images of the distance to the nearest image with another
             label (the mean nearest-enemy distance, δ), in pixel values; inside each sample, and
             then the mean over the samples. Measures that were stored before it existed have None.
@@ -73,186 +82,270 @@ class LabelSharpness:
     mean_unlike_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; the convention's fields stand beside the value."""
-        optional = ("permuted", "mean_unlike_distance")
-        missing = [name for name in optional if getattr(self, name) is None]
-        apart = ["convention", "reason", *missing]
-        record = {key: value for key, value in vars(self).items() if key not in apart}
-        record |= asdict(self.convention) | {"interval": self.interval}
-        for key in ("pair", "pixel_range", "side", "sample_values"):
-            record[key] = None if record[key] is None else list(record[key])
-        return record | ({"reason": self.reason} if self.reason else {})
+        """Return plain JSON. The convention's fields stand beside the value."""
+        record = dict(vars(self))
+        del record["convention"]
+        for name in ("permuted", "mean_unlike_distance", "reason"):
+            if record[name] is None:
+                del record[name]
+        record |= asdict(self.convention)
+        record["interval"] = self.interval
+        for name in ("pair", "pixel_range", "side", "sample_values"):
+            if record[name] is not None:
+                record[name] = list(record[name])
+        return record
 
     @property
     def interval(self) -> list[float] | None:
-        """Lowest and highest sample value, or None when there is one sample only."""
+        """Lowest and highest sample value; None if there is only one sample."""
         values = self.sample_values
-        return [min(values), max(values)] if len(values) > 1 else None
+        if len(values) < 2:
+            return None
+        return [min(values), max(values)]
 
 
-def stratified_subsets(
-    labels: npt.NDArray[Any] | None,
+def stratified_samples(
+    labels: AnyArray | None,
     train_sizes: Sequence[int],
     sample: int | None,
     seeds: Sequence[int],
-) -> tuple[npt.NDArray[np.bool_], list[slice]]:
-    """Draw the samples in which the maximum is taken.
+) -> tuple[BoolArray, list[slice]]:
+    """Draw the samples in which the largest label sharpness is taken.
 
-    Every sample of a size, one per seed, holds each class of ``labels`` (num_images,) in the
-    proportion it has among the images of that size (by largest remainder).
+    Each sample holds every class in the proportion it has among the images of its size (by largest
+    remainder).
+
+    Args:
+        labels: ``(num_images,)``; None draws no samples.
+        train_sizes: Ascending prefix lengths.
+        sample: Images per sample; None draws no samples.
+        seeds: One sample per seed and size.
 
     Returns:
-        ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes
-        that are no larger than ``sample``, where all images are used.
+        Masks ``(num_samples, num_images)`` of all sizes, and the slice of them that each size has.
+        Sizes up to ``sample`` have none: all their images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
-    masks: list[npt.NDArray[np.bool_]] = []
+    masks: list[BoolArray] = []
     slices = []
     for size in train_sizes:
         first = len(masks)
         if labels is not None and sample is not None and size > sample:
-            members = np.unique(labels[:size], return_inverse=True)[1]
-            counts = quotas_of(np.bincount(members), sample, balanced=False)
+            class_numbers = np.unique(labels[:size], return_inverse=True)[1]
+            quotas = quotas_of(np.bincount(class_numbers), sample, balanced=False)
             for seed in seeds:
-                rng, mask = np.random.default_rng([seed, size]), np.zeros(num_images, bool)
-                for number, count in enumerate(counts):
-                    mask[rng.choice(np.flatnonzero(members == number), count, replace=False)] = True
+                rng = np.random.default_rng([seed, size])
+                mask = np.zeros(num_images, bool)
+                for number, quota in enumerate(quotas):
+                    members = np.flatnonzero(class_numbers == number)
+                    mask[rng.choice(members, quota, replace=False)] = True
                 masks.append(mask)
         slices.append(slice(first, len(masks)))
     return np.array(masks, bool).reshape(len(masks), num_images), slices
 
 
-def count_pairs(labels: npt.NDArray[Any]) -> int:
-    """Unordered pairs with different labels."""
-    counts = np.unique(labels, return_counts=True)[1].astype(object)  # Python integers: no overflow
-    return int((sum(counts) ** 2 - sum(counts**2)) // 2)
+def count_pairs(labels: AnyArray) -> int:
+    """Return the number of unordered pairs with different labels."""
+    # Python integers: squares of counts may overflow int64.
+    counts = np.unique(labels, return_counts=True)[1].tolist()
+    num_like = sum(count**2 for count in counts)
+    return int((sum(counts) ** 2 - num_like) // 2)
+
+
+@dataclass(frozen=True)
+class UnlikeDistances:
+    """Distances to the nearest image with another label, of the images of one train size.
+
+    Attributes:
+        nearest: ``(num_images,)`` distances among all images.
+        pair: Rows of the closest pair, or None if there is none.
+        pair_distance: Its distance, accurate to 1e-6: the smallest of ``nearest``.
+        in_samples: ``(num_samples, num_images)`` distances inside each sample, infinite for other
+            images. No rows if all images are used.
+        members: ``(num_samples, num_images)`` masks of the samples.
+    """
+
+    nearest: FloatArray
+    pair: tuple[int, int] | None
+    pair_distance: float
+    in_samples: FloatArray
+    members: BoolArray
+
+    def by_sample(self) -> list[FloatArray]:
+        """Return the distances of each sample's members; those of all images without samples."""
+        if not len(self.in_samples):
+            return [self.nearest]
+        rows = zip(self.in_samples, self.members, strict=True)
+        return [distances[is_member] for distances, is_member in rows]
 
 
 def summarise(
-    labels: npt.NDArray[Any],
-    nearest: FloatArray,
-    pair: tuple[int, int] | None,
-    pair_distance: float,
+    labels: AnyArray,
+    unlike: UnlikeDistances,
     convention: SharpnessConvention,
-    samples: FloatArray,
-    sample_members: npt.NDArray[np.bool_],
 ) -> LabelSharpness:
-    """Turn the distances of each image to the nearest with another label into a record.
+    """Return the label sharpness of one train size.
 
     Args:
-        labels: ``(num_images,)`` of one size.
-        nearest: ``(num_images,)`` distances among all of them.
-        pair: The rows at ``pair_distance``, the smallest of ``nearest``.
-        pair_distance: Recomputed directly, so that it holds to 1e-6.
-        convention: What the distances are measured in.
-        samples: ``(num_samples, num_images)`` distances inside each sample; no rows for all images.
-        sample_members: ``(num_samples, num_images)`` members of each sample.
+        labels: ``(num_images,)``.
+        unlike: Distances to the nearest images with another label.
+        convention: What the distances were measured in.
+
+    Returns:
+        The record, without the permuted baseline. Undefined with a reason if there is no pair with
+        different labels, or its distance cannot be represented.
     """
-    members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
-    num_pairs, num_images = count_pairs(labels[members]), int(members.sum())
-    reason = _why_undefined(labels, num_pairs, pair_distance)
-    if reason:
-        return LabelSharpness(None, convention, num_pairs, num_images, pair=pair, reason=reason)
-    if len(samples):
-        values = [1 / float(line.min()) for line in samples]
-        unlike = [line[chosen] for line, chosen in zip(samples, sample_members, strict=True)]
-    else:
-        values, unlike = [1 / pair_distance], [nearest]
-    lines = [1 / distances for distances in unlike]
-    percentiles = {
-        f"{p:g}": float(np.mean([np.percentile(line, p) for line in lines])) for p in PERCENTILES
-    } | {"mean": float(np.mean([line.mean() for line in lines]))}
+    sampled_labels = labels
+    if len(unlike.members):
+        sampled_labels = labels[unlike.members[0]]
+    num_pairs = count_pairs(sampled_labels)
+    num_images = len(sampled_labels)
+    reason = _why_undefined(labels, num_pairs, unlike.pair_distance)
+    if reason is not None:
+        return LabelSharpness(
+            None, convention, num_pairs, num_images, pair=unlike.pair, reason=reason
+        )
+    distances = unlike.by_sample()
+    inverses = [1 / sample for sample in distances]
+    percentiles = {}
+    for percent in PERCENTILES:
+        in_samples = [np.percentile(sample, percent) for sample in inverses]
+        percentiles[f"{percent:g}"] = float(np.mean(in_samples))
+    percentiles["mean"] = float(np.mean([sample.mean() for sample in inverses]))
+    sample_values = [1 / unlike.pair_distance]
+    if len(unlike.in_samples):
+        sample_values = [1 / float(sample.min()) for sample in distances]
     return LabelSharpness(
-        value=float(np.mean(values)),
+        value=float(np.mean(sample_values)),
         convention=convention,
         num_pairs=num_pairs,
         num_images=num_images,
-        pair=pair,
-        pair_value=1 / pair_distance,
-        sample_values=tuple(values),
+        pair=unlike.pair,
+        pair_value=1 / unlike.pair_distance,
+        sample_values=tuple(sample_values),
         percentiles=percentiles,
-        mean_unlike_distance=float(np.mean([distances.mean() for distances in unlike])),
+        mean_unlike_distance=float(np.mean([sample.mean() for sample in distances])),
     )
 
 
 def permuted_sharpness(
-    distances: FloatArray,
-    indices: npt.NDArray[np.integer[Any]],
-    labels: npt.NDArray[Any],
-    members: npt.NDArray[np.bool_],
+    table: NeighborTable,
+    labels: AnyArray,
+    members: BoolArray,
     *,
     seed: int = 0,
 ) -> float | None:
-    """Label sharpness of the same images with their labels exchanged at random: mean over
-    permutations.
+    """Return the mean label sharpness of the same images over random permutations of the labels.
 
-    The closest pair with unlike labels is looked for among nearest neighbours, ``(num_images,
-    num_neighbors)``, which misses it only where all neighbours of both its images have their own
-    label; in each sample of ``members`` (num_samples, num_images), or in all. None where a
-    permutation leaves none.
+    In each permutation the closest pair with different labels is searched:
+
+    - In samples, among the closest pairs of the size that lie in the sample. All closer pairs are
+      known, so the result is exact.
+    - Among all images, in the lists of nearest neighbours. A pair is missed only if all listed
+      neighbours of both images share their labels.
+
+    Args:
+        table: Neighbours and closest pairs of this train size.
+        labels: ``(num_images,)``.
+        members: ``(num_samples, num_images)`` masks of samples; no rows for all images.
+        seed: Seed of the permutations.
+
+    Returns:
+        The mean over permutations and samples, in 1/pixel value. None if one permutation has no
+        pair with different labels among those searched.
     """
     rng = np.random.default_rng(seed)
-    first = np.repeat(np.arange(len(labels)), distances.shape[1])
-    second, apart = indices.ravel(), distances.ravel()
-    order = np.argsort(apart, kind="stable")
-    order = order[np.isfinite(apart[order]) & (apart[order] > 0) & (second[order] >= 0)]
-    found = []
-    for mask in members if len(members) else [np.ones(len(labels), bool)]:
-        close = order[mask[first[order]] & mask[second[order]]][:CLOSEST_PAIRS]
-        own, place = labels[mask], np.cumsum(mask) - 1
-        one, other = place[first[close]], place[second[close]]
-        looked_through = [(one[few], other[few]) for few in (slice(FIRST_PAIRS), slice(None))]
+    pairs = table.closest_pairs
+    masks = members
+    if not len(members):
+        pairs = None
+        masks = np.ones((1, len(labels)), bool)
+    if pairs is None:
+        pairs = listed_pairs(table)
+    is_positive = pairs.distances > 0
+    values = []
+    for is_member in masks:
+        is_inside = is_positive & is_member[pairs.first] & is_member[pairs.second]
+        inside = np.flatnonzero(is_inside)[:CLOSEST_PAIRS]
+        number_in_sample = np.cumsum(is_member) - 1
+        first = number_in_sample[pairs.first[inside]]
+        second = number_in_sample[pairs.second[inside]]
+        sample_labels = labels[is_member]
         for _ in range(NUM_PERMUTATIONS):
-            shuffled = rng.permutation(own)
-            for left, right in looked_through:
-                unlike = np.flatnonzero(shuffled[left] != shuffled[right])
-                if len(unlike):
-                    found.append(1 / float(apart[close[unlike[0]]]))
-                    break
-            else:
+            closest = _first_unlike(rng.permutation(sample_labels), first, second)
+            if closest is None:
                 return None
-    return float(np.mean(found))
+            values.append(1 / float(pairs.distances[inside[closest]]))
+    return float(np.mean(values))
 
 
-def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
-    """Why no finite label sharpness exists, or None."""
+def listed_pairs(table: NeighborTable) -> PairList:
+    """Return the pairs in the lists of nearest neighbours, closest first; most are there twice."""
+    num_points, num_neighbors = table.distances.shape
+    first = np.repeat(np.arange(num_points), num_neighbors)
+    second = table.indices.ravel()
+    distances = table.distances.ravel()
+    is_pair = np.isfinite(distances) & (second >= 0)
+    order = np.argsort(distances, kind="stable")
+    order = order[is_pair[order]]
+    return PairList(distances[order], first[order], second[order])
+
+
+def _first_unlike(
+    labels: AnyArray,
+    first: IntArray,
+    second: IntArray,
+) -> int | None:
+    """Return the number of the first pair with different labels, or None."""
+    for num_pairs in (FIRST_PAIRS, len(first)):
+        is_unlike = labels[first[:num_pairs]] != labels[second[:num_pairs]]
+        if is_unlike.any():
+            return int(is_unlike.argmax())
+    return None
+
+
+def _why_undefined(
+    labels: AnyArray,
+    num_pairs: int,
+    pair_distance: float,
+) -> str | None:
+    """Return why no finite label sharpness exists, or None if it does."""
     num_classes = len(np.unique(labels))
-    reasons = {
-        f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes
-        < 2,
-        (
-            "the other class is too rare for a sample; use all images (sharpness_sample=None)"
-        ): num_pairs == 0,
-        "two images with different labels differ by less than can be represented": pair_distance
-        <= 0,
-        "images with different labels differ by more than can be squared": not np.isfinite(
-            pair_distance
-        ),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    if num_classes < 2:
+        return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
+    if num_pairs == 0:
+        return "the other class is too rare for a sample; use all images (sharpness_sample=None)"
+    if pair_distance <= 0:
+        return "two images with different labels differ by less than can be represented"
+    if not np.isfinite(pair_distance):
+        return "images with different labels differ by more than can be squared"
+    return None
 
 
 def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
-    """Factor that takes a label sharpness from one pixel range, side and channel count to another.
+    """Return the factor that takes a label sharpness from one convention to another.
 
-    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
-    for the side it neglects the blur of interpolation (a bilinear 28 → 224 shortens distances by
-    about 8 %).
+    ``K ∝ 1/(range · √(height · width · channels))``. This is exact for the range and for repeated
+    channels. For the side it neglects the blur of interpolation: a bilinear 28 → 224 shortens
+    distances by about 8 %.
 
     Raises:
-        DataError: If a side or range is missing, or the sample differs, which no factor makes up
-            for.
+        DataError: If a side or range is missing, or the samples differ in size, for which no factor
+            exists.
     """
     if have.sample != to.sample:
         rule = "Label sharpness can only be converted between samples of equal size"
-        found = f"{have.sample} and {to.sample} images"
-        raise DataError(rule, found, "measure again with the same sharpness_sample")
-    units = []
-    for one in (have, to):
-        if one.pixel_range is None or one.side is None:
-            raise DataError("Converting label sharpness needs pixel range and side", str(one))
-        (black, white), (height, width) = one.pixel_range, one.side
-        units.append(
-            (white - black) * np.sqrt(height * width * one.channels)
-        )  # the largest distance
-    return float(units[0] / units[1])
+        sizes = f"{have.sample} and {to.sample} images"
+        raise DataError(rule, sizes, "measure again with the same sharpness_sample")
+    return _largest_distance(have) / _largest_distance(to)
+
+
+def _largest_distance(convention: SharpnessConvention) -> float:
+    """Return the distance between an all-black and an all-white image."""
+    if convention.pixel_range is None or convention.side is None:
+        rule = "Converting label sharpness needs pixel range and side"
+        raise DataError(rule, str(convention))
+    black, white = convention.pixel_range
+    height, width = convention.side
+    num_values = height * width * convention.channels
+    return float((white - black) * np.sqrt(num_values))

@@ -4,13 +4,15 @@ tested."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tasks.measures.calibration import MANIFOLDS
-from tasks.measures.estimators import ESTIMATORS
+from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
 from tasks.measures.measure import intrinsic_dimension
+from tasks.measures.neighbors import nested_neighbors
 
 
 def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np.ndarray:
@@ -21,7 +23,7 @@ def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np
     return sphere @ turn.T
 
 
-def measure(name: str, points: np.ndarray, **options):
+def measure(name: str, points: np.ndarray, **options) -> IntrinsicDimension:
     return intrinsic_dimension(points, estimators=(name,), **options)[name]
 
 
@@ -53,9 +55,46 @@ class TestEstimator:
         assert json.dumps(record.to_json(), allow_nan=False)
         assert measure(name, points, seed=3) == record
 
+    def test_points_are_used_or_dropped(self, name):
+        record = measure(name, points_on_sphere(2, 300))
+        assert record.num_points + record.num_dropped == 300
+
     @pytest.mark.parametrize("num_points", [1, 2])
     def test_too_few_points_are_undefined_with_a_reason(self, name, num_points):
         record = measure(name, points_on_sphere(2, num_points))
         assert record.value is None
         assert record.reason
         assert json.dumps(record.to_json(), allow_nan=False)
+
+    def test_equally_far_points_are_undefined_with_a_reason(self, name):
+        record = measure(name, np.eye(50))
+        assert record.value is None
+        assert record.reason
+
+    def test_a_value_of_few_points_has_a_remark(self, name):
+        few = measure(name, points_on_sphere(2, FEW_POINTS - 1), num_neighbors=4)
+        enough = measure(name, points_on_sphere(2, FEW_POINTS), num_neighbors=4)
+        assert "remark" in few.details
+        assert "remark" not in enough.details
+
+    def test_its_parameters_are_in_the_record_and_in_the_convention(self, name):
+        row = ESTIMATORS[name]
+        record = measure(name, points_on_sphere(2, 300))
+        assert row.parameters.items() <= record.to_json().items()
+        assert record.convention == row.convention.format(**row.parameters)
+        for parameter in row.parameters:
+            assert f"{{{parameter}" in row.convention
+
+    def test_a_row_with_other_parameters_is_another_estimator(self, name, monkeypatch):
+        row = ESTIMATORS[name]
+        if not row.parameters:
+            pytest.skip("has no parameters")
+        table = nested_neighbors(points_on_sphere(2, 300), None, [300], 20).tables[0]
+        original = estimate(table, estimators=[name])[name]
+        for parameter, value in row.parameters.items():
+            variant = replace(row, parameters={**row.parameters, parameter: value / 2})
+            monkeypatch.setitem(ESTIMATORS, "variant", variant)
+            records = estimate(table, estimators=[name, "variant"])
+            assert records["variant"].value != original.value
+            assert records["variant"].details[parameter] == value / 2
+            assert records[name] == original

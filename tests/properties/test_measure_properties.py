@@ -1,6 +1,7 @@
 """What must hold for any data: the promises of the measures, over many small random sets."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -9,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.measures import neighbors
-from tasks.measures.distances import ArraySource, as_bytes
+from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.neighbors import Partial, improve, nested_neighbors
+from tasks.measures.neighbors import Span, TileResult, nested_neighbors, update_minima
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
@@ -71,7 +72,7 @@ def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
     )
     for one, other in zip(whole.tables, parts.tables, strict=True):
         np.testing.assert_allclose(other.distances, one.distances, rtol=1e-5)
-        np.testing.assert_allclose(other.opposite_distances, one.opposite_distances, rtol=1e-5)
+        np.testing.assert_allclose(other.unlike_distances, one.unlike_distances, rtol=1e-5)
 
 
 NUM_BYTE_ROWS = 40
@@ -119,7 +120,7 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
             5,
             block_rows=block_rows,
             executor=ManyWorkers(num_workers, seed),
-            subsets=members,
+            samples=members,
         )
     assert search.precision == "exact integer"
     unit = 1.0
@@ -136,14 +137,14 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
             assert table.distances[i].tolist() == expected
         for i, opposite in reference.whole_opposite(squared, labels, range(size)).items():
             distance, j = opposite or (np.inf, -1)
-            assert table.opposite_indices[i] == j
-            assert table.opposite_distances[i] == np.sqrt(float(distance)) * unit
+            assert table.unlike_indices[i] == j
+            assert table.unlike_distances[i] == np.sqrt(float(distance)) * unit
     for number, chosen in enumerate(members):
         nearest = reference.whole_opposite(squared, labels, np.flatnonzero(chosen).tolist())
         for i in range(NUM_BYTE_ROWS):
             distance, j = nearest.get(i) or (np.inf, -1)
-            assert search.subset_indices[number, i] == j
-            assert search.subset_opposites[number, i] == np.sqrt(float(distance)) * unit
+            assert search.sample_unlike_indices[number, i] == j
+            assert search.sample_unlike_distances[number, i] == np.sqrt(float(distance)) * unit
 
 
 @quick
@@ -237,14 +238,22 @@ def test_pairs_are_counted_as_in_the_loop(labels):
 
 def partial_of(seed):
     rng = np.random.default_rng(seed)
-    partial = Partial(0, 5, num_shells=1, num_neighbors=4, num_subsets=0, dtype="float32")
+    job = SimpleNamespace(
+        num_shells=1,
+        num_neighbors=4,
+        samples=(),
+        pair_capacities=(6,),
+        is_exact=False,
+        precision=Precision(),
+    )
+    partial = TileResult(job, Span(0, 5))
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
-        partial.offer(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        improve(
-            partial.opposite[0],
-            partial.opposite_ids[0],
+        partial.update_neighbors(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
+        update_minima(
+            partial.unlike_squared[0],
+            partial.unlike_ids[0],
             np.arange(5),
             np.arange(squared.shape[1]),
             squared,
@@ -268,8 +277,8 @@ def test_merging_is_associative_and_commutative(a, b, c):
         one = merged(a, b, c)
         np.testing.assert_array_equal(other.squared, one.squared)
         np.testing.assert_array_equal(other.ids, one.ids)
-        np.testing.assert_array_equal(other.opposite, one.opposite)
-        np.testing.assert_array_equal(other.opposite_ids, one.opposite_ids)
+        np.testing.assert_array_equal(other.unlike_squared, one.unlike_squared)
+        np.testing.assert_array_equal(other.unlike_ids, one.unlike_ids)
 
 
 @quick

@@ -227,7 +227,8 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     assert found.caveats[0] == "Above it are most often natural0 (100%)."
     never = answers(table.assign(d_repr_mle=1e9))["representation"]
     assert "at 0 of 12 points (each dataset counting once: 0%)" in never.answer
-    one = answers(table[table["dataset"] == "natural1"])["representation"]
+    of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
+    (one,) = (finding for finding in of_one_dataset if "d_repr" in finding.short)
     assert one.short == "at 3 of 3 points d_repr is at or below d_data"
 
 

@@ -32,6 +32,8 @@ prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
 fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
+predict | A prediction needs a sweep or a learning curve; name a sweep, or a file of results
+predict --curve absent.csv | A learning curve must be a CSV file; found: absent.csv: [Errno 2]
 predict smoke --train-size 9 --measured '' | Invalid value for --measured: must not be empty
 plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
 run smoke --raw mnist | --raw must be NAME=DIR; found: mnist
@@ -65,8 +67,8 @@ run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", 
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
 run smoke --raw =x | --raw must be NAME=DIR; found: =x
-PREDICT | Received 0 arguments. Exactly 1 of {--train-size, --target-loss} must be specified
-PREDICT --train-size 3 --target-loss 2 | Exactly 1 of {--train-size, --target-loss} must be specified
+PREDICT | needs one of --train-size and --target-loss; found: neither
+PREDICT --train-size 3 --target-loss 2 | needs one of --train-size and --target-loss; found: both
 PREDICT --train-size 0 | Invalid value for --train-size: must be at least 1, got 0
 PREDICT --target-loss inf | Invalid value for --target-loss: must be a finite number, got inf
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"

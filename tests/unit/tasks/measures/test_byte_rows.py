@@ -12,8 +12,8 @@ from tasks.measures.distances import (
     gram,
     squared_norms,
 )
-from tasks.measures.neighbors import far
-from tasks.measures.products import MAX_FEATURES, signed
+from tasks.measures.neighbors import no_pair
+from tasks.measures.products import MAX_FEATURES, to_signed
 from tests.unit.tasks.measures.test_products import PRODUCTS
 
 
@@ -107,7 +107,7 @@ def test_other_scalings_stay_as_they_are(rows):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
 def test_signed_keeps_differences(dtype):
     rows = some_bytes().view(np.int8) if dtype == np.int8 else some_bytes().astype(dtype)
-    moved = signed(rows)
+    moved = to_signed(rows)
     assert moved.dtype == np.int8
     assert not np.shares_memory(moved, rows)
     wide, expected = moved.astype(int), rows.astype(int)
@@ -131,4 +131,4 @@ def test_black_against_white_is_exact_at_every_limit(product, num_features):
         [half, far_apart - half, 0],
     ]
     assert found.dtype == (np.int32 if num_features <= INT32_FEATURES else np.int64)
-    assert found.max() < far(found.dtype)
+    assert found.max() < no_pair(found.dtype)

@@ -73,8 +73,8 @@ def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
         found = entry(
             np.rint(table.distances**2),
             table.indices,
-            np.rint(table.opposite_distances**2),
-            table.opposite_indices,
+            np.rint(table.unlike_distances**2),
+            table.unlike_indices,
         )
         assert found == golden["{}, {}".format(*pair)], pair
 

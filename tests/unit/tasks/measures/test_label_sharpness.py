@@ -12,7 +12,7 @@ from tasks.measures.sharpness import (
     SharpnessConvention,
     conversion,
     count_pairs,
-    stratified_subsets,
+    stratified_samples,
 )
 from tasks.sources.demo import digits
 from tests import reference
@@ -32,7 +32,7 @@ def images():
 def test_samples_match_brute_force_and_give_an_interval(images):
     labels = np.arange(80) % 2
     record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))
-    masks, _ = stratified_subsets(labels, [80], 30, (3, 4, 5))
+    masks, _ = stratified_samples(labels, [80], 30, (3, 4, 5))
     expected = [reference.label_sharpness(images[mask], labels[mask]) for mask in masks]
     assert record.sample_values == pytest.approx(expected, rel=1e-6)
     assert record.value == pytest.approx(np.mean(expected), rel=1e-6)
@@ -45,7 +45,7 @@ def test_samples_match_brute_force_and_give_an_interval(images):
 
 def test_samples_hold_classes_in_proportion():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
-    masks, slices = stratified_subsets(labels, [40, 100], 50, (0, 1))
+    masks, slices = stratified_samples(labels, [40, 100], 50, (0, 1))
     assert slices == [slice(0, 0), slice(0, 2)]
     for mask in masks:
         assert np.bincount(labels[mask]).tolist() == [35, 10, 5]
@@ -123,24 +123,75 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
         conversion(points.convention, one.convention)
 
 
-@pytest.mark.parametrize("sample", [None, 40])
-def test_sharpness_of_exchanged_labels_is_the_mean_over_permutations(images, sample):
-    labels = (np.arange(80) % 4 == 0).astype(int)
-    found = sharpness(images, labels, sharpness_sample=sample).permuted
-    distances, rng = reference.pairwise_distances(images), np.random.default_rng(1)
+def permuted_by_brute_force(images, labels, masks, num_permutations):
+    """Mean of 1/distance of the closest unlike pair of each sample, over random labels."""
+    rng = np.random.default_rng(1)
     values = []
-    for _ in range(1000):
-        shuffled = rng.permutation(labels)
-        # A sample keeps classes in proportion: 10 and 30 of 40.
-        few, many = (
-            rng.choice(np.flatnonzero(shuffled), 10, False),
-            rng.choice(np.flatnonzero(~shuffled), 30, False),
-        )
-        rows = np.arange(80) if sample is None else np.concatenate([few, many])
-        unlike = shuffled[rows][:, None] != shuffled[rows][None, :]
-        values.append(1 / distances[np.ix_(rows, rows)][unlike].min())
-    # Ours is the mean of 100 permutations (and of few samples); five standard errors of that.
-    assert found == pytest.approx(np.mean(values), abs=5 * np.std(values) / np.sqrt(20))
+    for mask in masks:
+        inside = reference.pairwise_distances(images[mask])
+        for _ in range(num_permutations):
+            shuffled = rng.permutation(labels[mask])
+            is_unlike = shuffled[:, None] != shuffled[None, :]
+            values.append(1 / inside[is_unlike].min())
+    return np.mean(values), np.std(values)
+
+
+class TestPermuted:
+    @pytest.mark.parametrize("sample", [None, 40])
+    def test_it_is_the_mean_over_permutations(self, images, sample):
+        labels = (np.arange(80) % 4 == 0).astype(int)
+        record = sharpness(images, labels, sharpness_sample=sample)
+        masks, _ = stratified_samples(labels, [80], sample, range(10))
+        if sample is None:
+            masks = np.ones((1, 80), bool)
+        mean, spread = permuted_by_brute_force(images, labels, masks, 1000 // len(masks))
+        # Five standard errors of a mean of 100 permutations.
+        assert record.permuted == pytest.approx(mean, abs=5 * spread / np.sqrt(100))
+
+    @pytest.mark.parametrize("kind", ["bytes", "floats"])
+    def test_a_small_sample_of_unevenly_dense_images_is_not_biased(self, kind):
+        """Half of the images are dense, so the closest pairs of a sample are in no list of the
+        20 nearest among all images."""
+        rng = np.random.default_rng(0)
+        centres = np.repeat([[64.0], [128.0]], [1000, 1000], axis=0)
+        width = np.repeat([[20.0], [60.0]], [1000, 1000], axis=0)
+        images = np.rint(centres + width * (rng.random((2000, 6)) - 0.5)).astype(np.uint8)
+        images = np.unique(images, axis=0)
+        images = rng.permutation(images)
+        labels = np.arange(len(images)) % 2
+        shown = images if kind == "bytes" else images + np.float32(0.3)
+        record = sharpness(shown, labels, sharpness_sample=40)
+        masks, _ = stratified_samples(labels, [len(images)], 40, range(10))
+        mean, spread = permuted_by_brute_force(images, labels, masks, 300)
+        # 1,000 permutations in ten samples, the same as in the expected mean.
+        assert record.permuted == pytest.approx(mean, abs=5 * spread / np.sqrt(1000))
+
+    def test_it_does_not_depend_on_blocks(self, images):
+        labels = np.arange(80) % 2
+        options = {"sharpness_sample": 20}
+        whole = sharpness(images, labels, **options)
+        assert sharpness(images, labels, block_rows=7, **options) == whole
+
+    def test_it_is_missing_if_the_closest_unlike_pair_is_not_known(self, images, monkeypatch):
+        monkeypatch.setattr("tasks.measures.neighbors.PAIRS_PER_SAMPLE", 1)
+        labels = (np.arange(80) < 4).astype(int)
+        record = sharpness(images, labels, sharpness_sample=40)
+        assert record.value > 0
+        assert record.permuted is None
+
+
+def test_the_closest_of_many_nearly_equal_pairs_is_found():
+    """All 100 pairs are closer to the smallest distance than float32 resolves."""
+    first, second = np.arange(0, 200, 2), np.arange(1, 200, 2)
+    rows = np.zeros((200, 200))
+    rows[first, first] = rows[second, first] = 1.5
+    rows[second, second] = 1 + 2e-7 * np.arange(100, 0, -1)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(200, 200)))[0]
+    rows = rows @ turn
+    distances = np.linalg.norm(rows[first] - rows[second], axis=1)
+    record = sharpness(rows, np.arange(200) % 2)
+    assert record.value == pytest.approx(1 / distances.min(), rel=1e-12)
+    assert record.pair == (198, 199)
 
 
 def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
@@ -190,7 +241,7 @@ def test_mean_unlike_distance_of_every_nested_size_is_brute_force(kind, num_clas
 def test_mean_unlike_distance_is_taken_inside_the_samples_of_label_sharpness(images):
     labels = np.arange(80) % 2
     record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))
-    masks, _ = stratified_subsets(labels, [80], 30, (3, 4, 5))
+    masks, _ = stratified_samples(labels, [80], 30, (3, 4, 5))
     expected = [mean_nearest_enemy_distance(images[mask], labels[mask]) for mask in masks]
     assert record.mean_unlike_distance == pytest.approx(np.mean(expected), rel=1e-12)
 

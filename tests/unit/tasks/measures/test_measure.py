@@ -101,13 +101,6 @@ def test_sizes_are_measured_beside_all_images(images, labels):
     assert record.label_sharpness.value == alone.label_sharpness.value
 
 
-def test_the_error_that_is_shown_is_by_resampling_neighbourhoods(images):
-    dimensions = measure_array(images, None).d_data
-    for name in ("mle", "twonn"):
-        assert dimensions[name].error == dimensions[name].details["std_error_bootstrap"]
-    assert dimensions["gride"].error == dimensions["gride"].std_error
-
-
 def test_settings_hold_unless_overridden(images, labels):
     settings = MeasureSettings(num_neighbors=10, seed=7, estimators=("mle",))
     record = measure_array(images, labels, settings=settings)

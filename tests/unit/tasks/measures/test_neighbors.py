@@ -46,7 +46,7 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
             table.distances, reference.neighbor_distances(rows[:size], 10), rtol=tolerance
         )
         np.testing.assert_allclose(
-            table.opposite_distances,
+            table.unlike_distances,
             reference.nearest_opposite(rows[:size], labels[:size]),
             rtol=tolerance,
         )
@@ -74,10 +74,17 @@ def test_long_rows_keep_the_promise_on_distances():
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000, 300_000])
 def test_tiles_cover_each_pair_once(num_rows, num_workers):
     tiles = plan_tiles(num_rows, num_workers)
-    area = sum((b - a) * (d - c) if a != c else (b - a) * (b - a + 1) // 2 for a, b, c, d in tiles)
-    assert area == num_rows * (num_rows + 1) // 2
-    assert all(c >= b for a, b, c, d in tiles if a != c)
-    assert max(b - a for a, b, _, _ in tiles) <= (262_144 if num_workers == 1 else 16_384)
+    pairs = 0
+    for rows, columns in tiles:
+        num_rows_of_tile = rows.stop - rows.start
+        if rows == columns:
+            pairs += num_rows_of_tile * (num_rows_of_tile + 1) // 2
+        else:
+            assert rows.stop <= columns.start
+            pairs += num_rows_of_tile * (columns.stop - columns.start)
+    assert pairs == num_rows * (num_rows + 1) // 2
+    longest = max(rows.stop - rows.start for rows, _ in tiles)
+    assert longest <= (262_144 if num_workers == 1 else 16_384)
     if num_workers == 1:
         assert (len(tiles) == 1) == (num_rows <= 262_144)
 
@@ -145,7 +152,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     rows[[5, 30]] = rows[2]
     profile = profile_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert profile.keep.tolist() == sorted(set(expected))
+    assert profile.distinct_rows.tolist() == sorted(set(expected))
     assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if i != first}
     assert profile_rows(ArraySource(rows), np.zeros(40)).conflicts == []
 
@@ -164,5 +171,5 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
     first = {}
     expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
     assert dict(found.conflicts) == {i: one for i, one in enumerate(expected) if i != one}
-    assert found.keep.tolist() == sorted(set(expected))
+    assert found.distinct_rows.tolist() == sorted(set(expected))
     assert grown < rows.nbytes / 5

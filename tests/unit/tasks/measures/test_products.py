@@ -12,14 +12,14 @@ from tasks.measures.distances import Precision
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import (
     FLOAT32_FEATURES,
-    IMPORT_PAYS,
     MAX_FEATURES,
+    TORCH_IMPORT_WORK,
     blas_product,
     choose_product,
     is_exact,
     num_threads,
     numkong_product,
-    signed,
+    to_signed,
     torch_product,
     wide_product,
 )
@@ -56,14 +56,14 @@ def random_rows(num_rows, num_features, seed):
 def wide(a, b):
     """What a product must be, and of rows with themselves on and above the diagonal; exact in
     float64."""
-    found = signed(a).astype(np.float64) @ signed(b).astype(np.float64).T
+    found = to_signed(a).astype(np.float64) @ to_signed(b).astype(np.float64).T
     return np.triu(found) if a is b else found
 
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """What was found out is kept per process; these tests change what it rests on."""
-    monkeypatch.setattr(products, "_checked", {})
+    monkeypatch.setattr(products, "_exactness", {})
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -130,14 +130,14 @@ def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
 
     monkeypatch.setattr(products, "has_byte_instructions", lambda: False)
     assert choose_product(1e15) is products.blas_product is blas_product
-    monkeypatch.setattr(products, "_checked", {})
+    monkeypatch.setattr(products, "_exactness", {})
     monkeypatch.setattr(products, "blas_product", rounds)
     assert choose_product(1e15) is wide_product
 
 
 @pytest.mark.usefixtures("new_processor")
 def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
-    work = IMPORT_PAYS * num_threads()
+    work = TORCH_IMPORT_WORK * num_threads()
     assert choose_product(work / 2) is torch_product  # it is loaded here
     monkeypatch.delitem(sys.modules, "torch")
     assert choose_product(work / 2) is numkong_product

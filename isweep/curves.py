@@ -1,0 +1,98 @@
+"""Learning curves of one dataset, from Python: the score at N, and the images a target needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from isweep.measuring import Shown
+from orchestrator.analysis.curve_answers import (
+    CurveAnswer,
+    CurveQuestion,
+    answers,
+    metric_of,
+    of_model,
+    read_curve,
+)
+from orchestrator.analysis.learning_curves import DEFAULT_ASSURANCE, Metric
+
+if TYPE_CHECKING:
+    from isweep.sweeps import Sweep
+
+
+@dataclass(frozen=True, repr=False)
+class LearningCurves(Shown):
+    """What the learning curves of one dataset answer, one answer per network and class pair."""
+
+    answers: tuple[CurveAnswer, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(line for curve in self.answers for line in curve.lines())
+
+    def shown(self) -> pd.DataFrame:
+        """Return a row per curve: the score at N with its 90 % interval, and the images needed."""
+        rows = []
+        for curve in self.answers:
+            rows.append(
+                {
+                    "curve": curve.name,
+                    "train_size": curve.asked_size,
+                    curve.question.metric: curve.score.value,
+                    "low": curve.score.low,
+                    "high": curve.score.high,
+                    "probability_flat": curve.probability_flat,
+                    "needed_train_size": curve.needed,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def learning_curves(
+    results: Sweep | pd.DataFrame | str | Path,
+    *,
+    metric: Metric | None = None,
+    model: str | None = None,
+    train_size: int | None = None,
+    target: float | None = None,
+    assurance: float = DEFAULT_ASSURANCE,
+    test_size: int | None = None,
+) -> LearningCurves:
+    """Extrapolate the learning curves of one dataset, with a prior from other datasets' curves.
+
+    Args:
+        results: A sweep of one dataset, a DataFrame with one row per training (``train_size`` and a
+            score), or the path of a CSV file of such rows.
+        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]); None takes
+            the first of them that the results hold.
+        model: One network of the results; None for each of them.
+        train_size: N whose score is asked; None for twice the largest train size.
+        target: Score to reach; None asks for no number of images.
+        assurance: Probability with which the target is to be met, between 0 and 1.
+        test_size: Images of the test set, for the noise of its scores; None leaves it to the prior.
+
+    Returns:
+        An answer per network and class pair.
+
+    Raises:
+        SweepError: If a table holds no such score, or too few train sizes.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"train_size": [60, 120, 240], "accuracy": [0.71, 0.78, 0.83]})
+        >>> curves = learning_curves(table, target=0.86, test_size=200)
+        >>> 240 < curves.answers[0].needed < 2000
+        True
+    """
+    if isinstance(results, (str, Path)):
+        table = read_curve(Path(results))
+    elif isinstance(results, pd.DataFrame):
+        table = results
+    else:
+        table = results.table
+    if model is not None:
+        table = of_model(table, model)
+    question = CurveQuestion(metric or metric_of(table), train_size, target, assurance, test_size)
+    return LearningCurves(tuple(answers(table, question)))

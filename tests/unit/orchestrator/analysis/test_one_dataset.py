@@ -1,0 +1,100 @@
+"""What a sweep of one dataset answers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_effectsize
+
+from orchestrator.analysis.findings import findings, summary
+from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.one_dataset import best_network, one_dataset
+from orchestrator.analysis.one_dataset import test_images_needed as images_needed
+
+SIZES = (105, 210, 420, 840)
+LOSSES = {"small_cnn": (0.93, 0.82, 0.81, 0.79), "resnet_tiny": (1.25, 1.12, 1.0, 1.152)}
+ACCURACIES = {"small_cnn": (0.6, 0.66, 0.7, 0.74), "resnet_tiny": (0.5, 0.58, 0.63, 0.67)}
+
+
+def table(seeds=(0,), dataset="my-images", class_pair=""):
+    """Trials of two networks on one dataset; several seeds scatter losses by 2 per cent."""
+    generator = np.random.default_rng(3)
+    return pd.DataFrame(
+        {
+            "trial_id": f"{model}-{size}-{seed}",
+            "domain": "medical",
+            "dataset": dataset,
+            "class_pair": class_pair,
+            "model": model,
+            "train_size": size,
+            "seed": seed,
+            "status": "done",
+            "test_loss": loss * (np.exp(generator.normal(0, 0.02)) if len(seeds) > 1 else 1.0),
+            "test_accuracy": accuracy,
+            "d_data_mle": 9.0,
+            "label_sharpness": 0.0018,
+            "num_classes": 4,
+        }
+        for model, losses in LOSSES.items()
+        for size, loss, accuracy in zip(SIZES, losses, ACCURACIES[model], strict=True)
+        for seed in seeds
+    )
+
+
+def test_the_first_answers_are_the_best_network_and_its_curve():
+    found = findings(fit_scaling_laws(table()))
+    assert [finding.question for finding in found] == [
+        "Which network is best on my-images?",
+        "What would more images bring resnet_tiny?",
+        "What would more images bring small_cnn?",
+        "What do d_data and K_F decide?",
+    ]
+    assert found[0].answer.startswith(
+        "the lowest test loss at all 4 train sizes is that of small_cnn"
+    )
+    assert "0.79 against 1.15 of resnet_tiny" in found[0].answer
+    assert "With 1 seed, another training could change this" in found[0].answer
+    assert "With 1,680 images expect" in found[2].line
+
+
+def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
+    said = summary(fit_scaling_laws(table()))
+    assert sum("CANNOT BE TESTED" in line for line in said) == 1
+    assert not any("1 medical dataset" in line or "No natural dataset" in line for line in said)
+
+
+def test_several_seeds_give_the_difference_an_interval():
+    single = one_dataset(table(seeds=(0, 1, 2, 3)))
+    low, high = single.best[-1].difference
+    assert low < np.log(1.152 / 0.79) < high
+    assert low > 0
+    assert "By seeds, the networks differ: losses are 1." in single.best_line
+
+
+def test_the_best_network_may_depend_on_n():
+    rows = table()
+    rows.loc[(rows["model"] == "resnet_tiny") & (rows["train_size"] == 840), "test_loss"] = 0.5
+    single = one_dataset(rows)
+    assert "the best network depends on N: small_cnn at 105, " in single.best_line
+    assert "resnet_tiny at 840; at N = 840 it is 0.5 against 0.79 of small_cnn" in single.best_line
+
+
+def test_one_network_is_no_comparison():
+    rows = table()
+    assert best_network(rows[(rows["model"] == "small_cnn") & (rows["train_size"] == 840)]) is None
+    assert one_dataset(rows[rows["model"] == "small_cnn"]).best == ()
+
+
+def test_the_size_of_a_test_set_is_that_of_two_independent_proportions():
+    ours = images_needed(0.74, 0.67)
+    effect = proportion_effectsize(0.74, 0.67)
+    theirs = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
+    assert ours == pytest.approx(theirs, rel=0.03)
+    assert images_needed(0.7, 0.7) is None
+    assert images_needed(float("nan"), 0.7) is None
+
+
+def test_several_datasets_or_pairs_are_not_one():
+    both = pd.concat([table(), table(dataset="other")])
+    assert one_dataset(both) is None
+    assert one_dataset(pd.concat([table(class_pair="0-1"), table(class_pair="0-2")])) is None
