@@ -164,7 +164,8 @@ def layers(*, num_points: int = 1000, seeds: int = 2) -> Found:
                         about["accuracy"] = round(train(network, inputs, labels), 3)
                     rows += [about | row for row in measure_layers(make, network, latent)]
                 print(about, file=sys.stderr, flush=True)
-    return {"ours": summary(rows), "theirs": {}, "ratio": None, "rows": rounded(rows)}
+    rows = rounded(rows)
+    return {"ours": summary(rows), "theirs": {}, "ratio": None, "rows": rows}
 
 
 def rounded(rows: list[Found]) -> list[Found]:
@@ -175,13 +176,25 @@ def rounded(rows: list[Found]) -> list[Found]:
 
 
 def summary(rows: list[Found]) -> Found:
-    """How far estimates are from the rank, and how often they move where it does not."""
-    groups = {"all": rows}
+    """How far estimates are from the rank, and how often they move where it does not.
+
+    A layer counts if its rank is the same at all points. Dead units of the bottleneck make some
+    that are not; they are in the rows.
+    """
+    of_one_rank = [row for row in rows if row["rank"] == int(row["rank"])]
+    groups: dict[str, list[Found]] = {}
     for state in ("random", "trained"):
-        groups[state] = [row for row in rows if row["state"] == state]
+        groups[state] = [row for row in of_one_rank if row["state"] == state]
         for dimension in DIMENSIONS:
             key = f"{state}, d = {dimension}"
             groups[key] = [row for row in groups[state] if row["d"] == dimension]
+        # The last hidden layer is where d_repr is measured.
+        last = [
+            row
+            for row, following in pairwise(rows)
+            if following["width"] == 2 and row["width"] > 2 and row in groups[state]
+        ]
+        groups[f"{state}, last hidden layer"] = last
     return {name: group_summary(group) for name, group in groups.items()}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
 PAIRS = {"digit_pairs": "UCI digits", "mnist_pairs": "MNIST", "fashion_pairs": "Fashion-MNIST"}
+TRAINING_SWEEPS = ("interventions_training", "interventions_digits_training")
 SMOOTHNESS = 4.5
 CHANCE = float(np.log(2))
 Rows = list[dict[str, str]]
@@ -478,6 +479,166 @@ def interventions(*names: str) -> dict[str, object]:
     return found
 
 
+NETWORKS = {
+    "E1', trained on the condition, tested on the base": ("condition", "base"),
+    "A, trained on the base, tested on the condition": ("base", "condition"),
+    "B, trained and tested on the condition": ("condition", "condition"),
+}
+"""Estimand -> what its networks are trained and tested on."""
+
+
+class TrainingWorlds:
+    """Worlds whose conditions move training images alone, by the fourth registration."""
+
+    def __init__(self, *names: str) -> None:
+        self.rows: dict[tuple[str, str, int], dict[str, str]] = {}
+        self.num_rows = 0
+        for name in names:
+            for row in read(RESULTS / f"{name}.csv.gz"):
+                self.num_rows += 1
+                if row["status"] == "done":
+                    cell = row["dataset"], row["model"], int(row["train_size"])
+                    self.rows[cell] = row
+        self.largest = max(size for _, _, size in self.rows)
+        self.models = sorted({model for _, model, _ in self.rows})
+        self.worlds = sorted(
+            {of.removesuffix("_base") for of, _, _ in self.rows if of.endswith("_base")}
+        )
+        self.moved = {world: self._moved(world) for world in self.worlds}
+        self.counted = [world for world in self.worlds if self._counts(world)]
+
+    def _moved(self, world: str) -> tuple[float, float]:
+        """Δ log K_F and Δ log d of the training images at the largest N."""
+        base, near = (
+            self.rows[f"{world}_{name}", self.models[0], self.largest] for name in ("base", "near")
+        )
+        sharpness, dimension = (
+            float(np.log(float(near[column]) / float(base[column])))
+            for column in ("label_sharpness", "d_data_mle")
+        )
+        return sharpness, dimension
+
+    def _counts(self, world: str) -> bool:
+        sharpness, dimension = self.moved[world]
+        return abs(sharpness) >= np.log(2) and abs(dimension) < 0.05
+
+    def pairs(self, world: str, models: tuple[str, ...] = ()) -> list[tuple[dict, dict]]:
+        """The networks of a base and of its condition, where the base has learned something."""
+        found = []
+        for (of, model, size), base in sorted(self.rows.items()):
+            near = self.rows.get((f"{world}_near", model, size))
+            if of != f"{world}_base" or near is None or model not in (models or self.models):
+                continue
+            if float(base["test_loss"]) < CHANCE:
+                found.append((base, near))
+        return found
+
+    def slopes(
+        self, response: str, trained: str, tested: str, models: tuple[str, ...] = ()
+    ) -> dict[str, float]:
+        """Change of a logged response per unit of Δ log K_F in each world that counts."""
+        found = {}
+        for world in self.counted:
+            changes = []
+            for base, near in self.pairs(world, models):
+                network = near if trained == "condition" else base
+                change = logged(network, response, tested) - logged(base, response, "base")
+                changes.append(change)
+            changes = [change for change in changes if np.isfinite(change)]
+            if changes:
+                found[world] = float(np.mean(changes)) / self.moved[world][0]
+        return found
+
+    def shares(self) -> dict[str, float]:
+        """Median share of the bases' test loss that lies on the images the condition moves."""
+        in_base, in_moved = [], []
+        for world in self.counted:
+            for base, _ in self.pairs(world) + self._at_chance(world):
+                num = int(float(base["test_on_near_num_moved"]))
+                unmoved = (NUM_TEST - num) * float(base["test_on_near_unmoved_loss"])
+                in_base.append(1 - unmoved / (NUM_TEST * float(base["test_loss"])))
+                in_moved.append(1 - unmoved / (NUM_TEST * float(base["test_on_near_loss"])))
+        return {
+            "as the base has them": float(np.median(in_base)),
+            "moved": float(np.median(in_moved)),
+        }
+
+    def _at_chance(self, world: str) -> list[tuple[dict, dict]]:
+        return [
+            (base, base)
+            for (of, _, _), base in sorted(self.rows.items())
+            if of == f"{world}_base" and float(base["test_loss"]) >= CHANCE
+        ]
+
+    def numbers(self) -> dict[str, object]:
+        """All of these worlds."""
+        found: dict[str, object] = {
+            "trials": self.num_rows,
+            "worlds": len(self.worlds),
+            "counted": len(self.counted),
+            "counted by kind": {
+                of: sum(kind(world) == of for world in self.counted)
+                for of in sorted(set(map(kind, self.worlds)))
+            },
+            "median moved": float(np.median([self.moved[world][0] for world in self.counted])),
+            "share of the loss on moved images": self.shares(),
+            "by_world": {},
+        }
+        heights = {
+            world: float(np.mean([logged(base, "loss", "base") for base, _ in self.pairs(world)]))
+            for world in self.counted
+            if self.pairs(world)
+        }
+        for name, (trained, tested) in NETWORKS.items():
+            for response in ("loss", "error", "r_hat"):
+                slopes = self.slopes(response, trained, tested)
+                where = f"{name}, {response}"
+                found["by_world"][where] = slopes  # type: ignore[index]
+                found[where] = concluded(slopes)
+                real = {w: slope for w, slope in slopes.items() if kind(w) != "generated"}
+                found[f"{where}, real"] = concluded(real)
+                for of in sorted(set(map(kind, slopes))):
+                    part = {w: slope for w, slope in slopes.items() if kind(w) == of}
+                    found[f"{where}, {of}"] = concluded(part)
+                for model in self.models:
+                    alone = self.slopes(response, trained, tested, (model,))
+                    found[f"{where}, {model}"] = concluded(alone)
+                order = sorted(slopes, key=heights.__getitem__)
+                for place, third in enumerate(("smallest", "middle", "largest")):
+                    chosen = [str(w) for w in np.array_split(np.array(order), 3)[place]]
+                    found[f"{where}, {third} losses"] = concluded({w: slopes[w] for w in chosen})
+        return found
+
+
+NUM_TEST = 100
+"""Test images of every world of the fourth registration."""
+
+
+def logged(row: dict[str, str], response: str, tested: str) -> float:
+    """Logarithm of a network's response on the base's test images, or on the condition's."""
+    columns = {"loss": "test_loss", "error": "test_accuracy", "r_hat": "r_hat_pred"}
+    column = columns[response]
+    if tested == "condition":
+        column = "test_on_near_" + column.removeprefix("test_")
+    if not row[column]:
+        return float("nan")
+    value = float(row[column])
+    value = 1 - value if response == "error" else value
+    return float(np.log(value)) if value > 0 else float("nan")
+
+
+def concluded(slopes: dict[str, float]) -> dict[str, object]:
+    """Mean over worlds, the wider of the two intervals, and what the fourth registration concludes."""
+    found = over(slopes)
+    by_t, by_digit = [found["low"], found["high"]], found["by digit"]
+    low, high = max(by_t, by_digit, key=lambda ends: float(ends[1] - ends[0]))  # type: ignore
+    return found | {
+        "wider": [low, high],
+        "told from 0": not low <= 0 <= high,
+        "smaller than half": bool(low > -0.5 and high < 0.5),
+    }
+
+
 def over(slopes: dict[str, float]) -> dict[str, object]:
     """Mean over worlds by t, and beside it the interval by a jackknife over the digits that they
     share.
@@ -761,6 +922,7 @@ def numbers() -> dict[str, object]:
     found |= {name: interventions(name) for name in sweeps} | {
         "both interventions": interventions(*sweeps)
     }
+    found["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
     found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
     return found
 

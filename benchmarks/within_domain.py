@@ -48,6 +48,7 @@ COLUMNS = [
     *("test_loss", "test_accuracy", "train_accuracy", "accuracy_drop", "r_hat_pred"),
     *("d_data_mle", "d_data_twonn", "label_sharpness", "mean_unlike_distance"),
 ]
+TRAINING_PRESETS = ("interventions-training", "interventions-digits-training")
 TAIL = (5, 40)
 """Eigenvalues, counted from 1, whose fall on log-log axes is the spectrum's tail."""
 
@@ -123,6 +124,44 @@ def interventions(preset: str = "interventions-digits") -> Found:
     return found | asdict(fit_interventions(rows, arms_of(workspace)))
 
 
+def training_interventions(*, keep: tuple[Path, ...] = ()) -> Found:
+    """Fit the worlds of both sweeps that move training images alone, together.
+
+    ``keep`` first takes the columns that the fit needs out of tables of ``isweep results --csv``,
+    in the order of :data:`TRAINING_PRESETS`.
+    """
+    columns = [name for name in COLUMNS if name not in ("accuracy_drop", "d_data_twonn")]
+    for preset, path in zip(TRAINING_PRESETS, keep, strict=bool(keep)):
+        table = pd.read_csv(path)
+        tested = [name for name in table if name.startswith("test_on_")]
+        rows = table[[*columns, *tested]].sort_values(["dataset", "model", "train_size", "seed"])
+        rows.to_csv(
+            RESULTS / f"{preset.replace('-', '_')}.csv.gz",
+            index=False,
+            float_format="%.6g",
+            compression={"method": "gzip", "mtime": 0},
+        )
+    tables, arms = [], []
+    for preset in TRAINING_PRESETS:
+        tables.append(read_csv(RESULTS / f"{preset.replace('-', '_')}.csv.gz"))
+        with tempfile.TemporaryDirectory() as root:
+            arms += arms_of(Workspace.open(preset, root))
+    rows = pd.concat(tables, ignore_index=True)
+    found = fit_interventions(rows, arms)
+    conclusions = [
+        {
+            "response": effect.response,
+            "trained_on": effect.trained_on,
+            "tested_on": effect.tested_on,
+            "told_from_zero": effect.told_from_zero,
+            "smaller_than_half": effect.smaller_than_half,
+        }
+        for effect in found.effects
+        if effect.tested_on and "Δ log K_F" in effect.estimand and not effect.arm
+    ]
+    return {"trials": len(rows), "conclusions": conclusions} | asdict(found)
+
+
 def tails(preset: str, root: str) -> pd.DataFrame:
     """Return of every pair the α of its images' covariance spectrum, where eigenvalue k falls as
     k^-(1 + α), and the mean distance of an image to the nearest one of the other class, with pixels
@@ -196,6 +235,34 @@ def worlds_figure() -> Found:
         side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="% of worlds at or below")
         side.legend(fontsize=6)
     return saved(sheet, "worlds", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
+
+
+def training_worlds_figure() -> Found:
+    """Draw what log loss and log R̂ did in each world, by which images were moved."""
+    import findings_numbers
+    import matplotlib.pyplot as plt
+
+    sweeps = findings_numbers.TRAINING_SWEEPS
+    worlds = findings_numbers.TrainingWorlds(*sweeps)
+    labels = ("training images moved", "test images moved", "both moved")
+    sheet, sides = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
+        for images, label in zip(findings_numbers.NETWORKS.values(), labels, strict=True):
+            slopes = worlds.slopes(response, *images)
+            found = findings_numbers.concluded(slopes)
+            low, high = found["wider"]
+            digits = 2 if response == "loss" else 3
+            ends = f"{low:.{digits}f} to {high:.{digits}f}"
+            words = f"{label}: {found['value']:.{digits}f} ({ends})".replace("-", "−")
+            at = np.linspace(0, 100, len(slopes))
+            side.plot(np.sort([*slopes.values()]), at, "o", ms=3, label=words)
+        side.axvspan(-0.5, 0.5, color="0.9", label="smaller than half the law's rate")
+        side.axvline(law, linestyle="--", color="black", label=f"the law: {law}")
+        side.axvline(0, linestyle=":", color="black")
+        what = "log loss" if response == "loss" else "log R̂"
+        side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="% of worlds at or below")
+        side.legend(fontsize=6, loc="lower right" if response == "loss" else "center right")
+    return saved(sheet, "worlds-training", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
 
 
 def saved(sheet: Any, name: str, *tables: Path) -> Found:
@@ -374,4 +441,11 @@ def draw(
 
 
 if __name__ == "__main__":
-    run(within_domain, interventions, parts=(drawn, level, add_delta, figure, worlds_figure))
+    run(
+        within_domain,
+        interventions,
+        parts=(
+            *(drawn, level, add_delta, figure, worlds_figure),
+            *(training_interventions, training_worlds_figure),
+        ),
+    )

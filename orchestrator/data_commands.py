@@ -28,7 +28,7 @@ from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
 from tasks.prepared.listings import list_raw
-from tasks.prepared.prepare import save_montage
+from tasks.prepared.montage import save_montage
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import own_kinds_text, source_for

@@ -1,1 +1,1 @@
-"""What the study chooses: specs, fingerprints, tables of models, datasets and recipes, presets."""
+"""The choices of a study: specs, fingerprints, and tables of models, datasets and recipes."""

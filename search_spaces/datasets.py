@@ -1,5 +1,6 @@
-"""The table of datasets. One row says what a dataset is; its source module says how the download is
-read.
+"""The table of datasets.
+
+A row says what a dataset is; the source that it names says how its download is read.
 """
 
 from __future__ import annotations
@@ -17,34 +18,40 @@ from search_spaces.sweeps import OwnSourceSpec
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
-_MARKS = ("of", "study", "packaged", "made")
+_TABLE_KEYS = ("of", "study", "packaged", "made")
+"""Keys of a row that are not fields of a DatasetSpec; ``datasets.toml`` explains them."""
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the table; one ``of`` another takes what it does not say itself from
-    there.
-    """
-    own = _TABLE[name]
-    whole = _TABLE.get(own.get("of", ""), {}) | own | {"name": name}
-    return DatasetSpec.model_validate_json(
-        json.dumps({k: v for k, v in whole.items() if k not in _MARKS})
-    )
+    """Return a row of the table. A row ``of`` another takes all other fields from there."""
+    row = _TABLE[name]
+    other_row = _TABLE.get(row.get("of", ""), {})
+    fields = {**other_row, **row, "name": name}
+    for key in _TABLE_KEYS:
+        fields.pop(key, None)
+    return DatasetSpec.model_validate_json(json.dumps(fields))
 
 
-STUDY_DATASETS = tuple(name for name, row in _TABLE.items() if row.get("study"))
-"""The eleven of Konz & Mazurowski."""
+def _names_with(key: str) -> tuple[str, ...]:
+    return tuple(name for name, row in _TABLE.items() if row.get(key))
+
+
+STUDY_DATASETS = _names_with("study")
+"""The eleven datasets of Konz & Mazurowski."""
 DATASETS: dict[str, DatasetSpec] = {
     name: _row(name) for name, row in _TABLE.items() if not row.get("made")
 }
-MADE: dict[str, DatasetSpec] = {name: _row(name) for name, row in _TABLE.items() if row.get("made")}
-"""Kind of world -> what is the same for all its datasets."""
-PACKAGED = tuple(DATASETS[name] for name, row in _TABLE.items() if row.get("packaged"))
-"""What installed packages ship."""
+MADE: dict[str, DatasetSpec] = {name: _row(name) for name in _names_with("made")}
+"""Fields that all generated or changed datasets of a kind share, by kind."""
+PACKAGED = tuple(DATASETS[name] for name in _names_with("packaged"))
+"""Datasets that installed packages contain."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of ``name``; for one in no table a ConfigError says the nearest and all known
-    names.
+    """Return the row of ``name``.
+
+    Raises:
+        ConfigError: there is no such row. The message has the nearest and all known names.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
@@ -52,10 +59,17 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
-    """Return a row for your own data; label names not given are read when the data are prepared."""
-    alike = {"domain", "modality", "channels", "label_columns", "layout", "pixel_range"}
+    """Return a row for a user's own data.
+
+    Preparation reads the names of the labels if ``own`` has none.
+    """
     return DatasetSpec(
-        **own.model_dump(include=alike),
+        domain=own.domain,
+        modality=own.modality,
+        channels=own.channels,
+        label_columns=own.label_columns,
+        layout=own.layout,
+        pixel_range=own.pixel_range,
         name=name,
         title=own.title or name,
         label_names=own.class_names,
@@ -69,16 +83,25 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
 
 
 def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> DatasetSpec:
-    """Return a row for a dataset that is made, with its dials.
+    """Return a row for a generated or changed dataset.
 
-    ``condition`` are the parameters that move its training images after the split, if any.
+    Args:
+        name: under which it is prepared.
+        made: its kind and parameters.
+        condition: parameters that change its training images after the split.
     """
     kind = MADE[made.from_]
-    turned = ", ".join(f"{dial} {value:g}" for dial, value in made.own_dials)
-    about = f"{kind.description} ({turned or 'dials as they stand'})"
+    parameters = _listed(made.own_dials) or "dials as they stand"
+    description = f"{kind.description} ({parameters})"
     if condition:
-        moved = ", ".join(f"{name} {value:g}" for name, value in condition)
-        about += f"; training images moved after the split ({moved}), test images as they are"
+        description += (
+            f"; training images moved after the split ({_listed(condition)}), "
+            "test images as they are"
+        )
     return kind.model_copy(
-        update={"name": name, "title": name, "description": about, "dials": made.own_dials}
+        update={"name": name, "title": name, "description": description, "dials": made.own_dials}
     )
+
+
+def _listed(parameters: Dials) -> str:
+    return ", ".join(f"{parameter} {value:g}" for parameter, value in parameters)

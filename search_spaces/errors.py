@@ -1,6 +1,4 @@
-"""The one family of errors that users can cause; everything else is a bug and may show a
-traceback.
-"""
+"""Errors that users can cause. Every other exception is a bug and may show a traceback."""
 
 from __future__ import annotations
 
@@ -15,118 +13,126 @@ if TYPE_CHECKING:
 
 
 class SweepError(Exception):
-    """A mistake that a user can mend: states the rule, the value that broke it, and the way out.
+    """A mistake that a user can fix.
 
     Args:
-        rule: What must hold, one sentence.
-        value: What was found instead; empty when the rule says it all.
-        way_out: What to do about it; empty only when nothing can be done.
+        rule: what must hold, one sentence.
+        value: the value that broke the rule; empty if the rule names it.
+        way_out: the fix, as an imperative; empty only if nothing can be done.
     """
 
     exit_code = 2
 
     def __init__(self, rule: str, value: str = "", way_out: str = "") -> None:
-        super().__init__(rule, value, way_out)  # all of them, so that it survives pickling
+        super().__init__(rule, value, way_out)  # all three, so that it can be pickled
         self.rule = rule
         self.value = value
         self.way_out = way_out
 
     def __str__(self) -> str:
-        """Render as one message: rule, then what was found, then the way out."""
-        parts = (
-            self.rule.rstrip("."),
-            self.value and f"found: {self.value}",
-            self.way_out.rstrip("."),
-        )
-        text = "; ".join(filter(None, parts))
-        return text if text.endswith("?") else f"{text}."
+        """Return one message: the rule, the value, the fix."""
+        text = self.rule.rstrip(".")
+        if self.value:
+            text += f"; found: {self.value}"
+        if self.way_out:
+            text += f"; {self.way_out.rstrip('.')}"
+        if text.endswith("?"):
+            return text
+        return f"{text}."
 
     def _render_traceback_(self) -> list[str]:
-        """Show a notebook what the command line shows: IPython asks for this instead of a
-        traceback.
-        """
+        """Return what IPython shows in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(SweepError):
-    """A sweep file, preset or command-line value that does not make sense."""
+    """A sweep file, preset or command-line value is not valid."""
 
 
 class DataError(SweepError):
-    """Raw or prepared data that cannot be used as they are."""
+    """Raw or prepared data cannot be used as they are."""
 
 
 class CorruptStoreError(DataError):
-    """A stored file whose checksum, size or schema is wrong; never read as if it were whole."""
+    """A stored file is damaged: its checksum, size or schema is wrong. It is not used."""
 
 
 class NewerRecordError(CorruptStoreError):
-    """A stored file that a newer version of this program made: whole, and not ours to replace."""
+    """A stored file was written by a newer version of this program. It must not be replaced."""
 
 
 class SetupError(SweepError):
-    """The machine, cluster, storage or tracking server is not as needed."""
+    """The machine, cluster, storage or tracking server is not usable."""
 
     exit_code = 3
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise all problems as one ``error`` with a line each, or return when there are none."""
-    found = list(problems)
-    if not found:
+    """Raise all problems as one ``error`` with one line each; return if there are none."""
+    problems = list(problems)
+    if not problems:
         return
-    if len(found) == 1 and isinstance(found[0], error):
-        raise found[0]
-    lines = "".join(f"\n  - {problem}" for problem in found)
-    raise error(f"{plural(len(found), 'problem')} found:{lines}")
+    if len(problems) == 1 and isinstance(problems[0], error):
+        raise problems[0]
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    raise error(f"{plural(len(problems), 'problem')} found:{lines}")
 
 
 def invalid(error: ValidationError) -> SweepError:
-    """Return the first thing that pydantic found wrong, as an error of ours."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return ConfigError(
-        f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200]
-    )
+    """Return the first problem of a validation as a ConfigError."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"]
+    return ConfigError(f"{key}: {message[0].lower()}{message[1:]}", repr(problem["input"])[:200])
 
 
 def nearest_path(path: Path) -> str:
-    """Return the hint for a path that does not exist: what of it does, and the nearest name
-    there.
-    """
+    """Return a hint for a path that does not exist: the nearest name in its last folder."""
     try:
-        there = next(parent for parent in path.absolute().parents if parent.is_dir())
-        wanted = path.absolute().relative_to(there).parts[0]
-        near = difflib.get_close_matches(wanted, sorted(os.listdir(there)), n=1)
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        missing = path.absolute().relative_to(folder).parts[0]
+        similar = difflib.get_close_matches(missing, sorted(os.listdir(folder)), n=1)
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
-    if near and near[0] == wanted:
-        return f"{there / wanted} is a link to nothing"
-    return (
-        f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
-    )
+    if not similar:
+        return f"{folder} is there, and no {missing} in it"
+    if similar[0] == missing:
+        return f"{folder / missing} is a link to nothing"
+    return f"did you mean {folder / similar[0]}?"
 
 
 def plural(count: int, noun: str) -> str:
     """Return ``1 trial``, ``2 trials``, ``2 classes``."""
-    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+    if count == 1:
+        return f"{count:,} {noun}"
+    return f"{count:,} {_plural_noun(noun)}"
 
 
-def nearest(name: str, known: Iterable[object]) -> str:
-    """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is
-    near.
+def _plural_noun(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def nearest(name: str, candidates: Iterable[object]) -> str:
+    """Return the hint ``did you mean 'demo'? `` with its blank; empty if no name is similar."""
+    values = {str(value): value for value in candidates}
+    similar = difflib.get_close_matches(name, values, n=1)
+    if not similar:
+        return ""
+    return f"did you mean {values[similar[0]]!r}? "
+
+
+def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) -> ConfigError:
+    """Return the error for a name that is in no table, with the nearest and all known names.
+
+    Args:
+        kind: what the name is of, in the singular: ``model``, or ``class of mnist``.
+        name: the unknown name.
+        table: all names of the table.
     """
-    names = {str(one): one for one in known}
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {names[near[0]]!r}? " if near else ""
-
-
-def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:
-    """Return the error for a name that is in no table, with the nearest and all known names."""
-    names = sorted(known)
-    what, of, whole = kind.partition(" of ")
-    kinds = f"{what.replace(' or ', 's or ')}{'es' if what.endswith('s') else 's'}{of}{whole}"
-    listed = ", ".join(map(str, names)) or "none"
+    names = sorted(table)
+    noun, of, owner = kind.partition(" of ")
+    kinds = f"{_plural_noun(noun.replace(' or ', 's or '))}{of}{owner}"
+    listed = ", ".join(str(entry) for entry in names) or "none"
     return ConfigError(
         f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}"
     )

@@ -1,12 +1,12 @@
 """Identity by content: canonical JSON, hashed.
 
-Two values have equal fingerprints exactly when their canonical JSON is equal. What has no stable
-spelling (callables, sets, NaN, numpy scalars, arbitrary objects) is refused, not turned into a
-string.
+Two values have equal fingerprints exactly if their canonical JSON is equal. A value without a
+stable spelling (a function, a set, NaN, a numpy scalar, any other object) is refused, not turned
+into a string.
 
-Of a spec only the fields that differ from their defaults are spelled, so that a new field with a
-default changes no id. A default that changes would change what an id means: its kind's
-``schema_version`` is counted up then, and that field is always spelled. See
+Of a spec only the fields that differ from their defaults are spelled, so a new field with a default
+changes no id. If a default changes, the meaning of ids changes: then the ``schema_version`` of the
+spec's kind is counted up, which is always spelled. See
 ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -24,9 +24,10 @@ from typing import Any
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""Hex digits of a hash in an id. Among a million ids two are equal with a probability of 0.2 %."""
 VERSION_FIELD = "schema_version"
 """The one field of a spec that is spelled although it has its default."""
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_json(value: object) -> str:
@@ -35,13 +36,13 @@ def canonical_json(value: object) -> str:
     ``1``, ``1.0`` and ``True`` are three different values. Tuples and lists are the same sequence.
 
     Raises:
-        TypeError: for anything without a stable spelling, naming where it stands.
+        TypeError: a part of the value, which the message names, has no stable spelling.
 
     Example:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
         '{"a":[1,true,null],"b":1.0}'
     """
-    return _text(_plain(value, "value"))
+    return _encode(_plain(value, "value"))
 
 
 def fingerprint(value: object) -> str:
@@ -50,15 +51,18 @@ def fingerprint(value: object) -> str:
 
 
 def readable_id(slug_parts: list[str], value: object) -> str:
-    """Return ``slug-parts-<12 hex digits>``: a name people can read that only equal content shares.
+    """Return ``slug-parts-<12 hex digits>``, a readable name that only equal content shares.
 
     Example:
         >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
-    is_frozen = isinstance(value, BaseModel) and value.model_config.get("frozen")
-    digest = _hash_of_frozen(_Same(value)) if is_frozen else fingerprint(value)
-    return "-".join([*filter(None, map(_slug, slug_parts)), digest[:ID_HEX_DIGITS]])
+    if isinstance(value, BaseModel) and value.model_config.get("frozen"):
+        digest = _hash_of_frozen(_SameObject(value))
+    else:
+        digest = fingerprint(value)
+    slugs = [slug for slug in map(_slug, slug_parts) if slug]
+    return "-".join([*slugs, digest[:ID_HEX_DIGITS]])
 
 
 @lru_cache(maxsize=4096)
@@ -67,67 +71,68 @@ def _slug(part: str) -> str:
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a 63-bit seed that depends on ``parts`` and on nothing else (order matters).
+    """Return a 63-bit seed that depends on ``parts``, in this order, and on nothing else.
 
-    Every random choice of a cell is seeded this way, so a cell's result does not depend on what ran
-    before or beside it.
+    Every random choice of a trial is seeded this way, so its result does not depend on other
+    trials.
     """
     return int(fingerprint(list(parts))[:16], 16) >> 1
 
 
-def _plain(value: object, where: str) -> object:
+def _plain(value: object, place: str) -> object:
+    """Return ``value`` as JSON values; ``place`` is its place, for messages."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
-        frozen = value.model_config.get("frozen")
-        return _plain_frozen(_Same(value), where) if frozen else _plain_model(value, where)
+        if value.model_config.get("frozen"):
+            return _plain_frozen(_SameObject(value), place)
+        return _plain_model(value, place)
     if isinstance(value, Enum):
-        return _plain(value.value, where)
+        return _plain(value.value, place)
     if type(value) is float:
         if not math.isfinite(value):
-            raise TypeError(f"{where} is {value!r}: only finite numbers have a fingerprint")
+            raise TypeError(f"{place} is {value!r}: only finite numbers have a fingerprint")
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         if not all(type(key) is str for key in value):
             raise TypeError(
-                f"{where} has a key that is not a string: a fingerprint needs string keys"
+                f"{place} has a key that is not a string: a fingerprint needs string keys"
             )
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
     raise TypeError(
-        f"{where} is of type {type(value).__name__}, which has no stable spelling; "
+        f"{place} is of type {type(value).__name__}, which has no stable spelling; "
         "use numbers, strings, lists, mappings or a spec"
     )
 
 
-def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
+def _plain_model(model: BaseModel, place: str) -> dict[str, object]:
     plain: dict[str, object] = {}
     defaults = _defaults(type(model))
     for name in type(model).model_fields:
-        spelled = _plain(getattr(model, name), f"{where}.{name}")
-        if (
-            name not in defaults or _text(spelled) != defaults[name]
-        ):  # 1, 1.0 and True are different values
-            plain[name] = spelled
+        value = _plain(getattr(model, name), f"{place}.{name}")
+        # Compared as text: 1, 1.0 and True are different values.
+        if name not in defaults or _encode(value) != defaults[name]:
+            plain[name] = value
     return plain
 
 
 @cache
 def _defaults(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the defaults of a spec's fields as they are spelled; a sweep asks for them 100,000
-    times.
-    """
-    return {
-        name: _text(_plain(field.get_default(call_default_factory=True), name))
-        for name, field in kind.model_fields.items()
-        if name != VERSION_FIELD and not field.is_required()
-    }
+    """Return the default of each field of a spec as JSON text. A sweep asks 100,000 times."""
+    defaults: dict[str, str] = {}
+    for name, field in kind.model_fields.items():
+        if name != VERSION_FIELD and not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            defaults[name] = _encode(_plain(default, name))
+    return defaults
 
 
-class _Same:
-    """A key that only the very same object matches: equal specs may be spelled in two ways (1, 1.0,
-    True).
+class _SameObject:
+    """A cache key that only the same object matches.
+
+    Equal specs may be spelled in different ways: 1, 1.0 and True are equal in Python.
     """
 
     def __init__(self, model: Any) -> None:
@@ -137,16 +142,15 @@ class _Same:
         return id(self.model)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.model is other.model
+        return isinstance(other, _SameObject) and self.model is other.model
 
 
-# Thousands of cells share a subset, a recipe and a model: a frozen spec is spelled once while it is
-# in use.
+# Cached: thousands of trials share a subset, a recipe and a model.
 @lru_cache(maxsize=4096)
-def _plain_frozen(same: _Same, where: str) -> dict[str, object]:
-    return _plain_model(same.model, where)
+def _plain_frozen(key: _SameObject, place: str) -> dict[str, object]:
+    return _plain_model(key.model, place)
 
 
 @lru_cache(maxsize=4096)
-def _hash_of_frozen(same: _Same) -> str:
-    return fingerprint(same.model)
+def _hash_of_frozen(key: _SameObject) -> str:
+    return fingerprint(key.model)

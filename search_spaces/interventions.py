@@ -1,12 +1,12 @@
-"""Experiments that move one property of a dataset and hold the others: what a sweep file may say.
+"""Experiments of a sweep file, which change one property of a dataset and hold the others.
 
-A sweep file's *world* is a base dataset: generated, or real images changed in a known way. Its
-*arm* is a condition: parameters (*dials*) that are set to other values in every base dataset. Each
-condition is compared with its own base.
+A sweep file calls a base dataset a *world*: generated images, or real images changed in a known
+way. It calls a condition an *arm*: parameters (*dials*) that have other values in every base
+dataset. Each condition is compared with its own base.
 
-A condition moves all images before the split, or the training images alone after it
-(:data:`InterveneOn`). In the first case its test images move too, so that a rise of the test loss
-may come from harder test images. In the second case every condition has the test set of its base.
+A condition changes all images before the split, or the training images alone after it
+(:data:`InterveneOn`). In the first case the test images change too, so a higher test loss may come
+from harder test images. In the second case every condition has the test set of its base.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
+"""The name of the base dataset beside its conditions."""
 Moves = Literal["sharpness", "dimension", "nothing"]
 Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 InterveneOn = Literal["all", "training"]
-"""Which images a condition moves: ``all`` before the split, test images among them; or the
-``training`` images after it, which leaves every test set as its base has it."""
+"""Images that a condition changes: ``all`` before the split, test images among them; or the
+``training`` images after it."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One property that can be turned by itself: the value at which it stands, and how far it can
-    go.
+    """A property of a dataset that can be set by itself.
+
+    Attributes:
+        default: its value in a base dataset that does not set it.
+        low: the smallest value.
+        high: the largest value.
+        meaning: what the value is, with its unit.
+        whole: only whole numbers are allowed.
     """
 
     default: float
@@ -38,6 +45,10 @@ class Parameter:
     high: float
     meaning: str
     whole: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Return whether ``value`` is in range, and whole if it must be."""
+        return self.low <= value <= self.high and (not self.whole or value == int(value))
 
 
 _FLIPS = {
@@ -93,21 +104,21 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
         **_FLIPS,
     },
 }
-"""Kind of world -> dial -> what it is; the study of each is in the source of that name."""
+"""Parameters by kind of base dataset. The source of that name documents how they act."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {
     "blend": Parameter(0, 0, 0.49, "share of the nearest training image of another class mixed in"),
     "reach": Parameter(1, 0, 1, "share of the images that move, those nearest to another class"),
 }
-"""Parameters that can move training images after the split, in any base dataset. The others make
-every image anew, so they cannot leave a test set as it is."""
+"""Parameters that can change training images after the split, in any base dataset. The others
+generate every image anew, so they cannot leave a test set as it is."""
 
 
 def check_training_parameters(dials: specs.Dials) -> specs.Dials:
-    """Return the parameters of a condition that moves training images, sorted by name.
+    """Return the parameters of a condition that changes training images, sorted by name.
 
     Raises:
-        ValueError: for a parameter that cannot be changed after the split, or one out of range.
+        ValueError: a parameter cannot be set after the split, or is out of range.
     """
     for name, value in dials:
         if name not in TRAINING_PARAMETERS:
@@ -115,28 +126,37 @@ def check_training_parameters(dials: specs.Dials) -> specs.Dials:
                 f"dial {name!r} makes every image anew; with intervene_on: training an arm can set "
                 f"{' and '.join(TRAINING_PARAMETERS)}"
             )
-        known = TRAINING_PARAMETERS[name]
-        if not known.low <= value <= known.high:
-            raise ValueError(
-                f"dial {name} is a number from {known.low:g} to {known.high:g}, got {value:g}"
-            )
+        _check_range(name, value, TRAINING_PARAMETERS[name])
     return tuple(sorted(dials))
 
 
-def _as_pairs(value: object) -> object:
-    if isinstance(value, Mapping):
-        return tuple(
-            (key, float(v) if type(v) in (int, float) else v) for key, v in sorted(value.items())
+def _check_range(name: str, value: float, parameter: Parameter) -> None:
+    if not parameter.allows(value):
+        kind = "a whole number" if parameter.whole else "a number"
+        raise ValueError(
+            f"dial {name} is {kind} from {parameter.low:g} to {parameter.high:g}, got {value:g}"
         )
-    return tuple(tuple(pair) for pair in value) if isinstance(value, list) else value
+
+
+def _as_pairs(value: object) -> object:
+    """Return a mapping or list of parameters as sorted pairs; numbers become floats."""
+    if isinstance(value, list):
+        return tuple(tuple(pair) for pair in value)
+    if not isinstance(value, Mapping):
+        return value
+    pairs: list[tuple[object, object]] = []
+    for name, setting in sorted(value.items()):
+        is_number = type(setting) in (int, float)  # True is no number here
+        pairs.append((name, float(setting) if is_number else setting))
+    return tuple(pairs)
 
 
 DialChoice = Annotated[specs.Dials, BeforeValidator(_as_pairs)]
-"""In a sweep file a mapping of dials to values."""
+"""Parameters with their values; a mapping in a sweep file."""
 
 
 class MadeSpec(specs.Spec):
-    """A dataset that is made: of which kind, and where its dials stand."""
+    """A generated or changed dataset: its kind, and the parameters that are set."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -145,55 +165,59 @@ class MadeSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_dials(self) -> Self:
-        known = PARAMETERS[self.from_]
+        parameters = PARAMETERS[self.from_]
         for name, value in self.dials:
-            if name not in known:
-                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(known)}")
-            dial = known[name]
-            if not dial.low <= value <= dial.high or (dial.whole and value != int(value)):
-                kind = "a whole number" if dial.whole else "a number"
-                raise ValueError(
-                    f"dial {name} is {kind} from {dial.low:g} to {dial.high:g}, got {value:g}"
-                )
+            if name not in parameters:
+                names = ", ".join(parameters)
+                raise ValueError(f"{self.from_} has no dial {name!r}; it has {names}")
+            _check_range(name, value, parameters[name])
         if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError("dial bits must not exceed dimension")
         return self
 
     def value(self, name: str) -> float:
-        """Where a dial stands."""
+        """Return the value of a parameter."""
         return dict(self.dials).get(name, PARAMETERS[self.from_][name].default)
 
     @property
     def own_dials(self) -> specs.Dials:
-        """The dials that do not stand where they stand by themselves, sorted."""
-        known = PARAMETERS[self.from_]
+        """The parameters that are not at their default, sorted by name."""
+        parameters = PARAMETERS[self.from_]
         return tuple(
-            (name, value) for name, value in sorted(self.dials) if value != known[name].default
+            (name, value) for name, value in sorted(self.dials) if value != parameters[name].default
         )
 
     @property
     def shows(self) -> tuple[str, ...]:
-        """The digits on its pictures, which other worlds of either set may show too; none of other
-        sets.
+        """The digits on its images; empty for other images.
+
+        Both sets of digits show them, so base datasets of the two can have classes in common.
         """
         if self.from_ != "pictures" or self.value("set") > 1:
             return ()
-        return tuple(f"{self.value(name):g}" for name in ("first", "second"))
+        return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def turned(self, dials: specs.Dials) -> MadeSpec:
-        """Return it with some dials turned to other values."""
-        together = {**dict(self.dials), **dict(dials)}
-        return MadeSpec.model_validate({"from": self.from_, "dials": together})
+        """Return this dataset with other values of some parameters."""
+        merged = {**dict(self.dials), **dict(dials)}
+        return MadeSpec.model_validate({"from": self.from_, "dials": merged})
 
 
 class BaseDatasetSpec(MadeSpec):
-    """One replicate of an experiment: a made dataset in which every arm turns its dials."""
+    """A base dataset: one replicate of an experiment, in which every condition is compared."""
 
     name: specs.Name
 
 
 class ConditionSpec(specs.Spec):
-    """Dials turned in every world, or in those named, and what that is meant to move."""
+    """A condition of an experiment.
+
+    Attributes:
+        name: of the condition.
+        moves: the property that it is meant to change.
+        dials: parameters with their values.
+        worlds: names of the base datasets that have it; empty for all.
+    """
 
     name: specs.Name
     moves: Moves
@@ -211,11 +235,16 @@ class ConditionSpec(specs.Spec):
 
 @dataclass(frozen=True)
 class ExperimentDataset:
-    """One dataset of an experiment: its world, its arm, what was moved in it, and what it is made
-    of.
+    """One dataset of an experiment.
 
-    ``condition`` are the parameters that move its training images after the split. It is empty for
-    a base, and where a condition moves all images: there ``made`` has its parameters.
+    Attributes:
+        world: name of the base dataset.
+        name: of the condition; :data:`BASE` for the base dataset itself.
+        moves: the property that the condition is meant to change.
+        made: what the images before the split are made of.
+        condition: parameters that change the training images after the split. It is empty for a
+            base dataset, and if a condition changes all images: ``made`` has its parameters then.
+        intervene_on: images that the condition changes.
     """
 
     world: str
@@ -227,10 +256,10 @@ class ExperimentDataset:
 
     @property
     def dataset(self) -> str:
-        """The name under which it is prepared and trained on."""
+        """The name under which it is prepared and its results are stored."""
         return f"{self.world}_{self.name}"
 
     @property
     def base_dataset(self) -> str:
-        """The name of the world's base dataset."""
+        """The name under which its base dataset is prepared."""
         return f"{self.world}_{BASE}"

@@ -1,4 +1,7 @@
-"""The table of models. Architectures keep their library's own names."""
+"""The table of models, and the source files of users' own networks.
+
+Architectures keep their library's names.
+"""
 
 from __future__ import annotations
 
@@ -8,175 +11,109 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from search_spaces.errors import ConfigError, unknown_name
-from search_spaces.specs import ModelSpec
+from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
-
-_WAY_OUT = "write package.module:function, with the module in the sweep file's folder or installed"
-
-
-def source_files(reference: str) -> dict[str, Path]:
-    """Return the files that define a network of one's own, ``package.module:function``, by module
-    name.
-
-    It is found as Python finds modules (a sweep file's folder is searched first), and read, not
-    run: the module's own file and, of the modules that it imports, those of the same top-level
-    package or folder, and theirs in turn. Installed libraries are told by their versions instead.
-
-    Raises:
-        ConfigError: when ``reference`` is not ``package.module:function``, or its module is not
-            found.
-    """
-    module, colon, function = reference.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
-        raise ConfigError(
-            "A network of your own is named package.module:function", repr(reference), _WAY_OUT
-        )
-    path = _find(module)
-    if path is None:
-        raise ConfigError("The module of your own network must be found", repr(module), _WAY_OUT)
-    # What lies in the same top-level package, or beside the module where it has none.
-    home = path.parents[max(module.count(".") + (path.name == "__init__.py") - 1, 0)]
-    found, pending = {module: path}, [module]
-    while pending:
-        current = pending.pop()
-        parts = current.split(".")
-        parents = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-        for name in (*parents, *_imports(current, found)):
-            path = None if name in found else _find(name)
-            if path is not None and home in path.parents and "site-packages" not in path.parts:
-                found[name] = path
-                pending.append(name)
-    return found
-
-
-def source_texts(reference: str) -> dict[str, str]:
-    """Return the source of ``reference`` as texts by relative path: all that another machine
-    needs.
-    """
-    texts = {}
-    for name, path in source_files(reference).items():
-        inside = name.replace(".", "/")
-        relative = f"{inside}/__init__.py" if path.name == "__init__.py" else f"{inside}.py"
-        texts[relative] = path.read_text(encoding="utf-8")
-    return texts
-
-
-def code_hash(reference: str) -> str:
-    """Return a hash of the source of ``reference``: 16 hex digits that change with any of its
-    lines.
-    """
-    digest = hashlib.sha256()
-    for name, path in sorted(source_files(reference).items()):
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _find(module: str) -> Path | None:
-    top, *inside = module.split(".")
-    path = _file(sys.path, module.split("."))
-    if path is not None:
-        return path
-    # Installed by other ways than a folder on the path. Only the top is asked for: to look for a
-    # submodule, Python would run its package.
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None or not inside:
-        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-    return _file(spec.submodule_search_locations or (), inside)
-
-
-def _file(folders: Iterable[str], parts: list[str]) -> Path | None:
-    for folder in folders:
-        base = Path(folder or ".").joinpath(*parts)
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.is_file():
-                return path.resolve()
-    return None
-
-
-def _imports(module: str, found: dict[str, Path]) -> list[str]:
-    path = found[module]
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError as error:
-        where = f"{path.name}, line {error.lineno}: {error.msg}"
-        raise ConfigError("The source of your own network must be Python", where) from None
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = (
-                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            )
-            base = ".".join([*filter(None, above), *([node.module] if node.module else [])])
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name and all(part.isidentifier() for part in name.split("."))]
-
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
 """The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch
 norm."""
-
-
-def _row(name: str, library: str, architecture: str) -> ModelSpec:
-    return ModelSpec.model_validate(
-        {"name": name, "library": library, "architecture": architecture}
-    )
-
-
-MODELS: dict[str, ModelSpec] = {
-    row.name: row
-    for row in (
-        *(_row(name, "torchvision", name) for name in PAPER_MODELS),
-        *(_row(f"timm_{name}", "timm", name) for name in PAPER_MODELS),
-        _row("resnet10t", "timm", "resnet10t"),
-        # timm's smallest ResNet (four stages of one block, 0.4 million parameters): a real ResNet
-        # for CPUs.
-        _row("resnet_tiny", "timm", "test_resnet"),
-        _row("small_cnn", "isweep", "small_cnn"),
-        _row("small_mlp", "isweep", "small_mlp"),
-    )
-}
-
-
 LIBRARIES = ("torchvision", "timm")
-ABOUT = {
-    "small_cnn": "three convolutions, 7 thousand parameters: seconds on a CPU",
-    "small_mlp": "two hidden layers, no convolution: seconds on a CPU",
-    "test_resnet": "timm's smallest ResNet, 0.4 million parameters: a real ResNet for CPUs",
-    "resnet10t": "timm's ResNet-10, 5 million parameters",
-    "resnet18": "11 million parameters",
-    "resnet34": "21 million parameters",
-    "resnet50": "24 million parameters",
-    "vgg13": "129 million parameters, no batch norm",
-    "vgg16": "134 million parameters, no batch norm",
-    "vgg19": "140 million parameters, no batch norm",
-}
+"""Libraries whose every architecture a sweep file can name."""
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One row of the table of models.
+
+    Attributes:
+        spec: what the network is; its content is its identity.
+        about: one line for people who choose a network.
+        function: ``module:function`` that builds it; only for networks that no library has. See
+            :mod:`tasks.trials.networks` for its arguments.
+    """
+
+    spec: ModelSpec
+    about: str
+    function: str = ""
+
+
+def _row(
+    name: str, library: Library, architecture: str, about: str, function: str = ""
+) -> ModelRow:
+    return ModelRow(
+        ModelSpec(name=name, library=library, architecture=architecture), about, function
+    )
+
+
+def _paper_rows() -> Iterable[ModelRow]:
+    """Yield the six models of the paper, then timm's versions of them."""
+    sizes = {
+        "resnet18": "11 million parameters",
+        "resnet34": "21 million parameters",
+        "resnet50": "24 million parameters",
+        "vgg13": "129 million parameters, no batch norm",
+        "vgg16": "134 million parameters, no batch norm",
+        "vgg19": "140 million parameters, no batch norm",
+    }
+    for name in PAPER_MODELS:
+        yield _row(name, "torchvision", name, f"of the study; {sizes[name]}")
+    for name in PAPER_MODELS:
+        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {sizes[name]}")
+
+
+_ROWS = (
+    *_paper_rows(),
+    _row("resnet10t", "timm", "resnet10t", "timm's ResNet-10, 5 million parameters"),
+    _row(
+        # Four stages of one block: a real ResNet that trains on a CPU.
+        "resnet_tiny",
+        "timm",
+        "test_resnet",
+        "timm's smallest ResNet, 0.4 million parameters: a real ResNet for CPUs",
+    ),
+    _row(
+        "small_cnn",
+        "isweep",
+        "small_cnn",
+        "three convolutions, 7 thousand parameters: seconds on a CPU",
+        function="tasks.trials.networks:small_cnn",
+    ),
+    _row(
+        "small_mlp",
+        "isweep",
+        "small_mlp",
+        "two hidden layers, no convolution: seconds on a CPU",
+        function="tasks.trials.networks:small_mlp",
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {}
+"""Network by the name that sweep files use."""
+NETWORK_FUNCTIONS: dict[str, str] = {}
+"""Function by architecture, for networks that no library has."""
+_ABOUT: dict[str, str] = {}
+for row in _ROWS:
+    MODELS[row.spec.name] = row.spec
+    _ABOUT[row.spec.name] = row.about
+    if row.function:
+        NETWORK_FUNCTIONS[row.spec.architecture] = row.function
 
 
 def about(spec: ModelSpec) -> str:
-    """Say in a line what a network of the table is."""
-    whose = {"torchvision": "of the study; ", "timm": "timm's own version; "}
-    return (
-        whose.get(spec.library, "") * (spec.architecture in PAPER_MODELS) + ABOUT[spec.architecture]
-    )
+    """Return one line about a network of the table."""
+    return _ABOUT[spec.name]
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
-    """Return the network that ``choice`` names; whether it can be built is found out where it is
-    built.
+    """Return the network that ``choice`` names. It is not built here, so it may still not fit.
 
     Raises:
-        ConfigError: for a name that is in no table, with the nearest and all known names; for one's
-            own function whose module is not found; for arguments that a network of the table does
-            not take.
+        ConfigError: the name is in no table; the module of a user's function is not found; or a
+            network of the table does not take these arguments.
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
@@ -189,55 +126,203 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
             arguments=choice.arguments,
             code=code_hash(choice.from_),
         )
+    elif colon and architecture:
+        spec = _with_changes(_library_spec(library, architecture), choice)
     else:
-        spec = _of_library(choice, library, architecture)
+        spec = _with_changes(_table_spec(choice.from_), choice)
     if not choice.pretrained:
         return spec
     if spec.library not in LIBRARIES:
-        rule = "pretrained needs a network of torchvision or timm"
         raise ConfigError(
-            rule, choice.from_, "leave it out: your own function may load weights itself"
+            "pretrained needs a network of torchvision or timm",
+            choice.from_,
+            "leave it out: your own function may load weights itself",
         )
-    return spec.model_copy(
-        update={"name": choice.name or f"{spec.name[:52]}_pretrained", "pretrained": True}
+    # 52 characters leave room for the suffix: a name has at most 64.
+    name = choice.name or f"{spec.name[:52]}_pretrained"
+    return spec.model_copy(update={"name": name, "pretrained": True})
+
+
+def _table_spec(name: str) -> ModelSpec:
+    if name not in MODELS:
+        error = unknown_name("model", name, MODELS)
+        other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
+        raise ConfigError(error.rule, error.value, f"{error.way_out}; {other_ways}")
+    return MODELS[name]
+
+
+def _library_spec(library: str, architecture: str) -> ModelSpec:
+    name = as_name(architecture)
+    if library == "timm":
+        name = as_name(f"timm_{architecture}")
+    return ModelSpec.model_validate(
+        {"name": name, "library": library, "architecture": architecture}
     )
 
 
-def _of_library(choice: ModelChoice, library: str, architecture: str) -> ModelSpec:
-    """Return a network of the table, whose name ``library`` is then, or any of a library."""
-    if architecture:
-        name = as_name(f"timm_{architecture}" if library == "timm" else architecture)
-        base = _row(name, library, architecture)
-        known = (
-            row
-            for row in MODELS.values()
-            if (row.library, row.architecture) == (library, architecture)
-        )
-        plain = next(known, base)
-    elif choice.from_ not in MODELS:
-        way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        error = unknown_name("model", choice.from_, MODELS)
-        raise ConfigError(error.rule, error.value, f"{error.way_out}; {way_out}")
-    else:
-        base = plain = MODELS[choice.from_]
+def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
+    """Return ``base`` with the arguments and the name of ``choice``."""
     if choice.arguments and base.library == "isweep":
-        named = f"{', '.join(key for key, _ in choice.arguments)} for {base.name}"
+        names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(
-            "Networks of isweep's own take no arguments", named, "leave arguments out"
+            "Networks of isweep's own take no arguments",
+            f"{names} for {base.name}",
+            "leave arguments out",
         )
     if not choice.arguments and choice.name is None:
-        return plain
+        # A library's network that the table has keeps the table's name, and so its identity.
+        for spec in MODELS.values():
+            if (spec.library, spec.architecture) == (base.library, base.architecture):
+                return spec
+        return base
     suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
     name = choice.name or as_name(base.name + suffix)
     return base.model_copy(update={"name": name, "arguments": choice.arguments})
 
 
 def as_name(text: str) -> str:
-    """Return ``text`` with what may not stand in a name replaced.
+    """Return ``text`` as a name: other characters become ``_``, and at most 64 are kept.
 
     Example:
         >>> as_name("timm_resnet50.a1_in1k")
         'timm_resnet50_a1_in1k'
     """
     name = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
-    return (name if name[:1].isalpha() else f"m_{name}")[:64]
+    if not name[:1].isalpha():
+        name = f"m_{name}"
+    return name[:64]
+
+
+# The source of users' own networks.
+
+_HOW_TO_NAME = (
+    "write package.module:function, with the module in the sweep file's folder or installed"
+)
+
+
+def source_files(reference: str) -> dict[str, Path]:
+    """Return the files that define ``package.module:function``, by module name.
+
+    They are found as Python finds modules (a sweep file's folder comes first) and read, not run:
+    the module's own file, and of the modules that it imports those of the same top-level package or
+    folder, and theirs in turn. Installed libraries are not among them: their versions identify
+    them.
+
+    Raises:
+        ConfigError: ``reference`` is not ``package.module:function``, or its module is not found.
+    """
+    module, colon, function = reference.partition(":")
+    if not colon or not _is_dotted_name(module) or not function.isidentifier():
+        raise ConfigError(
+            "A network of your own is named package.module:function", repr(reference), _HOW_TO_NAME
+        )
+    path = _find(module)
+    if path is None:
+        raise ConfigError(
+            "The module of your own network must be found", repr(module), _HOW_TO_NAME
+        )
+    # The folder of the top-level package, or the module's own folder if it is in no package.
+    depth = module.count(".") + (path.name == "__init__.py") - 1
+    home = path.parents[max(depth, 0)]
+    files = {module: path}
+    pending = [module]
+    while pending:
+        current = pending.pop()
+        for name in (*_parent_packages(current), *_imported_names(current, files[current])):
+            if name in files:
+                continue
+            path = _find(name)
+            if path is None or home not in path.parents or "site-packages" in path.parts:
+                continue
+            files[name] = path
+            pending.append(name)
+    return files
+
+
+def _parent_packages(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def source_texts(reference: str) -> dict[str, str]:
+    """Return the source of ``reference`` by relative path: all that another machine needs."""
+    texts: dict[str, str] = {}
+    for name, path in source_files(reference).items():
+        relative = name.replace(".", "/")
+        if path.name == "__init__.py":
+            relative += "/__init__"
+        texts[f"{relative}.py"] = path.read_text(encoding="utf-8")
+    return texts
+
+
+def code_hash(reference: str) -> str:
+    """Return 16 hex digits that change with any line of the source of ``reference``."""
+    digest = hashlib.sha256()
+    for name, path in sorted(source_files(reference).items()):
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _find(module: str) -> Path | None:
+    """Return the file of a module without running its package; None if it is not found."""
+    top, *submodules = module.split(".")
+    path = _find_in(sys.path, [top, *submodules])
+    if path is not None:
+        return path
+    # A package may be installed by other ways than a folder on the path. Only its top is looked up:
+    # for a submodule, Python would run the package.
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if submodules:
+        return _find_in(spec.submodule_search_locations or (), submodules)
+    if spec.origin and spec.origin.endswith(".py"):
+        return Path(spec.origin)
+    return None
+
+
+def _find_in(folders: Iterable[str], parts: list[str]) -> Path | None:
+    for folder in folders:
+        base = Path(folder or ".").joinpath(*parts)
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return path.resolve()
+    return None
+
+
+def _imported_names(module: str, path: Path) -> list[str]:
+    """Return the modules that a file imports; of ``from a import b`` both ``a`` and ``a.b``."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        place = f"{path.name}, line {error.lineno}: {error.msg}"
+        raise ConfigError("The source of your own network must be Python", place) from None
+    package = module
+    if path.name != "__init__.py":
+        package = module.rpartition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute_name(node, package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return list(filter(_is_dotted_name, names))
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _absolute_name(node: ast.ImportFrom, package: str) -> str:
+    """Return the module that ``from … import`` names, without leading dots."""
+    if not node.level:
+        return node.module or ""
+    ancestors = package.split(".")
+    parent = ".".join(ancestors[: len(ancestors) - node.level + 1])
+    if not node.module:
+        return parent
+    return f"{parent}.{node.module}".lstrip(".")

@@ -1,35 +1,39 @@
-"""What the study chooses, as frozen data: nothing here knows how anything is computed.
+"""Specs: the choices of a study as frozen data. Nothing here knows how anything is computed.
 
-Every spec is validated when it is made and refuses unknown fields. Identity is content: see
-:mod:`search_spaces.fingerprint`. Resources, paths and worker counts are never part of a
-:class:`~search_spaces.specs.TrialSpec` or :class:`MeasureSpec`, because they cannot change a
-result.
+A spec is validated when it is made and refuses unknown fields. Its content is its identity, see
+:mod:`search_spaces.fingerprint`. Resources, paths and numbers of workers are never part of a
+:class:`TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    model_validator,
 )
 
+from search_spaces.attacks import ATTACKS, Number
+from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version per kind, counted up when the meaning of its specs changes or one of their defaults
-# does (fields at their default are no part of an id), so that old results of that kind, and of it
-# alone, are made anew.
+# One version for each kind of result. Count it up if the meaning of the kind's specs changes, or
+# one of their defaults, since fields at their default are not part of an id. Then old results of
+# this kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-ATTACK_VERSION = 2  # of all but FGSM, whose numbers are those of 1; 2: PGD keeps its best iterate
+ATTACK_VERSION = 2  # each row of search_spaces.attacks.ATTACKS says at which its numbers changed
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
@@ -38,12 +42,19 @@ MEASURE_VERSION = 2
 
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+"""Indices of two classes, from 0. The first becomes label 0."""
 V = TypeVar("V", bound=str | int | float)
 
 
 def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
-    """Refuse values that are named more than once; ``what`` is the field, where pydantic does not
-    say it.
+    """Return ``values`` if each is there once.
+
+    Args:
+        values: the values of a field.
+        what: the name of the field, where pydantic does not add it to the message.
+
+    Raises:
+        ValueError: a value is there more than once.
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
@@ -52,17 +63,23 @@ def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
 
 
 def two_rising(limits: object) -> object:
-    """Refuse a list that is no range."""
+    """Return ``limits``, the smallest and the largest value of a range.
+
+    Raises:
+        ValueError: they are not two rising numbers.
+    """
     if not isinstance(limits, list | tuple):
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
-    if len(limits) != 2 or (len(numbers) == 2 and numbers[0] >= numbers[1]):
+    # Pydantic refuses what is no number, with a message of its own.
+    is_falling = len(numbers) == 2 and numbers[0] >= numbers[1]
+    if len(limits) != 2 or is_falling:
         raise ValueError("must be two rising numbers, the smallest and the largest")
     return tuple(limits)
 
 
 Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
-"""Estimators of intrinsic dimension, by name."""
+"""Names of estimators of intrinsic dimension."""
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
@@ -77,20 +94,21 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
+"""Faults of the released code that change data; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
-"""Estimators of d_data where none are named."""
+"""Default estimators of d_data."""
 Dials = tuple[tuple[str, float], ...]
-"""Of made data: pairs (dial, value), see :mod:`search_spaces.interventions`."""
+"""Pairs (parameter, value) of a generated or changed dataset, see
+:mod:`search_spaces.interventions`."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, strict types, no unknown fields, no NaN or infinity."""
+    """The base class of specs: frozen, strict types, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
@@ -103,75 +121,90 @@ Arguments = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
 
 
 class ModelSpec(Spec):
-    """One network architecture: ``library`` says who builds it, ``architecture`` is its name
-    there.
+    """A network architecture.
+
+    Attributes:
+        name: as tables show it.
+        library: which library builds it; ``own`` for a user's function.
+        architecture: its name in the library; for a user's function, ``package.module:function``.
+        arguments: keyword arguments of the constructor, sorted by name.
+        code: for a user's function, the hash of its source.
+        pretrained: start from the library's weights, not from random ones.
     """
 
     name: Name
     library: Library
     architecture: str
-    """For a network of one's own, ``package.module:function``."""
     arguments: Arguments = ()
-    """Keyword arguments of the constructor, sorted by name."""
     code: str = ""
-    """For a network of one's own, hash of the source that defines it."""
     pretrained: bool = False
-    """Start from the weights that the library has, not from random ones."""
 
     @property
     def pretrained_key(self) -> str:
-        """Library and architecture: what pretrained weights belong to."""
+        """Library and architecture, to which pretrained weights belong."""
         return f"{self.library}-{self.architecture}"
 
 
 Layout = Literal["class/group", "group/class"]
-"""Class folders with a folder for each patient in them, or the other way round."""
-
+"""Class folders with a folder for each patient in them, or patient folders with classes in them."""
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
-"""``derived``: real pictures cut into patches, or labelled by a rule; ``semi-synthetic``:
-changed."""
+"""``derived``: real images cut into patches or labelled by a rule; ``semi-synthetic``: real images
+that were changed."""
 
 
 class DatasetSpec(Spec):
-    """One row of the table of datasets: what it is, never where it lies on a disk."""
+    """One row of the table of datasets: what a dataset is, not where its files are.
+
+    Attributes:
+        name: as sweep files and tables use it.
+        title: for people.
+        domain: None for a user's data that were measured without one. In a sweep it is required.
+        modality: ``handwritten digits``, ``chest X-ray``.
+        label_names: names of the classes by index.
+        channels: of the raw images.
+        source: name of the source in :mod:`tasks.sources` that reads them.
+        description: one or two sentences.
+        terms: licence or access terms, and where to ask for access.
+        raw_layout: the files that are expected below ``--raw``.
+        groups: what a group of images is, which is never split (a patient).
+        origin: real or generated images.
+        label_rule: how labels were made, if no person gave them.
+        task: which labels, for a download with several.
+        class_pairs: binary tasks that presets use; empty if the labels are binary already.
+        images_per_class: images of each class, of a dataset that an installed package contains;
+            empty if only reading tells.
+        max_images_per_class: images of each class that preparation keeps, a seeded choice of whole
+            groups; None keeps all.
+        label_map: for a user's data, pairs (label as written, class).
+        label_columns: for a user's table, its column of labels, or one column of 0 and 1 per
+            class; empty for the usual name.
+        layout: for a user's class folders, their order; None if the folders show it.
+        pixel_range: for a user's data, the values of black and white; None if the format has them.
+        dials: parameters of a generated or changed dataset.
+    """
 
     name: Name
     title: str
     domain: Domain | None
-    """None for own data that were measured without saying what they are; a sweep's datasets have
-    one."""
     modality: str
     label_names: tuple[str, ...]
     channels: Literal[1, 3]
     source: Name
     description: str
     terms: str
-    """Licence or access terms, and where to ask for access."""
     raw_layout: str
-    """Which files are expected where below ``--raw``."""
     groups: str = "none: every image is its own group"
     origin: Origin = "real"
     label_rule: str = ""
-    """How labels were made where nobody gave them."""
     task: str = "default"
     class_pairs: tuple[ClassPair, ...] = ()
-    """Binary tasks used by the presets; empty when the labels are already binary."""
     images_per_class: tuple[int, ...] = ()
-    """How many there are, of a set that an installed package ships; empty where only reading
-    tells."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
-    """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps
-    all."""
     label_map: tuple[tuple[str, str], ...] = ()
-    """Of your own data: pairs (label as written, class it means)."""
     label_columns: tuple[str, ...] = ()
-    """Of a table of your own: its column of labels, or one of 0 and 1 per class; empty: the usual
-    one."""
     layout: Layout | None = None
-    """Of class folders of your own: what is on top; None where the folders say it."""
     pixel_range: tuple[float, float] | None = None
-    """Of your own data: the values that are black and white; None where the format says it."""
     dials: Dials = ()
 
 
@@ -188,14 +221,24 @@ TestLoss = Literal["mean_over_examples", "mean_of_batch_means"]
 
 
 class RecipeSpec(Spec):
-    """How a network is trained. Defaults are those of the released code (``study.md`` section D).
+    """A training recipe. Defaults are those of the released code.
 
-    ``num_outputs`` None means one logit per class; the released code left torchvision's 1000.
-    ``input_scale`` multiplies pixels in [0, 255] inside the model, so attacks keep pixel units.
+    Attributes:
+        name: name of the recipe with its changes: ``paper+epochs=30``.
+        optimizer: ``adam`` has the coupled weight decay of the released code.
+        learning_rate: constant over all epochs.
+        weight_decay: see ``optimizer``.
+        batch_size: images of one optimisation step.
+        epochs: passes over the training images.
+        precision: of the forward pass, see :class:`tasks.trials.training.Step`.
+        num_outputs: logits; None for one per class. The released code left torchvision's 1000.
+        input_scale: factor on pixels in [0, 255], inside the model, so that attacks keep pixel
+            units.
+        dropout: probability; None keeps the library's default (0.5 in torchvision's VGGs).
+        test_loss: how losses are averaged, see :data:`tasks.trials.training.LossRule`.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.+=-]{0,199}$")]
-    """The recipe's own name, with what was changed of it: ``paper+epochs=30``."""
     optimizer: Optimizer = "adam"
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
@@ -205,7 +248,6 @@ class RecipeSpec(Spec):
     num_outputs: NumOutputs = None
     input_scale: InputScale = 1.0
     dropout: Dropout = None
-    """None keeps the library's own default (0.5 in torchvision's VGGs)."""
     test_loss: TestLoss = "mean_over_examples"
 
 
@@ -217,22 +259,97 @@ def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
     return each_once(epsilons)
 
 
-class AttackSpec(Spec):
-    """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
+def _known_attack(name: str) -> str:
+    if name not in ATTACKS:
+        hint = nearest(name, ATTACKS)
+        raise ValueError(f"unknown attack; {hint}known attacks: {', '.join(sorted(ATTACKS))}")
+    return name
 
-    methods: Annotated[tuple[Literal["fgsm", "pgd"], ...], AfterValidator(each_once)] = ("fgsm",)
+
+def _as_sorted_pairs(value: object) -> object:
+    """Return mappings, as a sweep file writes them, as sorted pairs, and lists as tuples."""
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_as_sorted_pairs(item) for item in value)
+    return value
+
+
+def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
+    """Return the parameters that are not at their default, after checking all of them.
+
+    Raises:
+        ValueError: an attack or parameter is unknown, or a value is not allowed.
+    """
+    changed: list[tuple[str, ParameterValues]] = []
+    for method, values in sorted(by_method):
+        parameters = ATTACKS[_known_attack(method)].parameters
+        changed_values: list[tuple[str, Number]] = []
+        for name, value in sorted(values):
+            if name not in parameters:
+                names = ", ".join(parameters) or "none"
+                raise ValueError(f"{method} has no parameter {name!r}; its parameters: {names}")
+            parameter = parameters[name]
+            problem = parameter.problem(value)
+            if problem:
+                raise ValueError(f"{method}.{name} {problem}")
+            if value != parameter.default:
+                # Equal values must have one spelling: 1 and 1.0 would be two identities.
+                changed_values.append((name, type(parameter.default)(value)))
+        if changed_values:
+            changed.append((method, tuple(changed_values)))
+    return tuple(changed)
+
+
+ParameterValues = tuple[tuple[str, StrictInt | StrictFloat], ...]
+AttackParameters = tuple[tuple[str, ParameterValues], ...]
+
+
+class AttackSpec(Spec):
+    """Adversarial attacks on the test images."""
+
+    methods: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(each_once)
+    ] = ("fgsm",)
+    """Names in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)
-    ] = (*(1.0, 2.0, 4.0, 8.0),)
+    ] = (1.0, 2.0, 4.0, 8.0)
+    """Largest change of a pixel, in units of 1/255 of the range."""
+    parameters: Annotated[
+        AttackParameters, BeforeValidator(_as_sorted_pairs), AfterValidator(_changed_parameters)
+    ] = ()
+    """Parameters that are not at their default, by method; a mapping in a sweep file."""
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        unused = sorted({method for method, _ in self.parameters} - set(self.methods))
+        if unused:
+            raise ValueError(
+                f"parameters of {', '.join(unused)}, which methods does not name; "
+                "add it there, or drop its parameters"
+            )
+        return self
+
+    def changes(self, method: str) -> ParameterValues:
+        """Return the parameters of ``method`` that are not at their default."""
+        return dict(self.parameters).get(method, ())
+
+    def values(self, method: str) -> dict[str, Number]:
+        """Return all parameters of ``method`` with their values."""
+        return ATTACKS[method].values(dict(self.changes(method)))
 
 
 class RobustnessSpec(Spec):
-    """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel
-    units.
+    """The measurement of adversarial robustness R, see :mod:`tasks.trials.robustness`.
+
+    Attributes:
+        num_images: size of a fixed sample of the test images.
+        num_steps: gradient steps per image.
+        num_bisections: bisections per image.
     """
 
     num_images: Annotated[int, Field(ge=1)] = 250
-    """A fixed sample of the test images."""
     num_steps: Annotated[int, Field(ge=1)] = 100
     num_bisections: Annotated[int, Field(ge=1)] = 20
 
@@ -241,16 +358,21 @@ KeepWeights = Literal["all", "last", "none"]
 
 
 class RepresentationSpec(Spec):
-    """How the intrinsic dimension d_repr of the last hidden layer's activations is estimated."""
+    """The measurement of d_repr, the intrinsic dimension of the last hidden layer's activations.
+
+    Attributes:
+        estimators: names of estimators.
+        num_neighbors: nearest neighbours of each image.
+        stages: also measure the activations after every stage of the network.
+    """
 
     estimators: Estimators = ("mle", "twonn")
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     stages: bool = False
-    """Also of the activations after every stage."""
 
 
 class PreparedSpec(Spec):
-    """What a prepared dataset is made from; equal specs and equal raw files give equal arrays."""
+    """The preparation of a dataset. Equal specs and equal raw files give equal arrays."""
 
     schema_version: int = PREPARED_VERSION
     dataset: Name
@@ -264,34 +386,49 @@ class PreparedSpec(Spec):
 
     @property
     def prepared_id(self) -> str:
-        """Readable name plus hash; the folder of the prepared dataset."""
+        """The name of the prepared dataset's folder: readable, with a hash."""
         return readable_id([self.dataset, f"{self.image_size}px", self.data_mode], self)
 
 
 class TrainingCondition(Spec):
-    """A condition of an experiment that moves training images after the split.
+    """A condition of an experiment that changes training images after the split.
 
-    Test images stay as they were prepared. Results of the condition stand under ``dataset``.
+    Test images stay as they were prepared.
+
+    Attributes:
+        dataset: the name under which results of the condition are stored.
+        parameters: pairs (parameter, value), see
+            :data:`search_spaces.interventions.TRAINING_PARAMETERS`.
     """
 
     dataset: Name
     parameters: Dials
-    """Pairs (parameter, value), see :data:`search_spaces.interventions.TRAINING_PARAMETERS`."""
 
 
 class FurtherTest(Spec):
-    """A further test set: the test images of a subset, moved as a condition says."""
+    """A further test set: the test images of a subset, changed by a condition.
+
+    Attributes:
+        name: of the condition, without that of the base dataset.
+        parameters: pairs (parameter, value), as of :class:`TrainingCondition`.
+    """
 
     name: Name
-    """The condition's, without that of the base dataset."""
     parameters: Dials
 
 
 class SubsetSpec(Spec):
-    """Which images of a prepared dataset are trained and tested on.
+    """A subset of a prepared dataset: its training images of every size, and its test images.
 
-    Train subsets of all sizes are prefixes of one stratified permutation and share one test set, so
-    nothing here depends on which sizes a sweep asks for.
+    Training sets of all sizes are prefixes of one stratified permutation and share one test set, so
+    nothing here depends on the train sizes of a sweep.
+
+    Attributes:
+        prepared: the prepared dataset.
+        class_pair: the two classes of a binary task; None for all classes.
+        test_size: test images.
+        split_seed: of the permutation.
+        condition: changes the training images; None trains on the images as they were prepared.
     """
 
     prepared: PreparedSpec
@@ -299,42 +436,52 @@ class SubsetSpec(Spec):
     test_size: Annotated[int, Field(ge=2)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     condition: TrainingCondition | None = None
-    """What moves its training images; None trains on the images as they were prepared."""
 
     @property
     def dataset(self) -> str:
-        """The name under which its results stand."""
-        return self.prepared.dataset if self.condition is None else self.condition.dataset
+        """The name under which its results are stored."""
+        if self.condition is None:
+            return self.prepared.dataset
+        return self.condition.dataset
 
     @property
     def unmoved(self) -> SubsetSpec:
-        """The same images with no training image moved: the subset of the condition's base."""
-        return self if self.condition is None else self.model_copy(update={"condition": None})
+        """The same subset without a condition: that of the base dataset."""
+        if self.condition is None:
+            return self
+        return self.model_copy(update={"condition": None})
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether a fault makes images, or the test set, other ones for every train size (F3, F4,
-        F7).
-        """
+        """True if a fault makes images or the test set depend on the train size (F3, F4, F7)."""
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """Share of the largest distance ratios that TwoNN leaves out: 0.1 (Facco et al.), 0 as
-        released.
-        """
-        return 0.0 if self.prepared.data_mode == "as_released" else 0.1
+        """Share of the largest distance ratios that TwoNN leaves out: 0.1 as in Facco et al."""
+        if self.prepared.data_mode == "as_released":
+            return 0.0  # as in the released code
+        return 0.1
 
     @property
     def subset_id(self) -> str:
-        """Readable name plus hash."""
+        """A readable name with a hash."""
         return readable_id([self.dataset, pair_name(self.class_pair)], self)
 
 
 class MeasureSpec(Spec):
-    """Intrinsic dimension and label sharpness of one subset at every train size, once for all
-    models.
+    """The measures of a subset: intrinsic dimension and label sharpness at every train size.
+
+    Attributes:
+        subset: its training images are measured once, for all models.
+        train_sizes: numbers of training images.
+        num_neighbors: nearest neighbours of each image.
+        estimators: names of estimators of intrinsic dimension.
+        sharpness_sample: images of which label sharpness is computed, for larger train sizes; None
+            takes all.
+        sharpness_seeds: one sample for each, for train sizes above ``sharpness_sample``.
+        calibrate: also correct the bias of the intrinsic dimension by simulation.
     """
 
     schema_version: int = MEASURE_VERSION
@@ -342,37 +489,31 @@ class MeasureSpec(Spec):
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     estimators: Estimators = DEFAULT_ESTIMATORS
-    """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
-    """One sample per seed, for sizes above ``sharpness_sample``."""
     calibrate: bool = False
 
     @property
     def measure_id(self) -> str:
-        """Readable name plus hash."""
+        """A readable name with a hash."""
         subset = self.subset
         return readable_id([subset.dataset, pair_name(subset.class_pair), "measures"], self)
 
     @property
     def derived_seed(self) -> int:
-        """Seed of every random choice of this measure (independent of the train sizes asked
-        for).
-        """
+        """The seed of every random choice. It does not depend on the train sizes."""
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
 
 
 def pair_name(class_pair: ClassPair | None) -> str:
-    """Spell a class pair as in tables and ids: ``"3-8"``, or ``""`` when a dataset is used
-    whole.
-    """
-    return "" if class_pair is None else f"{class_pair[0]}-{class_pair[1]}"
+    """Return a class pair as in tables and ids, ``"3-8"``; ``""`` for all classes."""
+    if class_pair is None:
+        return ""
+    return f"{class_pair[0]}-{class_pair[1]}"
 
 
 class NetworkSpec(Spec):
-    """One trained network: what it is, what it is trained on and how. Its content is its
-    identity.
-    """
+    """A trained network: its model, its training images, its recipe and its seed."""
 
     schema_version: int = NETWORK_VERSION
     model: ModelSpec
@@ -383,14 +524,14 @@ class NetworkSpec(Spec):
 
     @property
     def network_id(self) -> str:
-        """Readable slug plus 12 hex digits."""
+        """A readable name with a hash."""
         subset = self.subset
-        where = [self.model.name, subset.dataset, pair_name(subset.class_pair)]
-        return readable_id([*where, f"n{self.train_size}", f"s{self.seed}"], self)
+        combination = [self.model.name, subset.dataset, pair_name(subset.class_pair)]
+        return readable_id([*combination, f"n{self.train_size}", f"s{self.seed}"], self)
 
     @property
     def derived_seed(self) -> int:
-        """Seed of weight initialisation and batch order: a function of this spec alone."""
+        """The seed of weights and batch order, which depends on this spec alone."""
         return derive_seed("network", fingerprint(self))
 
 
@@ -400,33 +541,38 @@ class AttackMeasurement(Spec):
     schema_version: int
     method: str
     epsilon: float
+    parameters: ParameterValues = ()
+    """The parameters that are not at their default."""
 
 
 class RepresentationMeasurement(Spec):
-    """One estimate of the intrinsic dimension of a network's representation of its training set."""
+    """One estimate of d_repr, the intrinsic dimension of the training set's representation.
+
+    Attributes:
+        stages: after every stage, not of the last hidden layer.
+    """
 
     schema_version: int
     estimator: str
     num_neighbors: int
     stages: bool = False
-    """After every stage, not of the last hidden layer."""
 
 
 class RobustnessMeasurement(Spec):
-    """The distances to other decisions."""
+    """The adversarial robustness R."""
 
     schema_version: int
     robustness: RobustnessSpec
 
 
 class PredictionMeasurement(Spec):
-    """What a network says of every test image."""
+    """The logits of every test image."""
 
     schema_version: int
 
 
 class FurtherTestMeasurement(Spec):
-    """Loss and accuracy on a further test set, and R on it where R is measured at all."""
+    """Loss and accuracy on a further test set, and R on it if R is measured."""
 
     schema_version: int
     test: FurtherTest
@@ -443,10 +589,9 @@ Measurement = (
 
 
 class TrialSpec(Spec):
-    """One cell of the grid: a network, and what is measured on it once it is trained.
+    """A trial: a network, and what is measured on it after training.
 
-    The cell's identity and seed are the network's, so that asking for more measurements changes no
-    network.
+    Its identity and seed are those of the network, so more measurements change no network.
     """
 
     network: NetworkSpec
@@ -463,7 +608,7 @@ class TrialSpec(Spec):
 
     @property
     def trial_id(self) -> str:
-        """The network's id; carried by Tune's trial, the store's folder and MLflow's tag."""
+        """The network's id, which Tune's trial, the store's folder and MLflow's tag carry."""
         return self.network.network_id
 
     @property
@@ -473,43 +618,51 @@ class TrialSpec(Spec):
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Everything that is measured on the network, one entry per number or group of numbers."""
-        attacks, representation, k = (
-            self.attacks,
-            self.representation,
-            self.representation.num_neighbors,
-        )
-        version = self.representation_version
-        found: list[Measurement] = [
-            RepresentationMeasurement(
-                schema_version=version, estimator=name, num_neighbors=k, stages=stages
-            )
-            for stages in (False, True)[: 1 + representation.stages]
-            for name in representation.estimators
-        ]
-        versions = {"fgsm": 1, "pgd": self.attack_version}
-        found += [
-            AttackMeasurement(schema_version=versions[method], method=method, epsilon=epsilon)
-            for method in attacks.methods
-            for epsilon in attacks.epsilons
-        ]
-        if (asked := self.robustness) is not None:
-            found.append(
-                RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked)
+        """All measurements on the network, one for each number or group of numbers."""
+        representation = self.representation
+        measurements: list[Measurement] = []
+        layers = (False, True) if representation.stages else (False,)
+        for stages in layers:
+            for estimator in representation.estimators:
+                measurements.append(
+                    RepresentationMeasurement(
+                        schema_version=self.representation_version,
+                        estimator=estimator,
+                        num_neighbors=representation.num_neighbors,
+                        stages=stages,
+                    )
+                )
+        for method in self.attacks.methods:
+            for epsilon in self.attacks.epsilons:
+                measurements.append(
+                    AttackMeasurement(
+                        schema_version=ATTACKS[method].version_at(self.attack_version),
+                        method=method,
+                        epsilon=epsilon,
+                        parameters=self.attacks.changes(method),
+                    )
+                )
+        if self.robustness is not None:
+            measurements.append(
+                RobustnessMeasurement(
+                    schema_version=self.robustness_version, robustness=self.robustness
+                )
             )
         if self.predictions:
-            found.append(PredictionMeasurement(schema_version=self.predictions_version))
-        found += [
-            FurtherTestMeasurement(
-                schema_version=self.further_tests_version, test=test, robustness=self.robustness
+            measurements.append(PredictionMeasurement(schema_version=self.predictions_version))
+        for test in self.further_tests:
+            measurements.append(
+                FurtherTestMeasurement(
+                    schema_version=self.further_tests_version, test=test, robustness=self.robustness
+                )
             )
-            for test in self.further_tests
-        ]
-        return tuple(found)
+        return tuple(measurements)
 
-    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that a trial made by this spec does not have."""
-        if self == asked:
+    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``requested`` that a trial of this spec does not have."""
+        if self == requested:
             return ()
-        have = set(self.measurements)
-        return tuple(item for item in asked.measurements if item not in have)
+        present = set(self.measurements)
+        return tuple(
+            measurement for measurement in requested.measurements if measurement not in present
+        )

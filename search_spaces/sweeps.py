@@ -1,6 +1,4 @@
-"""What a sweep file may say: the grid as people write it, before it becomes networks and
-measures.
-"""
+"""Sweep files: the grid as people write it, before it becomes networks and measures."""
 
 from __future__ import annotations
 
@@ -32,6 +30,7 @@ from search_spaces.tuning import TuneSpec
 
 
 def _class_choice(value: object) -> int | str:
+    """Return a class of a sweep file: its index, or its name as text."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -40,19 +39,17 @@ def _class_choice(value: object) -> int | str:
 
 
 ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
-
-
 PairChoice = tuple[ClassChoice, ClassChoice]
-"""A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
+"""A class pair of a sweep file: indices from 0, or names as text."""
 
 MOST_IMAGES = 10**9
-"""Of one network; more is a slip of the finger, found before anything is read."""
+"""Largest train or test size. A larger one is a typing error, reported before anything is read."""
 LEAST_SHARE = 0.0001
-"""Of a core or GPU: Ray counts in ten-thousandths, and starts nothing that asks for less."""
+"""Smallest share of a core or GPU. Ray counts in ten-thousandths and starts no task with less."""
 
 
 class _Choice(specs.Spec):
-    """Something that there is, with changes; in a sweep file a text alone is its ``from``."""
+    """A built-in entry with changes. A text alone in a sweep file is its ``from``."""
 
     model_config = ConfigDict(populate_by_name=True, strict=False)
 
@@ -61,36 +58,45 @@ class _Choice(specs.Spec):
     @model_validator(mode="before")
     @classmethod
     def _take_text(cls, value: object) -> object:
-        return {"from": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"from": value}
+        return value
 
 
 class ModelChoice(_Choice):
-    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's
-    own ``package.module:function``.
+    """A network of a sweep.
+
+    Attributes:
+        from_: its name in the table, ``torchvision:NAME``, ``timm:NAME``, or a user's
+            ``package.module:function``.
+        arguments: keyword arguments of the constructor.
+        pretrained: start from the library's weights.
+        name: its name in tables; None for one made of the other fields.
     """
 
     arguments: specs.Arguments = ()
     pretrained: bool = False
-    """Start from the library's weights."""
     name: specs.Name | None = None
-    """How it is called in tables; by default after what it is made from."""
 
     @field_validator("arguments", mode="before")
     @classmethod
     def _sort_arguments(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        return tuple(
-            (key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items())
-        )
+        pairs: list[tuple[object, object]] = []
+        for key, argument in sorted(value.items()):
+            if isinstance(argument, list):
+                argument = tuple(argument)
+            pairs.append((key, argument))
+        return tuple(pairs)
 
 
 class RecipeChanges(specs.Spec):
-    """Fields of a recipe that a sweep changes; several values of one field are an axis of the
-    grid.
+    """Fields of a recipe that a sweep changes. Several values of one field are an axis of the grid.
+
+    A single value of a sweep file becomes a tuple of one.
     """
 
-    # A value alone is made a list of one before it is checked; from there on lists are tuples.
     model_config = ConfigDict(strict=False)
 
     optimizer: tuple[specs.Optimizer, ...] = ()
@@ -115,16 +121,17 @@ class RecipeChanges(specs.Spec):
 
     @property
     def changes(self) -> dict[str, tuple[object, ...]]:
-        """What is changed, in the recipe's order of fields."""
-        return {
-            name: values
-            for name in specs.RecipeSpec.model_fields
-            if (values := getattr(self, name, ()))
-        }
+        """The changed fields with their values, in the recipe's order."""
+        changes: dict[str, tuple[object, ...]] = {}
+        for name in specs.RecipeSpec.model_fields:
+            values = getattr(self, name, ())
+            if values:
+                changes[name] = values
+        return changes
 
 
 class RecipeOverride(RecipeChanges):
-    """Other values for some models and datasets; an empty list means all."""
+    """Other values for some models and datasets. An empty list means all of them."""
 
     models: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
@@ -142,8 +149,8 @@ class RecipeOverride(RecipeChanges):
 class RecipeChoice(RecipeChanges, _Choice):
     """The recipe of a sweep.
 
-    Fields given here hold for all models and datasets, whatever the recipe itself says of some of
-    them; ``overrides`` hold over both, later ones over earlier ones.
+    Its fields hold for all models and datasets, even where the recipe has exceptions for some.
+    ``overrides`` take precedence over both, and later overrides over earlier ones.
     """
 
     overrides: tuple[RecipeOverride, ...] = ()
@@ -157,28 +164,30 @@ class RecipeChoice(RecipeChanges, _Choice):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The fields that have several values."""
+        """The fields with several values."""
         return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
-# YAML 1.1 and --set read on and off as true and false.
-Switch = Annotated[
-    Literal["auto", "on", "off"],
-    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
-]
+def _on_or_off(value: object) -> object:
+    # YAML 1.1 and --set read on and off as true and false.
+    names: dict[object, str] = {True: "on", False: "off"}
+    return names[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class ResourceSpec(specs.Spec):
-    """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
+    """Resources of one trial. They are never part of an identity.
 
-    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each
-    trial is predicted to need of the cluster's GPUs. Elsewhere trials run on ``num_cpus`` cores
-    with as many torch threads.
-
-    ``fast`` says how a GPU trains: ``auto`` takes captured graphs where a self-test found that they
-    give the numbers of the libraries' own path and are faster, ``on`` without asking it, ``off``
-    never. ``micro_batches`` says whose batches may pass in parts where a whole GPU's memory is
-    short: ``auto`` leaves networks with batch norm alone, whose numbers it would change.
+    Attributes:
+        num_cpus: cores, where the cluster has no GPUs; a trial has as many torch threads.
+        num_gpus: GPUs, which may be a fraction; None for the need that is predicted for each trial.
+        memory_bytes: main memory that Ray reserves; 0 for none.
+        fast: whether a GPU trains by captured graphs. ``auto``: if a self-test found that they give
+            the numbers of eager training and are faster; ``on``: without the self-test.
+        micro_batches: whether batches pass in parts if a whole GPU's memory is short. ``auto``
+            excepts networks with batch norm, whose numbers it would change.
     """
 
     num_cpus: Annotated[float, Field(ge=LEAST_SHARE)] = 1.0
@@ -190,40 +199,56 @@ class ResourceSpec(specs.Spec):
     @field_validator("num_gpus")
     @classmethod
     def _check_share(cls, share: float | None) -> float | None:
-        if share and share < LEAST_SHARE:
+        if not share:
+            return share
+        if share < LEAST_SHARE:
             raise ValueError(f"must be 0, or {LEAST_SHARE} of a GPU or more")
-        if share is not None and share > 1 and share != int(share):
+        if share > 1 and share != int(share):
             raise ValueError("must be a fraction of one GPU or a whole number, e.g. 0.25, 1 or 2")
         return share
 
 
 class OwnSourceSpec(specs.Spec):
-    """Your own data: where they lie and what they are. Absent for datasets of the table."""
+    """A user's own data: where they are and what they are. Not for datasets of the table.
+
+    Attributes:
+        kind: how they are stored: the name of a source in :mod:`tasks.sources`.
+        path: of the folder or file.
+        title: for people.
+        domain: None for data that are measured without one; a sweep needs one.
+        modality: what the images show.
+        channels: of the raw images.
+        class_names: names of the classes by index; read from the data if class pairs are named.
+        label_map: label as written in the data -> class, if a class has several spellings.
+        label_columns: of a table, its column of labels, or one column of 0 and 1 per class; only
+            if they have no usual name.
+        layout: of class folders with patients, which of the two is on top; only if it is not clear.
+        pixel_range: values of black and white in floating-point or signed images; only if the data
+            do not have them.
+    """
 
     kind: specs.Name
     path: str
     title: str = ""
     domain: specs.Domain | None
-    """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
     class_names: tuple[str, ...] = ()
-    """Names of the classes by place; read from the data where class pairs are named."""
     label_map: dict[str, str] = Field(default_factory=dict)
-    """Label as written in the data -> the class it means, where several spellings mean one
-    class."""
     label_columns: tuple[str, ...] = ()
-    """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual
-    name."""
     layout: specs.Layout | None = None
-    """Of class folders with patients below them or above them, where both could be meant."""
     pixel_range: Annotated[tuple[float, float], BeforeValidator(specs.two_rising)] | None = None
-    """Values of floating-point or signed images that are black and white, where the data leave it
-    open."""
 
 
 class DatasetChoice(specs.Spec):
-    """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
+    """A dataset of a sweep.
+
+    Attributes:
+        name: in the table of datasets, or a new name for own or generated data.
+        class_pairs: binary tasks; None for those of the table.
+        own: where a user's own data are.
+        made: what a generated or changed dataset is made of.
+    """
 
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
@@ -240,14 +265,52 @@ class DatasetChoice(specs.Spec):
 
 
 class ConditionChoice(DatasetChoice):
-    """A condition of an experiment that moves the training images of ``base`` after the split."""
+    """A condition that changes the training images of the dataset ``base`` after the split."""
 
     base: specs.Name
     condition: specs.Dials
 
 
 class SweepSpec(specs.Spec):
-    """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
+    """A preset or sweep file: the whole grid, and how its trials are trained and measured.
+
+    Attributes:
+        name: of the sweep.
+        description: for people.
+        models: networks of the grid.
+        datasets: datasets of the grid.
+        worlds: base datasets of an experiment, see :mod:`search_spaces.interventions`.
+        arms: conditions of the experiment. Each one in each world is a dataset of its own, named
+            ``<world>_<arm>``, beside ``datasets``.
+        intervene_on: images that arms change: ``all`` before the split, or the ``training`` images
+            after it. Every test set is then that of the base dataset.
+        further_test_sets: also test every network on its base dataset's test images, changed by
+            the arms.
+        train_sizes: numbers of training images.
+        test_size: test images.
+        image_size: side of the square images, in pixels.
+        channels: of every prepared image. None keeps each dataset's own; K_F can then not be
+            compared between datasets.
+        seeds: one network for each.
+        split_seed: of training and test images.
+        recipe: how networks are trained.
+        data_mode: ``as_released`` has all faults of the released code.
+        faults: single faults of the released code, in ``corrected`` mode.
+        attacks: on the test images.
+        robustness: how R is measured; None does not measure it.
+        keep_weights: which networks' weights are stored; ``last`` for those of the largest train
+            size. It is not part of an identity.
+        d_repr_stages: measure d_repr after every stage of a network, and not only of its last
+            hidden layer.
+        predictions: store every network's logits of the test images.
+        num_neighbors: nearest neighbours for intrinsic dimensions.
+        estimators: of d_data.
+        sharpness_sample: images of which label sharpness is computed; None takes all.
+        calibrate: also correct the bias of d_data by simulation, for the report. It takes about a
+            minute per subset.
+        resources: of each trial.
+        tune: how ``isweep tune`` searches. It changes nothing of the sweep itself.
+    """
 
     name: specs.Name
     description: str = ""
@@ -255,56 +318,41 @@ class SweepSpec(specs.Spec):
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
     worlds: tuple[BaseDatasetSpec, ...] = ()
     arms: tuple[ConditionSpec, ...] = ()
-    """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside
-    ``datasets``."""
     intervene_on: InterveneOn = "all"
-    """Images that arms move: ``all`` before the split, or the ``training`` images after it; then
-    every test set is that of the world's base."""
     further_test_sets: bool = False
-    """Also test every network on its world's test images moved as its arms say."""
     train_sizes: Annotated[
         tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)
     ]
     test_size: Annotated[int, Field(ge=2, le=MOST_IMAGES)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
-    """Channels of every prepared image; None keeps each dataset's own, and K_F is then not
-    comparable."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     recipe: RecipeChoice
     data_mode: specs.DataMode = "corrected"
     faults: tuple[specs.Fault, ...] = ()
-    """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has
-    them all."""
     attacks: specs.AttackSpec = specs.AttackSpec()
     robustness: specs.RobustnessSpec | None = None
-    """None does not measure it."""
     keep_weights: specs.KeepWeights = "all"
-    """Of which networks: ``last`` keeps those of the largest train size. No part of any
-    identity."""
     d_repr_stages: bool = False
-    """Measure d_repr after every stage of a network too, not of its last hidden layer alone."""
     predictions: bool = False
-    """Keep every network's logits of the test images."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     estimators: specs.Estimators = specs.DEFAULT_ESTIMATORS
-    """Of d_data."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     calibrate: bool = False
-    """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""
     resources: ResourceSpec = ResourceSpec()
     tune: TuneSpec = TuneSpec()
-    """How ``isweep tune`` searches; changes nothing of the sweep itself."""
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
-        if twice := [choice.from_ for choice, count in Counter(self.models).items() if count > 1]:
-            raise ValueError(f"models names {', '.join(sorted(twice)[:20])} more than once")
+        counts = Counter(self.models)
+        repeated = sorted(choice.from_ for choice, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(f"models names {', '.join(repeated[:20])} more than once")
         for field in ("train_sizes", "seeds", "faults"):
             specs.each_once(getattr(self, field), what=field)
-        names = [choice.name for choice in self.all_datasets]
-        if len(set(names)) < len(names):
+        datasets = self.all_datasets
+        if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
                 "datasets names a dataset more than once; list its class pairs in one entry"
             )
@@ -316,10 +364,11 @@ class SweepSpec(specs.Spec):
             raise ValueError("a sweep needs datasets, or worlds")
         if self.arms and not self.worlds:
             raise ValueError("arms need worlds to be arms of")
-        for field, listed in (("worlds", self.worlds), ("arms", self.arms)):
-            specs.each_once(tuple(one.name for one in listed), what=field)
-        named = {name for arm in self.arms for name in arm.worlds}
-        if unknown := sorted(named - {world.name for world in self.worlds}):
+        world_names = tuple(world.name for world in self.worlds)
+        specs.each_once(world_names, what="worlds")
+        specs.each_once(tuple(arm.name for arm in self.arms), what="arms")
+        unknown = sorted({name for arm in self.arms for name in arm.worlds} - set(world_names))
+        if unknown:
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError("further_test_sets needs intervene_on: training")
@@ -329,10 +378,12 @@ class SweepSpec(specs.Spec):
 
     @property
     def experiment(self) -> tuple[ExperimentDataset, ...]:
-        """Each world's base, then its arms; a dial that is not there, or too far, is a
-        ValueError.
+        """The datasets of the experiment: each world's base, then its arms.
+
+        Raises:
+            ValueError: an arm sets a parameter that its world does not have, or out of range.
         """
-        found = []
+        datasets: list[ExperimentDataset] = []
         for world in self.worlds:
             base = ExperimentDataset(
                 world=world.name,
@@ -341,61 +392,62 @@ class SweepSpec(specs.Spec):
                 made=world.turned(()),
                 intervene_on=self.intervene_on,
             )
-            found.append(base)
+            datasets.append(base)
             for arm in self.arms:
-                if arm.worlds and world.name not in arm.worlds:
-                    continue
-                try:
-                    made, condition = self._condition(base.made, arm)
-                except ValidationError as error:
-                    wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
-                    raise ValueError(f"arm {arm.name} in world {world.name}: {wrong}") from None
-                except ValueError as error:
-                    raise ValueError(f"arm {arm.name} in world {world.name}: {error}") from None
-                found.append(
-                    replace(base, name=arm.name, moves=arm.moves, made=made, condition=condition)
-                )
-        return tuple(found)
+                if not arm.worlds or world.name in arm.worlds:
+                    datasets.append(self._condition(base, arm))
+        return tuple(datasets)
 
-    def _condition(self, base: MadeSpec, arm: ConditionSpec) -> tuple[MadeSpec, specs.Dials]:
-        """Return what an arm's images are made of, and what moves its training images after the
-        split.
-        """
-        if self.intervene_on == "training":
-            return base, check_training_parameters(arm.dials)
-        return base.turned(arm.dials), ()
+    def _condition(self, base: ExperimentDataset, arm: ConditionSpec) -> ExperimentDataset:
+        """Return the dataset of an arm in the world of ``base``."""
+        contents = base.made
+        training_parameters: specs.Dials = ()
+        try:
+            if self.intervene_on == "training":
+                training_parameters = check_training_parameters(arm.dials)
+            else:
+                contents = contents.turned(arm.dials)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"arm {arm.name} in world {base.world}: {problem}") from None
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name} in world {base.world}: {error}") from None
+        return replace(
+            base, name=arm.name, moves=arm.moves, made=contents, condition=training_parameters
+        )
 
     @property
     def all_datasets(self) -> tuple[DatasetChoice, ...]:
-        """The datasets named, then those of the worlds."""
-        made = (
-            ConditionChoice(
-                name=one.dataset, made=one.made, base=one.base_dataset, condition=one.condition
-            )
-            if one.condition
-            else DatasetChoice(name=one.dataset, made=one.made)
-            for one in self.experiment
-        )
-        return (*self.datasets, *made)
+        """The named datasets, then those of the experiment."""
+        choices = list(self.datasets)
+        for dataset in self.experiment:
+            choice = DatasetChoice(name=dataset.dataset, made=dataset.made)
+            if dataset.condition:
+                choice = ConditionChoice(
+                    name=dataset.dataset,
+                    made=dataset.made,
+                    base=dataset.base_dataset,
+                    condition=dataset.condition,
+                )
+            choices.append(choice)
+        return tuple(choices)
 
     @property
     def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
-        """The further test sets of each dataset: a base's are those of all its arms, an arm's is
-        its own.
-        """
+        """The further test sets by dataset: of all arms for a base dataset, its own for an arm."""
         if not self.further_test_sets:
             return {}
-        found: dict[str, tuple[specs.FurtherTest, ...]] = {}
-        for one in self.experiment:
-            if one.condition:
-                test = specs.FurtherTest(name=one.name, parameters=one.condition)
-                found[one.dataset] = (test,)
-                found[one.base_dataset] = (*found.get(one.base_dataset, ()), test)
-        return found
+        tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
+        for dataset in self.experiment:
+            if dataset.condition:
+                test = specs.FurtherTest(name=dataset.name, parameters=dataset.condition)
+                tests[dataset.dataset] = (test,)
+                tests[dataset.base_dataset] = (*tests.get(dataset.base_dataset, ()), test)
+        return tests
 
     @property
     def all_faults(self) -> tuple[specs.Fault, ...]:
-        """The faults in force: all of them in ``as_released`` mode."""
-        return (
-            specs.RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
-        )
+        """The faults of the released code that are in force."""
+        if self.data_mode == "as_released":
+            return specs.RELEASED_FAULTS
+        return tuple(sorted(self.faults))

@@ -1,5 +1,5 @@
-"""How one unit of the study is computed: data preparation, measures, training, attacks; no sweep
-logic.
+"""The computation of one unit of the study: data preparation, measures, training, attacks.
+There is no sweep logic here.
 
 The names of ``__init__.pyi`` are imported when they are used, so that ``import tasks`` stays cheap.
 """

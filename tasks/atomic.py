@@ -1,9 +1,8 @@
-"""Files that are there whole or not at all, also after a crash or a power cut: the one way to write
-them.
+"""Atomic files: complete or absent, even after a crash or a power cut.
 
-A temporary sibling is written, flushed to the disk and renamed, and the folder is flushed, since a
-rename that only memory knows of is lost with the power. Siblings have names of their own, so two
-processes that write the same file do not meet; the later one wins.
+A temporary file is written in the same folder, flushed to the disk and renamed. Then the folder is
+flushed too, since a power cut loses a rename that is only in memory. Temporary files have random
+names, so two processes can write the same file; the later one wins.
 """
 
 from __future__ import annotations
@@ -21,11 +20,14 @@ from typing import IO
 def replacing(
     path: str | os.PathLike[str], *, mode: int = 0o666, durable: bool = True
 ) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path`` when the block ends without an error.
+    """Open a file that replaces ``path`` when the block ends without an error.
 
-    Its folder is made when missing; ``mode`` are permissions, less the process's umask. ``durable``
-    waits until the disk has it; False is for what a power cut may take. After an OSError ``path``
-    is as it was.
+    After an error ``path`` is as it was.
+
+    Args:
+        path: its folder is created if it is missing.
+        mode: permissions, of which the process's umask takes some.
+        durable: wait until the disk has the file. False is for files that a power cut may lose.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
@@ -46,9 +48,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
 
 
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
-    """Write ``data`` unless ``path`` is there already: the first of several processes wins,
-    whole.
-    """
+    """Write ``data`` unless ``path`` exists. Of several processes the first one wins."""
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
         file.write(data)
@@ -61,27 +61,26 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
 
 
 def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Give a finished file its place unless another is there; the draft stays where links can be
-    made.
+    """Link the complete file ``draft`` as ``path`` unless ``path`` exists.
+
+    On a file system without hard links, ``draft`` is renamed to ``path``.
     """
     try:
         os.link(draft, path)
     except FileExistsError:
-        pass  # Another process was first: its file may be in use.
+        pass  # Another process was first, and its file may be in use.
     except OSError:
-        os.replace(draft, path)  # A file system without hard links.
+        os.replace(draft, path)
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a
-    writer.
-    """
+    """Return a file's content. A pipe in its place reads as empty, and is not waited for."""
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Bring a folder's names to the disk."""
+    """Flush a folder to the disk: the names of its files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,22 +89,22 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file for :func:`open`; a pipe in its place is not waited for."""
+    """Open a file as the ``opener`` of :func:`open`; a pipe in its place is not waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager
 def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open a new file beside ``path``, and see to it that it is gone afterwards."""
+    """Open a temporary file in the folder of ``path``, and remove it afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
-        ) as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
             yield file, temporary
     except OSError as error:
-        error.filename = error.filename or str(path)  # which an error of writing leaves out
+        # An error of writing, as on a full disk, does not name its file.
+        error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -117,9 +116,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder under another name, so that a stop on the way leaves no half of it under its
-    own.
-    """
-    gone = folder.with_name(f".removed-{secrets.token_hex(4)}")
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    """Remove a folder, after renaming it: an interruption leaves no half of it under its name."""
+    renamed = folder.with_name(f".removed-{secrets.token_hex(4)}")
+    folder.rename(renamed)
+    shutil.rmtree(renamed)

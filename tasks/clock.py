@@ -1,6 +1,4 @@
-"""Time, and threads that wait for it: passed in wherever control logic waits, so that a test may
-own both.
-"""
+"""A clock and threads as an argument, so that a test of control logic can replace both."""
 
 from __future__ import annotations
 
@@ -10,16 +8,14 @@ from collections.abc import Callable
 
 
 class Clock:
-    """The machine's clocks, one that can be set and one that nobody sets, and what waits by the
-    second.
-    """
+    """The machine's clocks, and the threads and conditions that wait by them."""
 
     def time(self) -> float:
-        """Return seconds since 1970, as the machine believes."""
+        """Return seconds since 1970 by the machine's clock, which may be set back."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Return seconds that only grow, since anything."""
+        """Return seconds since an arbitrary moment; they never go back."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -27,12 +23,13 @@ class Clock:
         time.sleep(seconds)
 
     def condition(self) -> threading.Condition:
-        """Make a condition with a lock of its own, which its holder may take again."""
+        """Return a condition whose lock its holder may take again."""
         return threading.Condition()
 
     def thread(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Make a thread that ends with its process."""
+        """Return a thread that ends with its process."""
         return threading.Thread(target=target, name=name, daemon=True)
 
 
 SYSTEM = Clock()
+"""The machine's own clock."""

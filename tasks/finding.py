@@ -1,4 +1,4 @@
-"""The base of everything that is found and kept: typed, frozen, finite."""
+"""The base class of every record that is stored."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Finding(BaseModel):
-    """A record: frozen, no unknown fields, no NaN or infinity."""
+    """A stored record: frozen, without unknown fields, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
-        """Return the record as JSON values, from which ``model_validate`` makes an equal one."""
+        """Return the record as JSON values; ``model_validate`` makes an equal one of them."""
         return self.model_dump(mode="json")
 
     def text(self) -> str:
-        """Return the record as JSON text, from which ``model_validate_json`` makes an equal one.
+        """Return the record as JSON text; ``model_validate_json`` makes an equal one of it.
 
         Raises:
-            ValueError: when a number in it is not finite (pydantic would write null).
+            ValueError: a number in it is not finite. Pydantic would write null for it.
         """
         return json.dumps(self.plain(), allow_nan=False)

@@ -90,10 +90,17 @@ def recipes(*, place: o.Place = o.Place()) -> None:
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names, rows = ("recipe", "epochs", "rate", "batch", "pixels", "about"), list[dict[str, Any]]()
-    for name, (about, *_) in RECIPES.items():
+    for name, recipe in RECIPES.items():
         usual = recipe_spec(name, "", "")
         pixels = f"0 to {255 * usual.input_scale:.4g}"
-        values = (name, usual.epochs, f"{usual.learning_rate:g}", usual.batch_size, pixels, about)
+        values = (
+            name,
+            usual.epochs,
+            f"{usual.learning_rate:g}",
+            usual.batch_size,
+            pixels,
+            recipe.about,
+        )
         rows.append(dict(zip(names, values, strict=True)))
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
         about = f"found by isweep tune: {path}"

@@ -450,6 +450,12 @@ def predict(
             source = f"sweep {sweep}"
             _print_curves(table, alone, (train_size, target_loss), source, model, work)
             return
+    if alone != CurveOptions():
+        rule = "Only learning curves of one dataset have these options"
+        hint = (
+            "leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
+        )
+        raise ConfigError(rule, "a prediction for a new dataset", hint)
     if measured is not None and not measured.endswith(".json"):
         growth()  # a wrong name is told before anything is measured
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.planning.paths import user_cache
+from search_spaces.attacks import ATTACKS
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec, TrialSpec
@@ -45,8 +46,6 @@ Fitted to published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 1
 the measured)."""
 PACKING_PAYS = 1.1
 """Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
-PGD_GRADIENTS = 5 * (1 + 20)
-"""Per image and strength: of every start and every step from it."""
 TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
 """Building, copying, d_repr and storing, per trial beside a GPU's work or on a core: assumed."""
 CORE_FLOPS = 100e9
@@ -454,33 +453,44 @@ def training_flops(trial: TrialSpec) -> float:
     return network.recipe.epochs * network.train_size * per_image
 
 
+@dataclass(frozen=True)
+class ImagePasses:
+    """How many images pass the network forward and back, and how many forward alone."""
+
+    gradients: int
+    forwards: int
+
+
 def attack_flops(trial: TrialSpec) -> dict[str, float]:
-    """Return the operations of a trial's attacks by kind; a gradient of the pixels costs three
-    passes.
+    """Return the floating-point operations of a trial's attacks by kind.
+
+    A gradient by the pixels costs three forward passes.
     """
     forward = cost_of(trial.network).forward_flops
     return {
-        kind: forward * (3 * num_gradients + num_evaluations)
-        for kind, (num_gradients, num_evaluations) in _attack_passes(trial).items()
+        kind: forward * (3 * passes.gradients + passes.forwards)
+        for kind, passes in attack_passes(trial).items()
     }
 
 
-def _attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
-    """Return by kind of attack how many images take a gradient, and how many a forward pass
-    alone.
-    """
-    attacks, asked, test_size = trial.attacks, trial.robustness, trial.network.subset.test_size
-    num_epsilons = len(attacks.epsilons)
-    passes = {
-        "fgsm": (test_size, test_size * num_epsilons) if "fgsm" in attacks.methods else (0, 0),
-        "pgd": (test_size * num_epsilons * PGD_GRADIENTS, 0)
-        if "pgd" in attacks.methods
-        else (0, 0),
-        "robustness": (0, 0),
-    }
-    if asked is not None:
-        num_images = min(asked.num_images, test_size)
-        passes["robustness"] = (num_images * asked.num_steps, 2 * num_images * asked.num_bisections)
+def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
+    """Return the passes of every attack by name, and of ``robustness``: 0 if not requested."""
+    test_size = trial.network.subset.test_size
+    num_epsilons = len(trial.attacks.epsilons)
+    passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, "robustness")}
+    for method in trial.attacks.methods:
+        per_image = ATTACKS[method].passes(trial.attacks.values(method))
+        gradients = per_image.shared_gradients + num_epsilons * per_image.gradients
+        passes[method] = ImagePasses(
+            gradients=test_size * gradients, forwards=test_size * num_epsilons * per_image.forwards
+        )
+    robustness = trial.robustness
+    if robustness is not None:
+        num_images = min(robustness.num_images, test_size)
+        passes["robustness"] = ImagePasses(
+            gradients=num_images * robustness.num_steps,
+            forwards=2 * num_images * robustness.num_bisections,
+        )
     return passes
 
 
@@ -560,16 +570,24 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
     """Return how many training steps, batches of an evaluation and gradients of a batch it
     takes.
     """
-    network, recipe, attacks = trial.network, trial.network.recipe, _attack_passes(trial)
-    gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
+    network = trial.network
+    recipe = network.recipe
+    passes = attack_passes(trial)
+    gradients = sum(kind.gradients for kind in passes.values())
+    forwards = sum(kind.forwards for kind in passes.values())
     looked_at = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
-    # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as
+    # The pass that gives FGSM its directions gives the test loss too, so it is made without FGSM as
     # well.
-    clean = network.subset.test_size - attacks["fgsm"][0]
+    has_clean_gradients = any(
+        ATTACKS[method].passes(trial.attacks.values(method)).shared_gradients
+        for method in trial.attacks.methods
+    )
+    if not has_clean_gradients:
+        gradients += network.subset.test_size
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
         (network.train_size + looked_at + forwards) / cost.evaluation_batch,
-        (gradients + clean) / cost.attack_batch,
+        gradients / cost.attack_batch,
     )
 
 

@@ -57,7 +57,7 @@ from tasks.atomic import write_atomic
 from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
-from tasks.trials.attacks import attack_pass, pass_clean
+from tasks.trials.attacks import attack_batch_size, run_clean_pass
 from tasks.trials.isolation import contained, deterministic, trial_memory
 from tasks.trials.records import CONTEXT_BYTES
 from tasks.trials.representations import extract_features
@@ -251,7 +251,7 @@ def correctness(bench: Bench) -> Found:
         model, (images, labels) = small.built(bench.models[0]), small.images(16)
         (clean, features), (clean_cpu, features_cpu) = (
             (
-                pass_clean(model.to(where), images.to(where), labels.to(where), pass_size=8),
+                run_clean_pass(model.to(where), images.to(where), labels.to(where), batch_size=8),
                 extract_features(model, images.to(where)),
             )
             for where in (bench.device, "cpu")
@@ -314,12 +314,12 @@ def passes(bench: Bench) -> Found:
         with bench.as_trials():
             network, (images, labels) = bench.built(model), bench.images(64)
             plain = bench.built(model).to(memory_format=torch.contiguous_format).eval()
-            size = attack_pass(bench.trial(model).network.recipe)
+            size = attack_batch_size(bench.trial(model).network.recipe)
             works: dict[str, tuple[int, Callable[[], object]]] = {
-                "evaluate_64": (64, partial(evaluate, network, images, labels, pass_size=64)),
-                "evaluate_16": (64, partial(evaluate, network, images, labels, pass_size=16)),
+                "evaluate_64": (64, partial(evaluate, network, images, labels, batch_size=64)),
+                "evaluate_16": (64, partial(evaluate, network, images, labels, batch_size=16)),
                 "nchw_16": (16, torch.no_grad()(partial(plain, images[:16].float()))),
-                "fgsm": (64, partial(pass_clean, network, images, labels, pass_size=size)),
+                "fgsm": (64, partial(run_clean_pass, network, images, labels, batch_size=size)),
             }
             yield (
                 model,
@@ -362,7 +362,7 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
     train(
         trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs
     )
-    pass_clean(trained, images, labels, pass_size=attack_pass(recipe))
+    run_clean_pass(trained, images, labels, batch_size=attack_batch_size(recipe))
 
 
 def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, Any]:

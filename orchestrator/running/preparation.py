@@ -268,7 +268,7 @@ class Meanwhile:
         ]
         self._process: Any = None
         if asked:
-            code = "from tasks.prepared.prepare import prepare_asked; prepare_asked()"
+            code = "from tasks.prepared.prepare import prepare_from_stdin; prepare_from_stdin()"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],  # whatever lies in the working directory
                 stdin=subprocess.PIPE,

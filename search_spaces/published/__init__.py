@@ -1,6 +1,4 @@
-"""The published study's numbers as tables; README.md beside them says how far each can be
-trusted.
-"""
+"""Tables of the published study's numbers. README.md here says how far each can be trusted."""
 
 from __future__ import annotations
 
@@ -9,8 +7,6 @@ from importlib.resources import files
 
 
 def read_published(name: str) -> list[dict[str, str]]:
-    """Return the rows of published table ``name`` (its file's name without ``.csv``), cells as
-    text.
-    """
+    """Return the rows of ``<name>.csv``, with all values as text."""
     text = (files(__name__) / f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

@@ -73,9 +73,9 @@ HELD_BYTES = 320 << 20
 DENSE_FRACTION = 0.25
 """Fraction of a block's columns in a sample above which masking the other columns is faster than
 copying those in the sample."""
-PAIRS_PER_SAMPLE = 2048
+PAIRS_PER_SAMPLE = 1024
 """Closest pairs to know of an average sample: with 1 % of labels unlike the others, a random
-labelling has no unlike pair among so many once in 10¹⁷."""
+labelling has no unlike pair among so many once in 10⁹."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Closest pairs to keep per shell, at most; they take 16 MiB."""
 
@@ -156,10 +156,14 @@ class ClosestPairs:
 
         Only pairs with the smaller position first are added: a block on the diagonal has both.
         """
-        limit = _limits_as(np.array(self.limit), block.dtype)
-        entries = np.flatnonzero(block <= limit)
+        limit = self.limit
+        num_enough = 2 * self.capacity  # a block on the diagonal has each pair twice
+        if np.isinf(limit) and block.size > num_enough:
+            # First block of a shell: only its own closest pairs can be among the closest.
+            limit = float(np.partition(block, num_enough, axis=None)[num_enough])
+        entries = np.flatnonzero(block <= _limits_as(np.array(limit), block.dtype))
         rows, columns = np.divmod(entries, block.shape[1])
-        pairs = np.zeros(len(rows), PAIR)
+        pairs = np.empty(len(rows), PAIR)
         pairs["squared"] = block[rows, columns]
         pairs["first"] = rows + first_row
         pairs["second"] = columns + first_column
@@ -840,6 +844,7 @@ def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
     for shell in shells:
         shell.prune()
         total.merge(shell)
-    pairs = np.sort(total.pairs, order=["squared", "first", "second"])
+    order = np.argsort(total.pairs["squared"])
+    pairs = total.pairs[order]
     distances = np.sqrt(pairs["squared"]) * unit
     return PairList(distances, pairs["first"], pairs["second"])

@@ -20,8 +20,10 @@ from search_spaces.specs import Dials, FurtherTest, SubsetSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
+Images = NDArray[np.generic]
+Labels = NDArray[np.int64]
 BLOCK_ROWS = 1024
-"""Images whose distances to the training images are held at once."""
+"""Number of images whose distances to the training images are held at once."""
 
 
 def load_subset(
@@ -33,16 +35,21 @@ def load_subset(
 ) -> TrialData:
     """Read the images of a subset, its training images moved as its condition says.
 
-    ``chosen`` is the split of ``spec``, which no condition changes. The test images are those of
-    the base; ``further_tests`` are read beside them.
+    Args:
+        prepared: The prepared dataset.
+        chosen: The split of ``spec``, which no condition changes.
+        spec: The subset and its condition.
+        train_size: Number of training images.
+        further_tests: Conditions whose test images are returned besides those of the base.
     """
     data = chosen.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    pool, pool_labels = prepared.read_rows(chosen.train_order), chosen.train_labels
+    pool = prepared.read_rows(chosen.train_order)
+    pool_labels = chosen.train_labels
     if spec.condition is not None:
-        moved = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
-        data = replace(data, train_images=moved[0][:train_size])
+        images, _ = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
+        data = replace(data, train_images=images[:train_size])
     tests = []
     for test in further_tests:
         images, is_moved = move_images(
@@ -53,12 +60,12 @@ def load_subset(
 
 
 def move_images(
-    images: NDArray[np.generic],
-    labels: NDArray[np.int64],
-    pool: NDArray[np.generic],
-    pool_labels: NDArray[np.int64],
+    images: Images,
+    labels: Labels,
+    pool: Images,
+    pool_labels: Labels,
     parameters: Dials,
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+) -> tuple[Images, NDArray[np.bool_]]:
     """Move the images that lie nearest to an image of another class in ``pool`` towards it.
 
     Args:
@@ -72,7 +79,7 @@ def move_images(
     Returns:
         The images, and which of them moved.
     """
-    values = {name: known.default for name, known in TRAINING_PARAMETERS.items()}
+    values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
     is_moved = np.zeros(len(images), dtype=np.bool_)
     if values["blend"] == 0:
@@ -89,24 +96,22 @@ def move_images(
 
 
 def nearest_unlike(
-    images: NDArray[np.generic],
-    labels: NDArray[np.int64],
-    pool: NDArray[np.generic],
-    pool_labels: NDArray[np.int64],
+    images: Images,
+    labels: Labels,
+    pool: Images,
+    pool_labels: Labels,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the nearest image of another label in ``pool``, and its squared distance, for each
-    image.
-    """
+    """Return each image's nearest one of another label in ``pool``, and the squared distance."""
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = images.reshape(len(images), -1).astype(np.float64)
-    others = pool.reshape(len(pool), -1).astype(np.float64)
-    other_squares = np.square(others).sum(axis=1)
+    pool_rows = pool.reshape(len(pool), -1).astype(np.float64)
+    pool_squares = np.square(pool_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
     for start in range(0, len(rows), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        squares = np.square(rows[block]).sum(axis=1)[:, None] + other_squares
-        squares -= 2 * rows[block] @ others.T
+        squares = np.square(rows[block]).sum(axis=1)[:, None] + pool_squares
+        squares -= 2 * rows[block] @ pool_rows.T
         squares[labels[block, None] == pool_labels] = np.inf
         nearest[block] = squares.argmin(axis=1)
         distances[block] = squares.min(axis=1)

@@ -69,9 +69,11 @@ def list_raw(request: RawRequest) -> Listing:
         raise DataError(error.rule, error.value, "; ".join(filter(None, hints))) from None
     if listing.items:
         return listing
-    reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
+    reasons = Counter(reason for _, reason in listing.skipped)
+    reasons += Counter(listing.excluded)
+    counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     raise request.error(
         "the raw download must hold images",
-        ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none",
+        counts or "none",
         f"expected: {dataset.raw_layout}",
     )

@@ -1,9 +1,8 @@
-"""Part files: what one reading task leaves behind, so that an interrupted preparation goes on where
-it was.
+"""Part files: the result of one reading task, so that an interrupted preparation can go on.
 
-A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (what is known of
-them, ids hashed), the second written last and atomically. Equal inputs give equal parts, so two
-processes that prepare the same data at the same time may overwrite each other's parts without harm.
+A part is ``<name>.npy`` (the prepared images of one block of items, in order) and ``<name>.json``
+(their metadata, ids hashed). The second is written last, and atomically. Equal inputs give equal
+parts, so two processes that prepare the same data at once may overwrite each other's parts.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,44 +23,75 @@ from tasks.sources import source_for
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, hash_text, keyed_hash
 from tasks.sources.pictures import to_prepared
 
+Image = NDArray[np.generic]
+"""A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
+PixelType = Literal["uint8", "float32"]
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
 IMAGE = np.dtype(
     [
-        *(("item", "<i4"), ("label", "<i8"), ("group", "<i8")),
-        *(("patient", "<i8"), ("split", "i1"), ("digest", "V32")),
+        ("item", "<i4"),
+        ("label", "<i8"),
+        ("group", "<i8"),
+        ("patient", "<i8"),
+        ("split", "i1"),
+        ("digest", "V32"),
     ]
 )
-"""What is kept of an image: place of its item in the block, class index, keyed hashes of its group
-and of its header's patient (0: none known), code of its split, SHA-256 of its prepared bytes."""
+"""Metadata of an image: the index of its item in the block, its class, keyed hashes of its group
+and of its header's patient (0 if unknown), the code of its split, SHA-256 of its prepared bytes.
+"""
 FORM = "mode, size or conversion of the raw image"
 """Name of the trait that every image has."""
 
 
+class Skip(NamedTuple):
+    """An item that cannot be used: the keyed hash of its locator, and why."""
+
+    locator: str
+    reason: str
+
+
+class TraitCount(NamedTuple):
+    """The number of images of a class for which a trait has one value.
+
+    The value is a keyed hash, or, for the trait :data:`FORM`, the value itself.
+    """
+
+    label: int
+    name: str
+    value: str
+    num_images: int
+
+
 @dataclass
 class Part:
-    """What is known of the images of one block of items; a preparation holds the parts of all
-    blocks.
+    """Metadata of the images of one block of items. A preparation holds those of all blocks.
 
     Attributes:
-        rows: ``(num_images,)`` of :data:`IMAGE`, in item order.
-        skipped: Pairs (keyed hash of the locator, reason).
-        conversions: Conversion name to number of images.
-        flags: Flag name to number of images.
-        traits: Tuples (label, name, keyed hash of the value, number of images) of what must not
-            tell the label. Mode, size and conversion of the raw image are one of them, as they are.
+        num_items: Number of items in the block.
+        rows: ``(num_images,)`` of :data:`IMAGE`, in the order of the items.
+        skipped: Items that cannot be used.
+        conversions: Number of images by conversion.
+        flags: Number of images by doubt.
+        traits: Counts of what must not tell the label.
     """
 
     num_items: int = 0
     rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, IMAGE))
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
     conversions: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
-    traits: list[tuple[int, str, str, int]] = field(default_factory=list)
+    traits: list[TraitCount] = field(default_factory=list)
 
 
-def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
-    """Read one block of items, write its part files ``stem.*``, and return what is known of its
-    images.
+def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: PixelType) -> Part:
+    """Read one block of items, write its part files, and return the metadata.
+
+    Args:
+        request: What is being prepared.
+        items: The block.
+        stem: Path of the part files without their ending.
+        dtype: Type of the prepared pixels.
     """
     part, images = read_block(request, items, dtype)
     save_part(stem, part, images)
@@ -68,49 +99,57 @@ def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str
 
 
 def read_block(
-    request: RawRequest, items: Sequence[Item], dtype: str
-) -> tuple[Part, list[NDArray[np.generic]]]:
-    """Read one block of items; returns what is known of its images, and these in order."""
+    request: RawRequest, items: Sequence[Item], dtype: PixelType
+) -> tuple[Part, list[Image]]:
+    """Read one block of items; return the metadata of its images, and the images in order."""
     part = Part(num_items=len(items))
+    images: list[Image] = []
     rows: list[tuple[int, int, int, int, int, bytes]] = []
-    images: list[NDArray[np.generic]] = []
     traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
-    for place, item in enumerate(items):
+    for position, item in enumerate(items):
         locator = keyed_hash(request.key, item.locator)
-        group = keyed_hash(request.key, item.group) if item.group else locator
         try:
-            found = _read_item(reader, item, request, dtype)
+            prepared = _read_item(reader, item, request, dtype)
         except SkipItem as skip:
-            part.skipped.append((hash_text(locator), skip.reason))
+            part.skipped.append(Skip(hash_text(locator), skip.reason))
             continue
-        for image, label, sample in found:
+        for image, label, sample in prepared:
             images.append(image)
-            own_group = keyed_hash(request.key, sample.group) if sample.group else group
-            patient = keyed_hash(request.key, sample.patient) if sample.patient else 0
-            rows.append((place, label, own_group, patient, SPLIT_CODES[item.split], digest(image)))
+            group = locator  # an image without a group is a group of its own
+            if sample.group or item.group:
+                group = keyed_hash(request.key, sample.group or item.group)
+            patient = 0
+            if sample.patient:
+                patient = keyed_hash(request.key, sample.patient)
+            split = SPLIT_CODES[item.split]
+            rows.append((position, label, group, patient, split, digest(image)))
             part.conversions.update(sample.conversions)
             part.flags.update(sample.flags)
-            # What a network could tell apart besides content: grey or colour, size, conversions.
-            height, width = sample.pixels.shape[:2]
-            colour = "colour" if sample.pixels.ndim == 3 else "grey"
-            traits[label, FORM, " ".join((colour, f"{height}x{width}", *sample.conversions))] += 1
-            said = (*sample.traits, *item.traits)
-            hidden = ((name, request.hashed(value) if value else "") for name, value in said)
-            traits.update((label, *trait) for trait in hidden)
+            for name, value in _traits(sample, item, request):
+                traits[label, name, value] += 1
     part.rows = np.array(rows, IMAGE)
-    part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
+    part.traits = [TraitCount(*trait, count) for trait, count in sorted(traits.items())]
     return part, images
 
 
+class _PreparedImage(NamedTuple):
+    image: Image
+    label: int
+    sample: Sample
+
+
 def _read_item(
-    reader: Reader, item: Item, request: RawRequest, dtype: str
-) -> list[tuple[NDArray[np.generic], int, Sample]]:
-    """Read an item wholly before any of its images is kept, so that a skip leaves nothing
-    behind.
+    reader: Reader, item: Item, request: RawRequest, dtype: PixelType
+) -> list[_PreparedImage]:
+    """Read all images of an item before any is kept, so that a skipped item leaves nothing.
+
+    Raises:
+        SkipItem: The item or one of its images cannot be used.
+        DataError: The source gives no label.
     """
-    spec = request.spec
-    found = []
+    antialias = not request.has_fault("resize_without_antialias")
+    prepared = []
     for sample in reader(item):
         label = item.label if sample.label is None else sample.label
         if label is None:
@@ -121,48 +160,58 @@ def _read_item(
             )
         image = to_prepared(
             sample.pixels,
-            image_size=spec.image_size,
-            channels=spec.channels,
-            dtype="float32" if dtype == "float32" else "uint8",
-            antialias=not request.has_fault("resize_without_antialias"),
+            image_size=request.spec.image_size,
+            channels=request.spec.channels,
+            dtype=dtype,
+            antialias=antialias,
         )
         if image.min() == image.max():
             raise SkipItem("constant image")
-        found.append((image, label, sample))
-    return found
+        prepared.append(_PreparedImage(image, label, sample))
+    return prepared
 
 
-def digest(image: NDArray[np.generic]) -> bytes:
+def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of all that a network could learn instead of the content."""
+    height, width = sample.pixels.shape[:2]
+    mode = "colour" if sample.pixels.ndim == 3 else "grey"
+    yield FORM, " ".join((mode, f"{height}x{width}", *sample.conversions))
+    for name, value in (*sample.traits, *item.traits):
+        yield name, request.hashed(value) if value else ""
+
+
+def digest(image: Image) -> bytes:
     """Return the SHA-256 of an image's bytes in C order, little endian."""
-    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).digest()
+    little_endian = image.dtype.newbyteorder("<")
+    values = np.ascontiguousarray(image, little_endian)
+    return hashlib.sha256(values.data).digest()
 
 
-def save_part(stem: Path, part: Part, images: list[NDArray[np.generic]]) -> None:
-    """Write a part's files, its images first."""
+def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
+    """Write a part's files, the images first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
-    known = vars(part) | {"rows": part.rows.tobytes().hex()}
-    write_atomic(stem.with_suffix(".json"), json.dumps(known, allow_nan=False).encode())
+    metadata = vars(part) | {"rows": part.rows.tobytes().hex()}
+    text = json.dumps(metadata, allow_nan=False)
+    write_atomic(stem.with_suffix(".json"), text.encode())
 
 
 def load_part(stem: Path) -> Part | None:
-    """Return a finished part, or None when it has to be read (again)."""
+    """Return the metadata of a finished part, or None if it has to be read (again)."""
     try:
-        known = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        part = Part(**known | {"rows": np.frombuffer(bytes.fromhex(known["rows"]), IMAGE)})
-        if len(part.rows) and len(open_images(stem)) != len(part.rows):
-            return None
+        metadata = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), IMAGE)
+        metadata["skipped"] = [Skip(*fields) for fields in metadata["skipped"]]
+        metadata["traits"] = [TraitCount(*fields) for fields in metadata["traits"]]
+        part = Part(**metadata)
+        has_all_images = not len(part.rows) or len(open_images(stem)) == len(part.rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    part.skipped = [(locator, reason) for locator, reason in part.skipped]
-    part.traits = [(label, name, value, count) for label, name, value, count in part.traits]
-    return part
+    return part if has_all_images else None
 
 
-def open_images(stem: Path) -> NDArray[np.generic]:
+def open_images(stem: Path) -> Image:
     """Return a part's images ``(num_images, channels, height, width)``, mapped, not read."""
-    images: NDArray[np.generic] = np.load(
-        stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False
-    )
+    images: Image = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     return images

@@ -1,6 +1,4 @@
-"""What is known of a prepared dataset, as one record that goes into its marker, logs, MLflow and
-reports.
-"""
+"""The record of a prepared dataset: it goes into the store's marker, logs, MLflow and reports."""
 
 from __future__ import annotations
 
@@ -13,34 +11,40 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
-from tasks.prepared.parts import Part
+from tasks.prepared.parts import Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources.base import Listing, RawRequest, count_lines
 
-OF_DATASET = ("source", "title", "modality", "domain", "origin", "label_rule")
+Counts = NDArray[np.int64]
 MAX_LISTED = 50
+"""Skipped items, or classes on one side of a split, that a record names."""
 MAX_SHOWN_SKIPS = 5
-TELLING_GAIN, TELLING_CHANCE = 0.1, 1e-3
-SHOULD_BE_ONE = ("modality", "series description", "pixel spacing", "rescale slope")
-"""Traits that a set of comparable images has one value of."""
+MIN_TELLING_GAIN = 0.1
+"""Share of the images that guessing by a trait must get right beyond guessing the largest class."""
+MAX_TELLING_P = 1e-3
+"""Largest p of the G-test at which a trait counts as associated with the label."""
+MIN_IMAGES_PER_VALUE = 5
+"""Images per value of a trait that the G-test needs."""
+SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
+"""Traits that have one value in a set of comparable images."""
 
 
 class PreparedRecord(BaseModel):
-    """What a prepared dataset is and how it came to be; holds nothing that identifies a person.
+    """A summary of a prepared dataset and its origin. Nothing in it identifies a person.
 
     Attributes:
         fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label
-            names, dtype. It does not depend on sharding, worker count, hash key or when and where
-            it was made.
-        raw_id: Hash of the raw listing with file sizes and times, to notice that your own data
-            changed.
+            names, dtype. It does not depend on sharding, the number of workers, the hash key, or
+            when and where the dataset was made.
+        raw_id: Hash of the raw listing with file sizes and times, to notice changed files.
         excluded: Items left out by the dataset's own rules, by reason.
-        skipped: Items that could not be used, by reason; ``skipped_items`` are the first of them,
-            pairs (keyed hash of the locator, reason).
-        conversions: What was done to pixels, and to how many images.
-        flags: What is doubtful, and how often.
+        skipped: Items that could not be used, by reason.
+        skipped_items: The first of them, as pairs (keyed hash of the locator, reason).
+        conversions: Number of images by what was done to their pixels.
+        flags: Doubts, and how many images or items each concerns.
         num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
         num_conflicts: Images whose pixels equal those of an image with another label.
+        seconds: Time that the preparation took; 0 until it is published.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,38 +89,63 @@ def make_record(
     dtype: str,
     images: ImageTable,
     parts: Sequence[Part],
-    skipped: Sequence[tuple[str, str]],
+    skipped: Sequence[Skip],
     raw_id: str,
 ) -> PreparedRecord:
-    """Put together what is known of a preparation; ``seconds`` is filled in when it is
-    published.
+    """Build the record of a prepared dataset.
+
+    Args:
+        request: What was prepared.
+        listing: The raw listing.
+        dtype: Type of the prepared pixels.
+        images: The images that are kept.
+        parts: Metadata of all images that were read.
+        skipped: Items that could not be used, listed or read.
+        raw_id: Hash of the raw listing.
     """
-    spec, dataset = request.spec, request.dataset
-    names = tuple(listing.label_names)
-    shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
-    header: dict[str, object] = {"dtype": dtype, "shape": shape, "label_names": names}
-    counts = [int((images.labels == label).sum()) for label in range(len(names))]
-    groups_of = [np.unique(images.groups[images.labels == label]) for label in range(len(names))]
+    spec = request.spec
+    dataset = request.dataset
+    names = listing.label_names
+    num_images = len(images.labels)
+    shape = (num_images, spec.channels, spec.image_size, spec.image_size)
+    image_counts = np.bincount(images.labels, minlength=len(names))
+    group_counts = _groups_per_label(images, len(names))
+    conversions = Counter[str]()
+    flags = Counter(listing.flags)
+    for part in parts:
+        conversions.update(part.conversions)
+        flags.update(part.flags)
+    flags.update(telling_traits(parts))
+    flags.update(_split_doubts(images, parts))
+    flags.update(_class_doubts(images, names, group_counts))
     return PreparedRecord(
-        fingerprint=content_fingerprint(images, header),
+        fingerprint=content_fingerprint(
+            images, {"dtype": dtype, "shape": shape, "label_names": names}
+        ),
+        prepared_id=spec.prepared_id,
         raw_id=raw_id,
         dataset=dataset.name,
-        **{name: getattr(dataset, name) for name in OF_DATASET},
-        **{name: getattr(spec, name) for name in ("prepared_id", "task", "data_mode", "faults")},
+        source=dataset.source,
+        title=dataset.title,
+        modality=dataset.modality,
+        domain=dataset.domain,
+        origin=dataset.origin,
+        label_rule=dataset.label_rule,
+        task=spec.task,
+        data_mode=spec.data_mode,
+        faults=spec.faults,
         label_names=names,
-        num_images=shape[0],
+        num_images=num_images,
         num_groups=len(np.unique(images.groups)),
-        num_images_per_label=dict(zip(names, counts, strict=True)),
-        num_groups_per_label={name: len(groups_of[label]) for label, name in enumerate(names)},
+        num_images_per_label=dict(zip(names, image_counts.tolist(), strict=True)),
+        num_groups_per_label=dict(zip(names, group_counts.tolist(), strict=True)),
         num_listed=len(listing.items) + len(listing.skipped),
         num_skipped=len(skipped),
         excluded=dict(+Counter(listing.excluded)),
-        skipped=dict(Counter(reason for _, reason in skipped)),
+        skipped=dict(Counter(skip.reason for skip in skipped)),
         skipped_items=tuple(skipped[:MAX_LISTED]),
-        conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
-        flags=dict(+sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
-        | telling_traits(parts)
-        | _doubts(images, parts, names, groups_of),
+        conversions=dict(conversions),
+        flags=dict(+flags),
         num_duplicates=images.num_duplicates,
         num_conflicts=images.num_conflicts,
         intensity=listing.intensity,
@@ -127,128 +156,179 @@ def make_record(
     )
 
 
-def _doubts(
-    images: ImageTable,
-    parts: Sequence[Part],
-    names: Sequence[str],
-    groups_of: Sequence[NDArray[np.int64]],
-) -> dict[str, int]:
-    """Flag what keeps groups and classes from being in training and test as they should be.
+def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
+    counts = np.zeros(num_labels, np.int64)
+    for label in range(num_labels):
+        groups = images.groups[images.labels == label]
+        counts[label] = len(np.unique(groups))
+    return counts
 
-    Test images whose group (a header's patient, or an equal image) is in training, too; images
-    whose patient, by the headers, is in several groups, which a split may tear apart; classes of
-    one group, without any image, or on one side of a given split only, as when one side's labels
-    start at 1.
+
+def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
+    """Count images that a split by groups cannot put on the right side.
+
+    They are test images whose group (a header's patient, or an equal image) is in training too, and
+    images whose patient, by the headers, is in several groups.
     """
-    train, test = images.splits == 1, images.splits == 2
-    torn = int((np.isin(images.groups, images.groups[train]) & test).sum())
-    known = [part.rows[part.rows["patient"] != 0] for part in parts]
-    pairs = np.concatenate([np.stack([rows["patient"], rows["group"]], 1) for rows in known])
-    found, count = np.unique(pairs, axis=0, return_counts=True)
-    _, patient, num_groups = np.unique(found[:, 0], return_inverse=True, return_counts=True)
-    spread = int(count[num_groups[patient] > 1].sum())
-    flags = {
-        "test images never used, since their group is in training": torn,
-        "patient of the header in several groups: is the group a patient?": spread,
-    }
-    flags |= {
-        f"class of one group: {names[k]}": 1
-        for k, groups in enumerate(groups_of)
-        if len(groups) == 1
-    }
-    if train.any() and test.any():
-        sides = {
-            "train": set(images.labels[train].tolist()),
-            "test": set(images.labels[test].tolist()),
-        }
-        flags |= {
-            f"class in {side} only: {names[label]}": 1
-            for side, other in (("train", "test"), ("test", "train"))
-            for label in sorted(sides[side] - sides[other])[:MAX_LISTED]
-        }
-    empty = [name for name, groups in zip(names, groups_of, strict=True) if not len(groups)]
-    flags |= {f"class without a usable image: {name}": 1 for name in empty}
-    return {flag: number for flag, number in flags.items() if number}
-
-
-def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
-    """Flag what predicts the label besides the picture, and what should be one and is several.
-
-    A network may learn how the images were saved, or where, instead of what they show. A trait is
-    flagged when guessing by it alone is right for a tenth of the images more than guessing the
-    largest class, and when that is no chance (G-test, p < 0.001; traits with fewer than five images
-    per value are left alone). Counted are images guessed right, or unlike the commonest value.
-    """
-    from scipy.special import chdtrc, entr, rel_entr
-
-    tables: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
+    is_training = images.splits == 1
+    is_test = images.splits == 2
+    in_training_group = np.isin(images.groups, images.groups[is_training])
+    pairs = []
     for part in parts:
-        for label, name, value, count in part.traits:
-            tables[name][label, value] += count
+        rows = part.rows[part.rows["patient"] != 0]
+        pairs.append(np.stack([rows["patient"], rows["group"]], 1))
+    distinct_pairs, images_per_pair = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    _, patient, num_groups = np.unique(
+        distinct_pairs[:, 0], return_inverse=True, return_counts=True
+    )
+    in_several_groups = num_groups[patient] > 1
+    return {
+        "test images never used, since their group is in training": int(
+            (in_training_group & is_test).sum()
+        ),
+        "patient of the header in several groups: is the group a patient?": int(
+            images_per_pair[in_several_groups].sum()
+        ),
+    }
+
+
+def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts) -> dict[str, int]:
+    """Flag classes of one group, without an image, or on one side of a given split only.
+
+    The last may mean that one side's labels start at 1.
+    """
     flags: dict[str, int] = {}
-    for name, counts in tables.items():
-        labels, values = (
-            sorted({label for label, _ in counts}),
-            sorted({value for _, value in counts}),
-        )
-        table = np.array([[counts[label, value] for value in values] for label in labels])
-        if name in SHOULD_BE_ONE and len(values) > 1:
-            flags[f"{name}: {len(values)} different"] = int(table.sum() - table.sum(0).max())
-        total, right = int(table.sum()), int(table.max(0).sum())
-        gain = right - table.sum(1).max()
-        if min(table.shape) < 2 or 5 * len(values) > total or gain <= TELLING_GAIN * total:
-            continue
-        shares = table / total
-        information = float(rel_entr(shares, np.outer(shares.sum(1), shares.sum(0))).sum())
-        freedom = (len(labels) - 1) * (len(values) - 1)
-        if chdtrc(freedom, 2 * total * information) < TELLING_CHANCE:
-            bits = (
-                f"{information / math.log(2):.2f} of "
-                f"{entr(shares.sum(1)).sum() / math.log(2):.2f} bits"
-            )
-            flags[f"{name} tells the label ({right / total:.0%} by it alone, {bits})"] = right
+    for name, num_groups in zip(names, group_counts.tolist(), strict=True):
+        if num_groups == 1:
+            flags[f"class of one group: {name}"] = 1
+    train_labels = set(images.labels[images.splits == 1].tolist())
+    test_labels = set(images.labels[images.splits == 2].tolist())
+    if train_labels and test_labels:
+        for label in sorted(train_labels - test_labels)[:MAX_LISTED]:
+            flags[f"class in train only: {names[label]}"] = 1
+        for label in sorted(test_labels - train_labels)[:MAX_LISTED]:
+            flags[f"class in test only: {names[label]}"] = 1
+    for name, num_groups in zip(names, group_counts.tolist(), strict=True):
+        if num_groups == 0:
+            flags[f"class without a usable image: {name}"] = 1
     return flags
 
 
+def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
+    """Flag traits that predict the label, and traits with several values that should have one.
+
+    A network may learn how or where the images were saved, instead of their content. A trait is
+    flagged if two things hold. Guessing the label from it alone is right for a tenth of the images
+    more than guessing the largest class. And a G-test finds them associated (p < 0.001). Traits
+    with fewer than five images per value are left alone.
+
+    Returns:
+        Flag and number: of images guessed right, or of images unlike the most frequent value.
+    """
+    counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
+    for part in parts:
+        for label, name, value, num_images in part.traits:
+            counts_by_trait[name][label, value] += num_images
+    flags: dict[str, int] = {}
+    for name, counts in counts_by_trait.items():
+        table = _table(counts)
+        num_values = table.shape[1]
+        if name in SINGLE_VALUED and num_values > 1:
+            num_unusual = table.sum() - table.sum(0).max()
+            flags[f"{name}: {num_values} different"] = int(num_unusual)
+        num_right = int(table.max(0).sum())
+        gain = num_right - table.sum(1).max()
+        is_large_enough = table.sum() >= MIN_IMAGES_PER_VALUE * num_values
+        if min(table.shape) < 2 or not is_large_enough:
+            continue
+        if gain > MIN_TELLING_GAIN * table.sum() and _g_test(table) < MAX_TELLING_P:
+            share = f"{num_right / table.sum():.0%} by it alone, {_information(table)}"
+            flags[f"{name} tells the label ({share})"] = num_right
+    return flags
+
+
+def _table(counts: Mapping[tuple[int, str], int]) -> Counts:
+    """Return counts by (label, value) as ``(num_labels, num_values)``."""
+    labels = sorted({label for label, _ in counts})
+    values = sorted({value for _, value in counts})
+    rows = []
+    for label in labels:
+        rows.append([counts[label, value] for value in values])
+    return np.array(rows)
+
+
+def _mutual_information(table: Counts) -> float:
+    """Return the mutual information (nat) of the rows and columns of a table of counts."""
+    from scipy.special import rel_entr
+
+    shares = table / table.sum()
+    independent = np.outer(shares.sum(1), shares.sum(0))
+    return float(rel_entr(shares, independent).sum())
+
+
+def _g_test(table: Counts) -> float:
+    """Return the p value of the G-test of independence."""
+    from scipy.special import chdtrc
+
+    num_labels, num_values = table.shape
+    degrees = (num_labels - 1) * (num_values - 1)
+    g = 2 * table.sum() * _mutual_information(table)
+    return float(chdtrc(degrees, g))
+
+
+def _information(table: Counts) -> str:
+    """Format how much of the label's entropy a trait has."""
+    from scipy.special import entr
+
+    entropy = entr(table.sum(1) / table.sum()).sum()
+    bits = _mutual_information(table) / math.log(2)
+    return f"{bits:.2f} of {entropy / math.log(2):.2f} bits"
+
+
 def doubt_lines(record: PreparedRecord) -> list[str]:
-    """Return what was left out, could not be used or is doubtful, as lines."""
+    """Return one line for each reason why items were left out, skipped or doubted."""
     return count_lines(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 
-def set_lines(images_of: Mapping[str, int], groups_of: Iterable[int], num_groups: int) -> list[str]:
-    """Return how many images, classes and groups there are, and how many of each class, as
-    lines.
-    """
-    whole = {"image": sum(images_of.values()), "class": len(images_of), "group": num_groups}
-    return [", ".join(plural(count, noun) for noun, count in whole.items())] + [
-        f"  class {name}: {plural(count, 'image')}, {plural(groups, 'group')}"
-        for (name, count), groups in zip(images_of.items(), groups_of, strict=True)
-    ]
+def set_lines(
+    num_images_by_label: Mapping[str, int], num_groups_by_label: Iterable[int], num_groups: int
+) -> list[str]:
+    """Return a line with the number of images, classes and groups, then a line for each class."""
+    num_images = plural(sum(num_images_by_label.values()), "image")
+    num_classes = plural(len(num_images_by_label), "class")
+    lines = [f"{num_images}, {num_classes}, {plural(num_groups, 'group')}"]
+    pairs = zip(num_images_by_label.items(), num_groups_by_label, strict=True)
+    for (name, num_images_of_class), num_groups_of_class in pairs:
+        counts = f"{plural(num_images_of_class, 'image')}, {plural(num_groups_of_class, 'group')}"
+        lines.append(f"  class {name}: {counts}")
+    return lines
 
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
-    """Return what people should see of a preparation: what was taken, left out, changed, and is
-    doubtful.
-    """
-    groups_of = record.num_groups_per_label.values()
-    whole, *classes = set_lines(record.num_images_per_label, groups_of, record.num_groups)
-    alone = ", every image its own (docs/datasets.md says how to name patients)"
-    lines = [f"{record.title}: {whole}{alone if record.num_groups == record.num_images else ''}"]
+    """Return what a person should see of a preparation, as lines."""
+    totals, *classes = set_lines(
+        record.num_images_per_label, record.num_groups_per_label.values(), record.num_groups
+    )
+    first_line = f"{record.title}: {totals}"
+    if record.num_groups == record.num_images:
+        first_line += ", every image its own (docs/datasets.md says how to name patients)"
+    lines = [first_line]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     channels, height, width = record.shape[1:]
-    lines += [
-        *classes,
-        f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}",
-    ]
-    lines += [*count_lines(converted=record.conversions), *doubt_lines(record)]
+    lines += classes
+    lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
+    lines += count_lines(converted=record.conversions)
+    lines += doubt_lines(record)
     if record.num_duplicates:
-        twins = f"  equal to an earlier image: {record.num_duplicates:,}"
-        lines.append(f"{twins} (kept, on one side of the split)")
+        lines.append(
+            f"  equal to an earlier image: {record.num_duplicates:,} "
+            "(kept, on one side of the split)"
+        )
     if record.num_conflicts:
         lines.append(f"  equal to an image with another label: {record.num_conflicts:,}")
     if record.skipped_items:
-        shown = ", ".join(hashed for hashed, _ in record.skipped_items[:MAX_SHOWN_SKIPS])
-        lines.append(f"  skipped files, first (hashed): {shown}")
+        hashes = [locator for locator, _ in record.skipped_items[:MAX_SHOWN_SKIPS]]
+        lines.append(f"  skipped files, first (hashed): {', '.join(hashes)}")
         lines.append("  find one with: isweep locate HASH --raw DIR")
     return lines

@@ -1,13 +1,13 @@
-"""Prepared datasets on disk: a zarr 3 group, sharded, every inner chunk under a crc32c checksum.
+"""Prepared datasets on disk: a zarr 3 group, sharded, every inner chunk with a crc32c checksum.
 
 Layout of the folder::
 
-    zarr.json  images/  labels/  groups/  splits/     the arrays complete.json
-    written last: record, every file's size and SHA-256
+    zarr.json  images/  labels/  groups/  splits/    the arrays
+    complete.json                                    written last: record, files' sizes and SHA-256
 
-A folder without a whole ``complete.json`` is not a prepared dataset, whatever else lies in it.
-Opening checks the marker's own hash and all file sizes; reading checks the crc32c of what is read;
-:meth:`PreparedDataset.verify` checks every byte.
+A folder without an undamaged ``complete.json``, the marker, is not a prepared dataset, whatever
+else lies in it. Opening checks the marker's own hash and all file sizes. Reading checks the crc32c
+of what is read. :meth:`PreparedDataset.verify` checks every byte.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +31,51 @@ from search_spaces.fingerprint import fingerprint
 from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
 
+Array = NDArray[np.generic]
+Rows = NDArray[np.int64] | range
+
+STORE_SCHEMA = 1
+MARKER = "complete.json"
+CHUNK_BYTES = 8 << 20
+"""Bytes of an inner chunk, the unit of checksums and of reading; the fastest of 1 to 40 MB."""
+SHARD_BYTES = 64 << 20
+"""Bytes of a file: network file systems and object stores are slow with many small files."""
+METADATA_ARRAYS = {
+    "labels": "int64",
+    "groups": "int64",
+    "splits": "int8",
+}
+"""Arrays besides the images, with one number per image."""
+REMAKE = "delete the folder and prepare the dataset again"
 ABSENT = 2**64 - 1
-"""How a shard's index spells a chunk of zeros, which is not stored."""
+"""Offset in a shard's index of a chunk of zeros, which is not stored."""
 CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+"""Bytes of an (offset, length) pair in a shard's index."""
+
+
+class FileStamp(NamedTuple):
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    digest: str
 
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """Rows of a sharded, uncompressed zarr array, read straight into place, every chunk's crc32c
-    checked.
+    """The rows of a sharded, uncompressed zarr array, read straight into place and checked.
 
-    zarr itself reads the same files, at half the rate. The layout is the zarr 3 sharding codec's:
-    raw chunks of ``chunk_rows`` (also where the array ends before), each followed by its crc32c,
-    then an index of (offset, length) pairs with a crc32c of its own. ``folder`` is the array's
-    ``c``.
+    zarr itself reads the same files at half the rate. The layout is that of the zarr 3 sharding
+    codec: raw chunks of ``chunk_rows`` rows (the last one too), each followed by its crc32c, then
+    an index of (offset, length) pairs with a crc32c of its own.
+
+    Attributes:
+        folder: The array's folder ``c``.
+        num_rows: Number of rows.
+        row_shape: Shape of a row.
+        dtype: Type of the values, little endian.
+        chunk_rows: Rows of a chunk.
+        shard_rows: Rows of a file.
     """
 
     folder: Path
@@ -54,159 +85,222 @@ class ShardedRows:
     chunk_rows: int
     shard_rows: int
 
-    def read_rows(self, wanted: NDArray[np.int64] | range) -> NDArray[np.generic]:
-        """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied
-        less.
+    def read_rows(self, indices: Rows) -> Array:
+        """Return rows in the order of their indices.
 
-        Damage is a ValueError or an OSError, a row that is not there an IndexError.
+        Args:
+            indices: Indices of rows. A range, which must have step 1, is copied less.
+
+        Raises:
+            IndexError: There is no such row.
+            ValueError: A chunk is damaged.
+            OSError: A file is missing or cut.
         """
-        rows: NDArray[np.generic] = np.empty((len(wanted), *self.row_shape), self.dtype)
-        buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
-        order = None if isinstance(wanted, range) else np.argsort(wanted, kind="stable")
-        ordered, done = wanted if isinstance(wanted, range) else wanted[order], 0
+        if isinstance(indices, range):
+            return self._read_range(indices)
+        rows = self._empty(len(indices))
+        chunk = self._empty(self.chunk_rows)
+        order = np.argsort(indices, kind="stable")
+        ordered = indices[order]
+        for span in self._spans(ordered):
+            _read_chunk(span.file, span.entry, chunk)
+            done = slice(span.start, span.stop)
+            rows[order[done]] = chunk[ordered[done] - span.first_row]
+        return rows
+
+    def _read_range(self, indices: range) -> Array:
+        rows = self._empty(len(indices))
+        unused = self._empty(self.chunk_rows)
+        for span in self._spans(indices):
+            num_before = indices[span.start] - span.first_row
+            num_after = self.chunk_rows - num_before - (span.stop - span.start)
+            _read_chunk(
+                span.file,
+                span.entry,
+                unused[:num_before],
+                rows[span.start : span.stop],
+                unused[:num_after],
+            )
+        return rows
+
+    def _empty(self, num_rows: int) -> Array:
+        return np.empty((num_rows, *self.row_shape), self.dtype)
+
+    def _spans(self, ordered: Rows) -> Iterator[_Span]:
+        """Yield the parts of ascending row indices that lie in one chunk, each file opened once."""
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
             raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
-        while done < len(ordered):
-            shard = int(ordered[done]) // self.shard_rows
+        start = 0
+        while start < len(ordered):
+            shard = int(ordered[start]) // self.shard_rows
+            end_of_shard = bisect_left(ordered, (shard + 1) * self.shard_rows, start)
             with self._open(shard) as (file, index):
-                while done < len(ordered) and ordered[done] // self.shard_rows == shard:
-                    first = int(ordered[done]) // self.chunk_rows * self.chunk_rows
-                    entry = index[first % self.shard_rows // self.chunk_rows]
-                    stop = bisect_left(ordered, first + self.chunk_rows, done)
-                    if order is None:
-                        before = ordered[done] - first
-                        after = self.chunk_rows - before - (stop - done)
-                        self._read_chunk(
-                            file, entry, buffer[:before], rows[done:stop], buffer[:after]
-                        )
-                    else:
-                        self._read_chunk(file, entry, buffer)
-                        rows[order[done:stop]] = buffer[np.asarray(ordered[done:stop]) - first]
-                    done = stop
-        return rows
+                while start < end_of_shard:
+                    chunk = int(ordered[start]) // self.chunk_rows
+                    first_row = chunk * self.chunk_rows
+                    stop = bisect_left(ordered, first_row + self.chunk_rows, start)
+                    entry = index[first_row % self.shard_rows // self.chunk_rows]
+                    yield _Span(file, entry, first_row, start, stop)
+                    start = stop
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
-            size = 16 * (self.shard_rows // self.chunk_rows)
-            file.seek(-size - CRC_BYTES, 2)
-            index = np.empty(size // 8, dtype="<u8")
+            index_bytes = INDEX_ENTRY_BYTES * (self.shard_rows // self.chunk_rows)
+            file.seek(-index_bytes - CRC_BYTES, os.SEEK_END)
+            index = np.empty(index_bytes // 8, dtype="<u8")
             _fill_and_check(file, index)
             yield file, index.reshape(-1, 2)
 
-    @staticmethod
-    def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *into: NDArray[np.generic]) -> None:
-        offset, length = map(int, entry)
-        if offset == ABSENT:
-            for part in into:
-                part[...] = 0
-        elif length != sum(part.nbytes for part in into) + CRC_BYTES:
-            raise ValueError("a chunk has another length")
-        else:
-            file.seek(offset)
-            _fill_and_check(file, *into)
+
+class _Span(NamedTuple):
+    """The wanted rows ``start`` to ``stop`` (places in the ascending order), all in one chunk.
+
+    Attributes:
+        file: The opened shard.
+        entry: Offset and length of the chunk in it.
+        first_row: Index of the chunk's first row.
+    """
+
+    file: IO[bytes]
+    entry: NDArray[np.uint64]
+    first_row: int
+    start: int
+    stop: int
 
 
-def _fill_and_check(file: IO[bytes], *into: NDArray[np.generic]) -> None:
-    """Fill arrays one after another with what they share a checksum with."""
+def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *targets: Array) -> None:
+    """Read a chunk into arrays that follow each other in it."""
+    offset, length = map(int, entry)
+    if offset == ABSENT:
+        for target in targets:
+            target[...] = 0
+        return
+    if length != sum(target.nbytes for target in targets) + CRC_BYTES:
+        raise ValueError("a chunk has another length")
+    file.seek(offset)
+    _fill_and_check(file, *targets)
+
+
+def _fill_and_check(file: IO[bytes], *targets: Array) -> None:
+    """Fill arrays one after another; the checksum that follows is that of all of them."""
     import google_crc32c
 
     checksum = 0
-    for part in filter(len, into):
-        checked = part.view(np.uint8).reshape(-1)
-        view, done = checked.data, 0
-        while done < len(view):
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+    for target in filter(len, targets):
+        target_bytes = target.view(np.uint8).reshape(-1)
+        unfilled = target_bytes.data
+        while unfilled:
+            count = file.readinto(unfilled)  # type: ignore[attr-defined]
             if not count:
                 raise OSError("file ends early")
-            done += count
-        checked.flags.writeable = False
-        checksum = google_crc32c.extend(checksum, checked)
+            unfilled = unfilled[count:]
+        target_bytes.flags.writeable = False  # google_crc32c takes read-only buffers
+        checksum = google_crc32c.extend(checksum, target_bytes)
     if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
         raise ValueError("stored and computed checksum do not match")
 
 
-STORE_SCHEMA = 1
-MARKER = "complete.json"
-CHUNK_BYTES = 8 << 20
-"""Inner chunk: the unit of checksum and of reading. Measured best of 1 to 40 MB."""
-SHARD_BYTES = 64 << 20
-"""One file. A few files per dataset keep network file systems and object stores happy."""
-REMAKE = "delete the folder and prepare the dataset again"
-
-
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
-    """Create the empty arrays in ``folder`` and return how many rows of ``images`` make one shard.
+    """Create the empty arrays of a store.
 
-    Tasks may then fill different shards at the same time with :func:`write_rows`.
+    Args:
+        folder: Where to create them.
+        num_images: Number of images.
+        image_shape: ``(channels, height, width)``.
+        dtype: Type of the pixels.
+
+    Returns:
+        The number of images in one shard. Tasks may fill different shards at the same time with
+        :func:`write_rows`.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(str(folder), zarr_format=3)
     image_bytes = int(np.prod(image_shape)) * np.dtype(dtype).itemsize
-    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
-    shard = chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
-    checked: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "fill_value": 0}
+    chunk_rows = max(1, min(CHUNK_BYTES // image_bytes, num_images))
+    num_chunks = -(-num_images // chunk_rows)
+    chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
+    shard_rows = chunk_rows * chunks_per_shard
+    checked: dict[str, Any] = {
+        "compressors": [Crc32cCodec()],
+        "filters": None,
+        "fill_value": 0,
+    }
     group.create_array(
         "images",
         shape=(num_images, *image_shape),
         dtype=dtype,
-        chunks=(chunk, *image_shape),
-        shards=(shard, *image_shape),
+        chunks=(chunk_rows, *image_shape),
+        shards=(shard_rows, *image_shape),
         **checked,
     )
-    for name, kind in (("labels", "int64"), ("groups", "int64"), ("splits", "int8")):
+    for name, number_type in METADATA_ARRAYS.items():
         group.create_array(
-            name, shape=(num_images,), dtype=kind, chunks=(max(1, num_images),), **checked
+            name,
+            shape=(num_images,),
+            dtype=number_type,
+            chunks=(max(1, num_images),),
+            **checked,
         )
-    return shard
+    return shard_rows
 
 
-def write_rows(folder: Path, name: str, start: int, values: NDArray[np.generic]) -> None:
+def write_rows(folder: Path, name: str, start: int, values: Array) -> None:
     """Write rows ``start, start + 1, ...`` of array ``name``."""
     import zarr
 
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
-def stamp_file(path: Path) -> tuple[int, str]:
-    """Bring a file to the disk and return its size and SHA-256."""
+def stamp_file(path: Path) -> FileStamp:
+    """Flush a file to the disk, and return its stamp."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-        return path.stat().st_size, digest
+    return FileStamp(path.stat().st_size, digest)
 
 
-def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
-    """Write the completion marker, after everything else (``stamps``: its files) has reached the
-    disk.
+def seal(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
+    """Write the marker, after everything else has reached the disk.
+
+    Args:
+        folder: The store.
+        record: Its record.
+        stamps: The stamp of each file, by its name relative to the folder.
     """
-    files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
-    body = {"schema": STORE_SCHEMA, "record": record.model_dump(mode="json"), "files": files}
-    for inner in (path for path in folder.rglob("*") if path.is_dir()):
-        sync_folder(inner)
-    sealed = {**body, "sha256": fingerprint(body)}
-    write_atomic(folder / MARKER, json.dumps(sealed, indent=1, allow_nan=False).encode())
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+    body = {
+        "schema": STORE_SCHEMA,
+        "record": record.model_dump(mode="json"),
+        "files": {name: list(stamp) for name, stamp in sorted(stamps.items())},
+    }
+    marker = body | {"sha256": fingerprint(body)}
+    write_atomic(folder / MARKER, json.dumps(marker, indent=1, allow_nan=False).encode())
 
 
 class PreparedDataset:
-    """A whole prepared dataset, read lazily. Pickles as its path, so tasks reopen it where they
-    run.
+    """A complete prepared dataset, read lazily.
+
+    It pickles as its path, so that tasks reopen it where they run.
     """
 
-    def __init__(
-        self, path: Path, record: PreparedRecord, files: dict[str, tuple[int, str]]
-    ) -> None:
+    def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileStamp]) -> None:
         self.path = path
         self.record = record
         self._files = files
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Open a prepared dataset; half written, damaged or of another schema is a
-        CorruptStoreError.
+        """Open a prepared dataset after checking its marker and the sizes of its files.
+
+        Raises:
+            DataError: There is no such folder.
+            CorruptStoreError: The dataset is incomplete, damaged, or of another schema.
         """
         folder = Path(path)
         if not folder.exists():
@@ -214,29 +308,23 @@ class PreparedDataset:
                 "A prepared dataset must exist", f"no folder {folder.name}", "prepare it first"
             )
         if not (folder / MARKER).is_file():
-            rule = f"Prepared dataset {folder.name} must have its {MARKER}"
-            raise CorruptStoreError(rule, "half written", REMAKE)
+            raise CorruptStoreError(
+                f"Prepared dataset {folder.name} must have its {MARKER}", "half written", REMAKE
+            )
         try:
-            body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-            is_whole, schema = body.pop("sha256") == fingerprint(body), body["schema"]
-            if not is_whole or schema != STORE_SCHEMA:
-                what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
-                rule = (
-                    f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
-                )
-                raise CorruptStoreError(f"{rule} and unchanged", what, REMAKE)
-            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
+            body = _marker_body(folder)
+            files = {
+                name: FileStamp(int(size), str(sha)) for name, (size, sha) in body["files"].items()
+            }
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
-            raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
-        for name, (size, _) in files.items():
-            file = folder / name
-            found = file.stat().st_size if file.is_file() else None
-            if found != size:
-                what = "missing" if found is None else f"{found} bytes instead of {size}"
-                rule = f"{name} of prepared dataset {folder.name} must be whole"
-                raise CorruptStoreError(rule, what, REMAKE)
+            raise CorruptStoreError(
+                f"{MARKER} of prepared dataset {folder.name} must be whole",
+                type(error).__name__,
+                REMAKE,
+            ) from error
+        for name, stamp in files.items():
+            _check_size(folder, name, stamp.size)
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
@@ -267,14 +355,12 @@ class PreparedDataset:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """``(num_images,)`` int64 class indices."""
+        """``(num_images,)`` class indices."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """``(num_images,)`` int64 keyed hashes; equal for images that must stay on one side of a
-        split.
-        """
+        """``(num_images,)`` keyed hashes, equal for images that a split must keep together."""
         return self._array("groups").astype(np.int64)
 
     @cached_property
@@ -282,32 +368,42 @@ class PreparedDataset:
         """``(num_images,)`` 0 = ours to split, 1 = given as train, 2 = given as test."""
         return self._array("splits").astype(np.int8)
 
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+    def read(self, start: int, stop: int) -> Array:
         """Return images ``start`` to ``stop`` (exclusive); see :meth:`read_rows`."""
         return self.read_rows(range(start, stop))
 
-    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
-        """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that
-        order.
+    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> Array:
+        """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
 
-        A wrong checksum is a CorruptStoreError that names the shard.
+        Args:
+            indices: Which images, in the order of the result.
+
+        Raises:
+            CorruptStoreError: A file is missing, or its checksum differs; the error names it.
         """
+        rows: Rows
         if isinstance(indices, range) and indices.step == 1:
-            wanted: NDArray[np.int64] | range = indices
+            rows = indices
         else:
-            wanted = np.asarray(indices, dtype=np.int64)
-        with self._naming_files("images", wanted):
-            return self._images.read_rows(wanted)
+            rows = np.asarray(indices, dtype=np.int64)
+        with self._naming_files("images", rows):
+            return self._images.read_rows(rows)
 
     def verify(self) -> None:
-        """Check every byte of every file against the marker; one that differs is a
-        CorruptStoreError.
+        """Check every byte of every file.
+
+        Raises:
+            CorruptStoreError: A file differs from the marker.
         """
-        for name, (_, digest) in self._files.items():
+        for name, stamp in self._files.items():
             with (self.path / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    rule = f"{name} of prepared dataset {self.path.name} must have its checksum"
-                    raise CorruptStoreError(rule, "another", REMAKE)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != stamp.digest:
+                raise CorruptStoreError(
+                    f"{name} of prepared dataset {self.path.name} must have its checksum",
+                    "another",
+                    REMAKE,
+                )
 
     @cached_property
     def _group(self) -> Any:
@@ -317,25 +413,29 @@ class PreparedDataset:
 
     @cached_property
     def _images(self) -> ShardedRows:
-        array, dtype = self._group["images"], np.dtype(self.record.dtype).newbyteorder("<")
-        folder = self.path / "images" / "c"
+        array = self._group["images"]
         return ShardedRows(
-            folder, self.num_rows, self.row_shape, dtype, array.chunks[0], array.shards[0]
+            self.path / "images" / "c",
+            self.num_rows,
+            self.row_shape,
+            np.dtype(self.record.dtype).newbyteorder("<"),
+            array.chunks[0],
+            array.shards[0],
         )
 
-    def _array(self, name: str) -> NDArray[np.generic]:
-        everything = range(self.num_rows)
-        with self._naming_files(name, everything):
+    def _array(self, name: str) -> Array:
+        all_rows = range(self.num_rows)
+        with self._naming_files(name, all_rows):
             # zarr reads a missing file as zeros, so absence is checked here.
-            for file in self._stored_files(name, everything):
+            for file in self._stored_files(name, all_rows):
                 if not (self.path / file).is_file():
                     raise FileNotFoundError(file)
-            values: NDArray[np.generic] = self._group[name][:]
+            values: Array = self._group[name][:]
         return values
 
     @contextmanager
-    def _naming_files(self, name: str, rows: NDArray[np.int64] | range) -> Iterator[None]:
-        """Turn what reading may raise into the error that names the files read."""
+    def _naming_files(self, name: str, rows: Rows) -> Iterator[None]:
+        """Turn the errors of reading into one that names the files that were read."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
@@ -345,9 +445,38 @@ class PreparedDataset:
                 REMAKE,
             ) from error
 
-    def _stored_files(self, name: str, rows: NDArray[np.int64] | range) -> list[str]:
+    def _stored_files(self, name: str, rows: Rows) -> list[str]:
         array = self._group[name]
-        shards = np.unique(np.asarray(rows) // (array.shards or array.chunks)[0]).tolist()
+        rows_per_file = (array.shards or array.chunks)[0]
+        shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # A chunk of zeros only is not stored at all; the marker knows which files there are.
+        # A chunk of zeros is not stored at all; the marker lists the files that there are.
         return [file for file in names if file in self._files]
+
+
+def _marker_body(folder: Path) -> Any:
+    """Return the marker's JSON value without its hash, after checking hash and schema."""
+    body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    is_unchanged = body.pop("sha256") == fingerprint(body)
+    schema = body["schema"]
+    if is_unchanged and schema == STORE_SCHEMA:
+        return body
+    rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
+    raise CorruptStoreError(
+        f"{rule} and unchanged",
+        "another checksum" if schema == STORE_SCHEMA else f"schema {schema!r}",
+        REMAKE,
+    )
+
+
+def _check_size(folder: Path, name: str, expected: int) -> None:
+    file = folder / name
+    problem = "missing"
+    if file.is_file():
+        size = file.stat().st_size
+        if size == expected:
+            return
+        problem = f"{size} bytes instead of {expected}"
+    raise CorruptStoreError(
+        f"{name} of prepared dataset {folder.name} must be whole", problem, REMAKE
+    )

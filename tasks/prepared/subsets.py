@@ -1,18 +1,16 @@
-"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split,
-nested sizes.
+"""Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
-The faults of the released code, which ``docs/faults.md`` lists, change that choice where a spec
-switches them on. The pool of a training set of N images is then (N + test size) / 2 images of each
-class:
+A spec can switch on faults of the released code (``docs/faults.md``), which change the choice of
+images. The pool of a training set of N images is then (N + test size) / 2 images of each class:
 
 - ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice;
 - ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills
-  first are dropped from the list of labels but not from the array of images, so image i meets the
-  label of another image; the pool is then the first of each class, split by image;
+  first leave the list of labels but not the array of images, so that image i has the label of
+  another image; the pool is then the first of each class, split by image;
 - ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list
-  of all files, so the images are the first files whatever the pair is;
+  of all files, so that the images are the first files whatever the pair is;
 - ``test_set_depends_on_size`` (F7): pool and permutation depend on N, so every N has another test
-set;
+  set;
 - ``image_level_split`` (F5): groups are ignored.
 """
 
@@ -34,12 +32,17 @@ from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import number_groups, occurrence, quotas_of
 
+Integers = NDArray[np.int64]
+Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
-"""Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of
-F3)."""
-TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if
-needed."""
+"""Natural sets read by file name. The fault F4 concerns them, F3 the other natural sets."""
+MIN_TEST_GROUP_SHARE = 0.3
+"""Least share of the groups from which test images are drawn (750 of 2,500 in the study), so that
+a few large groups (volumes) do not make up the whole test set.
+"""
+IN_TRAINING = 1
+IN_TEST = 2
+"""Codes of given splits, see :attr:`PreparedDataset.splits`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class FurtherTestImages:
     Attributes:
         name: The condition that moved them.
         images: ``(test_size, channels, height, width)``, dtype and range of the test images.
-        is_moved: ``(test_size,)`` which of them the condition moved.
+        is_moved: ``(test_size,)`` whether the condition moved an image.
     """
 
     name: str
@@ -62,25 +65,27 @@ class TrialData:
     """The arrays of one subset, shared read-only by all trials and measures of that subset.
 
     Attributes:
-        train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0,
-            255], in nested order: the training set of size N is the first N rows.
-        train_labels: ``(num_train,)`` int64 in ``range(num_classes)``.
+        train_images: ``(num_train, channels, height, width)`` uint8 or float32, pixels in
+            [0, 255], in nested order: the training set of size N is the first N rows.
+        train_labels: ``(num_train,)`` in ``range(num_classes)``.
         test_images: ``(test_size, channels, height, width)``, same range.
-        data_fingerprint: fingerprint of the prepared dataset they come from.
-        shared_group_share: share of test images whose group is also in training; 0 without faults.
-        test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None
-            where that is not known.
-        further_tests: test images moved as conditions of an experiment say, where asked for.
+        test_labels: ``(test_size,)`` in ``range(num_classes)``.
+        num_classes: Number of classes.
+        data_fingerprint: Fingerprint of the prepared dataset that they come from.
+        shared_group_share: Share of test images whose group is also in training; 0 without faults.
+        test_rows: ``(test_size,)`` indices of the test images in the prepared dataset; None if
+            unknown.
+        further_tests: Test images as conditions of an experiment move them, if any are asked for.
     """
 
     train_images: NDArray[np.generic]
-    train_labels: NDArray[np.int64]
+    train_labels: Integers
     test_images: NDArray[np.generic]
-    test_labels: NDArray[np.int64]
+    test_labels: Integers
     num_classes: int
     data_fingerprint: str
     shared_group_share: float = 0.0
-    test_rows: NDArray[np.int64] | None = None
+    test_rows: Integers | None = None
     further_tests: tuple[FurtherTestImages, ...] = ()
 
 
@@ -92,15 +97,17 @@ class Subset:
         train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Any
             prefix is balanced: equal classes up to one image, or proportional for a whole set of
             more than two classes.
-        train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
+        train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
-        class_names: Spelling of each class for messages: its index in the prepared dataset.
+        test_labels: ``(test_size,)`` labels of these rows.
+        class_names: Name of each class in messages.
+        shared_group_share: Share of test images whose group is also in training; 0 without faults.
     """
 
-    train_order: NDArray[np.int64]
-    train_labels: NDArray[np.int64]
-    test_rows: NDArray[np.int64]
-    test_labels: NDArray[np.int64]
+    train_order: Integers
+    train_labels: Integers
+    test_rows: Integers
+    test_labels: Integers
     class_names: tuple[str, ...]
     shared_group_share: float = 0.0
 
@@ -111,18 +118,18 @@ class Subset:
 
     @property
     def max_train_size(self) -> int:
-        """Largest train size this subset allows."""
+        """Largest train size that this subset allows."""
         return len(self.train_order)
 
     def class_counts(self, train_size: int) -> tuple[int, ...]:
-        """Images of each class among the first ``train_size``."""
-        return tuple(
-            np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist()
-        )
+        """Return how many of the first ``train_size`` images are of each class."""
+        labels = self.train_labels[:train_size]
+        return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
-        """Read the test images and the first ``train_size`` training images."""
-        images = prepared.read_rows(np.concatenate([self.train_order[:train_size], self.test_rows]))
+        """Read the first ``train_size`` training images and the test images."""
+        rows = np.concatenate([self.train_order[:train_size], self.test_rows])
+        images = prepared.read_rows(rows)
         return TrialData(
             train_images=images[:train_size],
             train_labels=self.train_labels[:train_size],
@@ -136,20 +143,24 @@ class Subset:
 
 
 class _Task(NamedTuple):
-    """Rows of a task's classes in the prepared dataset, their labels; and groups and splits of all
-    images.
+    """The images of a subset's classes.
+
+    Attributes:
+        rows: ``(num_images,)`` their rows in the prepared dataset.
+        targets: ``(num_images,)`` their labels in ``range(len(class_names))``.
+        groups, splits: Those of all images of the prepared dataset.
     """
 
-    rows: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    names: tuple[str, ...]
-    groups: NDArray[np.int64]
+    rows: Integers
+    targets: Integers
+    class_names: tuple[str, ...]
+    groups: Integers
     splits: NDArray[np.int8]
 
 
 def make_subset(
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
+    labels: Integers,
+    groups: Integers,
     spec: SubsetSpec,
     splits: NDArray[np.int8] | None = None,
     *,
@@ -158,183 +169,268 @@ def make_subset(
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
-    The order is a function of ``labels``, who shares a group, and ``spec``; never of which train
-    sizes are used. ``labels``, ``groups`` and ``splits`` are as those of :class:`PreparedDataset`;
-    the values of ids do not matter. ``max_train_size`` is the largest train size that will be asked
-    for, to refuse it here. It changes nothing else, unless faults of the released code are on that
-    make the choice depend on it; those subsets have to be made anew for every train size. Too few
-    images, of a class or in all, are a DataError.
+    The order of the images depends only on ``labels``, on who shares a group, and on ``spec``. It
+    does not depend on the train sizes in use, with one exception: some faults of the released code
+    make the choice depend on ``max_train_size``. Such a subset must be made anew for every size.
+
+    Args:
+        labels: ``(num_images,)`` class indices, as in :class:`PreparedDataset`.
+        groups: ``(num_images,)`` group ids; their values do not matter.
+        spec: The class pair, the size of the test set, seed and faults.
+        splits: ``(num_images,)`` codes of given splits; None if there are none.
+        max_train_size: The largest train size in use, to refuse it here if it is too large.
+        label_names: Names of the classes in messages; indices if empty.
+
+    Raises:
+        DataError: A class has no images, or there are too few in all.
     """
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
     if missing or len(classes) < 2:
-        about = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
-        found = f"none of class {', '.join(missing)}" if missing else "one class only"
-        raise DataError(f"{about}: each class needs images", found)
+        problem = f"none of class {', '.join(missing)}" if missing else "one class only"
+        raise DataError(f"{_name(spec)}: each class needs images", problem)
     rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
-    lookup = {label: index for index, label in enumerate(classes)}
-    targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
-    names = tuple(label_names[label] if label_names else str(label) for label in classes)
-    task = _Task(
-        rows, targets, names, groups, np.zeros(len(labels), np.int8) if splits is None else splits
-    )
+    targets = np.zeros(len(rows), np.int64)
+    for target, label in enumerate(classes):
+        targets[labels[rows] == label] = target
+    if splits is None:
+        splits = np.zeros(len(labels), np.int8)
+    if label_names:
+        class_names = tuple(label_names[label] for label in classes)
+    else:
+        class_names = tuple(map(str, classes))
+    task = _Task(rows, targets, class_names, groups, splits)
     if spec.prepared.faults:
         subset = _faulty_subset(task, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-        subset = _split(task, task.groups[task.rows], spec, rng, balanced=len(task.names) == 2)
-        if subset.shared_group_share:  # spelt out, so that python -O checks it too
+        balanced = len(class_names) == 2
+        subset = _split(task, groups[rows], spec.test_size, rng, balanced=balanced)
+        if subset.shared_group_share:  # raised, so that python -O checks it too
             raise AssertionError("a group is on both sides of the split")
-    largest = subset.max_train_size
-    if max_train_size is not None and max_train_size > largest:
-        per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
-        raise DataError(
-            (
-                f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} "
-                "test "
-                "images"
-            ),
-            f"at most {largest} (class: images {per_class})",
-            f"lower train_sizes to at most {largest}, or lower test_size"
-            if largest > 1
-            else "lower test_size",
-        )
+    if max_train_size is not None:
+        _check_train_size(subset, max_train_size)
     return subset
 
 
-def _split(
-    task: _Task,
-    groups: NDArray[np.int64],
-    spec: SubsetSpec,
-    rng: np.random.Generator | None,
-    *,
-    balanced: bool,
-) -> Subset:
-    """Split the images of a task by ``groups``; ``rng`` None takes them in stored order (F6)."""
-    targets, members, given = task.targets, number_groups(groups), task.splits[task.rows]
-    quotas = quotas_of(
-        np.bincount(targets, minlength=len(task.names)), spec.test_size, balanced=balanced
+def _name(spec: SubsetSpec) -> str:
+    """Return dataset and class pair as messages show them."""
+    return f"{spec.prepared.dataset} {pair_name(spec.class_pair)}".strip()
+
+
+def _check_train_size(subset: Subset, train_size: int) -> None:
+    largest = subset.max_train_size
+    if train_size <= largest:
+        return
+    per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
+    hint = "lower test_size"
+    if largest > 1:
+        hint = f"lower train_sizes to at most {largest}, or lower test_size"
+    raise DataError(
+        f"Train size {train_size} needs as many images beside {len(subset.test_rows)} test images",
+        f"at most {largest} (class: images {per_class})",
+        hint,
     )
-    test = choose_test(targets, members, quotas, given, rng, task.names)
-    free = ~np.isin(members, members[test]) & (given != 2)
-    train = stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
+
+
+def _split(
+    task: _Task, groups: Integers, test_size: int, rng: Generator | None, *, balanced: bool
+) -> Subset:
+    """Split the images of a task into training and test.
+
+    Args:
+        task: The images.
+        groups: ``(num_images,)`` group ids of these images.
+        test_size: Number of test images.
+        rng: Draws images and groups; None takes them in stored order (F6).
+        balanced: Give all classes equally many images, instead of in proportion.
+    """
+    splits = task.splits[task.rows]
+    group_numbers = number_groups(groups)
+    available = np.bincount(task.targets, minlength=len(task.class_names))
+    quotas = quotas_of(available, test_size, balanced=balanced)
+    test = choose_test(task.targets, group_numbers, quotas, splits, rng, task.class_names)
+    in_test_group = np.isin(group_numbers, group_numbers[test])
+    free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
+    train = stratified_order(task.targets, free, rng, balanced=balanced)
     return _subset(task, train, test)
 
 
-def _subset(task: _Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> Subset:
-    rows, targets, groups = task.rows, task.targets, task.groups
-    shared = float(np.isin(groups[rows[test]], groups[rows[train]]).mean())
-    return Subset(rows[train], targets[train], rows[test], targets[test], task.names, shared)
+def _subset(task: _Task, train: Integers, test: Integers) -> Subset:
+    """Return a subset of the images at these places of a task."""
+    train_rows = task.rows[train]
+    test_rows = task.rows[test]
+    is_shared = np.isin(task.groups[test_rows], task.groups[train_rows])
+    return Subset(
+        train_rows,
+        task.targets[train],
+        test_rows,
+        task.targets[test],
+        task.class_names,
+        shared_group_share=float(is_shared.mean()),
+    )
 
 
 def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Subset:
-    """Split with the faults of the released code that the spec switches on; see the top of this
-    module.
-    """
-    faults, name = set(spec.prepared.faults), spec.prepared.dataset
-    by_size = "test_set_depends_on_size" in faults
-    in_memory = name not in FILE_LISTS and (
-        name not in DATASETS or DATASETS[name].domain == "natural"
-    )
-    misaligned = "misaligned_labels" in faults and in_memory
-    pooled = misaligned or ("fixed_imagenet_files" in faults and name in FILE_LISTS)
-    if (pooled or by_size) and train_size is None:
-        rule = "These faults need the train size: " + ", ".join(sorted(faults))
-        raise DataError(rule, "none", "pass max_train_size, one train size at a time")
-    as_released = by_size and {"image_level_split", "first_k_selection"} <= faults
-    if train_size is not None and (pooled or as_released):
-        num_classes = len(task.names)
-        per_class = (train_size + spec.test_size) // num_classes
-        chosen = [np.flatnonzero(task.targets == label)[:per_class] for label in range(num_classes)]
-        if (short := min(map(len, chosen))) < per_class:
+    """Split with those faults of the released code, listed above, that the spec switches on."""
+    faults = set(spec.prepared.faults)
+    dataset = spec.prepared.dataset
+    depends_on_size = "test_set_depends_on_size" in faults
+    is_misaligned = "misaligned_labels" in faults and _is_held_in_memory(dataset)
+    has_fixed_files = "fixed_imagenet_files" in faults and dataset in FILE_LISTS
+    # A pool has just enough images of each class, so it cannot be split by groups.
+    is_pool = is_misaligned or has_fixed_files
+    if (is_pool or depends_on_size) and train_size is None:
+        raise DataError(
+            "These faults need the train size: " + ", ".join(sorted(faults)),
+            "none",
+            "pass max_train_size, one train size at a time",
+        )
+    is_as_released = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
+    if train_size is not None and (is_pool or is_as_released):
+        places = _first_of_each_class(task, spec, train_size)
+        if is_misaligned:
+            rows = task.rows[: len(places)]
+        elif has_fixed_files:
+            rows = places
+        else:
+            rows = task.rows[places]
+        task = task._replace(rows=rows, targets=task.targets[places])
+    if is_as_released:
+        return _released_split(task, spec.test_size)
+    seed = ["subset", spec.split_seed, spec.class_pair]
+    if depends_on_size:
+        seed.append(train_size)
+    rng = None
+    if "first_k_selection" not in faults:
+        rng = np.random.default_rng(derive_seed(*seed))
+    groups = task.groups[task.rows]
+    if is_pool or "image_level_split" in faults:
+        groups = np.arange(len(task.rows))
+    balanced = len(task.class_names) == 2 and not is_misaligned
+    return _split(task, groups, spec.test_size, rng, balanced=balanced)
+
+
+def _is_held_in_memory(dataset: str) -> bool:
+    if dataset in FILE_LISTS:
+        return False
+    return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
+
+
+def _first_of_each_class(task: _Task, spec: SubsetSpec, train_size: int) -> Integers:
+    """Return the places of the released pool: the first images of each class, ascending."""
+    num_classes = len(task.class_names)
+    needed = (train_size + spec.test_size) // num_classes
+    chosen = []
+    for target in range(num_classes):
+        places = np.flatnonzero(task.targets == target)
+        if len(places) < needed:
             raise DataError(
-                f"{name}, as released: {train_size} training and {spec.test_size} test images need "
-                f"{per_class} images of each class",
-                f"{short} of one",
+                f"{spec.prepared.dataset}, as released: {train_size} training and "
+                f"{spec.test_size} test images need {needed} images of each class",
+                f"{len(places)} of one",
                 "lower train_sizes or test_size",
             )
-        places = np.sort(np.concatenate(chosen)).astype(np.int64)
-        shown = task.rows[: len(places)] if misaligned else places if pooled else task.rows[places]
-        task = task._replace(rows=shown, targets=task.targets[places])
-    if as_released:
-        import torch
+        chosen.append(places[:needed])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
-        # The permutation of torch's random_split with the released seed; its head is for training.
-        seeded = torch.Generator().manual_seed(RELEASED_SEED)
-        order = torch.randperm(len(task.rows), generator=seeded).numpy().astype(np.int64)
-        return _subset(task, order[: -spec.test_size], order[-spec.test_size :])
-    seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
-    rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
-    # A pool has no image to spare, so it cannot be split by groups.
-    by_image = pooled or "image_level_split" in faults
-    groups = np.arange(len(task.rows)) if by_image else task.groups[task.rows]
-    return _split(task, groups, spec, rng, balanced=len(task.names) == 2 and not misaligned)
+
+def _released_split(task: _Task, test_size: int) -> Subset:
+    """Split by the permutation of torch's ``random_split``; its first images are for training."""
+    import torch
+
+    generator = torch.Generator().manual_seed(RELEASED_SEED)
+    order = torch.randperm(len(task.rows), generator=generator).numpy().astype(np.int64)
+    return _subset(task, order[:-test_size], order[-test_size:])
 
 
 def split_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> Subset:
-    """Split the first ``train_size`` training images of a subset by groups, for a learning-rate
-    search.
+    """Split the training images of a subset by groups, for a learning-rate search.
 
-    The held-out side, ``test_rows``, is the validation images: whole groups of the training images,
-    and never a test image of ``spec``. A DataError where a class has too few groups to be on both
-    sides, or faults of the released code are on, which let test groups be trained on.
+    Args:
+        prepared: The prepared dataset.
+        spec: The subset; none of its test images is on either side.
+        train_size: Number of training images to split, the first ones.
+        validation: The share of the validation images.
+
+    Returns:
+        A subset whose ``test_rows`` are the validation images, in whole groups.
+
+    Raises:
+        DataError: A class has too few groups to be on both sides, or faults of the released code
+            are on, which let test groups be trained on.
     """
-    where = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
     if spec.prepared.faults:
         raise DataError(
             "A search validates on groups that no test image is of, which needs corrected data",
-            f"{where} with faults {', '.join(spec.prepared.faults)}",
+            f"{_name(spec)} with faults {', '.join(spec.prepared.faults)}",
             "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
-    labels, groups = prepared.labels, prepared.groups
-    subset = make_subset(labels, groups, spec, prepared.splits, max_train_size=train_size)
-    rows, targets = subset.train_order[:train_size], subset.train_labels[:train_size]
-    members, num_classes = number_groups(groups[rows]), subset.num_classes
-    counts, balanced = np.bincount(targets, minlength=num_classes), num_classes == 2
-    groups_of = [len(np.unique(members[targets == label])) for label in range(num_classes)]
-    found = zip(subset.class_names, groups_of, counts, strict=True)
-    too_few = DataError(
-        "A class needs enough groups among the training images for a validation split",
-        f"{where}: "
-        + "; ".join(
-            f"class {name}: {plural(of, 'group')}, {plural(int(count), 'image')}"
-            for name, of, count in found
-        ),
-        (
-            "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
-            "search"
-        ),
+    subset = make_subset(
+        prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=train_size
     )
-    if min(groups_of) < 2:
+    rows = subset.train_order[:train_size]
+    targets = subset.train_labels[:train_size]
+    group_numbers = number_groups(prepared.groups[rows])
+    num_classes = subset.num_classes
+    groups_per_class = []
+    for target in range(num_classes):
+        groups_per_class.append(len(np.unique(group_numbers[targets == target])))
+    image_counts = np.bincount(targets, minlength=num_classes)
+    too_few = _too_few_groups(spec, subset.class_names, groups_per_class, image_counts.tolist())
+    if min(groups_per_class) < 2:
         raise too_few
+    balanced = num_classes == 2
     size = max(round(validation.share * len(targets)), num_classes)
-    quotas = np.maximum(quotas_of(counts, size, balanced=balanced), 1)
+    quotas = np.maximum(quotas_of(image_counts, size, balanced=balanced), 1)
+    no_splits = np.zeros(len(rows), np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
-    chosen = choose_test(
-        targets, members, quotas, np.zeros(len(rows), np.int8), rng, subset.class_names
-    )
-    free = np.flatnonzero(~np.isin(members, members[chosen]))
+    chosen = choose_test(targets, group_numbers, quotas, no_splits, rng, subset.class_names)
+    free = np.flatnonzero(~np.isin(group_numbers, group_numbers[chosen]))
     if np.bincount(targets[free], minlength=num_classes).min() < 2:
         raise too_few
     train = stratified_order(targets, free, None, balanced=balanced)
-    sides = {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows}
-    for first, second in itertools.combinations(
-        sides, 2
-    ):  # spelt out, so that python -O checks it too
-        if np.isin(groups[sides[first]], groups[sides[second]]).any():
-            raise AssertionError(f"a group is on the {first} and the {second} side of a search")
+    _check_no_shared_group(
+        prepared.groups,
+        {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows},
+    )
     return Subset(rows[train], targets[train], rows[chosen], targets[chosen], subset.class_names)
+
+
+def _too_few_groups(
+    spec: SubsetSpec,
+    class_names: Sequence[str],
+    groups_per_class: Sequence[int],
+    images_per_class: Sequence[int],
+) -> DataError:
+    counts = []
+    classes = zip(class_names, groups_per_class, images_per_class, strict=True)
+    for name, num_groups, num_images in classes:
+        counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
+    return DataError(
+        "A class needs enough groups among the training images for a validation split",
+        f"{_name(spec)}: {'; '.join(counts)}",
+        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
+        "search",
+    )
+
+
+def _check_no_shared_group(groups: Integers, sides: dict[str, Integers]) -> None:
+    for first, second in itertools.combinations(sides, 2):
+        if np.isin(groups[sides[first]], groups[sides[second]]).any():
+            # Raised, so that python -O checks it too.
+            raise AssertionError(f"a group is on the {first} and the {second} side of a search")
 
 
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of a :func:`split_validation`: no test image is read.
+    """Read the images of a :func:`split_validation`. No test image is read.
 
     Raises:
-        DataError: for a condition that moves training images, which a search does not tune for.
+        DataError: The spec's condition moves training images, which a search does not tune for.
     """
     if spec.condition is not None:
         raise DataError(
@@ -347,69 +443,102 @@ def load_validation(
 
 
 def choose_test(
-    targets: NDArray[np.int64],
-    members: NDArray[np.int64],
-    quotas: NDArray[np.int64],
-    given: NDArray[np.int8],
-    rng: np.random.Generator | None,
-    names: tuple[str, ...],
-) -> NDArray[np.int64]:
-    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas
-    are met.
+    targets: Integers,
+    group_numbers: Integers,
+    quotas: Integers,
+    splits: NDArray[np.int8],
+    rng: Generator | None,
+    class_names: Sequence[str],
+) -> Integers:
+    """Draw test images: groups in a seeded order, one image of each in turn, up to the quotas.
 
-    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups
-    (volumes) do not make the whole test set. Groups that give no image stay free for training.
+    Only the first 30 % of the groups are used, or as many as the quotas need. Groups that give no
+    image stay free for training.
+
+    Args:
+        targets: ``(num_images,)`` labels.
+        group_numbers: ``(num_images,)`` numbers from 0.
+        quotas: ``(num_classes,)`` test images of each class.
+        splits: ``(num_images,)`` codes of given splits. If any is test, only those are used.
+        rng: Draws groups and images; None takes them in stored order.
+        class_names: For messages.
+
+    Returns:
+        The places of the chosen images, ascending.
+
+    Raises:
+        DataError: A class has too few images that may be tested on.
     """
-    fixed = bool((given == 2).any())
-    allowed = given == 2 if fixed else given != 1
+    is_given = bool((splits == IN_TEST).any())
+    is_allowed = splits == IN_TEST if is_given else splits != IN_TRAINING
     # A group with an image given for training is a training group.
-    allowed &= ~np.isin(members, members[given == 1])
-    num_groups = int(members.max()) + 1
-    position = rng.permutation(num_groups) if rng else np.arange(num_groups)
-    order = rng.permutation(len(targets)) if rng else np.arange(len(targets))
-    order = order[np.argsort(position[members[order]], kind="stable")]
-    order = order[allowed[order]]
-    spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
-    more = (
-        "; those given for training, and their groups, are not tested on: name others test, or "
-        "no split"
-    )
-    more = more if (given == 1).any() else ""
+    is_allowed &= ~np.isin(group_numbers, group_numbers[splits == IN_TRAINING])
+    num_groups = int(group_numbers.max()) + 1
+    position = np.arange(num_groups)
+    order = np.arange(len(targets))
+    if rng is not None:
+        position = rng.permutation(num_groups)
+        order = rng.permutation(len(targets))
+    order = order[np.argsort(position[group_numbers[order]], kind="stable")]
+    order = order[is_allowed[order]]
+    min_groups = num_groups if is_given else int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     chosen = []
-    for label, quota in enumerate(quotas):
-        rows = order[targets[order] == label]
-        if len(rows) < quota:
-            raise DataError(
-                f"Class {names[label]} needs {plural(quota, 'test image')}",
-                f"{len(rows)} that may be used for testing",
-                f"lower test_size, or add images{more}",
-            )
-        # How far into the group order this class must go: the spread, or where its quota is met.
-        last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0
-        rows = rows[position[members[rows]] < last]
-        turn = occurrence(members[rows])
-        chosen.append(rows[np.argsort(turn, kind="stable")[:quota]])
+    for target, quota in enumerate(quotas.tolist()):
+        candidates = order[targets[order] == target]
+        if len(candidates) < quota:
+            raise _too_few_images(class_names[target], quota, len(candidates), splits)
+        if quota == 0:
+            continue
+        last_needed = candidates[quota - 1]
+        num_used = max(min_groups, int(position[group_numbers[last_needed]]) + 1)
+        candidates = candidates[position[group_numbers[candidates]] < num_used]
+        turn = occurrence(group_numbers[candidates])
+        chosen.append(candidates[np.argsort(turn, kind="stable")[:quota]])
     return np.sort(np.concatenate(chosen))
 
 
+def _too_few_images(
+    class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
+) -> DataError:
+    hint = "lower test_size, or add images"
+    if (splits == IN_TRAINING).any():
+        hint += (
+            "; those given for training, and their groups, are not tested on: name others test, "
+            "or no split"
+        )
+    return DataError(
+        f"Class {class_name} needs {plural(quota, 'test image')}",
+        f"{num_allowed} that may be used for testing",
+        hint,
+    )
+
+
 def stratified_order(
-    targets: NDArray[np.int64],
-    free: NDArray[np.int64],
-    rng: np.random.Generator | None,
-    *,
-    balanced: bool,
-) -> NDArray[np.int64]:
+    targets: Integers, free: Integers, rng: Generator | None, *, balanced: bool
+) -> Integers:
     """Interleave the shuffled classes so that every prefix has them in proportion.
 
     Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
+
+    Args:
+        targets: ``(num_images,)`` labels.
+        free: The places that may be used.
+        rng: Shuffles them; None keeps their order.
+        balanced: Use equally many images of each class.
+
+    Returns:
+        The used places, in order.
     """
-    shuffled = rng.permutation(free) if rng else free
+    shuffled = free if rng is None else rng.permutation(free)
     labels = targets[shuffled]
     counts = np.bincount(labels, minlength=int(targets.max()) + 1)
     turn = occurrence(labels)
+    weights = counts.astype(float)
     if balanced:
-        keep = turn < counts.min()
-        shuffled, labels, turn = shuffled[keep], labels[keep], turn[keep]
-    weights = np.ones(len(counts)) if balanced else counts.astype(float)
+        is_used = turn < counts.min()
+        shuffled = shuffled[is_used]
+        labels = labels[is_used]
+        turn = turn[is_used]
+        weights = np.ones(len(counts))
     place = (turn + 0.5) / weights[labels]
     return shuffled[np.lexsort((labels, place))]

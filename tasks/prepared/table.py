@@ -1,6 +1,4 @@
-"""The images of a preparation as a table: gather from parts, keep so many per class, join,
-fingerprint.
-"""
+"""The images of a preparation as a table: gather parts, limit classes, join groups, fingerprint."""
 
 from __future__ import annotations
 
@@ -16,67 +14,97 @@ from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import Part
 
+Values = NDArray[np.generic]
+Integers = NDArray[np.int64]
+Rows = NDArray[np.intp]
+"""Indices of rows of an array."""
 CHUNK = 1 << 12
-"""Values compared at a time."""
+"""Values handled at a time, so that millions of digests are never copied at once."""
 
 
-def distinct(values: NDArray[np.generic]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the first row of each distinct value, and the number of each row's value, in sorted
-    order.
+def distinct(values: Values) -> tuple[Rows, Rows]:
+    """Number the distinct values in sorted order.
 
-    As ``np.unique`` does, without its copies of the values: a preparation has millions of digests.
+    This is ``np.unique`` without its copies of the values.
+
+    Args:
+        values: ``(num_values,)`` of any type that can be sorted.
+
+    Returns:
+        The first row of each distinct value, ``(num_distinct,)``, and each row's number,
+        ``(num_values,)``.
     """
     order = np.argsort(values, kind="stable")
-    new = np.ones(len(order), bool)
+    is_new = np.ones(len(order), bool)
     for start in range(1, len(order), CHUNK):
-        rows = order[start - 1 : start + CHUNK]
-        new[start : start + CHUNK] = values[rows[1:]] != values[rows[:-1]]
+        stop = start + CHUNK
+        rows = order[start - 1 : stop]
+        is_new[start:stop] = values[rows[1:]] != values[rows[:-1]]
     numbers = np.empty(len(order), np.intp)
-    numbers[order] = np.cumsum(new) - 1
-    return order[new], numbers
+    numbers[order] = np.cumsum(is_new) - 1
+    return order[is_new], numbers
 
 
-def number_groups(groups: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Number groups by first appearance, so that a keyed hash's key cannot change the split."""
-    first, inverse = distinct(groups)
-    rank: NDArray[np.int64] = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    numbers: NDArray[np.int64] = rank[inverse]
+def number_groups(groups: Values) -> Integers:
+    """Number groups by first appearance: splits must not depend on the key of the hashes."""
+    first_rows, sorted_numbers = distinct(groups)
+    rank: Integers = np.empty(len(first_rows), dtype=np.int64)
+    rank[np.argsort(first_rows)] = np.arange(len(first_rows))
+    numbers: Integers = rank[sorted_numbers]
     return numbers
 
 
-def quotas_of(available: NDArray[np.int64], size: int, *, balanced: bool) -> NDArray[np.int64]:
-    """Share ``size`` out over classes, equally or by largest remainder; earlier classes win
-    ties.
+def quotas_of(available: Integers, size: int, *, balanced: bool) -> Integers:
+    """Distribute ``size`` images over classes by largest remainder; earlier classes win ties.
+
+    Args:
+        available: ``(num_classes,)`` images of each class.
+        size: Number of images to distribute.
+        balanced: Give all classes equal shares, instead of shares in proportion.
+
+    Returns:
+        ``(num_classes,)`` images of each class, which sum to ``size``.
     """
     weights = np.ones(len(available)) if balanced else available.astype(float)
     exact = size * weights / weights.sum()
-    quotas: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
+    quotas: Integers = np.floor(exact).astype(np.int64)
+    num_left = size - quotas.sum()
+    largest_remainders = np.argsort(quotas - exact, kind="stable")[:num_left]
+    quotas[largest_remainders] += 1
     return quotas
 
 
-def occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def occurrence(values: Integers) -> Integers:
     """Return for each value how often it occurred before."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    counts = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
+    is_first = np.r_[True, ordered[1:] != ordered[:-1]]
+    starts = np.flatnonzero(is_first)
+    lengths = np.diff(np.r_[starts, len(values)])
     before = np.empty(len(values), dtype=np.int64)
-    before[order] = counts
+    before[order] = np.arange(len(values)) - np.repeat(starts, lengths)
     return before
 
 
 @dataclass
 class ImageTable:
-    """All images of all parts: where their pixels are, and what is known of them."""
+    """All images of all parts.
 
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int64]
+    Attributes:
+        labels: ``(num_images,)`` class indices.
+        groups: ``(num_images,)`` keyed hashes.
+        splits: ``(num_images,)`` of :data:`~tasks.prepared.parts.SPLIT_CODES`.
+        digests: ``(num_images,)`` SHA-256 of each image.
+        places: ``(num_images, 2)`` the part of each image, and its row there.
+        num_duplicates: Images that equal an earlier one.
+        num_conflicts: Images that equal one with another label.
+    """
+
+    labels: Integers
+    groups: Integers
     splits: NDArray[np.int8]
     digests: NDArray[np.void]
     places: NDArray[np.int32]
-    """``(num_images, 2)``: part and row in it."""
     num_duplicates: int = 0
     num_conflicts: int = 0
 
@@ -92,89 +120,126 @@ class ImageTable:
 
 
 def gather(parts: Sequence[Part]) -> ImageTable:
-    """Put the images of all parts, in order, into one table, which the parts share from then on."""
-    sizes = [len(part.rows) for part in parts]
-    rows = np.concatenate([part.rows for part in parts])
-    for part, own in zip(parts, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
-        part.rows = own
-    places = np.empty((len(rows), 2), np.int32)
-    places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
-    places[:, 1] = np.arange(len(rows)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
-    return ImageTable(rows["label"], rows["group"], rows["split"], rows["digest"], places)
+    """Join the images of all parts, in order, into one table.
+
+    The parts' rows become views of the table: the metadata of millions of images is held once.
+    """
+    table = np.concatenate([part.rows for part in parts])
+    places = np.empty((len(table), 2), np.int32)
+    start = 0
+    for number, part in enumerate(parts):
+        stop = start + len(part.rows)
+        part.rows = table[start:stop]
+        places[start:stop, 0] = number
+        places[start:stop, 1] = np.arange(stop - start)
+        start = stop
+    return ImageTable(
+        labels=table["label"],
+        groups=table["group"],
+        splits=table["split"],
+        digests=table["digest"],
+        places=places,
+    )
 
 
-def keep_per_class(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], spec: PreparedSpec, limit: int
-) -> NDArray[np.intp]:
-    """Return rows (ascending) with at least ``limit`` images of each class, in whole groups.
+def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit: int) -> Rows:
+    """Choose images until each class has ``limit`` of them, in whole groups.
 
-    Groups are taken in a seeded order; with ``first_k_selection`` images are taken in stored order
-    (F6).
+    Groups are taken in a seeded order. With the fault ``first_k_selection`` (F6), single images are
+    taken in stored order.
+
+    Args:
+        labels: ``(num_images,)`` class indices.
+        groups: ``(num_images,)`` group numbers.
+        spec: The preparation, which seeds the order.
+        limit: Images of each class; the last group taken may exceed it.
+
+    Returns:
+        The chosen rows, ascending.
     """
     if "first_k_selection" in spec.faults:
         return np.flatnonzero(occurrence(labels) < limit)
     rng = np.random.default_rng(derive_seed("max_images_per_class", spec.dataset, spec.task))
     order = np.argsort(groups, kind="stable")
-    members_of = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    ends = np.flatnonzero(np.diff(groups[order])) + 1
+    members_by_group = np.split(order, ends)
     counts: Counter[int] = Counter()
-    kept = []
-    for group in rng.permutation(len(members_of)):
-        members = members_of[group]
-        if any(counts[int(label)] < limit for label in labels[members]):
-            kept.append(members)
-            counts.update(int(label) for label in labels[members])
-    return np.sort(np.concatenate(kept))
+    chosen = []
+    for group in rng.permutation(len(members_by_group)):
+        members = members_by_group[group]
+        member_labels = labels[members].tolist()
+        if any(counts[label] < limit for label in member_labels):
+            chosen.append(members)
+            counts.update(member_labels)
+    return np.sort(np.concatenate(chosen))
 
 
 def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
-    """Keep ``max_images_per_class``, then join the groups of identical images and count them."""
+    """Apply ``max_images_per_class``, then join the groups of identical images and count these."""
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
-        images = images.take(
-            keep_per_class(images.labels, number_groups(images.groups), spec, limit)
-        )
-    first, inverse = distinct(images.digests)
-    counts = np.bincount(inverse)
-    images.num_duplicates = int((counts - 1).sum())
-    low, high = images.labels[first], images.labels[first]
-    np.minimum.at(low, inverse, images.labels)
-    np.maximum.at(high, inverse, images.labels)
-    images.num_conflicts = int(counts[low < high].sum())
-    del first, counts, low, high
-    images.groups = join_groups(images.groups, inverse)
+        groups = number_groups(images.groups)
+        images = images.take(keep_per_class(images.labels, groups, spec, limit))
+    first_rows, image_numbers = distinct(images.digests)
+    copies = np.bincount(image_numbers)
+    images.num_duplicates = int((copies - 1).sum())
+    lowest_label = images.labels[first_rows]
+    highest_label = images.labels[first_rows]
+    np.minimum.at(lowest_label, image_numbers, images.labels)
+    np.maximum.at(highest_label, image_numbers, images.labels)
+    images.num_conflicts = int(copies[lowest_label < highest_label].sum())
+    del first_rows, copies, lowest_label, highest_label  # several bytes for each of the images
+    images.groups = join_groups(images.groups, image_numbers)
     return images
 
 
-def join_groups(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Give one id to all groups connected by identical images, which are those of one number in
-    ``same``.
+def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
+    """Give one id to all groups that are connected by identical images.
+
+    Args:
+        groups: ``(num_images,)`` group ids.
+        image_numbers: ``(num_images,)`` equal for identical images.
+
+    Returns:
+        ``(num_images,)`` group ids: for joined groups, the smallest of their ids.
     """
-    twins = np.flatnonzero(np.bincount(same)[same] > 1)
+    has_twin = np.bincount(image_numbers)[image_numbers] > 1
+    twins = np.flatnonzero(has_twin)
     if not len(twins):
         return groups
-    ids, group = np.unique(groups[twins], return_inverse=True)
-    image = np.unique(same[twins], return_inverse=True)[1]
-    # A graph of groups and of images that occur again, with an edge where a group has that image.
-    size = len(ids) + int(image.max()) + 1
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    edges = coo_array((np.ones(len(group), np.int8), (group, len(ids) + image)), shape=(size, size))
-    part = connected_components(edges, directed=False)[1][: len(ids)]
-    _, first, number = np.unique(part, return_index=True, return_inverse=True)
+    ids, group = np.unique(groups[twins], return_inverse=True)
+    _, image = np.unique(image_numbers[twins], return_inverse=True)
+    # A graph of groups and repeated images, with an edge where a group has an image.
+    num_nodes = len(ids) + int(image.max()) + 1
+    edges = (np.ones(len(group), np.int8), (group, len(ids) + image))
+    graph = coo_array(edges, shape=(num_nodes, num_nodes))
+    _, component = connected_components(graph, directed=False)
+    # Ids are sorted, so the first of a component's is the smallest.
+    _, first, number = np.unique(component[: len(ids)], return_index=True, return_inverse=True)
+    joined_ids = ids[first[number]]
     place = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
-    joined: NDArray[np.int64] = np.where(ids[place] == groups, ids[first[number]][place], groups)
+    joined: Integers = np.where(ids[place] == groups, joined_ids[place], groups)
     return joined
 
 
 def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
-    """Hash the content in order; groups enter by first appearance, so the hash key does not
-    matter.
+    """Return the SHA-256 of the content, in stored order.
+
+    Groups enter by first appearance, so that the key of the hashes does not matter.
+
+    Args:
+        images: All images.
+        header: JSON values that describe the dataset as a whole.
     """
     total = hashlib.sha256(canonical_json(header).encode())
-    numbers = number_groups(images.groups).astype("<i8")
-    for array in (images.labels.astype("<i8"), numbers, images.splits.astype("<i1")):
-        total.update(array.tobytes())
+    total.update(images.labels.astype("<i8").tobytes())
+    group_numbers = number_groups(images.groups)
+    total.update(group_numbers.astype("<i8").tobytes())
+    total.update(images.splits.astype("<i1").tobytes())
     for start in range(0, len(images.digests), CHUNK):
-        total.update(images.digests[start : start + CHUNK].tobytes().hex().encode())
+        digests = images.digests[start : start + CHUNK].tobytes()
+        total.update(digests.hex().encode())
     return total.hexdigest()

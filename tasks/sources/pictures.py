@@ -1,8 +1,7 @@
-"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a
-bomb.
+"""PNG, JPEG and the like: decode a picture or refuse it, convert every mode by a stated rule.
 
 Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255]
-throughout.
+throughout. Declared sizes are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -21,9 +20,11 @@ from tasks.sources.base import Sample, SkipItem
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Values = NDArray[np.generic]
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-"""Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
-
+"""The formats that are read. Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have
+plugins of their own.
+"""
 ENDINGS = (
     ".png",
     ".jpg",
@@ -39,9 +40,9 @@ ENDINGS = (
     ".ppm",
 )
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, where it warns; here it is an error."""
+"""Pixels of an image. Pillow warns beyond this limit of its own; here it is an error."""
 MAX_DECODED_BYTES = 256 << 20
-"""What a decoded image may take: that many pixels of RGB, fewer with alpha or 32 bits."""
+"""Bytes of a decoded image: so many pixels of RGB, fewer with alpha or 32 bits."""
 BYTES_PER_PIXEL = {
     "1": 1,
     "L": 1,
@@ -53,43 +54,57 @@ BYTES_PER_PIXEL = {
     "RGB": 3,
     "YCbCr": 3,
 }
-"""By Pillow's mode; all others take up to four. 1-bit images are one byte once converted."""
+"""Decoded bytes of a pixel by Pillow's mode. A pixel of 1 bit takes a byte once converted."""
+MAX_BYTES_PER_PIXEL = 4
+TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
+"""Rows, or values, that are converted at a time: a large image must not be held several times."""
 MIN_SIDE = 4
-TILE_WIDTH, TILE_LENGTH = 322, 323
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""Pixels of the shorter side."""
+TILE_WIDTH = 322
+TILE_LENGTH = 323
+PHOTOMETRIC = 262
+"""Tags of TIFF."""
+WHITE_IS_ZERO = 0
 ORIENTATION = 0x0112
+"""Tag of Exif."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""ITU-R BT.601, as in Pillow's conversion to grey."""
+"""Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow's conversion."""
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file's ending is one of those we read."""
+    """Return whether a file name ends as those of pictures do."""
     return name.lower().endswith(ENDINGS)
 
 
 def decode_image(body: bytes) -> Sample:
     """Decode the bytes of an image file to uint8 grey or RGB.
 
-    Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF
-    orientation is applied, more than 8 bits are scaled by the image's own maximum (the study's
-    rule); each is recorded. What is no image, damaged, too large, too small, animated or not finite
-    is a SkipItem.
+    Transparency is blended on black. Palettes, CMYK and 1-bit images become RGB or grey. EXIF
+    orientation is applied. More than 8 bits are scaled by the image's own maximum, which is the
+    study's rule. The sample names each of these conversions.
+
+    Raises:
+        SkipItem: The file is no image, damaged, too large, too small, animated or not finite.
+        SetupError: Pillow would accept truncated images.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        found = "LOAD_TRUNCATED_IMAGES is on"
-        raise SetupError("Pillow must refuse truncated images", found, "a library switched it on")
+        raise SetupError(
+            "Pillow must refuse truncated images",
+            "LOAD_TRUNCATED_IMAGES is on",
+            "a library switched it on",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # odd EXIF or palette data: the decoder decides
+        # Odd EXIF or palette data: the decoder decides.
+        warnings.simplefilter("ignore", UserWarning)
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                _check_size(image)
+                _check_declared_size(image)
+                _check_single_frame(image)
                 return replace(_convert(image), traits=(("file format", str(image.format)),))
         except UnidentifiedImageError:
             raise SkipItem("not an image") from None
@@ -109,22 +124,28 @@ def decode_image(body: bytes) -> Sample:
             raise SkipItem("damaged image") from None
 
 
-def _check_size(image: Image) -> None:
+def _tiff_tag(image: Image, tag: int) -> int | None:
+    if image.format != "TIFF":
+        return None
+    value: int | None = image.tag_v2.get(tag)  # type: ignore[attr-defined]
+    return value
+
+
+def _check_declared_size(image: Image) -> None:
     width, height = image.size
-    width_bytes = BYTES_PER_PIXEL.get(image.mode, 4)
     # A tile is decoded whole, however small the image is.
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-    tile_pixels = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
-    if (
-        width * height > MAX_PIXELS
-        or max(width * height, tile_pixels) * width_bytes > MAX_DECODED_BYTES
-    ):
+    tile_width = int(_tiff_tag(image, TILE_WIDTH) or 0)
+    tile_length = int(_tiff_tag(image, TILE_LENGTH) or 0)
+    num_decoded = max(width * height, tile_width * tile_length)
+    num_bytes = num_decoded * BYTES_PER_PIXEL.get(image.mode, MAX_BYTES_PER_PIXEL)
+    if width * height > MAX_PIXELS or num_bytes > MAX_DECODED_BYTES:
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
-    if (
-        image.format == "MPO"
-    ):  # a phone's JPEG with a preview behind it: the first picture is the photograph
+
+
+def _check_single_frame(image: Image) -> None:
+    if image.format == "MPO":  # a phone's JPEG: the first frame is the photograph
         return
     try:
         image.seek(1)
@@ -135,133 +156,159 @@ def _check_size(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
-    from PIL import Image as Pillow
     from PIL import ImageOps
 
-    notes = []
+    conversions = []
+    flags = []
     stored = str(getattr(image, "tile", ""))  # gone once loaded; ends in the raw mode
     image.load()
-    cut = ";16" in stored and image.mode in (
-        "RGB",
-        "RGBA",
-        "LA",
-    )  # Pillow keeps the high byte of each
-    flags = ("16-bit channels cut to their high byte",) if cut else ()
+    if ";16" in stored and image.mode in ("RGB", "RGBA", "LA"):
+        # Pillow keeps the high byte of each.
+        flags.append("16-bit channels cut to their high byte")
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
-        notes.append("EXIF orientation applied")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        notes.append(f"mode {image.mode} blended on black")
-        width, height = image.size
-        pixels = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, STRIP_ROWS):  # so that a large image is not held several times
-            strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
-            black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
-            pixels[top : top + STRIP_ROWS] = np.asarray(
-                Pillow.alpha_composite(black, strip).convert("RGB")
-            )
-        return Sample(pixels, conversions=tuple(notes), flags=flags)
-    if image.mode.startswith(("I", "F")):
+        conversions.append("EXIF orientation applied")
+    if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
+        conversions.append(f"mode {image.mode} blended on black")
+        pixels = _blended_on_black(image)
+    elif image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-            values = values.max() - values  # Pillow turns 8 bits over only
-            notes.append("white as zero turned over")
-        pixels, note = by_own_maximum(values)
-        return Sample(pixels, conversions=(*notes, *note), flags=negative_flags(values))
-    if image.mode not in ("L", "RGB"):
-        notes.append(f"mode {image.mode} converted")
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    return Sample(np.asarray(image), conversions=tuple(notes), flags=flags)
+        if _tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = values.max() - values  # Pillow inverts 8 bits only
+            conversions.append("white as zero turned over")
+        flags = list(negative_flags(values))
+        pixels, scaling = by_own_maximum(values)
+        conversions += scaling
+    elif image.mode in ("L", "RGB"):
+        pixels = np.asarray(image)
+    else:
+        conversions.append(f"mode {image.mode} converted")
+        pixels = np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
+    return Sample(pixels, conversions=tuple(conversions), flags=tuple(flags))
 
 
-def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:
-    """Return the flag of an image whose negative values its own maximum cuts at 0."""
-    return ("negative values cut at 0",) if values.dtype.kind in "if" and values.min() < 0 else ()
+def _blended_on_black(image: Image) -> NDArray[np.uint8]:
+    from PIL import Image as Pillow
+
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, height)
+        strip = image.crop((0, top, width, bottom)).convert("RGBA")
+        black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
+        blended = Pillow.alpha_composite(black, strip)
+        pixels[top:bottom] = np.asarray(blended.convert("RGB"))
+    return pixels
 
 
-def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels, and what it
-    is called.
+def negative_flags(values: Values) -> tuple[str, ...]:
+    """Return a flag if scaling by the maximum clips negative values to 0."""
+    if values.dtype.kind in "if" and values.min() < 0:
+        return ("negative values cut at 0",)
+    return ()
 
-    This is the study's rule for every image, which rounds towards zero; so do we. Values that are
-    not finite, or none above 0, are a SkipItem.
+
+def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Scale values so that their maximum becomes 255; negative values become 0.
+
+    This is the study's rule for every image. Like the study it rounds towards zero.
+
+    Args:
+        values: ``(height, width[, 3])`` of any number type.
+
+    Returns:
+        The pixels, and the name of the conversion if there was one.
+
+    Raises:
+        SkipItem: Values are not finite, or none is above 0.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")
-    top = values.max()
-    if top <= 0:
+    maximum = values.max()
+    if maximum <= 0:
         raise SkipItem("no value above 0" if values.min() < 0 else "constant image")
-    if values.dtype == np.uint8 and top == 255:
+    if values.dtype == np.uint8 and maximum == 255:
         return np.asarray(values, dtype=np.uint8), ()
     pixels = np.empty(values.shape, np.uint8)
-    # Exact, in a fifth of the time of floats: a value times 255 fits into 32 bits.
-    is_whole = values.dtype.kind in "ui" and top < 1 << 24
+    # A value times 255 fits into 32 bits: exact, in a fifth of the time of floats.
+    is_small_integer = values.dtype.kind in "ui" and maximum < 1 << 24
     # In strips: a float takes eight times a pixel's byte.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
     for start in range(0, len(values), step):
-        strip = np.maximum(values[start : start + step], 0)
-        if is_whole:
-            pixels[start : start + step] = strip.astype(np.uint32) * 255 // int(top)
+        stop = start + step
+        strip = np.maximum(values[start:stop], 0)
+        # Both divisions, and the conversion to uint8, round towards zero.
+        if is_small_integer:
+            pixels[start:stop] = strip.astype(np.uint32) * 255 // int(maximum)
         else:
-            pixels[start : start + step] = (strip.astype(np.float64) * 255 / float(top)).astype(
-                np.uint8
-            )
+            pixels[start:stop] = strip.astype(np.float64) * 255 / float(maximum)
     return pixels, ("scaled by own maximum",)
 
 
 def to_prepared(
-    pixels: NDArray[np.generic],
+    pixels: Values,
     *,
     image_size: int,
     channels: int,
     dtype: Literal["uint8", "float32"] = "uint8",
     antialias: bool = True,
-) -> NDArray[np.generic]:
-    """Return ``(channels, image_size, image_size)`` from ``(height, width)`` or ``(height, width,
-    3)``.
+) -> Values:
+    """Resize an image to a square. Its aspect ratio is not kept, as in the study.
 
-    The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes
-    luma. uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear
-    resize (F15).
+    Grey becomes three equal channels; colour becomes luma.
+
+    Args:
+        pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].
+        image_size: Side of the square in pixels.
+        channels: 1 or 3.
+        dtype: Type of the result; uint8 is rounded.
+        antialias: False for the released code's plain bilinear resize (F15).
+
+    Returns:
+        ``(channels, image_size, image_size)`` in [0, 255].
     """
+    planes = np.asarray(pixels)
+    if channels == 1 and pixels.ndim == 3:
+        planes = _luma(planes)
+    if planes.ndim == 2:
+        planes = planes[..., None]
+    resized = []
+    for index in range(planes.shape[2]):  # one at a time: floats take four times the bytes
+        plane: NDArray[np.float32] = np.asarray(planes[..., index], np.float32)
+        resized.append(_resized(plane, image_size, antialias=antialias))
+    stacked = np.stack(resized * (channels // len(resized)))
+    if dtype == "float32":
+        return stacked
+    return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8)
+
+
+def _luma(pixels: Values) -> Values:
+    """Return the grey of an RGB image, computed in strips."""
+    step = max(1, STRIP_VALUES // pixels.shape[1])
+    strips = []
+    for top in range(0, len(pixels), step):
+        strips.append(pixels[top : top + step].astype(np.float32) @ LUMA)
+    return np.concatenate(strips)
+
+
+def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
     from PIL import Image
 
-    planes = np.asarray(pixels)
-    if (
-        channels == 1 and pixels.ndim == 3
-    ):  # in strips: a large image takes four times its bytes as floats
-        rows = max(1, STRIP_VALUES // pixels.shape[1])
-        strips = (
-            planes[top : top + rows].astype(np.float32) @ LUMA
-            for top in range(0, len(planes), rows)
-        )
-        planes = np.concatenate(list(strips))
-    planes = planes[..., None] if planes.ndim == 2 else planes
-    resized, side = [], image_size
-    for index in range(planes.shape[2]):  # one at a time, for the same reason
-        plane: NDArray[np.float32] = np.asarray(planes[..., index], np.float32)
-        if plane.shape != (side, side) and antialias:
-            # Pillow widens the filter when it shrinks, which is the antialiasing.
-            image = Image.fromarray(np.ascontiguousarray(plane))
-            plane = np.asarray(
-                image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32
-            )
-        elif plane.shape != (side, side):
-            plane = _bilinear(_bilinear(plane, side).T, side).T
-        resized.append(plane)
-    stacked = np.stack(resized * (channels // len(resized)))
-    return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8) if dtype == "uint8" else stacked
+    if plane.shape == (side, side):
+        return plane
+    if not antialias:
+        return _bilinear(_bilinear(plane, side).T, side).T
+    # Pillow widens the filter when it shrinks, which is the antialiasing.
+    image = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize the rows by two-point interpolation at half-pixel centres, as torch does without
-    antialias.
-    """
+    """Resize the rows by interpolation at half-pixel centres, as torch does without antialias."""
+    half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
-    place = np.maximum(
-        (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0
-    )
+    place = (np.arange(size, dtype=np.float32) + half) * scale - half
+    place = np.maximum(place, 0)
     low = np.minimum(place.astype(np.int64), plane.shape[0] - 1)
     high = np.minimum(low + 1, plane.shape[0] - 1)
     weight = (place - low.astype(np.float32))[:, None]

@@ -1,33 +1,35 @@
-"""CheXpert, MURA and RSNA: a table of images, and where these lie in the releases of years.
+"""CheXpert, MURA and RSNA: a table of images, and where the images lie in each release.
 
 CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with
 ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page); AIMI's
 ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2 (train 1)/patient<id>/...`` to
-batch 4. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are
-left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy".
+batch 4. Label 1 means that the finding is 1, label 0 that it is -1 (uncertain) or blank. Rows with
+an explicit 0 are left out, as in the study. So label 0 is "uncertain or not mentioned", not
+"healthy".
 
 MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's
-page). The release says every study's label twice, in the folder's name and in
+page). The release gives every study's label twice, in the folder's name and in
 ``train_labeled_studies.csv``; both must agree.
 
 RSNA 2019, stage 2. Layout: the Kaggle competition's data page. A slice is the file of its id,
 wherever the train split lies; its header repeats the id as SOP instance UID. ``any`` must be the
-largest of the five subtypes. The group is the patient id in the DICOM header. Corrected: Hounsfield
-units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored values are scaled
-and cast as the released extractor did (F16): negative ones wrap around to arbitrary grey.
+largest of the five subtypes. The group is the patient id in the DICOM header. In corrected data a
+slice is Hounsfield units plus 1024, scaled by its own maximum. With the fault
+``wrapped_pixel_cast`` the stored values are scaled and cast as by the released extractor (F16):
+negative values wrap around to arbitrary grey.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
-from tasks.sources.dicom import NO_PATIENT, decode_dicom, frame_samples
+from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom, frame_samples
 from tasks.sources.official import (
     FILE_MISSING,
     OWN_MAXIMUM,
@@ -42,57 +44,67 @@ from tasks.sources.pictures import to_prepared
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import first_hashed, read_lines, read_table
 
+CHEXPERT_TABLE = "train.csv"
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
-VALUES = {"1": 1, "-1": 0, "": 0, "0": None}
+"""Tasks of CheXpert, and the column of each."""
+FINDING_LABELS = {"1": 1, "-1": 0, "": 0, "0": None}
+"""A cell of such a column, and its label; None leaves the row out."""
 CHEXPERT_IMAGE = re.compile(
     r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE
 )
 OTHER_SPLITS = re.compile(r"(?:^|/)(?:valid|test)/", re.IGNORECASE)
-CHEXPERT_TABLE = "train.csv"
-MURA_TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
+MURA_TABLE = "train_image_paths.csv"
+MURA_STUDIES = "train_labeled_studies.csv"
 MURA_IMAGE = re.compile(
     r"(?<![^/])(?P<study>train/XR_\w+/(?P<patient>patient\d+)/study\d+_(?P<label>positive|negative))/[^/]+$"
 )
-STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
+MURA_STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
 RSNA_TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
+"""Tasks of RSNA, and the subtype that labels each."""
 RSNA_IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
-ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
+RSNA_ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
 TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
+TABLE_AGAIN = "download the table again"
 
 
 class _Images:
-    """Images of a tree by a pattern's match, those beside the table first: releases may lie side by
-    side.
+    """Matches the rows of a table to the images of a tree, by what a pattern finds in both.
+
+    Releases may lie side by side, so images below the table's own folder go first.
     """
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
-        self._tree, self._table, self._found = tree, table.rpartition("/")[2], dict[str, str]()
-        beside = table[: table.rfind("/") + 1]
-        for name in sorted(tree, key=lambda name: not name.startswith(beside)):
-            match = pattern.search(name)
-            if match and not OTHER_SPLITS.search(name[: match.start()]):
-                self._found.setdefault(match[0].casefold(), name)
+        folder, _, self._table = table.rpartition("/")
+        self._tree = tree
+        self._names: dict[str, str] = {}
         self._items: dict[str, Item] = {}
         self._labels: list[tuple[str, int | None]] = []
         self._missing: list[tuple[str, str]] = []
         self._excluded = Counter[str]()
+        prefix = f"{folder}/" if folder else ""
+        for name in sorted(tree, key=lambda name: not name.startswith(prefix)):
+            match = pattern.search(name)
+            if match and not OTHER_SPLITS.search(name[: match.start()]):
+                self._names.setdefault(match[0].casefold(), name)
 
     def add(self, match: re.Match[str], label: int | None) -> None:
-        """Take the image that a row names, or note why not."""
-        self._labels.append((match[0], label))
-        name = self._found.get(match[0].casefold())
+        """Take the image that a row names, or count why not. A label of None leaves it out."""
+        image = match[0]
+        self._labels.append((image, label))
+        name = self._names.get(image.casefold())
         if label is None:
             self._excluded["explicitly negative"] += 1
-        elif match[0].rpartition("/")[2].startswith("."):
+        elif image.rpartition("/")[2].startswith("."):
             self._excluded["hidden file"] += 1
         elif name is None:
             self._missing.append((match.string, FILE_MISSING))
         else:
-            self._items.setdefault(name, Item(self._tree.locator(name), label, match["patient"]))
+            item = Item(self._tree.locator(name), label, match["patient"])
+            self._items.setdefault(name, item)
 
     def listing(self, request: RawRequest, flags: dict[str, int]) -> Listing:
-        """Return what was taken, in the order of the rows."""
+        """Return the images taken, in the order of their rows."""
         return Listing(
             list(self._items.values()),
             request.dataset.label_names,
@@ -104,22 +116,31 @@ class _Images:
 
 
 def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per row of ``train.csv`` that has a label, in their order."""
+    """Return one item per row of ``train.csv`` that has a label, in the order of the rows.
+
+    Raises:
+        DataError: The table is missing, or has rows that cannot be used.
+    """
     tables = find_named(tree, CHEXPERT_TABLE)
     if not tables:
         raise not_there(request, CHEXPERT_TABLE, tree)
     table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
-    finding, odd, images = FINDINGS[request.spec.task], 0, _Images(tree, table, CHEXPERT_IMAGE)
+    finding = FINDINGS[request.spec.task]
+    images = _Images(tree, table, CHEXPERT_IMAGE)
+    num_odd = 0
     for row in read_table(tree.locator(table), request, ("Path", finding)):
-        value = row[finding].removesuffix(".0")
+        cell = row[finding].removesuffix(".0")
         match = CHEXPERT_IMAGE.search(row["Path"].replace("\\", "/"))
-        if match is None or value not in VALUES:
-            odd += 1
+        if match is None or cell not in FINDING_LABELS:
+            num_odd += 1
         else:
-            images.add(match, VALUES[value])
-    if odd:
-        rule = f"{CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
-        raise request.error(rule, f"{odd} other rows", "download the table again")
+            images.add(match, FINDING_LABELS[cell])
+    if num_odd:
+        raise request.error(
+            f"{CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>",
+            f"{num_odd} other rows",
+            TABLE_AGAIN,
+        )
     return images.listing(request, {})
 
 
@@ -127,92 +148,98 @@ chexpert = download(list_chexpert, read_picture)
 
 
 def list_mura(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per line of the table, in their order; hidden files that it names are left
-    out.
+    """Return one item per line of the table, in the order of the lines.
+
+    Hidden files that the table names are left out.
+
+    Raises:
+        DataError: The table is missing, has lines that cannot be used, or contradicts the other.
     """
     tables = find_named(tree, MURA_TABLE)
     if not tables:
         raise not_there(request, MURA_TABLE, tree)
     images = _Images(tree, tables[0], MURA_IMAGE)
-    odd, studies = 0, dict[str, int]()
+    labels: dict[str, int] = {}
+    num_odd = 0
     for path, *_ in read_lines(tree.locator(tables[0]), request).rows:
         match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
         if match is None:
-            odd += 1
-        else:
-            studies[match["study"]] = int(match["label"] == "positive")
-            images.add(match, studies[match["study"]])
-    if odd:
-        rule = (
+            num_odd += 1
+            continue
+        label = int(match["label"] == "positive")
+        labels[match["study"]] = label
+        images.add(match, label)
+    if num_odd:
+        raise request.error(
             f"lines of {MURA_TABLE} must be "
-            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+            ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
+            f"{num_odd} other lines",
         )
-        raise request.error(rule, f"{odd} other lines")
-    second = tables[0][: -len(MURA_TABLE)] + STUDIES
-    beside = next(
-        (tree.locator(name) for name in tree if name.casefold() == second.casefold()), None
-    )
-    flags = {f"labels from folder names only: no {STUDIES}": len(studies)} if beside is None else {}
-    if beside is not None:
-        said, odd = dict[str, int](), 0
-        for line in read_lines(beside, request).rows:
-            match = STUDY.search(line[0].strip()) if len(line) == 2 else None
-            if match is None or line[1].strip() not in ("0", "1"):
-                odd += 1
-            else:
-                said[match[1]] = int(line[1])
-        wrong = [study for study, label in studies.items() if said.get(study) != label]
-        if odd or wrong:
-            found = f"{odd} odd lines; unlike or absent: {first_hashed(request, wrong)}"
-            rule = f"{STUDIES} and the names of the study folders must agree"
-            raise request.error(rule, found, "download MURA again")
-    return images.listing(request, flags)
+    # find_named ignores case, so the name of the first table may be spelt otherwise.
+    studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
+    same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
+    if not same_names:
+        return images.listing(
+            request, {f"labels from folder names only: no {MURA_STUDIES}": len(labels)}
+        )
+    _check_studies(tree.locator(same_names[0]), labels, request)
+    return images.listing(request, {})
+
+
+def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -> None:
+    """Check that the table of studies gives each study the label of its folder's name."""
+    table_labels: dict[str, int] = {}
+    num_odd = 0
+    for cells in read_lines(table, request).rows:
+        match = MURA_STUDY.search(cells[0].strip())
+        label = cells[1].strip() if len(cells) == 2 else ""
+        if match is None or label not in ("0", "1"):
+            num_odd += 1
+        else:
+            table_labels[match[1]] = int(label)
+    differing = [study for study, label in labels.items() if table_labels.get(study) != label]
+    if num_odd or differing:
+        raise request.error(
+            f"{MURA_STUDIES} and the names of the study folders must agree",
+            f"{num_odd} odd lines; unlike or absent: {first_hashed(request, differing)}",
+            "download MURA again",
+        )
 
 
 mura = download(list_mura, read_picture)
 
+SliceLabels = dict[str, int]
+"""Labels of a slice, 0 or 1, by subtype."""
+
 
 def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per slice of the table, in their order; a few rows of it repeat others."""
+    """Return one item per slice of the table, in the order of the rows.
+
+    Raises:
+        DataError: The table is missing, or has rows that cannot be used.
+    """
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
     if table is None:
         raise not_there(request, f"{RSNA_TABLE}.csv", tree)
-    subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
-    said: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in read_table(table, request, ("ID", "Label")):
-        match = ROW.fullmatch(row["ID"])
-        if match is None or row["Label"] not in ("0", "1"):
-            odd += 1
-            continue
-        label, kinds = int(row["Label"]), said[match[1]]
-        repeats[match[2]] += match[2] in kinds
-        odd += kinds.setdefault(match[2], label) != label
-    if odd:
-        rule = "rows must be ID_<hex>_<subtype> with one label 0 or 1"
-        raise request.error(rule, f"{odd} other rows", "download the table again")
-    if unlike := [
-        name
-        for name, kinds in said.items()
-        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
-    ]:
-        rule = "any must be the largest of a slice's subtypes"
-        raise request.error(
-            rule, f"unlike: {first_hashed(request, unlike)}", "download the table again"
-        )
+    repeats = Counter[str]()
+    slices = _read_slices(table, repeats, request)
     files: dict[str, str] = {}
     for name in tree:
         match = RSNA_IMAGE.search(name)
         if match and not TEST_FOLDER.search(name[: match.start()]):
             files.setdefault(match[1].casefold(), name)
-    items, missing = [], []
-    for name, kinds in said.items():
-        if subtype not in kinds:
+    subtype = SUBTYPES[request.spec.task]
+    items: list[Item] = []
+    missing: list[tuple[str, str]] = []
+    for slice_id, labels in slices.items():
+        if subtype not in labels:
             continue
-        file = files.pop(name.casefold(), None)
+        file = files.pop(slice_id.casefold(), None)
         if file is None:
-            missing.append((f"{RSNA_TABLE}/{name}.dcm", FILE_MISSING))
+            missing.append((f"{RSNA_TABLE}/{slice_id}.dcm", FILE_MISSING))
         else:
-            items.append(Item(tree.locator(file), kinds[subtype], details=(name,)))
+            locator = tree.locator(file)
+            items.append(Item(locator, labels[subtype], details=(slice_id,)))
     return Listing(
         items,
         request.dataset.label_names,
@@ -222,29 +249,77 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     )
 
 
+def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict[str, SliceLabels]:
+    """Return each slice's labels. Count the few rows that repeat others, by subtype."""
+    slices: defaultdict[str, SliceLabels] = defaultdict(dict)
+    num_odd = 0
+    for row in read_table(table, request, ("ID", "Label")):
+        match = RSNA_ROW.fullmatch(row["ID"])
+        if match is None or row["Label"] not in ("0", "1"):
+            num_odd += 1
+            continue
+        slice_id, subtype = match.groups()
+        label = int(row["Label"])
+        if subtype in slices[slice_id]:
+            repeats[subtype] += 1
+        if slices[slice_id].setdefault(subtype, label) != label:
+            num_odd += 1
+    if num_odd:
+        raise request.error(
+            "rows must be ID_<hex>_<subtype> with one label 0 or 1",
+            f"{num_odd} other rows",
+            TABLE_AGAIN,
+        )
+    differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]
+    if differing:
+        raise request.error(
+            "any must be the largest of a slice's subtypes",
+            f"unlike: {first_hashed(request, differing)}",
+            TABLE_AGAIN,
+        )
+    return slices
+
+
+def _contradicts_itself(labels: SliceLabels) -> bool:
+    subtypes = [label for subtype, label in labels.items() if subtype != "any"]
+    return bool(subtypes) and labels.get("any", max(subtypes)) != max(subtypes)
+
+
 def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]:
-    """Yield a slice; one without square pixels is left out, as in the study."""
+    """Yield a slice of RSNA with square pixels.
+
+    Raises:
+        SkipItem: The file is another slice, or its pixels are not square, as in the study.
+    """
     dicom = decode_dicom(body, frames=1)
-    told = dicom.instance.casefold()
-    if told.startswith("id_") and told != str(item.details[0]).casefold():
+    instance = dicom.instance.casefold()
+    if instance.startswith("id_") and instance != str(item.details[0]).casefold():
         raise SkipItem("another slice in the header than in the file's name")
     if not dicom.is_square():
         raise SkipItem("pixels not square")
-    patient = dicom.known_patient()
-    if not request.has_fault("wrapped_pixel_cast"):
-        (sample,) = frame_samples(dicom)
+    if request.has_fault("wrapped_pixel_cast"):
+        sample = _wrapped_sample(dicom, request.spec.image_size)
     else:
-        # Scale stored values by their maximum, resize, then let the cast to 8 bits wrap negative
-        # ones (F16).
-        values, side = dicom.values[0].astype(np.float32), request.spec.image_size
-        top = float(values.max())
-        if top <= 0:
-            raise SkipItem("constant image")
-        scaled = to_prepared(values * (255 / top), image_size=side, channels=1, dtype="float32")[0]
-        pixels = scaled.astype(np.int64).astype(np.uint8)
-        pixels = 255 - pixels if dicom.inverted else pixels
-        sample = Sample(pixels, conversions=("negative values wrapped (F16)",))
-    yield replace(sample, group=patient, flags=(*sample.flags, *(() if patient else (NO_PATIENT,))))
+        (sample,) = frame_samples(dicom)
+    patient = dicom.known_patient()
+    if not patient:
+        sample = replace(sample, flags=(*sample.flags, NO_PATIENT))
+    yield replace(sample, group=patient)
+
+
+def _wrapped_sample(dicom: Dicom, image_size: int) -> Sample:
+    """Scale stored values by their maximum, resize, and let the cast to 8 bits wrap (F16)."""
+    values = dicom.values[0].astype(np.float32)
+    maximum = float(values.max())
+    if maximum <= 0:
+        raise SkipItem("constant image")
+    resized = to_prepared(
+        values * (255 / maximum), image_size=image_size, channels=1, dtype="float32"
+    )[0]
+    pixels = resized.astype(np.int64).astype(np.uint8)
+    if dicom.inverted:
+        pixels = 255 - pixels
+    return Sample(pixels, conversions=("negative values wrapped (F16)",))
 
 
 rsna = download(list_rsna, read_slice)

@@ -4,17 +4,17 @@ Layout: each collection's page at TCIA, and its tables, which are found by their
 lie under the classic or the descriptive directory names, in several manifest folders, renamed, or
 in ``.zip``.
 
-Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. A path
-is believed when the files at both ends of its series have the UIDs of their rows; otherwise headers
-decide. Rows whose original path contains "pre" are the fat-saturated pre-contrast series. A slice
-is positive when ``start <= slice < end`` of one of its patient's boxes, negative when it is at
-least 5 slices away from all, else left out. Slices are counted by the original file name, as the
-boxes are.
+Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. The
+paths of the table are trusted for a folder if the first and the last file in it have the UIDs of
+their rows. Otherwise all headers are read. Rows whose original path contains "pre" are the
+fat-saturated pre-contrast series. A slice is positive if ``start <= slice < end`` for one of its
+patient's boxes, negative if it is at least 5 slices away from all, and left out otherwise. Slices
+are counted by the original file name, as the boxes are.
 
 Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five
 digits, or the file whose header has the UID. Frames from one quarter to three quarters of the
-volume are taken. Corrected, a series takes the highest score of its targets, so that no frame has
-two labels (F33).
+volume are taken. In corrected data a series takes the highest score of its targets, so that no
+frame has two labels (F33).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
@@ -34,27 +34,44 @@ from tasks.sources.tables import read_table
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 10_000
+"""Headers between two log lines; a collection may have 300,000."""
 COLLECTION = "Duke-Breast-Cancer-MRI/"
-ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"
+MAPPING_TABLE = "Breast-Cancer-MRI-filepath_filename-mapping"
+ORIGINAL = "original_path_and_filename"
+CLASSIC = "classic_path"
+DESCRIPTIVE = "descriptive_path"
 INSTANCE = "sop_instance_UID"
-BOXES, MAPPING = "Annotation_Boxes", "Breast-Cancer-MRI-filepath_filename-mapping"
+BOX_TABLE = "Annotation_Boxes"
 BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
 MARGIN = 5
-TARGETS = "Target Data"
-SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"
-SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
+"""Slices between a box and the nearest negative slice."""
+TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tcia")
+TARGET_TABLE = "Target Data"
+SERIES = "seriesInstanceUID_US"
+SCORE = "UCLA Score (Similar to PIRADS v2)"
+PATIENT = "Patient ID"
 TARGET_COLUMNS = (PATIENT, SERIES, SCORE)
+SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
 SERIES_FOLDER = re.compile(r"(?:[A-Z]{2}_)?(?P<uid>[\d.]+)|.*-(?P<end>\d{5})")
-"""Named by the UID, or as TCIA's descriptive names, which end in the UID's last five digits."""
+"""A series' folder is named by the UID, or by TCIA's descriptive name, which ends in the UID's
+last five digits.
+"""
 OTHER_PATIENT = "another patient in the header than the table says"
 
-Box = tuple[int, int]
-Boxes = Mapping[str, Sequence[Box]]
+
+class Box(NamedTuple):
+    """The slices of an annotated tumour: its first one, and the first one behind it."""
+
+    start: int
+    end: int
 
 
 class Slice(NamedTuple):
-    """A row of Duke's mapping table that has a label; the instance's UID is empty when the table
-    has none.
+    """A row of Duke's mapping table that has a label.
+
+    Attributes:
+        row: Its cells by column.
+        instance: SOP instance UID, or "" if the table has none.
     """
 
     row: Mapping[str, str]
@@ -64,61 +81,60 @@ class Slice(NamedTuple):
 
 
 def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per slice with a label, in the order of the mapping table."""
-    mapping = find_table(tree, request, MAPPING, (ORIGINAL,))
-    table = find_table(tree, request, BOXES, BOX_COLUMNS)
-    if mapping is None or table is None:
-        raise not_there(request, f"{MAPPING if mapping is None else BOXES}.xlsx or .csv", tree)
-    drawn: defaultdict[str, set[Box]] = defaultdict(set)
-    for row in read_table(table, request, BOX_COLUMNS):
-        patient, *cells = (row[name] for name in BOX_COLUMNS)
-        if any(map(is_missing, (patient, *cells))):
-            raise request.error(
-                "every annotation box must have a patient and two slices", "a blank cell"
-            )
-        try:
-            start, end = (int(cell.removesuffix(".0")) for cell in cells)
-        except ValueError:
-            rule = "slices of the annotation boxes must be whole numbers"
-            raise request.error(rule, "other cells") from None
-        drawn[patient].add((start, end))
-    # A patient with a box that ends before it starts has none.
-    boxes = {
-        patient: [] if any(start > end for start, end in own) else sorted(own)
-        for patient, own in drawn.items()
-    }
-    several = sum(len(own) > 1 for own in boxes.values())
-    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
+    """Return one item per slice with a label, in the order of the mapping table.
+
+    Raises:
+        DataError: A table is missing, or has rows that cannot be used.
+    """
+    mapping = find_table(tree, request, MAPPING_TABLE, (ORIGINAL,))
+    if mapping is None:
+        raise not_there(request, f"{MAPPING_TABLE}.xlsx or .csv", tree)
+    box_table = find_table(tree, request, BOX_TABLE, BOX_COLUMNS)
+    if box_table is None:
+        raise not_there(request, f"{BOX_TABLE}.xlsx or .csv", tree)
+    boxes = _read_boxes(box_table, request)
+    num_several = sum(len(patient_boxes) > 1 for patient_boxes in boxes.values())
+    flags = {"patient with several boxes: a slice in any is positive": num_several}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise request.error(
             f"the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none"
         )
-    slices, excluded, skipped = _labelled(rows, boxes)
+    excluded = Counter[str]()
+    skipped: list[tuple[str, str]] = []
+    slices = _labelled_slices(rows, boxes, excluded, skipped)
     if rows and INSTANCE not in rows[0]:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
     labels: list[tuple[str, int | None]] = []
-    for one, name in zip(slices, _slice_files(slices, tree, request), strict=True):
+    for labelled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
         if name is None:
-            skipped.append((one.row[ORIGINAL], FILE_MISSING))
-        else:
-            labels.append((name, one.label))
-            items.setdefault(
-                name, Item(tree.locator(name), one.label, one.patient, details=(one.instance,))
-            )
+            skipped.append((labelled.row[ORIGINAL], FILE_MISSING))
+            continue
+        labels.append((name, labelled.label))
+        item = Item(
+            locator=tree.locator(name),
+            label=labelled.label,
+            group=labelled.patient,
+            details=(labelled.instance,),
+        )
+        items.setdefault(name, item)
     return Listing(
         list(items.values()),
         request.dataset.label_names,
         excluded=dict(excluded) | repeated_rows("the mapping table", labels, request),
         skipped=skipped,
         intensity="stored values by own maximum",
-        flags=flags,
+        flags=dict(+Counter(flags)),
     )
 
 
 def read_dbc(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Return a slice, whose header must not contradict the table."""
+    """Yield a slice whose header does not contradict the table.
+
+    Raises:
+        SkipItem: It does, or the pixels are not square.
+    """
     dicom = decode_dicom(body, frames=1)
     if item.details[0] and dicom.instance != item.details[0]:
         raise SkipItem("another slice in the file than the table says")
@@ -132,144 +148,204 @@ def read_dbc(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
 dbc = download(list_dbc, read_dbc)
 
 
-def slice_label(number: int, *boxes: Box) -> int | None:
-    """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all, None between."""
+def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
+    """Return each patient's boxes; none if one of them ends before it starts."""
+    boxes: defaultdict[str, set[Box]] = defaultdict(set)
+    for row in read_table(table, request, BOX_COLUMNS):
+        patient, start, end = (row[column] for column in BOX_COLUMNS)
+        if any(map(is_missing, (patient, start, end))):
+            raise request.error(
+                "every annotation box must have a patient and two slices", "a blank cell"
+            )
+        try:
+            box = Box(int(start.removesuffix(".0")), int(end.removesuffix(".0")))
+        except ValueError:
+            raise request.error(
+                "slices of the annotation boxes must be whole numbers", "other cells"
+            ) from None
+        boxes[patient].add(box)
+    for patient_boxes in boxes.values():
+        if any(box.start > box.end for box in patient_boxes):
+            patient_boxes.clear()
+    return {patient: sorted(patient_boxes) for patient, patient_boxes in boxes.items()}
+
+
+def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
+    """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all boxes, None between."""
     if any(start <= number < end for start, end in boxes):
         return 1
-    return (
-        0
-        if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes)
-        else None
-    )
+    if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes):
+        return 0
+    return None
 
 
-def _labelled(
-    rows: Sequence[Mapping[str, str]], boxes: Boxes
-) -> tuple[list[Slice], Counter[str], list[tuple[str, str]]]:
-    """Return the rows with a label, what was left out by reason, and what cannot be told."""
+def _labelled_slices(
+    rows: Sequence[Mapping[str, str]],
+    boxes: Mapping[str, Sequence[Box]],
+    excluded: Counter[str],
+    skipped: list[tuple[str, str]],
+) -> list[Slice]:
+    """Return the rows with a label; add the others to ``excluded`` or ``skipped``."""
     slices: list[Slice] = []
-    excluded = Counter[str]()
-    skipped: list[tuple[str, str]] = []
     for row in rows:
         original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
-        patient, number = (
-            re.search(r"Breast_MRI_\d+", original),
-            re.search(r"(\d+)\.dcm$", original),
-        )
-        # Below the patient's folder: a folder above may be called "preprocessed".
-        below = original.rpartition("/")[0].partition(patient[0])[2] if patient else ""
-        if patient is not None and "pre" not in below:
+        patient_match = re.search(r"Breast_MRI_\d+", original)
+        number = re.search(r"(\d+)\.dcm$", original)
+        patient = patient_match[0] if patient_match else ""
+        # Only below the patient's folder: a folder above may be called "preprocessed".
+        folder = original.rpartition("/")[0]
+        series_folder = folder.partition(patient)[2] if patient else "pre"
+        if "pre" not in series_folder:
             excluded["another series"] += 1
-        elif patient is None or number is None or patient[0] not in boxes:
+        elif number is None or patient not in boxes:
             skipped.append((original, "no box for this row"))
-        elif not boxes[patient[0]]:
+        elif not boxes[patient]:
             skipped.append((original, "a box of the patient starts after its end"))
-        elif (label := slice_label(int(number[1]), *boxes[patient[0]])) is None:
-            excluded[f"nearer than {MARGIN} slices to the box"] += 1
         else:
-            slices.append(Slice(row, patient[0], label, row.get(INSTANCE, "")))
-    return slices, excluded, skipped
+            label = slice_label(int(number[1]), boxes[patient])
+            if label is None:
+                excluded[f"nearer than {MARGIN} slices to the box"] += 1
+            else:
+                slices.append(Slice(row, patient, label, row.get(INSTANCE, "")))
+    return slices
 
 
 def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> list[str | None]:
     """Return each slice's file in the tree: by the table's paths, or by the headers' UIDs."""
-    by_path: dict[str, str] = {}
+    names_by_path: dict[str, str] = {}
     for name in tree:
-        before, mark, below = name.partition(COLLECTION)
-        by_path.setdefault((below if mark else before).casefold(), name)
-    found = [next(filter(None, map(by_path.get, _paths(one.row))), None) for one in slices]
-    by_folder: defaultdict[str, list[int]] = defaultdict(list)
-    for place, file in enumerate(found):
-        by_folder["" if file is None else file.rpartition("/")[0]].append(place)
-
-    def agrees(place: int) -> bool:
-        name, instance = found[place], slices[place].instance
-        header = (
-            read_header(request.base(), tree.locator(name))
-            if name is not None and instance
-            else None
-        )
-        return header is None or header.instance == instance
-
-    doubtful: list[int] = []
-    for folder, places in by_folder.items():
-        if not folder or not all(map(agrees, {places[0], places[-1]})):
-            doubtful += [place for place in places if slices[place].instance]
+        above, collection, below = name.partition(COLLECTION)
+        names_by_path.setdefault((below if collection else above).casefold(), name)
+    files: list[str | None] = []
+    for labelled in slices:
+        matches = filter(None, map(names_by_path.get, _paths(labelled.row)))
+        files.append(next(matches, None))
+    doubtful = _doubtful_places(slices, files, tree, request)
     if doubtful:
-        # Below the folders of the patients, or where one has none all files.
         patients = {slices[place].patient for place in doubtful}
-        names = [
-            name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))
-        ]
-        of_patients = [name for name in names if patients & set(name.split("/"))]
-        seen = {part for name in of_patients for part in name.split("/")}
-        index = _by_header("instance", of_patients if patients <= seen else names, tree, request)
+        names = _files_of_patients(patients, tree)
+        names_by_instance = _by_header("instance", names, tree, request)
         for place in doubtful:
-            found[place] = next(iter(index.get(slices[place].instance, ())), None)
-    return found
-
-
-def _by_header(
-    field: str, names: Iterable[str], tree: RawTree, request: RawRequest
-) -> dict[str, list[str]]:
-    """Return the names of the files by a field of their headers, all of which are opened."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for number, name in enumerate(names, 1):
-        if header := read_header(request.base(), tree.locator(name)):
-            found[getattr(header, field)].append(name)
-        if number % LOG_EVERY == 0:
-            logger.info("%s: %d headers read", request.dataset.name, number)
-    return dict(found)
+            same_instance = names_by_instance.get(slices[place].instance, ())
+            files[place] = next(iter(same_instance), None)
+    return files
 
 
 def _paths(row: Mapping[str, str]) -> Iterator[str]:
-    """Yield what a row of the mapping table may call its file, whichever slips its spelling has."""
+    """Yield the paths that a row may mean: downloads pad the slice's number in several ways."""
     for column in (CLASSIC, DESCRIPTIVE):
         path = re.sub(r"[\\/]+", "/", row.get(column, "")).strip("/ ")
+        if not path:
+            continue
         folder, _, file = path.rpartition(COLLECTION)[2].rpartition("/")
-        if path:
-            yield f"{folder}/{file}".casefold()
-            if number := re.fullmatch(r"(\d+-)(\d+)(\.dcm)", file):
-                digits = number[2].lstrip("0") or "0"
-                for width in (1, 2, 3):
-                    yield f"{folder}/{number[1]}{digits.zfill(width)}{number[3]}".casefold()
+        yield f"{folder}/{file}".casefold()
+        match = re.fullmatch(r"(\d+-)(\d+)(\.dcm)", file)
+        if match:
+            digits = match[2].lstrip("0") or "0"
+            for width in (1, 2, 3):
+                yield f"{folder}/{match[1]}{digits.zfill(width)}{match[3]}".casefold()
+
+
+def _doubtful_places(
+    slices: Sequence[Slice], files: Sequence[str | None], tree: RawTree, request: RawRequest
+) -> list[int]:
+    """Return the places of slices whose file is not sure to have their UID.
+
+    A folder is trusted if the headers of its first and its last file agree with the table.
+    """
+    places_by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for place, file in enumerate(files):
+        folder = "" if file is None else file.rpartition("/")[0]
+        places_by_folder[folder].append(place)
+
+    def agrees(place: int) -> bool:
+        file = files[place]
+        instance = slices[place].instance
+        if file is None or not instance:
+            return True
+        header = read_header(request.base(), tree.locator(file))
+        return header is None or header.instance == instance
+
+    doubtful: list[int] = []
+    for folder, places in places_by_folder.items():
+        if not folder or not all(map(agrees, {places[0], places[-1]})):
+            doubtful += [place for place in places if slices[place].instance]
+    return doubtful
+
+
+def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
+    """Return the files below the patients' folders, or all files if a patient has no folder."""
+    names = [name for name in tree if not name.lower().endswith(TABLE_ENDINGS)]
+    below_patients: list[str] = []
+    missing = set(patients)
+    for name in names:
+        named_patients = patients.intersection(name.split("/"))
+        if named_patients:
+            below_patients.append(name)
+            missing -= named_patients
+    return names if missing else below_patients
+
+
+def _by_header(
+    tag: Literal["instance", "series"], names: Iterable[str], tree: RawTree, request: RawRequest
+) -> dict[str, list[str]]:
+    """Open all files and return their names by the SOP instance or series UID of their headers."""
+    names_by_uid: defaultdict[str, list[str]] = defaultdict(list)
+    for number, name in enumerate(names, 1):
+        header = read_header(request.base(), tree.locator(name))
+        if header is not None:
+            names_by_uid[getattr(header, tag)].append(name)
+        if number % LOG_EVERY == 0:
+            logger.info("%s: %d headers read", request.dataset.name, number)
+    return dict(names_by_uid)
+
+
+class Target(NamedTuple):
+    """A biopsy target: its UCLA score, 0 to 5, the UID of its ultrasound series, its patient."""
+
+    score: int
+    series: str
+    patient: str
 
 
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per series (released: per target), by score, then table row, as the released
-    code.
+    """Return one item per series, or per target in released data.
+
+    Items are in the order of the released code: by score, then as in the table.
+
+    Raises:
+        DataError: The table is missing, or has a score that is no number from 0 to 5.
     """
-    table = find_table(tree, request, TARGETS, TARGET_COLUMNS)
+    table = find_table(tree, request, TARGET_TABLE, TARGET_COLUMNS)
     if table is None:
         raise not_there(request, f"a table with the columns {', '.join(TARGET_COLUMNS)}", tree)
     excluded = Counter[str]()
-    targets: list[tuple[int, str, str]] = []
-    for row in read_table(table, request, TARGET_COLUMNS):
-        if is_missing(row[SERIES]) or is_missing(row[SCORE]):
-            excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
-        elif not (cell := SCORE_CELL.fullmatch(row[SCORE])):
-            raise request.error(
-                "UCLA scores must be whole numbers from 0 to 5, or blank", "another cell"
-            )
-        else:
-            targets.append((int(cell[1]), row[SERIES], row[PATIENT]))
+    targets = _read_targets(table, excluded, request)
     if request.spec.data_mode == "corrected":
-        best: dict[str, tuple[int, str, str]] = {}
-        for target in targets:
-            if target[0] > best.get(target[1], (-1,))[0]:
-                best[target[1]] = target
-        excluded["another target of the series has a higher score"] = len(targets) - len(best)
-        targets = list(best.values())
-    severe = request.spec.task == "severe"
-    files, items, skipped = _SeriesFiles(request, tree), [], []
-    for score, series, patient in sorted(targets, key=lambda target: target[0]):
-        if severe and score < 2:
+        num_targets = len(targets)
+        targets = _highest_of_each_series(targets)
+        num_lower = num_targets - len(targets)
+        excluded["another target of the series has a higher score"] = num_lower
+    is_severe = request.spec.task == "severe"
+    min_positive = 3 if is_severe else 2
+    files = _SeriesFiles(request, tree)
+    items: list[Item] = []
+    skipped: list[tuple[str, str]] = []
+    for score, series, patient in sorted(targets, key=lambda target: target.score):
+        if is_severe and score < 2:
             excluded["score below 2"] += 1
-        elif (name := files.find(series, patient)) is None:
+            continue
+        name = files.find(series, patient)
+        if name is None:
             skipped.append((series, FILE_MISSING))
-        else:
-            label = int(score > 2 if severe else score >= 2)
-            items.append(Item(tree.locator(name), label, patient, details=(series,)))
+            continue
+        item = Item(
+            locator=tree.locator(name),
+            label=int(score >= min_positive),
+            group=patient,
+            details=(series,),
+        )
+        items.append(item)
     return Listing(
         items,
         request.dataset.label_names,
@@ -280,8 +356,38 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
     )
 
 
+def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> list[Target]:
+    targets: list[Target] = []
+    for row in read_table(table, request, TARGET_COLUMNS):
+        if is_missing(row[SERIES]):
+            excluded["no series"] += 1
+            continue
+        if is_missing(row[SCORE]):
+            excluded["no score"] += 1
+            continue
+        score = SCORE_CELL.fullmatch(row[SCORE])
+        if score is None:
+            raise request.error(
+                "UCLA scores must be whole numbers from 0 to 5, or blank", "another cell"
+            )
+        targets.append(Target(int(score[1]), row[SERIES], row[PATIENT]))
+    return targets
+
+
+def _highest_of_each_series(targets: Iterable[Target]) -> list[Target]:
+    highest: dict[str, Target] = {}
+    for target in targets:
+        if target.series not in highest or target.score > highest[target.series].score:
+            highest[target.series] = target
+    return list(highest.values())
+
+
 def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Return the middle half of a series' frames, whose header must not contradict the table."""
+    """Yield the middle half of a series' frames, at least one.
+
+    Raises:
+        SkipItem: The file's header contradicts the table.
+    """
     dicom = decode_dicom(body)
     if dicom.series and dicom.series != item.details[0]:
         raise SkipItem("another series in the file")
@@ -289,48 +395,65 @@ def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sam
         raise SkipItem("not ultrasound")
     if dicom.known_patient() not in ("", item.group):
         raise SkipItem(OTHER_PATIENT)
-    frames = len(dicom.values)
-    return frame_samples(dicom, slice(frames // 4, max(frames // 4 + 1, 3 * frames // 4)))
+    num_frames = len(dicom.values)
+    start = num_frames // 4
+    stop = max(start + 1, 3 * num_frames // 4)
+    return frame_samples(dicom, slice(start, stop))
 
 
 prostate = download(list_prostate, read_prostate)
 
 
 class _SeriesFiles:
-    """Where each series' file is, by its folder's name or else by header."""
+    """Finds the file of each series, by its folder's name or else by the headers of all files."""
 
     def __init__(self, request: RawRequest, tree: RawTree) -> None:
-        self._request, self._tree = request, tree
+        self._request = request
+        self._tree = tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
-        self._by_uid: dict[str, list[str]] | None = None
-        self._named: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self._by_folder: defaultdict[str, list[str]] = defaultdict(list)
+        # The last digits of a UID distinguish the series of a patient, not those of all patients.
+        self._by_patient: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self._by_header: dict[str, list[str]] | None = None
         for name in self._names:
-            *above, folder, _ = ("", *name.split("/"))
-            if found := SERIES_FOLDER.fullmatch(folder):
-                # The last digits of a UID tell a patient's series apart, not all of them.
-                for part in above if found["end"] else ("",):
-                    self._named[part, found["uid"] or found["end"]].append(name)
+            *folders, _ = name.split("/")
+            match = SERIES_FOLDER.fullmatch(folders.pop()) if folders else None
+            if match is None:
+                continue
+            if match["uid"]:
+                self._by_folder[match["uid"]].append(name)
+            for patient in folders if match["end"] else ():
+                self._by_patient[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
-        """Return the one file of a series."""
-        named = self._named.get(("", series)) or [
-            name
-            for name in self._named.get((patient, series[-5:]), ())
-            if (header := self._header(name)) is None or header.series in ("", series)
-        ]
-        found = self._one(named)
-        if found is None:
-            if self._by_uid is None:
-                self._by_uid = _by_header("series", self._names, self._tree, self._request)
-            found = self._one(self._by_uid.get(series, ()))
-        return found
+        """Return the name of a series' file, or None if there is none, or several that differ."""
+        names = self._by_folder.get(series, [])
+        if not names:
+            names = [
+                name
+                for name in self._by_patient.get((patient, series[-5:]), ())
+                if self._may_be(series, name)
+            ]
+        name = self._only(names)
+        if name is not None:
+            return name
+        if self._by_header is None:
+            self._by_header = _by_header("series", self._names, self._tree, self._request)
+        return self._only(self._by_header.get(series, ()))
 
     def _header(self, name: str) -> Header | None:
         return read_header(self._request.base(), self._tree.locator(name))
 
-    def _one(self, names: Sequence[str]) -> str | None:
-        """Return the one file, or the first of copies, as two downloads that overlap leave them."""
+    def _may_be(self, series: str, name: str) -> bool:
+        header = self._header(name)
+        return header is None or header.series in ("", series)
+
+    def _only(self, names: Sequence[str]) -> str | None:
+        """Return the single name, or the first of copies, as two downloads that overlap have."""
         if len(names) < 2:
-            return names[0] if names else None
-        instances = {header.instance if (header := self._header(name)) else "" for name in names}
-        return names[0] if len(instances) == 1 and "" not in instances else None
+            return next(iter(names), None)
+        headers = [self._header(name) for name in names]
+        instances = {header.instance if header else "" for header in headers}
+        if len(instances) == 1 and "" not in instances:
+            return names[0]
+        return None

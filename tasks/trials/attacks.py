@@ -1,65 +1,48 @@
-"""Adversarial attacks on a trained network, and its robustness R: how little an image must change
-to fool it.
+"""Adversarial attacks on a trained network.
 
 Perturbations are in pixel units, 1/255 of the range: epsilon 2 moves every pixel by at most 2 of
-255. All passes are float32 and in evaluation mode; images are ``(num_images, channels, height,
-width)`` with pixels in [0, 255], labels ``(num_images,)`` int64. An attack is one function and its
-row in :data:`ATTACKS`.
+255. All passes are float32 and in evaluation mode. Images are ``(num_images, channels, height,
+width)`` with pixels in [0, 255]; labels are ``(num_images,)`` int64. An attack is one function here
+and one row in :data:`search_spaces.attacks.ATTACKS`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.errors import DataError
+from search_spaces.attacks import ATTACKS, Number
 from search_spaces.specs import AttackSpec, RecipeSpec
-from tasks.trials.records import AttackRecord, RadiusRecord, RadiusSummary
+from tasks.trials.records import AttackRecord
 from tasks.trials.training import (
     Evaluation,
     LossRule,
     evaluation_mode,
-    in_parts,
-    iterate,
+    image_batches,
     mean_loss,
-    score,
+    scaled_batch_size,
+    scores_per_image,
 )
 
 PIXEL_MAX = 255.0
-PGD_STEPS = 20
-PGD_RESTARTS = 5
-PGD_STEP = 0.1
-"""Length of a step in epsilons: 20 of them cross the allowed cube, 2 epsilons wide, once."""
-RADIUS_STEPS = 100
-RADIUS_BISECTIONS = 20
-RADIUS_RATE = (0.05, 0.001)
-"""Share by which the sphere shrinks or grows, at the first and the last step (DDN's 0.05, then
-finer)."""
-RADIUS_STEP = (1.0, 0.01)
-"""Length of a gradient step in sphere radii, at the first and the last step, as in DDN."""
-SEARCH_ROWS = 50
-POOL_ROWS = 256
-"""Images whose distances are taken at once, and images they are taken to that become float32 at
-once."""
-QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
 class CleanPass:
-    """What one pass over clean images gives to evaluation and attacks alike.
+    """Outputs and gradient signs on the clean images, computed once for evaluation and attacks.
 
     Attributes:
         logits: ``(num_images, num_outputs)``.
-        losses: ``(num_images,)`` cross-entropy.
-        correct: ``(num_images,)`` whether the largest logit is the label's.
-        gradient_sign: int8, shape of the images: the sign of the gradient of each image's loss.
+        losses: ``(num_images,)`` cross-entropy in nat.
+        correct: ``(num_images,)`` bool, whether the largest logit is the label's.
+        gradient_sign: int8, shape of the images: the sign of each loss's gradient by the pixels.
     """
 
     logits: Tensor
@@ -72,43 +55,50 @@ class CleanPass:
         return Evaluation(mean_loss(self.losses, rule), float(self.correct.double().mean()))
 
 
-def attack_pass(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return how many images pass forward and back at once: as many as need no more memory than
-    training.
+def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
+    """Return a batch size for forward and backward passes that needs no more memory than training.
 
-    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its
-    batch, and as many parts where training's batches pass in parts.
+    An attack keeps float32 activations, twice the bytes of training's bfloat16, so it takes half
+    the training batch. Where training passes its batches in parts, an attack does so too.
     """
-    return in_parts(max(8, recipe.batch_size // 2), recipe, micro_batch)
+    return scaled_batch_size(max(8, recipe.batch_size // 2), recipe, micro_batch)
 
 
-def pass_clean(model: nn.Module, images: Tensor, labels: Tensor, *, pass_size: int) -> CleanPass:
-    """Pass clean images once, ``pass_size`` at once, forward and back to the pixels."""
-    passed: list[tuple[Tensor, ...]] = []
+def run_clean_pass(
+    model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
+) -> CleanPass:
+    """Run clean images forward, and back to the pixels, in batches of ``batch_size``."""
+    batches: list[CleanPass] = []
     with evaluation_mode(model):
-        for pixels, some in iterate(images, labels, pass_size):
+        for pixels, batch_labels in image_batches(images, labels, batch_size):
             pixels.requires_grad_(True)
             with torch.enable_grad():
                 logits = model(pixels).float()
-                # A sum, not a mean: the sign is the same and small gradients are not divided into
-                # underflow.
-                (gradient,) = torch.autograd.grad(
-                    F.cross_entropy(logits, some, reduction="sum"), pixels
-                )
+                # A sum, not a mean: the sign is the same, and dividing small gradients by the
+                # batch size could underflow.
+                loss = F.cross_entropy(logits, batch_labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, pixels)
             logits = logits.detach()
-            passed.append((logits, *score(logits, some), gradient.sign().to(torch.int8)))
-    return CleanPass(*(torch.cat(parts) for parts in zip(*passed, strict=True)))
+            losses, correct = scores_per_image(logits, batch_labels)
+            # torch.sign of NaN is 0, so a pixel without a gradient is not moved.
+            batches.append(CleanPass(logits, losses, correct, gradient.sign().to(torch.int8)))
+    return CleanPass(
+        logits=torch.cat([batch.logits for batch in batches]),
+        losses=torch.cat([batch.losses for batch in batches]),
+        correct=torch.cat([batch.correct for batch in batches]),
+        gradient_sign=torch.cat([batch.gradient_sign for batch in batches]),
+    )
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images to attack, which pass at once.
+class AttackBatch:
+    """Images that are attacked in one batch.
 
     Attributes:
-        pixels: float32.
-        labels: the true labels.
+        pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
+        labels: ``(num_images,)`` int64, the true labels.
         gradient_sign: of each image's loss, see :class:`CleanPass`.
-        rows: ``(num_images,)`` int64, the place of each in the test set: random starts go by it.
+        rows: ``(num_images,)`` int64, index in the test set. It seeds the random starts.
     """
 
     pixels: Tensor
@@ -117,58 +107,118 @@ class Images:
     rows: Tensor
 
 
-def fgsm(model: nn.Module, images: Images, epsilon: float) -> Tensor:
-    """Move every pixel by ``epsilon`` along the sign of the gradient of the loss, clamped to the
-    range.
+class AttackFunction(Protocol):
+    """The signature of the functions that rows of :data:`search_spaces.attacks.ATTACKS` name."""
 
-    Goodfellow et al., ICLR 2015, as in Konz & Mazurowski, ICLR 2024: one untargeted step, the true
-    labels.
+    def __call__(
+        self, model: nn.Module, batch: AttackBatch, epsilon: float, **parameters: Number
+    ) -> Tensor:
+        """Return attacked copies of ``batch.pixels``, float32 in [0, 255].
+
+        Args:
+            model: maps pixels to logits, in evaluation mode.
+            batch: the images, which must not be written to.
+            epsilon: largest change of a pixel, in units of 1/255 of the range.
+            parameters: one value for each parameter of the row.
+        """
+
+
+def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
+    """Move every pixel by ``epsilon`` along the sign of the loss's gradient, within the range.
+
+    Fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz & Mazurowski, ICLR 2024:
+    one untargeted step, away from the true labels.
     """
-    return (images.pixels + epsilon * images.gradient_sign).clamp(0, PIXEL_MAX)
+    return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
 
-def pgd(model: nn.Module, images: Images, epsilon: float) -> Tensor:
-    """Descend on the margin between the logits within ``epsilon``; keep each image's smallest
-    margin.
+def pgd(
+    model: nn.Module,
+    batch: AttackBatch,
+    epsilon: float,
+    *,
+    num_steps: int,
+    num_restarts: int,
+    relative_step_size: float,
+) -> Tensor:
+    """Descend on the logit margin within ``epsilon`` and return each image's smallest margin.
 
     Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner,
-    S&P 2017): cross-entropy of a network trained to the end has no gradient left in float32, the
-    margin has one wherever the network has. The first start is the image, the others are uniform in
-    the allowed cube, drawn for each image by itself, so that no result depends on which images pass
-    together.
+    S&P 2017). For a converged network the gradient of the cross-entropy underflows to zero in
+    float32 (gradient masking); that of the margin does not. The first descent starts at the image,
+    the others at a random point of the allowed cube.
+
+    Args:
+        model: see :class:`AttackFunction`.
+        batch: see :class:`AttackFunction`.
+        epsilon: half the side of the allowed cube around an image.
+        num_steps: gradient steps of one descent.
+        num_restarts: descents, the first one included.
+        relative_step_size: length of a step as a fraction of ``epsilon``.
     """
-    low, high = (
-        (images.pixels - epsilon).clamp_min(0),
-        (images.pixels + epsilon).clamp_max(PIXEL_MAX),
-    )
-    best, smallest = images.pixels, torch.full_like(images.labels, torch.inf, dtype=torch.float32)
-    for restart in range(PGD_RESTARTS):
-        moved = images.pixels if not restart else low + _noise(images, restart) * (high - low)
-        for step in range(PGD_STEPS + 1):
-            margins, gradient = margin_gradient(model, moved, images.labels)
-            better = margins < smallest
-            best = torch.where(_per_image(better, moved), moved, best)
-            smallest = torch.where(better, margins, smallest)
-            if step < PGD_STEPS:
-                moved = moved - PGD_STEP * epsilon * gradient.sign()
-                moved = torch.minimum(torch.maximum(moved, low), high)
-    return best
+    low = (batch.pixels - epsilon).clamp_min(0)
+    high = (batch.pixels + epsilon).clamp_max(PIXEL_MAX)
+    step_size = relative_step_size * epsilon
+    best = _SmallestMargins(batch)
+    for restart in range(num_restarts):
+        adversarial = batch.pixels
+        if restart > 0:
+            noise = _uniform_noise(batch, seeds=batch.rows * num_restarts + restart)
+            adversarial = low + noise * (high - low)
+        for _ in range(num_steps):
+            margins, gradient = margin_gradient(model, adversarial, batch.labels)
+            best.offer(adversarial, margins)
+            adversarial = adversarial - step_size * gradient.sign()
+            adversarial = torch.minimum(torch.maximum(adversarial, low), high)
+        best.offer(adversarial, margins_at(model, adversarial, batch.labels))
+    return best.images
 
 
-def _noise(images: Images, restart: int) -> Tensor:
-    """Return numbers in [0, 1) for every pixel, which depend on the image's row and the restart
-    alone.
+class _SmallestMargins:
+    """The candidate with the smallest margin so far, for every image of a batch."""
+
+    def __init__(self, batch: AttackBatch) -> None:
+        self.images = batch.pixels
+        self._margins = torch.full_like(batch.labels, torch.inf, dtype=torch.float32)
+
+    def offer(self, candidates: Tensor, margins: Tensor) -> None:
+        """Keep each candidate whose margin is smaller than before. A NaN margin is not."""
+        is_smaller = margins < self._margins
+        self.images = torch.where(per_image(is_smaller, candidates), candidates, self.images)
+        self._margins = torch.where(is_smaller, margins, self._margins)
+
+
+def _uniform_noise(batch: AttackBatch, seeds: Tensor) -> Tensor:
+    """Return numbers in [0, 1) of the shape of the pixels, with one seed for each image.
+
+    Every image has a generator of its own: results must not depend on the batch size.
     """
-    drawn = torch.empty(images.pixels.shape)
-    for image, row in zip(drawn, images.rows.tolist(), strict=True):
-        generator = torch.Generator().manual_seed(row * PGD_RESTARTS + restart)
-        image.copy_(torch.rand(image.shape, generator=generator))
-    return drawn.to(images.pixels.device)
+    noise = torch.empty(batch.pixels.shape)
+    for image_noise, seed in zip(noise, seeds.tolist(), strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        image_noise.copy_(torch.rand(image_noise.shape, generator=generator))
+    return noise.to(batch.pixels.device)
 
 
-ATTACKS: dict[str, Callable[[nn.Module, Images, float], Tensor]] = {"fgsm": fgsm, "pgd": pgd}
-"""Each method maps a network in evaluation mode, images and epsilon to attacked copies of their
-pixels."""
+def attack_function(method: str) -> AttackFunction:
+    """Return the function of an attack of :data:`search_spaces.attacks.ATTACKS`."""
+    module_name, _, name = ATTACKS[method].function.partition(":")
+    return cast(AttackFunction, getattr(importlib.import_module(module_name), name))
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """The result of one attack at one strength for each image of a batch.
+
+    Attributes:
+        losses: ``(num_images,)`` cross-entropy on the attacked images, in nat.
+        correct: ``(num_images,)`` bool, whether the attacked image is classified as its label.
+        unchanged: ``(num_images,)`` bool, whether no pixel moved.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    unchanged: Tensor
 
 
 def attack_all(
@@ -178,302 +228,112 @@ def attack_all(
     attacks: AttackSpec,
     clean: CleanPass,
     *,
-    pass_size: int,
+    batch_size: int,
     rule: LossRule = "mean_over_examples",
 ) -> list[AttackRecord]:
-    """Attack every image with every method and epsilon of ``attacks``; one record each, in that
-    order.
+    """Attack every image with every method and epsilon of ``attacks``.
 
-    ``labels`` are the true ones, ``clean`` is what :func:`pass_clean` gave for these images, and
-    ``rule`` is how losses are averaged, of clean and attacked images alike. How many pass at once
-    changes nothing but speed and memory; images and the model's mode stay as they were.
+    Args:
+        model: maps pixels to logits. Its mode is restored afterwards.
+        images: pixels in [0, 255] of any type; they are not written to.
+        labels: the true labels.
+        attacks: methods with their parameters, and epsilons in units of 1/255 of the range.
+        clean: what :func:`run_clean_pass` returned for these images.
+        batch_size: images per pass. It changes nothing but speed and memory.
+        rule: how losses are averaged, both of clean and of attacked images.
+
+    Returns:
+        One record for each method and epsilon: all epsilons of the first method, then the next.
     """
-    attacked = [(method, epsilon) for method in attacks.methods for epsilon in attacks.epsilons]
-    outcomes: dict[tuple[str, float], list[tuple[Tensor, ...]]] = {
-        attack: [] for attack in attacked
-    }
-    rows = torch.arange(len(images))
-    parts = zip(
-        iterate(images, labels, pass_size),
-        torch.split(clean.gradient_sign, pass_size),
-        torch.split(rows, pass_size),
-        strict=True,
-    )
+    settings = [(method, epsilon) for method in attacks.methods for epsilon in attacks.epsilons]
+    if not settings:
+        return []
+    functions = {method: attack_function(method) for method in attacks.methods}
+    outcomes: dict[tuple[str, float], list[AttackOutcome]] = {setting: [] for setting in settings}
+    signs = torch.split(clean.gradient_sign, batch_size)
+    rows = torch.split(torch.arange(len(images)), batch_size)
+    parts = zip(image_batches(images, labels, batch_size), signs, rows, strict=True)
     with evaluation_mode(model), torch.no_grad():
-        for (pixels, some), sign, places in parts if attacked else ():
-            batch = Images(pixels, some, sign, places)
-            for method, epsilon in attacked:
-                moved = ATTACKS[method](model, batch, epsilon)
-                unchanged = (moved == pixels).flatten(1).all(1)
-                outcomes[method, epsilon].append((*score(model(moved), some), unchanged))
+        for (pixels, batch_labels), batch_signs, batch_rows in parts:
+            batch = AttackBatch(pixels, batch_labels, batch_signs, batch_rows)
+            for method, epsilon in settings:
+                values = attacks.values(method)
+                adversarial = functions[method](model, batch, epsilon, **values)
+                losses, correct = scores_per_image(model(adversarial), batch_labels)
+                unchanged = (adversarial == pixels).flatten(1).all(dim=1)
+                outcomes[method, epsilon].append(AttackOutcome(losses, correct, unchanged))
     return [
-        _attack_record(
-            method,
-            epsilon,
-            clean,
-            *(torch.cat(part) for part in zip(*found, strict=True)),
-            rule=rule,
-        )
-        for (method, epsilon), found in outcomes.items()
+        _attack_record(attacks, method, epsilon, clean, outcomes[method, epsilon], rule)
+        for method, epsilon in settings
     ]
 
 
 def _attack_record(
+    attacks: AttackSpec,
     method: str,
     epsilon: float,
     clean: CleanPass,
-    losses: Tensor,
-    correct: Tensor,
-    unchanged: Tensor,
-    *,
+    batches: Sequence[AttackOutcome],
     rule: LossRule,
 ) -> AttackRecord:
-    before, loss, accuracy = (
-        clean.evaluation(rule),
-        mean_loss(losses, rule),
-        float(correct.double().mean()),
-    )
-    finite = math.isfinite(loss) and math.isfinite(before.loss)
+    correct = torch.cat([batch.correct for batch in batches])
+    unchanged = torch.cat([batch.unchanged for batch in batches])
+    before = clean.evaluation(rule)
+    loss = mean_loss(torch.cat([batch.losses for batch in batches]), rule)
+    accuracy = float(correct.double().mean())
+    reason = ""
+    if not math.isfinite(before.loss):
+        reason = f"the loss on the clean images is {before.loss}"
+    elif not math.isfinite(loss):
+        reason = f"the loss on the attacked images is {loss}"
     return AttackRecord(
         method=method,
         epsilon=epsilon,
-        loss=loss if finite else None,
-        loss_gain=loss - before.loss if finite else None,
+        parameters=dict(attacks.changes(method)),
+        loss=None if reason else loss,
+        loss_gain=None if reason else loss - before.loss,
         accuracy=accuracy,
         accuracy_drop=before.accuracy - accuracy,
         robust_accuracy=float((correct & clean.correct).double().mean()),
         num_unchanged=int(unchanged.sum()),
-        reason="" if finite else f"the loss on the attacked images is {loss}",
-    )
-
-
-def measure_radii(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    pool: Tensor,
-    *,
-    num_images: int,
-    seed: int,
-    pass_size: int = SEARCH_ROWS,
-    num_steps: int = RADIUS_STEPS,
-    num_bisections: int = RADIUS_BISECTIONS,
-) -> RadiusRecord:
-    """Measure the robustness R of ``model`` on a fixed seeded sample of ``images``.
-
-    R is the mean of ``r(x) = min ||d||_2`` over all ``d`` with ``x + d`` in [0, 255]^n put in
-    another class than ``x``. What is found is an upper bound: an image of another class at that
-    distance.
-
-    Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample
-    has ``num_images`` images, or all where there are no more, and depends on ``seed``;
-    ``pass_size`` images pass at once. The other numbers are those of :func:`minimal_perturbations`.
-
-    Raises:
-        DataError: when there are no images.
-    """
-    if not len(images) or num_images < 1:
-        found = f"{len(images)} images, {num_images} asked for"
-        raise DataError("Robustness needs at least one image", found)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:num_images])
-    sample, everything = torch.from_numpy(rows).to(images.device), torch.cat([pool, images])
-    with torch.no_grad(), evaluation_mode(model):
-        batches = torch.split(everything, pass_size)
-        predicted = torch.cat(
-            [model(batch.to(torch.float32, copy=True)).argmax(1) for batch in batches]
-        )
-    own = predicted[len(pool) + sample]
-    radii, bound = [], []
-    for part, classes in zip(*(torch.split(t, SEARCH_ROWS) for t in (sample, own)), strict=True):
-        pixels = images[part].to(torch.float32, copy=True)
-        starts = nearest_in_another_class(pixels, classes, everything, predicted)
-        passes = (torch.split(t, pass_size) for t in (pixels, starts, classes))
-        for some, start, kept in zip(*passes, strict=True):
-            change = minimal_perturbations(
-                model, some, start, num_steps=num_steps, num_bisections=num_bisections
-            )
-            radii.append(_norms(change.double()))
-            bound.append(_range_binds(model, some, change, kept))
-    return _radius_record(
-        torch.cat(radii).cpu().numpy(),
-        torch.cat(bound).cpu().numpy(),
-        (own != labels[sample]).cpu().numpy(),
-        rows,
-        num_values=images[0].numel(),
-        num_steps=num_steps,
-        num_bisections=num_bisections,
-    )
-
-
-def minimal_perturbations(
-    model: nn.Module,
-    images: Tensor,
-    starts: Tensor,
-    *,
-    num_steps: int = RADIUS_STEPS,
-    num_bisections: int = RADIUS_BISECTIONS,
-) -> Tensor:
-    """Return, for every image, the smallest change found that the network puts in another class.
-
-    From ``starts`` on it follows DDN (Rony et al., CVPR 2019): a step down the gradient of the
-    margin between the logits, then onto a sphere whose radius shrinks while the class is another
-    one and grows while not.
-
-    ``starts`` has for every image one that is put in another class, NaN where there is none. Each
-    of ``num_steps`` takes two passes; ``num_bisections`` passes find where the class changes on a
-    line, before and after. Changes have the shape of ``images`` and lie within the pixel range; NaN
-    where none was found.
-    """
-    with evaluation_mode(model):
-        with torch.no_grad():
-            predicted = model(images).argmax(1)
-        best = _bisected(model, images, predicted, starts - images, num_bisections)
-        smallest = _norms(best).nan_to_num(math.inf)
-        # An image of its own scale where nothing is known: the sphere grows or shrinks from there.
-        radius = torch.where(smallest.isinf(), _norms(images).clamp_min(1.0), smallest)
-        change = torch.zeros_like(images)
-        for step in range(num_steps):
-            margins, gradient = margin_gradient(model, images + change, predicted)
-            other = (margins < 0) & ~gradient.flatten(1).isnan().any(1)
-            norms = _norms(change)
-            better = other & (norms < smallest)
-            best = torch.where(_per_image(better, images), change, best)
-            smallest = torch.where(better, norms, smallest)
-            early = (1 + math.cos(math.pi * step / num_steps)) / 2  # from 1 at the first step down
-            rate, length = (
-                last + (first - last) * early for first, last in (RADIUS_RATE, RADIUS_STEP)
-            )
-            radius = torch.where(
-                other, torch.minimum(radius, smallest) * (1 - rate), radius * (1 + rate)
-            )
-            moved = change - _per_image(length * radius, images) * _unit(gradient.nan_to_num(0.0))
-            # Where the gradient vanishes at the image itself, the way to the start is the only one
-            # known.
-            moved = torch.where(_per_image(_norms(moved) == 0, images), best.nan_to_num(0.0), moved)
-            change = (images + _unit(moved) * _per_image(radius, images)).clamp(
-                0, PIXEL_MAX
-            ) - images
-        return _bisected(model, images, predicted, best, num_bisections)
-
-
-def nearest_in_another_class(
-    images: Tensor, classes: Tensor, pool: Tensor, pool_classes: Tensor
-) -> Tensor:
-    """Return for every image the nearest of ``pool`` of another class; NaN where there is none."""
-    flat = images.flatten(1).float()
-    blocks = [torch.cdist(flat, block.flatten(1).float()) for block in torch.split(pool, POOL_ROWS)]
-    distances = torch.cat(blocks, dim=1)
-    distances[classes[:, None] == pool_classes[None]] = math.inf
-    nearest, rows = distances.min(1)
-    return torch.where(_per_image(nearest.isinf(), images), math.nan, pool[rows].float())
-
-
-def summarise_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
-    """Summarise ``radii`` ``(num_images,)`` of images with ``num_values`` numbers; None for no
-    radius.
-    """
-    if not len(radii):
-        return None
-    mean = float(radii.mean())
-    return RadiusSummary(
-        num_images=len(radii),
-        mean=mean,
-        std_error=float(radii.std(ddof=1) / math.sqrt(len(radii))) if len(radii) > 1 else None,
-        median=float(np.median(radii)),
-        geometric_mean=float(np.exp(np.log(radii).mean())) if (radii > 0).all() else None,
-        quantiles={f"{share:g}": float(np.quantile(radii, share)) for share in QUANTILES},
-        mean_per_pixel=mean / math.sqrt(num_values),
-    )
-
-
-def _radius_record(
-    radii: NDArray[np.float64],
-    bound: NDArray[np.bool_],
-    wrong: NDArray[np.bool_],
-    rows: NDArray[np.int64],
-    *,
-    num_values: int,
-    num_steps: int,
-    num_bisections: int,
-) -> RadiusRecord:
-    found = np.isfinite(radii)
-    reason = "" if found.any() else "the network puts every image that was tried in one class"
-    true = np.where(wrong, 0.0, radii)
-    return RadiusRecord(
-        pred=summarise_radii(radii[found], num_values),
-        # A wrong class needs no perturbation, so those images count whether or not another was
-        # found.
-        true=summarise_radii(true[np.isfinite(true)], num_values) if found.any() else None,
-        radii=tuple(float(radius) if ok else None for radius, ok in zip(radii, found, strict=True)),
-        rows=tuple(int(row) for row in rows),
-        wrong=tuple(bool(value) for value in wrong),
-        num_not_found=int((~found).sum()),
-        box_share=float(bound[found].mean()) if found.any() else None,
-        num_steps=num_steps,
-        num_bisections=num_bisections,
         reason=reason,
     )
 
 
-def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return by how much the logit of each image's class exceeds the largest other one:
-    ``(num_images,)``.
+def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the logit margins ``z_y - max_{k != y} z_k`` of the given classes y.
+
+    Args:
+        logits: ``(num_images, num_outputs)``.
+        classes: ``(num_images,)`` int64.
+
+    Returns:
+        ``(num_images,)``; negative where another class has the largest logit.
     """
-    own = logits.gather(1, classes[:, None]).squeeze(1)
-    return own - logits.scatter(1, classes[:, None], -math.inf).amax(1)
+    class_logits = logits.gather(1, classes[:, None]).squeeze(1)
+    return class_logits - logits.scatter(1, classes[:, None], -math.inf).amax(1)
+
+
+def margins_at(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+    """Return the logit margins of ``pixels`` ``(num_images,)``, by a forward pass alone.
+
+    Gradients are switched on all the same. Fused layers (attention) round differently without them,
+    and an attack compares these margins with those of :func:`margin_gradient`.
+    """
+    with torch.enable_grad():
+        logits = model(pixels.detach().requires_grad_(True)).float()
+        return logit_margins(logits, classes).detach()
 
 
 def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return :func:`margins_of` of pixels, and the gradient of each with respect to its pixels."""
+    """Return the logit margins of ``pixels``, and the gradient of each margin by its pixels."""
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad():
-        margins = margins_of(model(pixels).float(), classes)
+        margins = logit_margins(model(pixels).float(), classes)
         (gradient,) = torch.autograd.grad(margins.sum(), pixels)
     return margins.detach(), gradient
 
 
-def _bisected(
-    model: nn.Module, images: Tensor, predicted: Tensor, changes: Tensor, num_bisections: int
-) -> Tensor:
-    """Shorten ``changes`` along their lines to where the class becomes another; NaN stays NaN."""
-    low, high = (
-        torch.zeros(len(images), device=images.device),
-        torch.ones(len(images), device=images.device),
-    )
-
-    def moved(share: Tensor) -> Tensor:
-        return (images + _per_image(share, images) * changes).clamp(0, PIXEL_MAX)
-
-    with torch.no_grad():
-        for _ in range(num_bisections):
-            middle = (low + high) / 2
-            other = model(moved(middle).nan_to_num(0.0)).argmax(1) != predicted
-            high, low = torch.where(other, middle, high), torch.where(other, low, middle)
-        return moved(high) - images
-
-
-def _range_binds(model: nn.Module, pixels: Tensor, change: Tensor, classes: Tensor) -> Tensor:
-    """Tell for every image whether the pixel range keeps it from a step that would lower the
-    margin.
-    """
-    moved = pixels + change.nan_to_num(0.0)
-    with evaluation_mode(model):
-        gradient = margin_gradient(model, moved, classes)[1]
-    rounding = 1e-3  # the sum of a pixel and its change may miss the limit by a float32 rounding
-    stopped = ((moved <= rounding) & (gradient > 0)) | (
-        (moved >= PIXEL_MAX - rounding) & (gradient < 0)
-    )
-    return stopped.flatten(1).any(1)
-
-
-def _norms(changes: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(changes.flatten(1), dim=1)
-    return norms
-
-
-def _unit(changes: Tensor) -> Tensor:
-    return changes / _per_image(_norms(changes).clamp_min(torch.finfo(torch.float32).tiny), changes)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Return ``values`` ``(num_images,)`` in a shape that broadcasts over images ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,8 +1,8 @@
 """Networks with random initial weights, built from a :class:`~search_spaces.specs.ModelSpec`.
 
-They are of a library, small ones of ours, or one's own: ``package.module:function``. Every model
-takes float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is part
-of the model, so that attacks keep pixel units.
+A network comes from torchvision, from timm, from :mod:`tasks.trials.networks`, or from a user's
+``package.module:function``. Every model takes float pixels in [0, 255] of shape ``(num_images,
+channels, height, width)``: scaling is part of the model, so that attacks keep pixel units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,18 +24,18 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from search_spaces.errors import ConfigError, SweepError, unknown_name
-from search_spaces.models import code_hash, source_files
+from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
+from search_spaces.models import NETWORK_FUNCTIONS, code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials.isolation import contained, seeded
 from tasks.trials.weights import Normalisation, normalisation, start_from
 
 
 class PixelModel(nn.Module):
-    """A network behind its input scaling: ``network(pixels * input_scale)``.
+    """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    With ``normalised`` it is ``network((pixels / 255 - mean) / std)``, whatever ``input_scale``
-    says: what a pretrained network's weights were made for.
+    With ``normalised`` it is ``network((pixels / 255 - mean) / std)`` and ``input_scale`` is not
+    used: pretrained weights need the pixels that they were trained on.
     """
 
     mean: Tensor
@@ -56,20 +56,25 @@ class PixelModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits ``(num_images, num_outputs)`` for float pixels in [0, 255]."""
         if self.normalised:
-            normal: Tensor = self.network((pixels / 255 - self.mean) / self.std)
-            return normal
-        logits: Tensor = self.network(
-            pixels if self.input_scale == 1 else pixels * self.input_scale
-        )
+            pixels = (pixels / 255 - self.mean) / self.std
+        elif self.input_scale != 1:
+            pixels = pixels * self.input_scale
+        logits: Tensor = self.network(pixels)
         return logits
 
 
 @dataclass(frozen=True)
 class _Shape:
+    """Input and output sizes of a network. ``dropout`` None keeps the library's own."""
+
     num_outputs: int
     in_channels: int
     image_size: int
     dropout: float | None
+
+    def input(self, num_images: int) -> tuple[int, int, int, int]:
+        """Return the shape of a batch of images."""
+        return (num_images, self.in_channels, self.image_size, self.image_size)
 
 
 def build_model(
@@ -83,50 +88,55 @@ def build_model(
     image_size: int,
     pretrained: bytes | None = None,
 ) -> PixelModel:
-    """Build a network with random weights that depend on ``seed`` and the arguments alone.
+    """Build a network whose random weights depend on ``seed`` and the arguments alone.
 
-    Any classification architecture of torchvision or timm works by its name there; ``isweep`` has
-    ``small_cnn`` and ``small_mlp`` for short CPU trainings. Where torchvision's first convolution
-    has to be replaced for one-channel images, the new one keeps PyTorch's default initialisation,
-    as in the released code of Konz & Mazurowski (ICLR 2024).
+    Any classification architecture of torchvision or timm works by its name there. If the first
+    convolution of a torchvision network is replaced for one-channel images, the new one keeps
+    PyTorch's default initialisation, as in the released code of Konz & Mazurowski (ICLR 2024).
 
-    Scaling by ``input_scale`` is part of the model. ``dropout`` is the probability in all dropout
-    layers, None keeps the library's. A network whose ``spec`` is pretrained starts from the weights
-    in ``pretrained``; without them it has random ones, for kept weights to be put in.
+    Args:
+        spec: library, architecture and arguments.
+        num_outputs: logits.
+        in_channels: 1 or 3.
+        input_scale: factor on pixels in [0, 255]; a part of the model.
+        dropout: probability in all dropout layers; None keeps the library's.
+        seed: of the weights.
+        image_size: side of the square images, in pixels.
+        pretrained: weights that a pretrained network starts from. Without them it has random ones,
+            which stored weights then replace.
 
     Raises:
-        ConfigError: for an architecture its library does not know, an image too small for the
-            architecture, or dropout asked of a network that has none.
+        ConfigError: the library does not know the architecture, the image is too small for it, or
+            the recipe has dropout and the network has not.
     """
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
-    if dropout is not None and spec.library != "timm":  # which sets its own
+    if dropout is not None and spec.library != "timm":  # timm takes dropout as an argument
         _set_dropout(spec, network, dropout)
     if pretrained is not None:
         start_from(network, pretrained, spec)
-    shown = normalisation(spec, in_channels) if spec.pretrained else None
-    model = PixelModel(network, input_scale, shown)
+    normalised = normalisation(spec, in_channels) if spec.pretrained else None
+    model = PixelModel(network, input_scale, normalised)
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
-        if (
-            parameter.dim() == 4
-        ):  # the layout that convolutions are fastest with, on a CPU and on a GPU
+        if parameter.dim() == 4:
+            # Convolutions are fastest in this layout, both on a CPU and on a GPU.
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Count the trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if spec.architecture not in known:
-        raise unknown_name("torchvision architecture", spec.architecture, known)
+    architectures = torchvision.models.list_models(module=torchvision.models)
+    if spec.architecture not in architectures:
+        raise unknown_name("torchvision architecture", spec.architecture, architectures)
     options: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
         # One output, and no warning about a new default.
@@ -136,7 +146,8 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     network = _construct(
         spec,
         shape,
-        lambda: torchvision.models.get_model(
+        partial(
+            torchvision.models.get_model,
             spec.architecture,
             weights=None,
             num_classes=shape.num_outputs,
@@ -151,16 +162,21 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.architecture):
-        near = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
-        hint = f"nearest names: {', '.join(near)}" if near else "timm.list_models() lists the names"
+        hint = "timm.list_models() lists the names"
+        similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
+        if similar:
+            hint = f"nearest names: {', '.join(similar)}"
         raise ConfigError("Unknown timm architecture", repr(spec.architecture), hint)
-    options: dict[str, object] = {} if shape.dropout is None else {"drop_rate": shape.dropout}
+    options: dict[str, object] = {}
+    if shape.dropout is not None:
+        options["drop_rate"] = shape.dropout
     if timm.get_pretrained_cfg(spec.architecture).fixed_input_size:
         options["img_size"] = shape.image_size
     return _construct(
         spec,
         shape,
-        lambda: timm.create_model(
+        partial(
+            timm.create_model,
             spec.architecture,
             pretrained=False,
             in_chans=shape.in_channels,
@@ -170,74 +186,34 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     )
 
 
-def _build_small(spec: ModelSpec, shape: _Shape) -> nn.Module:
-    if spec.architecture not in _SMALL:
-        raise unknown_name("isweep architecture", spec.architecture, _SMALL)
-    return _SMALL[spec.architecture](shape)
-
-
-class _SmallCnn(nn.Sequential):
-    """In training each ReLU comes behind the pool after it: the same numbers of a quarter of the
-    places.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        layers = list(self)
-        for place in (2, 6, 10) if self.training else ():
-            layers[place : place + 2] = layers[place + 1], layers[place]
-        for layer in layers:
-            images = layer(images)
-        return images
-
-
-def _small_cnn(shape: _Shape) -> nn.Module:
-    def stage(num_in: int, num_out: int, pool: nn.Module) -> list[nn.Module]:
-        convolution = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
-        return [convolution, nn.BatchNorm2d(num_out), nn.ReLU(inplace=True), pool]
-
-    return _SmallCnn(
-        *stage(shape.in_channels, 8, nn.MaxPool2d(2)),
-        *stage(8, 16, nn.MaxPool2d(2)),
-        # A maximum over coarse places, not a mean over all: a small lesion must not be averaged
-        # away.
-        *stage(16, 32, nn.AdaptiveMaxPool2d(4)),
-        nn.Flatten(),
-        nn.Dropout(0.0),
-        nn.Linear(16 * 32, shape.num_outputs),
+def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Build a network of :mod:`tasks.trials.networks`."""
+    if spec.architecture not in NETWORK_FUNCTIONS:
+        raise unknown_name("isweep architecture", spec.architecture, NETWORK_FUNCTIONS)
+    module_name, _, name = NETWORK_FUNCTIONS[spec.architecture].partition(":")
+    function = getattr(importlib.import_module(module_name), name)
+    network: nn.Module = function(
+        num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
     )
-
-
-def _small_mlp(shape: _Shape) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(shape.in_channels * shape.image_size**2, 128),
-        nn.ReLU(inplace=True),
-        nn.Linear(128, 64),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.0),
-        nn.Linear(64, shape.num_outputs),
-    )
+    return network
 
 
 def _arguments(spec: ModelSpec) -> dict[str, object]:
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments
-    }
-
-
-_SMALL: dict[str, Callable[[_Shape], nn.Module]] = {
-    "small_cnn": _small_cnn,
-    "small_mlp": _small_mlp,
-}
+    """Return the keyword arguments of the constructor; tuples of the spec are lists there."""
+    arguments: dict[str, object] = {}
+    for key, value in spec.arguments:
+        arguments[key] = list(value) if isinstance(value, tuple) else value
+    return arguments
 
 
 def _set_input_channels(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution if it takes another number of channels."""
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
         if module.in_channels != in_channels:
             parent, _, attribute = name.rpartition(".")
-            first = nn.Conv2d(
+            replacement = nn.Conv2d(
                 in_channels,
                 module.out_channels,
                 module.kernel_size,  # type: ignore[arg-type]
@@ -245,7 +221,7 @@ def _set_input_channels(network: nn.Module, in_channels: int) -> None:
                 module.padding,  # type: ignore[arg-type]
                 bias=module.bias is not None,
             )
-            setattr(network.get_submodule(parent), attribute, first)
+            setattr(network.get_submodule(parent), attribute, replacement)
         return
 
 
@@ -262,69 +238,71 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
 
 
 def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) -> nn.Module:
+    """Return ``make()``, a library's network, with its errors as ConfigErrors."""
     try:
         return make()
-    except (
-        AssertionError,
-        ValueError,
-    ) as error:  # transformers check the image size when they are made
+    except (AssertionError, ValueError) as error:  # transformers check the image size here
         raise _does_not_fit(spec, shape, error) from error
     except TypeError as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
             "The arguments of a network must be those that its library takes",
-            (
-                f"{spec.library} {spec.architecture} {dict(spec.arguments)}: "
-                f"{str(error).splitlines()[0]}"
-            ),
+            f"{spec.library} {spec.architecture} {dict(spec.arguments)}: {reason}",
         ) from error
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
-    # One forward pass finds out what no table of minimal sizes could know for every architecture.
-    # One's own network might mix up the images of a batch.
+    """Raise a ConfigError if the model does not map images to one row of logits each.
+
+    One forward pass finds what no table of minimal image sizes could know for every architecture.
+    """
+    # Two images for a user's network, which might mix up the images of a batch.
     num_images = 2 if spec.library == "own" else 1
-    shown = (num_images, shape.in_channels, shape.image_size, shape.image_size)
+    input_shape = shape.input(num_images)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(shown))
+            logits = model(torch.zeros(input_shape))
     except (Exception, SystemExit) as error:
-        # A library's network fails where an image is too small for it; one's own may fail in any
-        # way.
+        # A library's network fails if the image is too small for it; a user's may fail in any way.
         if spec.library == "own":
-            if fails_by_pixels(error, model, shown):
+            if fails_by_pixels(error, model, input_shape):
                 return
             raise ConfigError(
                 "Your own network must take a batch of images",
-                f"{spec.architecture} raised {one_line(error)} on {shown} float32",
+                f"{spec.architecture} raised {one_line(error)} on {input_shape} float32",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
         raise _does_not_fit(spec, shape, error) from error
     finally:
         model.train()
-    if not isinstance(logits, Tensor) or logits.shape != (num_images, shape.num_outputs):
-        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(
-            "A model returns one row of logits per image",
-            f"{spec.library} {spec.architecture} returned {returned} for {num_images} "
-            f"image{'s'[: num_images - 1]} and {shape.num_outputs} outputs",
-            "choose a classification architecture",
-        )
+    if isinstance(logits, Tensor) and logits.shape == (num_images, shape.num_outputs):
+        return
+    returned = type(logits).__name__
+    if isinstance(logits, Tensor):
+        returned = str(tuple(logits.shape))
+    raise ConfigError(
+        "A model returns one row of logits per image",
+        f"{spec.library} {spec.architecture} returned {returned} for "
+        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs",
+        "choose a classification architecture",
+    )
 
 
 def check_buildable(
     spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int, dropout: float | None
 ) -> None:
-    """Find out whether a network can be built, before anything is prepared or trained.
+    """Check that a network can be built, before anything is prepared or trained.
 
-    Libraries' networks are built without memory, on torch's meta device, whose first pass imports
-    compilers for two seconds; small ones, and one's own, as they will be.
+    Libraries' networks are built without memory on torch's meta device, whose first pass imports
+    compilers for two seconds. Small networks and users' own are built as they will be.
 
     Raises:
         ConfigError: see :func:`build_model`.
     """
-    with contained(), torch.device("cpu" if spec.library in ("own", "isweep") else "meta"):
+    device = "cpu" if spec.library in ("own", "isweep") else "meta"
+    with contained(), torch.device(device):
         build_model(
             spec,
             num_outputs=num_outputs,
@@ -337,38 +315,39 @@ def check_buildable(
 
 
 def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
+    reason = type(error).__name__
+    if str(error):
+        reason = str(error).splitlines()[0]
+    image = f"{shape.in_channels}x{shape.image_size}x{shape.image_size}"
     return ConfigError(
         "An image must be large enough, and of a size that fits, for the architecture",
-        f"{shape.in_channels}x{shape.image_size}x{shape.image_size} for {spec.library} "
-        f"{spec.architecture} "
-        f"({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+        f"{image} for {spec.library} {spec.architecture} ({reason})",
         "choose a larger image_size (VGGs need at least 32) or another model",
     )
 
 
-# Networks of one's own, on whatever machine a trial runs.
+# Networks of users, on whatever machine a trial runs.
 
 _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
 
 
 def install_code(texts: Mapping[str, str]) -> None:
-    """Make source that was sent here importable, before anything of the same name.
+    """Make source from the driver importable, before any other module of the same name.
 
-    ``texts`` come from :func:`search_spaces.models.source_texts`, by relative path.
+    Args:
+        texts: source by relative path, from :func:`search_spaces.models.source_texts`.
     """
     if not texts:
         return
-    folder = str(_written(tuple(sorted(texts.items()))))
+    folder = str(_code_folder(tuple(sorted(texts.items()))))
     if folder not in sys.path:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
 
 
 @cache
-def _written(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source into a folder that this process alone has, so that nobody else can put code
-    there.
-    """
+def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
+    """Write source into a new folder of this process, where nobody else can put code."""
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
@@ -378,14 +357,13 @@ def _written(texts: tuple[tuple[str, str], ...]) -> Path:
 
 
 def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
-    """Call one's own function and return its network.
+    """Call a user's function, ``package.module:function``, and return its network.
 
-    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when
-    the sweep was planned, empty to take it as it is.
+    ``spec.code`` is the hash of the source when the sweep was planned; empty takes any source.
 
     Raises:
-        ConfigError: when the source is another one now, cannot be imported, has no such function,
-            raises, or returns no network.
+        ConfigError: the source has changed, cannot be imported, has no such function, raises, or
+            returns no network that can be trained.
     """
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
@@ -396,7 +374,7 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         )
     module_name, _, name = reference.partition(":")
     try:
-        function = getattr(_fresh(module_name, reference), name)
+        function = getattr(_import_hashed(module_name, reference), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
             "Your own network must be importable", f"{reference}: {one_line(error)}"
@@ -426,54 +404,54 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     return network
 
 
-def _fresh(module: str, reference: str) -> object:
-    """Import the module from the files that were hashed, even where an older one was imported
-    before.
-    """
+def _import_hashed(module_name: str, reference: str) -> object:
+    """Import a module from the files that were hashed, even if another one is loaded already."""
     for name, path in source_files(reference).items():
         loaded = sys.modules.get(name)
-        if (
-            loaded is not None
-            and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve()
-        ):
+        if loaded is None:
+            continue
+        loaded_path = Path(getattr(loaded, "__file__", None) or "")
+        if loaded_path.resolve() != path.resolve():
             del sys.modules[name]
-    return importlib.import_module(module)
+    return importlib.import_module(module_name)
 
 
-def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Tell whether a pass that failed on black images may work on others: then only its cells may
-    fail.
+def fails_by_pixels(error: BaseException, model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Return whether a forward pass that failed on black images may work on other images.
+
+    If so, only the trials whose images make it fail should fail.
     """
     if depends_on_pixels(error):
         return True
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            model(torch.empty(shape))
-    except (Exception, SystemExit) as fake:
-        return depends_on_pixels(fake)
+            model(torch.empty(input_shape))
+    except (Exception, SystemExit) as fake_error:
+        return depends_on_pixels(fake_error)
     return True
 
 
 def depends_on_pixels(error: BaseException) -> bool:
-    """Tell whether a pass with tensors that hold no data failed because it asked for their
-    values.
-    """
+    """Return whether a pass with tensors without data failed because it needs their values."""
     while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        if error.__cause__ is None and error.__context__ is None:
+        cause = error.__cause__ or error.__context__
+        if cause is None:
             return False
-        error = error.__cause__ or error.__context__ or error
+        error = cause
     return True
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, on one line of at most 300 characters."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    """Return the type and message of an exception on one line, at most 300 characters of it."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 _BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
-    "isweep": _build_small,
+    "isweep": _build_isweep,
     "own": _build_own,
 }

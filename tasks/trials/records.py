@@ -1,7 +1,6 @@
-"""What a trial, or one of a learning-rate search, found: typed, the one form from the worker to the
-report.
+"""Results of a trial, and of a trial of a learning-rate search, from the worker to the report.
 
-Needs no torch to be read.
+These records need no torch, so that tables and reports can be made without it.
 """
 
 from __future__ import annotations
@@ -18,20 +17,29 @@ from tasks.finding import Finding
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
-"""Losses count for at most so many times that of guessing: how badly a network diverged says
-nothing."""
+"""Largest loss that a search counts, in multiples of the loss at chance level. How badly a network
+diverged says nothing."""
+EVALUATION_PASS = 16
+"""Images per float32 forward pass. With so few no network needs more memory than its training."""
+CONTEXT_BYTES = int(0.7 * 2**30)
+"""Bytes that a process holds of a GPU beside its tensors: its CUDA context and kernels. Others
+report 0.3 to 0.9 GiB (pytorch#58466, #107667); not measured here."""
+CAPTURE_FAILED = "a step could not be captured"
+"""Beginning of the error message of a step that cannot be captured as a CUDA graph."""
+NUM_EPOCHS_LOOKED_AT = 10
+"""Epochs, about, after which the test images are evaluated during a training."""
 
 
 class SearchStatus(StrEnum):
-    """How a trial of a search ended; each is a result."""
+    """End of a search's trial. Each one is a result, not a failure."""
 
     COMPLETE = "complete"
     DIVERGED = "diverged"
-    """Its training or validation loss was no finite number."""
+    """The training or validation loss was NaN or infinite."""
 
 
 class ValidationScore(Finding):
-    """The network on the validation images after one epoch; the loss is cross-entropy in nat."""
+    """Scores on the validation images after one epoch; the loss is cross-entropy in nat."""
 
     epoch: int
     loss: float
@@ -39,11 +47,15 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """What a trial of a search found in its ``epochs`` of training; attributes as of
-    :class:`TrialResult`.
+    """The result of a search's trial. Attributes not listed are those of :class:`TrialResult`.
 
-    ``curve`` has the validation images after each epoch; a diverged one's ends before the loss that
-    is no number. ``chance_loss`` is that of guessing, ln of ``num_classes``.
+    Attributes:
+        epochs: epochs trained, a diverged one included.
+        curve: validation scores after each epoch; a loss that is NaN or infinite is not in it.
+        num_train: images trained on.
+        num_validation: images that each epoch was scored on.
+        num_classes: classes of the dataset or class pair.
+        chance_loss: cross-entropy at chance level in nat, ln of ``num_classes``.
     """
 
     status: SearchStatus
@@ -67,39 +79,37 @@ class SearchResult(Finding):
 
     @property
     def loss(self) -> float | None:
-        """Validation loss after the last epoch, as the sweep's own trials count it; None when
-        diverged.
-        """
-        return None if self.status == SearchStatus.DIVERGED else self.curve[-1].loss
+        """Validation loss after the last epoch, as a sweep's trials count it; None if diverged."""
+        if self.status == SearchStatus.DIVERGED:
+            return None
+        return self.curve[-1].loss
 
     @property
     def capped_loss(self) -> float:
-        """A finite number to minimise: the loss, or its cap where it diverged or is far worse than
-        chance.
-        """
+        """The loss as a search minimises it: always finite, see :func:`capped`."""
         return capped(self.loss, self.chance_loss)
 
 
 def capped(loss: float | None, chance_loss: float) -> float:
-    """Return ``loss``, or ``CAP_OF_CHANCE * chance_loss`` where it is larger, NaN or None."""
+    """Return ``loss``, or ``CAP_OF_CHANCE * chance_loss`` if it is larger, NaN or None."""
     cap = CAP_OF_CHANCE * chance_loss
-    # False for NaN.
-    return loss if loss is not None and loss < cap else cap
+    if loss is not None and loss < cap:  # a comparison with NaN is false
+        return loss
+    return cap
 
 
 class RadiusSummary(Finding):
-    """Distribution of minimal perturbations over images, L2 norms in pixel units (1/255 of the
-    range).
+    """Distribution of minimal perturbations over images: L2 norms in 1/255 of the pixel range.
 
     Attributes:
-        num_images: images with a radius; those without are in none of the numbers.
-        mean: mean radius: the robustness R of the paper's theorem.
-        std_error: standard deviation over the square root of ``num_images``.
+        num_images: images with a radius. The others are in none of the numbers.
+        mean: mean radius, the robustness R of the paper's theorem.
+        std_error: standard deviation divided by the square root of ``num_images``.
         median: median radius.
-        geometric_mean: exp of the mean log radius; None where a radius is 0.
-        quantiles: radius at the shares ``0.05, 0.25, 0.75, 0.95``, by share.
-        mean_per_pixel: ``mean`` over the square root of the number of pixel values, for unequal
-            image sizes.
+        geometric_mean: exp of the mean log radius; None if a radius is 0.
+        quantiles: radius by quantile: ``0.05``, ``0.25``, ``0.75`` and ``0.95``.
+        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values, to
+            compare image sizes.
     """
 
     num_images: int
@@ -112,21 +122,20 @@ class RadiusSummary(Finding):
 
 
 class RadiusRecord(Finding):
-    """Adversarial robustness R of one network: how far the nearest image with another decision
-    lies.
+    """Adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        pred: over all images, distance to another decision than the network's own; None if none was
-            found.
-        true: the same with radius 0 where the network is wrong.
-        radii: one per image of ``rows``; None where no image with another decision was found.
-        rows: which test images, ascending.
-        wrong: one per image: whether the network's decision is not the label.
-        num_not_found: images without a radius; left out of both summaries, never imputed.
-        box_share: share of the images found where the pixel range binds: a smaller change would
-            leave it.
+        pred: distances to a class other than the predicted one; None if no radius was found.
+        true: distances to a class other than the true one, which is 0 for a misclassified image,
+            even one without a radius; None if ``pred`` is.
+        radii: one for each of ``rows``; None if no differently classified image was found.
+        rows: index of each image in the test set, ascending.
+        wrong: for each image, whether it is misclassified.
+        num_not_found: images without a radius. ``pred`` leaves them out, nothing is imputed.
+        box_share: share of the images with a radius whose perturbation is at the limit of the
+            pixel range: without the limit it would be smaller.
         num_steps: gradient steps per image.
-        num_bisections: bisections between an image and one with another decision.
+        num_bisections: bisections between an image and a differently classified one.
         reason: why ``pred`` is None; empty otherwise.
     """
 
@@ -143,15 +152,14 @@ class RadiusRecord(Finding):
 
 
 class ClassificationScores(Finding):
-    """How well a network tells the test images' classes apart.
+    """Classification scores of a network on the test images.
 
     Attributes:
         balanced_accuracy: mean of the classes' accuracies.
-        auc: area under the ROC curve; for more than two classes the mean of each against the rest.
-            None where a class is missing.
-        per_class_accuracy: share of each class's images that are classified rightly; None for no
-            images.
-        calibration_error: expected calibration error of the largest probability, 15 bins.
+        auc: area under the ROC curve. With more than two classes, the mean over classes of one
+            against the rest. None if fewer than two classes have images.
+        per_class_accuracy: accuracy on the images of each class; None if it has no images.
+        calibration_error: expected calibration error (ECE) of the largest probability, 15 bins.
     """
 
     balanced_accuracy: float
@@ -161,62 +169,49 @@ class ClassificationScores(Finding):
 
 
 class EpochScore(Finding):
-    """The network on the test images after one epoch of training."""
+    """Scores on the test images after one epoch of training."""
 
     epoch: int
     test_loss: float
     test_accuracy: float
 
 
-EVALUATION_PASS = 16
-"""Images per float32 forward pass: few enough that no network needs more memory than its training
-does."""
-CONTEXT_BYTES = int(0.7 * 2**30)
-"""What a process holds of a GPU beside its tensors, its CUDA context and kernels: 0.3 to 0.9 GiB in
-others' reports (pytorch#58466, #107667), not measured here."""
-CAPTURE_FAILED = "a step could not be captured"
-"""How the error of a step begins that no graph can replay."""
-NUM_EPOCHS_LOOKED_AT = 10
-
-
 def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
-    """Return the epochs after which the test images are passed: about ten, and never the last.
+    """Return the epochs after which the test images are evaluated: about ten, never the last.
 
-    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over
-    the test images in a hundred epochs cost a few hundredths of that on a CPU, and up to a tenth on
-    a GPU, which computes float32 slowly.
+    The last epoch is evaluated anyway. An epoch trains on N images with about three passes each.
+    Ten evaluations in a hundred epochs cost a few percent of that on a CPU, and up to 10 % on a
+    GPU, which computes float32 slowly.
     """
     every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
     return frozenset(range(every, num_epochs, every))
 
 
 class KeptFile(Finding):
-    """A file kept beside a trial's result: its network's weights (safetensors), or predictions
-    (Parquet).
-    """
+    """A file stored beside a trial's result: weights (safetensors) or predictions (Parquet)."""
 
     sha256: str
     num_bytes: int
 
 
 class TrialStatus(StrEnum):
-    """How a trial that has a result ended."""
+    """End of a trial that has a result."""
 
     DONE = "done"
     DIVERGED = "diverged"
-    """Training, or the trained network, gave a loss that is no finite number: a result, not a
-    failure."""
+    """A loss of the training, or of the trained network, was NaN or infinite. This is a result, not
+    a failure."""
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch of training saw, in training mode and while the weights moved.
+    """Scores of one epoch of training, in training mode and while the weights change.
 
     Attributes:
         epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged, and
-            such a record is never part of a result.
-        train_accuracy: share of the epoch's examples that were classified rightly.
+        train_loss: mean cross-entropy over the epoch's examples, in nat. NaN or infinite if the
+            training diverged; such a record is never part of a result.
+        train_accuracy: accuracy over the epoch's examples.
         seconds: wall time.
     """
 
@@ -227,13 +222,13 @@ class EpochRecord:
 
     @property
     def diverged(self) -> bool:
-        """Tell whether the loss stopped being a number; training ends with such a record."""
+        """True if the loss is NaN or infinite. Training ends with such a record."""
         return not math.isfinite(self.train_loss)
 
 
 def attack_name(method: str, epsilon: float) -> str:
-    """Return method and strength as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
-    # All digits, never an exponent: two strengths never share a name, and columns can be read back.
+    """Return method and strength as in column names: ``fgsm_1``, ``fgsm_0.5``."""
+    # All digits and no exponent: two strengths never share a name, and it can be read back.
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
@@ -241,17 +236,18 @@ class AttackRecord(Finding):
     """One attack at one strength on one set of images.
 
     Attributes:
-        method: name in :data:`tasks.trials.attacks.ATTACKS`.
+        method: name in :data:`search_spaces.attacks.ATTACKS`.
         epsilon: largest change of a pixel, in units of 1/255 of the range.
-        loss: mean loss on the attacked images; None when it is no finite number.
-        loss_gain: that, less the loss on the clean images; None likewise.
+        loss: mean loss on the attacked images, in nat; None if it, or the clean loss, is not
+            finite.
+        loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is.
         accuracy: accuracy on the attacked images.
-        accuracy_drop: clean accuracy less ``accuracy``.
-        robust_accuracy: share of the images classified rightly both before and after the attack.
-        num_unchanged: images the attack left as they were, because their gradient is exactly zero:
-            a network so sure of an image that float32 has no gradient left looks robust without
-            being it.
-        reason: why a loss is None; empty otherwise.
+        accuracy_drop: clean accuracy minus ``accuracy``.
+        robust_accuracy: share of the images classified correctly before and after the attack.
+        num_unchanged: images that the attack did not change, because their gradient is exactly 0
+            (gradient masking). A very confident network then looks robust without being so.
+        reason: why ``loss`` is None; empty otherwise.
+        parameters: parameters of the method that are not at their default.
     """
 
     method: str
@@ -263,27 +259,29 @@ class AttackRecord(Finding):
     robust_accuracy: float
     num_unchanged: int
     reason: str = ""
+    parameters: dict[str, int | float] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Method and strength, as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
+        """Method and strength as in column names: ``fgsm_1``, ``fgsm_0.5``."""
         return attack_name(self.method, self.epsilon)
 
 
 class FurtherTestRecord(Finding):
-    """A trained network on a further test set: the test images, some of them moved.
+    """Scores of a trained network on a further test set: the test images, some of them changed.
 
     Attributes:
-        name: the condition that moved them.
-        num_moved: images that it moved.
-        loss: mean cross-entropy over all images, in nat; None when it is no finite number.
-        accuracy: share of them that are classified rightly.
-        moved_loss: mean over the moved images alone; None where none moved, or as ``loss``.
-        moved_accuracy: likewise.
-        unmoved_loss: mean over the other images, which are those of the test set; None likewise.
-        unmoved_accuracy: likewise.
-        robustness: distances to other decisions, of the images that ``TrialResult.robustness`` is
-            of; where that is asked for.
+        name: the condition that changed them.
+        num_moved: images that it changed.
+        loss: mean cross-entropy over all images, in nat; None if it is not finite.
+        accuracy: accuracy over all images.
+        moved_loss: mean loss over the changed images; None if it is not finite, or none changed.
+        moved_accuracy: accuracy over the changed images; None if none changed.
+        unmoved_loss: mean loss over the other images, which are those of the test set; None if it
+            is not finite, or all changed.
+        unmoved_accuracy: accuracy over the other images; None if all changed.
+        robustness: adversarial robustness R on the images of ``TrialResult.robustness``, if
+            requested.
     """
 
     name: str
@@ -298,9 +296,7 @@ class FurtherTestRecord(Finding):
 
 
 class NetworkScores(Finding):
-    """A trained network on its training set and on the test set; losses are cross-entropy in
-    nat.
-    """
+    """Scores of a trained network on training and test set; losses are cross-entropy in nat."""
 
     num_parameters: int
     train_loss: float
@@ -308,11 +304,11 @@ class NetworkScores(Finding):
     test_loss: float
     test_accuracy: float
     classification: ClassificationScores | None = None
-    """None in records from before it was measured."""
+    """None in records that are older than this field."""
 
 
 class Timings(Finding):
-    """Seconds of each stage; None where it was not reached."""
+    """Seconds of each stage of a trial; None for a stage that was not reached."""
 
     build: float | None = None
     train: float | None = None
@@ -323,8 +319,12 @@ class Timings(Finding):
 
 
 class StageRecord(Finding):
-    """The representation after one stage of a network, the output of ``module``: features of one
-    image.
+    """Intrinsic dimension of the representation after one stage of a network.
+
+    Attributes:
+        module: name of the submodule whose output is measured.
+        num_features: activations of one image.
+        d_repr: intrinsic dimension by estimator.
     """
 
     module: str
@@ -333,36 +333,37 @@ class StageRecord(Finding):
 
 
 class TrialResult(Finding):
-    """What a trial found.
+    """The result of a trial.
 
     Attributes:
-        reason: why it diverged; empty when done.
-        seed: the derived seed all random choices came from.
-        num_threads: torch threads on the CPU; another number may change the last digits.
-        scores: of the trained network; None when diverged.
-        d_repr: by estimator; one that is undefined says why.
-        d_repr_stages: the same after every stage of the network, from the pixels on, where asked
-            for; empty for a network without stages.
-        test_history: the test images after some epochs, at most about ten; the last epoch is in
-            ``scores``.
-        best_epoch: that of ``test_history`` with the smallest test loss; chosen on the test images,
-            so it tells how training went and is no result to report.
-        robustness: distances to other decisions, where asked for.
-        weights: of the trained network, where they are kept.
-        weights_note: why they could not be kept although they should.
-        further_tests: losses on further test sets, where asked for.
-        predictions: logits of every test image, where they are kept.
-        predictions_note: why they could not be kept although they should.
-        peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its
+        reason: why it diverged; empty if it did not.
+        seed: the derived seed that all random choices came from.
+        num_threads: torch threads on the CPU. Another number may change the last digits.
+        scores: of the trained network; None if it diverged.
+        d_repr: intrinsic dimension of the last hidden layer by estimator. An undefined one has a
+            reason.
+        d_repr_stages: the same after every stage of the network, if requested; empty for a network
+            without stages.
+        history: one record for each epoch of training.
+        test_history: scores on the test images after some epochs, see :func:`epochs_to_look_at`.
+            The last epoch is in ``scores``.
+        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen on the test
+            images, so it shows how training went and is no result to report.
+        robustness: adversarial robustness R, if requested.
+        weights: the stored weights of the trained network; None if they are not stored.
+        weights_note: why weights that should be stored are not.
+        further_tests: scores on further test sets, if requested.
+        predictions: the stored logits of every test image; None if they are not stored.
+        predictions_note: why predictions that should be stored are not.
+        peak_memory_bytes: on CUDA, what the process reserved on the GPU for tensors; on a CPU, its
             resident memory, libraries and arrays included.
         pretrained: SHA-256 of the weights that training started from; empty for random ones.
-        energy_j: joules that the GPU used while the trial ran, by its own counter: all that ran on
-            it counts, so with a share of the GPU it is no more than a bound.
-        energy_note: why there is none.
-        micro_batch: images that passed the network at once in training, where memory was short;
-            None for whole batches.
+        energy_j: joules that the GPU used during the trial, by its own counter. Whatever else runs
+            on the GPU counts too, so with a share of a GPU this is an upper bound.
+        energy_note: why there is no ``energy_j``.
+        micro_batch: images per pass in training, where memory was short; None for whole batches.
         step_path: how training took its steps: ``eager`` (Python starts every kernel) or ``graph``
-            (captured graphs are replayed); empty in records from before it was noted.
+            (captured graphs are replayed); empty in records that are older than this field.
     """
 
     status: TrialStatus

@@ -1,12 +1,13 @@
-"""The last hidden layer of a trained network, as features whose intrinsic dimension is d_repr.
+"""Representations of a trained network: activations whose intrinsic dimension is d_repr.
 
-Layers as in the released code of Konz & Mazurowski (ICLR 2024), read in evaluation mode without
-gradients and without augmentation (the released helper sets neither): ResNets give the output of
-``layer4`` after its last ReLU and before pooling, flattened; VGGs the output of the second fully
-connected layer before its ReLU; any other network the input of its final classifier.
+The last hidden layer is that of the released code of Konz & Mazurowski (ICLR 2024). It is read in
+evaluation mode, without gradients and without augmentation; the released helper switches neither
+off. ResNets give the output of ``layer4``, after its last ReLU and before pooling, flattened. VGGs
+give the output of the second fully connected layer before its ReLU. Any other network gives the
+input of its final classifier.
 
-A model is a :class:`~tasks.trials.models.PixelModel` or a bare network; images are ``(num_images,
-channels, height, width)`` with pixels in [0, 255], on its device.
+A model is a :class:`~tasks.trials.models.PixelModel` or a bare network. Images are ``(num_images,
+channels, height, width)`` with pixels in [0, 255], on the model's device.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tasks.trials.training import as_pixels, evaluation_mode
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """Where features are read: the input or the output of a submodule."""
+    """The input or the output of a submodule, by its name."""
 
     module: str
     side: Literal["input", "output"]
@@ -45,72 +46,81 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""By class, spelled out so that neither library is imported for the other's networks."""
+"""The last hidden layer by class. Classes are names, so that neither library is imported for the
+other's networks."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
-    """Return where the features of ``network`` are read."""
-    kind = type(network)
-    row = FEATURE_LAYERS.get(f"{kind.__module__}.{kind.__qualname__}")
-    if row is not None:
-        return row
-    layers = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    return FeatureLayer(layers[-1], "input")
+    """Return the last hidden layer of ``network``."""
+    network_class = type(network)
+    layer = FEATURE_LAYERS.get(f"{network_class.__module__}.{network_class.__qualname__}")
+    if layer is not None:
+        return layer
+    classifier = ""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            classifier = name
+    return FeatureLayer(classifier, "input")
 
 
 class Features:
-    """The last hidden layer as it passes by: read while another pass over the images goes on.
+    """Activations of the last hidden layer, collected batch by batch.
 
     Attributes:
-        array: ``(num_images, num_features)`` float32, filled in the order in which images pass.
+        array: ``(num_images, num_features)`` float32, in the order in which images pass.
     """
 
     array: NDArray[np.float32]
 
     def __init__(self, num_images: int) -> None:
-        self._num_images, self._next = num_images, 0
+        self._num_images = num_images
+        self._num_added = 0
         self._block: Tensor | None = None
 
-    def keep(self, activations: Tensor) -> None:
-        """Take the next batch's activations, flattened; on CUDA they are copied while the pass goes
-        on.
-        """
+    def add(self, activations: Tensor) -> None:
+        """Add a batch of activations, flattened. From a GPU the copy runs in the background."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            shape, pinned = (self._num_images, features.shape[1]), features.device.type == "cuda"
-            self._block = torch.empty(shape, dtype=torch.float32, pin_memory=pinned)
+            self._block = torch.empty(
+                (self._num_images, features.shape[1]),
+                dtype=torch.float32,
+                pin_memory=features.device.type == "cuda",
+            )
             self.array = self._block.numpy()
-        # A copy, because the ReLU after it may work in place: on a CPU the stored tensor would
-        # change.
-        self._block[self._next : self._next + len(features)].copy_(features, non_blocking=True)
-        self._next += len(features)
+        rows = self._block[self._num_added : self._num_added + len(features)]
+        # Copied: on a CPU, the ReLU after it may change the tensor in place.
+        rows.copy_(features, non_blocking=True)
+        self._num_added += len(features)
 
     def wait(self) -> None:
-        """Wait for copies from the GPU; there are none on a CPU."""
+        """Wait for copies from a GPU."""
         if self._block is not None and self._block.is_pinned():
             torch.cuda.synchronize()
 
 
 @contextmanager
 def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Read the last hidden layer of the ``num_images`` images that will pass ``model`` within the
-    block.
+    """Collect the last hidden layer of the images that pass ``model`` within the block.
+
+    Args:
+        model: runs in the block, on ``num_images`` images in all.
+        num_images: images that will pass.
     """
     network = getattr(model, "network", model)
-    layer, features = feature_layer(network), Features(num_images)
+    layer = feature_layer(network)
+    features = Features(num_images)
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        features.keep(inputs[0] if output is None else output)
+    def add_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.add(inputs[0])
+
+    def add_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        features.add(output)
 
     module = network.get_submodule(layer.module)
-    register = (
-        module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
-    )
-    handle = register(keep)
+    if layer.side == "input":
+        handle = module.register_forward_pre_hook(add_input)
+    else:
+        handle = module.register_forward_hook(add_output)
     try:
         yield features
     finally:
@@ -121,12 +131,13 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
 ) -> NDArray[np.float32]:
-    """Return the last hidden layer of ``model`` for every image, ``(num_images, num_features)``
-    float32.
+    """Return the last hidden layer of every image, ``(num_images, num_features)`` float32.
 
-    There are 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352 for ResNet-50, 4,096 for
-    VGGs. How many images pass at once changes nothing but speed and memory; at least one there must
-    be.
+    At 224 pixels there are 25,088 features for ResNet-18 and 34, 100,352 for ResNet-50 and 4,096
+    for VGGs. ``batch_size`` changes nothing but speed and memory.
+
+    Raises:
+        DataError: there are no images.
     """
     if not len(images):
         raise DataError("There must be at least one image to take features of", "none")
@@ -145,10 +156,19 @@ def estimate_dimension(
     seed: int,
     block_rows: int = BLOCK_ROWS,
 ) -> dict[str, IntrinsicDimension]:
-    """Estimate d_repr; it is undefined for too few points, or where all images map to one point.
+    """Estimate d_repr, the intrinsic dimension of representations.
 
-    ``features`` are ``(num_images, num_features)``, or what makes them block by block, of which
-    ``block_rows`` images are in memory at once, twice. ``seed`` is of the bootstrap.
+    Args:
+        features: ``(num_images, num_features)``, or a source that computes them block by block.
+        estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
+        num_neighbors: nearest neighbours of each image.
+        discard_fraction: share of the largest distance ratios that TwoNN leaves out.
+        seed: of the bootstrap.
+        block_rows: images in one block; two blocks are in memory at a time.
+
+    Returns:
+        The estimate of each estimator. It is undefined, with a reason, for too few images, features
+        that are not finite, or images that all map to one point.
     """
     source = as_source(features)
     try:
@@ -161,58 +181,67 @@ def estimate_dimension(
             block_rows=block_rows,
         )
     except SweepError as error:  # features that are not finite
-        reason = str(error)
-        return {
-            name: IntrinsicDimension(
-                name, None, None, source.num_rows, num_neighbors, "", reason=reason
+        undefined: dict[str, IntrinsicDimension] = {}
+        for name in estimators:
+            undefined[name] = IntrinsicDimension(
+                name, None, None, source.num_rows, num_neighbors, "", reason=str(error)
             )
-            for name in estimators
-        }
+        return undefined
     return {name: _finite(estimate) for name, estimate in estimates.items()}
 
 
 def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
+    """Return an estimate with an infinite or NaN value as undefined."""
     if estimate.value is None or math.isfinite(estimate.value):
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
 
 
+# Representations after every stage of a network.
+
 BATCH_SIZE = 32
+"""Images per pass of :class:`StageRows`."""
 BLOCK_BYTES = 256 << 20
-"""Of one block in float32; the search holds two, and centred copies of a part of them."""
+"""Bytes of one block of activations in float32. The search for neighbours holds two, and centred
+copies of a part of them."""
 
 
 def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
-    """Return the modules that end a stage of a network, from the pixels on, by their names.
+    """Return the names of the modules that end a stage of a network, from the input on.
 
-    timm's list where the network has one; else, for every spatial size above one pixel that
-    activations take on, the last of the outermost modules that give it.
+    They are timm's own list if the network has one. Otherwise, for every spatial size of
+    activations above one pixel, the stage ends with the last of the outermost modules of that size.
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
-    listed = getattr(network, "feature_info", None)
-    if isinstance(listed, list) and listed:
-        return tuple(dict.fromkeys(row["module"] for row in listed if row.get("module") in modules))
-    ends: dict[int, str] = {}
-    for name, size in _sizes(model, modules, image):
-        known = ends.get(size)
-        if known is None or name.count(".") <= known.count("."):
-            ends.pop(size, None)  # the order is that in which stages end
-            ends[size] = name
-    return tuple(ends.values())
+    timm_stages = getattr(network, "feature_info", None)
+    if isinstance(timm_stages, list) and timm_stages:
+        names = [row["module"] for row in timm_stages if row.get("module") in modules]
+        return tuple(dict.fromkeys(names))
+    last_modules: dict[int, str] = {}
+    for name, size in _spatial_sizes(model, modules, image):
+        previous = last_modules.get(size)
+        if previous is None or name.count(".") <= previous.count("."):
+            # Removed first: the order of the keys is that in which stages end.
+            last_modules.pop(size, None)
+            last_modules[size] = name
+    return tuple(last_modules.values())
 
 
-def _sizes(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> list[tuple[str, int]]:
-    """Return modules whose output is an image, with its side, in the order in which they end."""
-    found: list[tuple[str, int]] = []
+def _spatial_sizes(
+    model: nn.Module, modules: dict[str, nn.Module], image: Tensor
+) -> list[tuple[str, int]]:
+    """Return the modules whose output is spatial, with its side in pixels, as they end."""
+    sizes: list[tuple[str, int]] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def note(module: nn.Module, inputs: object, output: object) -> None:
-            size = _side(output) if isinstance(output, Tensor) and output.dim() == 4 else 1
-            if size > 1:
-                found.append((name, size))
+        def note_size(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                size = _side(output)
+                if size > 1:
+                    sizes.append((name, size))
 
-        return module.register_forward_hook(note)
+        return module.register_forward_hook(note_size)
 
     handles = [watch(name, module) for name, module in modules.items() if name]
     try:
@@ -221,24 +250,31 @@ def _sizes(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> li
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return sizes
 
 
 def _side(output: Tensor) -> int:
-    """Return the side of square activations; torchvision's Swins and ConvNeXts have their channels
-    last.
+    """Return the side of square activations.
+
+    torchvision's Swins and ConvNeXts have their channels last, other networks first.
     """
     _, first, second, third = output.shape
-    return first if first == second != third else third
+    has_channels_last = first == second != third
+    return first if has_channels_last else third
 
 
 @dataclass(frozen=True)
 class StageRows:
-    """A :class:`~tasks.measures.distances.BlockSource` of the activations after one stage, a
-    ``module``'s.
+    """Activations after one stage, as a :class:`~tasks.measures.distances.BlockSource`.
 
-    Images pass in batches that always start at the same places: a row is the same bits whenever it
-    is read.
+    Images pass in batches that always start at the same rows, so a row has the same bits whenever
+    it is read.
+
+    Attributes:
+        model: in any mode, which is restored.
+        module: name of the submodule that ends the stage.
+        images: one for each row.
+        row_shape: shape of one image's activations.
     """
 
     model: nn.Module
@@ -247,7 +283,7 @@ class StageRows:
     row_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_shape", tuple(self._passed(self.images[:1]).shape[1:]))
+        object.__setattr__(self, "row_shape", self._activations(self.images[:1]).shape[1:])
 
     @property
     def num_rows(self) -> int:
@@ -256,28 +292,33 @@ class StageRows:
 
     @property
     def block_rows(self) -> int:
-        """How many images' activations may be in memory at once."""
-        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * math.prod(self.row_shape))))
+        """Images whose activations may be in memory at a time."""
+        row_bytes = 4 * math.prod(self.row_shape)
+        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the activations of images ``start`` to ``stop``, float32."""
         rows = np.empty((stop - start, *self.row_shape), np.float32)
         for first in range(start - start % BATCH_SIZE, stop, BATCH_SIZE):
-            passed = self._passed(self.images[first : first + BATCH_SIZE])
-            low, high = max(first, start), min(first + BATCH_SIZE, stop)
-            rows[low - start : high - start] = passed[low - first : high - first]
+            batch = self._activations(self.images[first : first + BATCH_SIZE])
+            low = max(first, start)
+            high = min(first + BATCH_SIZE, stop)
+            rows[low - start : high - start] = batch[low - first : high - first]
         return rows
 
-    def _passed(self, images: Tensor) -> NDArray[np.float32]:
-        found: list[Tensor] = []
-        # A copy, because what follows may work in place.
+    def _activations(self, images: Tensor) -> NDArray[np.float32]:
+        outputs: list[Tensor] = []
+
+        def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:
+            # Copied: the layers after it may work in place.
+            outputs.append(output.detach().float().cpu().clone())
+
         network = getattr(self.model, "network", self.model)
-        handle = network.get_submodule(self.module).register_forward_hook(
-            lambda module, inputs, output: found.append(output.detach().float().cpu().clone())
-        )
+        handle = network.get_submodule(self.module).register_forward_hook(keep_copy)
         try:
             with torch.no_grad(), evaluation_mode(self.model):
                 self.model(as_pixels(images))
         finally:
             handle.remove()
-        return found[-1].contiguous().numpy()
+        # A module that runs several times in one pass ends its stage with the last one.
+        return outputs[-1].contiguous().numpy()

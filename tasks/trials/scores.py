@@ -1,4 +1,4 @@
-"""How well a network's outputs tell the classes apart, from its logits on the test images."""
+"""Classification scores and stored predictions of a network, from logits on the test images."""
 
 from __future__ import annotations
 
@@ -13,59 +13,74 @@ from search_spaces.errors import CorruptStoreError
 from tasks.trials.records import ClassificationScores
 
 NUM_BINS = 15
-"""Bins of equal width of the calibration error, as Guo et al. (ICML 2017)."""
+"""Bins of equal width of the calibration error, as in Guo et al. (ICML 2017)."""
 
 
 def classification_scores(
     logits: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
 ) -> ClassificationScores:
-    """Score logits ``(num_images, num_outputs)`` against labels ``(num_images,)``.
+    """Score logits against labels.
 
-    Outputs beyond the classes count as answers, always wrong.
+    Args:
+        logits: ``(num_images, num_outputs)``. There may be more outputs than classes; such an
+            output counts as an answer that is always wrong.
+        labels: ``(num_images,)``, from 0 to ``num_classes - 1``.
+        num_classes: classes of the dataset or class pair.
     """
     logits = np.asarray(logits, np.float64)
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    answers = logits.argmax(axis=1)
-    hits = answers == labels
-    per_class = tuple(
-        float(hits[labels == label].mean()) if (labels == label).any() else None
-        for label in range(num_classes)
-    )
-    present = [value for value in per_class if value is not None]
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    is_correct = logits.argmax(axis=1) == labels
+    accuracies: list[float | None] = []
+    for label in range(num_classes):
+        of_class = is_correct[labels == label]
+        accuracies.append(float(of_class.mean()) if len(of_class) else None)
     return ClassificationScores(
-        balanced_accuracy=float(np.mean(present)),
+        balanced_accuracy=float(np.mean([value for value in accuracies if value is not None])),
         auc=_auc(logits, labels, num_classes),
-        per_class_accuracy=per_class,
-        calibration_error=calibration_error(scores.max(axis=1), hits),
+        per_class_accuracy=tuple(accuracies),
+        calibration_error=calibration_error(probabilities.max(axis=1), is_correct),
     )
 
 
 def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve: how often a positive scores above a negative, ties half.
+    """Return the area under the ROC curve: the share of pairs with a higher score for the positive.
 
-    None where one of the two classes is missing.
+    Ties count half. None if one of the two classes has no image.
+
+    Args:
+        scores: ``(num_images,)``.
+        positive: ``(num_images,)``, whether an image is of the positive class.
     """
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    if num_positive == 0 or num_negative == 0:
         return None
-    # Ranks from 1, the mean of their places for ties; scipy.stats would cost each worker a second
-    # to import.
+    # The Mann-Whitney U statistic over the number of pairs. Equal scores share the mean of their
+    # ranks. Written out, because importing scipy.stats would cost each worker a second.
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = float((counts.cumsum() - (counts - 1) / 2)[place][positive].sum())
-    return (ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    mean_ranks = counts.cumsum() - (counts - 1) / 2
+    rank_sum = float(mean_ranks[place][positive].sum())
+    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
-def calibration_error(confidences: NDArray[np.floating], hits: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error: mean gap of confidence and accuracy over bins of
-    confidence.
+def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error (ECE).
+
+    It is the mean gap between confidence and accuracy over bins of confidence, weighted by the
+    images in a bin.
+
+    Args:
+        confidences: ``(num_images,)`` largest probability of each image.
+        is_correct: ``(num_images,)``, whether each image is classified correctly.
     """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
-    gaps = (
-        abs(confidences[bins == b].mean() - hits[bins == b].mean()) * (bins == b).mean()
-        for b in np.unique(bins)
-    )
-    return float(sum(gaps))
+    error = 0.0
+    for one_bin in np.unique(bins):
+        in_bin = bins == one_bin
+        gap = abs(confidences[in_bin].mean() - is_correct[in_bin].mean())
+        error += float(gap * in_bin.mean())
+    return error
 
 
 def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
@@ -73,26 +88,37 @@ def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: in
         return None
     if num_classes == 2:
         return area_under_curve(logits[:, 1] - logits[:, 0], labels == 1)
-    # One class against the rest by its probability, averaged over the classes that there are.
+    # Each class against the rest by its log probability, averaged over the classes with images.
     shifted = logits - logits.max(axis=1, keepdims=True)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    areas = [area_under_curve(logs[:, label], labels == label) for label in range(num_classes)]
-    found = [area for area in areas if area is not None]
-    return math.fsum(found) / len(found) if found else None
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    areas: list[float] = []
+    for label in range(num_classes):
+        area = area_under_curve(log_probabilities[:, label], labels == label)
+        if area is not None:
+            areas.append(area)
+    if not areas:
+        return None
+    return math.fsum(areas) / len(areas)
 
 
 def to_parquet(
     logits: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.int64] | None
 ) -> bytes:
-    """Return predictions as a Parquet file, one row per test image.
+    """Return predictions as a Parquet file with one row per test image.
 
-    Its columns are ``image`` (its row in the prepared dataset, or its place in the test set where
-    that is not known), ``label``, and one float32 ``logit_0``, … per output, bit by bit as the
+    Columns are ``image``, ``label``, and one float32 ``logit_0``, … per output, bit by bit as the
     network gave them.
+
+    Args:
+        logits: ``(num_images, num_outputs)``.
+        labels: ``(num_images,)``.
+        rows: ``(num_images,)`` row of each image in the prepared dataset. None if it is not known;
+            ``image`` is then the index in the test set.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})
-    outputs = pd.DataFrame(logits, columns=[f"logit_{place}" for place in range(logits.shape[1])])
+    names = [f"logit_{output}" for output in range(logits.shape[1])]
+    outputs = pd.DataFrame(logits, columns=names)
     file = io.BytesIO()
     pd.concat([table, outputs], axis=1).to_parquet(file, index=False, compression="zstd")
     return file.getvalue()
@@ -102,10 +128,10 @@ def from_parquet(data: bytes) -> pd.DataFrame:
     """Return the table that :func:`to_parquet` wrote.
 
     Raises:
-        CorruptStoreError: when it is none.
+        CorruptStoreError: ``data`` is no Parquet file.
     """
     try:
         return pd.read_parquet(io.BytesIO(data))
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        first = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept predictions must be a Parquet file", first) from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are of one of these types
+        reason = str(error).splitlines()[0]
+        raise CorruptStoreError("Kept predictions must be a Parquet file", reason) from error

@@ -1,6 +1,6 @@
 """One trial as a pure function: its spec and its images go in, a result record comes out.
 
-Nothing is read or written, and nothing of the process's random state, thread counts or determinism
+Nothing is read or written. Nothing of the process's random state, thread counts or determinism
 switches is left changed. On a CPU the same spec, data and ``num_threads`` give the same numbers to
 the last bit, whatever ran before.
 """
@@ -12,11 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
@@ -35,7 +37,7 @@ from search_spaces.specs import (
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import FurtherTestImages, TrialData
-from tasks.trials.attacks import CleanPass, attack_all, attack_pass, measure_radii, pass_clean
+from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, run_clean_pass
 from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.records import (
@@ -63,23 +65,36 @@ from tasks.trials.representations import (
     features_read,
     stages,
 )
+from tasks.trials.robustness import measure_radii
 from tasks.trials.scores import classification_scores, to_parquet
 from tasks.trials.training import (
     Checkpoints,
     Evaluation,
     LossRule,
     evaluate,
-    in_parts,
     resident,
+    scaled_batch_size,
     train,
 )
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
-"""Relative and absolute; another device or number of threads changes a test loss by far less."""
+"""Largest difference, relative and absolute, of a test loss between a trained network and the same
+one from stored weights. Another device or number of threads changes it by far less."""
 
 Keep = Callable[[bytes], KeptFile | str]
-"""Keeps a file beside the result; text says why it could not."""
+"""A function that stores a file beside the result. Text is the reason why it could not."""
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The machine options of :func:`run_trial`. None of them is part of an identity."""
+
+    device: torch.device | str = "cpu"
+    num_threads: int = 1
+    gpu_fraction: float | None = None
+    micro_batch: int | None = None
+    graphs: bool = False
 
 
 def run_trial(
@@ -98,52 +113,56 @@ def run_trial(
     checkpoints: Checkpoints | None = None,
     pretrained: bytes | None = None,
 ) -> TrialResult:
-    """Train, evaluate, measure d_repr and attack one network.
+    """Train, evaluate, measure and attack one network.
 
     Args:
-        spec: which network, how trained, on how many images, and what is measured on it.
-        data: the subset's arrays, which may be read-only; the first ``train_size`` rows are trained
-            on.
+        spec: the network, its recipe, the number of images, and what is measured.
+        data: the subset's arrays, which may be read-only. The first ``train_size`` training images
+            are used.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory, see :func:`trial_memory`; None sets no limit.
-        micro_batch: images that pass the network at once in training, where memory is short, and
-            others in as many parts; steps are those of whole batches, but batch norm sees parts. It
-            is in the outcome.
-        graphs: on a GPU, take steps by captured graphs.
+        micro_batch: images per pass in training, where memory is short; other passes shrink in
+            proportion. Steps are those of whole batches, but batch norm sees the parts. It is part
+            of the result.
+        graphs: on a GPU, capture training steps as graphs and replay them.
         on_epoch: called with the record of every finished epoch.
-        on_score: called before it where the test images were passed after that epoch.
-        keep: given the trained network's weights; text says why they could not be kept, which is
-            noted.
-        keep_predictions: given the predictions, a Parquet file, where ``spec`` asks for them;
-            likewise.
-        checkpoints: where training leaves off and goes on; None for none.
+        on_score: called with the scores on the test images, before ``on_epoch``, after the epochs
+            of :func:`epochs_to_look_at`.
+        keep: stores the trained network's weights.
+        keep_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
+        checkpoints: where training continues, and saves its state; None for neither.
         pretrained: weights that a pretrained network starts from.
 
     Raises:
-        ConfigError: for a spec that cannot be carried out (image too small for the architecture,
-            fewer logits than classes, a batch too small for batch norm).
-        DataError: for fewer training images than asked for, or pixels or labels out of range.
-        CaptureError: when steps cannot be captured; the process must then end.
-        torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is
-        freed first. MemoryError: when the machine's memory is used up.
+        ConfigError: the spec cannot be run: the image is too small for the architecture, there are
+            fewer outputs than classes, or the batch is too small for batch norm.
+        DataError: there are fewer training images than requested, or pixels or labels are out of
+            range.
+        CaptureError: steps cannot be captured. The process must then end.
+        torch.OutOfMemoryError: the GPU's memory, or its share, is used up. Cached memory is freed
+            first.
+        MemoryError: the machine's memory is used up.
     """
     check_inputs(spec.network, data)
     if spec.network.model.pretrained and pretrained is None:
         raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
-    with _Trial.alone(spec, data, device, num_threads, gpu_fraction, micro_batch, graphs) as trial:
+    machine = _Machine(device, num_threads, gpu_fraction, micro_batch, graphs)
+    with _Trial.isolated(spec, data, machine) as trial:
         meter = EnergyMeter(trial.device)
         result = trial.run(on_epoch, on_score, keep, keep_predictions, checkpoints, pretrained)
-        start = hashlib.sha256(pretrained).hexdigest() if pretrained is not None else ""
-        more = {"energy_j": meter.joules(), "energy_note": meter.note, "pretrained": start}
-        return result.model_copy(update=more)
+        # Read in this order: the meter's note may say why it could not be read.
+        update = {"energy_j": meter.joules(), "energy_note": meter.note}
+    if pretrained is not None:
+        update["pretrained"] = hashlib.sha256(pretrained).hexdigest()
+    return result.model_copy(update=update)
 
 
 def measure_trial(
     spec: TrialSpec,
     data: TrialData,
     weights: bytes,
-    known: TrialResult,
+    earlier: TrialResult,
     missing: Sequence[Measurement],
     *,
     device: torch.device | str = "cpu",
@@ -152,22 +171,34 @@ def measure_trial(
     micro_batch: int | None = None,
     keep_predictions: Keep | None = None,
 ) -> TrialResult:
-    """Measure on a network's kept weights what was not measured yet; nothing is trained.
+    """Measure on stored weights what was not measured before; nothing is trained.
 
-    ``missing`` is what is to be measured of a network with these ``weights``; everything in
-    ``known``, what was found before, stays as it is, to the last bit. The other arguments are those
-    of :func:`run_trial`.
+    Arguments not listed are those of :func:`run_trial`.
+
+    Args:
+        spec: of the network, with what is measured.
+        data: the subset's arrays.
+        weights: the stored weights of the network.
+        earlier: the network's result so far. All of it stays as it is, to the last bit.
+        missing: what is measured now.
+        device: see :func:`run_trial`.
+        num_threads: see :func:`run_trial`.
+        gpu_fraction: see :func:`run_trial`.
+        micro_batch: see :func:`run_trial`.
+        keep_predictions: see :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: when the weights are not those of this network, or it needs more than its
-            weights to give the loss that is known; and as :func:`run_trial`.
+        CorruptStoreError: the weights are not those of this network, or do not give its known test
+            loss.
+        ConfigError: see :func:`run_trial`, as for all other errors.
     """
     check_inputs(spec.network, data)
-    with _Trial.alone(spec, data, device, num_threads, gpu_fraction, micro_batch) as trial:
+    machine = _Machine(device, num_threads, gpu_fraction, micro_batch)
+    with _Trial.isolated(spec, data, machine) as trial:
         trial.build()
         load_into(trial.model, weights)
-        trial.check_restored(known)
-        return _joined(known, trial.measure(missing, keep_predictions))
+        trial.check_restored(earlier)
+        return trial.measure(missing, keep_predictions).added_to(earlier)
 
 
 def run_search_trial(
@@ -181,49 +212,58 @@ def run_search_trial(
     graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
-    """Train a network on one side of a validation split and return its validation loss after every
-    epoch.
+    """Train a network on a validation split; return its validation loss after every epoch.
 
-    It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which
-    comes from :func:`tasks.prepared.subsets.load_validation`. ``on_epoch`` is given the record of
-    every epoch, once it is validated. The other arguments, and what is raised, are those of
-    :func:`run_trial`.
+    The network is built, seeded and trained as in the sweep's own trial of it, but on all training
+    images of ``data``. Arguments not listed, and errors, are those of :func:`run_trial`.
+
+    Args:
+        network: built, seeded and trained as in its own trial.
+        data: a validation split, from :func:`tasks.prepared.subsets.load_validation`; its test
+            images are the validation images.
+        device: see :func:`run_trial`.
+        num_threads: see :func:`run_trial`.
+        gpu_fraction: see :func:`run_trial`.
+        micro_batch: see :func:`run_trial`.
+        graphs: see :func:`run_trial`.
+        on_epoch: called with the record of every epoch after its validation.
     """
     if network.model.pretrained:
-        found = f"{network.model.name} is pretrained"
-        raise ConfigError("A search trains networks from random weights", found)
-    num_train, chance_loss = len(data.train_images), math.log(data.num_classes)
+        raise ConfigError(
+            "A search trains networks from random weights", f"{network.model.name} is pretrained"
+        )
+    num_train = len(data.train_images)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
-    spec, options = (
-        TrialSpec(network=network),
-        (device, num_threads, gpu_fraction, micro_batch, graphs),
-    )
+    machine = _Machine(device, num_threads, gpu_fraction, micro_batch, graphs)
     curve: list[ValidationScore] = []
-    with _Trial.alone(spec, data, *options, num_train=num_train) as trial:
+    with _Trial.isolated(TrialSpec(network=network), data, machine, num_train=num_train) as trial:
         trial.build()
 
-        def validated(record: EpochRecord) -> None:
-            if reason := trial.validate(record.epoch, curve):
-                raise _Diverged(reason)
+        def validate_epoch(record: EpochRecord) -> None:
+            curve.append(trial.validate(record.epoch))
             if on_epoch is not None:
                 on_epoch(record)
 
+        num_diverged_epochs = 0
         try:
-            reason = trial.train(validated)
+            reason = trial.train(validate_epoch)
+            if not curve and not reason:  # a recipe of no epochs
+                curve.append(trial.validate(0))
         except _Diverged as diverged:
             reason = str(diverged)
-        status = SearchStatus.DIVERGED if reason else SearchStatus.COMPLETE
-        if not curve and not reason:  # a recipe of no epochs
-            trial.validate(0, curve)
+        status = SearchStatus.COMPLETE
+        if reason:
+            status = SearchStatus.DIVERGED
+            num_diverged_epochs = 1
         return SearchResult(
             status=status,
             reason=reason,
-            epochs=len(curve) + (status == SearchStatus.DIVERGED),
+            epochs=len(curve) + num_diverged_epochs,
             curve=tuple(curve),
             num_train=num_train,
             num_validation=len(data.test_images),
             num_classes=data.num_classes,
-            chance_loss=chance_loss,
+            chance_loss=math.log(data.num_classes),
             device=str(trial.device),
             num_threads=num_threads,
             peak_memory_bytes=peak_bytes(trial.device),
@@ -232,72 +272,105 @@ def run_search_trial(
 
 
 class _Diverged(Exception):
-    """The validation loss is no finite number."""
+    """The validation loss is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Measurements on a trained network: fields of :class:`~tasks.trials.records.TrialResult`."""
+
+    d_repr: dict[str, IntrinsicDimension]
+    d_repr_stages: tuple[StageRecord, ...]
+    attacks: tuple[AttackRecord, ...]
+    robustness: RadiusRecord | None
+    further_tests: tuple[FurtherTestRecord, ...]
+    predictions: KeptFile | None
+    predictions_note: str
+
+    def added_to(self, earlier: TrialResult) -> TrialResult:
+        """Return an earlier result with these measurements; the others stay as they are."""
+        attacks = {(attack.method, attack.epsilon): attack for attack in earlier.attacks}
+        further_tests = {test.name: test for test in earlier.further_tests}
+        for attack in self.attacks:
+            # Removed first: a new measurement stands behind all earlier ones.
+            attacks.pop((attack.method, attack.epsilon), None)
+            attacks[attack.method, attack.epsilon] = attack
+        for test in self.further_tests:
+            further_tests.pop(test.name, None)
+            further_tests[test.name] = test
+        return earlier.model_copy(
+            update={
+                "d_repr": {**earlier.d_repr, **self.d_repr},
+                "d_repr_stages": self.d_repr_stages or earlier.d_repr_stages,
+                "attacks": tuple(attacks.values()),
+                "robustness": self.robustness or earlier.robustness,
+                "further_tests": tuple(further_tests.values()),
+                "predictions": self.predictions or earlier.predictions,
+                "predictions_note": self.predictions_note,
+            }
+        )
 
 
 class _Trial:
-    """A network, the images it is trained and measured on, and what is found of it."""
+    """A network, the images it is trained and measured on, and the results so far.
+
+    Attributes:
+        device: holds the model and all images.
+        pass_size: images per forward pass.
+        gradient_pass: images per forward and backward pass to the pixels.
+        features: last hidden layer of the training images, if it was read in the evaluation.
+        timings: seconds of each stage so far.
+    """
 
     model: PixelModel
 
-    def __init__(
-        self,
-        spec: TrialSpec,
-        data: TrialData,
-        device: torch.device,
-        num_threads: int,
-        micro_batch: int | None,
-        graphs: bool,
-        num_train: int,
-    ) -> None:
-        self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
-        self.network, self.recipe, self.seed = spec.network, spec.network.recipe, spec.derived_seed
-        self.micro_batch, self.graphs = micro_batch, graphs and device.type == "cuda"
-        self.images, self.labels, self.test_images, self.test_labels = (
-            resident(array, device)
-            for array in (
-                data.train_images[:num_train],
-                data.train_labels[:num_train],
-                data.test_images,
-                data.test_labels,
-            )
-        )
-        self.pass_size = in_parts(EVALUATION_PASS, self.recipe, micro_batch)
-        """Images of a forward pass."""
-        self.gradient_pass = attack_pass(self.recipe, micro_batch)
-        """Images whose gradients are taken at once."""
-        self.clean: CleanPass | None = None
+    def __init__(self, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int) -> None:
+        self.spec = spec
+        self.network = spec.network
+        self.recipe = spec.network.recipe
+        self.seed = spec.derived_seed
+        self.data = data
+        self.device = torch.device(machine.device)
+        self.num_threads = machine.num_threads
+        self.micro_batch = machine.micro_batch
+        self.graphs = machine.graphs and self.device.type == "cuda"
+        self.images = resident(data.train_images[:num_train], self.device)
+        self.labels = resident(data.train_labels[:num_train], self.device)
+        self.test_images = resident(data.test_images, self.device)
+        self.test_labels = resident(data.test_labels, self.device)
+        self.pass_size = scaled_batch_size(EVALUATION_PASS, self.recipe, self.micro_batch)
+        self.gradient_pass = attack_batch_size(self.recipe, self.micro_batch)
         self.features: NDArray[np.float32] | None = None
         self.scores: NetworkScores | None = None
         self.history: list[EpochRecord] = []
         self.test_history: list[EpochScore] = []
         self.timings: dict[str, float] = {}
+        self._clean: CleanPass | None = None
 
     @classmethod
     @contextmanager
-    def alone(
-        cls,
-        spec: TrialSpec,
-        data: TrialData,
-        device: torch.device | str,
-        num_threads: int,
-        gpu_fraction: float | None,
-        micro_batch: int | None = None,
-        graphs: bool = False,
-        num_train: int | None = None,
+    def isolated(
+        cls, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int | None = None
     ) -> Iterator[_Trial]:
-        """Let nothing of the process decide a trial's numbers, and leave nothing of it changed.
+        """Yield a trial that does not depend on its process, and leaves nothing of it changed.
 
-        The generators matter to networks that draw numbers in evaluation too.
+        The seed is for networks that draw random numbers in evaluation too.
+
+        Args:
+            spec: the trial.
+            data: the subset's arrays.
+            machine: where it runs.
+            num_train: training images; None for the spec's train size.
         """
-        device = torch.device(device)
+        device = torch.device(machine.device)
         with (
-            trial_memory(device, gpu_fraction),
+            trial_memory(device, machine.gpu_fraction),
             contained(derive_seed("evaluation", spec.derived_seed), device),
-            deterministic(device, num_threads),
+            deterministic(device, machine.num_threads),
         ):
-            size = spec.network.train_size if num_train is None else num_train
-            yield cls(spec, data, device, num_threads, micro_batch, graphs, size)
+            if num_train is None:
+                num_train = spec.network.train_size
+            yield cls(spec, data, machine, num_train)
 
     def run(
         self,
@@ -308,47 +381,45 @@ class _Trial:
         checkpoints: Checkpoints | None,
         pretrained: bytes | None,
     ) -> TrialResult:
-        """Run the stages in order; stop where the network has diverged."""
+        """Run all stages in order; stop if the network diverged. Arguments as :func:`run_trial`."""
         with self._timed("build"):
             self.build(pretrained)
+        # The scores on the test images continue after a restart, so they are in the checkpoints.
         notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
 
-        def after(record: EpochRecord) -> None:
+        def score_epoch(record: EpochRecord) -> None:
             if record.epoch in epochs_to_look_at(self.recipe.epochs):
-                found = self.score(self.recipe.test_loss)
-                if math.isfinite(found.loss):
-                    note = {
-                        "epoch": record.epoch,
-                        "test_loss": found.loss,
-                        "test_accuracy": found.accuracy,
-                    }
-                    notes.append(note)
+                score = self._epoch_score(record.epoch)
+                if score is not None:
+                    notes.append(score.plain())
                     if on_score is not None:
-                        on_score(EpochScore.model_validate(note))
+                        on_score(score)
             if on_epoch is not None:
                 on_epoch(record)
 
         with self._timed("train"):
-            reason = self.train(after, checkpoints)
+            reason = self.train(score_epoch, checkpoints)
         self.test_history = [EpochScore.model_validate(note) for note in notes]
         if not reason:
             with self._timed("evaluate"):
                 reason = self.evaluate()
         if reason:
-            return self._result(reason)
-        kept = keep(to_bytes(self.model)) if keep else None
-        found = self.measure(self.spec.measurements, keep_predictions)
-        return self._result("", kept).model_copy(
-            update={**found, "timings": Timings(**self.timings)}
+            return self._result(TrialStatus.DIVERGED, reason)
+        weights, weights_note = _stored(keep, lambda: to_bytes(self.model))
+        measured = self.measure(self.spec.measurements, keep_predictions)
+        result = self._result(TrialStatus.DONE)
+        return result.model_copy(
+            update={"weights": weights, "weights_note": weights_note, **vars(measured)}
         )
 
     def build(self, pretrained: bytes | None = None) -> None:
         """Build the network with its seeded weights."""
+        _, num_channels, image_size, _ = self.data.train_images.shape
         self.model = build_model(
             self.network.model,
             num_outputs=self.recipe.num_outputs or self.data.num_classes,
-            in_channels=self.data.train_images.shape[1],
-            image_size=self.data.train_images.shape[2],
+            in_channels=num_channels,
+            image_size=image_size,
             input_scale=self.recipe.input_scale,
             dropout=self.recipe.dropout,
             seed=derive_seed("weights", self.seed),
@@ -358,7 +429,7 @@ class _Trial:
     def train(
         self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None
     ) -> str:
-        """Train the network; return why it diverged, or nothing."""
+        """Train the network; return why it diverged, or an empty text."""
         history = train(
             self.model,
             self.images,
@@ -377,214 +448,237 @@ class _Trial:
         return ""
 
     def evaluate(self) -> str:
-        """Pass every image once: features come with the train loss, gradients with the test loss.
+        """Score the trained network; return why it diverged, or an empty text.
 
-        Returns:
-            Why the network diverged, or nothing.
+        Every image passes once: features come with the train loss, gradients with the test loss.
         """
         rule = self.recipe.test_loss
         with features_read(self.model, len(self.images)) as features:
-            train = evaluate(
-                self.model, self.images, self.labels, rule=rule, pass_size=self.pass_size
+            train_scores = evaluate(
+                self.model, self.images, self.labels, rule=rule, batch_size=self.pass_size
             )
-        self.features, clean = features.array, self.pass_clean()
-        test = clean.evaluation(rule)
-        for name, evaluation in (("train", train), ("test", test)):
-            if not math.isfinite(evaluation.loss):
-                return f"the trained network's {name} loss is {evaluation.loss}"
+        self.features = features.array
+        clean = self.clean_pass()
+        test_scores = clean.evaluation(rule)
+        for name, scores in (("train", train_scores), ("test", test_scores)):
+            if not math.isfinite(scores.loss):
+                return f"the trained network's {name} loss is {scores.loss}"
         self.scores = NetworkScores(
             num_parameters=num_parameters(self.model),
-            train_loss=train.loss,
-            train_accuracy=train.accuracy,
-            test_loss=test.loss,
-            test_accuracy=test.accuracy,
+            train_loss=train_scores.loss,
+            train_accuracy=train_scores.accuracy,
+            test_loss=test_scores.loss,
+            test_accuracy=test_scores.accuracy,
             classification=classification_scores(
                 clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
             ),
         )
         return ""
 
-    def score(self, rule: LossRule) -> Evaluation:
-        """Pass the test images, or those held out of a search, forward."""
+    def _test_scores(self, rule: LossRule) -> Evaluation:
+        """Score the test images, which in a search are the validation images."""
         return evaluate(
-            self.model, self.test_images, self.test_labels, rule=rule, pass_size=self.pass_size
+            self.model, self.test_images, self.test_labels, rule=rule, batch_size=self.pass_size
         )
 
-    def validate(self, epoch: int, curve: list[ValidationScore]) -> str:
-        """Add the score on the held-out images to ``curve``, or return why there is none."""
-        found = self.score("mean_over_examples")
-        if not math.isfinite(found.loss):
-            return f"the validation loss was {found.loss} after epoch {epoch}"
-        curve.append(ValidationScore(epoch=epoch, loss=found.loss, accuracy=found.accuracy))
-        return ""
+    def _epoch_score(self, epoch: int) -> EpochScore | None:
+        """Score the test images after an epoch; None if the loss is NaN or infinite."""
+        scores = self._test_scores(self.recipe.test_loss)
+        if not math.isfinite(scores.loss):
+            return None
+        return EpochScore(epoch=epoch, test_loss=scores.loss, test_accuracy=scores.accuracy)
 
-    def pass_clean(self) -> CleanPass:
-        """Pass the test images, once."""
-        if self.clean is None:
-            self.clean = pass_clean(
-                self.model, self.test_images, self.test_labels, pass_size=self.gradient_pass
-            )
-        return self.clean
+    def validate(self, epoch: int) -> ValidationScore:
+        """Score the validation images after an epoch.
 
-    def check_restored(self, known: TrialResult) -> None:
-        """See that the network is the trained one: somebody's own may keep more than its
-        weights.
+        Raises:
+            _Diverged: the loss is NaN or infinite.
         """
-        found = self.pass_clean().evaluation(self.recipe.test_loss).loss
-        if known.scores is not None and not math.isclose(
-            found, known.scores.test_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
+        scores = self._test_scores("mean_over_examples")
+        if not math.isfinite(scores.loss):
+            raise _Diverged(f"the validation loss was {scores.loss} after epoch {epoch}")
+        return ValidationScore(epoch=epoch, loss=scores.loss, accuracy=scores.accuracy)
+
+    def clean_pass(self) -> CleanPass:
+        """Return outputs and gradient signs on the test images, which pass once."""
+        if self._clean is None:
+            self._clean = run_clean_pass(
+                self.model, self.test_images, self.test_labels, batch_size=self.gradient_pass
+            )
+        return self._clean
+
+    def check_restored(self, earlier: TrialResult) -> None:
+        """Check that the network from stored weights is the trained one.
+
+        A user's own network may depend on more than its weights.
+
+        Raises:
+            CorruptStoreError: its test loss is another one.
+        """
+        if earlier.scores is None:
+            return
+        trained_loss = earlier.scores.test_loss
+        loss = self.clean_pass().evaluation(self.recipe.test_loss).loss
+        if not math.isclose(
+            loss, trained_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
             raise CorruptStoreError(
                 "A network made from kept weights must have the test loss that was found",
-                f"{found:.6g} instead of {known.scores.test_loss:.6g}",
+                f"{loss:.6g} instead of {trained_loss:.6g}",
                 "let its forward pass depend on parameters and buffers alone",
             )
 
-    def measure(
-        self, missing: Sequence[Measurement], keep_predictions: Keep | None
-    ) -> dict[str, Any]:
-        """Return fields of a :class:`~tasks.trials.records.TrialResult`: what of ``missing`` was
-        found.
-        """
-        representations = [m for m in missing if isinstance(m, RepresentationMeasurement)]
+    def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> _Measured:
+        """Measure ``missing`` on the trained network."""
+        representations = _of_type(missing, RepresentationMeasurement)
+        of_last_layer = [m.estimator for m in representations if not m.stages]
+        of_stages = [m.estimator for m in representations if m.stages]
         with self._timed("d_repr"):
-            d_repr = self._d_repr([m for m in representations if not m.stages])
-            d_repr_stages = self._d_repr_stages([m for m in representations if m.stages])
-        kept: KeptFile | str | None = None
-        if keep_predictions and any(isinstance(m, PredictionMeasurement) for m in missing):
-            arrays = self.pass_clean().logits.cpu().numpy(), self.test_labels.cpu().numpy()
-            kept = keep_predictions(to_parquet(*arrays, self.data.test_rows))
+            d_repr = self._d_repr(of_last_layer)
+            d_repr_stages = self._d_repr_stages(of_stages)
+        predictions = None
+        predictions_note = ""
+        if _of_type(missing, PredictionMeasurement):
+            predictions, predictions_note = _stored(keep_predictions, self._predictions)
         with self._timed("attack"):
-            attacks = self._attacks([m for m in missing if isinstance(m, AttackMeasurement)])
-        return {
-            "d_repr": d_repr,
-            "d_repr_stages": d_repr_stages,
-            "attacks": attacks,
-            "robustness": self._radii([m for m in missing if isinstance(m, RobustnessMeasurement)]),
-            "further_tests": self._further_tests(
-                [m for m in missing if isinstance(m, FurtherTestMeasurement)]
-            ),
-            "predictions": kept if isinstance(kept, KeptFile) else None,
-            "predictions_note": kept if isinstance(kept, str) else "",
-        }
-
-    def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
-        if not asked:
-            return {}
-        features = (
-            extract_features(self.model, self.images) if self.features is None else self.features
+            attacks = self._attacks(_of_type(missing, AttackMeasurement))
+        robustness = None
+        for radii in _of_type(missing, RobustnessMeasurement):
+            with self._timed("robustness"):
+                robustness = self._radii(self.test_images, radii.robustness)
+        return _Measured(
+            d_repr=d_repr,
+            d_repr_stages=d_repr_stages,
+            attacks=attacks,
+            robustness=robustness,
+            further_tests=self._further_tests(_of_type(missing, FurtherTestMeasurement)),
+            predictions=predictions,
+            predictions_note=predictions_note,
         )
-        return self._dimension(features, asked)
 
-    def _d_repr_stages(self, asked: Sequence[RepresentationMeasurement]) -> tuple[StageRecord, ...]:
-        if not asked:
+    def _predictions(self) -> bytes:
+        logits = self.clean_pass().logits.cpu().numpy()
+        return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
+
+    def _d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
+        if not estimators:
+            return {}
+        features = self.features
+        if features is None:
+            features = extract_features(self.model, self.images)
+        return self._dimension(features, estimators)
+
+    def _d_repr_stages(self, estimators: Sequence[str]) -> tuple[StageRecord, ...]:
+        if not estimators:
             return ()
-        rows = [
+        # All are looked up before the first is measured: an error of one costs no measuring.
+        sources = [
             StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])
         ]
-        return tuple(
-            StageRecord(
-                module=row.module,
-                num_features=math.prod(row.row_shape),
-                d_repr=self._dimension(row, asked, block_rows=row.block_rows),
+        records: list[StageRecord] = []
+        for source in sources:
+            d_repr = self._dimension(source, estimators, block_rows=source.block_rows)
+            num_features = math.prod(source.row_shape)
+            records.append(
+                StageRecord(module=source.module, num_features=num_features, d_repr=d_repr)
             )
-            for row in rows
-        )
+        return tuple(records)
 
     def _dimension(
         self,
         features: NDArray[np.float32] | StageRows,
-        asked: Sequence[RepresentationMeasurement],
+        estimators: Sequence[str],
         block_rows: int = BLOCK_ROWS,
     ) -> dict[str, IntrinsicDimension]:
         return estimate_dimension(
             features,
-            [measurement.estimator for measurement in asked],
+            estimators,
             num_neighbors=self.spec.representation.num_neighbors,
             discard_fraction=self.network.subset.twonn_discard_fraction,
             seed=derive_seed("d_repr", self.seed),
             block_rows=block_rows,
         )
 
-    def _attacks(self, asked: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+    def _attacks(self, missing: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+        by_method: dict[str, list[AttackMeasurement]] = {}
+        for measurement in missing:
+            by_method.setdefault(measurement.method, []).append(measurement)
         records: list[AttackRecord] = []
-        for method in dict.fromkeys(attack.method for attack in asked):
-            epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
+        for method, measurements in by_method.items():
+            # A trial has one value of each parameter, so all strengths of a method share them.
+            attacks = AttackSpec.model_validate(
+                {
+                    "methods": (method,),
+                    "epsilons": tuple(measurement.epsilon for measurement in measurements),
+                    "parameters": ((method, measurements[0].parameters),),
+                }
+            )
             records += attack_all(
                 self.model,
                 self.test_images,
                 self.test_labels,
-                AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons}),
-                self.pass_clean(),
-                pass_size=self.gradient_pass,
+                attacks,
+                self.clean_pass(),
+                batch_size=self.gradient_pass,
                 rule=self.recipe.test_loss,
             )
         return tuple(records)
 
-    def _radii(self, asked: Sequence[RobustnessMeasurement]) -> RadiusRecord | None:
-        if not asked:
-            return None
-        with self._timed("robustness"):
-            return self._radii_of(self.test_images, asked[0].robustness)
-
-    def _radii_of(self, images: torch.Tensor, robustness: RobustnessSpec) -> RadiusRecord:
+    def _radii(self, images: Tensor, robustness: RobustnessSpec) -> RadiusRecord:
+        """Measure the robustness R on ``images``, one for each of the test labels."""
         return measure_radii(
             self.model,
             images,
             self.test_labels,
             self.images,
             num_images=robustness.num_images,
-            pass_size=self.gradient_pass,
-            # Of the data, not of the network: all networks of a subset, and of its conditions, are
-            # asked about the same images.
+            batch_size=self.gradient_pass,
+            # The seed of the data, not of the network: all networks of a subset, and of its
+            # conditions, are measured on the same images.
             seed=derive_seed("r_hat", self.network.subset.unmoved),
             num_steps=robustness.num_steps,
             num_bisections=robustness.num_bisections,
         )
 
     def _further_tests(
-        self, asked: Sequence[FurtherTestMeasurement]
+        self, missing: Sequence[FurtherTestMeasurement]
     ) -> tuple[FurtherTestRecord, ...]:
-        if not asked:
-            return ()
-        given = {test.name: test for test in self.data.further_tests}
-        records = []
-        for measurement in asked:
+        image_sets = {images.name: images for images in self.data.further_tests}
+        records: list[FurtherTestRecord] = []
+        for measurement in missing:
             name = measurement.test.name
-            if name not in given:
-                rule = "A further test set must come with the images of a trial"
-                raise DataError(rule, f"none is named {name}")
-            records.append(self._further_test(given[name], measurement.robustness))
+            if name not in image_sets:
+                raise DataError(
+                    "A further test set must come with the images of a trial",
+                    f"none is named {name}",
+                )
+            records.append(self._further_test(image_sets[name], measurement.robustness))
         return tuple(records)
 
     def _further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
         images = resident(test.images, self.device)
-        clean = pass_clean(self.model, images, self.test_labels, pass_size=self.gradient_pass)
+        clean = run_clean_pass(self.model, images, self.test_labels, batch_size=self.gradient_pass)
         is_moved = torch.from_numpy(test.is_moved).to(self.device)
-        scores: dict[str, Any] = {}
-        for prefix, rows in (
-            ("", torch.ones_like(is_moved)),
-            ("moved_", is_moved),
-            ("unmoved_", ~is_moved),
-        ):
-            has_rows = bool(rows.any())
-            loss = float(clean.losses[rows].double().mean()) if has_rows else math.nan
-            scores[f"{prefix}loss"] = loss if math.isfinite(loss) else None
-            correct = clean.correct[rows].double()
-            scores[f"{prefix}accuracy"] = float(correct.mean()) if has_rows else None
-        return FurtherTestRecord(
+        record = FurtherTestRecord(
             name=test.name,
             num_moved=int(is_moved.sum()),
-            robustness=None if robustness is None else self._radii_of(images, robustness),
-            **scores,
+            loss=_finite_mean(clean.losses),
+            accuracy=float(clean.correct.double().mean()),
+            moved_loss=_finite_mean(clean.losses[is_moved]),
+            moved_accuracy=_finite_mean(clean.correct[is_moved]),
+            unmoved_loss=_finite_mean(clean.losses[~is_moved]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_moved]),
         )
+        if robustness is None:
+            return record
+        return record.model_copy(update={"robustness": self._radii(images, robustness)})
 
-    def _result(self, reason: str, kept: KeptFile | str | None = None) -> TrialResult:
+    def _result(self, status: TrialStatus, reason: str = "") -> TrialResult:
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
-            status=TrialStatus.DIVERGED if reason else TrialStatus.DONE,
+            status=status,
             reason=reason,
             seed=self.seed,
             device=str(self.device),
@@ -592,9 +686,7 @@ class _Trial:
             scores=self.scores,
             history=tuple(self.history),
             test_history=tuple(self.test_history),
-            best_epoch=best.epoch if best else None,
-            weights=kept if isinstance(kept, KeptFile) else None,
-            weights_note=kept if isinstance(kept, str) else "",
+            best_epoch=None if best is None else best.epoch,
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
             micro_batch=self.micro_batch,
@@ -603,6 +695,7 @@ class _Trial:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
+        """Measure the seconds of a stage, until the GPU has finished it."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -610,31 +703,37 @@ class _Trial:
         self.timings[stage] = time.perf_counter() - start
 
 
-def _joined(known: TrialResult, found: dict[str, Any]) -> TrialResult:
-    """Add to what was known what was found later; nothing that was known is lost."""
-    new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
-    kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
-    tested = {test.name for test in found["further_tests"]}
-    kept_tests = tuple(test for test in known.further_tests if test.name not in tested)
-    return known.model_copy(
-        update={
-            "d_repr": {**known.d_repr, **found["d_repr"]},
-            "d_repr_stages": found["d_repr_stages"] or known.d_repr_stages,
-            "attacks": kept + found["attacks"],
-            "robustness": found["robustness"] or known.robustness,
-            "further_tests": kept_tests + found["further_tests"],
-            "predictions": found["predictions"] or known.predictions,
-            "predictions_note": found["predictions_note"],
-        }
-    )
+# A kind of measurement.
+M = TypeVar("M", bound=Measurement)
+
+
+def _of_type(measurements: Sequence[Measurement], kind: type[M]) -> list[M]:
+    return [measurement for measurement in measurements if isinstance(measurement, kind)]
+
+
+def _stored(keep: Keep | None, content: Callable[[], bytes]) -> tuple[KeptFile | None, str]:
+    """Store a file if ``keep`` is given; return it, or None and the reason why it is not stored."""
+    if keep is None:
+        return None, ""
+    stored = keep(content())
+    if isinstance(stored, KeptFile):
+        return stored, ""
+    return None, stored
+
+
+def _finite_mean(values: Tensor) -> float | None:
+    """Return the mean of ``values`` ``(num_images,)``; None if it is not finite (no image)."""
+    mean = float(values.double().mean())
+    return mean if math.isfinite(mean) else None
 
 
 def check_inputs(network: NetworkSpec, data: TrialData) -> None:
-    """Refuse images, labels and sizes that a trial cannot be carried out with.
+    """Check the images, labels and sizes of a trial.
 
     Raises:
-        ConfigError: for fewer outputs than classes.
-        DataError: for fewer training images than asked for, or pixels or labels out of range.
+        ConfigError: there are fewer outputs than classes.
+        DataError: there are fewer training images than requested, or pixels or labels are out of
+            range.
     """
     if network.train_size > len(data.train_images):
         raise DataError(
@@ -649,24 +748,24 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
             f"num_outputs {num_outputs} for {data.num_classes} classes",
             "leave num_outputs out of the recipe to get one output per class",
         )
-    for name, images, labels in (
-        (
-            "training",
-            data.train_images[: network.train_size],
-            data.train_labels[: network.train_size],
-        ),
-        ("test", data.test_images, data.test_labels),
-    ):
-        # Comparisons are false for NaN as well.
-        if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
-            raise DataError(
-                "Pixels must be numbers from 0 to 255",
-                f"{images.min()} to {images.max()} in the {name} images",
-                "scale the images to [0, 255] and prepare them again",
-            )
-        if not (labels.min() >= 0 and labels.max() < data.num_classes):
-            raise DataError(
-                f"Labels must be integers from 0 to {data.num_classes - 1}",
-                f"{labels.min()} to {labels.max()} in the {name} labels",
-                "prepare the dataset again, or correct num_classes",
-            )
+    rows = slice(network.train_size)
+    _check_arrays("training", data.train_images[rows], data.train_labels[rows], data.num_classes)
+    _check_arrays("test", data.test_images, data.test_labels, data.num_classes)
+
+
+def _check_arrays(
+    name: str, images: NDArray[Any], labels: NDArray[np.int64], num_classes: int
+) -> None:
+    # A comparison with NaN is false, so NaN is refused as well.
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
+        raise DataError(
+            "Pixels must be numbers from 0 to 255",
+            f"{images.min()} to {images.max()} in the {name} images",
+            "scale the images to [0, 255] and prepare them again",
+        )
+    if not (labels.min() >= 0 and labels.max() < num_classes):
+        raise DataError(
+            f"Labels must be integers from 0 to {num_classes - 1}",
+            f"{labels.min()} to {labels.max()} in the {name} labels",
+            "prepare the dataset again, or correct num_classes",
+        )

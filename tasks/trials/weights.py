@@ -1,5 +1,6 @@
-"""Weights as bytes (safetensors: no code in them), of a trained network and of a library: kept, put
-back.
+"""Weights of a network as bytes: of a trained network, and pretrained ones of a library.
+
+The format is safetensors, which holds no code.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 from search_spaces.specs import ModelSpec
 
 ANSWER_TIMEOUT_S = 5.0
-"""Of the server that weights come from, to a first question."""
+"""Seconds that the server of pretrained weights has to answer a first request."""
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
@@ -24,82 +25,82 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 def to_bytes(model: nn.Module) -> bytes:
     """Return all parameters and buffers of ``model``, bit by bit, as a safetensors file.
 
-    What layers share is written once per layer: safetensors has no tensors that share memory.
+    A tensor that layers share is written once per layer: safetensors allows no shared memory.
     """
-    state, seen = {}, set()
+    state: dict[str, Tensor] = {}
+    addresses: set[int] = set()
     for name, value in model.state_dict().items():
-        kept = value.detach().cpu().contiguous()
-        place = kept.untyped_storage().data_ptr()
-        state[name] = kept.clone() if place in seen else kept
-        seen.add(place)
+        tensor = value.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        if address in addresses:
+            tensor = tensor.clone()
+        state[name] = tensor
+        addresses.add(address)
     return bytes(save(state, metadata={"format": "pt"}))
 
 
 def load_into(model: nn.Module, data: bytes) -> None:
-    """Put weights from :func:`to_bytes` into ``model``, which was built from the same spec.
+    """Load weights of :func:`to_bytes` into ``model``, which was built from the same spec.
 
     Raises:
-        CorruptStoreError: when they are no weights of this network.
+        CorruptStoreError: they are not the weights of this network.
     """
     try:
         model.load_state_dict(load(data))
     except (SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept weights must be those of the network", first) from error
+        reason = str(error).splitlines()[0]
+        raise CorruptStoreError("Kept weights must be those of the network", reason) from error
 
 
-# Weights that a library trained: downloaded once, by the driver.
+# Pretrained weights, which the driver downloads once.
 
 
 def download(spec: ModelSpec) -> bytes:
-    """Return the weights that the library has for an architecture, as a safetensors file.
+    """Return the library's pretrained weights of an architecture, as a safetensors file.
 
-    The libraries look into their own caches first (``TORCH_HOME``, ``HF_HOME``).
+    The libraries look into their caches first (``TORCH_HOME``, ``HF_HOME``).
 
     Raises:
-        ConfigError: when the library has none.
-        SetupError: when they cannot be downloaded.
+        ConfigError: the library has no weights for the architecture.
+        SetupError: the weights cannot be downloaded.
     """
-    normalisation(spec)  # says whether there are any
+    normalisation(spec)  # raises if the library has no weights
     try:
         if spec.library == "timm":
             import timm
 
-            with _asked_once():
+            with _asking_the_hub_once():
                 network: nn.Module = timm.create_model(spec.architecture, pretrained=True)
         else:
             import torchvision
 
             network = torchvision.models.get_model(spec.architecture, weights="DEFAULT")
     except OSError as error:  # of urllib, of the hub, of a full disk
-        first = (
-            str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        )
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SetupError(
             f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
-            first,
+            lines[0][:300],
             "run it once where there is a connection, then copy the root's pretrained folder here; "
-            "or leave "
-            "pretrained out",
+            "or leave pretrained out",
         ) from error
     return to_bytes(network)
 
 
 @contextmanager
-def _asked_once() -> Iterator[None]:
-    """Have the hub's client look into its own cache alone where its server does not answer.
+def _asking_the_hub_once() -> Iterator[None]:
+    """Let the hub's client use its cache alone if its server does not answer one request.
 
-    It would ask for every name that a file may have, six times each with growing pauses: 46 s
-    without a connection.
+    Otherwise the client asks for every name that a file may have, six times each with growing
+    pauses: 46 s without a connection.
     """
     from huggingface_hub import constants, get_session
 
-    before, reason = constants.HF_HUB_OFFLINE, ""
+    was_offline = constants.HF_HUB_OFFLINE
+    reason = ""
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
-    except (
-        Exception
-    ) as error:  # its client's own kinds, and those of a proxy's or certificate's settings
+    # The client's own errors, and those of a proxy's or a certificate's settings.
+    except Exception as error:
         reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
         constants.HF_HUB_OFFLINE = True
     try:
@@ -107,79 +108,86 @@ def _asked_once() -> Iterator[None]:
     except OSError as error:
         raise OSError(reason or str(error)) from error
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline
 
 
 def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
-    """Return how pixels in [0, 1] were shifted and scaled when the library's weights were trained.
+    """Return the mean and standard deviation that the library's pretrained weights expect.
 
-    Of one channel it is the mean over the three.
+    For one channel they are the means over the three colours.
 
     Raises:
-        ConfigError: when the library has no weights for the architecture.
+        ConfigError: the library has no weights for the architecture.
     """
-    found: Normalisation | None = None
-    if spec.library == "timm":
-        import timm
-
-        config = (
-            timm.get_pretrained_cfg(spec.architecture) if timm.is_model(spec.architecture) else None
-        )
-        if config is not None and config.has_weights:
-            found = tuple(config.mean), tuple(config.std)
-    else:
-        import torchvision
-
-        if spec.architecture in torchvision.models.list_models(module=torchvision.models):
-            weights = torchvision.models.get_model_weights(spec.architecture).DEFAULT
-            shown = weights.transforms()
-            found = tuple(shown.mean), tuple(shown.std)
-    if found is None:
+    three_channels = _library_normalisation(spec)
+    if three_channels is None:
         raise ConfigError(
             "pretrained needs a network for which its library has weights",
             f"{spec.library} {spec.architecture}",
             "leave pretrained out for this model",
         )
-    mean, std = found
-    return found if in_channels != 1 else ((sum(mean) / len(mean),), (sum(std) / len(std),))
+    if in_channels != 1:
+        return three_channels
+    mean, std = three_channels
+    return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+def _library_normalisation(spec: ModelSpec) -> Normalisation | None:
+    """Return mean and standard deviation for three channels; None without pretrained weights."""
+    if spec.library == "timm":
+        import timm
+
+        if not timm.is_model(spec.architecture):
+            return None
+        config = timm.get_pretrained_cfg(spec.architecture)
+        if config is None or not config.has_weights:
+            return None
+        return tuple(config.mean), tuple(config.std)
+    import torchvision
+
+    if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
+        return None
+    transforms = torchvision.models.get_model_weights(spec.architecture).DEFAULT.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
 
 
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
-    """Put downloaded weights into a network.
+    """Load pretrained weights into a network.
 
-    The classifier stays random where its number of outputs is another one. For one-channel images
-    the first convolution takes the sum over the three colours, as timm does: a grey image gives
-    what it would give in colour.
+    The classifier stays random if its number of outputs differs. For one-channel images the first
+    convolution takes the sum over the three colours, as timm does: the output for a grey image is
+    that for the same image in colour.
 
     Raises:
-        ConfigError: when they do not fit, as those of a transformer for another image size.
+        ConfigError: the weights do not fit, e.g. those of a transformer for another image size.
     """
     try:
-        given = load(data)
+        pretrained = load(data)
     except SafetensorError as error:
         raise ConfigError("Pretrained weights must be a safetensors file", str(error)) from error
-    own = network.state_dict()
-    layers = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    first, head = f"{layers[0]}.weight", layers[-1]
-    if first in given and own[first].shape[1] == 1 and given[first].shape[1] == 3:
-        given[first] = given[first].sum(1, keepdim=True)
-    shapes = {name: value.shape for name, value in given.items()}
-    fitting = {name: given[name] for name, value in own.items() if shapes.get(name) == value.shape}
-    strange = sorted(
-        name for name in own.keys() - fitting.keys() if name.rpartition(".")[0] != head
-    )
-    if strange:
+    state = network.state_dict()
+    layers: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layers.append(name)
+    first_weight = f"{layers[0]}.weight"
+    head = layers[-1]
+    if first_weight in pretrained:
+        has_colours = pretrained[first_weight].shape[1] == 3
+        if has_colours and state[first_weight].shape[1] == 1:
+            pretrained[first_weight] = pretrained[first_weight].sum(1, keepdim=True)
+    fitting: dict[str, Tensor] = {}
+    misfits: list[str] = []
+    for name, value in state.items():
+        if name in pretrained and pretrained[name].shape == value.shape:
+            fitting[name] = pretrained[name]
+        elif name.rpartition(".")[0] != head:
+            misfits.append(name)
+    if misfits:
+        names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
             "Pretrained weights must fit the network",
-            (
-                f"{spec.library} {spec.architecture}: {', '.join(strange[:3])} differ in shape or "
-                "are "
-                "missing"
-            ),
+            f"{spec.library} {spec.architecture}: {names} differ in shape or are missing",
             "choose the image_size (and arguments) they were trained with, or leave pretrained out",
         )
     network.load_state_dict(fitting, strict=False)

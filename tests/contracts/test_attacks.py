@@ -1,16 +1,19 @@
-"""What every registered attack promises; a function and its row in ``ATTACKS`` are enough to test
-it."""
+"""Promises of every attack: a function and its row in ``ATTACKS`` are tested here."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from search_spaces.specs import AttackSpec
-from tasks.trials.attacks import ATTACKS, PIXEL_MAX
+from orchestrator.planning.predict import attack_flops
+from orchestrator.planning.sweep_file import parse_sweep, sweep_text
+from search_spaces.attacks import ATTACKS
+from search_spaces.errors import ConfigError
+from search_spaces.specs import ATTACK_VERSION, AttackSpec
+from tasks.trials.attacks import PIXEL_MAX, attack_function
+from tasks.trials.trial import run_trial
+from tests.unit.tasks.trials.conftest import bright_squares, trial_spec
 from tests.unit.tasks.trials.test_attacks import attack_all, attacked
 
 EPSILONS = (0.5, 2.0, 8.0)
@@ -30,11 +33,6 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randint(0, 256, (10, 3, 4, 4), generator=generator, dtype=torch.uint8)
     images[0], images[1] = 0, 255  # at the ends of the range
     return images, torch.randint(0, 3, (10,), generator=generator)
-
-
-def test_the_specs_name_every_registered_attack():
-    (methods,) = (field for name, field in AttackSpec.model_fields.items() if name == "methods")
-    assert set(get_args(get_args(methods.annotation)[0])) == set(ATTACKS)
 
 
 @pytest.mark.parametrize("method", sorted(ATTACKS))
@@ -61,15 +59,12 @@ class TestAttack:
     def test_it_runs_in_evaluation_mode_and_leaves_images_model_and_gradients_as_they_were(
         self, method, model, batch
     ):
-        images, state = (
-            batch[0].clone(),
-            {name: t.clone() for name, t in model.state_dict().items()},
-        )
+        images = batch[0].clone()
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        spec = AttackSpec(methods=(method,), epsilons=EPSILONS)
         model.train()
-        first, again = (
-            attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS))
-            for _ in range(2)
-        )
+        first = attack_all(model, *batch, spec)
+        again = attack_all(model, *batch, spec)
         assert first == again
         assert model.training
         assert (batch[0] == images).all()
@@ -80,3 +75,101 @@ class TestAttack:
         whole = attacked(method, model, *batch, 2.0)
         alone = attacked(method, model, batch[0][3:4], batch[1][3:4], 2.0, rows=torch.tensor([3]))
         torch.testing.assert_close(whole[3:4], alone)
+
+    def test_a_sweep_file_may_name_it_and_a_trial_has_its_records(self, method):
+        sweep = parse_sweep(SWEEP.format(method), origin="sweep")
+        spec = trial_spec(epochs=1).model_copy(update={"attacks": sweep.attacks})
+        names = [record.name for record in run_trial(spec, bright_squares()).attacks]
+        assert names == [f"{method}_2", f"{method}_8"]
+        assert spec.lacks(spec) == ()
+        versions = {
+            asked.schema_version for asked in spec.measurements if hasattr(asked, "epsilon")
+        }
+        assert versions == {max(ATTACKS[method].versions)}
+        assert max(versions) <= ATTACK_VERSION
+
+    def test_a_plan_is_priced_by_as_many_passes_as_it_takes(self, method, model, batch):
+        forwards, backwards = [], []
+        model.register_forward_hook(lambda *call: forwards.append(len(call[2])))
+        images, labels = batch
+        model.register_full_backward_pre_hook(lambda *call: backwards.append(len(images)))
+        attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=EPSILONS))
+        passes = ATTACKS[method].passes(ATTACKS[method].values({}))
+        gradients = passes.shared_gradients + len(EPSILONS) * passes.gradients
+        # The clean pass is made for every trial, with or without an attack that needs it.
+        clean_passes = 1 - passes.shared_gradients
+        assert sum(backwards) == len(images) * (gradients + clean_passes)
+        assert sum(forwards) == sum(backwards) + len(images) * len(EPSILONS) * passes.forwards
+        priced = trial_spec().model_copy(update={"attacks": AttackSpec(methods=(method,))})
+        assert attack_flops(priced)[method] > 0
+
+    def test_each_parameter_is_taken_by_its_function_and_is_part_of_the_measurement(
+        self, method, model, batch
+    ):
+        plain = trial_spec()
+        for name, parameter in ATTACKS[method].parameters.items():
+            assert parameter.meaning
+            assert parameter.problem(parameter.default) == ""
+            assert parameter.problem("many")
+            copy = attacked(method, model, *batch, 2.0, **{name: parameter.low})
+            assert copy.shape == batch[0].shape
+
+            def asked(value, name=name):
+                chosen = AttackSpec(methods=(method,), parameters={method: {name: value}})
+                return plain.model_copy(update={"attacks": chosen})
+
+            default = plain.model_copy(update={"attacks": AttackSpec(methods=(method,))})
+            assert asked(parameter.default) == default
+            assert len(default.lacks(asked(parameter.low))) == len(default.attacks.epsilons)
+
+    def test_its_row_names_a_function_that_says_what_it_does(self, method):
+        assert attack_function(method).__doc__
+
+
+SWEEP = """
+name: any
+models: [small_mlp]
+datasets: [manifold_d4]
+train_sizes: [8]
+test_size: 8
+image_size: 12
+recipe: smoke
+attacks: {{methods: [{}], epsilons: [2, 8]}}
+"""
+
+
+def test_a_changed_parameter_is_noted_in_the_record(model, batch):
+    spec = AttackSpec(
+        methods=("pgd",), epsilons=(2.0,), parameters={"pgd": {"num_steps": 3, "num_restarts": 5}}
+    )
+    (record,) = attack_all(model, *batch, spec)
+    assert record.parameters == {"num_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{pgd: {steps: 3}}", "pgd has no parameter 'steps'; its parameters: num_steps, num_rest"),
+        ("{pgd: {num_steps: 0}}", r"pgd\.num_steps must be a whole number from 1 to 10000, got 0"),
+        ("{pgd: {num_steps: 2.5}}", r"num_steps must be a whole number from 1 to 10000, got 2\.5"),
+        ("{fgsm: {num_steps: 3}}", "fgsm has no parameter 'num_steps'; its parameters: none"),
+        ("{pdg: {num_steps: 3}}", "unknown attack; did you mean 'pgd'"),
+    ],
+)
+def test_a_mistaken_parameter_of_a_sweep_file_is_named(written, message):
+    text = SWEEP.format("pgd").replace("epsilons", f"parameters: {written}, epsilons")
+    with pytest.raises(ConfigError, match=message):
+        parse_sweep(text, origin="sweep")
+
+
+def test_parameters_of_an_attack_that_is_not_asked_for_are_refused():
+    text = SWEEP.format("fgsm").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
+    with pytest.raises(ConfigError, match="parameters of pgd, which methods does not name"):
+        parse_sweep(text, origin="sweep")
+
+
+def test_a_parameter_survives_a_sweep_file_that_is_written_and_read():
+    text = SWEEP.format("pgd").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
+    spec = parse_sweep(text, origin="sweep")
+    assert parse_sweep(sweep_text(spec), origin="sweep").attacks == spec.attacks
+    assert spec.attacks.values("pgd")["num_steps"] == 3

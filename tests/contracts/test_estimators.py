@@ -5,14 +5,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from search_spaces.specs import DEFAULT_ESTIMATORS, MEASURE_VERSION, REPRESENTATION_VERSION
 from tasks.measures.calibration import MANIFOLDS
 from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
 from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import nested_neighbors
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "estimators.json"
+WHAT_TO_DO = """
+A parameter of an estimator that is measured by default changed, while ids, which hold its name, stay:
+stored results would be taken for new ones. Give the row with the new parameter another name, or count
+up MEASURE_VERSION and REPRESENTATION_VERSION in search_spaces/specs.py and write both to {path}.
+"""
+
+
+def test_parameters_of_the_default_estimators_are_those_of_their_versions():
+    parameters = {name: dict(ESTIMATORS[name].parameters) for name in DEFAULT_ESTIMATORS}
+    versions = {"MEASURE": MEASURE_VERSION, "REPRESENTATION": REPRESENTATION_VERSION}
+    committed = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    today = {"versions": versions, "parameters": parameters}
+    assert today == committed, WHAT_TO_DO.format(path=GOLDEN)
 
 
 def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every model of the table promises: a row in ``MODELS`` is tested here.
+"""Promises of every model of the table: a row in ``MODELS`` is tested here.
 
 Networks are built on torch's meta device, which has shapes and no numbers, where numbers do not
 matter."""
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.planning.predict import network_cost
-from search_spaces.models import MODELS
+from search_spaces.models import MODELS, about, model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
@@ -45,6 +45,14 @@ class TestModel:
         assert cost.num_parameters == num_parameters(build(name))
         assert cost.forward_flops > 2 * cost.num_parameters / 10
         assert cost.step.peak_bytes > 0
+        assert not cost.uncounted
+        # A training step is a forward pass and a backward pass of twice its operations, less the
+        # gradient by the pixels. Another ratio means that a pass was not counted.
+        assert 2 < cost.step.flops / recipe.batch_size / cost.forward_flops < 3.1
+
+    def test_it_is_listed_with_a_line_about_it(self, name):
+        assert len(about(MODELS[name])) > 10
+        assert model_spec(name) == MODELS[name]
 
     def test_its_representation_is_read_at_a_layer_it_has(self, name):
         network = build(name).network

@@ -13,7 +13,7 @@ from tasks.measures import neighbors
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.neighbors import Span, TileResult, nested_neighbors, update_minima
+from tasks.measures.neighbors import ClosestPairs, Span, TileResult, nested_neighbors, update_minima
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
@@ -279,6 +279,34 @@ def test_merging_is_associative_and_commutative(a, b, c):
         np.testing.assert_array_equal(other.ids, one.ids)
         np.testing.assert_array_equal(other.unlike_squared, one.unlike_squared)
         np.testing.assert_array_equal(other.unlike_ids, one.unlike_ids)
+
+
+@quick
+@given(seeds, st.integers(1, 12), st.integers(1, 40), st.integers(1, 4))
+def test_closest_pairs_are_those_of_all_pairs_however_blocks_are_cut(seed, step, capacity, parts):
+    rng = np.random.default_rng(seed)
+    num_rows = 12
+    squared = rng.integers(1, 20, (num_rows, num_rows)).astype(np.int32)  # few values: many ties
+    squared = np.triu(squared, 1) + np.triu(squared, 1).T
+    np.fill_diagonal(squared, 2**31 - 1)  # "no pair", as in a search
+
+    collections = [ClosestPairs(capacity) for _ in range(parts)]
+    for row in range(0, num_rows, step):
+        for column in range(row, num_rows, step):
+            block = squared[row : row + step, column : column + step]
+            collections[rng.integers(parts)].update(block, row, column)
+    total = ClosestPairs(capacity)
+    for collection in rng.permutation(np.array(collections, object)):
+        total.merge(collection)
+
+    first, second = np.triu_indices(num_rows, 1)
+    values = np.sort(squared[first, second])
+    limit = values[capacity] if capacity < len(values) else np.inf
+    expected = {(i, j) for i, j in zip(first, second, strict=True) if squared[i, j] < limit}
+    pairs = total.pairs
+    assert {(i, j) for i, j in zip(pairs["first"], pairs["second"], strict=True)} == expected
+    assert len(pairs) == len(expected)
+    assert (pairs["squared"] == squared[pairs["first"], pairs["second"]]).all()
 
 
 @quick

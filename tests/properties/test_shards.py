@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks.prepared.prepare as prepare_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks.prepared import prepare
+from tasks.prepared import blocks
 from tasks.prepared import store as arrays
+from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import demo
@@ -25,8 +25,8 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "CHUNK_BYTES", 16 * chunk_rows)
         patch.setattr(arrays, "SHARD_BYTES", 16 * shard_rows)
-        patch.setattr(prepare, "BLOCK_BYTES", 16 * block_rows)
-        prepare_module.prepare_dataset(
+        patch.setattr(blocks, "BLOCK_BYTES", 16 * block_rows)
+        prepare_dataset(
             spec, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor()
         )
     return PreparedDataset.open(folder)

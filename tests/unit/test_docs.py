@@ -13,7 +13,12 @@ from tests.demo_page import RESULT, filled
 from tests.integration.chaos import table
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+GENERATED = ROOT / "docs" / "reference" / "commands.md"
+DOCUMENTS = [
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+    if path != GENERATED and "_build" not in path.parts
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -150,12 +155,5 @@ def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
     assert f"runs `isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
 
 
-RECORDS = ("preregistration.md", "findings.md")
-"""They grow with every experiment."""
-
-
-def test_readme_is_read_in_two_minutes_the_changelog_in_one_and_the_guides_in_an_hour():
+def test_readme_is_read_in_two_minutes():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
-    assert len((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()) <= 60
-    guides = [path for path in (ROOT / "docs").glob("*.md") if path.name not in RECORDS]
-    assert sum(len(path.read_text(encoding="utf-8").split()) for path in guides) <= 15_000

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -145,6 +146,111 @@ def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep, tmp_path)
         assert committed[place]["interval"] == pytest.approx(one.interval, rel=1e-6)
 
 
+TRAINING = ("interventions-training", "interventions-digits-training")
+IMAGES = {
+    ("condition", "base"): "E1', trained on the condition, tested on the base",
+    ("base", "condition"): "A, trained on the base, tested on the condition",
+    ("condition", "condition"): "B, trained and tested on the condition",
+}
+
+
+@pytest.fixture(scope="module")
+def on_training(tmp_path_factory):
+    """The product's analysis of both sweeps that move training images alone, together."""
+    tables, arms = [], []
+    for preset in TRAINING:
+        tables.append(read_csv(RESULTS / f"{preset.replace('-', '_')}.csv.gz"))
+        arms += arms_of(Workspace.open(preset, str(tmp_path_factory.mktemp("root"))))
+    return fit_interventions(pd.concat(tables, ignore_index=True), arms)
+
+
+def test_it_finds_of_moved_training_images_what_the_product_finds(numbers, on_training):
+    found = numbers["interventions on training images"]
+    committed = json.loads((RESULTS / "interventions_training.json").read_text(encoding="utf-8"))
+    assert found["counted"] == sum(gate.counts for gate in on_training.gates)
+    assert found["trials"] == committed["trials"] == 1380
+    compared = 0
+    for place, one in enumerate(on_training.effects):
+        if not one.tested_on or "Δ log K_F" not in one.estimand or one.arm:
+            continue
+        response = {"loss": "loss", "error": "error", "R̂": "r_hat"}[one.response]
+        ours = found[f"{IMAGES[one.trained_on, one.tested_on]}, {response}"]
+        assert (one.num_worlds, one.num_classes) == (ours["worlds"], 10)
+        assert [one.value, *one.interval] == pytest.approx(
+            [ours["value"], *ours["wider"]], rel=1e-6, abs=1e-9
+        )
+        assert one.told_from_zero == ours["told from 0"]
+        assert one.smaller_than_half == ours["smaller than half"]
+        assert committed["effects"][place]["interval"] == pytest.approx(one.interval, rel=1e-6)
+        compared += 1
+    assert compared == 9
+    shares = found["share of the loss on moved images"]
+    assert on_training.moved_shares == pytest.approx(
+        {"base": shares["as the base has them"], "condition": shares["moved"]}, abs=1e-3
+    )
+
+
+def spelled(value, places=3):
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def with_interval(one):
+    low, high = one["wider"]
+    return f"{spelled(one['value'])} ({spelled(low)} to {spelled(high)})"
+
+
+def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    found = numbers["interventions on training images"]
+    primary, artefact, both = IMAGES.values()
+    for label, where, row in (
+        ("E1′", "E2′", primary),
+        ("A1", "A2", artefact),
+        ("B1", "B2", both),
+    ):
+        loss, robustness = found[f"{row}, loss"], found[f"{row}, r_hat"]
+        assert f"{label} {with_interval(loss)}" in said
+        assert f"{where} {with_interval(robustness)}" in said
+    for name, group in (
+        ("real images", "real"),
+        ("… MNIST", "MNIST"),
+        ("… UCI digits", "UCI digits"),
+        ("generated", "generated"),
+        ("`small_cnn` alone", "small_cnn"),
+        ("`small_mlp` alone", "small_mlp"),
+    ):
+        loss, robustness = (found[f"{primary}, {of}, {group}"] for of in ("loss", "r_hat"))
+        row = [str(loss["worlds"]), with_interval(loss), with_interval(robustness)]
+        assert f"| {name} | {' | '.join(row)} |" in said
+    loss = found[f"{primary}, loss"]
+    doubled = [round(100 * (2**bound - 1)) for bound in (loss["value"], *loss["wider"])]
+    assert f"by about {doubled[0]} % ({doubled[1]} to {doubled[2]} %)" in said
+    shares = [
+        f"{100 * share:.0f} %" for share in found["share of the loss on moved images"].values()
+    ]
+    assert (
+        f"hold {shares[0]} of the test loss as they are, and {shares[1]} once they are moved"
+        in said
+    )
+    thirds = [
+        found[f"{primary}, loss, {third} losses"]["value"]
+        for third in ("smallest", "middle", "largest")
+    ]
+    assert f"({', '.join(f'{value:.2f}' for value in thirds)})" in said
+    ends = [
+        found[f"{artefact}, loss, {third} losses"]["value"] for third in ("smallest", "largest")
+    ]
+    assert f"A1 falls from {ends[0]:.2f} to {ends[1]:.2f}" in said
+    scatter = np.std([*found["by_world"][f"{primary}, loss"].values()], ddof=1)
+    assert f"Slopes of worlds scatter by {scatter:.2f}" in said
+    assert f"{found['counted']} of {found['worlds']} worlds" in said
+    verdicts = [
+        (found[f"{primary}, {of}"]["told from 0"], found[f"{primary}, {of}"]["smaller than half"])
+        for of in ("loss", "r_hat")
+    ]
+    assert verdicts == [(True, True), (False, True)]
+
+
 def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
     said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
@@ -165,16 +271,22 @@ def written(value):
     return f"{value:.2f}".replace("-", "−")
 
 
-def test_readme_says_of_pairs_what_their_tables_say(numbers):
-    raw = [numbers[name]["log R̂ on log K_F"] for name in PAIRS]
-    free = [numbers[name]["after"]["log R̂ on log K_F, free of scale"] for name in PAIRS]
-    assert all(slope["high"] < 0 for slope in raw)
-    assert all(slope["low"] < 0 < slope["high"] for slope in free)
-    explained = [numbers[name]["explained"]["log R̂"] for name in PAIRS]
-    assert all(share["mean distance"] > share["K_F"] for share in explained)
+def test_readme_says_of_moved_training_images_what_the_tables_say(numbers):
+    primary, artefact, _ = IMAGES.values()
+    of_training = numbers["interventions on training images"]
+    loss = of_training[f"{primary}, loss"]
+    low, high = loss["wider"]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    for slopes in (raw, free):
-        assert ", ".join(written(slope["value"]) for slope in slopes) in readme
+    assert (
+        f"log loss rose by {loss['value']:.3f} (95 % interval {low:.3f} to {high:.3f}), a fifth"
+        in readme
+    )
+    assert f"In {loss['worlds']} experiments only training images were moved" in readme
+    assert loss["value"] == pytest.approx(1 / 5, abs=0.02)
+    robustness = of_training[f"{primary}, r_hat"]
+    assert not robustness["told from 0"]
+    costs = of_training[f"{artefact}, loss"]["value"] / loss["value"]
+    assert costs == pytest.approx(5, abs=0.5)
 
 
 def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
@@ -192,6 +304,10 @@ def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
     ("figure", "tables"),
     [
         ("findings-worlds", ["interventions_many.csv.gz", "interventions_digits.csv.gz"]),
+        (
+            "findings-worlds-training",
+            ["interventions_training.csv.gz", "interventions_digits_training.csv.gz"],
+        ),
         ("findings-pairs", [f"{name}.csv.gz" for name in PAIRS]),
         *((figure, ["demo.json"]) for figure in FIGURES.values()),
     ],

@@ -18,7 +18,13 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
-REWRITTEN: tuple[str, ...] = ("tasks/measures/",)
+REWRITTEN: tuple[str, ...] = (
+    "search_spaces/",
+    "tasks/trials/",
+    "tasks/measures/",
+    "tasks/prepared/",
+    "orchestrator/analysis/grouped_tables/",
+)
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {
     "tokens": 8.5,
@@ -116,9 +122,9 @@ def signs(source: str) -> Counter[str]:
         count["walrus"] += isinstance(node, ast.NamedExpr)
         count["conditional expressions"] += isinstance(node, ast.IfExp)
         count["comprehensions"] += isinstance(node, COMPREHENSIONS)
-        count["assignments of several"] += isinstance(node, ast.Assign) and isinstance(
-            node.value, ast.Tuple
-        )
+        # A constant that is a tuple has one name, so it is not counted.
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            count["assignments of several"] += isinstance(node.targets[0], ast.Tuple)
     return count
 
 

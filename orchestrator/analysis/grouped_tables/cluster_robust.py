@@ -4,19 +4,25 @@ CR2, the bias-reduced linearisation of Bell & McCaffrey (2002), with Satterthwai
 freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018), on plain arrays. The working model is
 that of independent rows with equal variance: under it CR2 is unbiased, whatever weight a cluster
 has. Intercepts that lie within clusters may be absorbed by centring: CR2 stays the same
-(Pustejovsky & Tipton 2018, theorem 2). Shape letters: n rows, p columns, C clusters.
+(Pustejovsky & Tipton 2018, theorem 2). Shape letters: n rows, p columns, C clusters, B draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.analysis.inference import Array, Codes
+from orchestrator.analysis.inference import Array, Codes, wild_draws
 
-MIN_SHARE = 1e-12
-"""Directions whose share of variation is below this are rounding."""
+MIN_SINGULAR = 1e-12
+"""Smallest eigenvalue of a matrix of products, as a share of the largest, that is no rounding."""
+MIN_SHARE_LEFT = 1e-8
+"""Smallest share of a direction that the fit must leave to a cluster's residuals. A direction with
+less is determined by that cluster alone, and its residuals are zero."""
+ROUNDING = 1e-9
+"""Relative difference of two t values that are equal but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +59,19 @@ class Coefficient:
 
 def least_squares(response: Array, columns: Array, place: int) -> Coefficient:
     """Fit a response, ``(n,)``, and return the coefficient of the column at ``place``."""
-    inverse: Array = np.linalg.pinv(columns.T @ columns, rcond=MIN_SHARE, hermitian=True)
+    products = columns.T @ columns
+    inverse = np.linalg.pinv(products, rcond=MIN_SINGULAR, hermitian=True).astype(float)
     coefficients = inverse @ (columns.T @ response)
-    remaining = np.delete(columns, place, axis=1)
     column = columns[:, place]
+    remaining = np.delete(columns, place, axis=1)
     explained = np.linalg.lstsq(remaining, column, rcond=None)[0]
-    direction = column - remaining @ explained
-    residuals = response - columns @ coefficients
-    return Coefficient(float(coefficients[place]), columns, inverse, direction, residuals)
+    return Coefficient(
+        value=float(coefficients[place]),
+        columns=columns,
+        inverse=inverse,
+        direction=column - remaining @ explained,
+        residuals=response - columns @ coefficients,
+    )
 
 
 def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
@@ -69,44 +80,62 @@ def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
     A cluster's residuals are shrunk by the fit. CR2 stretches them by ``(I − H)^(−1/2)``, where H
     is the cluster's block of the hat matrix. The variance is then a sum over clusters of squares
     of linear forms in the errors, and Satterthwaite matches its first two moments to a χ².
+
+    Under the working model the forms of clusters g and h have the covariance ``P[g, h] =
+    lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are needed.
     """
-    order = np.argsort(clusters, kind="stable")
-    sizes = np.unique(clusters[order], return_counts=True)[1]
     weights = fitted.direction / fitted.variation
-    num_columns = fitted.columns.shape[1]
-    squares = np.zeros(len(sizes))
-    own_products = np.zeros(len(sizes))
-    cross_products = np.zeros((len(sizes), num_columns))
-    for cluster, rows in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
+    variance = 0.0
+    lengths, overlaps = [], []
+    for rows in _rows_by_cluster(clusters):
         columns = fitted.columns[rows]
         stretched = _stretch(columns, fitted.inverse, weights[rows])
-        squares[cluster] = (stretched @ fitted.residuals[rows]) ** 2
-        own_products[cluster] = stretched @ stretched
-        cross_products[cluster] = columns.T @ stretched
-    # Under the working model, forms of clusters g and h have covariance P[g, h] = own_products[g]
-    # (if g = h) − cross_products[g]' inverse cross_products[h]. Only traces of P and P² are needed.
-    leverage = np.einsum("gi,ij,gj->g", cross_products, fitted.inverse, cross_products)
-    trace = float(own_products.sum() - leverage.sum())
-    mixing = fitted.inverse @ (cross_products.T @ cross_products)
-    trace_of_square = float(
-        (own_products**2).sum() - 2 * (own_products * leverage).sum() + np.trace(mixing @ mixing)
+        form = float(stretched @ fitted.residuals[rows])
+        variance += form**2
+        lengths.append(float(stretched @ stretched))
+        overlaps.append(columns.T @ stretched)
+    degrees = _satterthwaite(
+        np.array(lengths),
+        np.array(overlaps),
+        fitted.inverse,
     )
-    degrees = trace**2 / trace_of_square if trace_of_square > 0 else 0.0
-    return Variance(float(squares.sum()), degrees)
+    return Variance(variance, degrees)
+
+
+def _rows_by_cluster(clusters: Codes) -> list[Codes]:
+    """Return the row numbers of each cluster."""
+    order = np.argsort(clusters, kind="stable")
+    _, starts = np.unique(clusters[order], return_index=True)
+    return np.split(order, starts[1:])
 
 
 def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
     """Return ``(I − columns inverse columns')^(−1/2) weights``, in the span of the columns."""
-    basis, lengths, axes = np.linalg.svd(columns, full_matrices=False)
-    scaled = lengths[:, None] * axes
-    kept = np.eye(len(lengths)) - scaled @ inverse @ scaled.T
-    shares, directions = np.linalg.eigh(kept)
-    # A direction that this cluster alone determines leaves no residual.
-    is_left = shares > 1e-8
-    factors = np.zeros(len(shares))
-    factors[is_left] = shares[is_left] ** -0.5
-    inside = directions @ (factors * (directions.T @ (basis.T @ weights)))
-    return np.asarray(basis @ inside)
+    basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
+    scaled = singular_values[:, None] * axes
+    hat_block = scaled @ inverse @ scaled.T
+    block_left = np.eye(len(hat_block)) - hat_block
+    shares_left, directions = np.linalg.eigh(block_left)
+    factors = np.zeros(len(shares_left))
+    is_left = shares_left > MIN_SHARE_LEFT
+    factors[is_left] = shares_left[is_left] ** -0.5
+    rotated = directions.T @ (basis.T @ weights)
+    rotated *= factors
+    stretched: Array = basis @ (directions @ rotated)
+    return stretched
+
+
+def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
+    """Return ``trace(P)² / trace(P²)`` of the covariance P in :func:`cr2_variance`."""
+    shrinkage = ((overlaps @ inverse) * overlaps).sum(axis=1)
+    trace = float(lengths.sum() - shrinkage.sum())
+    mixing = inverse @ overlaps.T @ overlaps
+    trace_of_square = float((lengths**2).sum())
+    trace_of_square -= 2 * float(lengths @ shrinkage)
+    trace_of_square += float(np.trace(mixing @ mixing))
+    if trace_of_square <= 0:
+        return 0.0
+    return trace**2 / trace_of_square
 
 
 def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Variance:
@@ -114,25 +143,78 @@ def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Varia
 
     This is the third term of two-way clustering (Cameron, Gelbach & Miller 2011): the variance with
     clusters by crossing value, less the one with clusters by unit and crossing value, which the
-    clusters by group hold already.
+    clusters by group count already.
     """
-    num_values = len(np.unique(crossing))
     by_value = cr2_variance(fitted, crossing)
+    num_values = len(np.unique(crossing))
+    degrees = min(by_value.degrees, num_values - 1.0)
     # Units' intercepts, which are absorbed, take out the mean over values.
-    shared = by_value.value * num_values / max(1, num_values - 1)
-    _, both = np.unique(np.column_stack([units, crossing]), axis=0, return_inverse=True)
-    both = both.reshape(-1)
-    scores = np.bincount(both, fitted.direction * fitted.residuals) / fitted.variation
-    num_both = len(scores)
-    held = float(scores @ scores) * num_both / max(1, num_both - 1)
-    degrees = max(1.0, min(by_value.degrees, num_values - 1.0))
-    return Variance(max(0.0, shared - held), degrees)
+    variance = by_value.value * _small_sample(num_values)
+
+    pairs = np.column_stack([units, crossing])
+    _, combination = np.unique(pairs, axis=0, return_inverse=True)
+    products = fitted.direction * fitted.residuals
+    scores = np.bincount(combination.reshape(-1), products)
+    counted_already = float(scores @ scores) / fitted.variation**2
+    counted_already *= _small_sample(len(scores))
+    excess = max(0.0, variance - counted_already)
+    return Variance(excess, max(1.0, degrees))
 
 
-def total(parts: list[Variance]) -> Variance:
+def _small_sample(num_clusters: int) -> float:
+    """Return the usual correction of a variance for the number of clusters."""
+    return num_clusters / max(1, num_clusters - 1)
+
+
+def total_variance(parts: Sequence[Variance]) -> Variance:
     """Add independent variances up, with Satterthwaite's degrees of freedom of their sum."""
-    value = sum(part.value for part in parts)
-    spread = sum(part.value**2 / part.degrees for part in parts if part.value > 0)
+    variance = 0.0
+    spread = 0.0
+    for part in parts:
+        if part.value > 0:
+            variance += part.value
+            spread += part.value**2 / part.degrees
     if spread == 0:
         return parts[0]
-    return Variance(value, value**2 / spread)
+    return Variance(variance, variance**2 / spread)
+
+
+def wild_bootstrap_p(fitted: Coefficient, clusters: Codes) -> float:
+    """Return the p-value of a coefficient of 0 by the restricted wild cluster bootstrap-t.
+
+    Residuals of the fit without the coefficient's column are multiplied by one random sign (or one
+    of Webb's six numbers) per cluster, and everything is refitted (Cameron, Gelbach & Miller 2008).
+    Refits need only sums over clusters, so that a draw costs no pass over the rows.
+
+    Args:
+        fitted: The coefficient.
+        clusters: Codes from 0, ``(n,)``.
+    """
+    direction = fitted.direction
+    restricted = fitted.residuals + fitted.value * direction
+    scores = _sums(clusters, direction * restricted)
+    column_sums = _sums(clusters, fitted.columns * restricted[:, None])
+    overlaps = _sums(clusters, fitted.columns * direction[:, None])
+    observed_scores = _sums(clusters, direction * fitted.residuals)
+    observed_spread = float(np.linalg.norm(observed_scores))
+    observed = abs(float(scores.sum()))
+    if observed_spread <= 0:
+        return float(observed <= 0)
+
+    draws = wild_draws(len(scores))
+    coefficients = draws @ column_sums @ fitted.inverse
+    drawn_scores = draws * scores - coefficients @ overlaps.T
+    drawn_spreads = np.linalg.norm(drawn_scores, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn_t = np.abs(draws @ scores) / drawn_spreads
+    drawn_t = np.nan_to_num(drawn_t, nan=np.inf)
+    observed_t = observed / observed_spread
+    return float(np.mean(drawn_t >= observed_t * (1 - ROUNDING)))
+
+
+def _sums(clusters: Codes, values: Array) -> Array:
+    """Add values up, ``(n, …)``, by cluster, ``(C, …)``."""
+    num_clusters = int(clusters.max()) + 1
+    sums = np.zeros((num_clusters, *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    return sums

@@ -37,13 +37,15 @@ class _Kind:
     @classmethod
     def of(cls, places: pd.DataFrame, names: Codes) -> _Kind:
         """Collect the groups of one kind from the columns that hold them."""
-        held = set(places.to_numpy().ravel())
-        is_of_kind = np.array([name in held for name in names.tolist()])
-        return cls(is_of_kind, places.shape[1], int(places.nunique().min()))
+        names_of_kind = set(places.to_numpy().ravel())
+        is_of_kind = np.array([name in names_of_kind for name in names.tolist()])
+        num_places = places.shape[1]
+        names_in_place = places.nunique()
+        return cls(is_of_kind, num_places, int(names_in_place.min()))
 
 
 class Groups:
-    """Which unit each row belongs to, and which groups each unit belongs to.
+    """The units of rows, and the groups that each unit belongs to.
 
     A name is of its own column, unless two columns are places of one pair, as the first and second
     class are. ``remarks`` says where two columns share names, and how that was understood.
@@ -57,7 +59,12 @@ class Groups:
             that two columns are the places of one pair; else None.
     """
 
-    def __init__(self, table: pd.DataFrame, columns: Sequence[str], pairs: bool) -> None:
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        columns: Sequence[str],
+        pairs: bool,
+    ) -> None:
         """Collect the units and groups of a table.
 
         Args:
@@ -82,21 +89,27 @@ class Groups:
         self.crossed = len(columns) > 1
         places = np.searchsorted(self.names, units)
         num_units, num_places = places.shape
+        unit_of_place = np.repeat(np.arange(num_units), num_places)
+        ones = np.ones(places.size)
         self._members = csr_array(
-            (np.ones(places.size), (places.ravel(), np.repeat(np.arange(num_units), num_places))),
+            (ones, (places.ravel(), unit_of_place)),
             shape=(len(self.names), num_units),
         )
-        """Whether a group holds a unit, ``(G, U)``."""
+        """A matrix that is 1 where a group holds a unit, ``(G, U)``."""
         self._members.sum_duplicates()
         self._members.data = np.minimum(self._members.data, 1.0)
-        self._kinds = [
-            _Kind.of(labels[[name for name in columns if kind_of[name] == kind]], self.names)
-            for kind in dict.fromkeys(kind_of.values())
-        ]
+        self._kinds = []
+        for kind in dict.fromkeys(kind_of.values()):
+            places_of_kind = [name for name in columns if kind_of[name] == kind]
+            self._kinds.append(_Kind.of(labels[places_of_kind], self.names))
         are_places = len(columns) == 2 and len(self._kinds) == 1 and not pairs
         self.classes_of_pairs: Codes | None = places if are_places else None
 
-    def _tell_names_apart(self, labels: pd.DataFrame, kind_of: dict[str, str]) -> pd.DataFrame:
+    def _tell_names_apart(
+        self,
+        labels: pd.DataFrame,
+        kind_of: dict[str, str],
+    ) -> pd.DataFrame:
         """Put the column before a name that two columns of different kinds share."""
         told_apart = labels.copy()
         for first, second in combinations(labels.columns, 2):
@@ -123,7 +136,9 @@ class Groups:
         if not self.crossed:
             return of_units
         flat = of_units.reshape(len(of_units), -1)
-        return np.asarray((self._members @ flat).reshape(-1, *of_units.shape[1:]))
+        sums: Array = self._members @ flat
+        shape = (len(self.names), *of_units.shape[1:])
+        return sums.reshape(shape)
 
     def degrees(self, carried: Array) -> float:
         """Return degrees of freedom of a jackknife over crossed groups, for the scarcest kind.
@@ -138,11 +153,14 @@ class Groups:
         degrees = []
         for kind in self._kinds:
             if kind.num_places > 1:
-                num_groups = float(kind.is_of_kind.sum())
-                degrees.append(min(num_groups - 1.0, float(kind.num_in_smallest_place)))
+                num_groups = int(kind.is_of_kind.sum())
+                fewest = min(num_groups - 1, kind.num_in_smallest_place)
+                degrees.append(float(fewest))
             else:
-                shares = carried[kind.is_of_kind] / carried[kind.is_of_kind].sum()
-                degrees.append(1 / float(shares @ shares) - 1)
+                carried_by_kind = carried[kind.is_of_kind]
+                shares = carried_by_kind / carried_by_kind.sum()
+                num_equal = 1 / float(shares @ shares)
+                degrees.append(num_equal - 1)
         return min(degrees)
 
 
@@ -154,10 +172,13 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     Raises:
         ConfigError: A pair stands in both orders, which would be two units.
     """
-    first_names, second_names = set(labels[first]), set(labels[second])
+    first_names = set(labels[first])
+    second_names = set(labels[second])
     pairs = set(zip(labels[first], labels[second], strict=True))
     num_names = len(first_names | second_names)
-    num_lacking = max(len(first_names - second_names), len(second_names - first_names))
+    lacking_in_second = len(first_names - second_names)
+    lacking_in_first = len(second_names - first_names)
+    num_lacking = max(lacking_in_first, lacking_in_second)
     is_pair = (
         num_names >= MIN_CLASSES
         and num_lacking <= max(1, num_names // 5)
@@ -168,6 +189,6 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     for a, b in pairs:
         if (b, a) in pairs:
             rule = f"{first} and {second} hold the same names: each pair must stand in one order"
-            found = f"{a} and {b}, {b} and {a}"
-            raise ConfigError(rule, found, "or rename those that are no pair's")
+            both_orders = f"{a} and {b}, {b} and {a}"
+            raise ConfigError(rule, both_orders, "or rename those that are no pair's")
     return True

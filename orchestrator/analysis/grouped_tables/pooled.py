@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.analysis.grouped_tables.groups import Groups
+from orchestrator.analysis.grouped_tables.rows import StandardRows
 from orchestrator.analysis.inference import Array, centred, t_p_values
 
 MIN_ROWS = 3
-"""Fewest rows of a group that has a correlation of its own."""
+"""Fewest rows that have a correlation: two lie on a line."""
+SMALLEST_SQUARE = 1e-300
+"""Unexplained share of a perfect correlation, so that its t is a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +35,40 @@ class PooledCorrelation:
     by_group: dict[str, float]
 
 
-def pooled_correlation(name: str, y: Array, x: Array, groups: Groups) -> PooledCorrelation:
-    """Correlate columns, ``(n,)``, of mean 0 and standard deviation 1."""
-    num_rows = len(y)
-    r = float(y @ x) / num_rows
-    y_within, x_within = centred(np.column_stack([y, x]), groups.unit).T
-    yy = np.bincount(groups.unit, y_within**2)
-    xx = np.bincount(groups.unit, x_within**2)
-    xy = np.bincount(groups.unit, x_within * y_within)
-    has_r = (np.bincount(groups.unit) >= MIN_ROWS) & (yy > 0) & (xx > 0)
-    correlations = xy[has_r] / np.sqrt(yy[has_r] * xx[has_r])
-    names = np.array(groups.unit_names)[has_r].tolist()
-    error = np.sqrt(max(1 - r**2, 1e-300) / (num_rows - 2))
+def pooled_correlations(data: StandardRows) -> Iterator[PooledCorrelation]:
+    """Correlate the response with each column over all rows."""
+    if len(data.response) < MIN_ROWS:
+        return
+    for place, name in enumerate(data.design.on):
+        yield _pooled_correlation(data, name, data.columns[:, place])
+
+
+def _pooled_correlation(data: StandardRows, name: str, column: Array) -> PooledCorrelation:
+    """Correlate the response with one column, ``(n,)``, both of mean 0 and deviation 1."""
+    unit = data.groups.unit
+    num_rows = len(column)
+    r = float(data.response @ column) / num_rows
+    unexplained = max(1 - r**2, SMALLEST_SQUARE)
+    error = float(np.sqrt(unexplained / (num_rows - 2)))
+    pair = np.column_stack([data.response, column])
+    response_within, column_within = centred(pair, unit).T
+    response_squares = np.bincount(unit, response_within**2)
+    column_squares = np.bincount(unit, column_within**2)
+    products = np.bincount(unit, response_within * column_within)
+    sizes = np.bincount(unit)
+    by_group = {}
+    for group, group_name in enumerate(data.groups.unit_names):
+        square = response_squares[group] * column_squares[group]
+        if sizes[group] < MIN_ROWS or square <= 0:
+            continue
+        correlation = products[group] / np.sqrt(square)
+        by_group[group_name] = float(correlation)
+    response_share = 1 - float(response_squares.sum()) / num_rows
+    column_share = 1 - float(column_squares.sum()) / num_rows
     return PooledCorrelation(
         on=name,
         r=r,
         p_value=float(t_p_values(r, error, num_rows - 2)),
-        shares=(_share_between(yy.sum(), num_rows), _share_between(xx.sum(), num_rows)),
-        by_group=dict(zip(names, correlations.tolist(), strict=True)),
+        shares=(max(0.0, response_share), max(0.0, column_share)),
+        by_group=by_group,
     )
-
-
-def _share_between(squares_within: float, num_rows: int) -> float:
-    """Return the share of a column's spread that lies between groups."""
-    return max(0.0, 1 - squares_within / num_rows)

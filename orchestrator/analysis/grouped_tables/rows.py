@@ -45,7 +45,10 @@ class StandardRows:
 
 
 def standardise(
-    table: pd.DataFrame, design: Design, crossing: Sequence[str], pairs: bool
+    table: pd.DataFrame,
+    design: Design,
+    crossing: Sequence[str],
+    pairs: bool,
 ) -> StandardRows:
     """Return the rows of a table in standard units, with their groups and kinds as codes."""
     kind = np.zeros(len(table), dtype=int)
@@ -53,10 +56,12 @@ def standardise(
         kind = table.groupby(list(design.within)).ngroup().to_numpy()
     values = table[list(design.numeric)].to_numpy(dtype=float)
     # Divided first: squares of numbers near 1e200 would not be finite.
-    largest = np.maximum(np.abs(values).max(axis=0), SMALLEST_NUMBER)
+    largest = np.abs(values).max(axis=0)
+    largest = np.maximum(largest, SMALLEST_NUMBER)
     shares = values / largest
     offsets = shares - shares.mean(axis=0)
-    deviations = np.sqrt((offsets**2).mean(axis=0))
+    variances = (offsets**2).mean(axis=0)
+    deviations = np.sqrt(variances)
     deviations[deviations == 0] = 1.0
     standard = offsets / deviations
     units = deviations * largest
@@ -71,7 +76,11 @@ def standardise(
     )
 
 
-def partial_slope(products: Array, place: int, smallest: float) -> tuple[float, Array]:
+def partial_slope(
+    products: Array,
+    place: int,
+    smallest: float,
+) -> tuple[float, Array]:
     """Return the slope of column 0 on column ``place`` at equal others.
 
     Args:
@@ -83,12 +92,16 @@ def partial_slope(products: Array, place: int, smallest: float) -> tuple[float, 
         The slope, NaN if the column hardly varies beside the others; and the weights of all
         columns in what varies of it.
     """
-    remaining = [column for column in range(1, len(products)) if column != place]
+    regressors = range(1, len(products))
+    remaining = [column for column in regressors if column != place]
     block = products[np.ix_(remaining, remaining)]
     weights = np.zeros(len(products))
     weights[place] = 1.0
-    weights[remaining] = -np.linalg.lstsq(block, products[remaining, place], rcond=1e-12)[0]
+    overlaps = products[remaining, place]
+    explained = np.linalg.lstsq(block, overlaps, rcond=1e-12)[0]
+    weights[remaining] = -explained
     varies = float(weights @ products[:, place])
     if varies <= smallest:
         return np.nan, weights
-    return float(weights @ products[:, 0]) / varies, weights
+    goes_with = float(weights @ products[:, 0])
+    return goes_with / varies, weights

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.analysis.grouped_tables.between import MeanScatter
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
+from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 
@@ -13,17 +13,20 @@ MIN_SHARE_SHOWN = 0.005
 
 
 def answer(
-    design: Design, num_groups: int, slopes: tuple[Slope, Slope], scatter: MeanScatter | None
+    design: Design,
+    num_groups: int,
+    within: Slope,
+    between: Slope,
+    scatter: MeanScatter | None,
 ) -> str:
     """Say what is claimed of one column, within groups first and then between them."""
-    within, between = slopes
-    levels = [
+    texts = [
         _level(design, within, f"within one {listing(design.groups)}"),
         _level(design, between, f"between {_units(design, num_groups)}"),
     ]
     if scatter is not None and scatter.share >= MIN_SHARE_SHOWN:
-        levels.append(_scatter(design, num_groups, scatter))
-    return " ".join(levels)
+        texts.append(_scatter(design, num_groups, scatter))
+    return " ".join(texts)
 
 
 def _units(design: Design, num_groups: int) -> str:
@@ -33,11 +36,11 @@ def _units(design: Design, num_groups: int) -> str:
     return f"{num_groups:,} groups"
 
 
-def _level(design: Design, slope: Slope, where: str) -> str:
+def _level(design: Design, slope: Slope, place: str) -> str:
     """Say what a slope shows at one level."""
-    start = f"{where[:1].upper()}{where[1:]}"
+    start = f"{place[:1].upper()}{place[1:]}"
     if design.within:
-        start = f"At equal {listing(design.within)}, {where}"
+        start = f"At equal {listing(design.within)}, {place}"
     if slope.value is None:
         return f"{start}, nothing can be said of {slope.on}: {slope.reason}."
     if slope.established:
@@ -49,9 +52,9 @@ def _level(design: Design, slope: Slope, where: str) -> str:
 
 
 def _numbers(slope: Slope) -> str:
-    """Write the slope, its interval and what decides."""
+    """Write the slope, the interval of a claim, and what decides."""
     parts = [f"slope {number(slope.value)}"]
-    if slope.interval is not None:
+    if slope.established:
         parts.append(f"95 % interval {interval(slope.interval)}")
     if slope.adjusted_p is not None:
         parts.append(decided(slope.p_value, slope.adjusted_p, slope.interval))
@@ -61,10 +64,14 @@ def _numbers(slope: Slope) -> str:
 
 
 def _limits(slope: Slope) -> str:
-    """Say what would have been detected, and which group the slope depends on most."""
+    """Say which slopes are possible where none is claimed, and which group matters most."""
     text = ""
-    if not slope.established and slope.detectable is not None:
-        text += f" About 80 of 100 such studies would detect a slope of {number(slope.detectable)}."
+    if not slope.established and slope.interval is not None and slope.detectable:
+        text += (
+            f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
+            f"data. About 80 of 100 such studies would detect a slope of "
+            f"{number(slope.detectable)}."
+        )
     if slope.most_influential is not None:
         group, without = slope.most_influential
         if number(without) != number(slope.value):
@@ -83,11 +90,16 @@ def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
         return f"{text} That is too much to tell both apart, so nothing is claimed between groups."
     return (
         f"{text} Without it the slope between groups is {number(scatter.slope)} "
-        f"({interval(scatter.interval)})."
+        f"(95 % interval {interval(scatter.interval)})."
     )
 
 
-def pooled_answer(design: Design, num_rows: int, num_groups: int, pooled: PooledCorrelation) -> str:
+def pooled_answer(
+    design: Design,
+    num_rows: int,
+    num_groups: int,
+    pooled: PooledCorrelation,
+) -> str:
     """Say what the pooled correlation is, and what it mixes."""
     response_share, column_share = (f"{share:.0%}" for share in pooled.shares)
     mixture = {

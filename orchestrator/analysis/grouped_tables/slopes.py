@@ -16,7 +16,7 @@ DETECTABLE_PER_LENGTH = 0.5 * (1 + 0.84 / 1.96)
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with a column within groups, or between them, at equal others.
+    """A slope of the response on a column, within groups or between them, at equal others.
 
     Attributes:
         level: Within groups, or between them with one effect per group.
@@ -46,9 +46,10 @@ class Slope:
             return self
         bounds = None
         if self.interval is not None:
-            bounds = (self.interval[0] * factor, self.interval[1] * factor)
-        left_out = {group: value * factor for group, value in self.left_out.items()}
-        return replace(self, value=self.value * factor, interval=bounds, left_out=left_out)
+            low, high = self.interval
+            bounds = (low * factor, high * factor)
+        refits = {group: refit * factor for group, refit in self.left_out.items()}
+        return replace(self, value=self.value * factor, interval=bounds, left_out=refits)
 
     def without_interval(self, reason: str) -> Slope:
         """Return the slope as a number from which nothing is concluded."""
@@ -60,12 +61,12 @@ class Slope:
             return self
         error = variance.value**0.5
         bounds = t_interval(self.value, error, variance.degrees)
-        p_value = float(t_p_values(self.value, error, variance.degrees))
-        return replace(self, interval=bounds, p_value=p_value)
+        p_value = t_p_values(self.value, error, variance.degrees)
+        return replace(self, interval=bounds, p_value=float(p_value))
 
     @property
     def established(self) -> bool:
-        """Whether a relation is claimed: adjusted p at most 0.05, and 0 outside the interval."""
+        """Return whether a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
         return established(self.adjusted_p, self.interval)
 
     @property
@@ -74,7 +75,11 @@ class Slope:
         if self.value is None or not self.left_out:
             return None
         value = self.value
-        group = max(self.left_out, key=lambda name: abs(self.left_out[name] - value))
+
+        def change(group: str) -> float:
+            return abs(self.left_out[group] - value)
+
+        group = max(self.left_out, key=change)
         return group, self.left_out[group]
 
     @property
@@ -82,7 +87,8 @@ class Slope:
         """Slope that about 80 of 100 such studies would detect; None without an interval."""
         if self.interval is None:
             return None
-        return DETECTABLE_PER_LENGTH * (self.interval[1] - self.interval[0])
+        low, high = self.interval
+        return DETECTABLE_PER_LENGTH * (high - low)
 
     @property
     def numbers(self) -> str:
@@ -107,4 +113,7 @@ class Slope:
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of slopes for their number."""
     adjusted_ps = holm([slope.p_value for slope in slopes])
-    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, adjusted_ps, strict=True))
+    answers = []
+    for slope, adjusted_p in zip(slopes, adjusted_ps, strict=True):
+        answers.append(replace(slope, adjusted_p=adjusted_p))
+    return tuple(answers)

@@ -11,12 +11,13 @@ import pandas as pd
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.table import listing, plural
 
-_NINES = tuple(sign * (10.0**digits - 1) for digits in (3, 4, 5, 6) for sign in (-1, 1))
+_NINES = (999.0, 9_999.0, 99_999.0, 999_999.0)
 MISSING_CODES = (
     *(-1.0, -9.0, -8.0, -88.0, -99.0, -99.9, 99.0),
     *(-32768.0, 65535.0),
     *(9.96921e36, 1e20),
     *_NINES,
+    *(-nines for nines in _NINES),
 )
 """Numbers that often stand for a missing value: survey codes, integer limits, netCDF's fills."""
 SUMMARY_WORDS = frozenset(
@@ -44,11 +45,11 @@ def suspicions(rows: pd.DataFrame, design: Design) -> Iterator[str]:
 def row_numbers(mask: pd.Series) -> str:
     """Name the first three marked rows by their numbers; the first below the header is row 1."""
     numbers = np.flatnonzero(mask) + 1
-    shown = [str(number) for number in numbers[:3]]
+    texts = [str(number) for number in numbers[:3]]
     if len(numbers) > 3:
-        shown.append("…")
+        texts.append("…")
     noun = "row" if len(numbers) == 1 else "rows"
-    return f"{noun} {', '.join(shown)}"
+    return f"{noun} {', '.join(texts)}"
 
 
 def _missing_codes(values: pd.Series) -> Iterator[str]:
@@ -61,7 +62,8 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         remaining = values[~is_code]
         if not is_code.any() or remaining.nunique() <= 2:
             continue
-        is_distant = (remaining - code).abs().min() > remaining.std()
+        distances = (remaining - code).abs()
+        is_distant = distances.min() > remaining.std()
         is_only_negative = code < 0 <= remaining.min()
         if is_distant or is_only_negative:
             yield (
@@ -73,8 +75,10 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
 def _summary_rows(labels: pd.Series) -> Iterator[str]:
     """Warn of labels that read like a sum or mean over other rows."""
     for label, num_rows in labels.value_counts().items():
-        words = [word.rstrip("0123456789") for word in _WORD.findall(str(label).casefold())]
-        if not SUMMARY_WORDS.isdisjoint(words):
+        words = set()
+        for word in _WORD.findall(str(label).casefold()):
+            words.add(word.rstrip("0123456789"))
+        if words & SUMMARY_WORDS:
             yield (
                 f"Beware: {labels.name} is {label} in {plural(int(num_rows), 'row')}, fitted like "
                 "any other; leave them out where they sum up the rest."
@@ -86,9 +90,14 @@ def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
     spellings: dict[object, list[str]] = {}
     for label in sorted(labels.unique()):
         number = pd.to_numeric(label, errors="coerce")
-        key = label.casefold() if pd.isna(number) else float(number)
+        key: object = float(number)
+        if pd.isna(number):
+            key = label.casefold()
         spellings.setdefault(key, []).append(label)
-    alike = sorted(label for same in spellings.values() if len(same) > 1 for label in same)
+    alike: list[str] = []
+    for same in spellings.values():
+        if len(same) > 1:
+            alike += same
     if alike:
-        shown = listing(alike[:MAX_SHOWN])
-        yield f"Beware: {labels.name} holds {shown}, which spelling alone tells apart."
+        names = listing(sorted(alike)[:MAX_SHOWN])
+        yield f"Beware: {labels.name} holds {names}, which spelling alone tells apart."

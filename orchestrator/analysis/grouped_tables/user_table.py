@@ -64,13 +64,16 @@ def read_user_table(path: Path, design: Design) -> UserTable:
     named: pd.DataFrame = cells[list(design.columns)]
     is_missing = named.apply(lambda column: column.str.lower().isin(MISSING_TEXTS))
     numeric = list(design.numeric)
-    numbers = named[numeric].apply(pd.to_numeric, errors="coerce").astype(float)
+    numbers = named[numeric].apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.astype(float)
     sizes = numbers.abs()
-    is_usable = ((sizes < MAX_MAGNITUDE) & (sizes > 1 / MAX_MAGNITUDE)) | (sizes == 0)
+    is_neither_huge_nor_tiny = (sizes < MAX_MAGNITUDE) & (sizes > 1 / MAX_MAGNITUDE)
+    is_usable = is_neither_huge_nor_tiny | (sizes == 0)
     is_bad = ~(is_usable | is_missing[numeric])
     is_fitted = ~(is_missing.any(axis=1) | is_copy)
     reasons = _reasons_left_out(named, is_missing, is_copy)
-    rows = named.assign(**{name: numbers[name] for name in numeric})
+    rows = named.copy()
+    rows[numeric] = numbers
     faults = [
         *_number_faults(is_bad),
         *_share_faults(is_fitted, reasons),
@@ -115,16 +118,17 @@ def _read_cells(path: Path) -> pd.DataFrame:
         rule = "The table must have a line of column names"
         raise ConfigError(rule, f"{path.name} is empty", SAVE_AS_CSV)
     names = [name.strip() for name in lines[0]]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        found = f"{listing(repeated)} more than once"
-        raise ConfigError("Column names must differ", found, "rename one")
-    is_uneven = pd.Series([len(line) != len(names) for line in lines[1:]], dtype=bool)
+        names_repeated = f"{listing(sorted(repeated))} more than once"
+        raise ConfigError("Column names must differ", names_repeated, "rename one")
+    lengths = pd.Series([len(line) for line in lines[1:]], dtype=int)
+    is_uneven = lengths != len(names)
     if is_uneven.any():
         rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
         num_uneven = plural(int(is_uneven.sum()), "row")
-        found = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
-        raise ConfigError(rule, found, SAVE_AS_CSV)
+        problem = f"{num_uneven} of another length ({row_numbers(is_uneven)})"
+        raise ConfigError(rule, problem, SAVE_AS_CSV)
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
 
 
@@ -145,7 +149,8 @@ def _reasons_left_out(
     """Say how many rows are left out, and why, with the first of their numbers."""
     masks = {}
     for name, mask in is_missing.items():
-        texts = [repr(text) for text in named[name][mask].unique() if text]
+        spellings = named[name][mask].unique()
+        texts = [repr(text) for text in spellings if text]
         as_read = f", as {listing(texts)} reads" if texts else ""
         masks[f"without {name}{as_read}"] = mask
     masks["equal to an earlier row in every column"] = is_copy
@@ -196,14 +201,17 @@ def _variation_faults(
     for name in design.numeric:
         if is_bad[name].any():
             continue  # reported as no number
-        rounding_step = np.spacing(rows[name].abs().max())
-        if not rows[name].std() > MIN_ROUNDING_STEPS * rounding_step:
-            found = f"{plural(rows[name].nunique(), 'value')}, after rounding to 16 digits"
+        values = rows[name]
+        rounding_step = np.spacing(values.abs().max())
+        if not values.std() > MIN_ROUNDING_STEPS * rounding_step:
+            num_values = plural(values.nunique(), "value")
             hint = "name another one, or subtract a constant"
-            yield ConfigError(f"Column {name} must vary", found, hint)
+            rule = f"Column {name} must vary"
+            yield ConfigError(rule, f"{num_values}, after rounding to 16 digits", hint)
     num_kinds = 0
     if design.within:
-        num_kinds = len(rows[[*design.within]].drop_duplicates())
+        kinds = rows[list(design.within)].drop_duplicates()
+        num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         rule = f"--within may make at most {MAX_KINDS_WITHIN:,} kinds"
         yield ConfigError(rule, f"{num_kinds:,}", "name columns of fewer kinds")

@@ -8,12 +8,14 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from search_spaces import specs
+from search_spaces.attacks import ATTACKS
 from search_spaces.specs import Spec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "defaults.json"
 WHAT_TO_DO = """
 Defaults changed or went, while ids that leave them out stay: old results would be taken for new ones.
-Count up the version of every kind that holds {name} (search_spaces/specs.py) and write the new defaults with
+Count up the version of every kind that holds {name} (search_spaces/specs.py; for an attack also in its
+row of search_spaces/attacks.py) and write the new defaults with
     python -m tests.unit.search_spaces.test_defaults
 and the ids as tests/unit/orchestrator/planning/test_golden_ids.py says.
 """
@@ -44,14 +46,22 @@ def defaults(kind: type[BaseModel]) -> dict[str, object]:
 
 
 def committed() -> dict[str, dict[str, dict[str, object]]]:
-    """Defaults of every spec that is hashed, beside the versions that answer for them."""
-    return {
+    """Defaults of every spec and attack that is hashed, with the versions that stand for them."""
+    attacks = {
+        f"attack {method}": {
+            "versions": list(row.versions),
+            "defaults": row.values({}),
+        }
+        for method, row in ATTACKS.items()
+    }
+    kinds = {
         name: {
             "versions": {kind: getattr(specs, f"{kind}_VERSION") for kind in kinds},
             "defaults": defaults(getattr(specs, name)),
         }
         for name, kinds in HASHED.items()
     }
+    return {**kinds, **attacks}
 
 
 def test_the_committed_defaults_are_todays():

@@ -102,4 +102,4 @@ def test_one_module_puts_files_in_place_and_one_a_whole_folder():
         for path in (root / package).rglob("*.py")
         if renames(ast.parse(path.read_text(encoding="utf-8")))
     }
-    assert found == {"tasks/atomic.py", "tasks/prepared/prepare.py"}
+    assert found == {"tasks/atomic.py", "tasks/prepared/publish.py"}

@@ -11,6 +11,7 @@ from orchestrator.analysis.table import split_by_recipe
 from orchestrator.planning.estimate import extras, extras_text
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep, read_changes, with_changes
+from search_spaces.attacks import ATTACKS
 from search_spaces.errors import ConfigError
 from tasks import sources
 from tasks.trials.scores import to_parquet
@@ -128,7 +129,7 @@ def data(text):
         ),
         (
             GOOD + "attacks: {models: 1}",
-            r"attacks\.models: unknown key; .*known keys: methods, epsilons\.",
+            r"attacks\.models: unknown key; .*known keys: methods, epsilons, parameters\.",
         ),
         (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
@@ -694,7 +695,7 @@ def test_the_plan_says_what_attacks_cost_beside_training():
     assert extras_text(extras(planned(recipe=long), ())).endswith("% of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
-    assert list(dear["attack_shares"]) == ["fgsm", "pgd", "robustness"]
+    assert list(dear["attack_shares"]) == [*ATTACKS, "robustness"]
     assert re.search(r"% of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear))
 
 

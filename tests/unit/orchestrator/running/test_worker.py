@@ -99,8 +99,10 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     known = trial_record(first, spec=spec).text()
     worker.cell = {**worker.cell, "known": known, "spec": more.model_dump_json()}
     worker.cell |= {"micro_batch": 2}  # it was out of memory
-    parts, whole = [], trial.in_parts
-    monkeypatch.setattr(trial, "in_parts", lambda *given: parts.append(given[-1]) or whole(*given))
+    parts, whole = [], trial.scaled_batch_size
+    monkeypatch.setattr(
+        trial, "scaled_batch_size", lambda *given: parts.append(given[-1]) or whole(*given)
+    )
     found, trained = perform_cell(worker, data, dict(options))
     assert not trained
     assert parts == [2]

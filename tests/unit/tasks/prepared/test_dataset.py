@@ -1,4 +1,4 @@
-"""The prepared store: what is damaged is refused by name, what is whole comes back exactly."""
+"""The prepared store: damage is refused by name, and undamaged rows come back exactly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from PIL import Image
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.specs import PreparedSpec
-from tasks.prepared import store as arrays
-from tasks.prepared.prepare import prepare_dataset, save_montage
+from tasks.prepared import store as store_module
+from tasks.prepared.montage import save_montage
+from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import InlineExecutor
@@ -26,8 +27,8 @@ SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
 def made(tmp_path_factory) -> Path:
     # Small shards, so that the store has several files.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "CHUNK_BYTES", 64 * 100)
-        patch.setattr(arrays, "SHARD_BYTES", 64 * 500)
+        patch.setattr(store_module, "CHUNK_BYTES", 64 * 100)
+        patch.setattr(store_module, "SHARD_BYTES", 64 * 500)
         folder = tmp_path_factory.mktemp("store") / "digits"
         prepare_dataset(
             SPEC, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor()
@@ -40,7 +41,7 @@ def store(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "digits"))
 
 
-def test_pixels_and_labels_are_those_of_the_source_in_the_order_asked_for(made):
+def test_rows_are_those_of_the_source_in_the_order_of_the_indices(made):
     from sklearn.datasets import load_digits
 
     data = PreparedDataset.open(made)
@@ -49,8 +50,8 @@ def test_pixels_and_labels_are_those_of_the_source_in_the_order_asked_for(made):
     np.testing.assert_array_equal(data.labels, load_digits().target)
     assert data.row_shape == (1, 8, 8)
     data.verify()
-    wanted = np.random.default_rng(0).integers(0, data.num_rows, 300)
-    np.testing.assert_array_equal(data.read_rows(wanted)[:, 0], expected[wanted])
+    indices = np.random.default_rng(0).integers(0, data.num_rows, 300)
+    np.testing.assert_array_equal(data.read_rows(indices)[:, 0], expected[indices])
     assert data.read_rows([]).shape == (0, 1, 8, 8)
     with pytest.raises(IndexError, match=r"rows must be in 0\.\.1796"):
         data.read_rows([1797])
@@ -115,12 +116,12 @@ def test_a_damaged_marker_is_refused(store, text, message):
         PreparedDataset.open(store)
 
 
-def test_no_store_at_all_is_refused(tmp_path):
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="must exist"):
         PreparedDataset.open(tmp_path / "none")
 
 
-def test_a_montage_is_made_on_request(made, tmp_path):
+def test_a_montage_has_a_row_per_class_and_eight_examples_each(made, tmp_path):
     save_montage(PreparedDataset.open(made), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 8, 10 * 8)

@@ -1,4 +1,4 @@
-"""Prepare: whole or absent, the same whatever the workers, resumable, honest about skips."""
+"""Preparing: a complete store or none, the same for all workers, resumable, open about skips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.prepared import prepare
+from tasks.prepared import blocks, publish
 from tasks.prepared.parts import read_part
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset, stamp_file
@@ -74,7 +74,7 @@ class Forgetful(InlineExecutor):
     """Loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples):
-        if function in (prepare.write_shard, stamp_file):
+        if function in (publish.write_shard, stamp_file):
             argument_tuples = list(argument_tuples)[:-1]
         yield from super().map_unordered(function, argument_tuples)
 
@@ -92,10 +92,10 @@ def leftovers(folder: Path, destination: Path) -> list[str]:
     ]
 
 
-def test_prepares_once_and_returns_at_once_afterwards(toy, tmp_path):
-    seen = []
-    record = run(toy, tmp_path / "out", on_progress=lambda done, total: seen.append((done, total)))
-    assert (seen[0], seen[-1]) == ((0, 40), (40, 40))
+def test_a_finished_preparation_is_returned_without_reading_again(toy, tmp_path):
+    progress = []
+    record = run(toy, tmp_path / "out", on_progress=lambda *counts: progress.append(counts))
+    assert (progress[0], progress[-1]) == ((0, 40), (40, 40))
     assert (record.num_images, record.num_groups) == (40, 20)
     assert record.num_images_per_label == {"a": 20, "b": 20}
     assert run(toy, tmp_path / "out") == record
@@ -113,11 +113,11 @@ def test_content_does_not_depend_on_completion_order_or_hash_key(toy, tmp_path, 
     assert not np.array_equal(one.groups, two.groups)
 
 
-def test_a_kill_before_the_marker_leaves_nothing_believed_and_what_is_damaged_is_made_again(
+def test_a_kill_before_the_marker_leaves_no_store_and_a_damaged_store_is_made_again(
     toy, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(publish, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(toy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -128,7 +128,7 @@ def test_a_kill_before_the_marker_leaves_nothing_believed_and_what_is_damaged_is
     assert leftovers(tmp_path, tmp_path / "out") == []
 
 
-def test_what_else_lies_at_the_destination_is_never_replaced(toy, tmp_path):
+def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="must be a prepared dataset or not exist"):
@@ -138,7 +138,7 @@ def test_what_else_lies_at_the_destination_is_never_replaced(toy, tmp_path):
         run(toy, tmp_path / "other", spec=SPEC.model_copy(update={"image_size": 16}))
 
 
-def test_two_writers_at_once_end_with_one_whole_store(toy, tmp_path):
+def test_several_writers_at_once_end_with_one_undamaged_store(toy, tmp_path):
     with ThreadPoolExecutor(4) as threads:
         records = list(threads.map(lambda _: run(toy, tmp_path / "out"), range(4)))
     assert len({record.fingerprint for record in records}) == 1
@@ -158,7 +158,7 @@ def test_two_writers_at_once_end_with_one_whole_store(toy, tmp_path):
             0.001,
             r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first.* 5%\.$",
         ),
-        (range(30), 0.01, "at most 1 of 40 items .*found: 30 .*; mend them.$"),
+        (range(30), 0.01, "at most 1 of 40 items .*found: 30 .*; fix them.$"),
     ],
 )
 def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch, broken, allowed, message):
@@ -168,13 +168,15 @@ def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch, broken, a
     assert "secret" not in str(caught.value)
 
 
-def test_keeps_whole_groups_up_to_the_limit(toy, tmp_path):
+def test_the_limit_per_class_keeps_whole_groups_and_reads_no_others(toy, tmp_path):
     record = run(toy, tmp_path / "out", spec=SPEC.model_copy(update={"max_images_per_class": 6}))
     assert record.num_images_per_label == {"a": 6, "b": 6}
     assert (record.num_groups, len(Toy.reads)) == (6, 12)
 
 
-def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
+def test_identical_images_join_their_groups_and_conflicts_need_permission(
+    toy, tmp_path, monkeypatch
+):
     original = Toy.reader
 
     def twins(self, request):
@@ -203,7 +205,7 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     spec = PreparedSpec(dataset="mri_lesion", image_size=24, channels=1, max_images_per_class=100)
     row = dataset_spec("mri_lesion")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "BLOCK_BYTES", 24 * 24 * 25)
+        patch.setattr(blocks, "BLOCK_BYTES", 24 * 24 * 25)
         records = [
             prepare_dataset(spec, row, raw=None, destination=tmp_path / name, executor=executor)
             for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))
@@ -231,43 +233,45 @@ import sys
 from pathlib import Path
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks.prepared import prepare, store
+from tasks.prepared import blocks, store
+from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
-prepare.BLOCK_BYTES = 48 * 48 * 20
+blocks.BLOCK_BYTES = 48 * 48 * 20
 store.SHARD_BYTES, store.CHUNK_BYTES = 48 * 48 * 40, 48 * 48 * 10
 spec = PreparedSpec.model_validate_json(sys.argv[1])
-prepare.prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys.argv[2]),
-                        executor=InlineExecutor(), on_progress=lambda done, total: print(done, flush=True))
+prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys.argv[2]),
+                executor=InlineExecutor(), on_progress=lambda done, total: print(done, flush=True))
 """
 
 
 @pytest.mark.parametrize("read", [40, 180, 300])
-def test_killed_and_continued(tmp_path, monkeypatch, read):
-    """SIGKILL at any moment: nothing half written is believed, and the next preparation goes on."""
-    destination, told, reads = tmp_path / "out", [], []
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch, read):
+    """SIGKILL at any moment: no half-written store is used, and the next run reads the rest."""
+    destination = tmp_path / "out"
+    progress, reads = [], []
     command = [sys.executable, "-c", KILLED, LESIONS.model_dump_json(), str(destination)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4]
     )
     assert process.stdout is not None
-    while read not in told:
-        told.append(int(process.stdout.readline()))
+    while read not in progress:
+        progress.append(int(process.stdout.readline()))
     time.sleep(0.05 * (read == 300))  # all is read: now inside writing and publishing
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    kept = len(list(tmp_path.glob(".out.parts/*.json")))
+    num_parts = len(list(tmp_path.glob(".out.parts/*.json")))
     if destination.exists():
         assert read == 300
         PreparedDataset.open(destination).verify()
         return
-    assert kept >= read // 20
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 48 * 48 * 20)
-    monkeypatch.setattr(prepare, "read_part", lambda *block: reads.append(1) or read_part(*block))
+    assert num_parts >= read // 20
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 48 * 48 * 20)
+    monkeypatch.setattr(blocks, "read_part", lambda *block: reads.append(1) or read_part(*block))
     run(dataset_spec("mri_lesion"), destination, spec=LESIONS)
-    whole = PreparedDataset.open(destination)
-    whole.verify()
-    assert whole.num_images == 300
-    assert len(reads) == 15 - kept
+    data = PreparedDataset.open(destination)
+    data.verify()
+    assert data.num_images == 300
+    assert len(reads) == 15 - num_parts
 
 
 # Blocks read on other nodes: only where the files are the listed ones, and with the same result.
@@ -280,14 +284,17 @@ class Elsewhere(InlineExecutor):
     root."""
 
     def __init__(self, disk: Path) -> None:
-        self.disk, self.asked, self.refused = disk, 0, 0
+        self.disk = disk
+        self.num_calls = self.num_refused = 0
 
     def map_unordered(self, function, argument_tuples, *, spread=False):
         assert spread
-        for index, (request, *rest) in enumerate(argument_tuples):
-            found = function(replace(request, raw=self.disk), *rest)
-            self.asked, self.refused = self.asked + 1, self.refused + (found is None)
-            yield index, found
+        for index, (preparation, *rest) in enumerate(argument_tuples):
+            request = replace(preparation.request, raw=self.disk)
+            result = function(replace(preparation, request=request), *rest)
+            self.num_calls += 1
+            self.num_refused += result is None
+            yield index, result
 
 
 CHANGES = {
@@ -300,11 +307,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_only_what_another_node_has_alike_is_read_there(tmp_path, change, caplog, monkeypatch):
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 8 * 8 * 5)
+def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
+    tmp_path, change, caplog, monkeypatch
+):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 5)
     raw = write_tree(tmp_path / "raw", *(f"{'ab'[row % 2]}/{row}.png" for row in range(20)))
-    disk, (changed, refused) = Path(shutil.copytree(raw, tmp_path / "disk")), CHANGES[change]
-    changed(disk)
+    disk = Path(shutil.copytree(raw, tmp_path / "disk"))
+    apply_change, refused = CHANGES[change]
+    apply_change(disk)
     row = own_dataset_spec("mine", OwnSourceSpec(kind="folder", path=str(raw), domain="natural"))
     spec, stores = SPEC.model_copy(update={"dataset": "mine"}), []
     for name, readers in (("spread", Elsewhere(disk)), ("here", None)):
@@ -312,8 +322,8 @@ def test_only_what_another_node_has_alike_is_read_there(tmp_path, change, caplog
         prepare_dataset(spec, row, raw=raw, destination=tmp_path / name, **options)
         stores.append(PreparedDataset.open(tmp_path / name))
         if readers:
-            assert (readers.asked, readers.refused) == (NUM_BLOCKS, refused)
+            assert (readers.num_calls, readers.num_refused) == (NUM_BLOCKS, refused)
     assert_equal(*stores)
     assert stores[0].fingerprint == stores[1].fingerprint
-    told = f"{refused} blocks are read on the driver's node: elsewhere files differ"
-    assert (told in caplog.text) == (refused > 0)
+    warning = f"{refused} blocks are read on the driver's node: elsewhere files differ"
+    assert (warning in caplog.text) == (refused > 0)

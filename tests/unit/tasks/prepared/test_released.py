@@ -23,17 +23,17 @@ def spec(dataset="mnist", faults=RELEASED_FAULTS, pair=(4, 2), test_size=30) -> 
     return SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
 
 
-def chosen(size=None, per_group=1, **said):
-    return make_subset(LABELS, np.arange(900) // per_group, spec(**said), max_train_size=size)
+def chosen(size=None, per_group=1, **options):
+    return make_subset(LABELS, np.arange(900) // per_group, spec(**options), max_train_size=size)
 
 
 def reference(pair, train_size, test_size, *, aligned, files_fixed):
     """Loop by loop what the released ``NaturalDatasetBinary`` and ``get_datasets`` do."""
     import torch
 
-    kept = [row for row in range(len(LABELS)) if LABELS[row] in pair]
+    pair_rows = [row for row in range(len(LABELS)) if LABELS[row] in pair]
     entries = []
-    for place, row in enumerate(kept):
+    for place, row in enumerate(pair_rows):
         label = 0 if LABELS[row] == pair[0] else 1
         entries.append((place if files_fixed else row, label))
     size = train_size + test_size
@@ -42,10 +42,10 @@ def reference(pair, train_size, test_size, *, aligned, files_fixed):
         if counts[entry[1]] < size // 2:
             labels.append(entry)
             counts[entry[1]] += 1
-    images = [entry[0] for entry in labels] if aligned else kept[:size]
+    images = [entry[0] for entry in labels] if aligned else pair_rows[:size]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(1337)).tolist()
-    shown = [(images[place], labels[place][1]) for place in order]
-    return shown[:train_size], shown[train_size:]
+    examples = [(images[place], labels[place][1]) for place in order]
+    return examples[:train_size], examples[train_size:]
 
 
 @pytest.mark.parametrize("train_size", [50, 120, 200])

@@ -1,5 +1,4 @@
-"""Rows of images: their order, quotas and groups, and what a preparation keeps and shows of
-them."""
+"""The table of images: quotas, joined groups, memory, and traits that tell the label."""
 
 import tracemalloc
 
@@ -30,7 +29,7 @@ SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
         ([47, 16, 15, 22], 10, [5, 2, 1, 2]),
     ],
 )
-def test_quotas_by_largest_remainder(available, size, expected):
+def test_quotas_are_those_of_the_largest_remainder(available, size, expected):
     assert quotas_of(np.array(available), size, balanced=False).tolist() == expected
 
 
@@ -49,7 +48,7 @@ def test_joined_groups_are_the_connected_ones(groups, seed):
     assert set(joined.tolist()) <= set(groups)
 
 
-def test_equal_images_join_their_groups_and_at_most_200_bytes_per_image_are_kept():
+def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     """Millions of small images must fit beside the few that are read."""
     num_parts, size = 24, 4096
 
@@ -81,20 +80,20 @@ def part(*traits: tuple[int, str, str, int]) -> Part:
     return Part(traits=list(traits))
 
 
-def test_information_is_that_of_the_formula():
+def test_a_trait_that_tells_the_label_is_flagged_with_its_information():
     """Two sites, 30 and 10 of class 0, 10 and 30 of class 1: I = 1 - H(1/4) bits."""
-    found = telling_traits(
+    flags = telling_traits(
         [
             part((0, "site", "a", 30), (0, "site", "b", 10)),
             part((1, "site", "a", 10), (1, "site", "b", 30)),
         ]
     )
-    assert found == {"site tells the label (75% by it alone, 0.19 of 1.00 bits)": 60}
+    assert flags == {"site tells the label (75% by it alone, 0.19 of 1.00 bits)": 60}
 
 
-def test_rare_values_and_weak_ties_are_left_alone():
-    alone = [(row % 2, FORM, f"size {row}", 1) for row in range(40)]
+def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
+    rare = [(row % 2, FORM, f"size {row}", 1) for row in range(40)]
     weak = [(0, "site", "a", 21), (0, "site", "b", 19), (1, "site", "a", 19), (1, "site", "b", 21)]
-    assert telling_traits([part(*alone), part(*weak)]) == {}
+    assert telling_traits([part(*rare), part(*weak)]) == {}
     assert telling_traits([]) == {}
     assert telling_traits([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.prepared import prepare as blocks
+from tasks.prepared import blocks
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.own import HIDDEN
 from tasks.sources.raw import TarArchive

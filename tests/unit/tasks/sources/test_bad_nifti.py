@@ -1,4 +1,4 @@
-"""Bad NIfTI volumes (B58 to B66)."""
+"""NIfTI volumes that are refused (B58 to B66), and what is changed in good ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SKIPPED: dict[str, tuple[np.ndarray, Change, str]] = {
 
 @pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_skipped(tmp_path, name, ending):
+def test_a_volume_that_cannot_be_used_is_skipped_with_its_reason(tmp_path, name, ending):
     values, change, reason = SKIPPED[name]
     body = change(save_nifti(tmp_path / "x.nii", values).read_bytes())
     path = tmp_path / f"y{ending}"
@@ -82,15 +82,14 @@ def test_a_cut_gzip_file_is_skipped(tmp_path, share):
         read_nifti(path)
 
 
-def test_first_bytes_tell_what_is_packed(tmp_path):
+def test_a_file_is_unpacked_by_its_first_bytes_whatever_its_ending(tmp_path):
     """A browser may unpack a file and leave its ending."""
-    for name, other in (("x.nii.gz", "x.nii"), ("y.nii", "y.nii.gz")):
-        body = save_nifti(tmp_path / other, VALUES).read_bytes()
+    for name, saved_as in (("x.nii.gz", "x.nii"), ("y.nii", "y.nii.gz")):
+        body = save_nifti(tmp_path / saved_as, VALUES).read_bytes()
         (tmp_path / name).write_bytes(body)
         np.testing.assert_array_equal(read_nifti(tmp_path / name).values, VALUES)
 
 
-def test_one_volume_in_four_dimensions_is_taken(tmp_path):
-    assert (
-        read_nifti(save_nifti(tmp_path / "x.nii", VALUES[..., None])).values.shape == VALUES.shape
-    )
+def test_a_single_volume_in_four_dimensions_is_read(tmp_path):
+    path = save_nifti(tmp_path / "x.nii", VALUES[..., None])
+    np.testing.assert_array_equal(read_nifti(path).values, VALUES)

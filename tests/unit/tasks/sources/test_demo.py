@@ -1,4 +1,4 @@
-"""Sets that packages ship or that are made: what they are, labels and groups as their rows say."""
+"""Packaged, derived and generated sets: labels and groups are those that their rows promise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import demo
 from tasks.sources.base import RawRequest
-from tasks.sources.demo import brain_mask, lesions, render_slice, template
+from tasks.sources.demo import lesions, render_slice
 from tasks.sources.made import MARGIN, embed, latent_points, manifold
 
 PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
@@ -33,7 +33,7 @@ def prepared(name: str, tmp_path) -> PreparedDataset:
     return PreparedDataset.open(folder)
 
 
-def test_every_set_says_what_is_not_real_of_it():
+def test_a_set_that_is_not_real_says_so_in_its_row():
     for row in PACKAGED:
         assert (row.origin == "real") == (not row.label_rule)
         assert row.origin == "real" or row.origin in row.title
@@ -41,18 +41,18 @@ def test_every_set_says_what_is_not_real_of_it():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_they_are_prepared_without_a_network(name, tmp_path, monkeypatch):
+def test_a_packaged_set_is_prepared_without_a_network(name, tmp_path, monkeypatch):
     import socket
     import threading
 
     connect = socket.socket.connect
 
-    def asked(*words):
+    def refuse(*arguments):
         if threading.current_thread() is threading.main_thread():
-            pytest.fail("a connection was asked for")
-        return connect(*words)  # of something that an earlier test left
+            pytest.fail("a connection was opened")
+        return connect(*arguments)  # a thread that an earlier test left
 
-    monkeypatch.setattr(socket.socket, "connect", asked)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     data = prepared(name, tmp_path)
     record, row = data.record, DATASETS[name]
     assert record.num_images == len(demo.SETS[name]().labels)
@@ -66,8 +66,7 @@ def test_they_are_prepared_without_a_network(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "side"), PATCHED.items())
-def test_patches_are_pieces_of_the_picture_and_blocks_its_neighbours(name, side):
-    """Found again where their group says they lie, once each."""
+def test_a_patch_is_a_piece_of_the_picture_in_the_block_of_its_group(name, side):
     files = {
         "textures": ("skimage", [f"data/{name}.png" for name in ("grass", "gravel", "brick")]),
         "photographs": ("sklearn", [f"datasets/images/{name}.jpg" for name in ("china", "flower")]),
@@ -75,8 +74,9 @@ def test_patches_are_pieces_of_the_picture_and_blocks_its_neighbours(name, side)
         "retina": ("skimage", ["data/retina.jpg"]),
     }
     package, names = files[name]
-    pictures = [demo._picture(package, file) for file in names]
-    images, seen = demo.SETS[name](), set()
+    pictures = [demo._read_picture(package, file) for file in names]
+    images = demo.SETS[name]()
+    found_places = set()
     for pixels, group in zip(images.pixels, images.groups, strict=True):
         *number, row, column = map(int, group.split())
         picture = pictures[number[0] if number else 0]
@@ -87,8 +87,8 @@ def test_patches_are_pieces_of_the_picture_and_blocks_its_neighbours(name, side)
             if np.array_equal(picture[y : y + side, x : x + side], pixels)
         ]
         assert len(places) == 1
-        seen.add(places[0])
-    assert len(seen) == len(images.pixels)
+        found_places.add(places[0])
+    assert len(found_places) == len(images.pixels)
 
 
 def test_stained_patches_are_those_that_scikit_image_calls_stained():
@@ -99,15 +99,15 @@ def test_stained_patches_are_those_that_scikit_image_calls_stained():
     assert ((amount > middle) == (images.labels == 1)).mean() > 0.95
 
 
-def test_tissue_is_labelled_by_the_templates_own_maps():
-    """T1 shows white matter brighter than grey, whatever the maps say."""
+def test_patches_labelled_white_matter_are_brighter():
+    """Oracle: T1 shows white matter brighter than grey, whatever the template's maps say."""
     images = demo.tissue()
     bright = images.pixels.mean((1, 2))
     assert bright[images.labels == 1].mean() > bright[images.labels == 0].mean() + 10
     assert len(set(images.groups)) > 100
 
 
-def test_vessels_are_darker_than_what_is_around_them():
+def test_patches_labelled_vessels_have_darker_places():
     images = demo.retina()
     green = images.pixels[..., 1].astype(float)
     spread = np.quantile(green, 0.5, axis=(1, 2)) - green.min(axis=(1, 2))
@@ -115,7 +115,7 @@ def test_vessels_are_darker_than_what_is_around_them():
 
 
 @pytest.mark.parametrize("name", ["textures", "tissue"])
-def test_without_its_package_the_way_out_is_named(name, monkeypatch):
+def test_a_missing_package_is_one_message_that_says_what_to_install(name, monkeypatch):
     demo.SETS[name].cache_clear()
     demo.template.cache_clear()
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
@@ -141,19 +141,19 @@ def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(len(pixels), -1).astype(float), np.array([item.label for item in items])
 
 
-def test_only_the_images_nearest_to_the_other_class_are_moved_and_by_their_share():
+def test_blend_moves_the_images_nearest_to_the_other_class_by_its_share():
     base, labels = pictures(set=0, first=3, second=8)
     moved, same = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
     assert same.tolist() == labels.tolist()
     assert np.bincount(labels).tolist() == [183, 174]
-    apart = np.sqrt(np.square(base[:, None] - base[None]).sum(-1))
-    apart[labels[:, None] == labels[None]] = np.inf
-    nearest, distance = apart.argmin(1), apart.min(1)
+    distances = np.sqrt(np.square(base[:, None] - base[None]).sum(-1))
+    distances[labels[:, None] == labels[None]] = np.inf
+    nearest, distance = distances.argmin(1), distances.min(1)
     chosen = np.flatnonzero((moved != base).any(axis=1))
     assert len(chosen) == round(0.1 * len(base))
     assert distance[chosen].max() <= np.delete(distance, chosen).min()
-    wanted = base[chosen] + 0.4 * (base[nearest[chosen]] - base[chosen])
-    np.testing.assert_allclose(moved[chosen], wanted, atol=0.51)
+    expected = base[chosen] + 0.4 * (base[nearest[chosen]] - base[chosen])
+    np.testing.assert_allclose(moved[chosen], expected, atol=0.51)
 
 
 def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
@@ -206,13 +206,10 @@ def test_manifold_needs_enough_pixels_and_a_dimension():
 
 
 def test_only_the_lesion_tells_the_label():
-    volume, brain = template("t1"), brain_mask()
-    with_lesion, without = (
-        render_slice(volume, brain, 3, 1, lesion=lesion) for lesion in (True, False)
-    )
-    differs = with_lesion != without
-    assert 0 < differs.mean() < 0.25
-    np.testing.assert_array_equal(without, render_slice(volume, brain, 3, 1, lesion=False))
+    with_lesion = render_slice(3, 1, lesion=True)
+    without = render_slice(3, 1, lesion=False)
+    assert 0 < (with_lesion != without).mean() < 0.25
+    np.testing.assert_array_equal(without, render_slice(3, 1, lesion=False))
 
 
 def test_lesions_are_half_of_every_variation():
@@ -225,7 +222,7 @@ def test_lesions_are_half_of_every_variation():
     assert len({item.group for item in items}) == len(labels)
 
 
-def test_lesions_are_moved_as_scipy_moves_images():
+def test_interpolation_is_that_of_scipy_to_the_last_bit():
     rng = np.random.default_rng(0)
     plane = rng.random((9, 7)).astype(np.float32)
     edges = [
@@ -234,5 +231,5 @@ def test_lesions_are_moved_as_scipy_moves_images():
     ]
     for places in (edges, [rng.uniform(-1, size, (40, 30)) for size in plane.shape]):
         np.testing.assert_array_equal(
-            demo._between(plane, places), map_coordinates(plane, places, order=1)
+            demo._interpolate(plane, *places), map_coordinates(plane, places, order=1)
         )

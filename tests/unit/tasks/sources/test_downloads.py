@@ -19,7 +19,7 @@ from search_spaces.errors import DataError
 from search_spaces.specs import RELEASED_FAULTS
 from tasks.prepared.store import PreparedDataset
 from tasks.sources.oai import find_centers
-from tasks.sources.tcia import slice_label
+from tasks.sources.tcia import Box, slice_label
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _legs, _save_radiograph
@@ -69,7 +69,7 @@ def tree(tmp_path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_raw_tree_is_read(tree, official, name):
+def test_a_raw_tree_is_prepared_with_the_counts_it_was_drawn_with(tree, official, name):
     images, groups, excluded, conversions = EXPECTED[name]
     data = official(name, tree(name), strict=False)
     record = data.record
@@ -96,7 +96,7 @@ def test_labels_are_those_drawn(tree, official, name):
     assert brightness(data, 1) > brightness(data, 0)
 
 
-def test_brats_slice_rule(tree, official):
+def test_brats_keeps_the_slices_of_the_stated_rule(tree, official):
     data = official("brats", tree("brats"), strict=False)
     for group in np.unique(data.groups):
         # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
@@ -115,7 +115,7 @@ def test_oai_takes_given_centres_and_ready_crops(tree, official):
     assert ways == {"knee: cropped by content": 20, "knee: given centre": 2, "knee: ready crop": 1}
 
 
-def test_oai_content_rule_finds_drawn_joints():
+def test_oai_finds_drawn_joints_by_their_content():
     values = _legs(np.random.default_rng(3), [0, 3])
     pixels = (values / values.max() * 255).astype(np.uint8)
     for place, (row, column) in enumerate(find_centers(pixels)):
@@ -124,7 +124,7 @@ def test_oai_content_rule_finds_drawn_joints():
 
 
 @pytest.mark.parametrize("name", ["mnist", "rsna", "dbc", "prostate"])
-def test_as_released_is_float_and_other_content(tree, official, tmp_path, name):
+def test_as_released_data_are_float32_with_other_content(tree, official, tmp_path, name):
     raw, released = tree(name), {"data_mode": "as_released", "faults": RELEASED_FAULTS}
     data = official(name, raw, strict=False, **released)
     assert data.record.dtype == "float32"
@@ -170,14 +170,14 @@ def test_damaged_idx_files_are_refused(tree, official, name):
 
 
 def test_a_replaced_file_is_not_served_from_memory(official, tmp_path):
-    found = []
+    fingerprints = []
     for seed in (1, 2):
         write_mnist(tmp_path, seed=seed)
-        found.append(official("mnist", tmp_path, out=tmp_path / f"out{seed}").fingerprint)
-    assert found[0] != found[1]
+        fingerprints.append(official("mnist", tmp_path, out=tmp_path / f"out{seed}").fingerprint)
+    assert fingerprints[0] != fingerprints[1]
 
 
-def test_a_doctored_cifar_batch_runs_nothing(official, tmp_path):
+def test_a_doctored_cifar_batch_runs_no_code(official, tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "owned",))
@@ -452,7 +452,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_what_could_give_a_wrong_label_is_refused_or_counted(tree, official, name):
+def test_data_that_could_give_a_wrong_label_are_refused_or_counted(tree, official, name):
     dataset, change, verdict = CHANGED[name]
     raw = tree(dataset)
     change(raw)
@@ -466,8 +466,8 @@ def test_what_could_give_a_wrong_label_is_refused_or_counted(tree, official, nam
 
 
 def test_slices_in_any_of_two_boxes_are_positive():
-    found = [slice_label(level, (10, 15), (30, 35)) for level in (12, 32, 27, 22)]
-    assert found == [1, 1, None, 0]
+    labels = [slice_label(level, [Box(10, 15), Box(30, 35)]) for level in (12, 32, 27, 22)]
+    assert labels == [1, 1, None, 0]
 
 
 def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, tmp_path):

@@ -272,14 +272,14 @@ def test_another_layout_gives_the_same_images(tree, official, tmp_path, case):
 @pytest.mark.parametrize(
     ("name", "ending"), [("mura", ".zip"), ("chexpert", ".tar"), ("rsna", ".tar.gz")]
 )
-def test_the_archive_itself_is_a_source(tree, official, tmp_path, name, ending):
+def test_an_archive_given_as_the_raw_download_is_read(tree, official, tmp_path, name, ending):
     raw = tree(name)
     expected = official(name, raw, out=tmp_path / "before")
     archive = pack(raw, tmp_path / f"download{ending}")
     assert_equal(official(name, archive, out=tmp_path / "after"), expected)
 
 
-def test_sas_grades(tree, official, monkeypatch, tmp_path):
+def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, monkeypatch, tmp_path):
     """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same
     table."""
     import pandas as pd
@@ -303,7 +303,7 @@ def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_of_two_sets_of_one_name_the_folder_tells_which_is_meant(official, tmp_path, name):
+def test_two_sets_with_files_of_one_name_are_told_apart_by_their_folders(official, tmp_path, name):
     """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file
     names."""
     folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}

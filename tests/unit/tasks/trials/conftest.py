@@ -67,8 +67,7 @@ def trial_spec(*network, num_neighbors=10, **changes):
     )
 
 
-@pytest.fixture(scope="session")
-def data():
+def bright_squares():
     """Bright squares on the left (0) or the right (1) over noise; read-only, as Ray hands arrays
     out."""
     generator = np.random.default_rng(0)
@@ -79,6 +78,11 @@ def data():
     for array in (images, labels):
         array.setflags(write=False)
     return TrialData(images[:60], labels[:60], images[60:], labels[60:], 2, "made up")
+
+
+@pytest.fixture(scope="session")
+def data():
+    return bright_squares()
 
 
 def numbers(result):

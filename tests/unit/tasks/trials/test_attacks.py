@@ -4,27 +4,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from orchestrator.planning.predict import PGD_GRADIENTS
+from search_spaces.attacks import ATTACKS
 from search_spaces.specs import AttackSpec
 from tasks.trials import attacks
-from tasks.trials.attacks import ATTACKS, Images, margins_of, pass_clean
+from tasks.trials.attacks import AttackBatch, attack_function, logit_margins, run_clean_pass
 from tasks.trials.models import PixelModel
 from tests.unit.tasks.trials.conftest import pixels_of
 
 
-def attacked(method, model, images, labels, epsilon, *, rows=None):
-    """Attack images that pass together; their rows are their places unless others are given."""
+def attacked(method, model, images, labels, epsilon, *, rows=None, **parameters):
+    """Attack images in one batch; their rows are their indices unless others are given."""
     with attacks.evaluation_mode(model):
-        sign = pass_clean(model, images, labels, pass_size=len(images)).gradient_sign
+        sign = run_clean_pass(model, images, labels, batch_size=len(images)).gradient_sign
         rows = torch.arange(len(images)) if rows is None else rows
-        batch = Images(images.to(torch.float32, copy=True), labels, sign, rows)
+        batch = AttackBatch(images.to(torch.float32, copy=True), labels, sign, rows)
+        values = ATTACKS[method].values(parameters)
         with torch.no_grad():
-            return ATTACKS[method](model, batch, epsilon)
+            return attack_function(method)(model, batch, epsilon, **values)
 
 
-def attack_all(model, images, labels, spec, pass_size=16, **options):
-    clean = pass_clean(model, images, labels, pass_size=pass_size)
-    return attacks.attack_all(model, images, labels, spec, clean, pass_size=pass_size, **options)
+def attack_all(model, images, labels, spec, batch_size=16, **options):
+    clean = run_clean_pass(model, images, labels, batch_size=batch_size)
+    return attacks.attack_all(model, images, labels, spec, clean, batch_size=batch_size, **options)
 
 
 def linear(weights):
@@ -54,6 +55,7 @@ def pixels(num_images=6, side=4):
 
 
 GREY = torch.full((2, 1, 2, 2), 100.0)
+NUM_STEPS, NUM_RESTARTS = 20, 5  # PGD's defaults
 
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd"])
@@ -81,7 +83,7 @@ def test_the_loss_of_an_attacked_linear_model_is_known_in_closed_form():
 def test_one_record_per_strength_equals_a_plain_loop_over_images():
     model = small_network().eval()
     images, labels = pixels(7), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    records = attack_all(model, images, labels, AttackSpec(epsilons=(0.5, 2.0)), pass_size=3)
+    records = attack_all(model, images, labels, AttackSpec(epsilons=(0.5, 2.0)), batch_size=3)
     assert [record.name for record in records] == ["fgsm_0.5", "fgsm_2"]
     for record in records:
         losses, clean_losses, hits, both = [], [], [], []
@@ -129,7 +131,7 @@ def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
         *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm")),
     ]
     with torch.no_grad():
-        clean, moved, single = (margins_of(model(pixels), labels) for pixels in found)
+        clean, moved, single = (logit_margins(model(pixels), labels) for pixels in found)
     assert (moved <= clean).all()
     assert moved.mean() <= single.mean() + 1e-4
 
@@ -156,32 +158,77 @@ def test_pgd_keeps_the_best_iterate_not_the_last():
     """Another class lies in a narrow strip, which the descent steps over and back."""
     strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
     images, labels = GREY[:1], torch.tensor([0])
-    seeds = [torch.Generator().manual_seed(restart) for restart in range(1, attacks.PGD_RESTARTS)]
+    seeds = [torch.Generator().manual_seed(restart) for restart in range(1, NUM_RESTARTS)]
     starts = [images, *(92 + torch.rand(images[0].shape, generator=seed) * 16 for seed in seeds)]
     margins = []
     for start in starts:
         pixel, path = float(start.flatten()[0]), []
-        for _ in range(attacks.PGD_STEPS + 1):
+        for _ in range(NUM_STEPS + 1):
             path.append(1 - (2 - 10 * abs(pixel - 100.79)))
             pixel = min(108.0, max(92.0, pixel + 0.8 * np.sign(100.79 - pixel)))
         margins.append(path)
     best, last = min(min(path) for path in margins), min(path[-1] for path in margins)
     assert best < last
-    found = margins_of(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
+    found = logit_margins(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
     assert float(found) == pytest.approx(best, abs=1e-3)
 
 
-def test_pgd_takes_as_many_gradients_as_plans_count(monkeypatch):
-    taken, gradient = [], attacks.margin_gradient
-    monkeypatch.setattr(
-        attacks, "margin_gradient", lambda *words: taken.append(1) or gradient(*words)
+class NoSlope(nn.Module):
+    """The margin does not depend on the pixels, so every gradient is 0 or, on request, NaN."""
+
+    def __init__(self, gradient):
+        super().__init__()
+        self.gradient = gradient
+
+    def forward(self, pixels):
+        zero = 0 * pixels.flatten(1).sum(1)
+        if self.gradient == "nan":
+            # The derivative of the square root at 0 is infinite, times 0 of the other branch.
+            zero = torch.where(zero > 0, torch.sqrt(zero), torch.zeros_like(zero))
+        return torch.stack([zero, zero + 1], 1)
+
+
+@pytest.mark.parametrize("method", sorted(ATTACKS))
+@pytest.mark.parametrize("gradient", ["zero", "nan"])
+def test_a_pixel_without_a_gradient_is_not_moved_and_its_image_is_counted(method, gradient):
+    model, images, labels = NoSlope(gradient), pixels(3, 2), torch.tensor([0, 1, 0])
+    probe = images.float().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(probe), labels), probe)
+    assert slope.isnan().all() == (gradient == "nan")
+    (record,) = attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=(4.0,)))
+    assert record.num_unchanged == 3
+    assert record.loss_gain == 0
+
+
+@pytest.mark.parametrize(
+    ("brightness", "reason"),
+    [
+        (0.0, "the loss on the clean images is nan"),
+        (250.0, "the loss on the attacked images is nan"),
+        (100.0, ""),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_left_out_and_the_reason_names_it(brightness, reason):
+    class NanAtTheEnds(nn.Module):
+        """Logits are NaN at black and at white."""
+
+        def forward(self, pixels):
+            first = pixels.flatten(1)[:, 0]
+            value = torch.where((first < 1) | (first > 254), torch.nan, first)
+            return torch.stack([value, -value], 1)
+
+    images = torch.full((2, 1, 2, 2), brightness)
+    (record,) = attack_all(
+        NanAtTheEnds(), images, torch.tensor([1, 1]), AttackSpec(epsilons=(8.0,))
     )
-    attacked("pgd", linear([0.5, -2.0, 0.0, 1.0]), pixels(1, 2), torch.tensor([0]), 3.0)
-    assert len(taken) == PGD_GRADIENTS
+    assert record.reason == reason
+    assert (record.loss is None) == (record.loss_gain is None) == bool(reason)
 
 
 def test_how_many_images_pass_at_once_changes_no_loss():
     model, images, labels = small_network().eval(), pixels(9).float(), torch.arange(9) % 3
     spec = AttackSpec(methods=("pgd",), epsilons=(4.0,))
-    losses = [attack_all(model, images, labels, spec, pass_size=size)[0].loss for size in (1, 4, 9)]
+    losses = [
+        attack_all(model, images, labels, spec, batch_size=size)[0].loss for size in (1, 4, 9)
+    ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)

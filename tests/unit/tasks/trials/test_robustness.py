@@ -8,12 +8,12 @@ from torch import nn
 
 from search_spaces.errors import DataError
 from search_spaces.specs import RecipeSpec
-from tasks.trials.attacks import (
-    POOL_ROWS,
-    margins_of,
+from tasks.trials.attacks import logit_margins
+from tasks.trials.robustness import (
+    POOL_BLOCK,
     measure_radii,
     minimal_perturbations,
-    nearest_in_another_class,
+    nearest_of_another_class,
     summarise_radii,
 )
 from tasks.trials.training import train
@@ -73,7 +73,7 @@ def test_radii_of_a_linear_model_are_exact_with_every_point_found(box, scale):
     assert record.box_share == (0.0 if box == "free" else 1.0)
     if scale == 10.0:
         # Cross-entropy has no gradient there: float32 rounds the probability to one.
-        assert margins_of(model(images), model(images).argmax(1)).median() > 700
+        assert logit_margins(model(images), model(images).argmax(1)).median() > 700
 
 
 def two_dimensional(seed, width=24):
@@ -187,8 +187,8 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
     pixels = images[200:232]
     with torch.no_grad():
         decisions, pool = model(pixels).argmax(1), model(images[:200]).argmax(1)
-        starts = nearest_in_another_class(pixels, decisions, images[:200], pool)
-        change = minimal_perturbations(model, pixels, starts, num_steps=20)
+        starts = nearest_of_another_class(pixels, decisions, images[:200], pool)
+        change = minimal_perturbations(model, pixels, decisions, starts, num_steps=20)
         moved = pixels + change
         assert (model(moved.clamp(0, 255)).argmax(1) != decisions).all()
     assert -1e-3 <= moved.min() <= moved.max() <= 255 + 1e-3
@@ -231,6 +231,53 @@ def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
     assert "one class" in record.reason
 
 
+def test_a_misclassified_image_counts_with_radius_zero_even_without_a_radius():
+    class OneWayOut(nn.Module):
+        """Class 1 only near white. At black the slope is 0, and the pool shows no other class."""
+
+        def forward(self, pixels):
+            first = pixels.flatten(1)[:, 0]
+            value = torch.where(first > 100, first - 220, -1 + 0 * first)
+            return torch.stack([torch.zeros_like(value), value], 1)
+
+    images = torch.zeros(2, 1, 1, 1)
+    images[1] = 200  # its slope leads to class 1
+    record = measure_radii(OneWayOut(), images, torch.tensor([1, 0]), images, num_images=2, seed=0)
+    assert record.radii == (None, pytest.approx(20, rel=1e-3))
+    assert record.num_not_found == 1
+    assert (record.pred.num_images, record.pred.mean) == (1, pytest.approx(20, rel=1e-3))
+    assert (record.true.num_images, record.true.mean) == (2, pytest.approx(10, rel=1e-3))
+
+
+def test_without_any_radius_there_is_no_mean_even_if_images_are_misclassified():
+    """A mean over misclassified images alone would be 0, however robust the others are."""
+    one_class, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
+    labels = torch.tensor([1, 0, 1])  # the network says 1
+    record = measure_radii(one_class, images, labels, images, num_images=3, seed=0)
+    assert (record.pred, record.true, record.wrong) == (None, None, (False, True, False))
+
+
+def test_an_image_is_held_against_the_class_it_had_when_its_start_was_chosen():
+    """A network near a tie, whose decision depends on the batch size, as rounding may."""
+
+    class NearTie(nn.Module):
+        """Class 0 up to 50; above a tie, which is class 1 in large batches, 0 in small ones."""
+
+        def forward(self, pixels):
+            first = pixels.flatten(1)[:, 0]
+            tie = 1e-6 if len(pixels) > 4 else -1e-6
+            value = torch.where(first < 50, -1.0, tie) + 0 * first
+            return torch.stack([torch.zeros_like(value), value], 1)
+
+    image, pool = torch.full((1, 1, 1, 1), 100.0), torch.zeros(6, 1, 1, 1)
+    record = measure_radii(
+        NearTie(), image, torch.tensor([1]), pool, num_images=1, seed=0, batch_size=7
+    )
+    # In its own batch the image is of another class than before, without any change. Held against
+    # class 0, it would get the whole way to its start, 100, which changes no class.
+    assert record.radii == pytest.approx([0.0], abs=1e-3)
+
+
 def test_a_class_that_no_image_of_the_pool_shows_is_found_by_descent():
     model = Linear(torch.full((4,), 1.0, dtype=torch.float64), -400.0)
     images = torch.full((2, 1, 2, 2), 120.0)
@@ -260,11 +307,11 @@ def test_a_vanishing_gradient_is_crossed_towards_the_start():
 def test_the_nearest_is_found_in_whichever_block_of_the_pool_it_lies():
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(
-        0, 256, (2 * POOL_ROWS + 1, 1, 3, 3), generator=generator, dtype=torch.uint8
+        0, 256, (2 * POOL_BLOCK + 1, 1, 3, 3), generator=generator, dtype=torch.uint8
     )
     images, classes = pool[::100].float() + 0.5, torch.arange(len(pool)) % 3
     own = classes[::100]
-    found = nearest_in_another_class(images, own, pool, classes)
+    found = nearest_of_another_class(images, own, pool, classes)
     for image, decision, start in zip(images, own, found, strict=True):
         others = pool[classes != decision].double()
         distances = ((others - image.double()) ** 2).flatten(1).sum(1)
@@ -278,8 +325,8 @@ def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
     model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
     labels = model(images).argmax(1)
     whole, parts = (
-        measure_radii(model, images, labels, images, num_images=9, seed=0, pass_size=pass_size)
-        for pass_size in (50, 4)
+        measure_radii(model, images, labels, images, num_images=9, seed=0, batch_size=batch_size)
+        for batch_size in (50, 4)
     )
     assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
     assert (parts.rows, parts.wrong) == (whole.rows, whole.wrong)

@@ -1,0 +1,219 @@
+"""Blocks of items: cut a listing, read the blocks in parallel tasks, return their parts in order.
+
+Every block has a part file, so that an interrupted preparation goes on. A block may be read on a
+node with a disk of its own, if the same files lie there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from search_spaces.errors import DataError
+from tasks.prepared.parts import Image, Part, load_part, read_block, read_part, save_part
+from tasks.prepared.preparation import Preparation
+from tasks.prepared.table import ImageTable, Rows
+from tasks.sources.base import Item, RawRequest
+from tasks.sources.raw import PACKED_TARS, RefusedArchive, open_archive, split_locator
+
+if TYPE_CHECKING:
+    from tasks.remote import Executor
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+"""Called with (items read, items in all)."""
+
+BLOCK_BYTES = 64 << 20
+"""Bytes of prepared images that one reading task holds at most, whatever its source asks for."""
+ID_LENGTH = 32
+"""Hex digits of a block's hash in the name of its part."""
+Tar = tuple[str, ...]
+"""The names that lead to a packed tar: a file, then archives in it; empty if there is none."""
+
+
+class Block(NamedTuple):
+    """Items that one task reads, and the path of its part files without their ending.
+
+    The name is a hash of all that the part depends on.
+    """
+
+    items: Sequence[Item]
+    stem: Path
+
+
+def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) -> list[Block]:
+    """Cut items into blocks whose size depends on the data alone.
+
+    Args:
+        preparation: What is prepared.
+        items: The items in the order in which they are read.
+        folder: Where the part files go.
+    """
+    spec = preparation.request.spec
+    image_bytes = spec.channels * spec.image_size**2 * np.dtype(preparation.dtype).itemsize
+    size = max(1, min(preparation.listing.block_size, BLOCK_BYTES // image_bytes))
+    blocks = []
+    for start in range(0, len(items), size):
+        block_items = items[start : start + size]
+        name = preparation.id_of(block_items)[:ID_LENGTH]
+        blocks.append(Block(block_items, folder / name))
+    return blocks
+
+
+class _Parts:
+    """The parts of blocks, collected in any order."""
+
+    def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
+        self._blocks = blocks
+        self._on_progress = on_progress
+        self._by_index: dict[int, Part] = {}
+        self._num_items = sum(len(block.items) for block in blocks)
+        self._num_read = 0
+        on_progress(0, self._num_items)
+
+    def add(self, index: int, part: Part | None) -> None:
+        """Add the part of a block, if there is one."""
+        if part is None:
+            return
+        self._by_index[index] = part
+        self._num_read += len(self._blocks[index].items)
+        self._on_progress(self._num_read, self._num_items)
+
+    def missing(self) -> list[int]:
+        """Return the indices of blocks without a part."""
+        return [index for index in range(len(self._blocks)) if index not in self._by_index]
+
+    def in_order(self) -> list[Part]:
+        """Return the parts of all blocks."""
+        return [self._by_index[index] for index in range(len(self._blocks))]
+
+
+def read_blocks(
+    preparation: Preparation,
+    blocks: Sequence[Block],
+    executor: Executor,
+    readers: Executor | None,
+    on_progress: Progress,
+) -> list[Part]:
+    """Read every block that has no part yet.
+
+    Args:
+        preparation: What is prepared.
+        blocks: The blocks.
+        executor: Runs tasks that see the raw download and write parts.
+        readers: Runs tasks on nodes that may see the raw download. A block is read there only if
+            the node's files are the listed ones by name, size and time. It comes back to be written
+            here. Blocks that such nodes refuse are read by ``executor``.
+        on_progress: Called after every block.
+
+    Returns:
+        The parts in the order of the blocks.
+    """
+    parts = _Parts(blocks, on_progress)
+    for index, block in enumerate(blocks):
+        parts.add(index, load_part(block.stem))
+    if readers is not None and preparation.request.raw is not None:
+        _read_elsewhere(preparation, blocks, parts, readers)
+    missing = parts.missing()
+    calls = ((preparation.request, *blocks[index], preparation.dtype) for index in missing)
+    for place, part in executor.map_unordered(read_part, calls):
+        parts.add(missing[place], part)
+    return parts.in_order()
+
+
+def _read_elsewhere(
+    preparation: Preparation, blocks: Sequence[Block], parts: _Parts, readers: Executor
+) -> None:
+    """Read missing parts on nodes whose files are the same, and write them here."""
+    missing = parts.missing()
+    shared = preparation.for_other_node()
+    calls = []
+    for index in missing:
+        block = blocks[index]
+        calls.append((shared, block.items, block.stem.name))
+    for place, result in readers.map_unordered(read_if_same, calls, spread=True):
+        if result is None:
+            continue
+        part, images = result
+        index = missing[place]
+        save_part(blocks[index].stem, part, images)
+        parts.add(index, part)
+    num_refused = len(parts.missing())
+    if num_refused:
+        logger.warning(
+            "%d blocks are read on the driver's node: elsewhere files differ", num_refused
+        )
+
+
+def read_if_same(
+    preparation: Preparation, items: Sequence[Item], name: str
+) -> tuple[Part, list[Image]] | None:
+    """Read a block if this node's files are the listed ones, else return None."""
+    try:
+        is_same = preparation.id_of(items)[:ID_LENGTH] == name
+    except (DataError, OSError):
+        return None
+    return read_block(preparation.request, items, preparation.dtype) if is_same else None
+
+
+def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
+    """Return the order in which to read items: packed tars can only be read forward.
+
+    Args:
+        request: What is prepared.
+        items: The listed items.
+
+    Returns:
+        The places of the items, those of a packed tar in the order in which it stores them. None if
+        every order costs the same.
+    """
+    tars = [_packed_tar(item.locator) for item in items]
+    positions: dict[Tar, dict[str, int]] = {}
+    for tar, count in sorted(Counter(tars).items()):
+        if tar and count > 1:
+            with suppress(RefusedArchive):
+                archive = open_archive(request.base() / tar[0], tar[1:])
+                members = archive.members()
+                positions[tar] = {member: position for position, member in enumerate(members)}
+    if not positions:
+        return None
+    keys: list[tuple[Tar, int, int]] = []
+    for place, (tar, item) in enumerate(zip(tars, items, strict=True)):
+        if tar in positions:
+            member = split_locator(item.locator)[-1]
+            keys.append((tar, positions[tar].get(member, 0), place))
+        else:
+            keys.append(((), place, place))
+    return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
+
+
+def _packed_tar(locator: str) -> Tar:
+    *archives, _ = split_locator(locator)
+    if archives and archives[-1].lower().endswith(PACKED_TARS):
+        return tuple(archives)
+    return ()
+
+
+def listed_order(images: ImageTable, parts: Sequence[Part], order: Rows | None) -> ImageTable:
+    """Return images in the order of their listed items.
+
+    Args:
+        images: The images in the order in which they were read.
+        parts: The parts that they come from.
+        order: The order of reading, see :func:`reading_order`.
+    """
+    if order is None:
+        return images
+    read_places = []
+    start = 0
+    for part in parts:
+        read_places.append(start + part.rows["item"])
+        start += part.num_items
+    listed_places = order[np.concatenate(read_places)]
+    return images.take(np.argsort(listed_places, kind="stable"))

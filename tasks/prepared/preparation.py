@@ -1,0 +1,87 @@
+"""A preparation as its reading tasks share it, and the hash by which changed files are noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from stat import S_ISREG
+
+from search_spaces.fingerprint import canonical_json
+from tasks.prepared.parts import PixelType
+from tasks.sources.base import Item, Listing, RawRequest
+from tasks.sources.raw import split_locator
+
+MAX_CACHED_STAMPS = 1024
+"""Files whose size and time are remembered: thousands of members share an archive."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The facts that all reading tasks of a preparation share.
+
+    Attributes:
+        request: What is prepared, and from where.
+        listing: The raw listing; tasks on other nodes get one without items.
+        dtype: Type of the prepared pixels.
+    """
+
+    request: RawRequest
+    listing: Listing
+    dtype: PixelType
+
+    def for_other_node(self) -> Preparation:
+        """Return this with an absolute path and without the items."""
+        raw = self.request.raw
+        return Preparation(
+            replace(self.request, raw=raw and raw.absolute()),
+            replace(self.listing, items=(), skipped=()),
+            self.dtype,
+        )
+
+    def id_of(self, items: Sequence[Item]) -> str:
+        """Hash items and everything that decides how they are prepared.
+
+        Sizes and times of files enter, so a file that was replaced is read again. An item may need
+        several files; its details name the others.
+        """
+        request = self.request
+        stamp = _file_stamps(None if request.raw is None else request.base())
+        settings = [request.spec, list(self.listing.label_names), self.listing.dtype]
+        total = hashlib.sha256(canonical_json(settings).encode())
+        total.update(repr(request.raw and stamp(request.raw.name)).encode())
+        for item in items:
+            trait_texts = [text for trait in item.traits for text in trait]
+            details = (*item.details, *trait_texts)
+            facts = (item.locator, item.label, item.group, item.split, details)
+            stamps = []
+            for name in (item.locator, *details):
+                if isinstance(name, str):
+                    stamps.append(stamp(split_locator(name)[0]))
+            # The text is that of earlier releases: finished preparations keep their hash.
+            total.update(repr((facts, stamps)).encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+
+
+def _file_stamps(base: Path | None) -> Callable[[str], tuple[int, int] | None]:
+    """Return a function of a file's name below ``base`` to its size and time.
+
+    The function returns None for anything else: a detail need not be a file.
+    """
+
+    @lru_cache(maxsize=MAX_CACHED_STAMPS)
+    def stamp(name: str) -> tuple[int, int] | None:
+        if base is None:
+            return None
+        try:
+            status = os.stat(os.path.join(base, name))  # pathlib would intern every name
+        except (OSError, ValueError):
+            return None
+        if not S_ISREG(status.st_mode):
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    return stamp

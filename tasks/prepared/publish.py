@@ -1,0 +1,192 @@
+"""Writing a prepared dataset: nothing exists under the destination's name until it is complete."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.specs import PreparedSpec
+from tasks.atomic import remove_folder, sync_folder
+from tasks.prepared.parts import Image, digest, open_images
+from tasks.prepared.record import PreparedRecord
+from tasks.prepared.store import (
+    MARKER,
+    METADATA_ARRAYS,
+    PreparedDataset,
+    create_store,
+    seal,
+    stamp_file,
+    write_rows,
+)
+from tasks.prepared.table import ImageTable
+
+if TYPE_CHECKING:
+    from tasks.remote import Executor
+
+logger = logging.getLogger(__name__)
+MAX_ATTEMPTS = 3
+"""Attempts to put a store in place where a damaged one lies."""
+
+
+def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
+    """Return the record of a finished preparation.
+
+    Returns:
+        The record, or None if there is nothing yet, or only what a damaged store left.
+
+    Raises:
+        DataError: Something else lies at the destination.
+    """
+    if not destination.exists():
+        return None
+    try:
+        record = PreparedDataset.open(destination).record
+    except CorruptStoreError as error:
+        is_ours = (destination / MARKER).exists() or (destination / "zarr.json").exists()
+        if not is_ours and any(destination.iterdir()):
+            raise DataError(
+                f"{destination.name} must be a prepared dataset or not exist",
+                "other files",
+                "choose another --root",
+            ) from error
+        logger.warning(
+            "prepared dataset %s is damaged and is made again: %s", destination.name, error
+        )
+        return None
+    if record.prepared_id != spec.prepared_id:
+        raise DataError(
+            f"{destination.name} must hold prepared dataset {spec.prepared_id}",
+            record.prepared_id,
+            "choose another destination",
+        )
+    return record
+
+
+def build_and_publish(
+    record: PreparedRecord,
+    images: ImageTable,
+    stems: Sequence[Path],
+    destination: Path,
+    executor: Executor,
+    started: float,
+) -> PreparedRecord:
+    """Write the store in a sibling folder, rename it, and remove the part files.
+
+    Args:
+        record: The record without its seconds.
+        images: The images to write, with their places in the parts.
+        stems: Paths of the part files without their ending.
+        destination: Where the store goes.
+        executor: Runs the writing tasks.
+        started: When the preparation began, by ``time.monotonic()``.
+
+    Returns:
+        The record of the store at the destination.
+    """
+    folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        _write_arrays(folder, record, images, stems, executor)
+        names = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        stamps = {}
+        for place, stamp in executor.map_unordered(stamp_file, ((path,) for path in names)):
+            stamps[names[place].relative_to(folder).as_posix()] = stamp
+        seconds = round(time.monotonic() - started, 3)
+        record = record.model_copy(update={"seconds": seconds})
+        seal(folder, record, stamps)
+        record = _move_into_place(folder, destination, record)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    parts_folder = stems[0].parent
+    shutil.rmtree(parts_folder, ignore_errors=True)
+    if parts_folder.exists():
+        logger.warning("part files in %s could not be removed", parts_folder.name)
+    return record
+
+
+def _write_arrays(
+    folder: Path,
+    record: PreparedRecord,
+    images: ImageTable,
+    stems: Sequence[Path],
+    executor: Executor,
+) -> None:
+    shard_rows = create_store(
+        folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
+    )
+    starts = range(0, record.num_images, shard_rows)
+    calls = []
+    for start in starts:
+        rows = slice(start, start + shard_rows)
+        calls.append((folder, stems, start, images.places[rows], images.digests[rows]))
+    num_written = sum(1 for _ in executor.map_unordered(write_shard, calls))
+    if num_written < len(starts):
+        raise RuntimeError("a store may only be sealed when no shard is missing")
+    for name in METADATA_ARRAYS:
+        write_rows(folder, name, 0, getattr(images, name))
+
+
+def write_shard(
+    folder: Path,
+    stems: Sequence[Path],
+    start: int,
+    places: NDArray[np.int32],
+    digests: NDArray[np.void],
+) -> None:
+    """Copy one shard's images from their parts.
+
+    Args:
+        folder: The store.
+        stems: Paths of the part files without their ending.
+        start: Row of the first image.
+        places: ``(num_images, 2)`` the part of each image, and its row there.
+        digests: ``(num_images,)`` SHA-256 of each image when it was read.
+
+    Raises:
+        CorruptStoreError: An image changed since it was read.
+    """
+    rows: list[Image] = []
+    opened_part = -1
+    for (part, row), expected in zip(places.tolist(), digests, strict=True):
+        if part != opened_part:  # one mapped part at a time
+            part_images = open_images(stems[part])
+            opened_part = part
+        rows.append(np.array(part_images[row]))
+        if digest(rows[-1]) != expected.tobytes():
+            raise CorruptStoreError(
+                f"Part {part} must be as it was written",
+                "another checksum",
+                f"delete folder {stems[part].parent.name} and prepare again",
+            )
+    write_rows(folder, "images", start, np.stack(rows))
+
+
+def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
+    """Rename a store to its destination.
+
+    If an undamaged store is already there it stays: equal specs and files give equal content.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            folder.rename(destination)
+        except OSError:
+            if not destination.exists():
+                raise
+        else:
+            sync_folder(destination.parent)
+            return record
+        try:
+            return PreparedDataset.open(destination).record
+        except CorruptStoreError:
+            remove_folder(destination)
+    raise CorruptStoreError(
+        f"{destination.name} must stay whole while it is published", "damaged thrice"
+    )
