@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -110,7 +109,7 @@ def one_dataset(table: pd.DataFrame) -> OneDataset | None:
     Args:
         table: One row per finished training, with the columns of a sweep's table.
     """
-    done = table[table[TEST_LOSS].notna()]
+    done = table[table[TEST_LOSS] > 0]  # a loss of 0 has no logarithm; the table counts it
     names = done[[DATASET, CLASS_PAIR]].drop_duplicates()
     if len(names) != 1:
         return None
@@ -122,7 +121,7 @@ def one_dataset(table: pd.DataFrame) -> OneDataset | None:
         dataset=str(names[DATASET].iloc[0]),
         best=tuple(best for best in by_size if best is not None),
         curves=tuple(curves),
-        num_seeds=int(done[SEED].nunique()),
+        num_seeds=max(1, int(done[SEED].nunique())),
     )
 
 
@@ -132,8 +131,8 @@ def best_network(rows: pd.DataFrame) -> BestNetwork | None:
     if len(means) < 2:
         return None
     best, runner_up = (str(name) for name in means.index[:2])
-    logs = np.log(rows[TEST_LOSS].where(rows[TEST_LOSS] > 0))
-    by_seed = logs.groupby([rows[SEED], rows[MODEL]]).mean().unstack()
+    seeds = rows[SEED].fillna(0)  # a table that is not a sweep's may name none
+    by_seed = np.log(rows[TEST_LOSS]).groupby([seeds, rows[MODEL]]).mean().unstack()
     differences = (by_seed[runner_up] - by_seed[best]).dropna().to_numpy(dtype=float)
     accuracies = rows.groupby(MODEL)[TEST_ACCURACY].mean()
     return BestNetwork(
@@ -158,7 +157,7 @@ def test_images_needed(first: float, second: float) -> int | None:
         return None
     quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
     variance = first * (1 - first) + second * (1 - second)
-    return ceil(quantiles**2 * variance / (first - second) ** 2)
+    return int(np.ceil(quantiles**2 * variance / (first - second) ** 2))
 
 
 def _interval(differences: Sequence[float]) -> Interval | None:

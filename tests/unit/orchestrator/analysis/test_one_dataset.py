@@ -98,3 +98,11 @@ def test_several_datasets_or_pairs_are_not_one():
     both = pd.concat([table(), table(dataset="other")])
     assert one_dataset(both) is None
     assert one_dataset(pd.concat([table(class_pair="0-1"), table(class_pair="0-2")])) is None
+
+
+def test_a_table_without_seeds_or_with_a_loss_of_zero_is_answered_all_the_same():
+    assert one_dataset(table().assign(seed=np.nan)).best[-1].model == "small_cnn"
+    rows = table()
+    rows.loc[rows["train_size"] == 105, "test_loss"] = 0.0
+    assert [best.train_size for best in one_dataset(rows).best] == [210, 420, 840]
+    assert one_dataset(table().assign(test_loss=0.0)) is None
