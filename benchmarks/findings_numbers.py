@@ -866,11 +866,32 @@ class LevelTable:
         }
 
 
+TEST_IMAGES_OF_LEVELS = 340
+
+
+def log_error(row: dict[str, str]) -> float:
+    """Log of the test error, with half an image more, so that it is defined without any error."""
+    wrong = round((1 - float(row["test_accuracy"])) * TEST_IMAGES_OF_LEVELS)
+    return float(np.log((wrong + 0.5) / (TEST_IMAGES_OF_LEVELS + 1)))
+
+
+def log_loss(row: dict[str, str]) -> float:
+    """Log of the test loss."""
+    return float(np.log(float(row["test_loss"])))
+
+
 def level_table(
-    rows: Rows, *, seed: str = "", skip: int = 0, d: str = "mle", levels: str = "0246"
+    rows: Rows,
+    response=log_loss,
+    *,
+    seed: str = "",
+    skip: int = 0,
+    d: str = "mle",
+    levels: str = "0246",
 ) -> LevelTable:
-    """Return the points of rows of ``dimension-moved``: of one seed or all, without the ``skip``
-    smallest train sizes, with another estimator of d, or at some levels alone.
+    """Return the points of rows of ``dimension-moved``: of log loss or log error, of one seed or
+    all, without the ``skip`` smallest train sizes, with another estimator of d, or at some levels
+    alone.
     """
     done = [row for row in rows if row["status"] == "done" and row["seed"].startswith(seed)]
     cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
@@ -887,7 +908,10 @@ def level_table(
         )
 
     loss = [
-        [[_mean(cells[p, level, size], "loss") for size in sizes[skip:]] for level in levels]
+        [
+            [np.mean([response(row) for row in cells[p, level, size]]) for size in sizes[skip:]]
+            for level in levels
+        ]
         for p in pairs
     ]
     dimension, log_k = measured(f"d_data_{d}"), np.log(measured("label_sharpness"))
@@ -901,11 +925,33 @@ def dimension_moved(rows: Rows) -> dict[str, object]:
     ways |= {"without the smallest N": {"skip": 1}, "TwoNN for d": {"d": "twonn"}}
     ways |= {"without level 6": {"levels": "024"}, "without level 0": {"levels": "246"}}
     losses = np.array([float(row["test_loss"]) for row in rows if row["status"] == "done"])
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        accuracy[f"level {row['dataset'][-1]}"].append(float(row["train_accuracy"]))
     return {
         "trials": len(losses),
+        "mean training accuracy": {level: float(np.mean(of)) for level, of in accuracy.items()},
         "share at chance level": float(np.mean(losses >= CHANCE)),
         **level_table(rows).numbers(),
         "turned": {name: level_table(rows, **way).answers() for name, way in ways.items()},
+    }
+
+
+def trained_longer(short: Rows, long: Rows) -> dict[str, object]:
+    """All numbers of the sixth registration."""
+    shorter, longer = level_table(short, seed="0"), level_table(long)
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for row in long:
+        key = f"level {row['dataset'][-1]}, N {row['train_size']}"
+        accuracy[key].append(float(row["train_accuracy"]))
+    return {
+        **dimension_moved(long),
+        "training accuracy by N": {key: float(np.mean(of)) for key, of in accuracy.items()},
+        "power of d, longer less shorter": longer.jackknifed(
+            lambda at: longer.power_of_d(at) - shorter.power_of_d(at)
+        ),
+        "log error": level_table(long, log_error).answers(),
+        "log error, trained shorter": level_table(short, log_error).answers(),
     }
 
 
@@ -923,7 +969,9 @@ def numbers() -> dict[str, object]:
         "both interventions": interventions(*sweeps)
     }
     found["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
-    found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
+    short, long = (read(RESULTS / f"dimension_moved{of}.csv.gz") for of in ("", "_longer"))
+    found["dimension_moved"] = dimension_moved(short)
+    found["dimension_moved_longer"] = trained_longer(short, long)
     return found
 
 

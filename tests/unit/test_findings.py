@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import linregress
 
 from benchmarks.harness import source
 from orchestrator.analysis import class_pairs
@@ -269,6 +270,62 @@ def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
 def written(value):
     """A number as documents write it: two digits, and a true minus sign."""
     return f"{value:.2f}".replace("-", "−")
+
+
+def interval(one, digits=2):
+    """A number with its interval, as the page writes it."""
+    value, low, high = (
+        f"{one[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def test_findings_say_of_d_moved_what_its_tables_say(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    short, long = numbers["dimension_moved"], numbers["dimension_moved_longer"]
+    assert (short["trials"], long["trials"]) == (1200, 600)
+    for table in (short, long):
+        cells = " | ".join(interval(one, 1) for one in table["b by level"])
+        assert f"| {cells} |" in said
+        slopes = " | ".join(f"{slope:.2f}" for slope in table["mean slope by level"])
+        assert f"| {slopes} |" in said
+        accuracies = " | ".join(f"{of:.2f}" for of in table["mean training accuracy"].values())
+        assert f"| {accuracies} |" in said
+        losses = " | ".join(f"{loss:.2f}" for loss in table["median loss by level"])
+        assert f"| {losses} |" in said
+        for name in (
+            "power of d against 0",
+            "b/d less one slope, new pairs",
+            "b/d less one slope, new pairs and level",
+            "power of d at equal height",
+        ):
+            assert interval(table[name]) in said, name
+    assert interval(long["power of d, longer less shorter"]) in said
+    for name in ("log error", "log error, trained shorter"):
+        assert interval(long[name]["power of d against 0"]) in said, name
+    dimensions = " | ".join(f"{d:.1f}" for d in short["median d by level"])
+    assert f"| {dimensions} |" in said
+
+
+@pytest.mark.parametrize("name", ["dimension_moved", "dimension_moved_longer"])
+def test_slopes_and_the_power_of_d_come_out_of_another_libraries_hands(numbers, name):
+    """Slopes of each curve by scipy on a pandas table, then the levels' means."""
+    rows = pd.read_csv(RESULTS / f"{name}.csv.gz", dtype={"dataset": str})
+    rows[["pair", "level"]] = rows.dataset.str.extract(r"mnist_(\d\d)_(\d)")
+    rows["log_loss"] = np.log(rows.test_loss)
+    curves = rows.groupby(["pair", "level", "train_size"])[["log_loss", "d_data_mle"]].mean()
+    fitted = [
+        {
+            "level": level,
+            "slope": -linregress(np.log(curve.index.get_level_values(2)), curve.log_loss).slope,
+            "log_d": np.log(curve.d_data_mle.iloc[-1]),
+        }
+        for (_, level), curve in curves.groupby(level=["pair", "level"])
+    ]
+    means = pd.DataFrame(fitted).groupby("level").mean()
+    assert means.slope.tolist() == pytest.approx(numbers[name]["mean slope by level"], rel=1e-9)
+    power = -linregress(means.log_d, np.log(means.slope)).slope
+    assert numbers[name]["power of d against 0"]["value"] == pytest.approx(power, rel=1e-9)
 
 
 def test_readme_says_of_moved_training_images_what_the_tables_say(numbers):
