@@ -80,7 +80,7 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]
     if single.best:
         question = f"Which network is best on {single.dataset}?"
         line = single.best_line
-        caveats = tuple(filter(None, [single.test_set_line]))
+        caveats = tuple(filter(None, [single.test_set_line, single.why_no_curves]))
         found.append(Finding(question, "described", line.rstrip("."), line, caveats))
     for curve in single.curves:
         question = f"What would more images bring {curve.name}?"
