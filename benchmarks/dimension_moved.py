@@ -1,7 +1,8 @@
 """``isweep run dimension-moved``: its images, its power, and its table.
 
-``dimension-moved`` prints the numbers that the registration asks for, from the committed table;
-``--keep CSV`` first takes the columns that they need out of a table of ``isweep results --csv``.
+``moved`` prints the numbers that the fifth registration asks for, from the committed table, and
+``longer`` those of the sixth; ``--keep CSV`` first takes the columns that they need out of a table of
+``isweep results --csv``.
 ``images`` measures d and K_F of the sweep's images by level, without any training. ``drawn`` states
 the power: how often each verdict is reached on tables that are drawn from known laws.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from findings_numbers import LevelTable, dimension_moved, read
+from findings_numbers import LevelTable, dimension_moved, read, trained_longer
 from harness import Found, run
 
 from tasks.measures.measure import measure_array
@@ -24,7 +25,7 @@ from tasks.sources.nuisance import vary
 from tasks.sources.pictures import to_prepared
 
 RESULTS = Path(__file__).with_name("results")
-TABLE = RESULTS / "dimension_moved.csv.gz"
+TABLE, LONGER = (RESULTS / f"dimension_moved{of}.csv.gz" for of in ("", "_longer"))
 COLUMNS = [
     *("trial_id", "dataset", "class_pair", "model", "train_size", "seed", "status"),
     *("test_loss", "test_accuracy", "train_accuracy"),
@@ -44,13 +45,26 @@ NEITHER, OPEN = "slopes go with d otherwise", "cannot be told"
 
 
 def moved(*, keep: Path | None = None) -> Found:
-    """Print the registered numbers of the committed table and the verdict."""
-    if keep:
-        rows = pd.read_csv(keep)[COLUMNS].sort_values(["dataset", "model", "train_size", "seed"])
-        compression: Any = {"method": "gzip", "mtime": 0}
-        rows.to_csv(TABLE, index=False, float_format="%.5g", compression=compression)
+    """Print the numbers of the fifth registration and its verdicts."""
+    _keep(keep, TABLE)
     found = dimension_moved(read(TABLE))
     return {"verdict": verdict(found), "prediction": predicts(found), **found}
+
+
+def longer(*, keep: Path | None = None) -> Found:
+    """Print those of the sixth, of networks that were trained longer."""
+    _keep(keep, LONGER)
+    found = trained_longer(read(TABLE), read(LONGER))
+    return {"verdict": verdict(found), "prediction": predicts(found), **found}
+
+
+def _keep(table: Path | None, path: Path) -> None:
+    """Take the columns that the numbers need out of a table of results, if one is given."""
+    if table is None:
+        return
+    rows = pd.read_csv(table)[COLUMNS].sort_values(["dataset", "model", "train_size", "seed"])
+    compression: Any = {"method": "gzip", "mtime": 0}
+    rows.to_csv(path, index=False, float_format="%.5g", compression=compression)
 
 
 def verdict(answers: Any) -> str:
@@ -165,4 +179,4 @@ def counts(tables: list[LevelTable], power: float) -> Found:
 
 
 if __name__ == "__main__":
-    run(moved, parts=(images, drawn))
+    run(moved, longer, parts=(images, drawn))

@@ -11,6 +11,7 @@ import gzip
 import json
 from bisect import bisect_left
 from collections import defaultdict
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -33,10 +34,13 @@ def read(path: Path) -> Rows:
 def t_tail(t: float, degrees: int) -> float:
     """Two-sided tail of Student's t: Simpson's rule on the density, after tan u = t / √degrees."""
     u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 20_001)
-    whole = np.linspace(0, np.pi / 2, 20_001)
-    return float(
-        _simpson(np.cos(u) ** (degrees - 1), u) / _simpson(np.cos(whole) ** (degrees - 1), whole)
-    )
+    return float(_simpson(np.cos(u) ** (degrees - 1), u) / _both_tails(degrees))
+
+
+@cache
+def _both_tails(degrees: int) -> float:
+    u = np.linspace(0, np.pi / 2, 20_001)
+    return _simpson(np.cos(u) ** (degrees - 1), u)
 
 
 def _simpson(values: np.ndarray, at: np.ndarray) -> float:
@@ -49,7 +53,7 @@ def _simpson(values: np.ndarray, at: np.ndarray) -> float:
 def t_quantile(degrees: int) -> float:
     """The value that 2.5 % of Student's t lie above."""
     low, high = 0.0, 1000.0
-    for _ in range(100):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if t_tail(middle, degrees) > 0.05 else (low, middle)
     return low
@@ -118,6 +122,17 @@ class PairTable:
         images = {row["class_pair"]: row for row in read(RESULTS / f"{name}_tail.csv")}
         self.tail = np.array([float(images[pair]["alpha"]) for pair in self.pairs])
         self.nearest = np.log([float(images[pair]["nearest"]) for pair in self.pairs])
+        self.log_delta = np.log([float(measured[p]["mean_unlike_distance"]) for p in self.pairs])
+
+    def without(self, name: str) -> PairTable:
+        """The table without the pairs of one class."""
+        kept = np.flatnonzero((self.classes != name).all(1))
+        table = copy(self)
+        for key, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(table, key, value[kept])
+        table.pairs = [self.pairs[k] for k in kept]
+        return table
 
     def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
         """A function of places of pairs, with its scatter when a class is left out."""
@@ -179,8 +194,9 @@ class PairTable:
 
         found = self.exponent(self.d)
         scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
-        needed = 10 + bisect_left(
-            range(10, 10**5), True, key=lambda num: scale * expected(num) <= width
+        least = len(np.unique(self.classes))
+        needed = least + bisect_left(
+            range(least, 2000), True, key=lambda num: scale * expected(num) <= width
         )
         return {
             "classes": needed,
@@ -189,19 +205,44 @@ class PairTable:
             "of a pair": of_pair**0.5,
         }
 
-    def free_of_scale(self, log_length: np.ndarray) -> dict[str, float]:
+    def num_classes_without_one(self, width: float) -> list[float]:
+        """The smallest and the largest number of classes that the same rule asks for when one class
+        is left out.
+        """
+        names = np.unique(self.classes)
+        found = [self.without(str(name)).num_classes(width)["classes"] for name in names]
+        return [min(found), max(found)]
+
+    def free_of_scale(self, log_length: np.ndarray, log_delta: np.ndarray) -> dict[str, float]:
         """Slope of log(length / δ) on log(K_F δ) at equal 1/d, with δ the mean distance to the
         nearest unlike image: K_F and lengths are counted in units of δ, so that a factor on all
         pixels moves neither.
         """
-        height = log_length.mean((1, 2)) - self.nearest
-        columns = np.column_stack([self.log_k + self.nearest, 1 / self.d])
+        height = log_length.mean((1, 2)) - log_delta
+        columns = np.column_stack([self.log_k + log_delta, 1 / self.d])
 
         def slope(at):
             with_intercept = np.column_stack([columns[at], np.ones(len(at))])
             return float(np.linalg.lstsq(with_intercept, height[at], rcond=None)[0][0])
 
         return self.jackknifed(slope)
+
+    def fitted(self) -> dict[str, dict[str, float]]:
+        """What ``isweep fit`` asks, with δ of the training images at the largest N, as d and K_F.
+        The slope of log R̂ in pixel units is not tested: units alone give it −1.
+        """
+        beside = {"beside": self.log_delta[:, None]}
+        tested = {
+            "exponent": self.exponent(self.d),
+            "exponent against 1": self.exponent(self.d, null=1.0),
+            "log loss on log K_F": self.on_sharpness(self.loss, self.d),
+            "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat, self.log_delta),
+            "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
+            "log loss on log K_F, at equal δ": self.on_sharpness(self.loss, self.d, **beside),
+            "log R̂ on log K_F, at equal δ": self.on_sharpness(self.r_hat, self.d, **beside),
+            "accuracy lost on log K_F, at equal δ": self.on_sharpness(self.drop, self.d, **beside),
+        }
+        return adjusted(tested) | {"log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d)}
 
     def explained(self, log_response: np.ndarray) -> dict[str, float]:
         """Share of the variance between pairs (R²) that 1/d explains together with log K_F, with
@@ -247,7 +288,7 @@ class PairTable:
             "accuracy lost on log K_F, at equal mean distance": self.on_sharpness(
                 self.drop, self.d, **nearest
             ),
-            "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat),
+            "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat, self.nearest),
             "exponent, the half of pairs with larger losses": self.jackknifed(
                 lambda at: exponent(np.intersect1d(at, large))
             ),
@@ -331,7 +372,12 @@ class PairTable:
                 "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
             },
             **self.answers(),
-            "classes for a width of 0.6": self.num_classes(0.6),
+            "as isweep fit asks": self.fitted(),
+            "r of log δ of training images with that of all": float(
+                np.corrcoef(self.log_delta, self.nearest)[0, 1]
+            ),
+            "classes for a width of 0.6": self.num_classes(0.6)
+            | {"without one class": self.num_classes_without_one(0.6)},
             "exponent, TwoNN": self.exponent(self.twonn),
             "exponent without the smallest N": self.exponent(self.d, sizes=slice(1, None)),
             **{
@@ -820,11 +866,32 @@ class LevelTable:
         }
 
 
+TEST_IMAGES_OF_LEVELS = 340
+
+
+def log_error(row: dict[str, str]) -> float:
+    """Log of the test error, with half an image more, so that it is defined without any error."""
+    wrong = round((1 - float(row["test_accuracy"])) * TEST_IMAGES_OF_LEVELS)
+    return float(np.log((wrong + 0.5) / (TEST_IMAGES_OF_LEVELS + 1)))
+
+
+def log_loss(row: dict[str, str]) -> float:
+    """Log of the test loss."""
+    return float(np.log(float(row["test_loss"])))
+
+
 def level_table(
-    rows: Rows, *, seed: str = "", skip: int = 0, d: str = "mle", levels: str = "0246"
+    rows: Rows,
+    response=log_loss,
+    *,
+    seed: str = "",
+    skip: int = 0,
+    d: str = "mle",
+    levels: str = "0246",
 ) -> LevelTable:
-    """Return the points of rows of ``dimension-moved``: of one seed or all, without the ``skip``
-    smallest train sizes, with another estimator of d, or at some levels alone.
+    """Return the points of rows of ``dimension-moved``: of log loss or log error, of one seed or
+    all, without the ``skip`` smallest train sizes, with another estimator of d, or at some levels
+    alone.
     """
     done = [row for row in rows if row["status"] == "done" and row["seed"].startswith(seed)]
     cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
@@ -841,7 +908,10 @@ def level_table(
         )
 
     loss = [
-        [[_mean(cells[p, level, size], "loss") for size in sizes[skip:]] for level in levels]
+        [
+            [np.mean([response(row) for row in cells[p, level, size]]) for size in sizes[skip:]]
+            for level in levels
+        ]
         for p in pairs
     ]
     dimension, log_k = measured(f"d_data_{d}"), np.log(measured("label_sharpness"))
@@ -855,11 +925,33 @@ def dimension_moved(rows: Rows) -> dict[str, object]:
     ways |= {"without the smallest N": {"skip": 1}, "TwoNN for d": {"d": "twonn"}}
     ways |= {"without level 6": {"levels": "024"}, "without level 0": {"levels": "246"}}
     losses = np.array([float(row["test_loss"]) for row in rows if row["status"] == "done"])
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        accuracy[f"level {row['dataset'][-1]}"].append(float(row["train_accuracy"]))
     return {
         "trials": len(losses),
+        "mean training accuracy": {level: float(np.mean(of)) for level, of in accuracy.items()},
         "share at chance level": float(np.mean(losses >= CHANCE)),
         **level_table(rows).numbers(),
         "turned": {name: level_table(rows, **way).answers() for name, way in ways.items()},
+    }
+
+
+def trained_longer(short: Rows, long: Rows) -> dict[str, object]:
+    """All numbers of the sixth registration."""
+    shorter, longer = level_table(short, seed="0"), level_table(long)
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for row in long:
+        key = f"level {row['dataset'][-1]}, N {row['train_size']}"
+        accuracy[key].append(float(row["train_accuracy"]))
+    return {
+        **dimension_moved(long),
+        "training accuracy by N": {key: float(np.mean(of)) for key, of in accuracy.items()},
+        "power of d, longer less shorter": longer.jackknifed(
+            lambda at: longer.power_of_d(at) - shorter.power_of_d(at)
+        ),
+        "log error": level_table(long, log_error).answers(),
+        "log error, trained shorter": level_table(short, log_error).answers(),
     }
 
 
@@ -877,7 +969,9 @@ def numbers() -> dict[str, object]:
         "both interventions": interventions(*sweeps)
     }
     found["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
-    found["dimension_moved"] = dimension_moved(read(RESULTS / "dimension_moved.csv.gz"))
+    short, long = (read(RESULTS / f"dimension_moved{of}.csv.gz") for of in ("", "_longer"))
+    found["dimension_moved"] = dimension_moved(short)
+    found["dimension_moved_longer"] = trained_longer(short, long)
     return found
 
 

@@ -17,6 +17,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,52 @@ def report_truth(
     return result(ours)
 
 
+def selection(*, tables: int = 30) -> Found:
+    """Count false claims of attacks, and any, on tables of noise with two models: today, and with
+    the interval of the largest correlation not adjusted for its selection.
+    """
+    worlds = [replace(one, models=("a", "b")) for one in WORLDS if one.name.startswith("noise")]
+    squashed = World(name="noise, losses at guessing", shift=2.0, models=("a", "b"))
+    counts: Counter[str] = Counter()
+    for world in (*worlds, squashed, squashed, squashed):
+        rng = np.random.default_rng([38, len(counts), counts["tables"]])
+        for _ in range(tables):
+            fits = fit_scaling_laws(draw(world, rng).table)
+            truth = true_claims(world)
+            false = {claim for claim, way in claims_of(fits) if way not in truth[claim]}
+            attacks = "attacks on K_F" in false
+            before = attacks or _claimed_before(fits)
+            counts.update(
+                {
+                    "tables": 1,
+                    "attacks": attacks,
+                    "attacks before": before,
+                    "any": bool(false),
+                    "any before": bool(false) or before,
+                }
+            )
+    num = counts["tables"]
+    return {
+        "ours": {name: share(counts[name], num) for name in ("attacks", "any")},
+        "theirs": {name: share(counts[f"{name} before"], num) for name in ("attacks", "any")},
+    }
+
+
+def _claimed_before(fits: ScalingFits) -> bool:
+    """Return whether attacks were claimed by the interval of one correlation, chosen or not."""
+    claim = fits.claim(r.ATTACKS)
+    if claim is None or claim.adjusted_p > LEVEL:
+        return False
+    domains = len({dataset.domain for dataset in fits.datasets})
+    largest = max((fit for fit in fits.attacks if fit.estimates), key=_correlation_of)
+    bounds = r.correlation_interval(_correlation_of(largest), largest.num_datasets, domains - 1)
+    return bounds is not None and bounds[0] > 0
+
+
+def _correlation_of(fit: r.Fit) -> float:
+    return fit.estimates[0].value
+
+
 def result(ours: dict[str, Found]) -> Found:
     ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
     nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
@@ -236,4 +283,4 @@ def together(ours: dict[str, Found]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run(report_truth)
+    run(report_truth, parts=(selection,))

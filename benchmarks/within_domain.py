@@ -7,6 +7,10 @@ tables.
 the same fit on tables of known laws and nulls, drawn here without the analysis: two-way effects of
 classes on heights, slopes, d and K_F. ``interventions`` fits the committed worlds; ``figure`` and
 ``worlds-figure`` draw those of docs/findings.md.
+
+``add-delta``: measures the training images of every pair again, without training, and adds δ to the
+committed table. First prepare the set: ``isweep prepare digits --sweep digit-pairs --root DIR``.
+``level``: how often ``isweep fit`` claims something of class pairs where nothing is.
 """
 
 from __future__ import annotations
@@ -19,23 +23,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from blind_tables import share
 from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
+from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.grouped import fit_pairs
+from orchestrator.analysis.grouped_tables.design import Design
+from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
+from orchestrator.results.table import measure_metrics
+from orchestrator.running.preparation import load_arrays, measure_subset
+from search_spaces.specs import pair_name
 from tasks.prepared.store import PreparedDataset
+from tasks.remote import InlineExecutor
 
 RESULTS = Path(__file__).with_name("results")
 COLUMNS = [
     *("trial_id", "domain", "dataset", "class_pair", "model", "train_size", "seed", "status"),
     *("test_loss", "test_accuracy", "train_accuracy", "accuracy_drop", "r_hat_pred"),
-    *("d_data_mle", "d_data_twonn", "label_sharpness"),
+    *("d_data_mle", "d_data_twonn", "label_sharpness", "mean_unlike_distance"),
 ]
 TRAINING_PRESETS = ("interventions-training", "interventions-digits-training")
 TAIL = (5, 40)
@@ -54,13 +65,54 @@ def within_domain(
         rows = read.rename(columns={drop: "accuracy_drop"})[COLUMNS].sort_values(
             ["class_pair", "model", "train_size", "seed"]
         )
-        rows.to_csv(
-            table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0}
-        )
+        save(rows, table_path)
         tails(preset, root).to_csv(
             stem.with_name(f"{stem.name}_tail.csv"), index=False, float_format="%.5g"
         )
     return {"answers": [asdict(slope) for slope in fit_pairs(prepare(read_csv(table_path)).points)]}
+
+
+def save(rows: pd.DataFrame, path: Path) -> None:
+    """Write a table with five digits, in the same bytes each time."""
+    compression = {"method": "gzip", "mtime": 0}
+    rows.to_csv(path, index=False, float_format="%.5g", compression=compression)
+
+
+MEASURED = ("label_sharpness", "d_data_mle", "d_data_twonn")
+
+
+def add_delta(preset: str = "digit-pairs", *, root: Path) -> Found:
+    """Add δ to a committed table, from the training images that its trials had.
+
+    These are those images only if K_F and d, measured again beside δ, are what the table holds, to
+    its five digits. Else nothing is written.
+    """
+    path = RESULTS / f"{preset.replace('-', '_')}.csv.gz"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    measured = measured_again(preset, root)
+    cells = pd.MultiIndex.from_arrays([table["class_pair"], table["train_size"].astype(int)])
+    again = measured.loc[cells].reset_index(drop=True)
+    committed = table[[*MEASURED]].apply(pd.to_numeric)
+    both = committed.notna() & again[[*MEASURED]].notna()
+    apart = float((again[[*MEASURED]] / committed - 1)[both].abs().max(axis=None))
+    if apart > 5.1e-5:
+        raise SystemExit(f"{path.name}: K_F or d measured again differ by {apart:.2g}")
+    delta = again["mean_unlike_distance"].map("{:.5g}".format)
+    save(table.assign(mean_unlike_distance=delta), path)
+    return {"rows": len(table), "largest relative difference of K_F and d": apart}
+
+
+def measured_again(preset: str, root: Path) -> pd.DataFrame:
+    """Return the measures of every pair at every train size, by both."""
+    workspace = Workspace.open(preset, str(root))
+    rows = {}
+    for spec in workspace.plan.measures:
+        data = load_arrays(workspace, spec.subset, max(spec.train_sizes))
+        dataset = workspace.plan.datasets[spec.subset.prepared.dataset]
+        record = measure_subset(spec, data, dataset, InlineExecutor())
+        for size in spec.train_sizes:
+            rows[pair_name(spec.subset.class_pair), size] = measure_metrics(record, size)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def interventions(preset: str = "interventions-digits") -> Found:
@@ -271,6 +323,50 @@ def _world(
     return {"truth": truth, "spreads": {**SPREADS, **spreads}}
 
 
+LEVEL_DESIGNS = {
+    "6 classes": (6, 1, 1),
+    "10 classes": (10, 1, 1),
+    "10 classes, three rows a pair": (10, 1, 3),
+    "10 classes, two columns": (10, 2, 1),
+    "20 classes": (20, 1, 1),
+}
+"""Classes, columns and rows a pair of drawn tables in which nothing goes with anything."""
+
+
+def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Found:
+    """Draw tables of class pairs in which response and columns are independent sums of class
+    effects, and count claims of ``isweep fit TABLE --groups first --groups second``. ``theirs`` is
+    the jackknife over classes alone, on the same tables.
+    """
+    ours, theirs = {}, {}
+    for name in designs or LEVEL_DESIGNS:
+        rng = np.random.default_rng([seed, *LEVEL_DESIGNS[name]])
+        claims = [_claimed(*LEVEL_DESIGNS[name], rng) for _ in range(num_tables)]
+        ours[name], theirs[name] = (
+            share(sum(side), num_tables) for side in zip(*claims, strict=True)
+        )
+    return {"ours": ours, "theirs": theirs}
+
+
+def _claimed(
+    num_classes: int, num_columns: int, num_repeats: int, rng: np.random.Generator
+) -> tuple[bool, bool]:
+    """Return whether a drawn table yields any claim: today, and by the jackknife alone."""
+    pairs = np.repeat([*combinations(range(num_classes), 2)], num_repeats, axis=0)
+    columns = {
+        name: rng.normal(size=num_classes)[pairs].sum(axis=1) + rng.normal(0, 0.1, len(pairs))
+        for name in ("y", *(f"x{k}" for k in range(num_columns)))
+    }
+    places = {"first": pairs[:, 0].astype(str), "second": pairs[:, 1].astype(str)}
+    rows = pd.DataFrame({**columns, **places})
+    design = Design("y", tuple(name for name in columns if name != "y"), ("first", "second"))
+    today, jackknife = (
+        any(slope.established for slope in fit_groups(rows, design, pairs=alone).slopes)
+        for alone in (False, True)
+    )
+    return today, jackknife
+
+
 SPREADS = {
     "class_height": 0.7,
     "pair_height": 0.9,
@@ -348,5 +444,8 @@ if __name__ == "__main__":
     run(
         within_domain,
         interventions,
-        parts=(drawn, figure, worlds_figure, training_interventions, training_worlds_figure),
+        parts=(
+            *(drawn, level, add_delta, figure, worlds_figure),
+            *(training_interventions, training_worlds_figure),
+        ),
     )

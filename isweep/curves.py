@@ -28,9 +28,11 @@ class LearningCurves(Shown):
     """What the learning curves of one dataset answer, one answer per network and class pair."""
 
     answers: tuple[CurveAnswer, ...]
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return "\n".join(line for curve in self.answers for line in curve.lines())
+        lines = [line for curve in self.answers for line in curve.lines()]
+        return "\n".join([*lines, *self.remarks])
 
     def shown(self) -> pd.DataFrame:
         """Return a row per curve: the score at N with its 90 % interval, and the images needed."""
@@ -95,4 +97,5 @@ def learning_curves(
     if model is not None:
         table = of_model(table, model)
     question = CurveQuestion(metric or metric_of(table), train_size, target, assurance, test_size)
-    return LearningCurves(tuple(answers(table, question)))
+    report = answers(table, question)
+    return LearningCurves(report.curves, report.remarks)

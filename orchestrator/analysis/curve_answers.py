@@ -7,8 +7,9 @@ which a target is met with a stated probability.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from orchestrator.analysis.learning_curves import (
     MAX_EXTRAPOLATION,
     METRICS,
     MIN_SIZES,
+    RISING_METRICS,
     CurvePoint,
     Estimate,
     LearningCurve,
@@ -38,6 +40,9 @@ SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
 }
 """Names under which a table may hold each score, the sweep's own first."""
 SIZE_COLUMNS = ("train_size", "N", "n")
+STATUS_COLUMN = "status"
+MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
+"""Columns of which one learning curve has one value: others make it another experiment."""
 TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
 SEED_COLUMN, MODEL_COLUMN, PAIR_COLUMN = "seed", "model", "class_pair"
 LIKELY, UNLIKELY = 0.9, 0.1
@@ -69,6 +74,20 @@ class CurveQuestion:
     test_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise unknown_name("metric", self.metric, METRICS)
+        for name in ("assurance", "target"):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value):
+                raise ConfigError(f"{name} is a number", repr(value), "e.g. 0.8")
+        if self.train_size is not None and not (
+            _is_number(self.train_size) and self.train_size >= 1
+        ):
+            raise ConfigError(
+                "A train size is a number of images", repr(self.train_size), "e.g. 500"
+            )
+        if self.test_size is not None and not (_is_number(self.test_size) and self.test_size >= 2):
+            raise ConfigError("A test set has 2 images or more", repr(self.test_size), "e.g. 200")
         if not 0 < self.assurance < 1:
             hint = "give a share, e.g. 0.8"
             raise ConfigError("An assurance lies between 0 and 1", f"{self.assurance:g}", hint)
@@ -158,7 +177,14 @@ class CurveAnswer:
         )
 
     def _shape(self) -> str:
-        share = f"probability {self.probability_flat:.0%}"
+        first, last = self.points[0].score, self.points[-1].score
+        rises = self.question.metric in RISING_METRICS
+        if (last <= first) if rises else (last >= first):
+            return (
+                "The score has not improved with N so far: that it will is the expectation of "
+                "other datasets' curves, not of yours."
+            )
+        share = f"probability {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:
             return f"The curve has flattened: twice the images would hardly help ({share})."
         if self.probability_flat <= UNLIKELY:
@@ -171,22 +197,31 @@ class CurveAnswer:
         goal = f"{article} {WORDS[question.metric]} of {number(question.target)}"
         if self.needed is None or self.likely_needed is None:
             return ""
-        out_of_reach = 1 - (self.probability_reachable or 0.0)
-        likely = (
-            f"{number(self.likely_needed)} is the middle guess. No number reaches it with a "
-            f"probability of {out_of_reach:.0%}."
-        )
+        sure = f"with a probability of {_percent(question.assurance)}"
+        if self.needed <= self.points[0].train_size:
+            return f"For {goal}: your smallest size, {number(self.needed)}, reaches it {sure}."
+        limit = self.largest_size * MAX_EXTRAPOLATION
+        reachable = self.probability_reachable or 0.0
+        likely = ""
+        if reachable >= 0.5 and self.likely_needed <= limit:
+            likely = f" {number(self.likely_needed)} is the middle guess."
+        never = f" No number of images reaches it with a probability of {_percent(1 - reachable)}."
         if np.isfinite(self.needed):
-            return (
-                f"For {goal}: {number(self.needed)} images reach it with a probability of "
-                f"{question.assurance:.0%}. {likely}"
-            )
-        limit = number(self.largest_size * MAX_EXTRAPOLATION)
+            return f"For {goal}: {number(self.needed)} images reach it {sure}.{likely}{never}"
+        there = _percent(self.probability_at_limit or 0.0)
         return (
-            f"For {goal}: no number of images up to {limit} reaches it with a probability of "
-            f"{question.assurance:.0%} (there {self.probability_at_limit or 0:.0%}). {likely} "
-            f"Train with {number(2 * self.largest_size)} images next, and ask again."
+            f"For {goal}: no number of images up to {number(limit)} reaches it {sure} (there "
+            f"{there}).{likely}{never} Train with {number(2 * self.largest_size)} images next, and "
+            "ask again."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CurveReport:
+    """The answers of a table of results, and what was left out or doubtful on the way."""
+
+    curves: tuple[CurveAnswer, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> CurveAnswer:
@@ -199,6 +234,8 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
         curve = LearningCurve(points, question.metric)
     except ValueError as error:
         hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
+        if "perfect score" in str(error):
+            hint = "say how many test images it was measured on: --test-size"
         raise DataError(
             f"The learning curve of {name} cannot be fitted", str(error), hint
         ) from None
@@ -233,7 +270,7 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
     )
 
 
-def answers(table: pd.DataFrame, question: CurveQuestion) -> list[CurveAnswer]:
+def answers(table: pd.DataFrame, question: CurveQuestion) -> CurveReport:
     """Return an answer per network and class pair of a table, one row per training.
 
     Args:
@@ -241,25 +278,125 @@ def answers(table: pd.DataFrame, question: CurveQuestion) -> list[CurveAnswer]:
         question: What is asked.
 
     Raises:
-        DataError: If the table has no such columns, no finished training, or too few train sizes.
+        DataError: If the table has no such columns, a value that is no number or out of range, no
+            finished training, or no curve of two train sizes.
     """
-    size = _column(table, SIZE_COLUMNS, "train size")
-    score = _column(table, SCORE_COLUMNS[question.metric], WORDS[question.metric])
-    rows = table[pd.to_numeric(table[score], errors="coerce").notna()]
-    if rows.empty:
-        rule = f"A learning curve needs trainings with a {WORDS[question.metric]}"
-        raise DataError(rule, f"{len(table)} rows, none of them with one", "run the sweep first")
+    rows, remarks = checked_rows(table, question)
     names = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if _varies(rows, name)]
-    curves: list[tuple[str, pd.DataFrame]]
+    parts = [(_only(rows, MODEL_COLUMN) or "curve", rows)]
     if names:
-        curves = [(" ".join(map(str, key)), part) for key, part in rows.groupby(names, sort=True)]
-    else:
-        curves = [(_only(rows, MODEL_COLUMN) or "curve", rows)]
+        filled = rows.assign(**{name: rows[name].fillna("(no name)") for name in names})
+        grouped = filled.groupby(names, sort=True)
+        parts = [(" ".join(map(str, key)), part) for key, part in grouped]
+    curves, failures = [], []
+    for name, part in parts:
+        try:
+            curves.append(answer(_points(part), name, question))
+        except DataError as error:
+            failures.append(error)
+    if not curves:
+        raise failures[0]
+    return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
+
+
+def checked_rows(
+    table: pd.DataFrame, question: CurveQuestion
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the usable rows with the columns ``size``, ``score`` and ``tested``, and remarks.
+
+    Raises:
+        DataError: If a value is no number or out of range, or rows of unlike trainings are mixed.
+    """
+    size_column = _column(table, SIZE_COLUMNS, "train size")
+    scores = _scores(table, question.metric)
+    is_done = pd.Series(True, index=table.index)
+    if STATUS_COLUMN in table:
+        is_done = table[STATUS_COLUMN].fillna("done").eq("done")
+    usable = is_done & scores.notna()
+    remarks = []
+    if num_left_out := int((~usable).sum()):
+        what = WORDS[question.metric]
+        remarks.append(f"Left out: {num_left_out} of {len(table)} rows, which have no {what}.")
+    if not usable.any():
+        rule = f"A learning curve needs trainings with {_article(question.metric)}"
+        raise DataError(rule, f"{len(table)} rows, none of them with one", "fill in the scores")
+    rows = table[usable].copy()
+    rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
+    if rows["size"].isna().any():
+        line = int(rows.index[rows["size"].isna()][0]) + 2
+        rule = f"Each row with a score has a {size_column}"
+        raise DataError(rule, f"an empty cell in line {line} of the table", "fill it in")
+    rows["score"] = scores[usable]
     tested = next((name for name in TEST_SIZE_COLUMNS if name in rows), None)
-    return [
-        answer(_points(part, size, score, tested, question), name, question)
-        for name, part in curves
-    ]
+    rows["tested"] = float(question.test_size) if question.test_size else np.nan
+    if tested is not None and question.test_size is None:
+        is_test_size = _numbers(rows[tested], tested, "2 images or more", lambda value: value >= 2)
+        rows["tested"] = is_test_size
+    for name in MIXED_COLUMNS:
+        if _varies(rows, name):
+            values = sorted(map(str, rows[name].unique()))[:5]
+            rule = f"Rows of one learning curve have one {name}"
+            raise DataError(rule, ", ".join(values), f"keep the rows of one {name}")
+    if num_repeated := int(table[usable].duplicated().sum()):
+        remarks.append(f"{num_repeated} rows repeat another one; each counts as a training.")
+    return rows, tuple(remarks)
+
+
+def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
+    """Return a score per row, NaN if its cell is empty; errors are 1 − accuracy, and back."""
+    complement: dict[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
+    names = [name for name in SCORE_COLUMNS[metric] if name in table]
+    other = complement.get(metric)
+    if not names and other is not None:
+        others = [name for name in SCORE_COLUMNS[other] if name in table]
+        if others:
+            return 1 - _checked_scores(table[others[0]], others[0], other)
+    column = _column(table, SCORE_COLUMNS[metric], WORDS[metric])
+    return _checked_scores(table[column], column, metric)
+
+
+def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
+    if metric == "loss":
+        return _numbers(cells, column, "a finite loss above 0", lambda value: 0 < value < np.inf)
+    rule = "a share from 0 to 1: write 70 % as 0.7"
+    return _numbers(cells, column, rule, lambda value: 0 <= value <= 1)
+
+
+def _numbers(
+    cells: pd.Series, column: str, rule: str, is_allowed: Callable[[float], bool]
+) -> pd.Series:
+    """Return cells as numbers, NaN where they are empty.
+
+    Raises:
+        DataError: If a cell is no number, or not allowed; it names the line of the file.
+    """
+    is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
+    numbers = pd.to_numeric(cells, errors="coerce")
+    for place, (value, empty) in enumerate(zip(numbers, is_empty, strict=True)):
+        if not empty and (pd.isna(value) or not is_allowed(float(value))):
+            where = f"line {int(cells.index[place]) + 2} of the table, column {column}"
+            shown = repr(cells.iloc[place]) if pd.isna(value) else f"{value:g}"
+            raise DataError(f"Each {column} is {rule}", f"{shown} in {where}", "correct it")
+    return numbers.astype(float)
+
+
+def _is_size(value: float) -> bool:
+    return 1 <= value < LARGEST_TRAIN_SIZE and value == int(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _percent(share: float) -> str:
+    """Return a probability in per cent; none that is possible or uncertain rounds to 0 or 100."""
+    if share > 0.995:
+        return "over 99%"
+    return "under 1%" if share < 0.005 else f"{share:.0%}"
+
+
+def _article(metric: Metric) -> str:
+    return f"{'a' if metric == 'loss' else 'an'} {WORDS[metric]}"
 
 
 def of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -273,17 +410,33 @@ def of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
 def read_curve(path: Path) -> pd.DataFrame:
     """Read a CSV file of results, with commas, tabs, or a spreadsheet's semicolons and 0,5.
 
+    Returns:
+        The table; names of columns are stripped and in lower case.
+
     Raises:
         ConfigError: If the file cannot be read as a table.
     """
+    hint = (
+        "give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
+    )
+    rule = "A learning curve must be a CSV file"
+    if path.is_dir():
+        raise ConfigError(rule, f"{path}: a folder", hint)
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            separator = max(",;\t", key=file.readline().count)
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
         decimal = "," if separator == ";" else "."
-        return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+        table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+    except UnicodeDecodeError:
+        raise ConfigError(rule, f"{path}: not in UTF-8", hint) from None
     except (OSError, ValueError) as error:
-        hint = "a CSV file with the columns train_size and test_loss (or test_accuracy, auc)"
-        raise ConfigError("A learning curve must be a CSV file", f"{path}: {error}", hint) from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(rule, f"{path}: {reason}", hint) from None
+    names = [name.strip().lower() for name in map(str, table.columns)]
+    if len(set(names)) < len(names):
+        raise ConfigError("A table names each column once", ", ".join(names), "rename one")
+    return table.set_axis(names, axis=1)
 
 
 def metric_of(table: pd.DataFrame) -> Metric:
@@ -301,22 +454,16 @@ def metric_of(table: pd.DataFrame) -> Metric:
     raise DataError("A table of results needs a column of scores", f"columns {found}", hint)
 
 
-def _points(
-    rows: pd.DataFrame, size: str, score: str, tested: str | None, question: CurveQuestion
-) -> list[CurvePoint]:
-    points = []
-    for row in rows.to_dict("records"):
-        num_test_images = question.test_size
-        if num_test_images is None and tested is not None and pd.notna(row[tested]):
-            num_test_images = int(row[tested])
-        points.append(
-            CurvePoint(
-                train_size=float(row[size]),
-                score=float(row[score]),
-                num_test_images=num_test_images,
-            )
+def _points(rows: pd.DataFrame) -> list[CurvePoint]:
+    """Return a point per row of :func:`checked_rows`."""
+    return [
+        CurvePoint(
+            train_size=size,
+            score=score,
+            num_test_images=None if np.isnan(tested) else int(tested),
         )
-    return points
+        for size, score, tested in zip(rows["size"], rows["score"], rows["tested"], strict=True)
+    ]
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], what: str) -> str:

@@ -6,7 +6,7 @@ decides, with its power.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import factorial, prod
 from textwrap import wrap
@@ -16,8 +16,14 @@ import numpy as np
 
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
+from orchestrator.analysis.class_pairs import (
+    AT_DELTA,
+    PAIR_QUESTIONS,
+    R_HAT,
+    R_HAT_FREE,
+    UNITS_ALONE,
+)
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.grouped import PAIR_QUESTIONS
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
@@ -64,7 +70,7 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
     d_data = next((d.d_data for d in fits.datasets if d.d_data and d.loss), None)
-    pairs = [_of_pairs(slope, d_data) for slope in fits.class_pairs]
+    pairs = [*_of_pairs(fits.class_pairs, d_data)]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
@@ -74,7 +80,7 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]
     if single.best:
         question = f"Which network is best on {single.dataset}?"
         line = single.best_line
-        caveats = tuple(filter(None, [single.test_set_line]))
+        caveats = tuple(filter(None, [single.test_set_line, single.why_no_curves]))
         found.append(Finding(question, "described", line.rstrip("."), line, caveats))
     for curve in single.curves:
         question = f"What would more images bring {curve.name}?"
@@ -108,10 +114,10 @@ def family(fits: ScalingFits) -> str:
             "docs/fits.md."
         )
     if fits.class_pairs:
+        num_tested = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
         return (
-            f"Class pairs: jackknife over classes, p by Holm over {len(fits.class_pairs)} "
-            "questions. R̂: distance to another decision; units alone give it a slope of −1: "
-            "docs/findings.md."
+            f"Class pairs: jackknife over classes, p by Holm over {num_tested} slopes. R̂: distance "
+            "to another decision. δ: mean distance to the nearest unlike image; see docs/fits.md."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
     held, num = verdicts["established"], verdicts["established"] + verdicts["not established"]
@@ -411,25 +417,64 @@ def _attacks(fits: ScalingFits) -> Finding:
     return Finding(question, _VERDICT[held], f"correlation {found}", answer, notes, way="yes")
 
 
-def _of_pairs(slope: Slope, d_data: float | None) -> Finding:
-    question, column, meaning = PAIR_QUESTIONS[slope.on]
+def _of_pairs(slopes: Sequence[Slope], d_data: float | None) -> Iterator[Finding]:
+    """Yield what class pairs answer: a finding per question, and one of all slopes at equal δ."""
+    by_estimand = {slope.on: slope for slope in slopes}
+    for slope in slopes:
+        if PAIR_QUESTIONS[slope.on].text:
+            in_pixels = by_estimand.get(R_HAT) if slope.on == R_HAT_FREE else None
+            yield _of_pair_slope(slope, d_data, in_pixels)
+    if at_delta := [slope for slope in slopes if slope.on in AT_DELTA]:
+        yield _at_equal_delta(at_delta)
+
+
+def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) -> Finding:
+    """Say what one slope over class pairs answers; ``in_pixels`` is the same one in pixel units,
+    which is shown beside it and claims nothing.
+    """
+    question = PAIR_QUESTIONS[slope.on]
+    caveats = []
+    if in_pixels is not None and in_pixels.value is not None:
+        shown = f"{number(in_pixels.value)} (95 % interval {interval(in_pixels.interval)})"
+        caveats.append(f"In pixel units the {in_pixels.on} is {shown}, but {UNITS_ALONE}.")
     if slope.value is None:
-        return _untested(question, slope.reason)
+        return _untested(question.text, slope.reason, caveats=caveats)
     without = {f"class {name}": value for name, value in slope.left_out.items()}
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
-    way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
+    way = "yes" if slope.value * question.expects > 0 else "the reverse"
 
     def by(value: float) -> float:
-        power = -value / (d_data or np.nan) if column == "fall" else value
-        return float(value * np.log(2) if column == "drop" else 2**power)
+        power = -value / (d_data or np.nan) if question.response == "fall" else value
+        return float(value * np.log(2) if question.response == "drop" else 2**power)
 
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
-    if meaning and slope.established and np.isfinite(low):
-        text += f"; {meaning} {number(by(slope.value))} ({interval((low, high))})"
-    return Finding(
-        question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way
-    )
+    if question.doubling and slope.established and np.isfinite(low):
+        text += f"; {question.doubling} {number(by(slope.value))} ({interval((low, high))})"
+    verdict = _VERDICT[slope.established]
+    answer = f"{text[:1].upper()}{text[1:]}."
+    return Finding(question.text, verdict, text, answer, tuple(caveats), way=way)
+
+
+def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
+    """Say what still goes with K_F between pairs of equal mean distance δ."""
+    question = "What still goes with K_F at equal mean distance between classes?"
+    known = [slope for slope in slopes if slope.value is not None]
+    if not known:
+        return _untested(question, slopes[0].reason)
+    said = [
+        f"{AT_DELTA[slope.on]} {number(slope.value)} ({interval(slope.interval)})"
+        for slope in known
+    ]
+    text = f"slopes on log K_F at equal 1/d and δ: {'; '.join(said)}"
+    claimed = [slope for slope in known if slope.established]
+    for slope in claimed:
+        moves = "rises" if (slope.value or 0.0) > 0 else "falls"
+        text += f"; {AT_DELTA[slope.on]} {moves} with K_F, adjusted p {p_value(slope.adjusted_p)}"
+    if not claimed:
+        text += "; no effect was detected, and effects within these intervals are possible"
+    verdict = _VERDICT[bool(claimed)]
+    return Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}.", way="something")
 
 
 def _representation(fits: ScalingFits) -> Finding:

@@ -22,7 +22,7 @@ from scipy import special
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.grouped import fit_pairs
+from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
@@ -582,16 +582,17 @@ def fit_attacks(
         known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str),
     )
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    found, p_values, num = i.max_correlation_test(values, x, blocks.tolist(), single)
+    found, p_values, num, critical = i.max_correlation_test(values, x, blocks.tolist(), single)
     largest = np.nanmax([-1.0, *found[single]])
     for (blank, own), r, p in zip(tried, found.tolist(), p_values.tolist(), strict=True):
         if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        bounds = correlation_interval(
-            r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1
-        )
+        num_given = len(set(known[c.DOMAIN].first()[own.index])) - 1
         adjusted_p = None if np.isnan(p) else p
+        # The largest of several correlations is chosen: so are its intervals made for all at once.
+        width = None if adjusted_p is None else critical
+        bounds = correlation_interval(r, blank.num_datasets, num_given, critical=width)
         estimate = Estimate(
             name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num
         )
@@ -614,12 +615,19 @@ def _correlation(rows: pd.DataFrame) -> float:
     return float(np.prod(moved, axis=1).sum() / max(np.prod(np.linalg.norm(moved, axis=0)), 1e-300))
 
 
-def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
-    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets."""
+def correlation_interval(
+    r: float, num_datasets: int, num_given: int, *, critical: float | None = None
+) -> Interval | None:
+    """Return the 95 % interval of a (partial) correlation by Fisher's z; None below four datasets.
+
+    ``critical`` is the half width in standard errors of z, if it is not that of one correlation.
+    """
     spare = num_datasets - num_given - 3
     if spare < 1:
         return None
-    half_width = float(special.ndtri(1 - i.LEVEL / 2)) / np.sqrt(spare)
+    if critical is None:
+        critical = float(special.ndtri(1 - i.LEVEL / 2))
+    half_width = critical / np.sqrt(spare)
     z = float(np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)))
     return float(np.tanh(z - half_width)), float(np.tanh(z + half_width))
 

@@ -41,8 +41,12 @@ DEFAULT_ASSURANCE = 0.80
 MAX_EXTRAPOLATION = 32.0
 """Train sizes beyond this multiple of the largest one measured get no number: the prior's curves
 span a factor of 15, those of the benchmark up to 64."""
+PRIOR_DEGREES = 4
+"""Degrees of freedom that the prior's scatter between seeds counts for beside the curve's own."""
 LARGEST_TRAIN_SIZE = 1e12
 """No dataset has so many images."""
+LEAST_ERRORS = 1e-9
+"""Share of errors that stands for none in a target."""
 FLAT_GAIN = 0.05
 """A curve has flattened if twice the images would lower its loss by less than this share."""
 
@@ -173,6 +177,7 @@ class LearningCurve:
         self.points = merged_by_size(points)
         if len(self.points) < MIN_SIZES:
             raise ValueError(f"a learning curve needs {MIN_SIZES} train sizes")
+        self._seed_squares, self._seed_degrees = _scatter_within_sizes(points, metric)
         self.largest_size = self.points[-1].train_size
         log_losses = np.array([_log_loss(point, metric) for point in self.points])
         variances = np.array([self._variance(point, log_losses.mean()) for point in self.points])
@@ -181,7 +186,8 @@ class LearningCurve:
         self._fit(log_losses, variances, shapes)
 
     def _variance(self, point: CurvePoint, mean_log_loss: float) -> float:
-        noise = self.prior.noise_variance(mean_log_loss) / point.num_trainings
+        squares = PRIOR_DEGREES * self.prior.noise_variance(mean_log_loss) + self._seed_squares
+        noise = squares / (PRIOR_DEGREES + self._seed_degrees) / point.num_trainings
         return noise + self.prior.misfit_variance + _test_variance(point, self.metric)
 
     def _fit(self, log_losses: Array, variances: Array, shapes: Array) -> None:
@@ -340,6 +346,16 @@ def merged_by_size(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
     return tuple(merged)
 
 
+def _scatter_within_sizes(points: Sequence[CurvePoint], metric: Metric) -> tuple[float, int]:
+    """Return the sum of squares of log losses around the mean of their size, and its degrees."""
+    squares, degrees = 0.0, 0
+    for size in {point.train_size for point in points}:
+        logs = [_log_loss(point, metric) for point in points if point.train_size == size]
+        squares += float(((np.array(logs) - np.mean(logs)) ** 2).sum())
+        degrees += len(logs) - 1
+    return squares, degrees
+
+
 def _log_of_score(score: float, metric: Metric) -> float:
     """Return the logarithm of a loss, or of the share of errors that a score leaves."""
     if metric == "loss":
@@ -349,11 +365,15 @@ def _log_of_score(score: float, metric: Metric) -> float:
     if not 0 <= score <= 1:
         raise ValueError(f"{metric} is a share in [0, 1], got {score:g}")
     errors = 1 - score if metric in RISING_METRICS else score
-    return float(np.log(max(errors, 1e-9)))
+    return float(np.log(max(errors, LEAST_ERRORS)))
 
 
 def _log_loss(point: CurvePoint, metric: Metric) -> float:
     """Return the logarithm of a point's loss; half an error stands in for none."""
+    if metric != "loss" and point.num_test_images is None:
+        errors = 1 - point.score if metric in RISING_METRICS else point.score
+        if errors == 0:
+            raise ValueError("a perfect score says nothing without the size of its test set")
     if metric != "loss" and point.num_test_images:
         errors = np.exp(_log_of_score(point.score, metric))
         num = point.num_test_images

@@ -27,6 +27,7 @@ from orchestrator.results.table import (
     TEST_LOSS,
     TRAIN_SIZE,
 )
+from search_spaces.errors import DataError
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Seeds of one train size from which the difference of two networks gets an interval."""
@@ -63,6 +64,7 @@ class OneDataset:
     best: tuple[BestNetwork, ...]
     curves: tuple[CurveAnswer, ...]
     num_seeds: int
+    why_no_curves: str = ""
 
     @property
     def best_line(self) -> str:
@@ -109,18 +111,26 @@ def one_dataset(table: pd.DataFrame) -> OneDataset | None:
     Args:
         table: One row per finished training, with the columns of a sweep's table.
     """
-    done = table[table[TEST_LOSS] > 0]  # a loss of 0 has no logarithm; the table counts it
+    has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
+    done = table[has_logarithm]
     names = done[[DATASET, CLASS_PAIR]].drop_duplicates()
     if len(names) != 1:
         return None
     sizes = sorted(done[TRAIN_SIZE].unique())
     by_size = (best_network(done[done[TRAIN_SIZE] == size]) for size in sizes)
     with_sizes = done.groupby(MODEL)[TRAIN_SIZE].transform("nunique") >= MIN_SIZES
-    curves = answers(done[with_sizes], CurveQuestion()) if with_sizes.any() else []
+    curves: tuple[CurveAnswer, ...] = ()
+    why_no_curves = ""
+    if with_sizes.any():
+        try:
+            curves = answers(done[with_sizes], CurveQuestion()).curves
+        except DataError as error:
+            why_no_curves = str(error)
     return OneDataset(
         dataset=str(names[DATASET].iloc[0]),
         best=tuple(best for best in by_size if best is not None),
-        curves=tuple(curves),
+        curves=curves,
+        why_no_curves=why_no_curves,
         num_seeds=max(1, int(done[SEED].nunique())),
     )
 

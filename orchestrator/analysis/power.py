@@ -6,11 +6,12 @@ terms.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import inference as i
@@ -156,25 +157,17 @@ class Power:
 
     def lines(self) -> list[str]:
         """Return lines for a plan: how often each question about the effect gets its claim."""
-        lines, error = [], 0.5 / self.num_tables**0.5
-        if found := self.experiment:
-            lines.append(
-                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} "
-                "worlds in "
-                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the "
-                "law's 1 in "
-                f"{found['from_law']:.0%} of such experiments (interval about "
-                f"±{found['half_width']:.2f})."
-            )
+        if self.experiment:
+            return [_experiment_sentence(self.experiment), NO_CLAIM_BETWEEN_WORLDS]
+        error = 0.5 / self.num_tables**0.5
         asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
         claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
         shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
-        lines.append(
+        return [
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with "
             f"{self.num_datasets} "
             f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
-        )
-        return lines
+        ]
 
     def table(self) -> Table:
         """Return how often every question is answered."""
@@ -189,6 +182,8 @@ class Power:
             words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)
         ]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
+        if self.experiment:
+            note += f" {NO_CLAIM_BETWEEN_WORLDS}"
         rows = [
             (f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone
         ]
@@ -232,13 +227,42 @@ def power(
     )
 
 
+NO_CLAIM_BETWEEN_WORLDS = (
+    "isweep fit makes no claim of what holds between worlds: they share images. Each condition is "
+    "compared with its own base."
+)
+
+
+def _experiment_sentence(found: Mapping[str, float]) -> str:
+    """Say how often an experiment tells its slope from 0 and from the law's, by the interval that
+    ``isweep fit`` gives it.
+    """
+    worlds = f"{found['num_worlds']} worlds in which only K_F is moved"
+    how = "by t over worlds"
+    if "num_classes" in found:
+        how = (
+            f"by the jackknife over the {found['num_classes']} classes that worlds share, which is "
+            "wider than t over worlds"
+        )
+    return (
+        f"Power, if losses follow K_F with slope {found['slope']:g}: {worlds} tell it from 0 in "
+        f"{found['from_none']:.0%}, from the law's 1 in {found['from_law']:.0%} of such "
+        f"experiments (interval about ±{found['half_width']:.2f}, {how}; if every condition passes "
+        "its gate)."
+    )
+
+
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> dict[str, float]:
-    """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``)
+    """Return how often an experiment tells the slope of log loss on log K_F from 0 (``from_none``)
     and from the law's 1 (``from_law``), and its interval's ``half_width``, if every arm moves K_F
     by the least factor.
+
+    As in ``isweep fit`` the interval is the wider one of t over worlds and of a jackknife over the
+    classes that worlds share. ``num_classes`` is there if that is the jackknife.
     """
+    shows = {arm.world: arm.shows for arm in arms if arm.moves == "sharpness"}
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)
     if num < 3:
@@ -247,13 +271,48 @@ def experiment_power(
     slope, trainings = EFFECTS[effect][0].sharpness, num_models * num_sizes
     of_trials = TRIAL_STD**2 * np.mean([1 + 1 / arms for arms in per_world.values()]) / trainings
     error = float(np.sqrt((WORLD_STD**2 + of_trials / MOVED**2) / num))
-    return {
-        "slope": slope,
-        "num_worlds": num,
+    half_width = i.t_quantile(0.975, num - 1) * error
+    found = {"slope": slope, "num_worlds": num}
+    widening, num_classes = _jackknife_widening([*shows.values()])
+    over_classes = i.t_quantile(0.975, max(1, num_classes - 1)) * error * widening
+    if num_classes and over_classes > half_width:
+        # The jackknife's error varies little beside the mean's own scatter between experiments.
+        return found | {
+            "num_classes": num_classes,
+            "from_none": _outside(slope, error, over_classes),
+            "from_law": _outside(slope - 1, error, over_classes),
+            "half_width": over_classes,
+        }
+    return found | {
         "from_none": f.t_power(slope, error, num - 1) or 0.0,
         "from_law": f.t_power(slope - 1, error, num - 1) or 0.0,
-        "half_width": i.t_quantile(0.975, num - 1) * error,
+        "half_width": half_width,
     }
+
+
+def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
+    """Return the expected standard error of a jackknife over classes, in units of that of the mean
+    over worlds, and the number of classes; no classes if too few can be left out.
+
+    Worlds are independent, so the mean without one class, of n' of the n worlds, differs from the
+    mean by a variance of 1/n' − 1/n. A world leaves with each of its classes: with two classes a
+    world the jackknife counts it twice.
+    """
+    num = len(shows)
+    names = sorted({name for shown in shows for name in shown})
+    remaining = [sum(name not in shown for shown in shows) for name in names]
+    remaining = [size for size in remaining if size]
+    num_classes = len(remaining)
+    if num_classes < i.MIN_CLASSES:
+        return 1.0, 0
+    variance = (num_classes - 1) / num_classes * sum(1 / size - 1 / num for size in remaining)
+    return float(np.sqrt(variance * num)), num_classes
+
+
+def _outside(mean: float, std_error: float, half_width: float) -> float:
+    """Return how often a normal estimate lies further from 0 than the half width."""
+    upper, lower = (mean - half_width) / std_error, (-mean - half_width) / std_error
+    return float(special.ndtr(upper) + special.ndtr(lower))
 
 
 def design_of(plan: SweepPlan) -> Design:
@@ -284,7 +343,10 @@ def planned_power(
     """
     design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
-    arms = [Arm(arm.dataset, arm.world, arm.moves) for arm in plan.sweep.experiment]
+    arms = [
+        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows)
+        for arm in plan.sweep.experiment
+    ]
     shape = {"num_models": len(design.models), "num_sizes": len(design.train_sizes)}
     return replace(
         found,

@@ -435,6 +435,9 @@ def predict(
 
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
+        if sweep or is_of_new_dataset or domain is not None:
+            beside = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
+            raise ConfigError("--curve answers by itself", f"{beside} beside it", "leave one out")
         table = read_curve(alone.curve)
         _print_curves(table, alone, (train_size, target_loss), str(alone.curve), model, work)
         return
@@ -510,12 +513,15 @@ def _print_curves(
     from orchestrator.analysis.curve_answers import answers, of_model
 
     question = _curve_question(asked, goal, table)
-    curves = answers(table if model == "pooled" else of_model(table, model), question)
-    lines = [line for curve in curves for line in curve.lines()]
-    sources = ", ".join(curves[0].prior_sources)
+    report = answers(table if model == "pooled" else of_model(table, model), question)
+    lines = [line for curve in report.curves for line in curve.lines()]
+    sources = ", ".join(report.curves[0].prior_sources)
     prior = f"Prior of rates and floors: the learning curves of {sources}."
-    document = {"curves": [curve.to_json() for curve in curves]}
-    emit(work, document, [f"Learning curves of {source}:", *lines, prior])
+    document = {
+        "curves": [curve.to_json() for curve in report.curves],
+        "remarks": list(report.remarks),
+    }
+    emit(work, document, [f"Learning curves of {source}:", *lines, *report.remarks, prior])
 
 
 def _pilot(

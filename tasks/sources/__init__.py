@@ -45,12 +45,12 @@ class SourceRow:
         target: ``module:attribute`` of the :class:`Source`; imported only when it is used.
         download: ``required`` if the user must name a raw download; ``fetched`` if the source can
             also fetch it; ``none`` if it reads no download.
-        own: Facts of a source that also reads a user's own data; None for one that does not.
+        own_kind: Facts of a source that also reads a user's own data; None for one that does not.
     """
 
     target: str
     download: Literal["required", "fetched", "none"] = "required"
-    own: OwnKind | None = None
+    own_kind: OwnKind | None = None
 
 
 SOURCES: dict[str, SourceRow] = {
@@ -61,7 +61,7 @@ SOURCES: dict[str, SourceRow] = {
     "digits_even_odd": SourceRow("tasks.sources.demo:digits_even_odd", "none"),
     "folder": SourceRow(
         "tasks.sources.folder:folder",
-        own=OwnKind(
+        own_kind=OwnKind(
             "a folder (or a .zip or .tar of one) with one subfolder of images per class",
             options=("layout",),
         ),
@@ -69,7 +69,7 @@ SOURCES: dict[str, SourceRow] = {
     "generated": SourceRow("tasks.sources.made:generated", "none"),
     "hdf5": SourceRow(
         "tasks.sources.arrays:hdf5",
-        own=OwnKind(
+        own_kind=OwnKind(
             "an .h5 or .hdf5 file with arrays images and labels",
             endings=(".h5", ".hdf5"),
             options=("pixel_range",),
@@ -82,7 +82,7 @@ SOURCES: dict[str, SourceRow] = {
     "mura": SourceRow("tasks.sources.radiographs:mura"),
     "npz": SourceRow(
         "tasks.sources.arrays:npz",
-        own=OwnKind(
+        own_kind=OwnKind(
             "an .npz with arrays images and labels, x and y, or MedMNIST's",
             endings=(".npz",),
             options=("pixel_range",),
@@ -96,7 +96,7 @@ SOURCES: dict[str, SourceRow] = {
     "svhn": SourceRow("tasks.sources.natural:svhn", "fetched"),
     "table": SourceRow(
         "tasks.sources.manifest:table",
-        own=OwnKind(
+        own_kind=OwnKind(
             "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
             "files or NIfTI volumes; or .parquet files with the images in them (Hugging Face "
             "datasets)",
@@ -107,11 +107,13 @@ SOURCES: dict[str, SourceRow] = {
     ),
     "webdataset": SourceRow(
         "tasks.sources.webdataset:webdataset",
-        own=OwnKind("a .tar, or a folder of them, with <key>.jpg and <key>.cls"),
+        own_kind=OwnKind("a .tar, or a folder of them, with <key>.jpg and <key>.cls"),
     ),
 }
 
-OWN_KINDS: dict[str, OwnKind] = {name: row.own for name, row in SOURCES.items() if row.own}
+OWN_KINDS: dict[str, OwnKind] = {
+    name: row.own_kind for name, row in SOURCES.items() if row.own_kind
+}
 """Kinds of a user's own data, by name."""
 OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
 """Fields of :class:`DatasetSpec` that only some kinds of own data have."""
@@ -177,7 +179,9 @@ def source_for(name: str) -> Source:
         if name not in registered:
             raise unknown_name("source", name, {*SOURCES, *registered})
         loaded = registered[name].load()
-    source: Source = loaded() if isinstance(loaded, type) else loaded
+    if isinstance(loaded, type):
+        loaded = loaded()
+    source: Source = loaded
     return source
 
 

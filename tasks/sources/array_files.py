@@ -188,6 +188,7 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
+    # Versions 2 and 3 differ in the encoding of field names only, which plain arrays have not.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:

@@ -117,12 +117,18 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
             labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     arrays, num_validation = _find_arrays(file, request)
-    headers = [_image_header(file, array.images, request) for array in arrays]
-    num_images = sum(header.shape[0] for header in headers)
+    headers = []
+    num_images = 0
+    column_names: dict[str, None] = {}
+    for array in arrays:
+        header = _image_header(file, array.images, request)
+        headers.append(header)
+        num_images += header.shape[0]
+        column_names |= dict.fromkeys(array.columns)
     if num_images > MAX_IMAGES:
         raise request.error(f"at most {MAX_IMAGES:,} images", f"{num_images:,}")
-    header = list(dict.fromkeys(name for array in arrays for name in array.columns))
-    columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
+    our_names = ("label", "group", "split")
+    columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
     files = JoinedFiles(
         [
             _cells_of(file, array, header.shape[0], columns.of, request)
@@ -131,16 +137,15 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     )
     names = _class_names(file, files.cells["label"], request)
     scale = _scale_of(file, arrays, headers, request)
-    # A table's row may have its file in a raw folder; the item then names it, so that a change of
-    # the file is noticed.
+    # If the raw path is a folder, items name the file in it: a change of the file must be noticed.
     is_in_folder = request.root().is_dir()
     file_name = (array_path(request).name,) if is_in_folder else ()
 
     def array_of(row: int) -> ImageArray:
-        return arrays[files.place(row).file]
+        return arrays[files.file_of(row)]
 
     def locator(row: int) -> str:
-        return row_locator(array_of(row).images, files.place(row).row)
+        return row_locator(array_of(row).images, files.row_in_file(row))
 
     rows = Rows(
         cells=files.cells,
@@ -149,9 +154,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         split=lambda row: array_of(row).split,
         details=lambda row: (array_of(row).images, scale.low, scale.high, *file_name),
     )
-    is_float = any(header.dtype.kind == "f" for header in headers)
     draft = Listing(
-        dtype="float32" if is_float or request.dataset.pixel_range is not None else "uint8",
+        dtype="uint8" if scale.low is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
@@ -203,7 +207,8 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
                 arrays.append(ImageArray(images, labels, split, columns))
         if arrays:
             sets.append(arrays)
-    # Without this check, images without their labels would be dropped silently.
+    # Without this check, images without their labels would be dropped silently. If there is no
+    # complete set at all, this is also the clearest message for x or X alone.
     for images, labels in unpaired if sets else (*unpaired, *KEYS[1:4]):
         if images in names:
             raise request.error(
@@ -212,7 +217,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
                 "take the images out, or put their labels in",
             )
     if len(sets) > 1:
-        listed = "; ".join(", ".join(array.images for array in arrays) for arrays in sets)
+        listed = ", ".join(array.images for arrays in sets for array in arrays)
         raise request.error("one set of images must be in the file", listed, SAVE_AS)
     if not sets:
         absent = "labels" if "images" in names else "images"
@@ -247,7 +252,9 @@ def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
         for word in ("val", "valid"):
             used |= set(_split_columns(names, keys, word).values())
     unused = sorted(names - used)
-    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else []
+    if not unused:
+        return []
+    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"]
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
@@ -311,9 +318,9 @@ def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) ->
     """Return the names of labels 0, 1, ...: the file's, or those of the table of datasets."""
     if LABEL_NAMES in file.names():
         stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
-        return tuple(label_text(value) for value in stored.tolist())
+        return tuple(map(label_text, stored.tolist()))
     row = DATASETS.get(request.dataset.name)
-    if row is not None and all(label.isdecimal() for label in set(labels)):
+    if row is not None and all(map(str.isdecimal, labels)):
         return row.label_names
     return ()
 
@@ -323,7 +330,7 @@ def array_reader(file: ArrayFile) -> Reader:
     opened = {}
 
     def read(item: Item) -> list[Sample]:
-        array, low, high = item.details[:3]
+        array, low, high = item.details[:3]  # a file name may follow, see list_arrays
         name = str(array)
         if name not in opened:
             opened[name] = file.rows(name)
@@ -336,7 +343,9 @@ def array_reader(file: ArrayFile) -> Reader:
         if not np.isfinite(pixels).all():
             raise SkipItem("values not finite")
         scaled, is_cut = to_scale(pixels, (float(low), float(high)))
-        return [Sample(scaled, flags=(CUT,) if is_cut.any() else ())]
+        if is_cut.any():
+            return [Sample(scaled, flags=(CUT,))]
+        return [Sample(scaled)]
 
     return read
 
@@ -421,7 +430,8 @@ def _scale_of(
     """
     pixel_range = request.dataset.pixel_range
     dtypes = {header.dtype.newbyteorder("=") for header in headers}
-    if len(dtypes) > 1 and {dtype.kind for dtype in dtypes} != {"f"}:
+    kinds = {dtype.kind for dtype in dtypes}
+    if len(dtypes) > 1 and kinds != {"f"}:
         raise request.error(
             "all images must be stored as one type, or their scales may differ",
             ", ".join(sorted(map(str, dtypes))),
@@ -429,7 +439,7 @@ def _scale_of(
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         return Scale(None, None, "as stored, 8 bits")
-    if pixel_range is None and all(dtype.kind in "ui" for dtype in dtypes):
+    if pixel_range is None and "f" not in kinds:
         return Scale(None, None, "whole numbers, scaled by own maximum")
     try:
         images = (

@@ -79,8 +79,11 @@ def hash_key(folder: Path) -> str:
 
 def keyed_hash(key: str, value: str) -> int:
     """Return 63 bits of a keyed BLAKE2b hash of ``value``."""
+    # File names need not be UTF-8; Python keeps their odd bytes as surrogates.
     raw = value.encode("utf-8", "surrogateescape")
+    # BLAKE2b takes at most 64 bytes of key.
     digest = hashlib.blake2b(raw, key=key.encode()[:64], digest_size=8).digest()
+    # 63 bits fit into the signed 64-bit integers of the prepared store.
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -132,7 +135,11 @@ class RawRequest:
         name = self.dataset.name
         layout = f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
-            raise DataError(f"{name} is read from its raw download", "no --raw folder", layout)
+            raise DataError(
+                f"{name} is read from its raw download",
+                "no --raw folder",
+                f"{layout}; isweep prepare {name} --raw DIR --sweep SWEEP prepares it for a sweep",
+            )
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
@@ -140,7 +147,7 @@ class RawRequest:
             raise DataError(
                 f"The raw download of {name} must exist",
                 f"no {self.raw}",
-                f"{similar}; {layout}" if similar else layout,
+                "; ".join(filter(None, (similar, layout))),
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"
@@ -276,9 +283,10 @@ class Source:
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:
     """Join the first names by commas, with dots if there are more than ``limit``."""
-    all_names = list(names)
-    listed = ", ".join(all_names[:limit])
-    return f"{listed}, ..." if len(all_names) > limit else listed
+    listed = list(names)
+    if len(listed) > limit:
+        listed[limit:] = ["..."]
+    return ", ".join(listed)
 
 
 def count_lines(**counts_by_kind: Mapping[str, int]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ def detect_own_kind(path: Path) -> str | None:
     if not os.path.exists(path):
         return None
     name = path.name.lower()
+    if is_archive_name(name) and _has_webdataset_samples(path):
+        return "webdataset"
     if is_archive_name(name):
-        return "webdataset" if _has_webdataset_samples(path) else "folder"
-    for kind, own in OWN_KINDS.items():
-        if name.endswith(own.endings):
+        return "folder"
+    for kind, facts in OWN_KINDS.items():
+        if name.endswith(facts.endings):
             return kind
     return None
 
@@ -73,14 +76,22 @@ class _FolderContent:
     @classmethod
     def of(cls, path: Path) -> _FolderContent:
         """List a folder; raises OSError if a part of it cannot be listed."""
-        file_names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
-        subfolders = [
-            entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        ]
+        file_names = []
+        subfolders = []
+        for entry in path.iterdir():
+            if entry.is_file():
+                file_names.append(entry.name.lower())
+            elif entry.is_dir() and not entry.name.startswith("."):
+                subfolders.append(entry)
         entries: list[Path] = []
         for subfolder in subfolders[:MAX_SUBFOLDERS]:
             entries += subfolder.iterdir()
         return cls(path, file_names, subfolders, entries)
+
+    @property
+    def entry_names(self) -> list[str]:
+        """Names of the entries, lower case."""
+        return [entry.name.lower() for entry in self.entries]
 
 
 def _folder_kind(path: Path) -> str:
@@ -113,8 +124,7 @@ def _has_parquet(content: _FolderContent) -> bool:
 
     Deep ones lie in ``<config>/train/0000.parquet`` or ``label=cat/split=train/0.parquet``.
     """
-    names = content.file_names + [entry.name.lower() for entry in content.entries]
-    if any(name.endswith(".parquet") for name in names):
+    if _has_ending(content.file_names + content.entry_names, ".parquet"):
         return True
     return any(
         next(entry.glob("*.parquet"), None) is not None
@@ -126,12 +136,14 @@ def _has_parquet(content: _FolderContent) -> bool:
 def _has_shards(content: _FolderContent) -> bool:
     """Return whether a folder, or its folder of a split, holds tars."""
     if not content.subfolders:
-        names = content.file_names
-    elif any(split_of(folder.name) != "" for folder in content.subfolders):
-        names = [entry.name.lower() for entry in content.entries]
-    else:
-        names = []
-    return any(name.endswith(TARS) for name in names)
+        return _has_ending(content.file_names, TARS)
+    if any(split_of(folder.name) != "" for folder in content.subfolders):
+        return _has_ending(content.entry_names, TARS)
+    return False
+
+
+def _has_ending(names: Iterable[str], endings: str | tuple[str, ...]) -> bool:
+    return any(name.endswith(endings) for name in names)
 
 
 def _lists_images(table: Path) -> bool:
@@ -144,8 +156,7 @@ def _lists_images(table: Path) -> bool:
     except (OSError, ValueError, TypeError, RuntimeError):  # also the bases of pyarrow's errors
         return False
     for column in ("path", "label"):
-        usual_names = {column_key(name) for name in (column, *COLUMNS[column])}
-        if header.isdisjoint(usual_names):
+        if header.isdisjoint(map(column_key, (column, *COLUMNS[column]))):
             return False
     return True
 
@@ -156,9 +167,9 @@ def _header(table: Path) -> list[str]:
 
     suffix = table.suffix.lower()
     if suffix == ".parquet":
-        return [str(name) for name in pq.read_schema(table).names]
+        return list(pq.read_schema(table).names)
     with table.open("rb") as file:
         line = file.readline(MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
     if suffix == ".jsonl":
-        return [str(name) for name in dict(json.loads(line))]
+        return list(dict(json.loads(line)))
     return re.split("[,;\t|]", line)

@@ -148,23 +148,26 @@ def list_folder(request: RawRequest) -> Listing:
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     with_splits = _has_splits(images, wrapper, request)
-    names = [name for name in tree if name not in packed]
-    placed, excluded = _place(names, images, wrapper, with_splits)
-    excluded["in an archive beside images"] += len(packed)
+    placed, excluded = _place(tree, images, packed, wrapper, with_splits)
     excluded.update(hidden_count(tree.hidden, is_single_image_name))
     layout, layout_flags = _choose_layout(placed, tree, request)
     class_images = _with_classes(placed, layout)
     excluded["outside the class folders"] += len(placed) - len(class_images)
     _check_two_classes(class_images, excluded["outside the class folders"], tree, request)
-    counts = _empty_folders(tree, [image.name for image in class_images], with_splits, layout)
-    num_deep = sum(image.is_deep for image in class_images)
+    counts = _empty_folders(tree, class_images, with_splits, layout)
+    labels = []
+    locators = []
+    num_deep = 0
+    for image in class_images:
+        labels.append(image.label)
+        locators.append(tree.locator(image.name))
+        num_deep += image.is_deep
     if num_deep:
         counts["in a folder in a group's folder, and taken as that group's"] = num_deep
     if wrapper:
         counts["the one top folder taken as the source"] = 1
-    locators = [tree.locator(image.name) for image in class_images]
     rows = Rows(
-        cells={"label": [image.label for image in class_images]},
+        cells={"label": labels},
         locator=locators.__getitem__,
         name=lambda row: request.hashed(locators[row]),
         counting=lambda _: "",
@@ -191,7 +194,7 @@ def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
     parts_by_name = {name: tree.locator(name).split(MARK) for name in images}
     folders = set()
     for name, parts in parts_by_name.items():
-        if len(parts) == 2:
+        if len(parts) == 2:  # right in the raw archive, not in one inside it
             folders.add(name.rpartition("/")[0])
     folders.discard("")
     packed = set()
@@ -255,7 +258,7 @@ def _choose_layout(
     tops_by_inner: defaultdict[str, set[str]] = defaultdict(set)
     for image in placed:
         tops_by_inner[image.first_inner].add(image.top)
-    tops = sorted({image.top for image in placed})
+    tops = sorted(set().union(*tops_by_inner.values()))
     _check_no_splits(tops, set(tops_by_inner) - {""}, request)
     if request.root().is_file() and any(MARK in image.name for image in placed):
         raise request.error(
@@ -288,7 +291,7 @@ def _choose_layout(
 
 def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) -> None:
     """Check that neither the folders on top nor those in them are splits by another name."""
-    if len(tops) > 1 and inner and all(split_of(name) != "" for name in inner):
+    if len(tops) > 1 and inner and "" not in map(split_of, inner):
         raise request.error(
             "splits must be above the classes",
             f"{', '.join(sorted(inner)[:5])} below them",
@@ -297,10 +300,11 @@ def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) 
     named = []
     splits = set()
     for top in tops:
-        top_splits = {split_of(word) for word in SPLIT_WORD.findall(top)} - {""}
+        top_splits = set(map(split_of, SPLIT_WORD.findall(top))) - {""}
         splits |= top_splits
         if top_splits:
             named.append(top)
+    # A class may be called "test strip": it takes train, another split, and half of all folders.
     if "train" in splits and len(splits) > 1 and 2 * len(named) >= len(tops):
         raise request.error(
             "the top folders must be classes, or splits called train, test and val",
@@ -326,11 +330,11 @@ def _layout_by_headers(
         header = read_header(request.base(), tree.locator(image.name))
         patient = plain_id(header.patient) if header else ""
         if patient in PLACEHOLDERS:
-            return None
+            return None  # an anonymised set, whose headers tell nothing
         tops[patient].add(image.top)
         inner[patient].add(image.first_inner)
-    have_one_top = all(len(names) == 1 for names in tops.values())
-    have_one_inner = all(len(names) == 1 for names in inner.values())
+    have_one_top = set(map(len, tops.values())) == {1}
+    have_one_inner = set(map(len, inner.values())) == {1}
     if have_one_top is have_one_inner or len(tops) < 2:
         return None
     return "group/class" if have_one_top else "class/group"
@@ -354,8 +358,11 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
 
 def _masks(images: Sequence[str]) -> set[str]:
     """Return the images that are masks of others, by their own name or their folder's."""
-    stems = {name.rpartition(".")[0].casefold() for name in images}
-    folders = {name.rpartition("/")[0].casefold() for name in images}
+    stems = set()
+    folders = set()
+    for name in images:
+        stems.add(name.rpartition(".")[0].casefold())
+        folders.add(name.rpartition("/")[0].casefold())
     masks = set()
     for name in images:
         stem = name.rpartition(".")[0]
@@ -369,17 +376,20 @@ def _image_of_mask(path: str) -> str | None:
     """Return the path of the image, or class, that a path is the mask of by its last part."""
     parent, _, last = path.rpartition("/")
     match = MASK_NAME.fullmatch(last)
-    return None if match is None else f"{parent}/{match[1]}".lstrip("/").casefold()
+    if match is None:
+        return None
+    return f"{parent}/{match[1]}".lstrip("/").casefold()
 
 
 def _place(
-    names: Iterable[str], images: Sequence[str], wrapper: str, with_splits: bool
+    tree: RawTree, images: Sequence[str], packed: set[str], wrapper: str, with_splits: bool
 ) -> tuple[list[PlacedImage], Counter[str]]:
     """Find the folders around all images.
 
     Args:
-        names: All files of the tree.
+        tree: All files.
         images: Those that are images.
+        packed: Those in an archive beside images, which are left out.
         wrapper: Folder around everything, see :func:`_wrapper`.
         with_splits: Whether the topmost folders are splits.
 
@@ -390,12 +400,14 @@ def _place(
     image_names = set(images)
     excluded: Counter[str] = Counter()
     placed = []
-    for name in names:
+    for name in tree:
         parts = name.removeprefix(wrapper).split("/")
         split: Split | None = ""
         if with_splits and len(parts) > 1:
             split = split_of(parts.pop(0))
-        if name not in image_names:
+        if name in packed:
+            excluded["in an archive beside images"] += 1
+        elif name not in image_names:
             excluded["not an image by its ending"] += 1
         elif len(parts) < 2:
             excluded["outside the class folders"] += 1
@@ -419,9 +431,10 @@ def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
     """
     paths = [name.split("/") for name in images]
     wrapper = []
+    # Folders in each other, as <set>/<set>-v2/<class>/, are all around everything.
     while len({path[0] for path in paths}) == 1:
         top = paths[0][0]
-        if split_of(top) != "" or any(len(path) < 3 for path in paths):
+        if split_of(top) != "" or min(map(len, paths)) < 3:
             break
         paths = [path[1:] for path in paths]
         wrapper.append(f"{top}/")
@@ -450,7 +463,7 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
         return bool(tops)
     # If other top folders hold the same classes, they are splits by another name.
     share_classes = len(inner_of_splits & inner_of_others) > 1
-    if share_classes or {split_of(top) for top in splits} >= {"train", "test"}:
+    if share_classes or set(map(split_of, splits)) >= {"train", "test"}:
         raise request.error(
             "the top folders must be classes, or splits, not both",
             f"{', '.join(sorted(splits))} beside {first_of(sorted(tops - splits))}",
@@ -460,14 +473,14 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
 
 
 def _empty_folders(
-    tree: RawTree, images: Iterable[str], with_splits: bool, layout: Layout
+    tree: RawTree, images: Iterable[ClassImage], with_splits: bool, layout: Layout
 ) -> dict[str, int]:
     """Flag folders without an image where those of classes or groups lie.
 
     Classes are flagged by name. Groups are only counted, because their names may be patients'.
     """
     depth = 2 if with_splits else 1
-    with_images = {tuple(name.split("/")[:depth]) for name in images}
+    with_images = {tuple(image.name.split("/")[:depth]) for image in images}
     empty = []
     for name in tree.folders:
         parts = tuple(name.split("/"))
@@ -476,4 +489,6 @@ def _empty_folders(
             empty.append(name)
     if layout == "class/group":
         return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
-    return {"folder without an image": len(empty)} if empty else {}
+    if not empty:
+        return {}
+    return {"folder without an image": len(empty)}

@@ -63,9 +63,9 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
     key = hash_key(key_folder) if hashed else UNKEYED
-    own = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
+    dataset = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
-    request = RawRequest(own, spec, raw, key)
+    request = RawRequest(dataset, spec, raw, key)
     if hashed is None:
         return None if row is None else _locator_of_row(row, raw, request)
     for locator in _locators(raw, request):
@@ -94,7 +94,9 @@ def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
         locator = f"{raw.name}{MARK}{row.number}"
     else:
         return table_paths(request, row.folder).get(row.number)
-    return locator if locator in _locators(raw, request) else None
+    if locator not in _locators(raw, request):
+        return None
+    return locator
 
 
 def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
@@ -124,9 +126,9 @@ def _array_rows(path: Path, request: RawRequest) -> Iterator[str]:
         for array in file.names():
             with suppress(SweepError):
                 shape = file.header(array).shape
-                num_images = shape[0] if len(shape) > 2 else 0
-                for row in range(num_images):
-                    yield row_locator(array, row)
+                if len(shape) > 2:
+                    for row in range(shape[0]):
+                        yield row_locator(array, row)
 
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:

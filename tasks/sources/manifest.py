@@ -41,10 +41,12 @@ from tasks.sources.own import (
     split_of,
 )
 from tasks.sources.parquet_images import (
+    NO_TABLE,
+    TABLE_HINT,
     ParquetReader,
+    holds_images,
     is_parquet_name,
     list_parquet,
-    parquet_files,
 )
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
@@ -56,6 +58,7 @@ from tasks.sources.tables import (
     read_table,
 )
 
+COLUMNS_READ = ("path", "label", "group", "split")
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
 """Volumes that one reading task takes; a CT has some 100 MiB."""
@@ -120,12 +123,12 @@ def list_table(request: RawRequest) -> Listing:
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
-        return tables[joined.place(row).file]
+        return tables[joined.file_of(row)]
 
     rows = Rows(
         cells=joined.cells,
         locator=paths.__getitem__,
-        name=lambda row: table_of(row).row_name(joined.place(row).row),
+        name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
         counting=lambda row: counting(table_of(row).numbers),
         split=lambda row: split_of(table_of(row).folder),
     )
@@ -233,40 +236,34 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     """Find the tables of paths: the raw file, one in the raw folder, or one in each split's folder.
 
     Returns:
-        The tables; none if Parquet files hold the images themselves.
+        The tables; none if Parquet files must hold the images themselves.
 
     Raises:
-        DataError: There is no table, or it is unclear which one is meant.
+        DataError: It is unclear which table is meant.
     """
     root = request.root()
     if root.is_file():
-        return [] if parquet_files(request) else [TableFile(root)]
+        holds_them = is_parquet_name(root.name) and holds_images(root)
+        return [] if holds_them else [TableFile(root)]
     splits = [path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""]
     files = []
     for folder in [root, *sorted(splits)]:
         for name in MANIFESTS:
             if (folder / name).is_file():
                 files.append(TableFile(folder / name, "" if folder == root else folder.name))
-    if not files and parquet_files(request):
-        return []
     places = [file.folder for file in files]
-    is_unclear = len(set(places)) < len(files) or ("" in places and len(files) > 1)
-    if not files or is_unclear:
+    # Two tables of one split, or one on top beside those of splits.
+    if len(set(places)) < len(files) or ("" in places and len(files) > 1):
         names = [file.path.relative_to(root).as_posix() for file in files]
-        raise request.error(
-            f"the folder must hold {MANIFESTS[0]}, or one table in each split",
-            ", ".join(names) or "none",
-            "give the right table itself, or move the others away",
-        )
+        raise request.error(NO_TABLE, ", ".join(names), TABLE_HINT)
     return files
 
 
 def _read(file: TableFile, request: RawRequest) -> PathTable:
     """Read the columns of a table that are needed."""
     lines = read_lines(file.path, request)
-    header = lines.rows[0] if lines.rows else []
-    wanted = ("path", "label", "group", "split")
-    columns = find_columns(header, wanted, request, more=("slice",))
+    header = next(iter(lines.rows), [])
+    columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
     needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
@@ -275,7 +272,9 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         file.path, request, needed, optional, unstripped=columns.labels, lines=lines
     )
     names = records[0] if records else needed
-    data = {name: [record[name] for record in records] for name in names}
+    data = {}
+    for name in names:
+        data[name] = [record[name] for record in records]
 
     def row_name(row: int) -> str:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
@@ -299,11 +298,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         if values and values <= ONE_HOT.keys() and name.casefold() not in ONE_HOT:
             binary.append(name)
     if len(binary) > 1:
-        shown = first_of(binary, MAX_NAMED)
+        classes = first_of(binary, MAX_NAMED)
         return request.error(
             "the table must have one column label",
-            f"0 and 1 in {shown}",
-            f"if they are the classes, name them: label_columns: [{shown}], or --label-columns",
+            f"0 and 1 in {classes}",
+            f"if they are the classes, name them: label_columns: [{classes}], or --label-columns",
         )
     return request.error(
         "the table must have a column of labels",
@@ -421,11 +420,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         missing = rows.named(row for row, path in enumerate(paths) if path in absent)
         raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
     reads = is_nifti_name if has_volumes else is_single_image_name
-    excluded = hidden_count({*hidden} - named, reads)
-    excluded["image without a row in the table"] = sum(
-        name not in named and reads(name) for name in walked
-    )
-    return excluded
+    unnamed = {"image without a row in the table": sum(map(reads, walked - named))}
+    return unnamed | hidden_count({*hidden} - named, reads)
 
 
 def _is_plain_file(path: Path) -> bool:

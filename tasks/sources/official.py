@@ -67,13 +67,13 @@ def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample
     return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *conversions)),)
 
 
-def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
-    """Return the error for ``what``, which is neither unpacked nor in an archive."""
+def not_there(request: RawRequest, part: str, tree: RawTree) -> NotThereError:
+    """Return the error for a part of a download that is neither unpacked nor in an archive."""
     value = "it is not there"
     if tree.archives:
         value += f", nor in {len(tree.archives)} archives"
     return NotThereError(
-        f"{request.dataset.name} needs {what}", value, f"expected: {request.dataset.raw_layout}"
+        f"{request.dataset.name} needs {part}", value, f"expected: {request.dataset.raw_layout}"
     )
 
 
@@ -141,7 +141,7 @@ def find_table(
     Raises:
         DataError: Several have the columns, and they differ.
     """
-    wanted = set(map(column_key, columns))
+    needed = set(map(column_key, columns))
     named = []
     unnamed = []
     for name in tree:
@@ -153,7 +153,7 @@ def find_table(
         else:
             unnamed.append(tree.locator(name))
     for locators in (named,) if only_named else (named, unnamed):
-        matching = [locator for locator in locators if wanted <= set(header_of(locator, request))]
+        matching = [locator for locator in locators if needed <= set(header_of(locator, request))]
         if len(matching) > 1:
             _check_alike(matching, stem, request)
         if matching:

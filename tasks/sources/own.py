@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -111,8 +111,9 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     if request.root().is_file():
         return ""
     *folders, file_name = name.split("/")
+    # A file's name may hold a split among other words; a folder must be called like one.
     for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
-        splits = {split_of(word) for word in words} - {""}
+        splits = set(map(split_of, words)) - {""}
         if len(splits) > 1:
             raise request.error(
                 "a file's name must say one split",
@@ -177,33 +178,34 @@ class Columns:
 
 def find_columns(
     header: Sequence[str],
-    wanted: Sequence[str],
+    our_names: Sequence[str],
     request: RawRequest,
     *,
     more: Sequence[str] = (),
-    known: Mapping[str, str] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Columns:
     """Find the columns that are read among those that there are.
 
     Args:
         header: Names of the columns in the data.
-        wanted: Our names, of :data:`tasks.sources.tables.COLUMNS`.
+        our_names: Columns to find, of :data:`tasks.sources.tables.COLUMNS`.
         request: ``label_columns`` of its dataset go before all usual names.
         more: Further columns that the kind reads by itself.
-        known: Our name -> name in the data, for columns that the kind has found already.
+        fixed: Our name -> name in the data, for columns that the kind has found already.
 
     Raises:
-        DataError: Several columns could be the wanted one; guessing could train on the wrong label.
+        DataError: Several columns could be the same one; a guess might train on the wrong label.
     """
     given_labels = request.dataset.label_columns
+    # Reversed, so that the first of several columns with one key is found.
     by_key = {column_key(name): name for name in reversed(header)}
-    names = dict(known or {})
+    names = dict(fixed or {})
     flags = []
-    for column in wanted:
+    for column in our_names:
         if column == "label" and given_labels:
             continue
         chosen = names.get(column) or by_key.get(column_key(column))
-        keys = dict.fromkeys(column_key(name) for name in COLUMNS[column])
+        keys = dict.fromkeys(map(column_key, COLUMNS[column]))
         aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
         if chosen is None and len(aliases) > 1:
             raise request.error(
@@ -222,7 +224,7 @@ def find_columns(
         if trait in by_key:
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
-    unused = _unused_columns(header, wanted, (*names.values(), *labels, *more))
+    unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
     if unused:
         flags.append(f"columns not used: {first_of(unused, MAX_NAMED)}")
     return Columns(names, labels, tuple(flags))
@@ -235,7 +237,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         DataError: Some file calls its columns otherwise than the first.
     """
     columns = columns_of_files[0]
-    num_others = sum(others.of != columns.of for others in columns_of_files)
+    num_others = sum(file_columns.of != columns.of for file_columns in columns_of_files)
     if num_others:
         raise request.error(
             "all tables of a set must call their columns alike",
@@ -245,16 +247,18 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     return columns
 
 
-def _unused_columns(header: Sequence[str], wanted: Sequence[str], used: Sequence[str]) -> list[str]:
+def _unused_columns(
+    header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
+) -> list[str]:
     """Return printable names of columns that are neither read nor flagged one by one."""
-    known_keys = {column_key(name) for name in used}
-    for column in wanted:
+    known_keys = set(map(column_key, used))
+    for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
     unused = []
     for name in header:
-        shown = name.strip()[:MAX_NAME_LENGTH]
-        if column_key(name) not in known_keys and shown and shown.isprintable():
-            unused.append(shown)
+        text = name.strip()[:MAX_NAME_LENGTH]
+        if column_key(name) not in known_keys and text and text.isprintable():
+            unused.append(text)
     return unused
 
 
@@ -297,13 +301,6 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     return labels
 
 
-class RowPlace(NamedTuple):
-    """The place of a row: the index of its file, and of the row in it."""
-
-    file: int
-    row: int
-
-
 class JoinedFiles:
     """The columns of several files, one after the other.
 
@@ -320,10 +317,13 @@ class JoinedFiles:
             for file in files:
                 column += file.get(name, [""] * len(file["label"]))
 
-    def place(self, row: int) -> RowPlace:
-        """Return the file and the row in it that a row of all files is."""
-        file = bisect_right(self._starts, row) - 1
-        return RowPlace(file, row - self._starts[file])
+    def file_of(self, row: int) -> int:
+        """Return the index of the file that holds a row."""
+        return bisect_right(self._starts, row) - 1
+
+    def row_in_file(self, row: int) -> int:
+        """Return the index of a row in its own file."""
+        return row - self._starts[self.file_of(row)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,8 +362,9 @@ class Rows:
 
     def counted(self, rows: Sequence[int]) -> str:
         """Format how these rows are counted; empty if they have no numbers."""
-        counting = self.counting(rows[0]) if rows else ""
-        return f" ({counting})" if counting else ""
+        if not rows or not self.counting(rows[0]):
+            return ""
+        return f" ({self.counting(rows[0])})"
 
     def with_labels(self, cells: set[str]) -> str:
         """Format the rows whose label is written as one of these."""
@@ -395,16 +396,21 @@ def own_listing(
     labels = class_labels(rows, request, names)
     splits = _row_splits(rows, request)
     _check_groups(rows, request)
-    kept_rows = np.array([row for row, split in enumerate(splits) if split is not None], np.int64)
+    kept_rows = []
+    kept_labels = []
+    for row, split in enumerate(splits):
+        if split is not None:
+            kept_rows.append(row)
+            kept_labels.append(labels[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = order({labels[row] for row in kept_rows})
+    classes = order(set(kept_labels))
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
             value += f"; {num_validation} rows are of a validation split"
         raise request.error("labels need two classes", value)
     codes = {label: code for code, label in enumerate(classes)}
-    kept_codes = np.array([codes[labels[row]] for row in kept_rows], np.int64)
+    kept_codes = list(map(codes.__getitem__, kept_labels))
     _check_group_splits(rows, kept_rows, splits, request)
     excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     counts = dict.fromkeys(flags, len(splits)) | draft.flags
@@ -413,14 +419,15 @@ def own_listing(
     absent = [name for name in names if label_map.get(name, name) not in codes]
     for name in absent[:MAX_NAMED]:
         counts[f"class without an image: {name}"] = 1
-    items = RowItems(rows, kept_rows, kept_codes, splits)
+    row_array = np.array(kept_rows, np.int64)
+    items = RowItems(rows, row_array, np.array(kept_codes, np.int64), splits)
     return replace(draft, items=items, label_names=classes, excluded=dict(excluded), flags=counts)
 
 
 def _split_flags(rows: Rows, splits: Sequence[Split | None], num_validation: int) -> dict[str, int]:
     """Return the doubts about the splits of all rows."""
     flags = {}
-    num_without = sum(split == "" for split in splits)
+    num_without = splits.count("")
     if "split" in rows.cells and num_without:
         flags["row without a split: used for training or testing"] = num_without
     if num_validation and set(splits) - {None} == {"train"}:
@@ -488,17 +495,7 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             raise request.error("names of classes must differ", "a name twice")
     classes = {}
     for cell in dict.fromkeys(written):
-        label = label_map.get(cell.strip())
-        if label is None and names and not is_missing(cell):
-            if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
-                raise request.error(
-                    f"labels must be numbers of the class names, 0 to {len(names) - 1}",
-                    rows.with_labels({cell}),
-                    f"take them out, or {LABEL_MAP_HINT}",
-                )
-            name = names[int(cell)]
-            label = label_map.get(name.strip(), name)
-        classes[cell] = cell if label is None else label
+        classes[cell] = _class_of(cell, rows, request, names)
     _check_label_map(label_map, {*classes, *names}, request)
     if SEVERAL in classes and SEVERAL not in label_map:
         raise request.error(
@@ -519,9 +516,27 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     return [classes[cell] for cell in written]
 
 
+def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) -> str:
+    """Return the class that a label means, see :func:`class_labels`."""
+    label_map = dict(request.dataset.label_map)
+    label = label_map.get(cell.strip())
+    if label is not None:
+        return label
+    if not names or is_missing(cell):
+        return cell
+    if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
+        raise request.error(
+            f"labels must be numbers of the class names, 0 to {len(names) - 1}",
+            rows.with_labels({cell}),
+            f"take them out, or {LABEL_MAP_HINT}",
+        )
+    name = names[int(cell)]
+    return label_map.get(name.strip(), name)
+
+
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
     """Check that every label of the map is in the data: a typing error would have no effect."""
-    unused = sorted(label_map.keys() - {label.strip() for label in labels})
+    unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
             "label_map must name labels as they are written",
@@ -532,7 +547,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
 
 def _row_splits(rows: Rows, request: RawRequest) -> list[Split | None]:
     """Return the split of every row: that of its cell, or of its file if the cell is blank."""
-    file_splits = [rows.split(row) for row in range(len(rows.cells["label"]))]
+    file_splits = list(map(rows.split, range(len(rows.cells["label"]))))
     cells = rows.cells.get("split")
     if cells is None:
         return file_splits
@@ -576,6 +591,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
+    # One patient may be called 0. An id of more than half of all rows is a placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
@@ -586,12 +602,12 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
 
 
 def _check_group_splits(
-    rows: Rows, kept_rows: Integers, splits: Sequence[Split | None], request: RawRequest
+    rows: Rows, kept_rows: Iterable[int], splits: Sequence[Split | None], request: RawRequest
 ) -> None:
     """Check that no group is in training and test, and that every id has one spelling."""
     first_rows: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in kept_rows.tolist():
+    for row in kept_rows:
         group = rows.group(row)
         if group and splits[row] not in first_rows[group]:
             first_rows[group][splits[row]] = row
@@ -629,7 +645,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         DataError: A rule is broken; the message shows the names, which are no secret.
     """
     classes = set(names)
-    unmapped = classes - {label for _, label in request.dataset.label_map}
+    unmapped = classes.difference(dict(request.dataset.label_map).values())
     _check_printable(classes, request)
     _check_numbers(classes, request)
     _check_known(unmapped, request)
@@ -669,7 +685,7 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
             LABEL_MAP_HINT,
         )
     if len(numbers) < 3:
-        return
+        return  # of two classes, -1 and 1 or 0 and 255 are common names
     if numbers[0] < 0:
         rule = "labels must not be negative beside others"
         code = numbers[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,8 +35,8 @@ from tasks.sources.own import (
     split_of_file,
 )
 from tasks.sources.pictures import decode_image
-from tasks.sources.raw import MARK, walk
-from tasks.sources.tables import cell_text
+from tasks.sources.raw import MARK, raw_names
+from tasks.sources.tables import MANIFESTS, cell_text
 
 ROWS_AT_ONCE = 32
 """Images that are held at once while a file is read forward."""
@@ -44,6 +44,8 @@ LABELS_AT_ONCE = 1024
 """Rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
+NO_TABLE = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
+TABLE_HINT = "give the right table itself, or move the others away"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Folder name of the partition whose value is missing, as Hive, Spark and pandas write it."""
 
@@ -74,18 +76,18 @@ def num_rows(path: Path) -> int:
         return 0
 
 
-def parquet_files(request: RawRequest) -> list[str]:
-    """Return the names of the Parquet files that hold the images.
+def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
+    """Return the names of the Parquet files among all files.
 
     Raises:
-        DataError: They belong to several configs, which are one set in several forms.
+        DataError: There are none, or they belong to several configs, which are one set in several
+            forms.
     """
-    root = request.root()
-    if root.is_file():
-        return [root.name] if is_parquet_name(root.name) and holds_images(root) else []
-    names = [name for name in walk(root, request) if is_parquet_name(name)]
+    files = list(filter(is_parquet_name, names))
+    if not files:
+        raise request.error(NO_TABLE, "none", TABLE_HINT)
     configs = set()
-    for name in names:
+    for name in files:
         if split_of_file(name, request) != "":
             folder = PurePosixPath(name).parent
             configs.add(folder if split_of(folder.name) == "" else folder.parent)
@@ -95,7 +97,7 @@ def parquet_files(request: RawRequest) -> list[str]:
             ", ".join(sorted(map(str, configs))[:5]),
             "give the folder of one of them, or put the files of all into one",
         )
-    return names
+    return files
 
 
 def list_parquet(request: RawRequest) -> Listing:
@@ -105,10 +107,9 @@ def list_parquet(request: RawRequest) -> Listing:
         DataError: A file is damaged, files differ in their columns or class names, or labels,
             groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    root = request.root()
     hidden: list[str] = []
-    names = parquet_files(request)
-    all_names = list(walk(root, request, hidden=hidden)) if root.is_dir() else names
+    all_names = raw_names(request, hidden)
+    names = _image_files(all_names, request)
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
     label_names = contents[0].label_names
@@ -123,18 +124,17 @@ def list_parquet(request: RawRequest) -> Listing:
     files = JoinedFiles([content.cells for content in contents])
 
     def locator(row: int) -> str:
-        place = files.place(row)
-        return f"{names[place.file]}{MARK}{place.row}"
+        return f"{names[files.file_of(row)]}{MARK}{files.row_in_file(row)}"
 
     def row_name(row: int) -> str:
-        place = files.place(row)
-        return f"row {place.row} of {request.hashed(names[place.file])}"
+        name = names[files.file_of(row)]
+        return f"row {files.row_in_file(row)} of {request.hashed(name)}"
 
     rows = Rows(
         cells=files.cells,
         locator=locator,
         name=row_name,
-        split=lambda row: splits[files.place(row).file],
+        split=lambda row: splits[files.file_of(row)],
     )
     excluded = hidden_count(hidden, is_parquet_name)
     excluded["not a .parquet by its ending"] = len(all_names) - len(names)
@@ -212,6 +212,7 @@ def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> di
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
         for name, values in batch.to_pydict().items():
             texts[name] += map(cell_text, values)
+    # A partition's folder holds the value of all its rows, whatever the file itself says.
     for name in texts.keys() & partitions.keys():
         texts[name] = [partitions[name]] * file.metadata.num_rows
     return texts
@@ -224,7 +225,9 @@ def _label_names(schema: Any, column: str) -> tuple[str, ...]:
         names = features[column]["names"]
     except (KeyError, ValueError, TypeError):
         return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    if not isinstance(names, list):
+        return ()
+    return tuple(map(str, names))
 
 
 def _open(path: Path) -> Any:

@@ -111,9 +111,9 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 def split_locator(locator: str) -> list[str]:
     """Split a locator into the file, the member (or row) in it, the member in that one, ..."""
-    file, *others = locator.split(MARK)
+    file, *names = locator.split(MARK)
     parts = [file]
-    for part in others:
+    for part in names:
         if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
             parts.append(part)
         else:  # a folder whose name ends in "!"
@@ -209,6 +209,14 @@ def walk(
         yield name
 
 
+def raw_names(request: RawRequest, hidden: list[str]) -> list[str]:
+    """Return all files of the raw folder as :func:`walk` does, or the name of the raw file."""
+    root = request.root()
+    if root.is_file():
+        return [root.name]
+    return list(walk(root, request, hidden=hidden))
+
+
 def _entries(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
@@ -219,35 +227,37 @@ def _entries(
     except OSError as error:
         if not strict:
             return []
-        shown = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
+        folder_text = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
             "every folder of the raw download must be readable",
-            f"{shown}: {error.strerror}",
+            f"{folder_text}: {error.strerror}",
             "correct its permissions or move it",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
 
-def _check_inside(base: Path, path: Path, shown: str, request: RawRequest) -> None:
+def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
     """Check that a link leads to a file in the folder; refuse files that a reader would wait for.
 
     Args:
         base: The folder, resolved.
         path: A path in it that is no plain file and no folder.
-        shown: Its keyed hash.
+        path_text: Its keyed hash.
         request: For errors.
     """
     if not path.is_symlink():
         raise request.error(
-            f"{shown} must be a plain file", "a FIFO, socket or device", "remove it"
+            f"{path_text} must be a plain file", "a FIFO, socket or device", "remove it"
         )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
-        raise request.error(f"{shown} must be a file", "a link to nothing", "remove it") from None
+        raise request.error(
+            f"{path_text} must be a file", "a link to nothing", "remove it"
+        ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
-            f"{shown} must stay inside the raw folder",
+            f"{path_text} must stay inside the raw folder",
             "a link to a folder or out of the raw folder",
             "replace it by the file itself",
         )
@@ -296,12 +306,13 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         raise RefusedArchive("an archive whose members overlap")
     if len(members) > max_members:
         raise RefusedArchive(f"an archive with more than {max_members:,} members")
-    if len({info.filename for info in members}) < len(members):
+    if len(set(archive.namelist())) < len(members):
         raise RefusedArchive("an archive with repeated names")
     for info in members:
+        # The high 16 bits are the file's mode if the zip was made on Unix.
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise RefusedArchive("an archive with links or devices")
-        if info.flag_bits & 1:
+        if info.flag_bits & 1:  # encrypted, APPNOTE 4.4.4
             raise RefusedArchive("an encrypted archive; unpack it with its password first")
         if info.file_size > MAX_RATIO * (info.compress_size + 1):
             raise RefusedArchive("an archive that declares more than its packed size can hold")
@@ -559,7 +570,7 @@ class RawTree:
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
-            self.archives = [name for name in self._locators if is_archive_name(name)]
+            self.archives = list(filter(is_archive_name, self._locators))
         else:
             self.archives = [root.name]
         if archives or not root.is_dir():
@@ -585,14 +596,14 @@ class RawTree:
             inner: As in :func:`open_archive`.
             folder: Folder in which the archive lies, as if unpacked.
         """
+        prefix = MARK.join((file, *inner)) + MARK
         for member in self._member_names(file, inner):
             name = f"{folder}/{member}" if folder else member
-            path = (*inner, member)
-            if is_archive_name(member) and len(path) < MAX_DEPTH:
+            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
                 if self._wanted(name):
-                    self._add_members(file, path, name.rpartition("/")[0])
+                    self._add_members(file, (*inner, member), name.rpartition("/")[0])
                 continue
-            locator = MARK.join((file, *path))
+            locator = prefix + member
             if MARK in self._locators.get(name, ""):
                 # One name in two archives: OAI's series all hold a file 001.
                 self._locators[locator] = locator

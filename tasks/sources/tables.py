@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePath
@@ -113,7 +113,8 @@ def read_xlsx(body: bytes) -> Lines:
     rows = []
     numbers = []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells = [_number_text(value) for value in values]
+        cells = list(map(_number_text, values))
+        # Sheets are often formatted far beyond their data, which gives blank cells.
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
@@ -139,9 +140,9 @@ def read_sas(body: bytes) -> Lines:
     import pandas as pd
 
     frame = pd.read_sas(io.BytesIO(body), format="sas7bdat", encoding="latin-1")
-    rows = [[str(name) for name in frame.columns]]
+    rows = [list(map(str, frame.columns))]
     for values in frame.itertuples(index=False):
-        rows.append([_number_text(value) for value in values])
+        rows.append(list(map(_number_text, values)))
     return Lines(rows, range(len(rows)))
 
 
@@ -152,7 +153,8 @@ def read_jsonl(body: bytes) -> Lines:
         TableError: A line holds something else.
     """
     records = []
-    numbers = [0]
+    numbers = [0]  # the header is no line of the file
+    keys: dict[str, None] = {}
     for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
@@ -160,14 +162,17 @@ def read_jsonl(body: bytes) -> Lines:
         try:
             record = read_json(line)
         except (ValueError, RecursionError) as error:
-            reason = f", {error}" if str(error) == REPEATED_KEY else ""
-            raise TableError(rule, f"another in line {number}{reason}") from None
+            value = f"another in line {number}"
+            if str(error) == REPEATED_KEY:
+                value += f", {REPEATED_KEY}"
+            raise TableError(rule, value) from None
         if not isinstance(record, dict):
             raise TableError(rule, f"another in line {number}")
         records.append(record)
         numbers.append(number)
-    header = list(dict.fromkeys(key for record in records for key in record))
-    _check_width(header)
+        keys |= dict.fromkeys(record)
+    _check_width(keys)
+    header = list(keys)
     rows = [header]
     for record in records:
         rows.append([cell_text(record.get(key)) for key in header])
@@ -219,6 +224,7 @@ def read_parquet(body: bytes) -> Lines:
             num_characters += sum(map(len, row))
         if num_characters > MAX_UNPACKED_BYTES:
             raise TableError(f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more")
+    # The header is no row of the file; pandas counts the rows from 0.
     return Lines(rows, range(-1, len(rows) - 1))
 
 
@@ -249,7 +255,7 @@ def read_text(body: bytes) -> Lines:
     number = 0
     try:
         for number, row in enumerate(reader, 1):
-            if any(cell.strip() for cell in row):
+            if any(map(str.strip, row)):
                 rows.append(row)
                 numbers.append(number)
     except csv.Error:
@@ -297,7 +303,7 @@ READERS: dict[str, TableFormat] = {
 SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
 
 
-def _check_width(cells: Sequence[str]) -> None:
+def _check_width(cells: Collection[str]) -> None:
     if len(cells) > MAX_COLUMNS:
         raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "a cell further right")
 
@@ -353,15 +359,15 @@ def read_table(
     table = lines or read_lines(path, request)
     if not table.rows:
         raise _error(request, path, "must have a header line", "no line at all")
-    header = [column_key(cell) for cell in table.rows[0]]
+    header = list(map(column_key, table.rows[0]))
     missing = [name for name in needed if column_key(name) not in header]
     if missing:
-        shown = header_names(table.rows[0], (*needed, *optional))
+        listed = header_names(table.rows[0], (*needed, *optional))
         raise _error(
             request,
             path,
             f"must have the columns {', '.join(needed)}",
-            f"no {', '.join(missing)}{shown}",
+            f"no {', '.join(missing)}{listed}",
             f"call it {missing[0]}",
         )
     wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
@@ -369,14 +375,12 @@ def read_table(
     if repeated:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
     _check_even(path, table, request)
-    indices = {name: header.index(column_key(name)) for name in wanted}
-    records = []
-    for row in table.rows[1:]:
-        record = {}
-        for name, index in indices.items():
-            record[name] = row[index] if name in unstripped else row[index].strip()
-        records.append(record)
-    return records
+    columns = {}
+    for name in wanted:
+        index = header.index(column_key(name))
+        cells = [row[index] for row in table.rows[1:]]
+        columns[name] = cells if name in unstripped else list(map(str.strip, cells))
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
@@ -428,7 +432,7 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
         rows = read_lines(path, request).rows
     except DataError:
         return []
-    return [column_key(cell) for cell in rows[0]] if rows else []
+    return list(map(column_key, rows[0])) if rows else []
 
 
 def column_key(name: str) -> str:
@@ -454,7 +458,7 @@ def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
     shown. Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their
     line. A header has a name that is usual or ``asked_for``.
     """
-    names = [cell.strip() for cell in row]
+    names = list(map(str.strip, row))
     known_keys = KNOWN_KEYS.union(map(column_key, asked_for))
     are_words = all(map(HEADER_NAME.fullmatch, names))
     if not are_words or known_keys.isdisjoint(map(column_key, names)):

@@ -23,7 +23,7 @@ from tasks.sources.own import (
     own_listing,
     split_of_file,
 )
-from tasks.sources.raw import MARK, TARS, Archive, open_archive, walk
+from tasks.sources.raw import MARK, TARS, Archive, open_archive, raw_names
 from tasks.sources.tables import cell_text, read_json
 
 MAX_LABEL_BYTES = 1 << 16
@@ -64,8 +64,8 @@ def list_samples(request: RawRequest) -> Listing:
     """
     root = request.root()
     hidden: list[str] = []
-    names = list(walk(root, request, hidden=hidden)) if root.is_dir() else [root.name]
-    shards = names if root.is_file() else [name for name in names if _is_shard(name)]
+    names = raw_names(request, hidden)
+    shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
         raise request.error("the folder must hold .tar shards", "none")
     hidden_members: list[str] = []
@@ -145,7 +145,7 @@ def _add_file(
     """Add one member of a shard to its sample; other files than these are ignored."""
     if ending == "cls":
         text = archive.read(member, MAX_LABEL_BYTES).decode("utf-8")
-        sample.cls_label = text.strip("\r\n")
+        sample.cls_label = text.strip("\r\n")  # blanks may be part of the label
     elif ending == "json":
         values = read_json(archive.read(member, MAX_LABEL_BYTES).decode("utf-8"))
         if isinstance(values, dict):

@@ -44,7 +44,7 @@ def dataset_of(name: str) -> DatasetSpec:
 def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
     """Write a small raw download of a dataset, or return None if its source reads none."""
     row = SOURCES[dataset.source]
-    if dataset.name not in DATASETS and row.own is not None:
+    if dataset.name not in DATASETS and row.own_kind is not None:
         if dataset.source not in OWN_WRITERS:
             pytest.fail(f"kind {dataset.source} needs a writer in tests/raw_trees/own.py")
         return OWN_WRITERS[dataset.source](folder / "own")

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import curve_fit
 from scipy.stats import linregress
 
-from benchmarks.findings_numbers import COMMON, HARDER, LAW, LevelTable, level_table
+from benchmarks.findings_numbers import COMMON, HARDER, LAW, LevelTable, level_table, log_error
 from orchestrator.planning.sweep_file import load_sweep
 
 SIZES = [80, 135, 225, 380, 640]
@@ -126,6 +126,7 @@ def test_rows_become_points_as_the_registration_says():
             "seed": str(seed),
             "status": "done",
             "test_loss": str(np.exp(-size / 1000 - seed)),
+            "test_accuracy": str(1 - 17 / 340 * (seed + 1)),
             "d_data_mle": f"{int(level) + size}",
             "d_data_twonn": f"{2 * size}",
             "label_sharpness": "0.5",
@@ -141,8 +142,19 @@ def test_rows_become_points_as_the_registration_says():
     assert table.height[0, 0] == pytest.approx(-np.mean(SIZES) / 1000 - 0.5)
     assert level_table(rows, seed="1").height[0, 0] == pytest.approx(-np.mean(SIZES) / 1000 - 1)
     assert level_table(rows, d="twonn").d[0, 0] == 1280
+    # 17 and 34 of 340 test images are wrong.
+    expected = (np.log(17.5 / 341) + np.log(34.5 / 341)) / 2
+    assert level_table(rows, log_error).height[0, 0] == pytest.approx(expected)
     assert level_table(rows, levels="04").d.shape == (2, 2)
     assert level_table(rows, skip=1).height[0, 0] == pytest.approx(-np.mean(SIZES[1:]) / 1000 - 0.5)
+
+
+def test_longer_training_changes_nothing_but_epochs_and_seeds():
+    short, long = load_sweep("dimension-moved"), load_sweep("dimension-moved-longer")
+    assert (short.seeds, long.seeds) == ((0, 1), (0,))
+    assert [dict(sweep.recipe.changes)["epochs"] for sweep in (short, long)] == [(15,), (60,)]
+    apart = {"name", "description", "seeds", "recipe"}
+    assert short.model_dump(exclude=apart) == long.model_dump(exclude=apart)
 
 
 def test_the_preset_is_the_registrations_design():

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import linregress
 
 from benchmarks.harness import source
+from orchestrator.analysis import class_pairs
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
@@ -23,13 +25,15 @@ ROOT = Path(__file__).parents[2]
 RESULTS, SCRIPT = ROOT / "benchmarks/results", ROOT / "benchmarks/findings_numbers.py"
 PAIRS = ("digit_pairs", "mnist_pairs", "fashion_pairs")
 SAME = {
-    "exponent": "exponent b in N^(-b/d)",
-    "exponent against 1": "exponent b against the law's 1",
-    "log loss on log K_F": "slope of log loss on log K_F at equal 1/d",
-    "log R̂ on log K_F": "slope of log R̂ on log K_F at equal 1/d",
-    "accuracy lost to the attack on log K_F": (
-        "slope of accuracy lost to the attack on log K_F at equal 1/d"
-    ),
+    "exponent": class_pairs.EXPONENT,
+    "exponent against 1": class_pairs.EXPONENT_BEYOND,
+    "log loss on log K_F": class_pairs.LOSS,
+    "log R̂ on log K_F, free of scale": class_pairs.R_HAT_FREE,
+    "log R̂ on log K_F": class_pairs.R_HAT,
+    "accuracy lost to the attack on log K_F": class_pairs.DROP,
+    "log loss on log K_F, at equal δ": class_pairs.LOSS_AT_DELTA,
+    "log R̂ on log K_F, at equal δ": class_pairs.R_HAT_AT_DELTA,
+    "accuracy lost on log K_F, at equal δ": class_pairs.DROP_AT_DELTA,
 }
 
 
@@ -51,20 +55,59 @@ def test_the_script_knows_nothing_of_the_product():
 
 def test_it_finds_what_the_products_analysis_finds(numbers):
     for name in PAIRS:
-        answers = {
-            slope.on: slope
-            for slope in fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
-        }
+        slopes = fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
+        answers = {slope.on: slope for slope in slopes}
+        assert {*answers} == {*SAME.values()}
         for own, question in SAME.items():
-            found, theirs = numbers[name][own], answers[question]
-            shift = 1 if question == SAME["exponent against 1"] else 0
+            found, theirs = numbers[name]["as isweep fit asks"][own], answers[question]
+            shift = 1 if question == class_pairs.EXPONENT_BEYOND else 0
             assert [
                 found["value"] - shift,
                 found["low"] - shift,
                 found["high"] - shift,
             ] == pytest.approx([theirs.value, *theirs.interval], rel=1e-6)
             assert found["p"] == pytest.approx(theirs.p_value, rel=1e-5)
-            assert found["adjusted_p"] == pytest.approx(theirs.adjusted_p, rel=1e-5)
+            if question == class_pairs.R_HAT:  # units alone give it, so it is not tested
+                assert (found.get("adjusted_p"), theirs.adjusted_p) == (None, None)
+            else:
+                assert found["adjusted_p"] == pytest.approx(theirs.adjusted_p, rel=1e-5)
+
+
+def test_findings_say_what_isweep_fit_finds_free_of_scale_and_how_many_classes_it_takes(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    free = [
+        numbers[name]["as isweep fit asks"]["log R̂ on log K_F, free of scale"] for name in PAIRS
+    ]
+    slopes = [
+        f"{written(one['value'])} ({written(one['low'])} to {written(one['high'])})" for one in free
+    ]
+    assert ", ".join(slopes) in said
+    assert all(one["low"] > -1 for one in free)
+    needed = [numbers[name]["classes for a width of 0.6"] for name in PAIRS]
+    assert [one["classes"] for one in needed] == [98, 65, 96]
+    digits, mnist, fashion = ("{} to {}".format(*one["without one class"]) for one in needed)
+    for words in (f"({digits} when one class is left out)", f"({mnist})", f"({fashion})"):
+        assert words in said
+
+
+def test_slopes_free_of_scale_do_not_see_how_bright_each_pair_is(numbers):
+    """A factor on all pixels of a pair moves lengths by it, K_F by its inverse, and no answer."""
+    rows = read_csv(RESULTS / "mnist_pairs.csv.gz")
+    pairs = sorted(rows["class_pair"].unique())
+    drawn = np.exp(np.random.default_rng(0).normal(0, 1, len(pairs)))
+    factor = rows["class_pair"].map(dict(zip(pairs, drawn, strict=True)))
+    brighter = rows.assign(
+        r_hat_pred=rows["r_hat_pred"] * factor,
+        label_sharpness=rows["label_sharpness"] / factor,
+        mean_unlike_distance=rows["mean_unlike_distance"] * factor,
+    )
+    answers = {slope.on: slope for slope in fit_scaling_laws(brighter).class_pairs}
+    free = numbers["mnist_pairs"]["as isweep fit asks"]["log R̂ on log K_F, free of scale"]
+    assert answers[class_pairs.R_HAT_FREE].value == pytest.approx(free["value"], rel=1e-6)
+    in_pixels = answers[class_pairs.R_HAT]
+    assert in_pixels.interval[1] < -0.8
+    assert in_pixels.adjusted_p is None
+    assert not in_pixels.established
 
 
 def test_it_scores_rules_as_the_registered_analysis_did(numbers):
@@ -227,6 +270,62 @@ def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
 def written(value):
     """A number as documents write it: two digits, and a true minus sign."""
     return f"{value:.2f}".replace("-", "−")
+
+
+def interval(one, digits=2):
+    """A number with its interval, as the page writes it."""
+    value, low, high = (
+        f"{one[key]:.{digits}f}".replace("-", "−") for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def test_findings_say_of_d_moved_what_its_tables_say(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    short, long = numbers["dimension_moved"], numbers["dimension_moved_longer"]
+    assert (short["trials"], long["trials"]) == (1200, 600)
+    for table in (short, long):
+        cells = " | ".join(interval(one, 1) for one in table["b by level"])
+        assert f"| {cells} |" in said
+        slopes = " | ".join(f"{slope:.2f}" for slope in table["mean slope by level"])
+        assert f"| {slopes} |" in said
+        accuracies = " | ".join(f"{of:.2f}" for of in table["mean training accuracy"].values())
+        assert f"| {accuracies} |" in said
+        losses = " | ".join(f"{loss:.2f}" for loss in table["median loss by level"])
+        assert f"| {losses} |" in said
+        for name in (
+            "power of d against 0",
+            "b/d less one slope, new pairs",
+            "b/d less one slope, new pairs and level",
+            "power of d at equal height",
+        ):
+            assert interval(table[name]) in said, name
+    assert interval(long["power of d, longer less shorter"]) in said
+    for name in ("log error", "log error, trained shorter"):
+        assert interval(long[name]["power of d against 0"]) in said, name
+    dimensions = " | ".join(f"{d:.1f}" for d in short["median d by level"])
+    assert f"| {dimensions} |" in said
+
+
+@pytest.mark.parametrize("name", ["dimension_moved", "dimension_moved_longer"])
+def test_slopes_and_the_power_of_d_come_out_of_another_libraries_hands(numbers, name):
+    """Slopes of each curve by scipy on a pandas table, then the levels' means."""
+    rows = pd.read_csv(RESULTS / f"{name}.csv.gz", dtype={"dataset": str})
+    rows[["pair", "level"]] = rows.dataset.str.extract(r"mnist_(\d\d)_(\d)")
+    rows["log_loss"] = np.log(rows.test_loss)
+    curves = rows.groupby(["pair", "level", "train_size"])[["log_loss", "d_data_mle"]].mean()
+    fitted = [
+        {
+            "level": level,
+            "slope": -linregress(np.log(curve.index.get_level_values(2)), curve.log_loss).slope,
+            "log_d": np.log(curve.d_data_mle.iloc[-1]),
+        }
+        for (_, level), curve in curves.groupby(level=["pair", "level"])
+    ]
+    means = pd.DataFrame(fitted).groupby("level").mean()
+    assert means.slope.tolist() == pytest.approx(numbers[name]["mean slope by level"], rel=1e-9)
+    power = -linregress(means.log_d, np.log(means.slope)).slope
+    assert numbers[name]["power of d against 0"]["value"] == pytest.approx(power, rel=1e-9)
 
 
 def test_readme_says_of_moved_training_images_what_the_tables_say(numbers):

@@ -1,8 +1,10 @@
 """Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
 
 The interval is the wider one of least squares and HC2 (CR2 of single effects), the p-value the
-larger one of a permutation of groups and of HC2. Effects are means of few rows: they carry a part
-of the rows' own scatter, and with it of the slope within groups. A claim must hold without it.
+larger one of a permutation of groups and of HC2. Over pairs of classes the interval is that of a
+jackknife over classes, and the p-value the larger one of it and of a permutation of classes.
+Effects are means of few rows: they carry a part of the rows' own scatter, and with it of the slope
+within groups. A claim must hold without it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from orchestrator.analysis.inference import (
     Array,
     Codes,
     Interval,
+    class_permutation_p,
     dataset_effects,
     jackknife_error,
     ols,
@@ -188,7 +191,7 @@ class EffectsFit:
             num_groups=num_units,
             left_out=refits,
         )
-        p_permuted = None
+        p_permuted = self._classes_permuted(place)
         if not self.groups.crossed and num_units <= MAX_PERMUTED:
             p_permuted = self._permuted(place)
             if p_permuted is None:
@@ -240,6 +243,15 @@ class EffectsFit:
         if num_orders < 1 / LEVEL:
             return None
         return p_value
+
+    def _classes_permuted(self, place: int) -> float | None:
+        """Return the p-value of a permutation of classes; None if units are no pairs of classes."""
+        classes = self.groups.classes_of_pairs
+        if classes is None or len(self.table) > MAX_PERMUTED:
+            return None
+        columns = self.table[:, 1:-1]
+        remaining = np.delete(columns, place - 1, axis=1)
+        return class_permutation_p(self.table[:, 0], columns[:, place - 1], remaining, classes)
 
     def _variance(self, place: int, refits: dict[str, float]) -> Variance:
         """Return the variance over groups: HC2, or a jackknife where groups cross."""

@@ -55,6 +55,8 @@ class Groups:
         unit_names: Names of the units, U of them.
         names: Names of the groups, ``(G,)``.
         crossed: Whether units are combinations of several columns.
+        classes_of_pairs: Codes of both groups of every unit, ``(U, 2)``, if the table itself shows
+            that two columns are the places of one pair; else None.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class Groups:
         for kind in dict.fromkeys(kind_of.values()):
             places_of_kind = [name for name in columns if kind_of[name] == kind]
             self._kinds.append(_Kind.of(labels[places_of_kind], self.names))
+        are_places = len(columns) == 2 and len(self._kinds) == 1 and not pairs
+        self.classes_of_pairs: Codes | None = places if are_places else None
 
     def _tell_names_apart(
         self,

@@ -14,7 +14,7 @@ from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import UNEQUAL_SCALES
+from orchestrator.analysis.table import UNEQUAL_SCALES, interval
 from orchestrator.analysis.tables import to_latex
 from orchestrator.results import table as c
 from tests.synthetic import synthetic_table
@@ -58,6 +58,25 @@ def test_the_published_numbers_leave_the_law_undecided(published):
     assert attacks.interval[0] < 0 < attacks.adjusted_p - 0.05
     assert "(K_F of 224×224 pixels, 1 channel, " in attacks.line
     assert next(published.lines()) == "11 claims: 1 reproduced, 0 refuted, 10 cannot be told."
+
+
+def test_a_share_is_held_against_one_half_and_says_so(published):
+    share = entry(published, "Thm 5")
+    assert share.verdict == "reproduced"
+    assert share.claim == "d_repr is at most d_data in more than half of the combinations."
+    assert "≤ d_data: 84% (95 % interval 67% to 100%, adjusted p " in share.line
+
+
+def test_what_hangs_on_one_dataset_is_said_with_the_slope_without_it(published):
+    steeper = entry(published, "Fig. 2a")
+    without = published_table().query("dataset != 'prostate'")
+    fit = fit_scaling_laws(without).find("headline").estimate("inverse_d")
+    low, high = fit.interval
+    assert low < 0 < high
+    assert fit.value == pytest.approx(-6.83, abs=5e-3)
+    shown = f"prostate, on which it hangs most, it is −6.83 ({interval(fit.interval)})"
+    assert steeper.hangs_on == f"without {shown}"
+    assert f" Without {shown}." in steeper.line
 
 
 def test_what_a_sweep_does_not_measure_says_so(published):

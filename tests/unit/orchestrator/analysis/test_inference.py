@@ -137,13 +137,28 @@ def test_the_largest_of_many_correlations_is_adjusted_for_their_number():
     assert plain >= 100
 
 
+def test_the_interval_of_the_largest_of_many_correlations_is_adjusted_for_its_selection():
+    rng = np.random.default_rng(1)
+    simultaneous = plain = 0
+    for _ in range(200):
+        x, y = rng.normal(0, 1, 8), rng.normal(0, 1, (8, 10))
+        found = max_correlation_test(y, x, [""] * 8, range(10))
+        largest = float(found.r.max())
+        plain += correlation_interval(largest, 8, 0)[0] > 0
+        simultaneous += correlation_interval(largest, 8, 0, critical=found.critical)[0] > 0
+    # 2.5 % lie above: more than 12 of 200 once in a thousand times.
+    assert simultaneous <= 12
+    assert plain >= 25
+
+
 def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_sign_counts():
     y, x = sample(7, 1, seed=6)
     label = np.array([1.0] * 4 + [0.0] * 3)
     blocks = ["m"] * 4 + ["n"] * 3
     given = sm.add_constant(label)
     residuals = [sm.OLS(values, given).fit().resid for values in (y, x[:, 0])]
-    (r,), adjusted, num = max_correlation_test(y[:, None], x[:, 0], blocks, [0])
+    (r,), adjusted, num, critical = max_correlation_test(y[:, None], x[:, 0], blocks, [0])
+    assert critical == pytest.approx(stats.norm.ppf(0.975))
     assert r == pytest.approx(np.corrcoef(*residuals)[0, 1])
     by_hand = [
         np.corrcoef(residuals[0], residuals[1][[*a, *b]])[0, 1] >= r - 1e-12

@@ -125,18 +125,6 @@ def test_trainings_of_one_size_are_averaged_with_their_number():
     assert merged[1].score == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(
-    ("metric", "scores", "reason"),
-    [
-        ("loss", [0.5, 0.0, 0.4], "a loss is above 0, got 0"),
-        ("accuracy", [0.5, 80.0, 0.9], r"accuracy is a share in \[0, 1\], got 80"),
-    ],
-)
-def test_a_score_out_of_range_is_refused_by_name(metric, scores, reason):
-    with pytest.raises(DataError, match=reason):
-        answer(points([10, 20, 40], scores), "small_cnn", CurveQuestion(metric))
-
-
 def test_one_size_is_too_few():
     with pytest.raises(DataError, match="needs 2 train sizes; train at 2 sizes or more"):
         answer(points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
@@ -190,9 +178,11 @@ def test_a_table_has_a_curve_per_network_and_pair():
         }
     )
     whole = table.iloc[:4]
-    assert [found.name for found in answers(whole, CurveQuestion())] == ["a", "b"]
-    with pytest.raises(DataError, match="The learning curve of a 0-2 cannot be fitted"):
-        answers(table, CurveQuestion())
+    assert [curve.name for curve in answers(whole, CurveQuestion()).curves] == ["a", "b"]
+    report = answers(table, CurveQuestion())
+    assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
+    assert report.remarks[0] == "Left out: 1 of 6 rows, which have no test loss."
+    assert "The learning curve of a 0-2 cannot be fitted" in report.remarks[1]
     assert len(of_model(whole, "b")) == 2
     with pytest.raises(ConfigError, match="Unknown model; found: 'c'"):
         of_model(whole, "c")
@@ -200,16 +190,94 @@ def test_a_table_has_a_curve_per_network_and_pair():
 
 def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
     file = tmp_path / "curve.csv"
-    file.write_text("N;accuracy\n50;0,7\n100;0,8\n", encoding="utf-8")
+    file.write_text(" N ;Accuracy\n50;0,7\n100;0,8\n", encoding="utf-8")
     table = read_curve(file)
     assert metric_of(table) == "accuracy"
-    assert answers(table, CurveQuestion("accuracy"))[0].points[1].score == 0.8
-    with pytest.raises(DataError, match=r"needs a column of the AUROC; found: columns N, accuracy"):
+    assert answers(table, CurveQuestion("accuracy")).curves[0].points[1].score == 0.8
+    by_error = answers(table, CurveQuestion("error")).curves[0]
+    assert by_error.points[1].score == pytest.approx(0.2)
+    with pytest.raises(DataError, match=r"needs a column of the AUROC; found: columns n, accuracy"):
         answers(table, CurveQuestion("auroc"))
     with pytest.raises(DataError, match="needs a column of scores"):
         metric_of(pd.DataFrame({"train_size": [1]}))
+
+
+def ask(file):
+    """Ask a file for its first score, as a user does without options."""
+    table = read_curve(file)
+    return answers(table, CurveQuestion(metric_of(table)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("train_size,accuracy\n,0.7\n100,0.8\n", "an empty cell in line 2 of the table"),
+        ("train_size,accuracy\n-50,0.7\n100,0.8\n", r"whole number of images; found: .*line 2"),
+        ("train_size,accuracy\n0.25,0.7\n100,0.8\n", r"whole number of images; found: 0.25 in"),
+        ('train_size,accuracy\n"1,000",0.7\n2000,0.8\n', "found: '1,000' in line 2"),
+        ("train_size,accuracy\n50,bad\n100,0.8\n", "found: 'bad' in line 2 of the table"),
+        ("train_size,accuracy\n50,70\n100,80\n", "write 70 % as 0.7; found: .*70"),
+        ("train_size,accuracy\n50,1.0\n100,1.0\n", "how many test images it was measured on"),
+        ("train_size,test_loss\n50,inf\n100,0.5\n", "a finite loss above 0; found: inf"),
+        ("train_size,test_loss\n50,0\n100,0.5\n", "a finite loss above 0; found: 0"),
+        ("train_size,accuracy,test_size\n50,.7,abc\n100,.8,9\n", "found: 'abc' in line 2"),
+        ("train_size,accuracy,dataset\n50,.7,a\n100,.8,b\n", "one dataset; found: a, b; keep"),
+        ("train_size,accuracy\n50,\n100,\n", "2 rows, none of them with one"),
+        ("train_size,Accuracy,accuracy\n50,.7,.7\n", "names each column once"),
+    ],
+)
+def test_a_table_with_a_mistake_is_refused_by_its_line(text, reason, tmp_path):
+    file = tmp_path / "curve.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises((DataError, ConfigError), match=reason):
+        ask(file)
+
+
+def test_a_file_that_is_none_is_refused_in_plain_words(tmp_path):
     with pytest.raises(ConfigError, match=r"must be a CSV file; found: .*absent\.csv"):
         read_curve(tmp_path / "absent.csv")
+    with pytest.raises(ConfigError, match=": a folder;"):
+        read_curve(tmp_path)
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("größe;accuracy\n1;0,5\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not in UTF-8"):
+        read_curve(latin)
+
+
+def test_seeds_that_scatter_widely_make_the_interval_wider():
+    sizes = [100, 100, 100, 200, 200, 200, 400, 400, 400]
+    calm = [0.30, 0.301, 0.299, 0.24, 0.241, 0.239, 0.2, 0.201, 0.199]
+    wild = [0.15, 0.3, 0.6, 0.12, 0.24, 0.48, 0.1, 0.2, 0.4]
+    spans = []
+    for errors in (calm, wild):
+        estimate = LearningCurve(points(sizes, errors), "error").score_at(800)
+        spans.append(np.log(estimate.high / estimate.low))
+    assert spans[1] > 1.5 * spans[0]
+
+
+def test_scores_that_do_not_improve_are_said_to():
+    found = answer(points([100, 200, 400], [0.5, 0.52, 0.55]), "net", CurveQuestion())
+    assert "The score has not improved with N so far" in found.lines()[1]
+
+
+def test_a_target_that_is_met_already_asks_for_no_more():
+    question = CurveQuestion(target=0.9)
+    found = answer(points([100, 200, 400], [0.5, 0.4, 0.3]), "net", question)
+    assert "your smallest size, 100, reaches it with a probability of 80%" in found.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"metric": "acc"}, "Unknown metric; found: 'acc'"),
+        ({"assurance": "80%"}, "assurance is a number; found: '80%'"),
+        ({"train_size": 0}, "A train size is a number of images; found: 0"),
+        ({"test_size": 1}, "A test set has 2 images or more; found: 1"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(fields, reason):
+    with pytest.raises(ConfigError, match=reason):
+        CurveQuestion(**fields)
 
 
 def test_the_shipped_prior_says_where_it_comes_from():

@@ -106,3 +106,10 @@ def test_a_table_without_seeds_or_with_a_loss_of_zero_is_answered_all_the_same()
     rows.loc[rows["train_size"] == 105, "test_loss"] = 0.0
     assert [best.train_size for best in one_dataset(rows).best] == [210, 420, 840]
     assert one_dataset(table().assign(test_loss=0.0)) is None
+
+
+def test_curves_that_mix_experiments_are_left_out_with_the_reason():
+    mixed = table().assign(image_size=[32, 64] * 4)
+    single = one_dataset(mixed)
+    assert single.curves == ()
+    assert "Rows of one learning curve have one image_size; found: 32, 64" in single.why_no_curves

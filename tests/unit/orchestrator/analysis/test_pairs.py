@@ -11,9 +11,22 @@ import statsmodels.formula.api as smf
 from scipy import stats
 
 from orchestrator.analysis.claims import PAIRS, ledger
+from orchestrator.analysis.class_pairs import (
+    AT_DELTA,
+    EXPONENT,
+    EXPONENT_BEYOND,
+    LOSS,
+    LOSS_AT_DELTA,
+    NO_DELTA,
+    R_HAT,
+    R_HAT_AT_DELTA,
+    R_HAT_FREE,
+    fit_pairs,
+)
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
-from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs
+from orchestrator.analysis.grouped_tables.design import Design
+from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.table import interval
 
@@ -21,12 +34,15 @@ CLASSES, SIZES = range(6), (20, 60, 180)
 
 
 def table(exponent=2.0, on_k=0.0, noise=0.0, class_noise=0.0, seed=0, classes=CLASSES):
-    """Losses N^(-exponent / d) K_F^on_k, with noise of points, and of classes."""
-    rng = np.random.default_rng(seed)
+    """Losses N^(-exponent / d) K_F^on_k and R̂ = δ (K_F δ)^-on_k, with noise of points, and of
+    classes.
+    """
+    rng, rng_of_delta = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     own_d, own_k, own = rng.uniform(3, 7, 9), rng.normal(0, 0.5, 9), rng.normal(0, class_noise, 9)
     rows = []
     for a, b in combinations(classes, 2):
         d, log_k = own_d[a] + own_d[b], own_k[a] + own_k[b] + rng.normal(0, 0.3)
+        log_delta = rng_of_delta.normal(0, 0.3)
         for model in ("one", "two"):
             for size in SIZES:
                 log_loss = (
@@ -49,7 +65,8 @@ def table(exponent=2.0, on_k=0.0, noise=0.0, class_noise=0.0, seed=0, classes=CL
                         "test_accuracy": 0.9,
                         "d_data_mle": d,
                         "label_sharpness": np.exp(log_k - 7),
-                        "r_hat_pred": np.exp(-on_k * log_k),
+                        "mean_unlike_distance": np.exp(7 + log_delta),
+                        "r_hat_pred": np.exp(log_delta - on_k * (log_k + log_delta)),
                     }
                 )
     return pd.DataFrame(rows)
@@ -74,10 +91,6 @@ def slow(rows, formula, name):
     return value, value + error * np.array(stats.t.ppf([0.025, 0.975], len(names) - 1))
 
 
-EXPONENT, BEYOND_LAW = "exponent b in N^(-b/d)", "exponent b against the law's 1"
-SHARPER_LOSS = "slope of log loss on log K_F at equal 1/d"
-
-
 def found(rows):
     return {slope.on: slope for slope in fit_pairs(prepare(rows).points)}
 
@@ -86,7 +99,7 @@ def found(rows):
     ("question", "formula", "name"),
     [
         (EXPONENT, "y ~ x + C(curve)", "x"),
-        (SHARPER_LOSS, "y ~ k + inverse_d + C(model):C(train_size)", "k"),
+        (LOSS, "y ~ k + inverse_d + C(model):C(train_size)", "k"),
     ],
 )
 def test_a_number_is_that_of_least_squares_with_dummies_refitted_without_each_class(
@@ -122,23 +135,25 @@ def test_any_table_with_two_columns_of_groups_is_refitted_without_each():
 
 def test_what_follows_k_f_is_established_and_its_sign_is_told():
     slopes = found(table(exponent=1.0, on_k=1.0, noise=0.05))
-    assert slopes[SHARPER_LOSS].established
-    assert slopes[SHARPER_LOSS].value == pytest.approx(1, abs=0.1)
+    assert slopes[LOSS].established
+    assert slopes[LOSS].value == pytest.approx(1, abs=0.1)
     assert slopes["slope of log R̂ on log K_F at equal 1/d"].value == pytest.approx(-1, abs=0.1)
-    assert slopes[BEYOND_LAW].value == pytest.approx(slopes[EXPONENT].value - 1)
+    assert slopes[EXPONENT_BEYOND].value == pytest.approx(slopes[EXPONENT].value - 1)
     assert slopes[EXPONENT].established
-    assert not slopes[BEYOND_LAW].established
+    assert not slopes[EXPONENT_BEYOND].established
 
 
 def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     rows = table(on_k=1.0, noise=0.05)
     fits = fit_scaling_laws(rows)
-    slopes, found = fits.class_pairs, findings(fits)[:5]
-    assert [finding.verdict == "established" for finding in found] == [
+    by_estimand = {slope.on: slope for slope in fits.class_pairs}
+    slopes = [by_estimand[name] for name in (EXPONENT, EXPONENT_BEYOND, LOSS, R_HAT_FREE)]
+    found = findings(fits)[:5]
+    assert [finding.verdict == "established" for finding in found[:4]] == [
         one.established for one in slopes
     ]
-    assert found[2].short.startswith(f"{SHARPER_LOSS} is {slopes[2].value:.3g}, 95 % interval ")
-    assert found[3].short.startswith("slope of log R̂ on log K_F at equal 1/d is −")
+    assert found[2].short.startswith(f"{LOSS} is {slopes[2].value:.3g}, 95 % interval ")
+    assert found[3].short.startswith(f"{R_HAT_FREE} is −1, ")
     reverse = findings(fit_scaling_laws(table(on_k=-1.0, noise=0.05)))
     assert [one.badge for one in (*found[2:4], *reverse[2:4])] == [
         "yes, established",
@@ -154,13 +169,11 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     other = rows.assign(trial_id="other " + rows["trial_id"], dataset="another", d_data_mle=np.nan)
     beside = findings(fit_scaling_laws(pd.concat([rows, other], ignore_index=True)))[0]
     assert beside.short == found[0].short
-    for k, what in ((2, "loss"), (3, "R̂")):
+    for k, what in ((2, "K_F doubled: loss"), (3, "K_F·δ doubled: R̂/δ")):
         by, low, high = (2**value for value in (slopes[k].value, *slopes[k].interval))
-        assert found[k].short.endswith(
-            f"; K_F doubled: {what} × {by:.3g} ({interval((low, high))})"
-        )
+        assert found[k].short.endswith(f"; {what} × {by:.3g} ({interval((low, high))})")
     assert {one.why for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
-    assert "units alone give it a slope of −1: docs/findings.md." in family(fits)
+    assert "p by Holm over 6 slopes" in family(fits)
     said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)
     page = unescape(
@@ -174,7 +187,9 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
         assert finding.question in page
         assert finding.line in page
     stored = json.loads((tmp_path / "fits.json").read_text("utf-8"))["class_pairs"]
-    assert [(one["on"], one["value"]) for one in stored] == [(one.on, one.value) for one in slopes]
+    assert {one["on"]: one["value"] for one in stored} == {
+        name: slope.value for name, slope in by_estimand.items()
+    }
     assert len(said) <= 24
     assert max(map(len, said)) <= 80
 
@@ -188,16 +203,61 @@ def test_where_nothing_is_established_the_power_of_each_answer_is_said_in_a_scre
     rows["r_hat_pred"], rows["fgsm_8_accuracy_drop"] = np.exp(rng.normal(size=(2, len(rows))))
     lines = summary(fit_scaling_laws(rows))
     said = " ".join(" ".join(lines).split())
-    assert (
-        said.count("NOT ESTABLISHED: ") == said.count("about 80% of such studies would show ") == 5
+    assert said.count("NOT ESTABLISHED: ") == 6
+    assert said.count("about 80% of such studies would show ") == 5
+    assert said.count("no effect was detected") == 1
+    assert len(lines) <= 30
+
+
+def test_a_slope_that_units_alone_give_is_shown_and_claims_nothing():
+    rows = table(on_k=0.5, noise=0.05)
+    slopes, answers = found(rows), findings(fit_scaling_laws(rows))
+    (robustness,) = [one for one in answers if "less robustness" in one.question]
+    in_pixels = slopes[R_HAT]
+    assert robustness.short.startswith(f"{R_HAT_FREE} is −0.5, ")
+    assert robustness.caveats == (
+        f"In pixel units the {R_HAT} is −{-in_pixels.value:.3g} (95 % interval "
+        f"{interval(in_pixels.interval)}), but units alone give −1: R̂ is a length, and K_F one "
+        "over a length.",
     )
-    assert len(lines) <= 24
+    assert (in_pixels.adjusted_p, in_pixels.established) == (None, False)
+
+
+def test_what_goes_with_k_f_at_equal_mean_distance_is_one_answer():
+    rows = table(on_k=1.0, noise=0.05)
+    slopes, answer = found(rows), findings(fit_scaling_laws(rows))[4]
+    assert slopes[LOSS_AT_DELTA].value == pytest.approx(1, abs=0.1)
+    assert slopes[R_HAT_AT_DELTA].value == pytest.approx(-1, rel=1e-6)
+    assert answer.badge == "something, established"
+    assert "; log loss rises with K_F, adjusted p" in answer.short
+    assert "; log R̂ falls with K_F, adjusted p" in answer.short
+    assert "accuracy lost" not in answer.short
+
+
+def test_at_equal_mean_distance_is_least_squares_with_that_column():
+    rows = table(on_k=0.7, noise=0.2, class_noise=0.2)
+    rows = rows.assign(delta=np.log(rows["mean_unlike_distance"]))
+    slope = found(rows)[LOSS_AT_DELTA]
+    value, bounds = slow(rows, "y ~ k + inverse_d + delta + C(model):C(train_size)", "k")
+    assert slope.value == pytest.approx(value, rel=1e-9)
+    assert slope.interval == pytest.approx(bounds, rel=1e-9)
+
+
+def test_without_mean_distances_the_questions_that_need_them_say_so():
+    rows = table(on_k=1.0, noise=0.05).drop(columns="mean_unlike_distance")
+    slopes = found(rows)
+    needing = {R_HAT_FREE, *AT_DELTA} & {*slopes}
+    assert needing == {R_HAT_FREE, LOSS_AT_DELTA, R_HAT_AT_DELTA}
+    assert {slopes[name].reason for name in needing} == {NO_DELTA}
+    assert [slopes[name].value for name in needing] == [None] * 3
+    untested = [one for one in findings(fit_scaling_laws(rows)) if one.verdict[:6] == "cannot"]
+    assert [one.short for one in untested] == [NO_DELTA] * 2
+    assert slopes[LOSS].established
+    assert slopes[R_HAT].value is not None
 
 
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
-    slopes = [
-        found(table(noise=0.1, class_noise=0.5, seed=seed))[SHARPER_LOSS] for seed in range(20)
-    ]
+    slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[LOSS] for seed in range(20)]
     assert sum(slope.established for slope in slopes) <= 1
 
 

@@ -1,9 +1,12 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from orchestrator.analysis.inference import mean_interval
-from orchestrator.analysis.interventions import MOVED, Arm
+from orchestrator.analysis.inference import mean_interval, t_quantile
+from orchestrator.analysis.interventions import MOVED, Arm, Effect, judged
 from orchestrator.analysis.power import (
+    NO_CLAIM_BETWEEN_WORLDS,
     TRIAL_STD,
     WORLD_STD,
     Design,
@@ -160,6 +163,37 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
     assert none / 2000 == pytest.approx(reckoned["from_none"], abs=0.045)
     assert reckoned["from_law"] == pytest.approx(0.05)
     assert law / 2000 == pytest.approx(0.05, abs=0.02)
+
+
+def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit_does():
+    """Drawn slopes of all 45 pairs of digits, through the fit's own interval."""
+    pairs = [*combinations("0123456789", 2)]
+    rng, widths, claims = np.random.default_rng(0), [], 0
+    arms = [Arm(f"{a}{b}_near", f"{a}{b}", "sharpness", shows=(a, b)) for a, b in pairs]
+    reckoned = experiment_power(arms, num_models=2, num_sizes=2)
+    error = reckoned["half_width"] / t_quantile(0.975, 9) / 1.5  # 9/10 · 10 · (1/36 − 1/45) · 45
+    for _ in range(400):
+        drawn = rng.normal(1, error * np.sqrt(45), 45)
+        by_world = {f"{a}{b}": slope for (a, b), slope in zip(pairs, drawn, strict=True)}
+        effect = Effect(
+            estimand="", response="loss", arm="", theory=1.0, num_worlds=45, by_world=by_world
+        )
+        low, high = judged(effect, {arm.world: arm.shows for arm in arms}).interval
+        widths.append((high - low) / 2)
+        claims += not low <= 0 <= high
+    assert reckoned["num_classes"] == 10
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(reckoned["half_width"], rel=0.05)
+    assert claims / 400 == pytest.approx(reckoned["from_none"], abs=0.1)
+
+
+def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
+    found = planned_power(plan_sweep(load_sweep("interventions-digits")), num_tables=1)
+    experiment, no_claim = found.lines()
+    assert "by the jackknife over the 10 classes that worlds share, which is wider" in experiment
+    assert found.experiment["half_width"] > 0.3
+    assert no_claim == NO_CLAIM_BETWEEN_WORLDS
+    assert NO_CLAIM_BETWEEN_WORLDS in found.table().note
+    assert "would claim it" not in " ".join(found.lines())
 
 
 def test_an_experiment_of_two_worlds_is_refused():

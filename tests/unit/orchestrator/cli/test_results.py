@@ -121,14 +121,14 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
     out = asked(table, "fit")
     lines = out.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 30
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("YES, ESTABLISHED: Does the loss fall with N?")
     assert lines[place + 1].startswith(
         "  Exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, "
     )
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
-    assert [one["num_groups"] for one in found] == [10] * 5
+    assert [one["num_groups"] for one in found] == [10] * 9
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
     own.to_csv(tmp_path / "own.csv", index=False)
     words = ("--response", "test_loss", "--on", "train_size", "--groups", "a", "--groups", "b")

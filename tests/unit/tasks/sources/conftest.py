@@ -1,4 +1,4 @@
-"""Small raw folders as a user would have them, prepared, and what a user is then told."""
+"""Prepare small raw folders as a user would have them, and compare what the user then reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from tasks.sources.base import RawRequest
 from tests.raw_trees.pictures import png
 
 Verdict = str | dict[str, object]
-"""Words of a refusal, a regular expression; or what is told of a prepared set, by the names of
-``told``."""
+"""The words of a refusal, as a regular expression; or entries of a prepared set's :func:`summary`."""
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
@@ -43,8 +42,8 @@ def request_for(kind: str, path: Path) -> RawRequest:
     return RawRequest(row, PreparedSpec(dataset="mine", image_size=8, channels=1), path)
 
 
-def told(data: PreparedDataset) -> dict[str, object]:
-    """What a user is told of a prepared set."""
+def summary(data: PreparedDataset) -> dict[str, object]:
+    """Return what a user can read of a prepared set."""
     record = data.record
     return {
         "classes": data.label_names,
@@ -58,24 +57,23 @@ def told(data: PreparedDataset) -> dict[str, object]:
 
 
 def check_verdict(verdict: Verdict, run: Callable[[], PreparedDataset]) -> str:
-    """Check that ``run`` is refused in these words, or gives this; returns the message of a
-    refusal."""
+    """Check that ``run`` gives this verdict. Returns the message of a refusal, else nothing."""
     if isinstance(verdict, str):
         with pytest.raises(SweepError, match=verdict) as caught:
             run()
         return str(caught.value)
-    found = told(run())
-    assert {name: found[name] for name in verdict} == verdict
+    entries = summary(run())
+    assert {name: entries[name] for name in verdict} == verdict
     return ""
 
 
-def assert_equal(found: PreparedDataset, expected: PreparedDataset) -> None:
+def assert_equal(actual: PreparedDataset, expected: PreparedDataset) -> None:
     """Check that two stores hold the same images, labels and number of groups."""
-    assert found.record.num_images == expected.record.num_images > 0
-    assert found.record.num_groups == expected.record.num_groups
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    rows = found.record.num_images
-    np.testing.assert_array_equal(found.read(0, rows), expected.read(0, rows))
+    assert actual.record.num_images == expected.record.num_images > 0
+    assert actual.record.num_groups == expected.record.num_groups
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    rows = actual.record.num_images
+    np.testing.assert_array_equal(actual.read(0, rows), expected.read(0, rows))
 
 
 @pytest.fixture
@@ -93,11 +91,11 @@ def prepare(tmp_path):
         for_training=True,
         **options,
     ) -> PreparedDataset:
-        own = OwnSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
+        source = OwnSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
         destination = tmp_path / "prepared" / f"{kind}-{name}"
         prepare_dataset(
             PreparedSpec(dataset=name, image_size=image_size, channels=channels),
-            own_dataset_spec(name, own),
+            own_dataset_spec(name, source),
             raw=raw,
             destination=destination,
             executor=InlineExecutor(),
@@ -117,13 +115,18 @@ def official(tmp_path):
         name: str, raw: Path | None, *, out: Path | None = None, strict=True, **spec
     ) -> PreparedDataset:
         row = dataset_spec(name)
-        wanted = PreparedSpec(
+        prepared_spec = PreparedSpec(
             **{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec}
         )
         destination = (out or tmp_path / "prepared") / name
         options = {"max_skipped_share": 0.0} if strict else {}
         prepare_dataset(
-            wanted, row, raw=raw, destination=destination, executor=InlineExecutor(), **options
+            prepared_spec,
+            row,
+            raw=raw,
+            destination=destination,
+            executor=InlineExecutor(),
+            **options,
         )
         return PreparedDataset.open(destination)
 

@@ -65,10 +65,10 @@ def _repeated(body: bytes, count: int, checksum: Callable[..., int]) -> tuple[by
     checksum."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     packed = packer.compress(body) + packer.flush(zlib.Z_FULL_FLUSH)
-    found = checksum(b"")
+    check = checksum(b"")
     for _ in range(count):
-        found = checksum(body, found)
-    return packed * count, found
+        check = checksum(body, check)
+    return packed * count, check
 
 
 def _png(width: int, height: int, colour: int, depth: int, channels: int) -> bytes:

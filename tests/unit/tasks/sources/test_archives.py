@@ -32,10 +32,10 @@ TARS = [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]
 def test_class_folders_in_an_archive(prepare, class_folder, tmp_path, ending, wrapped):
     write_tree(class_folder, "cat/.a.png", ".git/x.png", ".git/y.png", "__MACOSX/cat/._0.png")
     expected = prepare("folder", class_folder)
-    found = prepare("folder", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other")
-    assert_equal(found, expected)
-    assert found.record.excluded == expected.record.excluded == {HIDDEN: 2}
-    assert found.record.flags == ({"the one top folder taken as the source": 1} if wrapped else {})
+    actual = prepare("folder", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other")
+    assert_equal(actual, expected)
+    assert actual.record.excluded == expected.record.excluded == {HIDDEN: 2}
+    assert actual.record.flags == ({"the one top folder taken as the source": 1} if wrapped else {})
 
 
 def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
@@ -248,12 +248,12 @@ def test_overlapping_members_are_refused(prepare, tmp_path):
 def test_several_streams_one_after_another_are_one(
     prepare, class_folder, tmp_path, ending, compress
 ):
-    """As ``pigz``, ``pbzip2`` and ``xz -T`` write them."""
+    """``pigz``, ``pbzip2`` and ``xz -T`` write several streams."""
     body = pack(class_folder, tmp_path / "own.tar").read_bytes()
     parts = [body[start : start + 5000] for start in range(0, len(body), 5000)]
     (tmp_path / f"own{ending}").write_bytes(b"".join(map(compress, parts)))
-    found = prepare("folder", tmp_path / f"own{ending}", name="other")
-    assert_equal(found, prepare("folder", class_folder))
+    actual = prepare("folder", tmp_path / f"own{ending}", name="other")
+    assert_equal(actual, prepare("folder", class_folder))
 
 
 def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path):

@@ -41,13 +41,13 @@ def of(
 
 def parts(images: np.ndarray = IMAGES, **rows: slice) -> dict[str, np.ndarray]:
     """Keys, order and label shape of ``medmnist``'s files."""
-    found = {}
+    arrays = {}
     for split, places in rows.items():
-        found |= {
+        arrays |= {
             f"{split}_images": images[places],
             f"{split}_labels": LABELS[places, None].astype(np.uint8),
         }
-    return found
+    return arrays
 
 
 MEDMNIST = {"train": slice(0, 6), "val": slice(6, 8), "test": slice(8, 12)}
@@ -275,13 +275,11 @@ def zipped(members: dict[str, bytes], declared: int | None = None) -> bytes:
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, body in members.items():
             archive.writestr(f"{name}.npy", body)
-    found = stream.getvalue()
-    place = found.index(b"PK\x01\x02") + 24
-    return (
-        found
-        if declared is None
-        else found[:place] + struct.pack("<I", declared) + found[place + 4 :]
-    )
+    body = stream.getvalue()
+    if declared is None:
+        return body
+    place = body.index(b"PK\x01\x02") + 24
+    return body[:place] + struct.pack("<I", declared) + body[place + 4 :]
 
 
 def saved(save=np.savez, count: int = 12, **arrays: np.ndarray) -> bytes:

@@ -23,13 +23,13 @@ TABLE = r"with a table of labels beside it, give the table \(kind table\)"
 NAMES_NOT_TOLD = ("Adams", "Brown", "Smith", "Jones")
 
 
-def case(*names: str, refused: str = "", files=None, layout=None, may_skip=0.0, **told):
-    """Names of files, what is said of them, bytes of special ones, and the verdict."""
-    return names, {"layout": layout, "max_skipped_share": may_skip}, files or {}, refused or told
+def case(*names: str, refused: str = "", files=None, layout=None, may_skip=0.0, **summary):
+    """Return names of files, options, bytes of special files, and the verdict."""
+    return names, {"layout": layout, "max_skipped_share": may_skip}, files or {}, refused or summary
 
 
 def cross(tops: tuple[str, ...], inner: tuple[str, ...] = ("cat", "dog")) -> tuple[str, ...]:
-    return tuple(f"{top}/{one}/" for top in tops for one in inner)
+    return tuple(f"{top}/{name}/" for top in tops for name in inner)
 
 
 SPLIT = cross(("train", "test"))
@@ -113,8 +113,8 @@ CASES = {
         *SPLIT, "extra/", refused=(f"{NOT_BOTH}; found: test, train beside extra")
     ),
     **{
-        f"train beside {others}": case(*cross(("train", *others)), refused=NOT_BOTH)
-        for others in (("eval",), ("val", "holdout"), ("test1",))
+        f"train beside {classes}": case(*cross(("train", *classes)), refused=NOT_BOTH)
+        for classes in (("eval",), ("val", "holdout"), ("test1",))
     },
     **{
         f"{train} and {test}": case(*cross((train, test)), refused=OTHER_NAME)
@@ -289,7 +289,7 @@ def test_classes_that_cannot_be_shown_are_refused(prepare, class_folder, name):
         prepare("folder", class_folder)
 
 
-def test_a_source_that_is_not_there_is_told_with_the_nearest_that_is(prepare, tmp_path):
+def test_a_missing_source_is_refused_with_the_nearest_name(prepare, tmp_path):
     with pytest.raises(
         DataError, match=r"must exist; found: no .*/none; .* is there, and no none in it; exp"
     ):
@@ -326,9 +326,13 @@ def test_headers_tell_which_folders_are_patients(prepare, tmp_path, patient, lay
         top, below = f"f{number % 2}", f"g{number // 2 % 2}"
         data = make_dicom(picture(number, (16, 16)), patient=patient(top, below, number), bits=8)
         save_dicom(tmp_path / "raw" / top / below / f"{number}.dcm", data)
-    found = {"classes": classes, "flags": {f"layout {layout}, by the patients in the headers": 12}}
+    verdict = {
+        "classes": classes,
+        "flags": {f"layout {layout}, by the patients in the headers": 12},
+    }
     check_verdict(
-        found if layout else ASKED, lambda: prepare("folder", tmp_path / "raw", for_training=False)
+        verdict if layout else ASKED,
+        lambda: prepare("folder", tmp_path / "raw", for_training=False),
     )
 
 

@@ -20,20 +20,20 @@ from tests.unit.tasks.sources.hostile import BODIES
 
 
 @pytest.mark.parametrize("kind", OWN_KINDS)
-@pytest.mark.parametrize("what", ["fifo", "socket", "device", "nowhere", "\0"])
-def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, what):
+@pytest.mark.parametrize("thing", ["fifo", "socket", "device", "nowhere", "\0"])
+def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, thing):
     path = tmp_path / "x"
-    if what == "fifo":
+    if thing == "fifo":
         os.mkfifo(path)
-    elif what == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(str(path))
-    path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(what, path)
+    elif thing == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    path = {"device": Path("/dev/zero"), "\0": Path("a\0b")}.get(thing, path)
     with pytest.raises(
         DataError, match=r"must be a folder or a plain file|must exist|must be readable"
     ):
         prepare(kind, path)
-    if what != "\0":
+    if thing != "\0":
         assert detect_own_kind(path) is None
 
 
@@ -57,15 +57,15 @@ def test_a_file_that_is_something_else_is_refused(prepare, tmp_path, kind, body)
         ("open", "3.png", "file is gone or unreadable: 1"),
     ],
 )
-def test_what_is_unreadable_is_told_without_its_name(
+def test_a_message_about_an_unreadable_file_has_no_name(
     prepare, class_folder, monkeypatch, function, ending, message
 ):
     original = getattr(os, function)
 
-    def deny(path, *rest, **options):
+    def deny(path, *arguments, **options):
         if str(path).endswith(ending):
             raise PermissionError(13, "Permission denied", str(path))
-        return original(path, *rest, **options)
+        return original(path, *arguments, **options)
 
     monkeypatch.setattr(os, function, deny)
     with pytest.raises(DataError, match=message) as caught:
@@ -170,7 +170,9 @@ def used() -> dict[str, tuple[float, str]]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return {case: (mib, said) for case, mib, said in map(json.loads, done.stdout.splitlines())}
+    return {
+        case: (mib, outcome) for case, mib, outcome in map(json.loads, done.stdout.splitlines())
+    }
 
 
 @pytest.mark.skipif(
@@ -178,6 +180,8 @@ def used() -> dict[str, tuple[float, str]]:
 )
 @pytest.mark.parametrize("case", BODIES)
 def test_memory_stays_below_a_gib_above_idle(used, case):
-    mib, said = used[case]
+    mib, outcome = used[case]
     assert mib <= LIMIT_MIB
-    assert ("8, 8" in said or "(64, 64, 64)" in said or "(512, 500" in said) == (case in READ), said
+    assert ("8, 8" in outcome or "(64, 64, 64)" in outcome or "(512, 500" in outcome) == (
+        case in READ
+    ), outcome

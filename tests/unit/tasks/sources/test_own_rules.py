@@ -1,4 +1,4 @@
-"""What a label, a group and a split may be: every content × every form of file, one verdict a row.
+"""Labels, groups and splits of own data: every content × every form of file, one verdict a row.
 
 A verdict is what a user sees: the classes, groups and splits of the prepared set and what is
 flagged, or the words of the refusal. Where a form cannot hold a content, or holds it otherwise, the
@@ -335,7 +335,7 @@ CASES["a comma for a point"] = labels("0,5", "1,5", refused="classes, not measur
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
-def test_verdict(prepare, tmp_path, name, form):
+def test_every_form_of_a_content_gets_its_verdict(prepare, tmp_path, name, form):
     case, (kind, write) = CASES[name], FORMS[form]
     without = {form: reason for reason, forms in case.lacking for form in forms}
     if form in without or form not in case.only:
@@ -361,27 +361,28 @@ def test_verdict(prepare, tmp_path, name, form):
         assert [data.label_names[label] for label in data.labels] == written
     assert data.record.num_groups == case.groups
     assert data.splits.tolist() == list(case.splits)
-    left_out = COUNT - len(case.splits)
-    assert data.record.excluded == ({"validation split": left_out} if left_out else {})
+    num_validation = COUNT - len(case.splits)
+    expected = {"validation split": num_validation} if num_validation else {}
+    assert data.record.excluded == expected
     assert set(case.flags) <= set(data.record.flags)
 
 
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if list(case.columns) == ["label"]]
 )
-def test_labels_from_python_are_told_alike(name):
+def test_labels_from_python_get_the_same_verdict(name):
     case = CASES[name]
-    own = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
+    source = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
     cells = case.columns["label"]
     if case.refused is None:
-        names, codes = name_labels(cells, own)
+        names, codes = name_labels(cells, source)
         assert (names, len(codes)) == (tuple(case.classes), COUNT)
     elif name != "one class":  # arrays of one class have an intrinsic dimension, if no sharpness
         with pytest.raises(DataError, match=case.refused):
-            name_labels(cells, own)
+            name_labels(cells, source)
     if case.refused and not case.label_map and name != "one class":
         with pytest.raises(DataError, match="change those labels, or leave") as caught:
             name_labels(cells)
         assert "label_map" not in str(caught.value)
     text = [str(cell).encode() for cell in cells]
-    assert case.refused or len(set(name_labels(text, own)[1].tolist())) == len(case.classes)
+    assert case.refused or len(set(name_labels(text, source)[1].tolist())) == len(case.classes)

@@ -83,16 +83,16 @@ SETS = {"dicom_csv": dicom_set, "folder": image_set, "brats": brats_set}
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
 @pytest.mark.parametrize("allowed", [0.0, 0.9], ids=["stop", "go on"])
-def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
+def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     raw = SETS[kind](tmp_path / CANARY, broken=broken)
     out = tmp_path / "out" / "mine"
     layout = "class/group" if kind == "folder" else None
-    own = OwnSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
-    row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", own)
+    source = OwnSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
+    row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", source)
     spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)
-    said, told = io.StringIO(), ""
-    with redirect_stdout(said), redirect_stderr(said):
+    printed, text = io.StringIO(), ""
+    with redirect_stdout(printed), redirect_stderr(printed):
         try:
             record = prepare_dataset(
                 spec,
@@ -102,14 +102,14 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
                 executor=InlineExecutor(),
                 max_skipped_share=allowed,
             )
-            told = record.model_dump_json()
+            text = record.model_dump_json()
         except DataError as error:
             assert broken
             # What Ray ships is the pickled error and its formatted traceback.
             frames = traceback.format_exception_only(error)
-            told = str(error) + "".join(frames) + repr(pickle.loads(pickle.dumps(error)))
-    assert CANARY not in said.getvalue()
-    assert CANARY not in told
+            text = str(error) + "".join(frames) + repr(pickle.loads(pickle.dumps(error)))
+    assert CANARY not in printed.getvalue()
+    assert CANARY not in text
     assert CANARY not in caplog.text
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     for path in written:
@@ -136,7 +136,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_header_names_are_told_but_no_line_of_data(header, tmp_path):
+def test_a_message_shows_header_names_but_no_line_of_data(header, tmp_path):
     path = tmp_path / "manifest.csv"
     path.write_text(header + "\n" + header + "\n")
     with pytest.raises(DataError, match=HEADERS[header]) as caught:
@@ -168,13 +168,13 @@ LOCATED = {
 
 
 @pytest.mark.parametrize("name", LOCATED)
-def test_who_holds_the_key_finds_what_a_hash_tells_of(name, tmp_path):
-    write, wanted = LOCATED[name]
+def test_only_the_key_leads_from_a_hash_to_its_file(name, tmp_path):
+    write, locator = LOCATED[name]
     path, hashed = (
         write(tmp_path / "raw"),
-        hash_text(keyed_hash(hash_key(tmp_path / "prepared"), wanted)),
+        hash_text(keyed_hash(hash_key(tmp_path / "prepared"), locator)),
     )
-    assert locate(path, tmp_path / "prepared", hashed) == wanted
+    assert locate(path, tmp_path / "prepared", hashed) == locator
     assert locate(path, tmp_path / "other", hashed) is None
     assert locate(path, tmp_path, "row -3") is None
     assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600

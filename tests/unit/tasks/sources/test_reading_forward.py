@@ -1,5 +1,4 @@
-"""What grows with a file's size must not grow with its square: nothing is unpacked or gathered
-again."""
+"""Reading takes time in proportion to a file's size: nothing is unpacked or gathered again."""
 
 from __future__ import annotations
 
@@ -19,12 +18,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6000, 8, 8)).astype(np.uint8
 
 def test_a_block_of_packed_arrays_goes_on_where_the_last_one_ended(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=IMAGES, labels=np.arange(6000) % 2)
-    request, unpacked = request_for("npz", tmp_path / "a.npz"), []
+    request = request_for("npz", tmp_path / "a.npz")
+    unpacked = []
     items = source_for("npz").list_items(request).items
     read1 = zipfile.ZipExtFile._read1
 
     def counted(file, size):
-        unpacked.append(len(body := read1(file, size)))
+        body = read1(file, size)
+        unpacked.append(len(body))
         return body
 
     monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counted)
@@ -55,16 +56,17 @@ def test_a_large_chunk_of_hdf5_stays_unpacked(tmp_path):
 
 def test_a_block_of_parquet_starts_at_its_row_group(tmp_path, monkeypatch):
     path = save_parquet(tmp_path / "a.parquet", {"image": image_cells(), "label": [0, 1] * 6})
-    request, asked = request_for("parquet", path), []
+    request = request_for("parquet", path)
+    row_groups = []
     items = source_for("parquet").list_items(request).items
     iter_batches = pq.ParquetFile.iter_batches
 
     def noted(file, **options):
-        asked.append(options["row_groups"])
+        row_groups.append(options["row_groups"])
         return iter_batches(file, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
     read = source_for("parquet").reader(request)
     for row in (7, 11, 2, 10):
         np.testing.assert_array_equal(read(items[row])[0].pixels, pictures()[row])
-    assert [list(groups) for groups in asked] == [[1, 2], [0, 1, 2]]
+    assert [list(groups) for groups in row_groups] == [[1, 2], [0, 1, 2]]

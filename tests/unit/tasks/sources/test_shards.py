@@ -26,12 +26,12 @@ def write_parts(kind: str, root: Path, parts: Parts, **columns: list[object]) ->
     if kind == "webdataset" and len(columns) == 1:
         columns = {"label": [str(label) for label in LABELS]}
     for stem, rows in parts.items():
-        found = {name: values[rows] for name, values in columns.items()}
+        cells = {name: values[rows] for name, values in columns.items()}
         path = root / f"{stem}.{'parquet' if kind == 'table' else 'tar'}"
         if kind == "table":
-            save_parquet(path, {"image": image_cells()[rows], **found})
+            save_parquet(path, {"image": image_cells()[rows], **cells})
         else:
-            write_webdataset(path.parent, found, name=path.name, first=rows.indices(12)[0])
+            write_webdataset(path.parent, cells, name=path.name, first=rows.indices(12)[0])
     return root
 
 

@@ -43,7 +43,7 @@ ONE_HOT = [",".join(f"{float(place == row % 3)}" for place in range(3)) for row 
 
 
 def one_hot(*more: str) -> str:
-    """As ISIC 2018's ground truth: ``image`` and a column of ``0.0`` and ``1.0`` for each class."""
+    """A table like ISIC 2018's ground truth: ``image`` and a column of ``0.0`` and ``1.0`` for each class."""
     return rows(f"image,{','.join(ISIC)}", *ONE_HOT, *more)
 
 
@@ -171,8 +171,8 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         },
     ),
     **{
-        f"{what}: {cells}": (one_hot(cells), {"label_columns": ISIC}, f"1 {what}, first row 11")
-        for cells, what in (
+        f"{fault}: {cells}": (one_hot(cells), {"label_columns": ISIC}, f"1 {fault}, first row 11")
+        for cells, fault in (
             ("0.0,0.0,0.0", "of no class"),
             ("1.0,1.0,0.0", "of several classes"),
             ("1.0,0.3,0.0", "with other cells"),
@@ -414,9 +414,9 @@ def write_dicoms(
     """Slices with a table of them, labels in turns; ``tags`` are functions of (number, label)."""
     lines = ["path,label" + (",group" if groups else "")]
     for number, patient in enumerate(patients):
-        made = {name: make(number, number % 2) for name, make in tags.items()}
+        header = {name: make(number, number % 2) for name, make in tags.items()}
         pixels = picture(number, (16, 16)).astype(np.uint16) * 8
-        save_dicom(folder / f"{number}.dcm", make_dicom(pixels, patient=patient, bits=12, **made))
+        save_dicom(folder / f"{number}.dcm", make_dicom(pixels, patient=patient, bits=12, **header))
         lines.append(f"{number}.dcm,{number % 2}" + (f",{groups[number]}" if groups else ""))
     (folder / "manifest.csv").write_text("\n".join(lines))
     return folder
@@ -590,8 +590,8 @@ def test_a_slice_is_the_axial_plane_that_its_number_says(prepare, tmp_path):
     low, high = np.percentile(VOLUME.astype(np.float32), (0.1, 99.9))
     plane = np.clip(VOLUME[:, :, 3], low, high) - low
     expected = (plane * 255 / plane.max()).astype(np.uint8).T[::-1, ::-1]
-    found = prepare("table", tmp_path / "raw").read(0, 1)[0]
-    np.testing.assert_array_equal(found, to_prepared(expected, image_size=8, channels=1))
+    actual = prepare("table", tmp_path / "raw").read(0, 1)[0]
+    np.testing.assert_array_equal(actual, to_prepared(expected, image_size=8, channels=1))
 
 
 def zipped() -> bytes:

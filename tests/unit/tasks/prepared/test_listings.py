@@ -1,0 +1,90 @@
+"""Listings of one command: made once for all that ask for the same, and never from a failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from search_spaces.errors import DataError
+from tasks.prepared.listings import Listings
+from tasks.sources import folder
+from tests.unit.tasks.sources.conftest import request_for, write_tree
+
+
+@pytest.fixture
+def listed(monkeypatch) -> list[object]:
+    """The requests for which the source of class folders makes a listing."""
+    requests: list[object] = []
+    source = folder.folder
+
+    def list_items(request):
+        requests.append(request)
+        return source.list_items(request)
+
+    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
+    return requests
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_tree(tmp_path / "raw", "cat/", "dog/")
+
+
+CHANGES = {
+    "nothing": (lambda request: request, 1),
+    "another image size": (
+        lambda request: replace(request, spec=request.spec.model_copy(update={"image_size": 16})),
+        1,
+    ),
+    "class names that were read": (
+        lambda request: replace(
+            request, dataset=request.dataset.model_copy(update={"label_names": ("cat", "dog")})
+        ),
+        1,
+    ),
+    "another key": (lambda request: replace(request, key="k" * 16), 1),
+    "the same folder by another path": (
+        lambda request: replace(request, raw=request.raw / "cat" / ".."),
+        1,
+    ),
+    "another folder": (
+        lambda request: replace(request, raw=write_tree(request.raw / "x", "a/", "b/")),
+        2,
+    ),
+    "labels mapped": (
+        lambda request: replace(
+            request, dataset=request.dataset.model_copy(update={"label_map": (("cat", "pet"),)})
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_listing_serves_all_requests_that_it_would_be_the_same_for(raw, listed, change):
+    changed, num_listings = CHANGES[change]
+    listings = Listings()
+    request = request_for("folder", raw)
+    first = listings.of(request)
+    second = listings.of(changed(request))
+    assert len(listed) == num_listings
+    assert (second is first) == (num_listings == 1)
+
+
+def test_a_listing_that_failed_is_tried_again(raw, listed):
+    listings = Listings()
+    request = request_for("folder", raw / "cat")
+    with pytest.raises(DataError, match="one subfolder of images per class"):
+        listings.of(request)
+    write_tree(raw / "cat", "tabby/", "siamese/")
+    assert listings.of(request).label_names == ("siamese", "tabby")
+
+
+def test_cleared_listings_are_made_again(raw, listed):
+    listings = Listings()
+    request = request_for("folder", raw)
+    listings.of(request)
+    listings.clear()
+    listings.of(request)
+    assert len(listed) == 2
