@@ -48,8 +48,8 @@ class IntrinsicDimension:
         estimator: Name of the row in `ESTIMATORS`.
         value: The estimate, or None if it is undefined.
         std_error: Standard error by a formula, which ``convention`` names.
-        num_points: Distinct points that entered the value. TwoNN's discarded ratios count, because
-            they enter its distribution function.
+        num_points: Points used. For TwoNN this includes the discarded ratios, since they enter the
+            empirical distribution.
         num_neighbors: Neighbours per point.
         convention: The formula, in words.
         num_dropped: Points left out: they have a neighbour at distance zero, or the two distances
@@ -88,10 +88,13 @@ class IntrinsicDimension:
 class Neighborhoods:
     """The input of an estimator: distances of the points that can be used.
 
+    ``distances`` has a row for each usable point only. ``indices`` and ``is_usable`` have one for
+    every point, and the values of ``indices`` count all points too.
+
     Attributes:
         distances: ``(num_usable, num_neighbors)``, ascending. All are positive and finite.
         indices: ``(num_points, num_neighbors)`` neighbours of all points, -1 where there are fewer.
-        is_usable: ``(num_points,)`` mask of the rows of ``distances``.
+        is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
         parameters: The estimator's own parameters, by name.
         seed: Seed of the bootstrap.
     """
@@ -123,6 +126,11 @@ class Fit:
     std_error: float | None = None
     num_ties: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def undefined(cls, num_ties: int = 0) -> Fit:
+        """Return the output if neighbours are equally far, which no finite dimension explains."""
+        return cls(num_ties=num_ties)
 
 
 @dataclass(frozen=True)
@@ -206,8 +214,8 @@ def block_std_error(
         The standard deviation over resamples. None if there are fewer than two blocks, or fewer
         than two resamples gave a finite value.
     """
-    names, numbered = np.unique(blocks, return_inverse=True)
-    num_blocks = len(names)
+    distinct_blocks, block_of_point = np.unique(blocks, return_inverse=True)
+    num_blocks = len(distinct_blocks)
     if num_blocks < 2:
         return None
     rng = np.random.default_rng(seed)
@@ -215,7 +223,7 @@ def block_std_error(
     for _ in range(num_resamples):
         counts = np.bincount(rng.integers(0, num_blocks, num_blocks), minlength=num_blocks)
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = statistic(counts[numbered].astype(np.float64))
+            value = statistic(counts[block_of_point].astype(np.float64))
         if value is not None and np.isfinite(value):
             values.append(value)
     if len(values) < 2:
@@ -232,14 +240,14 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     by k - 1, which is unbiased when inverses are averaged. ``curve`` has both for every smaller k.
 
     The standard error is by the delta method, ``d² · sd(inverse) / √n``. It takes points as
-    independent, and is about a quarter too small; ``std_error_bootstrap`` is not.
+    independent, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
     """
     log_distances = np.log(neighborhoods.distances)
     num_points, k = log_distances.shape
     inverses = inverse_dimensions(log_distances, k, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return Fit()
+        return Fit.undefined()
     curve = [
         {
             "num_neighbors": smaller_k,
@@ -265,6 +273,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
 
 
 def _inverse(mean: float) -> float | None:
+    """Return the dimension to a mean of inverse dimensions, or None if that is zero."""
     return float(1 / mean) if mean > 0 else None
 
 
@@ -277,7 +286,7 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     Mazurowski.
 
     The standard error ``d/√n`` is that of the likelihood for independent ratios. It is about a
-    quarter too small for this slope; ``std_error_bootstrap`` is not.
+    quarter too small for this slope. ``std_error_bootstrap`` corrects this.
 
     Raises:
         DataError: If ``discard_fraction`` is not in [0, 1).
@@ -291,7 +300,7 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     ascending = log_ratios[order]
     value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
     if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return Fit()
+        return Fit.undefined()
     bootstrap_std_error = neighborhoods.bootstrap_std_error(
         lambda weights: _twonn_slope(ascending, weights[order], discard_fraction)
     )
@@ -332,13 +341,17 @@ def _twonn_slope(
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """Estimate by generalised ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
 
-    For locally constant density the ratio μ = T_{n2}/T_{n1} has the density ``d (μ^d -
-    1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``. The value is that of the largest scale. ``curve``
-    has every scale, with its mean distance and its standard error by the observed information.
+    Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If points have a locally constant density in d
+    dimensions, the density of μ is
+
+    ``d · (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) · B(n2-n1, n1))``
+
+    with the beta function B. The value is that of the largest scale. ``curve`` has every scale,
+    with its mean distance and its standard error by the observed information.
     """
     distances = neighborhoods.distances
     curve = []
-    fit = Fit()
+    fit = Fit.undefined()
     n1 = 1
     while 2 * n1 <= distances.shape[1]:
         nearer = distances[:, n1 - 1]
@@ -372,7 +385,7 @@ def gride_at_scale(
     num_points = len(logs)
     total = float(logs.sum())
     if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
-        return Fit(num_ties=num_ties)
+        return Fit.undefined(num_ties)
     if power == 0:  # n1 = 1: the equation is linear
         return Fit(num_points / total, math.sqrt(num_points) / total)
 
@@ -386,9 +399,9 @@ def gride_at_scale(
         curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
         return float(num_points / dimension**2 + power * curvature)
 
-    # The score falls and is convex in d, so a Newton step from either side ends below the root, and
-    # steps from below approach it without passing it. The start, about d / ln 2, is above the root:
-    # the first step could end below zero, so no step may more than halve the value.
+    # The score falls and is convex in d. So a Newton step from either side ends below the root, and
+    # steps from below approach it without passing it. The start, about d / ln 2, is above the root.
+    # Newton from above may jump below zero. So limit each step to half the value.
     value = num_points / total
     for _ in range(100):
         step = max(score(value) / information(value), -value / 2)
@@ -464,7 +477,8 @@ def estimate(
         table: As wide as `table_width` returns.
         num_neighbors: k of the MLE, and the largest scale of the others.
         estimators: Names of rows.
-        parameters: Values that replace those of the rows, by the parameter's name.
+        parameters: Values that replace those of the rows, by the parameter's name. Names that no
+            row of ``estimators`` has are ignored.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -492,6 +506,7 @@ def _estimate_one(
     parameters: Mapping[str, float],
     seed: int,
 ) -> IntrinsicDimension:
+    """Run one estimator. The record has a reason if the points do not allow a dimension."""
     k = row.required_neighbors(num_neighbors)
     convention = row.convention.format(**parameters)
     distances = table.distances[:, :k]
@@ -499,7 +514,14 @@ def _estimate_one(
     def undefined(reason: str, num_points: int) -> IntrinsicDimension:
         num_dropped = table.num_points - num_points
         return IntrinsicDimension(
-            name, None, None, num_points, k, convention, num_dropped, reason=reason
+            estimator=name,
+            value=None,
+            std_error=None,
+            num_points=num_points,
+            num_neighbors=k,
+            convention=convention,
+            num_dropped=num_dropped,
+            reason=reason,
         )
 
     if table.num_points < k + 1 or distances.shape[1] < k:

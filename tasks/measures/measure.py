@@ -1,14 +1,18 @@
-"""Both measures of a dataset, for all its train sizes, with everything needed to judge them.
+"""Intrinsic dimension and label sharpness of a dataset, for all its train sizes.
 
 Two equal images are at distance zero, where logarithms and inverses are undefined. The first one is
 kept. Later ones are left out of every measure and counted. If their labels differ they are
 conflicts, and listed.
+
+Two kinds of index occur, as in `tasks.measures.neighbors`. A source row is an index of all images.
+A position is an index of the distinct images only.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +59,10 @@ from tasks.remote import Executor, InlineExecutor
 MAX_LISTED_CONFLICTS = 10
 """Pairs of equal images with different labels that a result lists, at most."""
 NEAR_MINIMUM = 1 + 4e-5
-"""Factor on the smallest distance up to which another one could be the smallest. Distances of
-floats are accurate to 1e-5, both of them."""
+"""Recompute every distance within this factor of the minimum: one of them may be the true minimum.
+Either may be off by 1e-5, and we double that."""
 PROFILE_BYTES = 256 << 20
-"""Memory for a piece of rows, as float64, in the search for duplicates."""
+"""Memory for a piece of rows, as float64, when duplicates are looked for."""
 KEY_VALUES = 512
 """Values per row that are hashed into its key."""
 KEY_SEED = 20240501
@@ -96,11 +100,11 @@ def measure_nested(
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
-    searched = _search(profile, codes, sizes, precision, settings, executor)
+    distinct_images = _find_neighbors(profile, codes, sizes, precision, settings, executor)
     convention = _convention(source, settings)
     records = []
-    for number, size in enumerate(sizes):
-        table = searched.search.tables[number]
+    for size_index, size in enumerate(sizes):
+        table = distinct_images.neighbors.tables[size_index]
         dimensions = estimate(
             table,
             num_neighbors=settings.num_neighbors,
@@ -114,7 +118,7 @@ def measure_nested(
                 num_duplicates=size - table.num_points,
                 num_conflicts=sum(row < size for row, _ in profile.conflicts),
                 d_data=dimensions,
-                label_sharpness=searched.sharpness(number, convention),
+                label_sharpness=distinct_images.sharpness(size_index, convention),
             )
         )
     calibration = None
@@ -122,7 +126,7 @@ def measure_nested(
         calibration = calibrate(
             profile.source,
             num_neighbors=settings.num_neighbors,
-            keep=searched.source_rows,
+            keep=distinct_images.source_rows,
             executor=executor,
             precision=precision,
             seed=settings.seed,
@@ -131,13 +135,13 @@ def measure_nested(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=searched.search.precision,
+        precision=distinct_images.neighbors.precision,
         notes=_notes(records[-1], convention),
         calibration=calibration,
     )
 
 
-def _search(
+def _find_neighbors(
     profile: RowProfile,
     labels: IntArray | None,
     sizes: Sequence[int],
@@ -145,7 +149,11 @@ def _search(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> SearchedImages:
-    """Search the distinct images of all sizes. Positions count them, as in `nested_neighbors`."""
+    """Find the neighbours of all distinct images, within every train size.
+
+    ``labels`` and ``sizes`` count source rows; the result counts positions.
+    """
+    # Distinct images among the first n source rows, for each size n.
     distinct_sizes = np.searchsorted(profile.distinct_rows, sizes).tolist()
     source_rows = profile.distinct_rows[: distinct_sizes[-1]]
     distinct_labels = None if labels is None else labels[source_rows]
@@ -154,9 +162,9 @@ def _search(
     )
     width = table_width(settings.estimators, settings.num_neighbors)
     width = min(width, len(source_rows) - 1)
-    search = nested_neighbors(
+    neighbors = nested_neighbors(
         profile.source,
-        labels,
+        labels,  # by source row, as nested_neighbors reads them
         distinct_sizes,
         max(width, 1),
         executor=executor,
@@ -169,7 +177,7 @@ def _search(
         source=profile.source,
         source_rows=source_rows,
         labels=distinct_labels,
-        search=search,
+        neighbors=neighbors,
         samples=samples,
         sample_slices=sample_slices,
     )
@@ -279,6 +287,11 @@ def intrinsic_dimension(
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
+    """Return the scale of the images: pixel range, side, channels and sample size.
+
+    A pixel range that is not given follows from the dtype: [0, 1] for booleans, from 0 to the
+    largest number for unsigned integers. For other dtypes it is unknown.
+    """
     shape = source.row_shape
     pixel_range = settings.pixel_range
     dtype = source.read(0, 1).dtype
@@ -293,13 +306,13 @@ def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConv
 
 @dataclass(frozen=True)
 class SearchedImages:
-    """The distinct images of all sizes, and the nearest ones that were found.
+    """The distinct images of all sizes, and their nearest neighbours.
 
     Attributes:
         source: Where images are read.
         source_rows: ``(num_distinct,)`` source row of each position.
-        labels: ``(num_distinct,)``, or None.
-        search: Neighbours, by position.
+        labels: ``(num_distinct,)`` label of each position, or None.
+        neighbors: Neighbours, by position.
         samples: ``(num_samples, num_distinct)`` masks of the samples of all sizes.
         sample_slices: The slice of ``samples`` that each size has.
     """
@@ -307,17 +320,17 @@ class SearchedImages:
     source: BlockSource
     source_rows: IntArray
     labels: IntArray | None
-    search: NeighborSearch
+    neighbors: NeighborSearch
     samples: BoolArray
     sample_slices: list[slice]
 
-    def sharpness(self, number: int, convention: SharpnessConvention) -> LabelSharpness | None:
-        """Return the label sharpness of the size of this number, or None without labels."""
+    def sharpness(self, size_index: int, convention: SharpnessConvention) -> LabelSharpness | None:
+        """Return the label sharpness of one train size, or None without labels."""
         if self.labels is None:
             return None
-        table = self.search.tables[number]
+        table = self.neighbors.tables[size_index]
         labels = self.labels[: table.num_points]
-        unlike = self._unlike_distances(table, self.sample_slices[number])
+        unlike = self._unlike_distances(table, self.sample_slices[size_index])
         record = summarise(labels, unlike, convention)
         if record.value is None:
             return record
@@ -327,10 +340,10 @@ class SearchedImages:
         """Return distances to the nearest images with another label, the smallest ones refined."""
         positions = slice(table.num_points)
         nearest = table.unlike_distances.copy()
-        in_samples = self.search.sample_unlike_distances[sample_slice, positions].copy()
-        if self.search.precision != EXACT:
+        in_samples = self.neighbors.sample_unlike_distances[sample_slice, positions].copy()
+        if self.neighbors.precision != EXACT:
             self._refine_minimum(nearest, table.unlike_indices)
-            sample_indices = self.search.sample_unlike_indices[sample_slice, positions]
+            sample_indices = self.neighbors.sample_unlike_indices[sample_slice, positions]
             for distances, indices in zip(in_samples, sample_indices, strict=True):
                 self._refine_minimum(distances, indices)
         pair_distance = float(nearest.min(initial=np.inf))
@@ -363,12 +376,13 @@ class SearchedImages:
             pair = min(position, nearest), max(position, nearest)
             if pair not in refined:
                 a, b = (self._read(end) for end in pair)
-                only = np.zeros(1, np.intp)
-                squared = direct_squared_distances(a, b, only, only)
+                first_row = np.zeros(1, np.intp)  # a and b have one row each
+                squared = direct_squared_distances(a, b, first_row, first_row)
                 refined[pair] = float(np.sqrt(squared[0]))
             distances[position] = refined[pair]
 
     def _read(self, position: int) -> AnyArray:
+        """Return the image at a position, ``(1, num_features)``."""
         row = int(self.source_rows[position])
         return flatten(self.source.read(row, row + 1))
 
@@ -414,7 +428,10 @@ class RowProfile:
     is_exact: bool
 
     def precision(self, requested: Precision) -> Precision:
-        """Return the requested precision, in floats unless all rows are bytes of one dtype."""
+        """Return the precision to measure with.
+
+        Exact byte arithmetic is used only if requested and all rows are bytes of one dtype.
+        """
         return replace(requested, exact_bytes=requested.exact_bytes and self.is_exact)
 
 
@@ -441,40 +458,54 @@ def profile_rows(
     if num_rows == 0 or row_values == 0:
         rule = "There must be at least one row, with at least one value"
         raise DataError(rule, f"{num_rows} rows")
-    rows_in_memory = PROFILE_BYTES // (8 * row_values)
-    rows_per_worker = -(-num_rows // executor.num_workers)
-    step = max(1, min(rows_in_memory, rows_per_worker))
-    shared = executor.share(source)
-    starts = range(0, num_rows, step)
-    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
+    dtype = source.read(0, 1).dtype
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
-    dtype = source.read(0, 1).dtype
     units = set(UNITS)
     dtypes = {dtype.str}  # a piece of several dtypes is read as one, which can differ from this
-    for index, piece in executor.map_unordered(profile_piece, pieces):
-        _, start, stop = pieces[index]
-        keys[start:stop] = piece.keys
+    for start, piece in _profile_pieces(source, executor):
+        keys[start : start + len(piece.keys)] = piece.keys
         rows_not_finite += piece.rows_not_finite
         units &= piece.units
         dtypes.add(piece.dtype)
-    if rows_not_finite:
-        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
-        first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
-        hint = "remove or repair these rows"
-        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
+    _check_finite(rows_not_finite, num_rows)
     first_of = _first_equal_rows(source, keys)
-    conflicts = []
-    if labels is not None:
-        rows = np.flatnonzero(labels != labels[first_of])
-        earlier_rows = first_of[rows].tolist()
-        conflicts = list(zip(rows.tolist(), earlier_rows, strict=True))
+    conflicts = [] if labels is None else _find_conflicts(labels, first_of)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
         # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
         source = ByteRows(source, max(units))
     distinct_rows = np.flatnonzero(first_of == np.arange(num_rows))
     return RowProfile(source, distinct_rows, conflicts, is_exact)
+
+
+def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int, PieceProfile]]:
+    """Hash all rows in pieces that fit in memory. Yield the first row and profile of each."""
+    num_rows = source.num_rows
+    rows_in_memory = PROFILE_BYTES // (8 * int(np.prod(source.row_shape)))
+    rows_per_worker = math.ceil(num_rows / executor.num_workers)
+    step = max(1, min(rows_in_memory, rows_per_worker))
+    shared = executor.share(source)
+    starts = range(0, num_rows, step)
+    pieces = [(shared, start, min(start + step, num_rows)) for start in starts]
+    for index, piece in executor.map_unordered(profile_piece, pieces):
+        yield starts[index], piece
+
+
+def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
+    """Raise a DataError if there are rows with NaN or infinity."""
+    if rows_not_finite:
+        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
+        first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
+        hint = "remove or repair these rows"
+        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
+
+
+def _find_conflicts(labels: AnyArray, first_of: IntArray) -> list[tuple[int, int]]:
+    """Return ``(row, first equal row)`` of equal rows with different labels."""
+    rows = np.flatnonzero(labels != labels[first_of])
+    earlier_rows = first_of[rows].tolist()
+    return list(zip(rows.tolist(), earlier_rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -511,12 +542,10 @@ def profile_piece(
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
     columns = np.unique(rng.integers(0, num_features, KEY_VALUES))
-    # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
-    zero = np.zeros((), rows.dtype)
-    values = np.ascontiguousarray(rows[:, columns]) + zero
+    values = _without_minus_zero(rows[:, columns])
     row_bytes = values.view(np.uint8).reshape(len(rows), -1)
-    num_missing = -row_bytes.shape[1] % 8
-    words = np.pad(row_bytes, ((0, 0), (0, num_missing))).view(np.uint64)
+    num_padding_bytes = -row_bytes.shape[1] % 8
+    words = np.pad(row_bytes, ((0, 0), (0, num_padding_bytes))).view(np.uint64)
     multipliers = rng.integers(0, 2**63, words.shape[1], dtype=np.uint64)
     multipliers = multipliers * 2 + 1  # odd numbers lose no bit of a word
     units = byte_units(rows)
@@ -529,6 +558,11 @@ def profile_piece(
         is_bad = ~np.isfinite(rows[suspects]).all(axis=1)
         rows_not_finite = (suspects[is_bad] + start).tolist()
     return PieceProfile(words @ multipliers, rows_not_finite, units, rows.dtype.str)
+
+
+def _without_minus_zero(values: AnyArray) -> AnyArray:
+    """Return a contiguous copy with 0.0 for -0.0: the same pixel, stored as other bytes."""
+    return np.ascontiguousarray(values + np.zeros((), values.dtype))
 
 
 def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
@@ -544,9 +578,7 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
             continue
         first_by_digest: dict[bytes, int] = {}
         for row in np.sort(group).tolist():
-            values = source.read(row, row + 1)
-            zero = np.zeros((), values.dtype)
-            without_minus_zero = np.ascontiguousarray(values + zero)
-            digest = hashlib.blake2b(without_minus_zero.data, digest_size=32).digest()
+            values = _without_minus_zero(source.read(row, row + 1))
+            digest = hashlib.blake2b(values.data, digest_size=32).digest()
             first_of[row] = first_by_digest.setdefault(digest, row)
     return first_of

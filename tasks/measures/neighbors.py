@@ -2,20 +2,21 @@
 
 Three kinds of index occur:
 
-- A *source row* counts the rows of the source.
-- A *position* counts the rows that are measured, in the same order; duplicates have none.
-- A *shell* counts train sizes, ascending.
+- A *source row* is an index of the rows of the source.
+- A *position* is an index of the rows that are measured, in the same order. Duplicates have none.
+- A *shell* is the index of a train size, ascending. The shell of a pair is that of the smallest
+  size that contains it.
 
 Train subsets are prefixes: size n means positions ``0 .. n-1``. A pair ``(i, j)`` belongs to every
-size above ``max(i, j)``. It is filed once, under the shell of the smallest size that holds both.
-The table of a size is the merge of the shells up to it.
+size above ``max(i, j)``, but it is added only once, to its shell. The table of a size is the merge
+of the shells up to it.
 
 Distances are symmetric, so each block is computed once and used for its rows and its columns.
 Blocks are merged by "keep the k smallest" and "keep the minimum". Ties go to the smaller position,
 so the result does not depend on how blocks are divided over workers.
 
-Rows of bytes are measured in integers: a large block of rows is held while columns stream past it
-in pieces, and the next piece is read while one is multiplied. Other dtypes use square blocks of
+Rows of bytes are measured in integers. One large block stays in memory; the other rows are read in
+small pieces. The next piece is read while one is multiplied. Other dtypes use square blocks of
 floats.
 """
 
@@ -65,17 +66,17 @@ EXACT = "exact integer"
 """The ``precision`` of distances that were computed in integers."""
 PIECE_ROWS = 256
 """Rows of a streamed piece of bytes, at most. The diagonal then costs little more than half, and a
-block of distances stays in the cache while it is filed."""
+block of distances stays in the cache while it is added to the results."""
 PIECE_BYTES = 64 << 20
 """Bytes of a streamed piece, at most. Two pieces are in memory."""
 HELD_BYTES = 320 << 20
 """Bytes of the block that is held while pieces stream past: 2,048 rows of 3 x 224 x 224."""
 DENSE_FRACTION = 0.25
-"""Fraction of a block's columns in a sample above which masking the other columns is faster than
-copying those in the sample."""
+"""If a sample has more than this share of a block's columns, mask the other columns instead of
+copying those of the sample. Masking is faster then."""
 PAIRS_PER_SAMPLE = 1024
-"""Closest pairs to know of an average sample: with 1 % of labels unlike the others, a random
-labelling has no unlike pair among so many once in 10⁹."""
+"""Closest pairs to know of an average sample. If 1 % of the labels differ from the rest, the chance
+that 1,024 random pairs all have equal labels is about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Closest pairs to keep per shell, at most; they take 16 MiB."""
 
@@ -152,15 +153,21 @@ class ClosestPairs:
         first_row: int,
         first_column: int,
     ) -> None:
-        """Add the pairs of a block, whose rows and columns are positions from these on.
+        """Add the pairs of a block.
 
         Only pairs with the smaller position first are added: a block on the diagonal has both.
+
+        Args:
+            block: ``(num_rows, num_columns)`` squared distances.
+            first_row: Position of the block's first row.
+            first_column: Position of the block's first column.
         """
         limit = self.limit
         num_enough = 2 * self.capacity  # a block on the diagonal has each pair twice
         if np.isinf(limit) and block.size > num_enough:
             # First block of a shell: only its own closest pairs can be among the closest.
             limit = float(np.partition(block, num_enough, axis=None)[num_enough])
+        # Pairs at the limit are added: `prune` needs the (capacity + 1)-th pair to set its limit.
         entries = np.flatnonzero(block <= _limits_as(np.array(limit), block.dtype))
         rows, columns = np.divmod(entries, block.shape[1])
         pairs = np.empty(len(rows), PAIR)
@@ -184,6 +191,7 @@ class ClosestPairs:
         if len(squared) > self.capacity:
             limit = np.partition(squared, self.capacity)[self.capacity]
             self.limit = min(self.limit, float(limit))
+        # Drop all pairs at the limit: which of several equal ones fit would depend on the order.
         self._parts = [pairs[squared < self.limit]]
 
 
@@ -433,14 +441,15 @@ def search_tile(
         The result of its rows and that of its columns; one result for a tile on the diagonal.
     """
     check_device(job.precision.device)
-    results = [TileResult(job, span) for span in dict.fromkeys((rows, columns))]
+    sides = [rows] if rows == columns else [rows, columns]
+    results = [TileResult(job, span) for span in sides]
     blocks = _blocks_of_bytes if job.is_exact else _blocks_of_floats
     for block in blocks(job, rows, columns):
         for result in results:
             result.precision = block.precision
         if block.rows == block.columns:
             np.fill_diagonal(block.squared, no_pair(block.squared.dtype))
-        _file_block(job, results, block)
+        _add_block(job, results, block)
     return results
 
 
@@ -462,10 +471,14 @@ def _blocks_of_floats(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
+    """Yield a tile of floats in square blocks; of a tile on the diagonal, the upper triangle.
+
+    From the first block on that needs a wider dtype, all blocks are computed in that dtype.
+    """
     precision = job.precision
     for row_span in _spans(rows, job.block_rows):
         a = job.read(row_span)
-        first_column = max(row_span.start, columns.start)  # above the diagonal
+        first_column = max(row_span.start, columns.start)  # nothing below the diagonal
         for column_span in _spans(Span(first_column, columns.stop), job.block_rows):
             b = None if row_span == column_span else job.read(column_span)
             squared, needed = squared_distances(a, b, job.centre, precision)
@@ -478,6 +491,11 @@ def _blocks_of_bytes(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
+    """Yield a tile of bytes: each held block of rows against the pieces of the columns.
+
+    Of a tile on the diagonal, the upper triangle is computed: each held block against itself and
+    the columns after it.
+    """
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
@@ -530,25 +548,25 @@ def _blocks_within(
         yield TileBlock(piece, piece, squared, EXACT)
 
 
-def _file_block(
+def _add_block(
     job: SearchJob,
     results: list[TileResult],
     block: TileBlock,
 ) -> None:
-    """File the distances of a block under the shells of its pairs, for rows and for columns."""
+    """Add the distances of a block to the shells of its pairs, for its rows and its columns."""
     sides = [(results[0], block)]
     if block.rows != block.columns:  # a block on the diagonal holds each pair twice already
         sides.append((results[-1], block.transposed()))
-    # The sides have different positions, so they can be filed at the same time.
-    in_threads(lambda side: _file_side(job, *side), sides)
+    # The sides have different positions, so they can be added at the same time.
+    in_threads(lambda side: _add_side(job, *side), sides)
 
 
-def _file_side(
+def _add_side(
     job: SearchJob,
     result: TileResult,
     block: TileBlock,
 ) -> None:
-    """File the distances from a block's rows to its columns in the result of its rows."""
+    """Add the distances from a block's rows to its columns to the result of its rows."""
     unlike = None
     if job.label_codes is not None:
         row_labels = job.label_codes[block.rows.positions]
@@ -556,15 +574,15 @@ def _file_side(
         is_unlike = row_labels[:, None] != column_labels
         sentinel = block.squared.dtype.type(no_pair(block.squared.dtype))
         unlike = np.where(is_unlike, block.squared, sentinel)
-        _file_samples(job, result, block, unlike)
+        _add_samples(job, result, block, unlike)
     for row_run in _runs_of_one_shell(job.shells, block.rows):
         rows = row_run.within(result.span)
         for column_run in _runs_of_one_shell(job.shells, block.columns):
             row_shell = job.shells[row_run.start]
             column_shell = job.shells[column_run.start]
             shell = int(max(row_shell, column_shell))
-            part = row_run.within(block.rows), column_run.within(block.columns)
-            squared = block.squared[part]
+            in_block = row_run.within(block.rows), column_run.within(block.columns)
+            squared = block.squared[in_block]
             result.update_neighbors(shell, rows, column_run.start, squared)
             if result.closest_pairs and row_run.start <= column_run.start:
                 result.closest_pairs[shell].update(squared, row_run.start, column_run.start)
@@ -574,18 +592,21 @@ def _file_side(
                     result.unlike_ids[shell],
                     np.arange(rows.start, rows.stop),
                     np.arange(*column_run),
-                    unlike[part],
+                    unlike[in_block],
                 )
 
 
-def _file_samples(
+def _add_samples(
     job: SearchJob,
     result: TileResult,
     block: TileBlock,
     unlike: Block,
 ) -> None:
-    """File the nearest rows with another label inside each sample."""
-    for number, members in enumerate(job.samples):
+    """Add the nearest rows with another label inside each sample.
+
+    ``unlike`` has the block's squared distances, and "no pair" where the labels are equal.
+    """
+    for sample_index, members in enumerate(job.samples):
         is_column = members[block.columns.positions]
         rows = np.flatnonzero(members[block.rows.positions])
         columns = np.flatnonzero(is_column)
@@ -593,6 +614,7 @@ def _file_samples(
             continue
         inside = unlike[rows]
         if len(columns) > DENSE_FRACTION * len(is_column):
+            # The maximum with 0 changes nothing; that with the sentinel leaves "no pair".
             sentinel = no_pair(unlike.dtype)
             floor = np.where(is_column, 0, sentinel).astype(unlike.dtype)
             np.maximum(inside, floor, out=inside)
@@ -600,8 +622,8 @@ def _file_samples(
         else:
             inside = inside[:, columns]
         update_minima(
-            result.unlike_squared[job.num_shells + number],
-            result.unlike_ids[job.num_shells + number],
+            result.unlike_squared[job.num_shells + sample_index],
+            result.unlike_ids[job.num_shells + sample_index],
             rows + block.rows.start - result.span.start,
             columns + block.columns.start,
             inside,
@@ -625,7 +647,7 @@ def _runs_of_one_shell(shells: IntArray, span: Span) -> list[Span]:
 class PairList(NamedTuple):
     """The closest pairs of a train size: ``(num_pairs,)`` distances, ascending, and positions.
 
-    No pair of the size that is missing here is closer than the last one.
+    Every pair of the size that is not listed is at least as far as the last listed pair.
     """
 
     distances: FloatArray
@@ -721,7 +743,7 @@ def nested_neighbors(
     is_exact = precision.exact_bytes and is_byte_dtype(dtype)
     if samples is None:
         samples = np.zeros((0, num_positions), bool)
-    row_values = float(np.prod(source.row_shape))
+    values_per_row = float(np.prod(source.row_shape))
     positions = np.arange(num_positions)
     job = SearchJob(
         source=source,
@@ -734,7 +756,7 @@ def nested_neighbors(
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
-        work=num_positions**2 / 2 * row_values / executor.num_workers,
+        work=num_positions**2 / 2 * values_per_row / executor.num_workers,
         pair_capacities=_pair_capacities(samples, train_sizes),
         byte_dtype=dtype if is_exact else None,
     )
@@ -758,7 +780,8 @@ def _label_codes(labels: IntArray) -> IntArray:
 def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return how many closest pairs of each shell to keep, so that samples hold enough of them.
 
-    A sample of M among n images holds a pair with probability (M/n)².
+    A sample of M among n images holds a pair with probability (M/n)². So (n/M)² times as many pairs
+    are kept as an average sample needs.
     """
     if not len(samples):
         return ()
@@ -773,12 +796,14 @@ def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[in
 def _search_all_tiles(job: SearchJob, executor: Executor) -> TileResult:
     """Search all tiles and merge their results."""
     num_positions = len(job.source_rows)
+    total: TileResult
     shared = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared, rows, columns) for rows, columns in tiles]
     answers = executor.map_unordered(search_tile, arguments, spread=job.work > SPREAD_WORK)
     if len(tiles) == 1:
-        total: TileResult = next(answers)[1][0]
+        # One tile is on the diagonal, so it has one result, of all positions.
+        _, (total,) = next(answers)
         return total
     total = TileResult(job, Span(0, num_positions))
     for _, results in answers:

@@ -1,7 +1,8 @@
 """Label sharpness K_F: how fast the label changes with the image.
 
 ``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). For two
-classes |y_i - y_j| is 1 for exactly these pairs. For more classes "different labels" replaces it.
+classes the paper's factor |y_i - y_j| is 1 for exactly these pairs. With more classes we keep this:
+the factor is 1 for every pair with different labels.
 
 K_F has the unit 1/pixel value. It grows as pixel range, side and channels shrink, so a number
 without its conventions means nothing.
@@ -38,7 +39,7 @@ class SharpnessConvention:
         pixel_range: Pixel values of black and white; None if unknown.
         side: Height and width in pixels; None for features that are no images.
         channels: Number of channels, or of features.
-        sample: Images per sample; None for all images.
+        sample: Images per sample, that is its size; None for all images.
     """
 
     pixel_range: tuple[float, float] | None
@@ -60,7 +61,7 @@ class LabelSharpness:
         pair_value: ``1/distance`` of that pair: the maximum over all images.
         sample_values: The maximum in each sample; one number if all images are used.
         percentiles: Percentiles of the images' 1/distance to the nearest image with another label,
-            and their mean under the key ``"mean"``.
+            and the mean of 1/distance under the key ``"mean"``.
         permuted: Baseline: mean ``value`` over random permutations of the labels. None if it is
             not known.
         reason: Why ``value`` is None.
@@ -122,8 +123,8 @@ def stratified_samples(
         seeds: One sample per seed and size.
 
     Returns:
-        Masks ``(num_samples, num_images)`` of all sizes, and the slice of them that each size has.
-        Sizes up to ``sample`` have none: all their images are used.
+        The masks of the samples of all sizes, ``(num_samples, num_images)``, and the slice of the
+        masks for each size. It is empty for sizes up to ``sample``: all their images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[BoolArray] = []
@@ -196,7 +197,7 @@ def summarise(
         different labels, or its distance cannot be represented.
     """
     sampled_labels = labels
-    if len(unlike.members):
+    if len(unlike.members):  # all samples have the same class counts, so the first one serves
         sampled_labels = labels[unlike.members[0]]
     num_pairs = count_pairs(sampled_labels)
     num_images = len(sampled_labels)
@@ -241,8 +242,8 @@ def permuted_sharpness(
 
     - In samples, among the closest pairs of the size that lie in the sample. All closer pairs are
       known, so the result is exact.
-    - Among all images, in the lists of nearest neighbours. A pair is missed only if all listed
-      neighbours of both images share their labels.
+    - Among all images, in the lists of nearest neighbours. The closest pair (a, b) is missed only
+      if all listed neighbours of a have a's label, and those of b have b's.
 
     Args:
         table: Neighbours and closest pairs of this train size.
@@ -322,8 +323,8 @@ def _why_undefined(
     return None
 
 
-def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
-    """Return the factor that takes a label sharpness from one convention to another.
+def conversion(source: SharpnessConvention, target: SharpnessConvention) -> float:
+    """Return the factor that takes a label sharpness from convention ``source`` to ``target``.
 
     ``K ∝ 1/(range · √(height · width · channels))``. This is exact for the range and for repeated
     channels. For the side it neglects the blur of interpolation: a bilinear 28 → 224 shortens
@@ -333,11 +334,11 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
         DataError: If a side or range is missing, or the samples differ in size, for which no factor
             exists.
     """
-    if have.sample != to.sample:
+    if source.sample != target.sample:
         rule = "Label sharpness can only be converted between samples of equal size"
-        sizes = f"{have.sample} and {to.sample} images"
+        sizes = f"{source.sample} and {target.sample} images"
         raise DataError(rule, sizes, "measure again with the same sharpness_sample")
-    return _largest_distance(have) / _largest_distance(to)
+    return _largest_distance(source) / _largest_distance(target)
 
 
 def _largest_distance(convention: SharpnessConvention) -> float:

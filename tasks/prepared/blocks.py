@@ -107,9 +107,9 @@ def read_blocks(
         preparation: What is prepared.
         blocks: The blocks.
         executor: Runs tasks that see the raw download and write parts.
-        readers: Runs tasks on nodes that may see the raw download. A block is read there only if
-            the node's files are the listed ones by name, size and time. It comes back to be written
-            here. Blocks that such nodes refuse are read by ``executor``.
+        readers: Runs tasks on other nodes, which may see the raw download. They read a block only
+            if their files have the listed names, sizes and times; the result is written here.
+            Blocks that such nodes refuse are read by ``executor``.
         on_progress: Called after every block.
 
     Returns:
@@ -121,9 +121,12 @@ def read_blocks(
     if readers is not None and preparation.request.raw is not None:
         _read_elsewhere(preparation, blocks, parts, readers)
     missing = parts.missing()
-    calls = ((preparation.request, *blocks[index], preparation.dtype) for index in missing)
-    for place, part in executor.map_unordered(read_part, calls):
-        parts.add(missing[place], part)
+    calls = (
+        (preparation.request, blocks[index].items, blocks[index].stem, preparation.dtype)
+        for index in missing
+    )
+    for call_index, part in executor.map_unordered(read_part, calls):
+        parts.add(missing[call_index], part)
     return parts.in_order()
 
 
@@ -137,11 +140,11 @@ def _read_elsewhere(
     for index in missing:
         block = blocks[index]
         calls.append((shared, block.items, block.stem.name))
-    for place, result in readers.map_unordered(read_if_same, calls, spread=True):
+    for call_index, result in readers.map_unordered(read_if_same, calls, spread=True):
         if result is None:
             continue
         part, images = result
-        index = missing[place]
+        index = missing[call_index]
         save_part(blocks[index].stem, part, images)
         parts.add(index, part)
     num_refused = len(parts.missing())

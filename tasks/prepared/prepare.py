@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_LISTED_SKIPS = 10
+"""Skipped items that an error message names, at most."""
 MAX_GROUP_SHARE = 0.5
 """Share of the images that one group may hold, so that a split by groups is possible."""
 
@@ -57,7 +58,8 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
-    A finished preparation is returned at once. A damaged one is made again.
+    A finished preparation is returned at once. Only your own data are first compared with the raw
+    files. A damaged preparation is made again.
 
     Args:
         spec: Task, side, channels and faults.
@@ -68,7 +70,8 @@ def prepare_dataset(
         executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all
             its nodes.
         max_skipped_share: Largest share of listed items that may be unusable; one always may,
-            unless this is 0.
+            unless this is 0. For training on corrected data it is also the largest share of images
+            that may equal an image with another label.
         for_training: Refuse data without a fair split. Measuring needs no split.
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see
@@ -99,7 +102,7 @@ def prepare_dataset(
     items = _choose_items(listing.items, spec)
     order = reading_order(request, items)
     if order is not None:
-        items = [items[place] for place in order]
+        items = [items[index] for index in order]
     parts_folder = destination.with_name(f".{destination.name}.parts")
     blocks = cut_blocks(preparation, items, parts_folder)
     try:
@@ -123,7 +126,7 @@ def prepare_from_stdin() -> None:
 
     The line is a JSON list: the folder of prepared datasets, the share of items that may be
     unusable, and pairs (preparation, dataset) of specs. The name of each dataset is printed before
-    it is prepared. One that fails is left to the caller, who gets its error by trying again.
+    it is prepared. Errors are ignored here: the caller tries again and then sees the error.
     """
     from tasks.remote import InlineExecutor
 
@@ -149,6 +152,7 @@ def prepare_from_stdin() -> None:
 
 
 def _check_unchanged(finished: PreparedRecord, raw_id: str) -> None:
+    """Raise a DataError if the raw files are not those that a dataset was prepared from."""
     if finished.raw_id != raw_id:
         raise DataError(
             f"{finished.dataset}: the files must be those it was prepared from",
@@ -220,7 +224,8 @@ def _check_images(
     if not for_training:
         return
     _check_groups(images, request)
-    # The released extraction gives one frame several labels (F33): a part of what it shows.
+    # Released data repeat one frame under several labels, so conflicts are expected (F33 in
+    # docs/faults.md).
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
         hint = "correct the labels, raise image_size"
@@ -232,8 +237,10 @@ def _check_images(
 
 
 def _check_groups(images: ImageTable, request: RawRequest) -> None:
+    """Raise a DataError if groups are too large, or are the classes."""
     num_images = len(images.labels)
     _, group_sizes = np.unique(images.groups, return_counts=True)
+    # A group stays on one side of the split. One large group leaves the other side too few images.
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise request.error(
@@ -241,6 +248,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
+    # With one group per class, a class is on one side only. One image per class says nothing yet.
     labels = np.unique(images.labels)
     has_one_group = [len(np.unique(images.groups[images.labels == label])) == 1 for label in labels]
     if num_images > len(labels) > 1 and all(has_one_group):

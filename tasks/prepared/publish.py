@@ -95,10 +95,10 @@ def build_and_publish(
     folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
     try:
         _write_arrays(folder, record, images, stems, executor)
-        names = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         stamps = {}
-        for place, stamp in executor.map_unordered(stamp_file, ((path,) for path in names)):
-            stamps[names[place].relative_to(folder).as_posix()] = stamp
+        for path_index, stamp in executor.map_unordered(stamp_file, ((path,) for path in paths)):
+            stamps[paths[path_index].relative_to(folder).as_posix()] = stamp
         seconds = round(time.monotonic() - started, 3)
         record = record.model_copy(update={"seconds": seconds})
         seal(folder, record, stamps)

@@ -19,6 +19,7 @@ Counts = NDArray[np.int64]
 MAX_LISTED = 50
 """Skipped items, or classes on one side of a split, that a record names."""
 MAX_SHOWN_SKIPS = 5
+"""Skipped items that are printed, at most."""
 MIN_TELLING_GAIN = 0.1
 """Share of the images that guessing by a trait must get right beyond guessing the largest class."""
 MAX_TELLING_P = 1e-3
@@ -36,7 +37,23 @@ class PreparedRecord(BaseModel):
         fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label
             names, dtype. It does not depend on sharding, the number of workers, the hash key, or
             when and where the dataset was made.
+        prepared_id: Id of the preparation's spec, which names the store's folder.
         raw_id: Hash of the raw listing with file sizes and times, to notice changed files.
+        dataset: Name of the dataset, as sweep files have it.
+        source: Name of the source in :mod:`tasks.sources` that read it.
+        title: The dataset's name for people.
+        modality: What the images are, such as ``chest X-ray``.
+        domain: ``natural`` or ``medical``; None for your own data that were measured without one.
+        task: Which labels, for a download with several.
+        data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
+        faults: Faults of the released code that are repeated, see ``docs/faults.md``.
+        label_names: Name of each class, by label.
+        num_images: Images that are stored.
+        num_groups: Distinct groups of these images.
+        num_images_per_label: Number of images by class name.
+        num_groups_per_label: Number of groups with an image of the class, by class name.
+        num_listed: Items of the raw listing, with those that could not be used.
+        num_skipped: Items that could not be used, listed or read.
         excluded: Items left out by the dataset's own rules, by reason.
         skipped: Items that could not be used, by reason.
         skipped_items: The first of them, as pairs (keyed hash of the locator, reason).
@@ -44,7 +61,13 @@ class PreparedRecord(BaseModel):
         flags: Doubts, and how many images or items each concerns.
         num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
         num_conflicts: Images whose pixels equal those of an image with another label.
+        intensity: The rule by which raw values became pixels.
+        pixel_range: Pixel values of black and white.
+        dtype: Type of the stored pixels.
+        shape: ``(num_images, channels, height, width)``.
         seconds: Time that the preparation took; 0 until it is published.
+        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated`` images.
+        label_rule: How labels were made, if no person gave them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -157,6 +180,7 @@ def make_record(
 
 
 def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
+    """Return the number of groups with an image of each label, ``(num_labels,)``."""
     counts = np.zeros(num_labels, np.int64)
     for label in range(num_labels):
         groups = images.groups[images.labels == label]

@@ -89,7 +89,7 @@ class ShardedRows:
         """Return rows in the order of their indices.
 
         Args:
-            indices: Indices of rows. A range, which must have step 1, is copied less.
+            indices: Indices of rows. A range, which must have step 1, avoids a copy.
 
         Raises:
             IndexError: There is no such row.
@@ -104,8 +104,8 @@ class ShardedRows:
         ordered = indices[order]
         for span in self._spans(ordered):
             _read_chunk(span.file, span.entry, chunk)
-            done = slice(span.start, span.stop)
-            rows[order[done]] = chunk[ordered[done] - span.first_row]
+            wanted = slice(span.start, span.stop)
+            rows[order[wanted]] = chunk[ordered[wanted] - span.first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:

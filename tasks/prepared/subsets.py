@@ -1,17 +1,22 @@
 """Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
-A spec can switch on faults of the released code (``docs/faults.md``), which change the choice of
-images. The pool of a training set of N images is then (N + test size) / 2 images of each class:
+Test images are drawn first, from groups in a seeded order. The other groups are for training: no
+group is on both sides. The training images are put in one order, and the training set of size N is
+its first N images.
 
-- ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice;
-- ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills
-  first leave the list of labels but not the array of images, so that image i has the label of
-  another image; the pool is then the first of each class, split by image;
-- ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list
-  of all files, so that the images are the first files whatever the pair is;
-- ``test_set_depends_on_size`` (F7): pool and permutation depend on N, so every N has another test
-  set;
-- ``image_level_split`` (F5): groups are ignored.
+A spec can switch on faults of the released code (F3 to F7, see ``docs/faults.md``). Each changes
+the split:
+
+- ``first_k_selection`` (F6): Images are taken in stored order, instead of a seeded one.
+- ``misaligned_labels`` (F3, natural sets held in memory): Surplus images of the class that fills
+  first are removed from the labels but not from the images. So image i gets another image's label.
+- ``fixed_imagenet_files`` (F4, ImageNet): An index into the pair's images is used as an index into
+  all images. So the images are the first files, whatever the pair is.
+- ``test_set_depends_on_size`` (F7): The split depends on N, so every N has another test set.
+- ``image_level_split`` (F5): Groups are ignored.
+
+With F3, with F4, and with F5, F6 and F7 together, the images come from a *pool*: the first images
+of each class, as many as N training images and the test images need.
 """
 
 from __future__ import annotations
@@ -30,19 +35,20 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
-from tasks.prepared.table import number_groups, occurrence, quotas_of
+from tasks.prepared.table import count_earlier, number_groups, quotas_of
 
 Integers = NDArray[np.int64]
 Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
-"""Natural sets read by file name. The fault F4 concerns them, F3 the other natural sets."""
+"""Natural sets read by file name. Fault F4 concerns them, and F3 the other natural sets."""
 MIN_TEST_GROUP_SHARE = 0.3
-"""Least share of the groups from which test images are drawn (750 of 2,500 in the study), so that
-a few large groups (volumes) do not make up the whole test set.
+"""Least share of the groups from which test images are drawn (750 of 2,500 in the study). A few
+large groups (volumes) must not make up the whole test set.
 """
 IN_TRAINING = 1
+"""Code of an image that the data assign to training, see :attr:`PreparedDataset.splits`."""
 IN_TEST = 2
-"""Codes of given splits, see :attr:`PreparedDataset.splits`."""
+"""Code of an image that the data assign to testing."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,9 @@ class Subset:
     """Rows of a prepared dataset to train and test on.
 
     Attributes:
-        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Any
-            prefix is balanced: equal classes up to one image, or proportional for a whole set of
-            more than two classes.
+        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Every
+            prefix is balanced: class counts differ by at most one. With more than two classes,
+            every prefix is proportional. Some faults break this.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         test_labels: ``(test_size,)`` labels of these rows.
@@ -142,20 +148,22 @@ class Subset:
         )
 
 
-class _Task(NamedTuple):
-    """The images of a subset's classes.
+class _Candidates(NamedTuple):
+    """The images that training and test images are chosen from: those of the subset's classes.
 
     Attributes:
-        rows: ``(num_images,)`` their rows in the prepared dataset.
-        targets: ``(num_images,)`` their labels in ``range(len(class_names))``.
-        groups, splits: Those of all images of the prepared dataset.
+        rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
+        targets: ``(num_candidates,)`` labels of the candidates, in ``range(len(class_names))``.
+        class_names: Name of each target in messages.
+        all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
+        all_splits: ``(num_images,)`` codes of given splits of all these images.
     """
 
     rows: Integers
     targets: Integers
     class_names: tuple[str, ...]
-    groups: Integers
-    splits: NDArray[np.int8]
+    all_groups: Integers
+    all_splits: NDArray[np.int8]
 
 
 def make_subset(
@@ -199,13 +207,13 @@ def make_subset(
         class_names = tuple(label_names[label] for label in classes)
     else:
         class_names = tuple(map(str, classes))
-    task = _Task(rows, targets, class_names, groups, splits)
+    candidates = _Candidates(rows, targets, class_names, groups, splits)
     if spec.prepared.faults:
-        subset = _faulty_subset(task, spec, max_train_size)
+        subset = _faulty_subset(candidates, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
         balanced = len(class_names) == 2
-        subset = _split(task, groups[rows], spec.test_size, rng, balanced=balanced)
+        subset = _split(candidates, groups[rows], spec.test_size, rng, balanced=balanced)
         if subset.shared_group_share:  # raised, so that python -O checks it too
             raise AssertionError("a group is on both sides of the split")
     if max_train_size is not None:
@@ -219,6 +227,7 @@ def _name(spec: SubsetSpec) -> str:
 
 
 def _check_train_size(subset: Subset, train_size: int) -> None:
+    """Raise a DataError if a subset has too few training images."""
     largest = subset.max_train_size
     if train_size <= largest:
         return
@@ -234,114 +243,136 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
 
 
 def _split(
-    task: _Task, groups: Integers, test_size: int, rng: Generator | None, *, balanced: bool
+    candidates: _Candidates,
+    groups: Integers,
+    test_size: int,
+    rng: Generator | None,
+    *,
+    balanced: bool,
 ) -> Subset:
-    """Split the images of a task into training and test.
+    """Split candidates by groups into training and test images.
 
     Args:
-        task: The images.
-        groups: ``(num_images,)`` group ids of these images.
+        candidates: The images.
+        groups: ``(num_candidates,)`` group ids of the candidates, not of all images.
         test_size: Number of test images.
         rng: Draws images and groups; None takes them in stored order (F6).
         balanced: Give all classes equally many images, instead of in proportion.
     """
-    splits = task.splits[task.rows]
+    targets = candidates.targets
+    class_names = candidates.class_names
+    splits = candidates.all_splits[candidates.rows]
     group_numbers = number_groups(groups)
-    available = np.bincount(task.targets, minlength=len(task.class_names))
+    available = np.bincount(targets, minlength=len(class_names))
     quotas = quotas_of(available, test_size, balanced=balanced)
-    test = choose_test(task.targets, group_numbers, quotas, splits, rng, task.class_names)
+    test = choose_test(targets, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
     free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
-    train = stratified_order(task.targets, free, rng, balanced=balanced)
-    return _subset(task, train, test)
+    train = stratified_order(targets, free, rng, balanced=balanced)
+    return _subset(candidates, train, test)
 
 
-def _subset(task: _Task, train: Integers, test: Integers) -> Subset:
-    """Return a subset of the images at these places of a task."""
-    train_rows = task.rows[train]
-    test_rows = task.rows[test]
-    is_shared = np.isin(task.groups[test_rows], task.groups[train_rows])
+def _subset(candidates: _Candidates, train: Integers, test: Integers) -> Subset:
+    """Return the subset of these candidates, given as indices into ``candidates.rows``."""
+    train_rows = candidates.rows[train]
+    test_rows = candidates.rows[test]
+    is_shared = np.isin(candidates.all_groups[test_rows], candidates.all_groups[train_rows])
     return Subset(
         train_rows,
-        task.targets[train],
+        candidates.targets[train],
         test_rows,
-        task.targets[test],
-        task.class_names,
+        candidates.targets[test],
+        candidates.class_names,
         shared_group_share=float(is_shared.mean()),
     )
 
 
-def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Subset:
-    """Split with those faults of the released code, listed above, that the spec switches on."""
+def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | None) -> Subset:
+    """Split with the faults of the released code that the spec switches on (see above)."""
     faults = set(spec.prepared.faults)
     dataset = spec.prepared.dataset
     depends_on_size = "test_set_depends_on_size" in faults
     is_misaligned = "misaligned_labels" in faults and _is_held_in_memory(dataset)
     has_fixed_files = "fixed_imagenet_files" in faults and dataset in FILE_LISTS
-    # A pool has just enough images of each class, so it cannot be split by groups.
-    is_pool = is_misaligned or has_fixed_files
-    if (is_pool or depends_on_size) and train_size is None:
+    has_wrong_images = is_misaligned or has_fixed_files
+    is_as_released = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
+    if (has_wrong_images or depends_on_size) and train_size is None:
         raise DataError(
             "These faults need the train size: " + ", ".join(sorted(faults)),
             "none",
             "pass max_train_size, one train size at a time",
         )
-    is_as_released = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
-    if train_size is not None and (is_pool or is_as_released):
-        places = _first_of_each_class(task, spec, train_size)
+    if train_size is not None and (has_wrong_images or is_as_released):
+        pool = _first_of_each_class(candidates, spec, train_size)
         if is_misaligned:
-            rows = task.rows[: len(places)]
+            candidates = _misaligned_pool(candidates, pool)
         elif has_fixed_files:
-            rows = places
+            candidates = _fixed_files_pool(candidates, pool)
         else:
-            rows = task.rows[places]
-        task = task._replace(rows=rows, targets=task.targets[places])
+            candidates = _aligned_pool(candidates, pool)
     if is_as_released:
-        return _released_split(task, spec.test_size)
+        return _released_split(candidates, spec.test_size)
     seed = ["subset", spec.split_seed, spec.class_pair]
     if depends_on_size:
         seed.append(train_size)
     rng = None
     if "first_k_selection" not in faults:
         rng = np.random.default_rng(derive_seed(*seed))
-    groups = task.groups[task.rows]
-    if is_pool or "image_level_split" in faults:
-        groups = np.arange(len(task.rows))
-    balanced = len(task.class_names) == 2 and not is_misaligned
-    return _split(task, groups, spec.test_size, rng, balanced=balanced)
+    groups = candidates.all_groups[candidates.rows]
+    # A pool has just enough images of each class, so it cannot be split by groups.
+    if has_wrong_images or "image_level_split" in faults:
+        groups = np.arange(len(candidates.rows))
+    balanced = len(candidates.class_names) == 2 and not is_misaligned
+    return _split(candidates, groups, spec.test_size, rng, balanced=balanced)
 
 
 def _is_held_in_memory(dataset: str) -> bool:
+    """Return whether fault F3 concerns a dataset: natural ones but ImageNet, and your own."""
     if dataset in FILE_LISTS:
         return False
     return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
 
 
-def _first_of_each_class(task: _Task, spec: SubsetSpec, train_size: int) -> Integers:
-    """Return the places of the released pool: the first images of each class, ascending."""
-    num_classes = len(task.class_names)
+def _misaligned_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
+    """Return the pool with fault F3: its labels, with the first images of any class."""
+    return candidates._replace(rows=candidates.rows[: len(pool)], targets=candidates.targets[pool])
+
+
+def _fixed_files_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
+    """Return the pool with fault F4: its indices are taken for rows of the prepared dataset."""
+    return candidates._replace(rows=pool, targets=candidates.targets[pool])
+
+
+def _aligned_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
+    """Return the pool with its own images and labels."""
+    return candidates._replace(rows=candidates.rows[pool], targets=candidates.targets[pool])
+
+
+def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: int) -> Integers:
+    """Return the first candidates of each class, as ascending indices: the released pool."""
+    num_classes = len(candidates.class_names)
     needed = (train_size + spec.test_size) // num_classes
     chosen = []
     for target in range(num_classes):
-        places = np.flatnonzero(task.targets == target)
-        if len(places) < needed:
+        members = np.flatnonzero(candidates.targets == target)
+        if len(members) < needed:
             raise DataError(
                 f"{spec.prepared.dataset}, as released: {train_size} training and "
                 f"{spec.test_size} test images need {needed} images of each class",
-                f"{len(places)} of one",
+                f"{len(members)} of one",
                 "lower train_sizes or test_size",
             )
-        chosen.append(places[:needed])
+        chosen.append(members[:needed])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def _released_split(task: _Task, test_size: int) -> Subset:
+def _released_split(candidates: _Candidates, test_size: int) -> Subset:
     """Split by the permutation of torch's ``random_split``; its first images are for training."""
     import torch
 
     generator = torch.Generator().manual_seed(RELEASED_SEED)
-    order = torch.randperm(len(task.rows), generator=generator).numpy().astype(np.int64)
-    return _subset(task, order[:-test_size], order[-test_size:])
+    order = torch.randperm(len(candidates.rows), generator=generator).numpy().astype(np.int64)
+    return _subset(candidates, order[:-test_size], order[-test_size:])
 
 
 def split_validation(
@@ -405,6 +436,7 @@ def _too_few_groups(
     groups_per_class: Sequence[int],
     images_per_class: Sequence[int],
 ) -> DataError:
+    """Return the error of a class with too few groups for a validation split."""
     counts = []
     classes = zip(class_names, groups_per_class, images_per_class, strict=True)
     for name, num_groups, num_images in classes:
@@ -418,6 +450,7 @@ def _too_few_groups(
 
 
 def _check_no_shared_group(groups: Integers, sides: dict[str, Integers]) -> None:
+    """Raise an AssertionError if two sides, given as rows by name, share a group."""
     for first, second in itertools.combinations(sides, 2):
         if np.isin(groups[sides[first]], groups[sides[second]]).any():
             # Raised, so that python -O checks it too.
@@ -450,10 +483,10 @@ def choose_test(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test images: groups in a seeded order, one image of each in turn, up to the quotas.
+    """Draw test images from groups in a seeded order, one image of each group in turn.
 
-    Only the first 30 % of the groups are used, or as many as the quotas need. Groups that give no
-    image stay free for training.
+    Test images come from the first 30 % of the groups. More groups are used only if a quota needs
+    them, or if the data name the test images. Groups that give no image stay free for training.
 
     Args:
         targets: ``(num_images,)`` labels.
@@ -464,7 +497,7 @@ def choose_test(
         class_names: For messages.
 
     Returns:
-        The places of the chosen images, ascending.
+        Indices of the chosen images, ascending.
 
     Raises:
         DataError: A class has too few images that may be tested on.
@@ -474,12 +507,13 @@ def choose_test(
     # A group with an image given for training is a training group.
     is_allowed &= ~np.isin(group_numbers, group_numbers[splits == IN_TRAINING])
     num_groups = int(group_numbers.max()) + 1
-    position = np.arange(num_groups)
+    group_rank = np.arange(num_groups)
     order = np.arange(len(targets))
     if rng is not None:
-        position = rng.permutation(num_groups)
+        group_rank = rng.permutation(num_groups)
         order = rng.permutation(len(targets))
-    order = order[np.argsort(position[group_numbers[order]], kind="stable")]
+    rank_of_image = group_rank[group_numbers]
+    order = order[np.argsort(rank_of_image[order], kind="stable")]
     order = order[is_allowed[order]]
     min_groups = num_groups if is_given else int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     chosen = []
@@ -490,16 +524,18 @@ def choose_test(
         if quota == 0:
             continue
         last_needed = candidates[quota - 1]
-        num_used = max(min_groups, int(position[group_numbers[last_needed]]) + 1)
-        candidates = candidates[position[group_numbers[candidates]] < num_used]
-        turn = occurrence(group_numbers[candidates])
-        chosen.append(candidates[np.argsort(turn, kind="stable")[:quota]])
+        num_groups_used = max(min_groups, int(rank_of_image[last_needed]) + 1)
+        candidates = candidates[rank_of_image[candidates] < num_groups_used]
+        # First the first image of every group, then the second of every group, and so on.
+        index_in_group = count_earlier(group_numbers[candidates])
+        chosen.append(candidates[np.argsort(index_in_group, kind="stable")[:quota]])
     return np.sort(np.concatenate(chosen))
 
 
 def _too_few_images(
     class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
 ) -> DataError:
+    """Return the error of a class whose quota of test images cannot be met."""
     hint = "lower test_size, or add images"
     if (splits == IN_TRAINING).any():
         hint += (
@@ -518,27 +554,28 @@ def stratified_order(
 ) -> Integers:
     """Interleave the shuffled classes so that every prefix has them in proportion.
 
-    Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
+    The j-th image of a class, from 0, gets the key (j + 1/2) / weight. Images are sorted by key.
+    The weight of a class is its number of images; if ``balanced``, 1, which alternates the classes.
 
     Args:
         targets: ``(num_images,)`` labels.
-        free: The places that may be used.
+        free: Indices of the images that may be used.
         rng: Shuffles them; None keeps their order.
         balanced: Use equally many images of each class.
 
     Returns:
-        The used places, in order.
+        Indices of the used images, in order.
     """
     shuffled = free if rng is None else rng.permutation(free)
     labels = targets[shuffled]
     counts = np.bincount(labels, minlength=int(targets.max()) + 1)
-    turn = occurrence(labels)
+    index_in_class = count_earlier(labels)
     weights = counts.astype(float)
     if balanced:
-        is_used = turn < counts.min()
+        is_used = index_in_class < counts.min()
         shuffled = shuffled[is_used]
         labels = labels[is_used]
-        turn = turn[is_used]
+        index_in_class = index_in_class[is_used]
         weights = np.ones(len(counts))
-    place = (turn + 0.5) / weights[labels]
-    return shuffled[np.lexsort((labels, place))]
+    keys = (index_in_class + 0.5) / weights[labels]
+    return shuffled[np.lexsort((labels, keys))]  # ties: the lower label first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ def quotas_of(available: Integers, size: int, *, balanced: bool) -> Integers:
     return quotas
 
 
-def occurrence(values: Integers) -> Integers:
+def count_earlier(values: Integers) -> Integers:
     """Return for each value how often it occurred before."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -146,7 +146,7 @@ def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit
     """Choose images until each class has ``limit`` of them, in whole groups.
 
     Groups are taken in a seeded order. With the fault ``first_k_selection`` (F6), single images are
-    taken in stored order.
+    taken in stored order (``docs/faults.md``).
 
     Args:
         labels: ``(num_images,)`` class indices.
@@ -158,7 +158,7 @@ def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit
         The chosen rows, ascending.
     """
     if "first_k_selection" in spec.faults:
-        return np.flatnonzero(occurrence(labels) < limit)
+        return np.flatnonzero(count_earlier(labels) < limit)
     rng = np.random.default_rng(derive_seed("max_images_per_class", spec.dataset, spec.task))
     order = np.argsort(groups, kind="stable")
     ends = np.flatnonzero(np.diff(groups[order])) + 1
@@ -175,22 +175,29 @@ def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit
 
 
 def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
-    """Apply ``max_images_per_class``, then join the groups of identical images and count these."""
+    """Apply ``max_images_per_class``, then join the groups of identical images and count these.
+
+    Returns a new table, which shares the arrays that do not change.
+    """
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
         groups = number_groups(images.groups)
         images = images.take(keep_per_class(images.labels, groups, spec, limit))
     first_rows, image_numbers = distinct(images.digests)
     copies = np.bincount(image_numbers)
-    images.num_duplicates = int((copies - 1).sum())
+    num_duplicates = int((copies - 1).sum())
     lowest_label = images.labels[first_rows]
     highest_label = images.labels[first_rows]
     np.minimum.at(lowest_label, image_numbers, images.labels)
     np.maximum.at(highest_label, image_numbers, images.labels)
-    images.num_conflicts = int(copies[lowest_label < highest_label].sum())
+    num_conflicts = int(copies[lowest_label < highest_label].sum())
     del first_rows, copies, lowest_label, highest_label  # several bytes for each of the images
-    images.groups = join_groups(images.groups, image_numbers)
-    return images
+    return replace(
+        images,
+        groups=join_groups(images.groups, image_numbers),
+        num_duplicates=num_duplicates,
+        num_conflicts=num_conflicts,
+    )
 
 
 def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
@@ -220,8 +227,9 @@ def join_groups(groups: Integers, image_numbers: Rows) -> Integers:
     # Ids are sorted, so the first of a component's is the smallest.
     _, first, number = np.unique(component[: len(ids)], return_index=True, return_inverse=True)
     joined_ids = ids[first[number]]
-    place = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
-    joined: Integers = np.where(ids[place] == groups, joined_ids[place], groups)
+    # Groups without repeated images are not among the ids: they keep their own.
+    nearest_id = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
+    joined: Integers = np.where(ids[nearest_id] == groups, joined_ids[nearest_id], groups)
     return joined
 
 
