@@ -139,7 +139,7 @@ def _check_range(name: str, value: float, parameter: Parameter) -> None:
 
 
 def _as_pairs(value: object) -> object:
-    """Return a mapping or list of parameters as sorted pairs; numbers become floats."""
+    """Return a mapping as sorted pairs whose numbers are floats, or a list as it is, in pairs."""
     if isinstance(value, list):
         return tuple(tuple(pair) for pair in value)
     if not isinstance(value, Mapping):

@@ -207,7 +207,7 @@ class Sample:
         label: Class index, if only reading tells; None takes the item's.
         group: Group id, if only reading tells; empty takes the item's.
         conversions: Names of the changes to the stored values, such as
-            ``"inverted_monochrome1"``; counted in the record.
+            ``"MONOCHROME1 inverted"``; counted in the record.
         flags: Names of doubts about an image that is used anyway; counted in the record.
         traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not tell the
             label.

@@ -1,11 +1,15 @@
 """Generated images: two classes on a manifold of known dimension, where every length is known.
 
-``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. An image is ``127.5 +
-CONTRAST * sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j = pi * z_j``,
-``z`` uniform in the d-dimensional unit cube and P orthonormal low-frequency cosine patterns: an
-isometry up to one factor. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points
-with ``|f| < MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi
-/ (2 * MARGIN * factor)``.
+``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. A point ``z`` is uniform
+in the d-dimensional unit cube, with angles ``t_j = pi * z_j``. Its image is
+
+    127.5 + amplitude * sum_j (cos(t_j) * P_2j + sin(t_j) * P_2j+1)
+
+with ``amplitude = CONTRAST * side / (2 * sqrt(2) * d)`` and P orthonormal low-frequency cosine
+patterns, ``(side, side)``. So distances along the manifold are those of ``z`` times one constant,
+``factor = pi * amplitude``. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``.
+Points with ``|f| < MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence
+``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
 
 ``generated`` changes label, gap and size one by one; its parameters are in
 :data:`search_spaces.interventions.PARAMETERS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) -

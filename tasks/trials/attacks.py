@@ -141,7 +141,7 @@ def pgd(
     num_restarts: int,
     relative_step_size: float,
 ) -> Tensor:
-    """Descend on the logit margin within ``epsilon`` and return each image's smallest margin.
+    """Descend on the logit margin within ``epsilon``; return each image's copy of least margin.
 
     Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner,
     S&P 2017). For a converged network the gradient of the cross-entropy underflows to zero in
@@ -182,7 +182,7 @@ class _SmallestMargins:
         self._margins = torch.full_like(batch.labels, torch.inf, dtype=torch.float32)
 
     def offer(self, candidates: Tensor, margins: Tensor) -> None:
-        """Keep each candidate whose margin is smaller than before. A NaN margin is not."""
+        """Keep each candidate whose margin is smaller than before; NaN margins are ignored."""
         is_smaller = margins < self._margins
         self.images = torch.where(per_image(is_smaller, candidates), candidates, self.images)
         self._margins = torch.where(is_smaller, margins, self._margins)

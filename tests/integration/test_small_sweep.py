@@ -282,9 +282,6 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
     for words in readme_commands():
         code = main(words)
         out, err = capsys.readouterr()
-        if words[0] == "predict":  # from two datasets nothing can be
-            assert (code, "A prediction needs a fit of how losses grow" in err) == (2, True), err
-            continue
         assert (code, bool(out)) == (0, True), (words, err)
 
 
