@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import warnings
 from pathlib import Path
 
 from setuptools import setup
@@ -50,6 +51,12 @@ class EditableByPath(editable_wheel):
         """Choose the plain path unless another mode is asked for."""
         super().finalize_options()
         self.mode = self.mode or "compat"
+
+    def run(self) -> None:
+        """Install without setuptools' ten lines of stars, which read like an error."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Compat editable")
+            super().run()
 
 
 setup(cmdclass={"build_py": BuildWithCommit, "editable_wheel": EditableByPath})

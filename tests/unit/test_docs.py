@@ -157,3 +157,13 @@ def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
 
 def test_readme_is_read_in_two_minutes():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark():
+    page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks/results/prediction_rivals.json").read_text(encoding="utf-8")
+    for row in json.loads(text)["errors"]:
+        if row["points"] < 5:
+            assert f"{row['ours']:.2f}" in page, row["population"]
+            assert f"{row[row['best rival']]:.2f}" in page, row["population"]
+            assert f"({row['best rival']})" in page
