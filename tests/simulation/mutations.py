@@ -224,8 +224,8 @@ MUTATIONS = tuple(
             ),
             (
                 "other code on every node ends a sweep",
-                "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)",
-                "True",
+                "self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered",
+                "True for address in offered",
             ),
             ("a shared cluster that has no room is waited for", "if self._ends and now", "if now"),
             (
@@ -274,8 +274,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a lease whose renewal got no reply is still one's own",
-                'tag = there if found.get("token") == self._token else None',
-                "tag = None",
+                'there if found.get("token") == self._token else None',
+                "None",
             ),
             (
                 "a lease that somebody deleted is made again",
@@ -455,8 +455,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a look believes no outline of a record that has changed",
-                "if n in files and stamp == files[n].stamp}",
-                "if n in files}",
+                "if n in files and stamp == files[n].stamp\n",
+                "if n in files\n",
             ),
             (
                 "a damaged row of the index is not believed",
@@ -519,8 +519,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a killed search asks for what an unbroken one does",
-                "len(self.trials), again) % 2**32",
-                "len(self.trials), again, id(self)) % 2**32",
+                "len(self.trials), again)\n            % 2**32",
+                "len(self.trials), again, id(self))\n            % 2**32",
             ),
             (
                 "finalists are those of the whole search",
