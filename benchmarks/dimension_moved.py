@@ -52,7 +52,7 @@ def moved(*, keep: Path | None = None) -> Found:
 
 
 def longer(*, keep: Path | None = None) -> Found:
-    """Print those of the sixth, of networks that were trained longer."""
+    """Print the sixth registration's numbers: the same networks, trained longer."""
     _keep(keep, LONGER)
     found = trained_longer(read(TABLE), read(LONGER))
     return {"verdict": verdict(found), "prediction": predicts(found), **found}

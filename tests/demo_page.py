@@ -101,7 +101,7 @@ def sentence(numbers: dict[str, Any]) -> str:
         f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and "
         f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
-    return "\n".join(lines)
+    return "\n".join(lines).replace("(-", "(−")
 
 
 def brief(said: str) -> list[str]:

@@ -22,13 +22,13 @@ from orchestrator.analysis.learning_curves import (
     LARGEST_TRAIN_SIZE,
     MAX_EXTRAPOLATION,
     METRICS,
-    MIN_SIZES,
     RISING_METRICS,
     CurvePoint,
     Estimate,
     LearningCurve,
     Metric,
 )
+from orchestrator.analysis.prediction_inputs import read_separated
 from orchestrator.analysis.table import number
 from search_spaces.errors import ConfigError, DataError, nearest, unknown_name
 
@@ -232,13 +232,9 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
     """
     try:
         curve = LearningCurve(points, question.metric)
-    except ValueError as error:
-        hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
-        if "perfect score" in str(error):
-            hint = "say how many test images it was measured on: --test-size"
-        raise DataError(
-            f"The learning curve of {name} cannot be fitted", str(error), hint
-        ) from None
+    except DataError as error:
+        rule = f"The learning curve of {name} cannot be fitted"
+        raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.way_out) from None
     asked_size = float(question.train_size or 2 * curve.largest_size)
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:
@@ -425,11 +421,7 @@ def read_curve(path: Path) -> pd.DataFrame:
     if path.is_dir():
         raise ConfigError(rule, f"{path}: a folder", hint)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        decimal = "," if separator == ";" else "."
-        table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+        table = read_separated(path)
     except UnicodeDecodeError:
         raise ConfigError(rule, f"{path}: not in UTF-8", hint) from None
     except (OSError, ValueError) as error:

@@ -76,34 +76,31 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
 
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]:
     """Return what one dataset answers, and in one line what would need more of them."""
-    found = []
+    answers = []
     if single.best:
         question = f"Which network is best on {single.dataset}?"
         line = single.best_line
         caveats = tuple(filter(None, [single.test_set_line, single.why_no_curves]))
-        found.append(Finding(question, "described", line.rstrip("."), line, caveats))
+        answers.append(Finding(question, "described", line.rstrip("."), line, caveats))
     for curve in single.curves:
         question = f"What would more images bring {curve.name}?"
-        said = [line.strip() for line in curve.lines()]
-        line = " ".join(said[1:])
-        found.append(Finding(question, "described", line.rstrip("."), " ".join(said)))
-    tried = fits.attacks
-    if tried and any(dataset.loss_gain is not None for dataset in fits.datasets):
-        found += _robustness_of(fits)
+        measured, *expected = (line.strip() for line in curve.lines())
+        short = " ".join(expected)
+        answers.append(Finding(question, "described", short.rstrip("."), f"{measured} {short}"))
+    (dataset,) = fits.datasets
+    if dataset.loss_gain is not None:
+        question = "How easily are the networks fooled?"
+        line = (
+            f"the strongest attack up to 8/255 ({dataset.attack}) raises the loss by "
+            f"{number(dataset.loss_gain)} nat at the largest N"
+        )
+        answers.append(Finding(question, "described", line, f"{line}."))
     representation = _representation(fits)
     if representation.verdict == "described":
-        found.append(representation)
+        answers.append(representation)
     reason = "the study's questions compare datasets, and here is one"
     to_add = "add datasets: isweep power says how many they need"
-    return (*found, _untested("What do d_data and K_F decide?", reason, to_add))
-
-
-def _robustness_of(fits: ScalingFits) -> list[Finding]:
-    """Say what the strongest small attack costs on the one dataset."""
-    (dataset,) = fits.datasets
-    gain = f"the strongest attack up to 8/255 ({dataset.attack}) raises the loss by"
-    line = f"{gain} {number(dataset.loss_gain)} nat at the largest N"
-    return [Finding("How easily are the networks fooled?", "described", line, f"{line}.")]
+    return (*answers, _untested("What do d_data and K_F decide?", reason, to_add))
 
 
 def family(fits: ScalingFits) -> str:

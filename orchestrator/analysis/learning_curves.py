@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from search_spaces.errors import DataError
+
 Array = NDArray[np.float64]
 Metric = Literal["loss", "error", "accuracy", "auroc"]
 
@@ -39,8 +41,8 @@ INTERVAL_LEVEL = 0.90
 DEFAULT_ASSURANCE = 0.80
 """Probability with which a target is to be met (pmsims, arXiv 2603.23688)."""
 MAX_EXTRAPOLATION = 32.0
-"""Train sizes beyond this multiple of the largest one measured get no number: the prior's curves
-span a factor of 15, those of the benchmark up to 64."""
+"""Train sizes beyond this multiple of the largest one measured get no number: the curves
+that the prior was fitted to span a factor of up to 32."""
 PRIOR_DEGREES = 4
 """Degrees of freedom that the prior's scatter between seeds counts for beside the curve's own."""
 LARGEST_TRAIN_SIZE = 1e12
@@ -156,7 +158,8 @@ class LearningCurve:
         prior: The prior of rate and floor; None takes the shipped one.
 
     Raises:
-        ValueError: If there are fewer than two train sizes, or a score is out of range.
+        DataError: If there are fewer than two train sizes, a score is out of range, or a score is
+            perfect and the size of its test set unknown.
 
     Example:
         >>> sizes, accuracies = (60, 120, 240), (0.71, 0.78, 0.83)
@@ -176,7 +179,9 @@ class LearningCurve:
         self.prior = prior or shipped_prior(metric)
         self.points = merged_by_size(points)
         if len(self.points) < MIN_SIZES:
-            raise ValueError(f"a learning curve needs {MIN_SIZES} train sizes")
+            rule = f"a learning curve needs {MIN_SIZES} train sizes"
+            hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
+            raise DataError(rule, way_out=hint)
         self._seed_squares, self._seed_degrees = _scatter_within_sizes(points, metric)
         self.largest_size = self.points[-1].train_size
         log_losses = np.array([_log_loss(point, metric) for point in self.points])
@@ -360,10 +365,10 @@ def _log_of_score(score: float, metric: Metric) -> float:
     """Return the logarithm of a loss, or of the share of errors that a score leaves."""
     if metric == "loss":
         if not score > 0:
-            raise ValueError(f"a loss is above 0, got {score:g}")
+            raise DataError("a loss is above 0", f"{score:g}", "leave that training out")
         return float(np.log(score))
     if not 0 <= score <= 1:
-        raise ValueError(f"{metric} is a share in [0, 1], got {score:g}")
+        raise DataError(f"{metric} is a share in [0, 1]", f"{score:g}", "write 70 % as 0.7")
     errors = 1 - score if metric in RISING_METRICS else score
     return float(np.log(max(errors, LEAST_ERRORS)))
 
@@ -373,7 +378,9 @@ def _log_loss(point: CurvePoint, metric: Metric) -> float:
     if metric != "loss" and point.num_test_images is None:
         errors = 1 - point.score if metric in RISING_METRICS else point.score
         if errors == 0:
-            raise ValueError("a perfect score says nothing without the size of its test set")
+            rule = "a perfect score says nothing without the size of its test set"
+            hint = "say how many test images it was measured on: --test-size"
+            raise DataError(rule, way_out=hint)
     if metric != "loss" and point.num_test_images:
         errors = np.exp(_log_of_score(point.score, metric))
         num = point.num_test_images

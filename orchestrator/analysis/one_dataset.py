@@ -113,8 +113,8 @@ def one_dataset(table: pd.DataFrame) -> OneDataset | None:
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
-    names = done[[DATASET, CLASS_PAIR]].drop_duplicates()
-    if len(names) != 1:
+    names = table[[DATASET, CLASS_PAIR]].drop_duplicates()
+    if len(names) != 1 or done.empty:
         return None
     sizes = sorted(done[TRAIN_SIZE].unique())
     by_size = (best_network(done[done[TRAIN_SIZE] == size]) for size in sizes)
@@ -152,11 +152,11 @@ def best_network(rows: pd.DataFrame) -> BestNetwork | None:
         runner_up=runner_up,
         runner_up_loss=float(means[runner_up]),
         difference=_interval(differences),
-        test_images_needed=test_images_needed(accuracies[best], accuracies[runner_up]),
+        test_images_needed=size_of_test_set(accuracies[best], accuracies[runner_up]),
     )
 
 
-def test_images_needed(first: float, second: float) -> int | None:
+def size_of_test_set(first: float, second: float) -> int | None:
     """Return the size of a test set that tells two accuracies apart; None if they are equal.
 
     n = (z₁₋α⸝₂ + z_power)² (p₁ (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)², the usual size for two

@@ -52,15 +52,25 @@ def is_pilot_table(path: Path) -> bool:
     return not {c.TRAIN_SIZE, c.TEST_LOSS}.isdisjoint(name.strip(' "') for name in names)
 
 
+def read_separated(path: Path) -> pd.DataFrame:
+    """Read a table with commas, tabs, or a spreadsheet's semicolons and 0,5.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        ValueError: If it is no table, or not in UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        separator = max(",;\t", key=file.readline().count)
+    decimal = "," if separator == ";" else "."
+    return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+
+
 def read_pilot(path: Path, model: str) -> Pilot:
     """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and
     0,5.
     """
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            separator = max(",;\t", key=file.readline().count)
-        decimal = "," if separator == ";" else "."
-        table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
+        table = read_separated(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT

@@ -213,7 +213,7 @@ parameter ``set`` of :data:`pictures`.
 
 
 def list_packaged(request: RawRequest) -> Listing:
-    """Return one item per image of the packaged set that is called as the dataset."""
+    """Return one item per image of the packaged set that has the dataset's name."""
     images = SETS[request.dataset.name]()
     return list_rows(
         images.labels,

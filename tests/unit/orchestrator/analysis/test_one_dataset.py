@@ -8,8 +8,7 @@ from statsmodels.stats.proportion import proportion_effectsize
 
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.one_dataset import best_network, one_dataset
-from orchestrator.analysis.one_dataset import test_images_needed as images_needed
+from orchestrator.analysis.one_dataset import best_network, one_dataset, size_of_test_set
 
 SIZES = (105, 210, 420, 840)
 LOSSES = {"small_cnn": (0.93, 0.82, 0.81, 0.79), "resnet_tiny": (1.25, 1.12, 1.0, 1.152)}
@@ -86,17 +85,21 @@ def test_one_network_is_no_comparison():
 
 
 def test_the_size_of_a_test_set_is_that_of_two_independent_proportions():
-    ours = images_needed(0.74, 0.67)
+    ours = size_of_test_set(0.74, 0.67)
     effect = proportion_effectsize(0.74, 0.67)
     theirs = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
     assert ours == pytest.approx(theirs, rel=0.03)
-    assert images_needed(0.7, 0.7) is None
-    assert images_needed(float("nan"), 0.7) is None
+    assert size_of_test_set(0.7, 0.7) is None
+    assert size_of_test_set(float("nan"), 0.7) is None
 
 
 def test_several_datasets_or_pairs_are_not_one():
     both = pd.concat([table(), table(dataset="other")])
     assert one_dataset(both) is None
+    failed = pd.concat([table(), table(dataset="other").assign(test_loss=np.nan)])
+    assert one_dataset(failed) is None
+    failed["trial_id"] += failed["dataset"]
+    assert findings(fit_scaling_laws(failed.reset_index(drop=True)))
     assert one_dataset(pd.concat([table(class_pair="0-1"), table(class_pair="0-2")])) is None
 
 
