@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from harness import Found, run
 
+from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.results.mlflow_pages import Page
@@ -22,7 +23,6 @@ from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.state import Index, StoredResults
 from orchestrator.results.store import Provenance, ResultStore, TrialRecord
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
 from search_spaces.fingerprint import fingerprint

@@ -12,6 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.machine.gpus import check_driver, gpu_check_folders, gpu_models_here
+from orchestrator.machine.locks import exclusive, locked
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import estimate, extras, extras_text
 from orchestrator.planning.paths import RootPaths
@@ -21,8 +23,6 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.state import State, StoredResults, judge, read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.results.tracking import log_sweep, make_tracker
-from orchestrator.running.gpus import check_driver, gpu_check_folders, gpu_models_here
-from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import Progress, read_run, running_trials
 from orchestrator.tuning.cells import search_standing
 from search_spaces.datasets import DATASETS
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.running.cluster import RunOptions
+    from orchestrator.machine.cluster import RunOptions
 
 
 @dataclass(frozen=True)

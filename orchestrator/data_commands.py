@@ -39,7 +39,7 @@ from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
 
 if TYPE_CHECKING:
-    from orchestrator.running.cluster import RunOptions
+    from orchestrator.machine.cluster import RunOptions
     from orchestrator.running.progress import Progress
 
 
@@ -83,9 +83,9 @@ def prepare_one(
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
     # Measuring, which prepares nothing, does without these.
+    from orchestrator.machine.cluster import connect
+    from orchestrator.machine.locks import exclusive
     from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.running.cluster import connect
-    from orchestrator.running.locks import exclusive
     from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
     from tasks.remote import RayExecutor
 

@@ -14,7 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from orchestrator.running.cluster import Cluster
+from orchestrator.machine.cluster import Cluster
 from tests.here import trained_here
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from orchestrator.machine import gpus
+from orchestrator.machine.cluster import Cluster
 from orchestrator.results.store import CellReport
-from orchestrator.running import gpus
 from orchestrator.running.actors import IsweepKeeper
-from orchestrator.running.cluster import Cluster
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from orchestrator.running.cluster import Cluster, connect
+from orchestrator.machine.cluster import Cluster, connect
 
 ROOT = Path(__file__).parents[1]
 

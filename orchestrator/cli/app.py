@@ -24,8 +24,8 @@ from rich.markup import escape
 from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
+from orchestrator.machine.ending import is_stop, stop_on_signals
 from orchestrator.planning.paths import RootPaths, without_secrets
-from orchestrator.running.ending import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import without_waiting
 

@@ -19,7 +19,7 @@ from orchestrator.cli.printing import Shown, cell, emit, grid, progress, tell, w
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.running.cluster import Cluster
+    from orchestrator.machine.cluster import Cluster
     from orchestrator.running.measuring import Measured
     from tasks.measures.records import MeasureSettings
 
@@ -275,7 +275,7 @@ def measure(
 
     connected: AbstractContextManager[Cluster | None] = nullcontext()
     if address is not None or num_cpus > 1:
-        from orchestrator.running.cluster import connect
+        from orchestrator.machine.cluster import connect
 
         connected = connect(address, num_cpus=num_cpus, dashboard=False)
     with connected as cluster:

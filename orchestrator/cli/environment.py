@@ -120,7 +120,7 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
         address: Also check this Ray cluster, each of its nodes by a task that runs there.
         launch: Also check this file for `ray up`, before it starts anything.
     """
-    from orchestrator.running.doctor import LAUNCH_FILE, run_checks
+    from orchestrator.machine.doctor import LAUNCH_FILE, run_checks
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
     nodes = [check["node"] for check in checks if "node" in check]

@@ -17,8 +17,8 @@ from search_spaces.errors import ConfigError
 from tasks.atomic import without_waiting
 
 if TYPE_CHECKING:
+    from orchestrator.machine.cluster import RunOptions
     from orchestrator.planning.plan import Workspace
-    from orchestrator.running.cluster import RunOptions
 
 
 def whole(least: int, below: int = 2**63) -> Parameter:
@@ -250,7 +250,7 @@ class Work(ReadingOptions, Place):
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
         """Return where and how to run, with the folders of raw downloads by dataset."""
-        from orchestrator.running.cluster import RunOptions
+        from orchestrator.machine.cluster import RunOptions
 
         given = vars(self) | {"raw": {name: Path(folder) for name, folder in raw.items()}}
         return RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__})

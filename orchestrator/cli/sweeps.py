@@ -196,7 +196,7 @@ def _span(values: Iterable[Any]) -> str:
 
 def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what stands in the way of a run here and now."""
-    from orchestrator.running.cluster import this_machine, trial_resources
+    from orchestrator.machine.cluster import this_machine, trial_resources
     from tasks.sources.base import count_lines
 
     try:

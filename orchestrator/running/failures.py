@@ -22,9 +22,9 @@ from ray import cloudpickle
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.machine.cluster import answers
+from orchestrator.machine.gpus import NO_GPU, REST_S
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure
-from orchestrator.running.cluster import answers
-from orchestrator.running.gpus import NO_GPU, REST_S
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED

@@ -32,16 +32,10 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from orchestrator.planning import predict
-from orchestrator.planning.estimate import on_gpus
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.store import provenance
-from orchestrator.running import gpus, self_test
-from orchestrator.running.cluster import connect, this_machine
-from orchestrator.running.ending import end, environment
-from orchestrator.running.failures import classify
-from orchestrator.running.gpus import (
+from orchestrator.machine import gpus, self_test
+from orchestrator.machine.cluster import connect, this_machine
+from orchestrator.machine.ending import end, environment
+from orchestrator.machine.gpus import (
     Gpu,
     capability,
     describe,
@@ -50,6 +44,12 @@ from orchestrator.running.gpus import (
     nvidia_smi,
     slices,
 )
+from orchestrator.planning import predict
+from orchestrator.planning.estimate import on_gpus
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.results.store import provenance
+from orchestrator.running.failures import classify
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec

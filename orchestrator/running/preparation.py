@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.predict import cost_of, was_built
 from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
-from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
 from search_spaces.models import source_texts

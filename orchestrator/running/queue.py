@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 1_000
 """For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
 
-That is with its older exporter, which :mod:`orchestrator.running.cluster` and the launch files ask
+That is with its older exporter, which :mod:`orchestrator.machine.cluster` and the launch files ask
 for: with the newer one and 400 names the driver grew by 0.15 MB a second at rest, against 0.009.
 """
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import ray
 
+from orchestrator.machine.cluster import Resources
+from orchestrator.machine.ending import answer_of
+from orchestrator.machine.gpus import MOST_HELD, NodeGpus
 from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
 from orchestrator.planning.predict import (
     GpuModel,
@@ -26,9 +29,6 @@ from orchestrator.planning.predict import (
     read_checks,
 )
 from orchestrator.results.store import FailureKind, TrialFailure
-from orchestrator.running.cluster import Resources
-from orchestrator.running.ending import answer_of
-from orchestrator.running.gpus import MOST_HELD, NodeGpus
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
@@ -40,7 +40,7 @@ TIMES_OUT_OF_MEMORY = 4
 """That a trial, or the trials of a network, may be as they are where others may have used the
 memory up."""
 HELD = re.compile(r"others hold ([\d.]+) of ([\d.]+) GiB")
-"""As :func:`orchestrator.running.gpus.held_by_others` says it."""
+"""As :func:`orchestrator.machine.gpus.held_by_others` says it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3

@@ -15,6 +15,24 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.machine.cluster import (
+    Cluster,
+    RunOptions,
+    connect,
+    reached,
+    this_machine,
+    trial_resources,
+)
+from orchestrator.machine.ending import at_forced_end, remove_orphans, stop_heard
+from orchestrator.machine.gpus import (
+    NodeGpus,
+    gpu_check_folders,
+    gpus_here,
+    is_logical,
+    refuse,
+    survey,
+)
+from orchestrator.machine.locks import locked
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.plan import SweepPlan, Workspace
@@ -25,24 +43,6 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import (
-    Cluster,
-    RunOptions,
-    connect,
-    reached,
-    this_machine,
-    trial_resources,
-)
-from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
-from orchestrator.running.gpus import (
-    NodeGpus,
-    gpu_check_folders,
-    gpus_here,
-    is_logical,
-    refuse,
-    survey,
-)
-from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
 from search_spaces.errors import plural
 from search_spaces.fingerprint import fingerprint

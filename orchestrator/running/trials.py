@@ -17,6 +17,8 @@ from typing import Any, cast
 
 from ray import tune
 
+from orchestrator.machine.cluster import Cluster, Resources
+from orchestrator.machine.ending import at_forced_end, raise_if_asked
 from orchestrator.planning.estimate import (
     Expectation,
     array_key,
@@ -48,8 +50,6 @@ from orchestrator.results.table import (
 )
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
-from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.ending import at_forced_end, raise_if_asked
 from orchestrator.running.failures import (
     OF_GPU,
     Place,

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
+from orchestrator.machine import gpus
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results.store import (
     CellReport,
@@ -25,7 +26,6 @@ from orchestrator.results.store import (
     code_fingerprint,
     provenance,
 )
-from orchestrator.running import gpus
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import (
     CellFailed,

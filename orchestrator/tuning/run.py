@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator.machine.cluster import RunOptions, reached
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import SweepSource, write_plain
@@ -17,7 +18,6 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
-from orchestrator.running.cluster import RunOptions, reached
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages

@@ -18,9 +18,9 @@ import mlflow
 import pytest
 import ray
 
+from orchestrator.machine import cluster
 from orchestrator.results import mlflow_pages
 from orchestrator.results.mlflow_runs import connect
-from orchestrator.running import cluster
 
 RAY = Path(ray.__file__).parent
 ROOT = Path(__file__).parents[2]

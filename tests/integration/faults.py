@@ -33,12 +33,12 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
+from orchestrator.machine import gpus
+from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport
-from orchestrator.running import gpus
-from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
@@ -280,7 +280,7 @@ class OnDeadGpu(Sleeper):
 def dead_gpu(root: Path) -> dict[str, Any]:
     """A last cell, whose every attempt Ray would give the free GPU of the lowest number: the dead
     one."""
-    cluster_of_two = mock.patch("orchestrator.running.cluster.gpus_here", return_value=[None, None])
+    cluster_of_two = mock.patch("orchestrator.machine.cluster.gpus_here", return_value=[None, None])
     with cluster_of_two, connect(num_cpus=2, dashboard=False) as cluster:
         trials, run = run_cells(
             cluster, root, range(10, 12, 2), "dead", OnDeadGpu, Resources(1, 1.0)

@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.running.cluster import connect
+from orchestrator.machine.cluster import connect
 from tests.integration.faults import STORE_BYTES, hold_all, outcome, run_cells, running_now
 from tests.lab.hosts import run
 

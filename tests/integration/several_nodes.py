@@ -27,14 +27,14 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
+from orchestrator.machine.cluster import Cluster, Resources, connect
+from orchestrator.machine.gpus import LOGICAL_GPUS
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import IsweepArrays, start_beside_driver
-from orchestrator.running.cluster import Cluster, Resources, connect
-from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials

@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
+from orchestrator.machine.locks import FILE as LEASE
 from orchestrator.results.storage import Found
 from orchestrator.results.store import ResultStore, TrialRecord
-from orchestrator.running.locks import FILE as LEASE
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 

@@ -38,10 +38,10 @@ class Mutation(NamedTuple):
 
 
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
-FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/running/locks.py"
+FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/locks.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
-STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/running/ending.py"
+STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/machine/ending.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
 REQUESTS = "orchestrator/running/requests.py"
 

@@ -13,15 +13,15 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from orchestrator.machine.cluster import Cluster, Resources
+from orchestrator.machine.ending import remove_leftovers
+from orchestrator.machine.locks import EXPIRES_S, Lease
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.state import Records, StoredResults, TrialOutline
 from orchestrator.results.storage import Found, Patience, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan, SealedRecord, TrialRecord
 from orchestrator.results.tracking import Tracker, open_tracker
-from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.ending import remove_leftovers
-from orchestrator.running.locks import EXPIRES_S, Lease
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import Run, Trials
 from search_spaces.errors import SetupError

@@ -338,7 +338,7 @@ def test_labels_that_are_no_classes(measure, features, labels, message):
 
 def test_prepare_reads_own_data_of_a_sweep_file(run, own, tmp_path, monkeypatch):
     import tasks.remote
-    from orchestrator.running import cluster
+    from orchestrator.machine import cluster
 
     class Inline(tasks.remote.InlineExecutor):
         driver_node_only = False

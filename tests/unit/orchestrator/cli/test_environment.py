@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.cli.environment import node_table
-from orchestrator.running import doctor
+from orchestrator.machine import doctor
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
 NO_DISK = {"name": "root", "ok": False, "detail": "full", "fix": "free some"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.machine.locks import exclusive
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import load_sweep, preset_names
-from orchestrator.running.locks import exclusive
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
 from tasks.sources.detect import detect_own_kind

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.cli import printing
 from orchestrator.cli.app import parse
+from orchestrator.machine.locks import exclusive
 from orchestrator.planning.paths import RootPaths
-from orchestrator.running.locks import exclusive
 
 SWEEP = """
 name: mine

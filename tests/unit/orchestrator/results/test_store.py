@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from orchestrator.machine.locks import exclusive
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import (
@@ -14,7 +15,6 @@ from orchestrator.results.store import (
     TrialFailure,
     TrialRecord,
 )
-from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -312,7 +312,7 @@ def test_a_damaged_hash_key_is_refused(tmp_path):
 
 
 def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
-    from orchestrator.running.locks import locked
+    from orchestrator.machine.locks import locked
 
     storage = f"file://{tmp_path}/store"
     first, second = (Workspace.open("smoke", str(tmp_path / name), storage) for name in "ab")

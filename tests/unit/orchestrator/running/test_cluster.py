@@ -21,9 +21,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from orchestrator.running import cluster as cluster_module
-from orchestrator.running import ending
-from orchestrator.running.cluster import (
+from orchestrator.machine import cluster as cluster_module
+from orchestrator.machine import ending
+from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     _started,
@@ -285,7 +285,7 @@ class TestTrialResources:
 
 CONNECT = """
 import sys
-from orchestrator.running.cluster import connect
+from orchestrator.machine.cluster import connect
 from search_spaces.errors import SetupError
 try:
     connect(sys.argv[1]).__enter__()
@@ -360,7 +360,7 @@ from pathlib import Path
 import psutil
 if sys.argv[1] == "ray first":
     import ray
-from orchestrator.running.cluster import connect
+from orchestrator.machine.cluster import connect
 
 token_file = Path(sys.argv[2]) / "ray-token"
 token_file.write_text("stale")
@@ -403,13 +403,13 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     program, lost = tmp_path / victim, threading.Event()
     shutil.copy(shutil.which("sleep"), program)
     monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("orchestrator.running.ending.end_main_thread", lambda *_: lost.set())
+    monkeypatch.setattr("orchestrator.machine.ending.end_main_thread", lambda *_: lost.set())
     others, seen = (
         threading.enumerate(),
         ending.stopped_child,
     )  # a cluster of this process has a watch too
     own = lambda: (0, "") if threading.current_thread() in others else seen()  # noqa: E731
-    monkeypatch.setattr("orchestrator.running.ending.stopped_child", own)
+    monkeypatch.setattr("orchestrator.machine.ending.stopped_child", own)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
         victim
     ]

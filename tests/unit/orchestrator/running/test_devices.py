@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.running import doctor, ending, gpus
-from orchestrator.running.cluster import this_machine, trial_resources
+from orchestrator.machine import doctor, ending, gpus
+from orchestrator.machine.cluster import this_machine, trial_resources
 from orchestrator.running.failures import classify, gpu_named
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator.running import doctor
-from orchestrator.running.doctor import look_at_nodes
-from orchestrator.running.gpus import Gpu, NodeGpus
+from orchestrator.machine import doctor
+from orchestrator.machine.doctor import look_at_nodes
+from orchestrator.machine.gpus import Gpu, NodeGpus
 from tests.object_store import object_store
 
 GIB = 2**30

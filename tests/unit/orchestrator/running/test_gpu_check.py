@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.machine import self_test
+from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GPU_MODELS,
@@ -24,9 +26,8 @@ from orchestrator.planning.predict import (
     pass_time,
     read_checks,
 )
-from orchestrator.running import gpu_check, self_test
+from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part
-from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
 from tasks.measures.products import blas_product
 from tasks.trials.training import CaptureError

@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from orchestrator.machine import gpus
+from orchestrator.machine.cluster import Resources, RunOptions
+from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.planning.estimate import (
     HANG_FACTOR,
     MIN_LIMIT_S,
@@ -31,8 +34,6 @@ from orchestrator.planning.predict import (
     peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running import gpus
-from orchestrator.running.cluster import Resources, RunOptions
 from orchestrator.running.failures import (
     RETRIES,
     DeviceError,
@@ -41,7 +42,6 @@ from orchestrator.running.failures import (
     ends_process,
     gpu_named,
 )
-from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.run import tune_sweep
@@ -515,6 +515,6 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
         "real": NodeGpus("real", (A100,)),
     }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
-    monkeypatch.setattr("orchestrator.running.gpus.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("orchestrator.machine.gpus.asked_of_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
     assert survey(2, local=False) == [replace(said["real"], offered=1.0)]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.machine.doctor import check_launch_file
 from orchestrator.results.store import provenance
-from orchestrator.running.doctor import check_launch_file
 from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]

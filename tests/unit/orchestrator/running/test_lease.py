@@ -7,9 +7,9 @@ import time
 import boto3
 import pytest
 
+from orchestrator.machine import locks
+from orchestrator.machine.locks import FILE, Lease
 from orchestrator.results.storage import Bucket
-from orchestrator.running import locks
-from orchestrator.running.locks import FILE, Lease
 from search_spaces.errors import SetupError
 from tests.object_store import BUCKET, object_store
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.plan import Workspace
 from orchestrator.running import preparation
-from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep

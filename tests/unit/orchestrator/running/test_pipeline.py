@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.machine.cluster import Cluster, RunOptions
+from orchestrator.machine.ending import remove_orphans
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport, ResultStore
 from orchestrator.running import run as module
-from orchestrator.running.cluster import Cluster, RunOptions
-from orchestrator.running.ending import remove_orphans
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep

@@ -6,9 +6,9 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
+from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
-from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError

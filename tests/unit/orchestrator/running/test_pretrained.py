@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torchvision
 
+from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.plan import Workspace
-from orchestrator.running.cluster import RunOptions
 from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.machine import locks
+from orchestrator.machine.locks import exclusive, holder_pid, is_held
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
-from orchestrator.running import locks, progress
-from orchestrator.running.locks import exclusive, holder_pid, is_held
+from orchestrator.running import progress
 from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord

@@ -2,12 +2,12 @@
 
 import pytest
 
+from orchestrator.machine.cluster import Resources
 from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import TrialFailure
-from orchestrator.running.cluster import Resources
 from orchestrator.running.requests import Requests
 from tests.small_sweep import small_sweep
 

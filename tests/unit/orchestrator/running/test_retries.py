@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.machine.gpus import NO_GPU, REST_S
 from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running import queue
 from orchestrator.running.failures import (
@@ -24,7 +25,6 @@ from orchestrator.running.failures import (
     classify,
     gpu_named,
 )
-from orchestrator.running.gpus import NO_GPU, REST_S
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import Trials
 from search_spaces.errors import SetupError

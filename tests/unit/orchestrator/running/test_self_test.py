@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orchestrator.running import self_test
-from orchestrator.running.self_test import Case, CaseResult, run, run_case
+from orchestrator.machine import self_test
+from orchestrator.machine.self_test import Case, CaseResult, run, run_case
 from tasks.trials.training import CaptureError, train
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_graphs_that_are_slower_beyond_the_noise_of_plain_steps_are_not_taken(
 def test_a_process_of_its_own_prints_the_verdict():
     case = "s.Case('small_cnn', 8, 18, 16)"
     code = (
-        "import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = "
+        "import sys; from orchestrator.machine import self_test as s; s.SMALL_CASES = "
         f"({case},); s.main()"
     )
     done = subprocess.run(

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from orchestrator.running.ending import is_stop
+from orchestrator.machine.ending import is_stop
 
 LOST = """
 import os, signal, sys
-from orchestrator.running import ending
+from orchestrator.machine import ending
 from orchestrator.running.progress import Progress
 
 class Finalised:
@@ -39,7 +39,7 @@ cli.entry()
 """
 TAKEN = """
 import os, signal, sys
-from orchestrator.running.ending import own_signals, stop_on_signals
+from orchestrator.machine.ending import own_signals, stop_on_signals
 
 stop_on_signals()
 try:
@@ -51,7 +51,7 @@ except KeyboardInterrupt:
 """
 HELD = """
 import os, signal, sys
-from orchestrator.running.ending import stop_held, stop_on_signals
+from orchestrator.machine.ending import stop_held, stop_on_signals
 
 stop_on_signals()
 try:
@@ -86,7 +86,7 @@ def test_a_stop_is_never_lost(script, name, said):
 
 def test_what_a_shell_has_ignored_stays_ignored():
     asked = (
-        "import signal; from orchestrator.running.ending import stop_on_signals; "
+        "import signal; from orchestrator.machine.ending import stop_on_signals; "
         "stop_on_signals(); "
     )
     asked += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"

@@ -19,6 +19,8 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.tune.experiment import Trial
 
+from orchestrator.machine import gpus
+from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
@@ -29,8 +31,7 @@ from orchestrator.results.store import (
     TrialRecord,
     code_fingerprint,
 )
-from orchestrator.running import failures, gpus, queue, trials, worker
-from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running import failures, queue, trials, worker
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution

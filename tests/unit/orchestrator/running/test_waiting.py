@@ -17,8 +17,8 @@ from ray.autoscaler._private.util import format_info_string
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
+from orchestrator.machine.cluster import Resources
 from orchestrator.running import requests
-from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import TrialWatch
 from orchestrator.running.requests import launch_report, places, told_of, why_nothing_starts
 from tests.steady_clock import SteadyClock

@@ -28,13 +28,8 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from orchestrator.planning.paths import RootPaths, check_outlasts_ray
-from orchestrator.planning.sweep_file import read_text
-from orchestrator.results.storage import Folder, open_storage
-from orchestrator.results.store import provenance
-from orchestrator.results.tracking import check_tracker
-from orchestrator.running.cluster import connect
-from orchestrator.running.gpus import (
+from orchestrator.machine.cluster import connect
+from orchestrator.machine.gpus import (
     NodeGpus,
     asked_of_nodes,
     check_driver,
@@ -42,6 +37,11 @@ from orchestrator.running.gpus import (
     gpu_problems,
     gpus_here,
 )
+from orchestrator.planning.paths import RootPaths, check_outlasts_ray
+from orchestrator.planning.sweep_file import read_text
+from orchestrator.results.storage import Folder, open_storage
+from orchestrator.results.store import provenance
+from orchestrator.results.tracking import check_tracker
 from search_spaces.errors import ConfigError, SweepError
 from tasks.atomic import read_whole
 

@@ -27,9 +27,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.machine.ending import NO_ANSWER, STUCK, answer_of
 from orchestrator.planning import predict
 from orchestrator.planning.paths import user_cache
-from orchestrator.running.ending import NO_ANSWER, STUCK, answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -324,7 +324,7 @@ def describe(visible: str | None = None) -> NodeGpus:
     command = (
         sys.executable,
         "-c",
-        "from orchestrator.running.gpus import print_gpus; print_gpus()",
+        "from orchestrator.machine.gpus import print_gpus; print_gpus()",
     )
     said, complaint = answer_of(*command, visible=visible, timeout=IMPORT_TIMEOUT_S)
     found: dict[str, Any] = (
@@ -694,7 +694,7 @@ def self_test(uuid: str) -> dict[str, Any]:
 
 
 def _tested() -> dict[str, Any]:
-    command = (sys.executable, "-m", "orchestrator.running.self_test", "cuda")
+    command = (sys.executable, "-m", "orchestrator.machine.self_test", "cuda")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     said, complaint = answer_of(*command, visible=visible, timeout=SELF_TEST_TIMEOUT_S)
     with suppress(ValueError, IndexError):

@@ -5,7 +5,7 @@ A network is trained three times from the same start, inside the determinism tha
 plainly (A), plainly again (A'), and by captured graphs (F). What two plain trainings differ by is
 the GPU's own noise; F may differ from A by four times as much. The loss of the first batch is
 compared with float32 on the CPU, so that a GPU that is wrong in all three is found. ``python -m
-orchestrator.running.self_test`` runs it in a process of its own, which a broken capture cannot
+orchestrator.machine.self_test`` runs it in a process of its own, which a broken capture cannot
 outlive, and prints the verdict as JSON.
 """
 
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.machine.gpus import capability
 from orchestrator.planning.predict import BFLOAT16_FROM
-from orchestrator.running.gpus import capability
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory

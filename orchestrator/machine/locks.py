@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator.machine.ending import Interrupt, Watch
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
 from orchestrator.results.store import ResultStore
-from orchestrator.running.ending import Interrupt, Watch
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
 from tasks.clock import SYSTEM, Clock

@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from orchestrator.machine import ending
+from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from orchestrator.planning.estimate import LOOK_AHEAD
-from orchestrator.running import ending
-from orchestrator.running.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
