@@ -86,7 +86,8 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
     """Say that a sweep's name means what ran, where a file here of that name says otherwise."""
-    from orchestrator.planning.sweep_file import load_sweep, preset_names
+    from orchestrator.planning.sweep_file import load_sweep
+    from orchestrator.planning.written_files import preset_names
 
     if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
         return
