@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from orchestrator.machine.ending import Interrupt, Watch
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
+from orchestrator.results.storage import Bucket, Storage, no_conditional_writes, open_storage
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
@@ -189,7 +189,7 @@ class Lease:
         self._tag = tag
         if self._files.put(self._path, self._content(), "create") is not None:
             self._files.remove(self._path)
-            raise unconditional(self._url)
+            raise no_conditional_writes(self._url)
         return self.watch.__enter__()
 
     def __exit__(self, *ended_by: Any) -> None:

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.columns import EPOCH_PREFIX
-from orchestrator.results.flat_runs import FlatRun, flat_run, milliseconds
-from orchestrator.results.records import FailureRecord, ResultRecord, SealedRecord
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, flat_run, milliseconds
+from orchestrator.results.records import FailureRecord, ResultRecord, StoredRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning.combinations import CellKey, Point
 from search_spaces.errors import plural
@@ -37,7 +37,7 @@ class Role(StrEnum):
     """One of the best, with another seed or class pair."""
 
 
-class _OfATrial(SealedRecord):
+class _OfATrial(StoredRecord):
     """What both kinds of records say of their trial; ``run`` is 0 for the search's own training of
     a point, then one per seed.
     """
@@ -106,7 +106,7 @@ def flat_search(record: SearchRecord) -> FlatRun:
     """
     started = milliseconds(record.started_at)
     series = tuple(
-        (EPOCH_PREFIX + name, score.epoch, value, started)
+        CurvePoint(EPOCH_PREFIX + name, score.epoch, value, started)
         for score in record.result.curve
         for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from orchestrator.planning.trial_order import array_key
-from orchestrator.results.flat_runs import FlatRun, Point
+from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.results.records import CellReport
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work
@@ -144,7 +144,9 @@ class SearchWork(Work):
             update={"train_size": round(cell.network.train_size * (1 - share))}
         )
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
         """Return none: a search's run has validation losses alone, which come with its result."""
         return ()
 

@@ -14,7 +14,7 @@ from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
@@ -72,7 +72,7 @@ class _Tuning(Stages):
         workspace.listings.clear()
         self._check_splits()
         stored = StoredResults.read(workspace.search_url)
-        stored.patience = Patience(monitor.note)
+        stored.retry = RetryWithBackoff(monitor.note)
         earlier = self._read(stored)
         search = Search(self.cells, workspace.plan.sweep.tune)
         search.go_on(earlier.trainings())

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.flat_runs import FlatRun
 from orchestrator.results.records import FailureRecord, TrialRecord
-from orchestrator.results.state import State, judge
+from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
@@ -153,7 +153,7 @@ class Grid:
 
     @property
     def _state(self) -> State:
-        return judge(self._workspace, self.stored)
+        return compare_with_plan(self._workspace, self.stored)
 
     def shown(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
         """Return what a tracker is told at the start."""
@@ -175,7 +175,7 @@ class Grid:
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
         failed."""
-        self.stored.forget_lost()
+        self.stored.forget_removed()
         tracker.reconcile(*self.shown(), wait=False)
         return {*self._state.results}, {*self._state.failures}
 
