@@ -491,8 +491,8 @@ MUTATIONS = tuple(
         TUNING: (
             (
                 "a search stores what it asks for before that begins",
-                "            self.run.stored.save(record)\n            known",
-                "            known",
+                "            self.run.stored.save(record)\n            requests",
+                "            requests",
             ),
             (
                 "the result of a search's trial is stored",
@@ -503,43 +503,39 @@ MUTATIONS = tuple(
         SEARCH: (
             (
                 "a killed search goes on with what it had asked for",
-                ("                if search.wants(one.point, one.run):\n"),
+                "                if search.wants(record.point, record.run):\n",
                 ("                if False:\n"),
             ),
             (
                 "a search keeps to its budget",
-                ("self.spent + self.num_searching + 1 <="),
-                "self.spent + 1 <=",
+                ("planned = self.spent + self.num_searching + 1\n"),
+                "planned = self.spent + 1\n",
             ),
             (
                 "a search compares with the sweep's own recipe",
-                ("        return (self.cell.own, 0) not in self.known_runs\n"),
+                "        return (self.combination.sweep_point, 0) not in self.known_runs\n",
                 "        return False\n",
             ),
             ("finalists are trained with other seeds", "range(1, self.tune.seeds)", "range(1, 1)"),
             (
                 "a search uses no results of other data",
-                (
-                    "            return is_ours and fingerprints.get(prepared) "
-                    "== "
-                    "record.data_fingerprint\n"
-                ),
-                "            return is_ours\n",
+                "            return fingerprints.get(prepared_id) == record.data_fingerprint\n",
+                "            return True\n",
             ),
             (
                 "a search is told each point once",
-                "            elif one.run == 0 and search.cell.contains(one.point):\n",
-                "            elif search.cell.contains(one.point):\n",
+                "            elif record.run == 0 and search.combination.contains(record.point):\n",
+                "            elif search.combination.contains(record.point):\n",
             ),
             (
                 "a killed search asks for what an unbroken one does",
-                "len(self.trials), again)\n            % 2**32",
-                "len(self.trials), again, id(self))\n            % 2**32",
+                "len(self.trials), repeat) % SEED_RANGE",
+                "len(self.trials), repeat, id(self)) % SEED_RANGE",
             ),
             (
                 "finalists are those of the whole search",
-                "in search.further() if search.searched else ():",
-                "in search.further():",
+                "            if search.searched:\n                for point, run",
+                "            if True:\n                for point, run",
             ),
         ),
         REQUESTS: (
