@@ -147,7 +147,7 @@ def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
         other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        raise ConfigError(error.rule, error.value, f"{error.way_out}; {other_ways}")
+        raise ConfigError(error.rule, error.value, f"{error.hint}; {other_ways}")
     return MODELS[name]
 
 

@@ -119,7 +119,7 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
 
 def _document(text: str, origin: str) -> dict[str, Any]:
     if not text.strip():
-        raise ConfigError(f"{origin} must not be empty", way_out=SEE)
+        raise ConfigError(f"{origin} must not be empty", hint=SEE)
     document = read_plain(text, origin)
     if not isinstance(document, dict):
         raise ConfigError(
@@ -182,7 +182,7 @@ def _spec_of(
         ]
         if () not in places and not document.get("datasets") and not document.get("worlds"):
             problems.append(
-                ConfigError(f"{origin}: a sweep needs datasets, or worlds", way_out=DATASET)
+                ConfigError(f"{origin}: a sweep needs datasets, or worlds", hint=DATASET)
             )
         names = (
             document
@@ -235,8 +235,8 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
         what, names = (
             ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
         )
-        way_out = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
-        raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
+        hint = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
+        raise ConfigError(f"The {kind} must exist", str(path), hint) from None
 
 
 def _own_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
@@ -271,7 +271,7 @@ def _own_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
 
 # Single values of a sweep changed for one run: ``--set recipe.epochs=3``.
 
-WAY_OUT = "e.g. --set recipe.epochs=3 --set train_sizes='[100, 200]'"
+HINT = "e.g. --set recipe.epochs=3 --set train_sizes='[100, 200]'"
 
 
 def read_changes(words: Iterable[str]) -> dict[str, object]:
@@ -280,7 +280,7 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not value.strip():
-            raise ConfigError("--set must be KEY=VALUE", word, WAY_OUT)
+            raise ConfigError("--set must be KEY=VALUE", word, HINT)
         read = read_plain(value, f"--set {key}")
         if key in changes and changes[key] != read:
             raise ConfigError(
@@ -319,9 +319,9 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
     if isinstance(holder, dict):
         return part
     if not isinstance(holder, list):
-        raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), WAY_OUT)
+        raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), HINT)
     if not part.isdecimal() or int(part) >= len(holder):
-        raise ConfigError(f"--set {key}: the list has places 0 to {len(holder) - 1}", part, WAY_OUT)
+        raise ConfigError(f"--set {key}: the list has places 0 to {len(holder) - 1}", part, HINT)
     return int(part)
 
 
@@ -409,15 +409,15 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
         known = [field.alias or name for name, field in model.model_fields.items()]
         hint = nearest(str(detail["loc"][-1]), known)
         if len(loc) == 1 and loc[0] in RecipeChoice.model_fields:
-            return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
-        return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")
+            return ConfigError(f"{where}: this key belongs into recipe", hint=RECIPE)
+        return ConfigError(f"{where}: unknown key", hint=f"{hint}known keys: {', '.join(known)}")
     value = detail["input"]
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
-        way_out = {"recipe": RECIPE, "models": MODEL}.get(str(loc[0]), "")
-        return ConfigError(f"{where}: this {what} is required", way_out=way_out)
+        hint = {"recipe": RECIPE, "models": MODEL}.get(str(loc[0]), "")
+        return ConfigError(f"{where}: this {what} is required", hint=hint)
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
     message = RULES.get(kind, message)
@@ -537,9 +537,9 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        way_out = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        hint = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise ConfigError(
-            f"The {kind} must be readable UTF-8 text", f"{path}: {error}", way_out
+            f"The {kind} must be readable UTF-8 text", f"{path}: {error}", hint
         ) from None
 
 
@@ -585,21 +585,21 @@ def _check_plain(text: str, origin: str) -> None:
         if isinstance(event, ScalarEvent) and event.implicit[0]:
             resolved = str(reader.resolver.resolve(ScalarNode, event.value, event.implicit))
         if number > 2 * MAX_VALUES:
-            what, way_out = f"more than {MAX_VALUES:,} values", "split it"
+            what, hint = f"more than {MAX_VALUES:,} values", "split it"
         elif depth > MAX_NESTING:
-            what, way_out = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+            what, hint = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
         elif isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-            what, way_out = "an anchor or alias", "write it out"
+            what, hint = "an anchor or alias", "write it out"
         elif getattr(event, "version", None) is not None:
-            what, way_out = "a %YAML line", "take it out: the file is read as YAML 1.2"
+            what, hint = "a %YAML line", "take it out: the file is read as YAML 1.2"
         elif (tag := getattr(event, "tag", None)) is not None:
-            what, way_out = f"the tag {str(tag)[:60]}", "take it out"
+            what, hint = f"the tag {str(tag)[:60]}", "take it out"
         elif resolved.endswith((":timestamp", ":merge", ":value")):
-            what, way_out = repr(event.value[:60]), "put text in quotes"
+            what, hint = repr(event.value[:60]), "put text in quotes"
         else:
             continue
         place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
-        raise ConfigError(f"{origin} must hold plain values only", place, way_out)
+        raise ConfigError(f"{origin} must hold plain values only", place, hint)
 
 
 def _plain_json(document: object, origin: str) -> bytes:

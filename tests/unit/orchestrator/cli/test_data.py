@@ -166,7 +166,7 @@ def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, 
 
 
 def test_a_range_that_is_asked_for_can_be_said(measure, own):
-    """A float slightly above 1: the message shows it, and its way out works."""
+    """A float slightly above 1: the message shows it, and its hint works."""
     images = pixels(40) / 255
     images[3, 2, 2] = 1.0000002
     source, given = (
