@@ -28,17 +28,18 @@ from tasks.sources.array_files import (
     array_path,
     row_locator,
 )
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, Split
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own import (
     MAX_NAMED,
     TRAITS,
     VALIDATION_LEFT_OUT,
+    GivenSplit,
     JoinedFiles,
     Rows,
     find_columns,
     own_listing,
+    parse_split,
     sort_labels,
-    split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.tables import label_text
@@ -105,7 +106,7 @@ class ImageArray:
 
     images: str
     labels: str
-    split: Split
+    split: GivenSplit
     columns: dict[str, str]
 
 
@@ -131,7 +132,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
     files = JoinedFiles(
         [
-            _cells_of(file, array, header.shape[0], columns.of, request)
+            _cells_of(file, array, header.shape[0], columns.name_in_data, request)
             for array, header in zip(arrays, headers, strict=True)
         ]
     )
@@ -189,7 +190,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
     for images, labels in KEYS:
         if {images, labels} <= names:
             columns = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
-            sets.append([ImageArray(images, labels, "", columns)])
+            sets.append([ImageArray(images, labels, GivenSplit.NONE, columns)])
     num_validation = 0
     unpaired = []
     for keys in SPLIT_KEYS:
@@ -197,10 +198,10 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         for word in SPLIT_WORDS:
             images = keys.images.format(word)
             labels = keys.labels.format(word)
-            split = split_of(word)
+            split = parse_split(word)
             if not {images, labels} <= names:
                 unpaired.append((images, labels))
-            elif split is None:
+            elif split is GivenSplit.VALIDATION:
                 num_validation += file.header(images).shape[0]
             else:
                 columns = _split_columns(names - {images, labels}, keys, word)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.sources import OWN_KINDS
 from tasks.sources.dicom import is_single_image_name
-from tasks.sources.own import split_of
+from tasks.sources.own import is_split_word
 from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archive
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
@@ -114,7 +114,7 @@ def _has_table_of_images(content: _FolderContent) -> bool:
     split_tables = [
         entry
         for entry in content.entries
-        if entry.name in MANIFESTS and split_of(entry.parent.name) != ""
+        if entry.name in MANIFESTS and is_split_word(entry.parent.name)
     ]
     return any(_lists_images(table) for table in tables[:1] + split_tables[:1])
 
@@ -129,7 +129,7 @@ def _has_parquet(content: _FolderContent) -> bool:
     return any(
         next(entry.glob("*.parquet"), None) is not None
         for entry in content.entries
-        if split_of(entry.name) != "" or "=" in entry.name
+        if is_split_word(entry.name) or "=" in entry.name
     )
 
 
@@ -137,7 +137,7 @@ def _has_shards(content: _FolderContent) -> bool:
     """Return whether a folder, or its folder of a split, holds tars."""
     if not content.subfolders:
         return _has_ending(content.file_names, TARS)
-    if any(split_of(folder.name) != "" for folder in content.subfolders):
+    if any(is_split_word(folder.name) for folder in content.subfolders):
         return _has_ending(content.entry_names, TARS)
     return False
 

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 PREAMBLE_BYTES = 128
-"""Bytes before the magic ``DICM`` of every file (PS3.10, 7.1)."""
+"""Bytes before the signature of every file (PS3.10, 7.1)."""
+SIGNATURE = b"DICM"
+SIGNATURE_BYTES = PREAMBLE_BYTES + len(SIGNATURE)
+"""First bytes of a file that show whether it is DICOM."""
 HEADER_TAGS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -177,8 +180,8 @@ def is_single_image_name(name: str) -> bool:
 
 
 def is_dicom(body: bytes) -> bool:
-    """Return whether the first bytes of a file are those of a DICOM file."""
-    return body[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
+    """Return whether a file is DICOM, by its first :data:`SIGNATURE_BYTES` bytes or more."""
+    return body[PREAMBLE_BYTES:SIGNATURE_BYTES] == SIGNATURE
 
 
 def read_header(base: Path, locator: str) -> Header | None:
@@ -213,10 +216,16 @@ def read_header(base: Path, locator: str) -> Header | None:
 
 @contextmanager
 def _silent_pydicom() -> Iterator[None]:
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Print no warnings of pydicom in this block: they quote values of tags."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _text(data: FileDataset, tag: str) -> str:
@@ -277,7 +286,7 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
 
 
 def _check_declared_pixels(data: FileDataset) -> None:
-    """Check everything that a decoder would believe, before any of it is trusted.
+    """Check the tags by which a decoder reserves memory, before the pixels are decoded.
 
     Raises:
         SkipItem: The pixels are of a kind, size or number that is not read.
@@ -295,7 +304,9 @@ def _check_declared_pixels(data: FileDataset) -> None:
         stored_bytes = len(data.PixelData)
     except Exception:
         raise SkipItem("damaged DICOM header") from None
-    if min(rows, columns) < MIN_SIDE or num_frames < 1:
+    if num_frames < 1:
+        raise SkipItem("damaged DICOM header")
+    if min(rows, columns) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
     if samples != SAMPLES_PER_PIXEL.get(photometric):
         raise SkipItem("palette or other photometric interpretation")
@@ -316,7 +327,7 @@ def _check_declared_pixels(data: FileDataset) -> None:
         _check_compressed_frames(data, num_frames, (rows, columns, samples))
         return
     allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # padded to an even length
-    if photometric == "YBR_FULL_422":  # two pixels share their colour values
+    if photometric == "YBR_FULL_422":  # two pixels share their color values
         allowed_bytes.add(num_bytes * 2 // 3)
     if stored_bytes not in allowed_bytes:
         amount = "less" if stored_bytes < num_bytes else "more"

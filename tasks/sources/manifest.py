@@ -34,11 +34,12 @@ from tasks.sources.own import (
     JoinedFiles,
     Rows,
     common_columns,
+    count_hidden,
     find_columns,
-    hidden_count,
+    is_split_word,
     own_listing,
+    parse_split,
     plain_id,
-    split_of,
 )
 from tasks.sources.parquet_images import (
     NO_TABLE,
@@ -130,7 +131,7 @@ def list_table(request: RawRequest) -> Listing:
         locator=paths.__getitem__,
         name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
         counting=lambda row: counting(table_of(row).numbers),
-        split=lambda row: split_of(table_of(row).folder),
+        split=lambda row: parse_split(table_of(row).folder),
     )
     counts = _mislabelled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
@@ -181,7 +182,7 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
     if repeats:
         raise request.error(
             "every path must be in the table once",
-            f"repeated in {rows.named(repeats)}; with different labels: {num_unlike}",
+            f"repeated in {rows.describe(repeats)}; with different labels: {num_unlike}",
             "take the repeats out",
         )
 
@@ -220,7 +221,7 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
         lines = read_lines(file.path, request)
-        name = find_columns(lines.rows[0], ("path",), request).of["path"]
+        name = find_columns(lines.rows[0], ("path",), request).name_in_data["path"]
         column = lines.rows[0].index(name)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
@@ -245,7 +246,7 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     if root.is_file():
         holds_them = is_parquet_name(root.name) and holds_images(root)
         return [] if holds_them else [TableFile(root)]
-    splits = [path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""]
+    splits = [path for path in root.iterdir() if path.is_dir() and is_split_word(path.name)]
     files = []
     for folder in [root, *sorted(splits)]:
         for name in MANIFESTS:
@@ -266,8 +267,8 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
-    needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
-    optional = (*columns.of.values(), "slice")
+    needed = (columns.name_in_data.get("path", "path"), *(columns.labels or ("label",)))
+    optional = (*columns.name_in_data.values(), "slice")
     records = read_table(
         file.path, request, needed, optional, unstripped=columns.labels, lines=lines
     )
@@ -365,7 +366,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
         raise request.error(
-            "slice must be a whole number from 0", f"another cell in {rows.named(odd)}"
+            "slice must be a whole number from 0", f"another cell in {rows.describe(odd)}"
         )
     groups: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
@@ -417,11 +418,11 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
                 f"; {num_similar} there in other letter case or Unicode form (Macs have one of "
                 "their own)"
             )
-        missing = rows.named(row for row, path in enumerate(paths) if path in absent)
+        missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
         raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
-    reads = is_nifti_name if has_volumes else is_single_image_name
-    unnamed = {"image without a row in the table": sum(map(reads, walked - named))}
-    return unnamed | hidden_count({*hidden} - named, reads)
+    is_readable = is_nifti_name if has_volumes else is_single_image_name
+    unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
+    return unnamed | count_hidden({*hidden} - named, is_readable)
 
 
 def _is_plain_file(path: Path) -> bool:

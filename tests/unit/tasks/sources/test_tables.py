@@ -320,7 +320,7 @@ class TestImageFolder:
 SPLITS = {
     "a column that denies its folder": (
         {"train": {"split": "train"}, "test": {"split": "train"}},
-        "must say what the folder or file says; found: another split in 10: test row 2",
+        "must agree with the name of the folder or file; found: another split in 10: test row 2",
     ),
     "tables on top and in a split": (
         {"train": {}, ".": {}},
