@@ -19,7 +19,7 @@ from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch
+"""The six models of Konz & Mazurowski: torchvision's, randomly initialized, VGGs without batch
 norm."""
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose every architecture a sweep file can name."""

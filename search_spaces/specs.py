@@ -38,7 +38,7 @@ REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
 FURTHER_TEST_VERSION = 1
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3
 
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -149,7 +149,7 @@ Layout = Literal["class/group", "group/class"]
 """Class folders with a folder for each patient in them, or patient folders with classes in them."""
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
-"""``derived``: real images cut into patches or labelled by a rule; ``semi-synthetic``: real images
+"""``derived``: real images cut into patches or labeled by a rule; ``semi-synthetic``: real images
 that were changed."""
 
 
@@ -165,7 +165,7 @@ class DatasetSpec(Spec):
         channels: of the raw images.
         source: name of the source in :mod:`tasks.sources` that reads them.
         description: one or two sentences.
-        terms: licence or access terms, and where to ask for access.
+        terms: license or access terms, and where to ask for access.
         raw_layout: the files that are expected below ``--raw``.
         groups: what a group of images is, which is never split (a patient).
         origin: real or generated images.
@@ -228,7 +228,7 @@ class RecipeSpec(Spec):
         optimizer: ``adam`` has the coupled weight decay of the released code.
         learning_rate: constant over all epochs.
         weight_decay: see ``optimizer``.
-        batch_size: images of one optimisation step.
+        batch_size: images of one optimization step.
         epochs: passes over the training images.
         precision: of the forward pass, see :class:`tasks.trials.training.Step`.
         num_outputs: logits; None for one per class. The released code left torchvision's 1000.
@@ -362,7 +362,7 @@ class RepresentationSpec(Spec):
 
     Attributes:
         estimators: names of estimators.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         stages: also measure the activations after every stage of the network.
     """
 
@@ -476,7 +476,7 @@ class MeasureSpec(Spec):
     Attributes:
         subset: its training images are measured once, for all models.
         train_sizes: numbers of training images.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
         sharpness_sample: images of which label sharpness is computed, for larger train sizes; None
             takes all.

@@ -303,7 +303,7 @@ class SweepSpec(specs.Spec):
         d_repr_stages: measure d_repr after every stage of a network, and not only of its last
             hidden layer.
         predictions: store every network's logits of the test images.
-        num_neighbors: nearest neighbours for intrinsic dimensions.
+        num_neighbors: nearest neighbors for intrinsic dimensions.
         estimators: of d_data.
         sharpness_sample: images of which label sharpness is computed; None takes all.
         calibrate: also correct the bias of d_data by simulation, for the report. It takes about a

@@ -36,7 +36,7 @@ class MeasureSettings:
         sharpness_seeds: One sample per seed, for train sizes above ``sharpness_sample``.
         pixel_range: Pixel values of black and white, for the record. None takes the range of an
             integer dtype.
-        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbours.
+        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbors.
         device: ``"cpu"``, or a torch device for the products.
         block_rows: Rows per block. Memory per worker grows with its square.
         calibrate: Also correct the MLE's bias by simulation, at the largest size. Takes about a
@@ -362,7 +362,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
 
 
 CHANNELS = (1, 3, 4)
-"""Lengths of an axis that is taken for channels: grey, RGB, RGB with transparency."""
+"""Lengths of an axis that is taken for channels: gray, RGB, RGB with transparency."""
 
 
 def as_channels_first(array: AnyArray) -> AnyArray:

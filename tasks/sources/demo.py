@@ -9,7 +9,7 @@ pixels changed on purpose, and slices of a brain with a drawn lesion. *Derived* 
 labels by a rule) and *semi-synthetic* ones are called so in their row of the table of datasets,
 which also has the rule.
 
-Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbours, so that only
+Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbors, so that only
 the borders of blocks touch across a split.
 """
 
@@ -180,8 +180,8 @@ def retina() -> Images:
 def tissue() -> Images:
     """Return axial patches of 20 x 20 mm of the ICBM 2009a template's T1.
 
-    The label is the tissue, grey or white matter, that the template's maps have more of in a patch.
-    Planes are 5 mm apart. A group is one place in four neighbouring planes.
+    The label is the tissue, gray or white matter, that the template's maps have more of in a patch.
+    Planes are 5 mm apart. A group is one place in four neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -196,10 +196,10 @@ def tissue() -> Images:
     for plane in range(num_planes):
         groups += [f"{place} {plane // 4}" for place in range(patches_per_plane)]
     patches = np.rint(t1.reshape(-1, 20, 20) * 255)
-    grey = patches_of("gm").reshape(len(groups), -1).mean(1)
+    gray = patches_of("gm").reshape(len(groups), -1).mean(1)
     white = patches_of("wm").reshape(len(groups), -1).mean(1)
-    is_brain = grey + white > MIN_BRAIN_SHARE
-    images = _by_amount(patches, groups, white - grey, is_brain, "outside the brain")
+    is_brain = gray + white > MIN_BRAIN_SHARE
+    images = _by_amount(patches, groups, white - gray, is_brain, "outside the brain")
     return replace(images, intensity="template scaled to [0, 255]")
 
 
@@ -278,7 +278,7 @@ def _patches(image: Values, side: int) -> Values:
 
 
 def _blocks(image: Values, side: int) -> list[str]:
-    """Return each patch's group: its block of 2 x 2 neighbours."""
+    """Return each patch's group: its block of 2 x 2 neighbors."""
     rows = range(image.shape[0] // side)
     columns = range(image.shape[1] // side)
     return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
@@ -299,7 +299,7 @@ def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
 
 
 def _without_blank(images: Images) -> Images:
-    """Leave out, and count, images of one colour, or nearly so."""
+    """Leave out, and count, images of one color, or nearly so."""
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
     excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
@@ -343,7 +343,7 @@ def _by_amount(
 def list_pictures(request: RawRequest) -> Listing:
     """Return the images of two classes of a packaged set, or of the digits of mnist5k.
 
-    Digits are labelled 0 if even, 1 if odd. The dataset's parameters may flip labels.
+    Digits are labeled 0 if even, 1 if odd. The dataset's parameters may flip labels.
     """
     images = _two_classes(request)
     labels = flipped(images.labels, request)
@@ -351,7 +351,7 @@ def list_pictures(request: RawRequest) -> Listing:
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of these images in grey, blended and scaled by the dataset's parameters."""
+    """Return a reader of these images in gray, blended and scaled by the dataset's parameters."""
     images = _two_classes(request)
     pixels = images.pixels
     if pixels.ndim == 4:
@@ -392,7 +392,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
 
 
 def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
-    """Move images towards their nearest image of the other label.
+    """Move images toward their nearest image of the other label.
 
     Args:
         images: ``(num_images, height, width)`` in [0, 255].
@@ -478,7 +478,7 @@ def template(kind: str) -> Plane:
     """Return a volume of the template in [0, 1], one voxel per mm.
 
     Args:
-        kind: ``t1``, or ``gm`` or ``wm`` for the share of grey or white matter.
+        kind: ``t1``, or ``gm`` or ``wm`` for the share of gray or white matter.
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values

@@ -46,15 +46,15 @@ def _has_webdataset_samples(archive: Path) -> bool:
         members = open_archive(archive).members()
     except RefusedArchive:
         return False
-    labelled_keys = set()
+    labeled_keys = set()
     image_keys = set()
     for member in members:
         key = member.partition(".")[0]
         if member.lower().endswith((".cls", ".json")):
-            labelled_keys.add(key)
+            labeled_keys.add(key)
         if is_single_image_name(member):
             image_keys.add(key)
-    return not labelled_keys.isdisjoint(image_keys)
+    return not labeled_keys.isdisjoint(image_keys)
 
 
 @dataclass(frozen=True)

@@ -409,11 +409,11 @@ def _stored_values(data: FileDataset) -> NDArray[np.generic]:
             name = data.file_meta.TransferSyntaxUID.name
             raise SkipItem(f"no decoder for {name}: pip install 'isweep[medical]'") from None
         raise SkipItem("damaged pixel data") from None
-    is_colour = int(data.SamplesPerPixel) == 3
-    num_frame_axes = 3 if is_colour else 2
+    is_color = int(data.SamplesPerPixel) == 3
+    num_frame_axes = 3 if is_color else 2
     if values.ndim == num_frame_axes:
         values = values[None]
-    if is_colour:
+    if is_color:
         return values
     is_signed = int(data.PixelRepresentation) == 1
     return _without_overlays(values, int(data.BitsStored), signed=is_signed)

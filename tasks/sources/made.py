@@ -57,7 +57,7 @@ LENGTH = 240.0
 """
 REFERENCE_SIDE = 16
 """Side in pixels at which lengths are stated."""
-GREY = 127.5
+GRAY = 127.5
 """Grey value around which patterns are added."""
 INTENSITY = "generated in [0, 255], not rounded"
 
@@ -191,7 +191,7 @@ def embed(latents: Points, side: int) -> NDArray[np.float32]:
     patterns = low_frequency_patterns(2 * dimension, side)
     # A pattern's entries are at most 2/side, and a curve has d pairs of coordinates of length 1.
     amplitude = CONTRAST * side / (2 * np.sqrt(2) * dimension)
-    images: Points = GREY + amplitude * np.tensordot(curve, patterns, axes=1)
+    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
     return images.astype(np.float32)
 
 
@@ -213,8 +213,8 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
         )
     frequencies = np.arange(side)
-    centres = (np.arange(side) + 0.5) / side
-    waves = np.cos(np.pi * np.outer(frequencies, centres)) * np.sqrt(2 / side)
+    centers = (np.arange(side) + 0.5) / side
+    waves = np.cos(np.pi * np.outer(frequencies, centers)) * np.sqrt(2 / side)
     orders = sorted(np.ndindex(side, side), key=lambda order: (sum(order), order))
     pairs = orders[1 : count + 1]  # the first is the constant
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
@@ -268,7 +268,7 @@ def _geometry(request: RawRequest) -> Geometry:
 
 @lru_cache(maxsize=4)
 def places(geometry: Geometry) -> tuple[Points, Labels]:
-    """Draw the images' places, centred on 0, and their labels."""
+    """Draw the images' places, centered on 0, and their labels."""
     num_images = geometry.num_images
     # Nuisance has a random stream of its own: its number does not change the other coordinates.
     rng = np.random.default_rng(derive_seed("generated", geometry.draw))
@@ -303,7 +303,7 @@ def images_at(points: Points, side: int) -> NDArray[np.float32]:
     curve = curve.reshape(len(points), -1)
     patterns = low_frequency_patterns(curve.shape[1], side)
     amplitude = LENGTH * side / REFERENCE_SIDE
-    images: Points = GREY + amplitude * np.tensordot(curve, patterns, axes=1)
+    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
             "The parameters of a generated dataset must keep pixels within 0 and 255",

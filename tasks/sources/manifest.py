@@ -133,7 +133,7 @@ def list_table(request: RawRequest) -> Listing:
         counting=lambda row: counting(table_of(row).numbers),
         split=lambda row: parse_split(table_of(row).folder),
     )
-    counts = _mislabelled_folders(joined.cells)
+    counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     flags = columns.flags
     draft = Listing(flags=counts, intensity=INTENSITY)
@@ -432,7 +432,7 @@ def _is_plain_file(path: Path) -> bool:
         return False
 
 
-def _mislabelled_folders(cells: Cells) -> dict[str, int]:
+def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """Count rows whose folder has the name of another class than theirs.
 
     Folders may have such names for another reason. So they count only if most rows lie in a folder

@@ -105,7 +105,7 @@ DOWNLOADS = {
 }
 
 
-class LabelledImages(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images ``(num_images, height, width[, 3])`` in [0, 255], and labels ``(num_images,)``."""
 
     images: NDArray[np.uint8]
@@ -206,7 +206,7 @@ class ArrayFiles:
 
     file_names: Sequence[Iterable[str]]
     description: str
-    load: Callable[[str, list[bytes]], LabelledImages]
+    load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
         """Return the source, which loads the arrays once per process."""
@@ -218,7 +218,7 @@ class ArrayFiles:
     def _reader(self, request: RawRequest) -> Reader:
         return row_reader(self._arrays(request).images, own_maximum=True)
 
-    def _arrays(self, request: RawRequest) -> LabelledImages:
+    def _arrays(self, request: RawRequest) -> LabeledImages:
         request = with_download(request)
         locators = find_together(request, self.file_names)
         if locators is None:
@@ -236,7 +236,7 @@ class ArrayFiles:
 @lru_cache(maxsize=4)
 def _loaded(
     files: ArrayFiles, base: Path, name: str, locators: tuple[str, ...], _stamps: object
-) -> LabelledImages:
+) -> LabeledImages:
     """Load and check arrays; kept until the time or size of a file changes (``_stamps``)."""
     arrays = files.load(name, [_read_file(base, name, locator) for locator in locators])
     images, labels = arrays
@@ -380,7 +380,7 @@ def _idx_names(name: str) -> tuple[str, ...]:
     return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
 
-def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
     images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
     labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
     if len(labels) == OFFICIAL_COUNT:
@@ -390,7 +390,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
                 raise DataError(
                     f"{name}: the files must be those of {name}", dataset, "give its folder"
                 )
-    return LabelledImages(images, labels)
+    return LabeledImages(images, labels)
 
 
 def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
@@ -430,7 +430,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("only numpy arrays are allowed")
 
 
-def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
     images = []
     labels = []
     for body in bodies:
@@ -444,10 +444,10 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
                 "cifar10: batches must be whole CIFAR-10 files", type(error).__name__
             ) from None
     channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
-    return LabelledImages(channels_last, np.concatenate(labels))
+    return LabeledImages(channels_last, np.concatenate(labels))
 
 
-def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
     try:
         images, labels = _read_matlab(bodies[0])
     except SweepError:
@@ -462,7 +462,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
         raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0
-    return LabelledImages(images.transpose(3, 0, 1, 2), digits)
+    return LabeledImages(images.transpose(3, 0, 1, 2), digits)
 
 
 def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -610,7 +610,7 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) 
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
-    """Check that every label of the map is in the data: a misspelt one would have no effect."""
+    """Check that every label of the map is in the data: a misspelled one would have no effect."""
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(

@@ -16,7 +16,7 @@ wherever the train split lies; its header repeats the id as SOP instance UID. ``
 largest of the five subtypes. The group is the patient id in the DICOM header. In corrected data a
 slice is Hounsfield units plus 1024, scaled by its own maximum. With the fault
 ``wrapped_pixel_cast`` the stored values are scaled and cast as by the released extractor (F16):
-negative values wrap around to arbitrary grey.
+negative values wrap around to arbitrary gray.
 """
 
 from __future__ import annotations

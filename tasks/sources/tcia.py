@@ -102,21 +102,21 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
         )
     excluded = Counter[str]()
     skipped: list[tuple[str, str]] = []
-    slices = _labelled_slices(rows, boxes, excluded, skipped)
+    slices = _labeled_slices(rows, boxes, excluded, skipped)
     if rows and INSTANCE not in rows[0]:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
     labels: list[tuple[str, int | None]] = []
-    for labelled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
+    for labeled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
         if name is None:
-            skipped.append((labelled.row[ORIGINAL], FILE_MISSING))
+            skipped.append((labeled.row[ORIGINAL], FILE_MISSING))
             continue
-        labels.append((name, labelled.label))
+        labels.append((name, labeled.label))
         item = Item(
             locator=tree.locator(name),
-            label=labelled.label,
-            group=labelled.patient,
-            details=(labelled.instance,),
+            label=labeled.label,
+            group=labeled.patient,
+            details=(labeled.instance,),
         )
         items.setdefault(name, item)
     return Listing(
@@ -179,7 +179,7 @@ def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
     return None
 
 
-def _labelled_slices(
+def _labeled_slices(
     rows: Sequence[Mapping[str, str]],
     boxes: Mapping[str, Sequence[Box]],
     excluded: Counter[str],
@@ -217,8 +217,8 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
         above, collection, below = name.partition(COLLECTION)
         names_by_path.setdefault((below if collection else above).casefold(), name)
     files: list[str | None] = []
-    for labelled in slices:
-        matches = filter(None, map(names_by_path.get, _paths(labelled.row)))
+    for labeled in slices:
+        matches = filter(None, map(names_by_path.get, _paths(labeled.row)))
         files.append(next(matches, None))
     doubtful = _doubtful_places(slices, files, tree, request)
     if doubtful:

@@ -86,7 +86,7 @@ class SearchResult(Finding):
 
     @property
     def capped_loss(self) -> float:
-        """The loss as a search minimises it: always finite, see :func:`capped`."""
+        """The loss as a search minimizes it: always finite, see :func:`capped`."""
         return capped(self.loss, self.chance_loss)
 
 

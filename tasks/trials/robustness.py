@@ -163,7 +163,7 @@ def minimal_perturbations(
             radii = torch.where(is_adversarial, shrunk, radii * (1 + rate))
             descent = per_image(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
             directions = perturbations - descent
-            # Zero gradient at the image itself: move towards the starting point.
+            # Zero gradient at the image itself: move toward the starting point.
             has_no_direction = per_image(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
             on_sphere = images + _unit(directions) * per_image(radii, images)
@@ -192,7 +192,7 @@ def nearest_of_another_class(
     return torch.where(per_image(nearest.isinf(), images), math.nan, pool[rows].float())
 
 
-def summarise_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
+def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
     """Summarise radii ``(num_images,)`` of images with ``num_values`` pixel values each.
 
     Returns:
@@ -239,11 +239,11 @@ def _radius_record(
         share_at_limit = float(at_pixel_limit[has_radius].mean())
         # A misclassified image needs no perturbation, even if none was found.
         true_radii = np.where(is_wrong, 0.0, radii)
-        true = summarise_radii(true_radii[np.isfinite(true_radii)], num_values)
+        true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
     # Without any radius there is no mean to report: one over the misclassified images alone would
     # be 0, however robust the network is on the others.
     return RadiusRecord(
-        pred=summarise_radii(radii[has_radius], num_values),
+        pred=summarize_radii(radii[has_radius], num_values),
         true=true,
         radii=tuple(radius if math.isfinite(radius) else None for radius in radii.tolist()),
         rows=tuple(rows.tolist()),

@@ -6,7 +6,7 @@ each epoch. Pixels stay in their stored type (normally uint8) and become float32
 batch by batch. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels
 are ``(num_images,)`` int64. Both are on the device of the model, which maps pixels to logits.
 
-Python runs one optimisation step, :class:`Step`, on any device. On a GPU a step can also be
+Python runs one optimization step, :class:`Step`, on any device. On a GPU a step can also be
 captured as a graph and replayed. At the study's batches (6 to 40 images) a ResNet spends its time
 starting its 274 to 687 kernels per step, and a graph starts them all at once. A graph replays what
 was captured, so a step touches only tensors that keep their memory. :class:`Checkpoints` let a
@@ -61,10 +61,10 @@ class Step:
         model: trained in place.
         images: never written to.
         labels: one for each image.
-        recipe: optimiser, rates and precision.
+        recipe: optimizer, rates and precision.
         micro_batch: images that pass the network at once; None for the whole batch. The step is
             that of the whole batch, but batch norm sees the parts.
-        capturable: let the optimiser count its steps on the device, as a graph needs it.
+        capturable: let the optimizer count its steps on the device, as a graph needs it.
 
     Raises:
         ConfigError: ``micro_batch`` is below 1.
@@ -243,14 +243,14 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a layer of ``model`` normalises over the batch."""
+    """Return whether a layer of ``model`` normalizes over the batch."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def make_optimizer(
     model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser; ``capturable`` lets a graph capture its steps."""
+    """Return the recipe's optimizer; ``capturable`` lets a graph capture its steps."""
     parameters = list(model.parameters())
     rate = recipe.learning_rate
     decay = recipe.weight_decay
@@ -272,7 +272,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 class Checkpoints:
     """Save the state of a training between epochs, and restore it.
 
-    A checkpoint holds the weights, the optimiser's state, the generators of batch order and
+    A checkpoint holds the weights, the optimizer's state, the generators of batch order and
     dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
     same to the last bit. A training that began on a CPU does not continue on a GPU, nor the other
     way round: its numbers would be those of neither.
@@ -398,7 +398,7 @@ def train(
         model: moved to ``device``.
         images: moved to ``device``.
         labels: moved to ``device``.
-        recipe: optimiser, rates, batch size, epochs and precision.
+        recipe: optimizer, rates, batch size, epochs and precision.
         seed: of batch order and dropout.
         device: where the training runs.
         on_epoch: called with the record of every finished epoch that did not diverge.
