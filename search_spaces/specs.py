@@ -28,9 +28,9 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version for each kind of result. Count it up if the meaning of the kind's specs changes, or
-# one of their defaults, since fields at their default are not part of an id. Then old results of
-# this kind, and of no other, are computed again.
+# One version for each kind of result. Increase it when the numbers of this kind change, the meaning
+# of its specs, or one of their defaults: fields at their default are not part of an id. Then all
+# stored results of this kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 ATTACK_VERSION = 2  # each row of search_spaces.attacks.ATTACKS says at which its numbers changed
@@ -38,7 +38,7 @@ REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
 FURTHER_TEST_VERSION = 1
-MEASURE_VERSION = 3
+MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distances in Gride
 
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -46,15 +46,15 @@ ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 V = TypeVar("V", bound=str | int | float)
 
 
-def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
-    """Return ``values`` if each is there once.
+def check_unique(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
+    """Return ``values`` after checking that none is repeated.
 
     Args:
         values: the values of a field.
         what: the name of the field, where pydantic does not add it to the message.
 
     Raises:
-        ValueError: a value is there more than once.
+        ValueError: a value is repeated.
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
@@ -62,11 +62,11 @@ def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
     return values
 
 
-def two_rising(limits: object) -> object:
-    """Return ``limits``, the smallest and the largest value of a range.
+def check_range(limits: object) -> object:
+    """Return ``limits``, the smallest and the largest value of a range, after checking them.
 
     Raises:
-        ValueError: they are not two rising numbers.
+        ValueError: they are not two numbers of which the second is larger.
     """
     if not isinstance(limits, list | tuple):
         return limits
@@ -78,7 +78,7 @@ def two_rising(limits: object) -> object:
     return tuple(limits)
 
 
-Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
 """Names of estimators of intrinsic dimension."""
 
 Domain = Literal["natural", "medical"]
@@ -94,7 +94,8 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""Faults of the released code that change data; ``docs/faults.md`` maps them to F1-F34."""
+"""Faults of the released code that change data. ``docs/faults.md`` explains each under its number,
+F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 RELEASED_SEED = 1337
@@ -256,7 +257,7 @@ def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
         raise ValueError(
             "must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255"
         )
-    return each_once(epsilons)
+    return check_unique(epsilons)
 
 
 def _known_attack(name: str) -> str:
@@ -309,7 +310,7 @@ class AttackSpec(Spec):
     """Adversarial attacks on the test images."""
 
     methods: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(each_once)
+        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(check_unique)
     ] = ("fgsm",)
     """Names in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
@@ -434,7 +435,7 @@ class SubsetSpec(Spec):
     prepared: PreparedSpec
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = RELEASED_SEED
     condition: TrainingCondition | None = None
 
     @property
@@ -445,7 +446,7 @@ class SubsetSpec(Spec):
         return self.condition.dataset
 
     @property
-    def unmoved(self) -> SubsetSpec:
+    def without_condition(self) -> SubsetSpec:
         """The same subset without a condition: that of the base dataset."""
         if self.condition is None:
             return self
@@ -453,7 +454,10 @@ class SubsetSpec(Spec):
 
     @property
     def depends_on_size(self) -> bool:
-        """True if a fault makes images or the test set depend on the train size (F3, F4, F7)."""
+        """Whether a fault makes images or the test set depend on the train size.
+
+        These are F3, F4 and F7 in ``docs/faults.md``.
+        """
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 

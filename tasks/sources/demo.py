@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
-from tasks.sources.made import flipped, list_rows, parameter, row_reader, scaled
+from tasks.sources.made import flip_labels, list_rows, parameter, row_reader, scale_pixels
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
@@ -346,7 +346,7 @@ def list_pictures(request: RawRequest) -> Listing:
     Digits are labeled 0 if even, 1 if odd. The dataset's parameters may flip labels.
     """
     images = _two_classes(request)
-    labels = flipped(images.labels, request)
+    labels = flip_labels(images.labels, request)
     return list_rows(labels, request, images.groups, dtype=_dtype(request))
 
 
@@ -363,7 +363,7 @@ def read_pictures(request: RawRequest) -> Reader:
         seed = derive_seed("nuisance factors", *pair)
         pixels = vary(pixels, int(parameter(request, "factors")), seed)
     mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
-    return row_reader(scaled(mixed, request))
+    return row_reader(scale_pixels(mixed, request))
 
 
 digits_even_odd = pictures = Source(list_pictures, read_pictures)
@@ -443,7 +443,7 @@ def list_lesions(request: RawRequest) -> Listing:
         variations.append(rng.permutation(half_with_lesion))
     has_lesion = np.concatenate(variations).astype(np.int64)
     items = []
-    for number, label in enumerate(flipped(has_lesion, request).tolist()):
+    for number, label in enumerate(flip_labels(has_lesion, request).tolist()):
         variation, index = divmod(number, SLICES_PER_VARIATION)
         details = (int(has_lesion[number]),)
         items.append(Item(f"{variation}/{index}", label, f"variation {variation}", details=details))
@@ -465,7 +465,7 @@ def read_lesions(request: RawRequest) -> Reader:
         variation, index = map(int, item.locator.split("/"))
         has_lesion = item.details[0] == 1
         pixels = render_slice(variation, index, lesion=has_lesion, contrast=contrast, size=size)
-        return (Sample(scaled(pixels, request)),)
+        return (Sample(scale_pixels(pixels, request)),)
 
     return read
 

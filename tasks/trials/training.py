@@ -274,11 +274,11 @@ class Checkpoints:
 
     A checkpoint holds the weights, the optimizer's state, the generators of batch order and
     dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
-    same to the last bit. A training that began on a CPU does not continue on a GPU, nor the other
-    way round: its numbers would be those of neither.
+    same to the last bit. A training that began on a CPU starts again on a GPU, and the other way
+    round: its numbers would be those of neither.
 
     Args:
-        read: returns the latest state, or None where there is none that is complete.
+        read: returns the latest complete state, or None if there is none.
         save: stores a state, completely or not at all.
         interval_s: seconds between two saves.
 
@@ -303,7 +303,7 @@ class Checkpoints:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        order: torch.Generator,
+        order_generator: torch.Generator,
         device: torch.device,
     ) -> list[EpochRecord]:
         """Restore the latest state.
@@ -325,7 +325,7 @@ class Checkpoints:
         # Only the moments: whether a graph captures the steps may differ from the last attempt.
         moments = {"state": state["optimizer"]["state"]}
         optimizer.load_state_dict(optimizer.state_dict() | moments)
-        order.set_state(state["order"])
+        order_generator.set_state(state["order"])
         torch.set_rng_state(state["dropout"])
         if was_on_gpu:
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
@@ -334,15 +334,15 @@ class Checkpoints:
         self.notes[:] = state["notes"]
         return [EpochRecord(**record) for record in state["history"]]
 
-    def offer(
+    def save_if_due(
         self,
         history: list[EpochRecord],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        order: torch.Generator,
+        order_generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        """Save the state after the last epoch of ``history`` if a save is due."""
+        """Save the state after the last epoch of ``history`` if the interval has passed."""
         if time.monotonic() - self._saved_at < self._interval_s:
             return
         dropout_cuda = None
@@ -351,7 +351,7 @@ class Checkpoints:
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "order": order.get_state(),
+            "order": order_generator.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": dropout_cuda,
             "outside_torch": states_outside_torch(),
@@ -392,7 +392,7 @@ def train(
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant learning rate.
 
     Every epoch takes all images once, in batches of :func:`split_batches`. The weights after the
-    last epoch count.
+    last epoch are kept, not the best ones.
 
     Args:
         model: moved to ``device``.
@@ -403,7 +403,7 @@ def train(
         device: where the training runs.
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: see :class:`Step`.
-        checkpoints: restored at the start and offered a state after every epoch.
+        checkpoints: restored at the start, and saved between epochs.
         graphs: on a GPU, capture the steps as graphs and replay them.
 
     Returns:
@@ -419,16 +419,16 @@ def train(
     graphs = graphs and device.type == "cuda"
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     take: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
-    order = torch.Generator().manual_seed(derive_seed("batch order", seed))
+    order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
     # A graph captures the work of the current device. Device -1 changes nothing.
     current_device = torch.cuda.device(device if graphs else -1)
     with current_device, seeded(derive_seed("dropout", seed), device):
         history: list[EpochRecord] = []
         if checkpoints is not None:
-            history = checkpoints.restore(model, step.optimizer, order, device)
+            history = checkpoints.restore(model, step.optimizer, order_generator, device)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
-            permutation = torch.randperm(len(images), generator=order).to(device)
+            permutation = torch.randperm(len(images), generator=order_generator).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
                 take(rows)
             loss, accuracy = step.read_totals()
@@ -439,7 +439,7 @@ def train(
             if on_epoch is not None:
                 on_epoch(record)
             if checkpoints is not None:
-                checkpoints.offer(history, model, step.optimizer, order, device)
+                checkpoints.save_if_due(history, model, step.optimizer, order_generator, device)
     model.zero_grad(set_to_none=True)
     return history
 
