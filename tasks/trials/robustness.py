@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.errors import DataError
-from tasks.trials.attacks import PIXEL_MAX, margin_gradient
+from tasks.trials.attacks import PIXEL_MAX, expand_like, margin_gradient
 from tasks.trials.records import RadiusRecord, RadiusSummary
 from tasks.trials.training import evaluation_mode
 
