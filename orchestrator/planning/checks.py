@@ -31,7 +31,7 @@ class Counted:
 
 def counted(listing: Listing) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
-    if not listing.one_each or any(item.label is None for item in listing.items):
+    if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     ids: dict[str, int] = {}
     groups = [

@@ -190,7 +190,7 @@ def _sort_as_text(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-folder = Source(list_folder, single_reader)  # the table of sources has it by this name
+folder = Source(list_folder, single_reader)
 
 
 def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
