@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row says what a dataset is; the source that it names says how its download is read.
+A row describes a dataset and names its source, which reads the download.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 # stored results of this kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-ATTACK_VERSION = 2  # each row of search_spaces.attacks.ATTACKS says at which its numbers changed
+ATTACK_VERSION = (
+    2  # each row of search_spaces.attacks.ATTACKS names the versions at which its numbers changed
+)
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
@@ -71,7 +73,7 @@ def check_range(limits: object) -> object:
     if not isinstance(limits, list | tuple):
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
-    # Pydantic refuses what is no number, with a message of its own.
+    # Pydantic refuses values that are no numbers, with a message of its own.
     is_falling = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_falling:
         raise ValueError("must be two rising numbers, the smallest and the largest")
@@ -174,7 +176,7 @@ class DatasetSpec(Spec):
         task: which labels, for a download with several.
         class_pairs: binary tasks that presets use; empty if the labels are binary already.
         images_per_class: images of each class, of a dataset that an installed package contains;
-            empty if only reading tells.
+            empty if they are known only after reading.
         max_images_per_class: images of each class that preparation keeps, a seeded choice of whole
             groups; None keeps all.
         label_map: for a user's data, pairs (label as written, class).

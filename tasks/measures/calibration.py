@@ -281,17 +281,17 @@ def simulate(
     """Simulate the statistics of every family at every dimension, ``NUM_REPEATS`` samples each."""
     shape = len(families), len(dimensions), NUM_REPEATS
     result = np.full((*shape, 4), np.nan)
-    places = []
+    grid_indices = []
     arguments = []
-    for place in product(*map(range, shape)):
-        family = families[place[0]]
-        dimension = dimensions[place[1]]
+    for grid_index in product(*map(range, shape)):
+        family = families[grid_index[0]]
+        dimension = dimensions[grid_index[1]]
         if dimension >= 2 or family not in FROM_DIMENSION_2:
-            places.append(place)
-            arguments.append((family, dimension, num_points, num_neighbors, [seed, place[2]]))
+            grid_indices.append(grid_index)
+            arguments.append((family, dimension, num_points, num_neighbors, [seed, grid_index[2]]))
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
-            result[places[index]] = values
+            result[grid_indices[index]] = values
     log_dimensions = np.log(np.asarray(dimensions, float))
     return Simulations(tuple(families), log_dimensions, result)
 

@@ -42,7 +42,7 @@ Statistic = Callable[[Weights], float | None]
 
 @dataclass(frozen=True)
 class IntrinsicDimension:
-    """An estimate with what is needed to judge it.
+    """An estimate with its standard error, and its reason if there is no value.
 
     Attributes:
         estimator: Name of the row in `ESTIMATORS`.

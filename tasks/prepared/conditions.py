@@ -33,7 +33,7 @@ def load_subset(
     train_size: int,
     further_tests: tuple[FurtherTest, ...] = (),
 ) -> TrialData:
-    """Read the images of a subset, its training images moved as its condition says.
+    """Read the images of a subset, and apply its condition to the training images.
 
     Args:
         prepared: The prepared dataset.

@@ -160,7 +160,7 @@ def histology() -> Images:
 def retina() -> Images:
     """Return ``retina.jpg``, a fundus of 1411 x 1411, in patches of 32.
 
-    The label is how much of a patch are vessels. A vessel is what a closing by 15 x 15 pixels fills
+    The label is the share of vessels in a patch. A vessel is what a closing by 15 x 15 pixels fills
     in the green channel: dark and thinner than that.
     """
     from scipy.ndimage import grey_closing, uniform_filter
@@ -318,7 +318,7 @@ def _by_amount(
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
         groups: Group of each patch.
-        amounts: ``(num_patches,)`` what the rule measures.
+        amounts: ``(num_patches,)`` the amount that the rule measures.
         usable: ``(num_patches,)`` False for patches that are left out.
         why_unusable: The reason under which these are counted.
     """

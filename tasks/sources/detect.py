@@ -22,7 +22,7 @@ MAX_SUBFOLDERS = 20
 
 
 def detect_own_kind(path: Path) -> str | None:
-    """Return the kind of own data at a path, or None if no kind can be told from it."""
+    """Return the kind of own data at a path, or None if it is not recognized."""
     if os.path.isdir(path):  # Path.is_dir raises if a folder above may not be entered
         return _folder_kind(path)
     if not os.path.exists(path):

@@ -146,7 +146,7 @@ class Dicom(Header):
         spacing: Row and column spacing in mm, or None.
         inverted: True for MONOCHROME1, where small values are white.
         rescale: Slope and intercept from stored values to Hounsfield units, or None.
-        flags: Names of what is doubtful about the file.
+        flags: Names of doubts about the file.
         traits: Pairs (name, value) that must not predict the label, such as the manufacturer.
         laterality: R, L or B; empty if absent.
         orientation: The direction in which rows run, beginning with L or R; empty if absent.
@@ -339,7 +339,7 @@ def _check_compressed_frames(
 ) -> None:
     """Compare (rows, columns, samples) of each frame's own header with the file's.
 
-    A decoder allocates what the codestream asks for, whatever the file around it declares.
+    A decoder allocates memory for the size in the codestream, whatever the DICOM header declares.
     """
     from pydicom.encaps import generate_frames
 

@@ -50,7 +50,7 @@ class _Row:
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
-    """Return the locator of what a message is about.
+    """Return the locator of the file or row that a message names.
 
     Args:
         raw: Folder or file that was read.

@@ -152,7 +152,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            "files must lie in the folder of the class that their names say",
+            "files must lie in the folder of the class in their names",
             f"{num_misplaced} elsewhere",
             "unpack the archives again",
         )

@@ -50,9 +50,9 @@ class Volume:
 
     Attributes:
         values: ``(right, anterior, superior)`` voxels as stored, scaled as the header says.
-        affine: ``(4, 4)`` from voxel indices to places in mm.
+        affine: ``(4, 4)`` from voxel indices to positions in mm.
         conversions: Names of what was changed.
-        flags: Names of what is doubtful.
+        flags: Names of doubts about the file.
     """
 
     values: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Your own images in Parquet files, with their labels beside them.
+"""A user's images in Parquet files, which hold the images and their labels.
 
 Layout: ``datasets`` documentation, "Image dataset" and ``Features``. A column ``image`` of
 ``struct<bytes: binary, path: string>`` or plain ``binary``. Class names stand in the schema's
@@ -65,7 +65,7 @@ def holds_images(path: Path) -> bool:
 
 
 def is_parquet_name(name: str) -> bool:
-    """Return whether a file's ending says that it is Parquet."""
+    """Return whether a file has the ending of Parquet."""
     return name.lower().endswith(".parquet")
 
 
@@ -148,7 +148,7 @@ class _FileContent:
     """The columns of a Parquet file but its images.
 
     Attributes:
-        columns: Its columns and what they mean.
+        columns: The columns that are read.
         cells: Labels, groups, splits and traits, one entry per row.
         label_names: Class names in its schema's metadata; empty if there are none.
     """

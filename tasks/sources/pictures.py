@@ -307,10 +307,10 @@ def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Resize the rows by interpolation at half-pixel centers, as torch does without antialias."""
     half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
-    place = (np.arange(size, dtype=np.float32) + half) * scale - half
-    place = np.maximum(place, 0)
-    low = np.minimum(place.astype(np.int64), plane.shape[0] - 1)
+    coordinate = (np.arange(size, dtype=np.float32) + half) * scale - half
+    coordinate = np.maximum(coordinate, 0)
+    low = np.minimum(coordinate.astype(np.int64), plane.shape[0] - 1)
     high = np.minimum(low + 1, plane.shape[0] - 1)
-    weight = (place - low.astype(np.float32))[:, None]
+    weight = (coordinate - low.astype(np.float32))[:, None]
     mixed: NDArray[np.float32] = plane[low] * (1 - weight) + plane[high] * weight
     return mixed

@@ -1,4 +1,4 @@
-"""CheXpert, MURA and RSNA: a table of images, and where the images lie in each release.
+"""CheXpert, MURA and RSNA: a table of images, and where each release has the images.
 
 CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with
 ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page); AIMI's
@@ -69,7 +69,8 @@ TABLE_AGAIN = "download the table again"
 
 
 class _Images:
-    """Matches the rows of a table to the images of a tree, by what a pattern finds in both.
+    """Match the rows of a table to the images of a tree, by the part of both that a pattern
+    matches.
 
     Releases may lie side by side, so images below the table's own folder go first.
     """
