@@ -170,7 +170,7 @@ def list_folder(request: RawRequest) -> Listing:
         locators.append(tree.locator(image.name))
         num_deep += image.is_deep
     if num_deep:
-        counts["in a subfolder of a group's folder, and taken as that group's"] = num_deep
+        counts["in a folder in a group's folder, and taken as that group's"] = num_deep
     if wrapper:
         counts["the one top folder taken as the source"] = 1
     rows = Rows(

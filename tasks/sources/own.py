@@ -795,7 +795,7 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
-            "a word for unknown must not be a class, unless label_map names it",
+            "a word for unknown is not the name of a class",
             ", ".join(map(repr, unknown)),
             f"take those images out, or keep it with --label-map {option} or label_map",
         )

@@ -319,7 +319,7 @@ CASES |= {
 }
 CASES |= {
     f"a word for unknown: {word}": labels(
-        "cat", "dog", word, refused="must not be a class, unless label_map names it"
+        "cat", "dog", word, refused="a word for unknown is not the name of a class"
     )
     for word in ("Unknown", "unknown", "-", "uncertain")
 }
