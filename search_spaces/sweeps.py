@@ -345,6 +345,7 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
+        """Check that no model, size, seed, fault or dataset is repeated."""
         counts = Counter(self.models)
         repeated = sorted(choice.from_ for choice, count in counts.items() if count > 1)
         if repeated:
@@ -360,6 +361,7 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
+        """Check that conditions (arms) and base datasets (worlds) fit together."""
         if not self.datasets and not self.worlds:
             raise ValueError("a sweep needs datasets, or worlds")
         if self.arms and not self.worlds:

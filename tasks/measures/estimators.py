@@ -512,6 +512,7 @@ def _estimate_one(
     distances = table.distances[:, :k]
 
     def undefined(reason: str, num_points: int) -> IntrinsicDimension:
+        """Return a record without a value."""
         num_dropped = table.num_points - num_points
         return IntrinsicDimension(
             estimator=name,

@@ -92,6 +92,7 @@ class MeasureSettings:
         self._check(name, is_valid, f"a whole number, {least} or more")
 
     def _check_pixel_range(self) -> None:
+        """Check that black and white are two rising numbers."""
         if self.pixel_range is None:
             return
         limits = _as_tuple(self.pixel_range)
@@ -102,6 +103,7 @@ class MeasureSettings:
             raise ConfigError(f"{rule}, and inverting changes no measure", repr(self.pixel_range))
 
     def _check_estimators(self) -> None:
+        """Check that estimators are known names, each once."""
         names = _as_tuple(self.estimators)
         are_names = not isinstance(self.estimators, str) and all(
             isinstance(name, str) for name in names

@@ -119,6 +119,7 @@ def _write_arrays(
     stems: Sequence[Path],
     executor: Executor,
 ) -> None:
+    """Write all arrays of a store: images shard by shard in tasks, then the small arrays."""
     shard_rows = create_store(
         folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
     )

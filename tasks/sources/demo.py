@@ -370,6 +370,7 @@ digits_even_odd = pictures = Source(list_pictures, read_pictures)
 
 
 def _two_classes(request: RawRequest) -> Images:
+    """Return the images of the two classes of a dataset, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
     number = int(parameter(request, "set"))
@@ -598,6 +599,7 @@ def _with_lesion(
     contrast: float,
     size: float,
 ) -> Plane:
+    """Return a plane with a bright or dark ellipse at a random position in the brain."""
     places = np.argwhere(brain)
     center = places[rng.integers(len(places))]
     radii = size * rng.uniform(16, 32, 2)  # pixels

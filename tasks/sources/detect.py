@@ -95,6 +95,7 @@ class _FolderContent:
 
 
 def _folder_kind(path: Path) -> str:
+    """Return the kind of own data in a folder; class folders if nothing else is recognized."""
     try:
         content = _FolderContent.of(path)
     except OSError:

@@ -229,10 +229,12 @@ def _silent_pydicom() -> Iterator[None]:
 
 
 def _text(data: FileDataset, tag: str) -> str:
+    """Return a tag as text; empty if it is missing."""
     return str(data.get(tag) or "").strip()
 
 
 def _header(data: FileDataset) -> Header:
+    """Return the tags of a header that sources need."""
     return Header(
         instance=_text(data, "SOPInstanceUID"),
         series=_text(data, "SeriesInstanceUID"),
@@ -437,6 +439,7 @@ def _without_overlays(
 
 
 def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
+    """Return the decoded file: its values, and the tags that sources need."""
     try:
         spacing = _spacing(data)
         rescale = _rescale(data)
@@ -456,6 +459,7 @@ def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
 
 
 def _spacing(data: FileDataset) -> tuple[float, float] | None:
+    """Return row and column spacing in mm, or None if the header lacks them."""
     for tag in ("PixelSpacing", "ImagerPixelSpacing"):
         sizes = data.get(tag)
         if sizes is not None and len(sizes) == 2:
@@ -464,6 +468,7 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
+    """Return slope and intercept to Hounsfield units, or None if the header lacks them."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -476,6 +481,7 @@ def _traits(
     spacing: tuple[float, float] | None,
     rescale: tuple[float, float] | None,
 ) -> tuple[tuple[str, str], ...]:
+    """Return the tags from which the label must not be predictable."""
     traits = {name: _text(data, tag) for name, tag in TRAIT_TAGS.items()}
     traits["pixel spacing"] = f"{spacing[0]:.3g} {spacing[1]:.3g}" if spacing else ""
     traits["rescale slope"] = f"{rescale[0]:.6g}" if rescale else ""
@@ -483,6 +489,7 @@ def _traits(
 
 
 def _header_flags(data: FileDataset) -> tuple[str, ...]:
+    """Return doubts about an image that tags of its header raise."""
     flags = []
     if data.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation")

@@ -219,6 +219,7 @@ class ArrayFiles:
         return row_reader(self._arrays(request).images, own_maximum=True)
 
     def _arrays(self, request: RawRequest) -> LabeledImages:
+        """Find the files and return their arrays, loaded once per process."""
         request = with_download(request)
         locators = find_together(request, self.file_names)
         if locators is None:
@@ -252,6 +253,7 @@ def _loaded(
 
 
 def _read_file(base: Path, name: str, locator: str) -> bytes:
+    """Return the bytes of a file or archive member. Raises DataError if it is damaged."""
     try:
         return read_locator(base, locator)
     except SkipItem as skip:
@@ -360,6 +362,7 @@ def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
 
 
 def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> None:
+    """Check that several copies of a download have the same bytes."""
     digests = set()
     for locators in candidates:
         total = hashlib.sha256()
@@ -376,11 +379,13 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
 
 
 def _idx_names(name: str) -> tuple[str, ...]:
+    """Return the names under which mirrors have an IDX file."""
     dotted = name.replace("-idx", ".idx")
     return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
 
 def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of MNIST or Fashion-MNIST, after a check which one it is."""
     images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
     labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
     if len(labels) == OFFICIAL_COUNT:
@@ -431,6 +436,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of the five train batches of CIFAR-10."""
     images = []
     labels = []
     for body in bodies:
@@ -448,6 +454,7 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
 
 
 def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of SVHN, with class 10 as digit 0."""
     try:
         images, labels = _read_matlab(bodies[0])
     except SweepError:

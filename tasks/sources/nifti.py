@@ -121,6 +121,7 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
 def _check_declared_voxels(
     shape: Sequence[int], dtype: np.dtype[np.generic], max_voxels: int
 ) -> None:
+    """Check the shape and type in a header, before voxels are decoded."""
     if len(shape) != 3 or dtype.kind not in "uif":
         raise SkipItem("not a 3-D volume of real numbers")
     num_voxels = int(np.prod(shape, dtype=object))  # exact, whatever the header claims

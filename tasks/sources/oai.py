@@ -433,6 +433,11 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
 
 
 def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
+    """Return the center of the knee in half of a radiograph.
+
+    The column is the center of brightness. The row is that of the strongest vertical change, in the
+    middle half of the image.
+    """
     from scipy.ndimage import gaussian_filter1d
 
     height = len(half)

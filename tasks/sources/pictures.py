@@ -132,6 +132,7 @@ def _tiff_tag(image: Image, tag: int) -> int | None:
 
 
 def _check_declared_size(image: Image) -> None:
+    """Check the size in an image's header, before its pixels are decoded."""
     width, height = image.size
     # A tile is decoded whole, however small the image is.
     tile_width = int(_tiff_tag(image, TILE_WIDTH) or 0)
@@ -145,6 +146,7 @@ def _check_declared_size(image: Image) -> None:
 
 
 def _check_single_frame(image: Image) -> None:
+    """Check that an image has one frame."""
     if image.format == "MPO":  # a phone's JPEG: the first frame is the photograph
         return
     try:
@@ -156,6 +158,7 @@ def _check_single_frame(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
+    """Decode an image to 8-bit gray or RGB, and name the changes that this needed."""
     from PIL import ImageOps
 
     conversions = []
@@ -188,6 +191,7 @@ def _convert(image: Image) -> Sample:
 
 
 def _blended_on_black(image: Image) -> NDArray[np.uint8]:
+    """Return RGB pixels of a transparent image on black, strip by strip to save memory."""
     from PIL import Image as Pillow
 
     width, height = image.size
@@ -292,6 +296,7 @@ def _luma(pixels: Values) -> Values:
 
 
 def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
+    """Return one channel as a square of that side, by bilinear interpolation."""
     from PIL import Image
 
     if plane.shape == (side, side):

@@ -357,6 +357,7 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> list[Target]:
+    """Read the scored targets of a table; rows without series or score are counted."""
     targets: list[Target] = []
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]):

@@ -42,7 +42,8 @@ class CleanPass:
         logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nat.
         correct: ``(num_images,)`` bool, whether the largest logit is the label's.
-        gradient_sign: int8, shape of the images: the sign of each loss's gradient by the pixels.
+        gradient_sign: int8, shape of the images: the sign of each loss's gradient with respect to
+            the pixels.
     """
 
     logits: Tensor
@@ -276,6 +277,7 @@ def _attack_record(
     batches: Sequence[AttackOutcome],
     rule: LossRule,
 ) -> AttackRecord:
+    """Return the record of one attack at one strength, from its outcomes on all batches."""
     correct = torch.cat([batch.correct for batch in batches])
     unchanged = torch.cat([batch.unchanged for batch in batches])
     before = clean.evaluation(rule)

@@ -132,6 +132,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Build a classifier of torchvision without pretrained weights."""
     import torchvision
 
     architectures = torchvision.models.list_models(module=torchvision.models)
@@ -159,6 +160,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Build a classifier of timm without pretrained weights."""
     import timm
 
     if not timm.is_model(spec.architecture):
@@ -226,6 +228,7 @@ def _set_input_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> None:
+    """Set the probability of all dropout layers of a network."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
@@ -315,6 +318,7 @@ def check_buildable(
 
 
 def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
+    """Return the error of a network that cannot be built for images of this size."""
     reason = type(error).__name__
     if str(error):
         reason = str(error).splitlines()[0]

@@ -307,6 +307,7 @@ class StageRows:
         return rows
 
     def _activations(self, images: Tensor) -> NDArray[np.float32]:
+        """Return the activations of a batch of images after this stage."""
         outputs: list[Tensor] = []
 
         def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:

@@ -445,6 +445,7 @@ def train(
 
 
 def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | None) -> None:
+    """Check that no batch of a network with batch norm has only one image."""
     if not has_batch_norm(model):
         return
     sizes = {"batch_size": recipe.batch_size, "micro_batch": micro_batch}
