@@ -64,8 +64,7 @@ MAX_LABEL_LENGTH = 200
 """Characters of a class name."""
 LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns from which the label must not follow. If the data have them, they are compared with it.
-"""
+"""Columns that must not predict the label. If the data have them, they are compared with it."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 """Text in a one-hot column -> whether the image is of the column's class."""
 MAX_NAMED = 10
