@@ -48,19 +48,19 @@ ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 V = TypeVar("V", bound=str | int | float)
 
 
-def check_unique(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
+def check_unique(values: tuple[V, ...], *, field: str = "") -> tuple[V, ...]:
     """Return ``values`` after checking that none is repeated.
 
     Args:
         values: the values of a field.
-        what: the name of the field, where pydantic does not add it to the message.
+        field: the name of the field, where pydantic does not add it to the message.
 
     Raises:
         ValueError: a value is repeated.
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
-        raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
+        raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once".lstrip())
     return values
 
 
@@ -456,7 +456,7 @@ class SubsetSpec(Spec):
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether a fault makes images or the test set depend on the train size.
+        """True if a fault makes images or the test set depend on the train size.
 
         These are F3, F4 and F7 in ``docs/faults.md``.
         """

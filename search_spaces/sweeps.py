@@ -351,7 +351,7 @@ class SweepSpec(specs.Spec):
         if repeated:
             raise ValueError(f"models names {', '.join(repeated[:20])} more than once")
         for field in ("train_sizes", "seeds", "faults"):
-            specs.check_unique(getattr(self, field), what=field)
+            specs.check_unique(getattr(self, field), field=field)
         datasets = self.all_datasets
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
@@ -367,8 +367,8 @@ class SweepSpec(specs.Spec):
         if self.arms and not self.worlds:
             raise ValueError("arms need worlds to be arms of")
         world_names = tuple(world.name for world in self.worlds)
-        specs.check_unique(world_names, what="worlds")
-        specs.check_unique(tuple(arm.name for arm in self.arms), what="arms")
+        specs.check_unique(world_names, field="worlds")
+        specs.check_unique(tuple(arm.name for arm in self.arms), field="arms")
         unknown = sorted({name for arm in self.arms for name in arm.worlds} - set(world_names))
         if unknown:
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")

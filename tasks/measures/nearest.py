@@ -17,8 +17,8 @@ from tasks.measures.products import in_threads
 from tasks.measures.tile_blocks import EXACT, Block, SearchJob, Span, TileBlock, no_pair
 
 DENSE_FRACTION = 0.25
-"""If a sample has more than this share of a block's columns, mask the other columns instead of
-copying those of the sample. Masking is faster then."""
+"""Share of a block's columns. If a sample has more, masking the other columns is faster than
+copying those of the sample."""
 
 
 def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:

@@ -110,7 +110,7 @@ class SearchJob:
 
     @property
     def is_exact(self) -> bool:
-        """Whether rows are bytes, which are measured in integers."""
+        """True if rows are bytes, which are measured in integers."""
         return self.byte_dtype is not None
 
     def read(self, span: Span) -> AnyArray:

@@ -104,8 +104,8 @@ class ShardedRows:
         ordered = indices[order]
         for span in self._spans(ordered):
             _read_chunk(span.file, span.entry, chunk)
-            wanted = slice(span.start, span.stop)
-            rows[order[wanted]] = chunk[ordered[wanted] - span.first_row]
+            in_span = slice(span.start, span.stop)
+            rows[order[in_span]] = chunk[ordered[in_span] - span.first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:

@@ -72,7 +72,7 @@ MAX_NAMED = 10
 MAX_NAME_LENGTH = 30
 """Characters of a column's name in a flag."""
 FROM_ZERO = "the first row is 0"
-"""How numpy and pandas count the rows of arrays and Parquet files."""
+"""The way in which numpy and pandas count the rows of arrays and Parquet files."""
 HIDDEN = "hidden, by the dot before its name"
 """Reason for leaving out a file."""
 
@@ -703,8 +703,8 @@ def _check_group_splits(
             rows.describe(doubtful),
             "write the id of a patient in one way",
         )
-    both = {GivenSplit.TRAIN, GivenSplit.TEST}
-    leaking = [by_split for by_split in first_rows.values() if both <= by_split.keys()]
+    train_and_test = {GivenSplit.TRAIN, GivenSplit.TEST}
+    leaking = [by_split for by_split in first_rows.values() if train_and_test <= by_split.keys()]
     if leaking:
         train_row = leaking[0][GivenSplit.TRAIN]
         test_row = leaking[0][GivenSplit.TEST]
