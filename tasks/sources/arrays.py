@@ -572,7 +572,7 @@ def pixel_scale(
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
-        f"{name}: float images must clearly lie in [0, 1] or in [0, 255]",
+        f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
         values.text,
         f"give the values of black and white; all values lie in {values.option}",
     )
