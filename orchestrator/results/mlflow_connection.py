@@ -97,8 +97,8 @@ def connect(uri: str) -> MlflowClient:
         kind = Refused if is_final(error) else SetupError
         reason = first_line(error, uri)
         address_and_reason = f"{without_secrets(uri)}: {reason}"
-        way_out = _fix(error, reason)
-        raise kind("The MLflow store does not answer", address_and_reason, way_out) from None
+        hint = _fix(error, reason)
+        raise kind("The MLflow store does not answer", address_and_reason, hint) from None
 
 
 def _set_up_mlflow() -> None:

@@ -69,7 +69,7 @@ class _Problem:
     """A kind of error of the storage: the rule that was broken, and the fix."""
 
     rule: str
-    way_out: str
+    hint: str
 
 
 AGAIN = "then run the same command again: finished trials are kept"
@@ -286,7 +286,7 @@ class Folder:
             kind = StorageAway if error.errno in TEMPORARY_ERRORS else SetupError
             reason = error.strerror or error
             details = f"{path} ({len(data):,} bytes needed): {reason}; {_free_space(path)}"
-            raise kind(UNWRITABLE.rule, details, UNWRITABLE.way_out) from error
+            raise kind(UNWRITABLE.rule, details, UNWRITABLE.hint) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder in its place, if there is one."""
@@ -304,7 +304,7 @@ class Folder:
             return
         except OSError as error:
             details = f"{folder}: {error.strerror or error}"
-            raise SetupError(UNREADABLE.rule, details, UNREADABLE.way_out) from error
+            raise SetupError(UNREADABLE.rule, details, UNREADABLE.hint) from error
         for entry in entries:
             path = f"{folder}/{entry}/{name}"
             try:
@@ -435,7 +435,7 @@ class Bucket:
             if isinstance(error, exceptions.GenericError) and _may_answer_later(code):
                 kind = StorageAway
             details = f"{self._prefix}{path}: {text[:MAX_REASON_LENGTH]}"
-            raise kind(problem.rule, details, problem.way_out) from error
+            raise kind(problem.rule, details, problem.hint) from error
         except (
             exceptions.AlreadyExistsError,
             exceptions.PreconditionError,

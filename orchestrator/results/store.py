@@ -247,10 +247,8 @@ class ResultStore:
             problem = "gone"
         except OSError as error:
             problem = error.strerror or str(error)
-        way_out = (
-            "run the sweep again: the file is made again, from stored weights if there are any"
-        )
-        raise CorruptStoreError(f"The stored {kind} cannot be used", f"{path}: {problem}", way_out)
+        hint = "run the sweep again: the file is made again, from stored weights if there are any"
+        raise CorruptStoreError(f"The stored {kind} cannot be used", f"{path}: {problem}", hint)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint; None if there is none or it is damaged."""

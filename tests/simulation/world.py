@@ -20,7 +20,7 @@ from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import StoredRecord, TrialRecord
-from orchestrator.results.storage import RetryWithBackoff, StorageAway, StoredFile
+from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
@@ -521,12 +521,14 @@ class Reader(ResultStore):
         super().__init__(storage)
         self._known: dict[tuple[type[StoredRecord], str, bytes], Scan[Any]] = {}
 
-    def scan(self, kind: type[R], files: Iterable[StoredFile] | None = None) -> Scan[R]:
+    def scan(self, kind: type[R]) -> Scan[R]:
         found = Scan[R]()
-        for file in self.listing(kind).values() if files is None else files:
+        for file in self.listing(kind).values():
             key = kind, file.path, self._files.read(file.path)
             if key not in self._known:
-                self._known[key] = super().scan(kind, [file])
+                scan = Scan[R]()
+                scan.records.update(self.read_each(kind, [file], scan.unreadable))
+                self._known[key] = scan
             found.records.update(self._known[key].records)
             found.unreadable.extend(self._known[key].unreadable)
         return found

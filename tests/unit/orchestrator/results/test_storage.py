@@ -124,7 +124,7 @@ def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
         SetupError, match=r"must exist; found: s3://another; create it, or correct --storage"
     ):
         ResultStore("s3://another/lab").scan(TrialRecord)
-    with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it") as caught:
+    with pytest.raises(SetupError, match=r"must exist; found: s3://another; create it") as caught:
         ResultStore("s3://another/lab").save(trial_record())
     assert not isinstance(caught.value, StorageAway)  # for which a sweep would wait
 

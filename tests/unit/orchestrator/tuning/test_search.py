@@ -186,7 +186,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
                 None if asked.run and asked.point == asked.combination.sweep_point else FOUND
             ),
             None,
-            "the sweep's own recipe failed, so there is no gain",
+            "the sweep's own recipe failed, so its gain is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],
