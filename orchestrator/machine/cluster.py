@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.machine import ending
+from orchestrator.machine import processes, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from orchestrator.planning.estimate import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
@@ -274,9 +274,9 @@ def connect(
             if shutil.which("bash") is None:
                 rule, way_out = "Ray starts its workers with bash", "put the folder of bash on PATH"
                 raise SetupError(rule, "none on PATH", way_out)
-            ending.remove_leftovers()
+            processes.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
-        with ending.stop_held():
+        with signals.stop_held():
             import ray
 
             if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
@@ -287,7 +287,7 @@ def connect(
         if job:
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
         if head is not None:
-            with ending.own_signals(ray.shutdown):
+            with signals.own_signals(ray.shutdown):
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
@@ -321,7 +321,7 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     def look() -> SetupError | None:
         """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
         nonlocal silent_s, said
-        pid, stopped = ending.stopped_child()  # connections to it are accepted
+        pid, stopped = processes.stopped_child()  # connections to it are accepted
         silent = [one for name, one in watched.items() if name == stopped or not answers(*one[1:])]
         if not silent:
             if said:
@@ -333,7 +333,7 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
         if silent_s >= patience_s:
             while stopped in watched:  # the way out would wait for it
                 os.kill(pid, signal.SIGKILL)
-                pid, stopped = ending.stopped_child()
+                pid, stopped = processes.stopped_child()
             return SetupError(
                 f"{name} must be there",
                 "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
@@ -348,7 +348,7 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             log.warning("%s at %s:%d does not answer; waiting for it", name, *address)
         return None
 
-    watch = ending.Watch("head-watch", LOOK_EVERY_S, look)
+    watch = signals.Watch("head-watch", LOOK_EVERY_S, look)
     try:
         with watch:
             yield
@@ -367,12 +367,12 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
     busy.
     """
     for again in (True, True, False):
-        with ending.private_folder() as folder:
+        with processes.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
                 # Ray's dashboard and its workers are killed at the end, and would leave their files
                 # for ever.
-                with ending.own_signals(ray.shutdown), ending.environment(TMPDIR=folder):
+                with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -439,7 +439,10 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         ) as file:
             file.write(token)
     try:
-        with ending.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), ending.at_forced_end(remove):
+        with (
+            processes.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token),
+            signals.at_forced_end(remove),
+        ):
             yield
     finally:
         _read_settings_again()

@@ -8,7 +8,6 @@ starts.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -17,24 +16,17 @@ import shutil
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine.ending import NO_ANSWER, STUCK, answer_of
+from orchestrator.machine.processes import NO_ANSWER, STUCK, answer_of
 from orchestrator.planning import predict
-from orchestrator.planning.paths import user_cache
 from search_spaces.errors import ConfigError, SetupError
-from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import TrialSpec
-from tasks.atomic import write_atomic
-from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +34,6 @@ LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of
 packing."""
 
-NO_GPU = "A trial that is given a GPU must be able to compute on it"
-"""How the failure of a trial begins that cannot."""
-
-REST_S = 120.0
-"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would
-be free first, be given, and fail, every cell of a sweep while the sound ones compute."""
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 """The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are
 compatible (NVIDIA, "CUDA Compatibility", table 1)."""
@@ -66,11 +52,6 @@ WAYS_OUT = {
 IMPORT_TIMEOUT_S = 300.0
 """Of a process that imports torch, which a network's file system may take minutes to give."""
 MPS_TIMEOUT_S, LATE_S = 5.0, 10.0
-MOST_HELD = 0.1
-"""Of a GPU's memory, by others, before a sweep starts."""
-SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
-"""Less than a trial may take without a word; how long a test that came to no end is not tried
-again."""
 
 
 @dataclass(frozen=True)
@@ -399,232 +380,12 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
     return not built_for
 
 
-def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
-    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is
-    offered.
-
-    Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
-    """
-    if is_logical():
-        return []
-    if local:
-        here = describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
-        return [replace(here, offered=num_gpus)] if here else []
-    import ray
-
-    found = []
-    for reference, node in asked_of_nodes(
-        describe, lambda node: node["Resources"].get("GPU", 0) > 0
-    ).items():
-        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
-            found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
-    return [said for said in found if not said.logical]
-
-
-def asked_of_nodes(
-    look: Callable[[], object], of: Callable[[dict[str, Any]], bool] = lambda node: True
-) -> dict[Any, dict[str, Any]]:
-    """Start a task on every live node of the connected cluster; returns nodes by their answer's
-    reference.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    asked, task = {}, ray.remote(num_cpus=0, max_retries=0)(look)
-    for node in ray.nodes():
-        if node["Alive"] and of(node):
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=where).remote()] = node
-    return asked
-
-
-def refuse(
-    nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool
-) -> None:
-    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at
-    most.
-
-    Where none of ours run yet, ``alone``, what is held of a GPU is somebody else's.
-    """
-    problems = [
-        problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)
-    ]
-    if problems:
-        what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
-        raise SetupError(
-            "Every GPU that is offered must be free to run trials",
-            what,
-            f"{way_out}, or run with --device cpu",
-        )
-    without = [
-        (node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM
-    ]
-    recipes = {
-        trial.network.recipe.name
-        for trial in trials
-        if trial.network.recipe.precision == "bfloat16"
-    }
-    if without and recipes:
-        node, gpu = without[0]
-        name = sorted(recipes)[0]
-        raise ConfigError(
-            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be "
-            "emulated, "
-            "slower than float32",
-            "--set recipe.precision=float32, or another GPU; beside others hide this one with "
-            "CUDA_VISIBLE_DEVICES",
-        )
-
-
-def gpu_problems(
-    node: NodeGpus, *, share: float = 1.0, alone: bool = False
-) -> Iterator[tuple[str, str]]:
-    """Yield what stands in the way of trials on a node's GPUs, with the way out; see
-    :func:`refuse`.
-    """
-    where = f"node {node.node}"
-    if node.error:
-        way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
-        yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
-        return
-    if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
-        yield (
-            (
-                f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot "
-                "tell "
-                "apart"
-            ),
-            "list the slices with nvidia-smi -L, start Ray there with "
-            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
-            "and --num-gpus as many, and set resources.num_gpus: 1",
-        )
-        return
-    if len(node.gpus) < node.offered:
-        reached = ",".join(gpu.uuid for gpu in node.gpus)
-        yield (
-            f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
-            f"{node.cuda or 'none'} "
-            f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}"
-            + (f": {node.complaint}" if node.complaint else ""),
-            f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={reached}"
-            if reached
-            else driver_way_out(node.driver, node.cuda, node.complaint),
-        )
-    for gpu in node.gpus:
-        its = f"{where}: {gpu.name} {gpu.uuid}"
-        if not gpu.has_kernels:
-            yield (
-                f"{its}: torch {node.torch} has no kernels for compute capability {gpu.capability}",
-                (
-                    "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs "
-                    "before "
-                    "Turing"
-                ),
-            )
-        shared = share < 1 and not node.mps
-        if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and shared):
-            yield (
-                f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
-                "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
-            )
-        if alone and gpu.held_bytes > MOST_HELD * gpu.memory_bytes:
-            yield (
-                f"{its}: others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB",
-                (
-                    "end what runs there (nvidia-smi lists it), or hide the GPU with "
-                    "CUDA_VISIBLE_DEVICES"
-                ),
-            )
-
-
-def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no
-    graphs.
-    """
-    share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
-    options = {
-        "device": "cpu",
-        "num_threads": cell["num_threads"],
-        "gpu_fraction": None,
-        "graphs": False,
-    }
-    if share and not is_logical():
-        check_gpu(cell["precision"])
-        # By every process's first trial: an exclusive GPU takes no self-test beside this process.
-        off = graphs_off() if fast == "auto" else ""
-        is_asked = (
-            fast == "auto" and not cell["own_network"]
-        )  # whose code need not replay as a graph
-        note, graphs = off if is_asked else "", fast == "on" or (is_asked and not off)
-        # A whole GPU needs no limit: nobody else is there.
-        options |= {
-            "device": "cuda",
-            "gpu_fraction": share if share < 1 else None,
-            "graphs": graphs,
-        }
-        check_computes()
-    return options, note
-
-
-def check_computes() -> None:
-    """See that the GPU computes at all: of a dead one it is not the trial that is to blame."""
-    import torch
-
-    try:
-        torch.ones(1, device="cuda").item()
-    except torch.AcceleratorError as error:
-        if "out of memory" in str(error):
-            raise
-        found = f"{named(gpu_in_use()[1])}: {str(error).splitlines()[0]}"
-        raise SetupError(NO_GPU, found, "reset or hide it: nvidia-smi says more") from error
-
-
-def check_gpu(precision: str) -> None:
-    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may
-    come late.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        driver, complaint = driver_version(), no_gpu()
-        raise SetupError(
-            f"{NO_GPU}, and never computes on CPUs instead",
-            f"{named()}: NVIDIA driver {driver or 'absent'}, "
-            f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
-            f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
-        )
-    if precision == "bfloat16" and (its := capability()) < predict.BFLOAT16_FROM:
-        name, uuid = gpu_in_use()
-        raise SetupError(
-            f"{NO_GPU}, in bfloat16 where its recipe says so",
-            f"{named(uuid)}: {name}, of compute capability {its}",
-            "take such nodes out of the cluster, or choose a recipe with precision: float32",
-        )
-
-
 def capability() -> float:
     """Return the compute capability of this process's GPU."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
     return (10 * major + minor) / 10
-
-
-def held_by_others() -> str:
-    """Say what other processes hold of this process's GPU: all where it could not begin; empty if
-    unknown.
-    """
-    import torch
-
-    if is_logical():
-        return ""
-    held = torch.cuda.memory_reserved()  # 0 before it begins
-    with suppress(RuntimeError, AssertionError):
-        free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
-        return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
-    return "" if held else "others hold 1 of 1 GiB: "
 
 
 def gpu_in_use() -> tuple[str, str]:
@@ -639,66 +400,3 @@ def _uuid(about: Any) -> str:
     # Of a slice torch knows no name that CUDA takes.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
     return first if first.startswith("MIG-") else f"GPU-{str(about.uuid).removeprefix('GPU-')}"
-
-
-def named(uuid: str = "") -> str:
-    """Return this process's GPU as failures name it: by its UUID, or its number where it has told
-    none.
-    """
-    known = uuid or f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'of no number'}"
-    return f"{known} of node {socket.gethostname()}"
-
-
-@cache
-def graphs_off() -> str:
-    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures
-    graphs.
-
-    The test runs at first contact, once per GPU, driver, torch and version of the code; processes
-    of one node wait for each other, and its verdict is kept on the node.
-    """
-    name, uuid = gpu_in_use()
-    verdict = self_test(uuid)
-    off = (
-        f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are "
-        "taken"
-    )
-    said = "" if verdict["graphs"] else f"{off}: {verdict['reason']}"
-    if said:
-        log.warning("%s", said)
-    return said
-
-
-def self_test(uuid: str) -> dict[str, Any]:
-    """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
-    from orchestrator.results.store import provenance
-
-    about = provenance()
-    versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
-    folder = user_cache("gpus")
-    file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
-    with ExitStack() as stack:
-        # A home that cannot be written, or a full disk, costs each process the test, and no cell.
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / f"self-test-{uuid}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if known["finished"] or time.time() - known["at"] < UNFINISHED_S:
-                return {"graphs": bool(known["graphs"]), "reason": str(known["reason"])}
-        verdict = _tested() | {"at": time.time(), "versions": versions}
-        with suppress(OSError):
-            write_atomic(file, json.dumps(verdict).encode())
-        return verdict
-
-
-def _tested() -> dict[str, Any]:
-    command = (sys.executable, "-m", "orchestrator.machine.self_test", "cuda")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    said, complaint = answer_of(*command, visible=visible, timeout=SELF_TEST_TIMEOUT_S)
-    with suppress(ValueError, IndexError):
-        verdict = dict(json.loads(said.splitlines()[-1]))
-        # Another time the GPU may not be full, and others may not slow it down.
-        return verdict | {"finished": not (verdict["error"] or verdict["slower"])}
-    return {"graphs": False, "finished": False, "reason": f"the self-test died: {complaint}"}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.machine.ending import Interrupt, Watch
+from orchestrator.machine.signals import Interrupt, Watch
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
 from orchestrator.results.store import ResultStore

@@ -17,8 +17,9 @@ from pathlib import Path
 import ray
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.ending import answer_of
-from orchestrator.machine.gpus import MOST_HELD, NodeGpus
+from orchestrator.machine.gpu_problems import MOST_HELD
+from orchestrator.machine.gpus import NodeGpus
+from orchestrator.machine.processes import answer_of
 from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
 from orchestrator.planning.predict import (
     GpuModel,
@@ -40,7 +41,7 @@ TIMES_OUT_OF_MEMORY = 4
 """That a trial, or the trials of a network, may be as they are where others may have used the
 memory up."""
 HELD = re.compile(r"others hold ([\d.]+) of ([\d.]+) GiB")
-"""As :func:`orchestrator.machine.gpus.held_by_others` says it."""
+"""As :func:`orchestrator.running.trial_device.held_by_others` says it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3

@@ -41,7 +41,8 @@ QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py
 FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/locks.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
-STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/machine/ending.py"
+STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
+PROCESSES = "orchestrator/machine/processes.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
 REQUESTS = "orchestrator/running/requests.py"
 
@@ -294,12 +295,14 @@ MUTATIONS = tuple(
             ),
             ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
         ),
-        ENDING: (
+        SIGNALS: (
             (
                 "a lease is renewed",
                 ("            lost = self._look()\n"),
                 ("            lost = None\n"),
             ),
+        ),
+        PROCESSES: (
             (
                 "a killed driver's processes are ended by the next",
                 " if processes.is_abandoned(folder)]",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.machine.doctor import check_launch_file
+from orchestrator.machine.launch_file import check_launch_file
 from orchestrator.results.store import provenance
 from tests import damage
 

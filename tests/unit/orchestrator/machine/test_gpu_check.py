@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.machine import self_test
+from orchestrator.machine import gpu_check, self_test
+from orchestrator.machine.gpu_check import Bench, bench_of, check, devices, nameless, run_part
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
@@ -26,12 +27,10 @@ from orchestrator.planning.predict import (
     pass_time,
     read_checks,
 )
-from orchestrator.running import gpu_check
-from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part
 from search_spaces.errors import ConfigError, SetupError
 from tasks.measures.products import blas_product
 from tasks.trials.training import CaptureError
-from tests.unit.orchestrator.running.test_devices import mps_daemon
+from tests.unit.orchestrator.machine.test_devices import mps_daemon
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import doctor, ending, gpus
+from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
 from orchestrator.machine.cluster import this_machine, trial_resources
+from orchestrator.running import trial_device
 from orchestrator.running.failures import classify, gpu_named
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
@@ -30,7 +31,7 @@ def options(share, fast="auto", *, own=False, precision="float32"):
         "own_network": own,
         "precision": precision,
     }
-    return gpus.trial_options(cell)[0]
+    return trial_device.trial_options(cell)[0]
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
@@ -127,9 +128,11 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked = []
     monkeypatch.setattr(
-        gpus, "graphs_off", lambda: asked.append("test") or ("" if pays else "they are slower")
+        trial_device,
+        "graphs_off",
+        lambda: asked.append("test") or ("" if pays else "they are slower"),
     )
-    monkeypatch.setattr(gpus, "check_computes", lambda: asked.append("begins"))
+    monkeypatch.setattr(trial_device, "check_computes", lambda: asked.append("begins"))
     found = options(0.5, fast, own=own)
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
@@ -141,7 +144,11 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("A100", "GPU-1"))
     said = "CUDA error: uncorrectable ECC error encountered"
     for text, error, words in (
-        (said, SetupError, f"^{gpus.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it"),
+        (
+            said,
+            SetupError,
+            f"^{trial_device.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it",
+        ),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
     ):
 
@@ -150,26 +157,26 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
 
         monkeypatch.setattr(torch, "ones", breaks)
         with pytest.raises(error, match=words):
-            gpus.check_computes()
+            trial_device.check_computes()
 
 
 def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for error, has_run in product(
-        (SetupError(gpus.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+        (SetupError(trial_device.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
     ):
         TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
-    assert pauses == [gpus.REST_S]
+    assert pauses == [trial_device.REST_S]
 
 
 def test_a_command_that_is_absent_or_fails_says_nothing():
-    assert ending.answer_of("no-such-command-anywhere") == ("", "it is not there")
-    assert ending.answer_of("false") == ("", "exit code 1")
-    assert ending.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
-    assert ending.answer_of("echo", "570.1") == ("570.1", "")
+    assert processes.answer_of("no-such-command-anywhere") == ("", "it is not there")
+    assert processes.answer_of("false") == ("", "exit code 1")
+    assert processes.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
+    assert processes.answer_of("echo", "570.1") == ("570.1", "")
     for _ in range(2):  # one that is slow may answer another time
-        assert ending.answer_of("sleep", "999", timeout=0.1) == ("", "no answer in 0.1 s")
+        assert processes.answer_of("sleep", "999", timeout=0.1) == ("", "no answer in 0.1 s")
 
 
 @pytest.fixture
@@ -178,10 +185,10 @@ def unkillable(tmp_path, monkeypatch, a_device):
     became."""
     nvidia_smi(tmp_path, monkeypatch)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 999\n")
-    started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
+    started, kill, start = list[Popen[str]](), Popen.kill, processes.answer_of
     monkeypatch.setattr(Popen, "kill", lambda process: started.append(process))
-    monkeypatch.setattr(ending, "KILLED_WITHIN_S", 0.1)
-    monkeypatch.setattr(ending, "STUCK", stuck := set())
+    monkeypatch.setattr(processes, "KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(processes, "STUCK", stuck := set())
     monkeypatch.setattr(gpus, "STUCK", stuck)
     monkeypatch.setattr(
         gpus, "answer_of", lambda *command, **more: start(*command, **more | {"timeout": 0.1})
@@ -211,10 +218,10 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
 ):
     nvidia_smi(tmp_path, monkeypatch)
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 999\n")
-    monkeypatch.setattr(ending, "STUCK", stuck := set())
+    monkeypatch.setattr(processes, "STUCK", stuck := set())
     monkeypatch.setattr(gpus, "STUCK", stuck)
     monkeypatch.setattr(gpus, "LATE_S", 0.1)
-    start, communicate = ending.answer_of, Popen.communicate
+    start, communicate = processes.answer_of, Popen.communicate
 
     def once_started(process, **limit):
         while not (tmp_path / "asked").exists():
@@ -308,11 +315,11 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
-        gpus.check_gpu("float32")
+        trial_device.check_gpu("float32")
     node = gpus.NodeGpus(
         "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu()
     )
-    ((what, how),) = gpus.gpu_problems(node)
+    ((what, how),) = gpu_problems.gpu_problems(node)
     assert what.endswith(
         "reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
         f"{said}"
@@ -353,7 +360,7 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     reached = gpus.Gpu(**found["gpus"][0])
     assert (reached.capability, reached.processors, reached.has_kernels) == (9.0, 132, True)
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
-    ((what, how),) = gpus.gpu_problems(node)
+    ((what, how),) = gpu_problems.gpu_problems(node)
     assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what
     assert how == "run, or start Ray there, with CUDA_VISIBLE_DEVICES=GPU-1"
 
@@ -387,7 +394,7 @@ def runs(tmp_path, monkeypatch):
     """The verdicts of the self-tests that ran; what the next one finds is in ``verdict``."""
     found = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpus, "_tested", lambda: found.append(1) or dict(verdict))
+    monkeypatch.setattr(self_test_verdict, "_tested", lambda: found.append(1) or dict(verdict))
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
     verdict = {"graphs": True, "finished": True, "reason": ""}
     return found, verdict
@@ -403,13 +410,13 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version_and_an_unfinishe
         ("GPU-1", "590.1", 3),
     ):
         monkeypatch.setattr(gpus, "driver_version", lambda driver=driver: driver)
-        assert gpus.self_test(gpu)["graphs"]
+        assert self_test_verdict.self_test(gpu)["graphs"]
         assert len(found) == number
     verdict |= {"graphs": False, "finished": False}
     now = time.time()
     for later, number in ((0, 4), (3600, 4), (90_000, 5)):
         monkeypatch.setattr(time, "time", lambda later=later: now + later)
-        assert not gpus.self_test("GPU-3")["graphs"]
+        assert not self_test_verdict.self_test("GPU-3")["graphs"]
         assert len(found) == number
 
 
@@ -424,7 +431,7 @@ def test_a_verdict_that_cannot_be_kept_costs_a_test_and_no_trial(
     elif broken == "cache":
         (tmp_path / "cache").write_text("a file where the folder should be")
     for number in (1, 2):
-        assert gpus.self_test("GPU-1")["graphs"]
+        assert self_test_verdict.self_test("GPU-1")["graphs"]
         for path in (tmp_path / "cache").rglob("*.json") if broken == "record" else ():
             path.write_text('{"finished": true}')
         assert len(found) == number
@@ -444,11 +451,13 @@ def test_a_self_test_that_noise_or_an_error_ended_is_tried_again_and_one_that_di
             }
             said = json.dumps(verdict)
             patch.setattr(
-                gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", "")
+                self_test_verdict,
+                "answer_of",
+                lambda *words, said=said, **more: (f"a warning\n{said}", ""),
             )
-            assert gpus._tested()["finished"] is not (error or slower)
+            assert self_test_verdict._tested()["finished"] is not (error or slower)
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
-    found = gpus._tested()
+    found = self_test_verdict._tested()
     assert found == {
         "graphs": False,
         "finished": False,
@@ -457,12 +466,12 @@ def test_a_self_test_that_noise_or_an_error_ended_is_tried_again_and_one_that_di
 
 
 def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
-    gpus.graphs_off.cache_clear()
+    trial_device.graphs_off.cache_clear()
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("RTX 4090", "GPU-3f"))
     verdict = {"graphs": False, "reason": "vgg13: a weight differs by 1.0e-03"}
-    monkeypatch.setattr(gpus, "self_test", lambda uuid: verdict)
-    said = gpus.graphs_off()
-    gpus.graphs_off.cache_clear()
+    monkeypatch.setattr(self_test_verdict, "self_test", lambda uuid: verdict)
+    said = trial_device.graphs_off()
+    trial_device.graphs_off.cache_clear()
     assert said == (
         f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
         "taken: "
@@ -545,7 +554,7 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
         ("MIG-1", 39, 0, 42),
         ("MIG-2", 9.5, 3, 14),
     ]
-    ((what, _),) = gpus.gpu_problems(shown, alone=True)
+    ((what, _),) = gpu_problems.gpu_problems(shown, alone=True)
     assert what == "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB"
     assert gpus.slices() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(gpus, "describe", lambda visible: shown)
@@ -615,7 +624,7 @@ def test_gpus_that_torch_reaches_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
 def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus.describe("")
-    (what, way_out), *more = gpus.gpu_problems(replace(found, offered=8.0))
+    (what, way_out), *more = gpu_problems.gpu_problems(replace(found, offered=8.0))
     assert (what.partition(": ")[2], more) == ("torch cannot be asked of its GPUs: exit code 1", [])
     assert "import torch" in way_out
 
@@ -624,14 +633,14 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("Tesla T4", "GPU-7"))
-    monkeypatch.setattr(gpus, "check_computes", lambda: None)
+    monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     assert options(1.0, "off")["device"] == "cuda"
     with pytest.raises(
         SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"
     ) as caught:
         options(1.0, precision="bfloat16")
     failure = classify(caught.value)
-    assert failure.message.startswith(gpus.NO_GPU)
+    assert failure.message.startswith(trial_device.NO_GPU)
     assert gpu_named(failure.message) == f"GPU-7 of node {socket.gethostname()}"
 
 

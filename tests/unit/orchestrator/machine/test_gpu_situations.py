@@ -16,7 +16,8 @@ import torch
 
 from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
-from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here
 from orchestrator.planning.estimate import (
     HANG_FACTOR,
     MIN_LIMIT_S,
@@ -34,6 +35,7 @@ from orchestrator.planning.predict import (
     peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running import trial_device
 from orchestrator.running.failures import (
     RETRIES,
     DeviceError,
@@ -50,7 +52,7 @@ from search_spaces.sweeps import ResourceSpec
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
-from tests.unit.orchestrator.running.test_devices import nvidia_smi
+from tests.unit.orchestrator.machine.test_devices import nvidia_smi
 
 GIB = 2**30
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
@@ -459,7 +461,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
         == "CUDA out of memory."
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    assert gpus.held_by_others() == ""
+    assert trial_device.held_by_others() == ""
     monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
     with pytest.raises(
         DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
@@ -515,6 +517,6 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
         "real": NodeGpus("real", (A100,)),
     }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
-    monkeypatch.setattr("orchestrator.machine.gpus.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("orchestrator.machine.gpu_problems.asked_of_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
     assert survey(2, local=False) == [replace(said["real"], offered=1.0)]

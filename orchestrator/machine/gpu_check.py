@@ -34,7 +34,7 @@ from torch.utils.benchmark import Timer
 
 from orchestrator.machine import gpus, self_test
 from orchestrator.machine.cluster import connect, this_machine
-from orchestrator.machine.ending import end, environment
+from orchestrator.machine.gpu_errors import gpu_error
 from orchestrator.machine.gpus import (
     Gpu,
     capability,
@@ -44,12 +44,12 @@ from orchestrator.machine.gpus import (
     nvidia_smi,
     slices,
 )
+from orchestrator.machine.processes import end, environment
 from orchestrator.planning import predict
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import provenance
-from orchestrator.running.failures import classify
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
@@ -144,7 +144,8 @@ class Bench:
             with self.as_trials(share):
                 work()
         except Exception as error:
-            return str(classify(error).kind)
+            known = gpu_error(error)
+            return type(error).__name__ if known is None else str(known.kind)
         return ""
 
     def epochs(
