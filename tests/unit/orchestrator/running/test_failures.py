@@ -7,8 +7,8 @@ import pytest
 import ray.exceptions as rex
 import torch
 
-from orchestrator.results.store import FailureKind
 from orchestrator.machine.gpu_errors import GPU_ERRORS, gpu_error
+from orchestrator.results.store import FailureKind
 from orchestrator.running.failures import (
     RETRIES,
     DeviceError,
