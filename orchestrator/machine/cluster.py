@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.machine import processes, signals
+from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from orchestrator.planning.estimate import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
@@ -274,7 +274,7 @@ def connect(
             if shutil.which("bash") is None:
                 rule, way_out = "Ray starts its workers with bash", "put the folder of bash on PATH"
                 raise SetupError(rule, "none on PATH", way_out)
-            processes.remove_leftovers()
+            ray_folders.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
         with signals.stop_held():
             import ray
@@ -321,7 +321,8 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     def look() -> SetupError | None:
         """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
         nonlocal silent_s, said
-        pid, stopped = processes.stopped_child()  # connections to it are accepted
+        child = processes.stopped_child()  # connections to it are accepted
+        stopped = "" if child is None else child.name
         silent = [one for name, one in watched.items() if name == stopped or not answers(*one[1:])]
         if not silent:
             if said:
@@ -331,9 +332,9 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
         silent_s += LOOK_EVERY_S
         name, *address = silent[0]
         if silent_s >= patience_s:
-            while stopped in watched:  # the way out would wait for it
-                os.kill(pid, signal.SIGKILL)
-                pid, stopped = processes.stopped_child()
+            while child is not None and child.name in watched:  # the way out would wait for it
+                os.kill(child.pid, signal.SIGKILL)
+                child = processes.stopped_child()
             return SetupError(
                 f"{name} must be there",
                 "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
@@ -367,7 +368,7 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
     busy.
     """
     for again in (True, True, False):
-        with processes.private_folder() as folder:
+        with ray_folders.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
                 # Ray's dashboard and its workers are killed at the end, and would leave their files

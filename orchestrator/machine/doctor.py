@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from orchestrator.machine.cluster import connect
-from orchestrator.machine.gpu_problems import asked_of_nodes, gpu_problems
+from orchestrator.machine.gpu_problems import ask_nodes, gpu_problems
 from orchestrator.machine.gpus import NodeGpus, check_driver, describe, gpus_here
 from orchestrator.machine.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
@@ -112,9 +112,9 @@ def _gpus(address: str | None) -> tuple[bool, str, str]:
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
-    what, way_out = (
-        "; ".join(texts) for texts in zip(*[*gpu_problems(here)] or [("", "")], strict=True)
-    )
+    problems = list(gpu_problems(here))
+    what = "; ".join(problem.text for problem in problems)
+    way_out = "; ".join(problem.hint for problem in problems)
     return not what, what or ", ".join(gpu.name for gpu in there), way_out
 
 
@@ -180,7 +180,7 @@ def _ray_access(address: str | None) -> tuple[bool, str, str]:
 
 def look_at_nodes() -> list[Check]:
     """Check every node of the connected cluster by a task that runs there, the head first."""
-    found = [_checked(answer, node) for answer, node in _answers(asked_of_nodes(look_here))]
+    found = [_checked(answer, node) for answer, node in _answers(ask_nodes(look_here))]
     return sorted(found, key=lambda check: (not check["node"]["head"], check["name"]))
 
 
@@ -236,7 +236,10 @@ def _checked(answer: dict[str, Any], node: dict[str, Any]) -> Check:
         "versions": {},
         **answer,
     }
-    of_gpus = () if gpus.logical else gpu_problems(replace(gpus, offered=offered))
+    of_gpus: list[tuple[str, str]] = []
+    if not gpus.logical:
+        for problem in gpu_problems(replace(gpus, offered=offered)):
+            of_gpus.append((problem.text, problem.hint))
     problems = [silent] if silent else [*of_gpus, *_problems(row)]
     what, way_out = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
     said: Check = {

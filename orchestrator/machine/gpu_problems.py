@@ -1,159 +1,228 @@
-"""What the nodes of a cluster have of GPUs, and what stands in the way of trials there."""
+"""What stands in the way of trials on a cluster's GPUs, found before anything starts.
+
+Only what no trial could do is refused. A GPU that draws a screen is a place to run, as long as the
+largest trial fits beside what others hold.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.machine import gpus
-from orchestrator.machine.gpus import NodeGpus
+from orchestrator.machine.gpus import Gpu, NodeGpus
 from orchestrator.planning import predict
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from search_spaces.specs import TrialSpec
 
 MOST_HELD = 0.1
-"""Of a GPU's memory, by others, before a sweep starts."""
+"""Share of a GPU's memory from which on an out-of-memory error is blamed on other processes."""
+NODE_TIMEOUT_S = 120.0
+"""Seconds that a node may take to describe its GPUs."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a node's GPUs, and what to do about it."""
+
+    text: str
+    hint: str
 
 
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
-    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is
-    offered.
+    """Return the GPUs of every node that offers some; empty if they are logical, or none.
 
-    Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
+    Of a private cluster only this machine is asked, which hands out ``num_gpus``.
     """
     if gpus.is_logical():
         return []
     if local:
-        here = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
-        return [replace(here, offered=num_gpus)] if here else []
+        if not num_gpus:
+            return []
+        here = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return [replace(here, offered=num_gpus)]
     import ray
 
-    found = []
-    for reference, node in asked_of_nodes(
-        gpus.describe, lambda node: node["Resources"].get("GPU", 0) > 0
-    ).items():
+    nodes = []
+    for reference, node in ask_nodes(gpus.describe, _offers_gpus).items():
         with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
-            found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
-    return [said for said in found if not said.logical]
+            described = ray.get(reference, timeout=NODE_TIMEOUT_S)
+            nodes.append(replace(described, offered=node["Resources"]["GPU"]))
+    return [node for node in nodes if not node.logical]
 
 
-def asked_of_nodes(
-    look: Callable[[], object], of: Callable[[dict[str, Any]], bool] = lambda node: True
+def _offers_gpus(node: dict[str, Any]) -> bool:
+    return bool(node["Resources"].get("GPU", 0) > 0)
+
+
+def ask_nodes(
+    question: Callable[[], object], is_asked: Callable[[dict[str, Any]], bool] = lambda node: True
 ) -> dict[Any, dict[str, Any]]:
-    """Start a task on every live node of the connected cluster; returns nodes by their answer's
-    reference.
+    """Start a task on every live node of the connected cluster.
+
+    Returns:
+        Ray's record of each node by the reference of its answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked, task = {}, ray.remote(num_cpus=0, max_retries=0)(look)
+    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    nodes = {}
     for node in ray.nodes():
-        if node["Alive"] and of(node):
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=where).remote()] = node
-    return asked
+        if node["Alive"] and is_asked(node):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            nodes[task.options(scheduling_strategy=there).remote()] = node
+    return nodes
 
 
 def refuse(
-    nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool
+    nodes: Iterable[NodeGpus], trials: Collection[TrialSpec], *, share: float, alone: bool
 ) -> None:
-    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at
-    most.
+    """Refuse GPUs on which a trial of a sweep could not run.
 
-    Where none of ours run yet, ``alone``, what is held of a GPU is somebody else's.
+    Args:
+        nodes: the GPUs.
+        trials: what shall run there.
+        share: largest share of a GPU that a trial gets.
+        alone: whether nothing of ours runs there yet, so that all held memory is somebody else's.
+
+    Raises:
+        SetupError: a GPU cannot be used, or has too little free memory.
+        ConfigError: a GPU lacks the precision of a recipe.
     """
+    nodes = list(nodes)
+    needed = largest_peak(trials) if alone else 0.0
     problems = [
-        problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)
+        problem for node in nodes for problem in gpu_problems(node, share=share, needed=needed)
     ]
     if problems:
-        what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
+        texts = dict.fromkeys(problem.text for problem in problems)
+        hints = dict.fromkeys(problem.hint for problem in problems)
         raise SetupError(
             "Every GPU that is offered must be free to run trials",
-            what,
-            f"{way_out}, or run with --device cpu",
+            "; ".join(texts),
+            f"{'; '.join(hints)}, or run with --device cpu",
         )
-    without = [
-        (node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM
-    ]
-    recipes = {
-        trial.network.recipe.name
-        for trial in trials
-        if trial.network.recipe.precision == "bfloat16"
-    }
-    if without and recipes:
-        node, gpu = without[0]
-        name = sorted(recipes)[0]
-        raise ConfigError(
-            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be "
-            "emulated, "
-            "slower than float32",
-            "--set recipe.precision=float32, or another GPU; beside others hide this one with "
-            "CUDA_VISIBLE_DEVICES",
-        )
+    _refuse_without_bfloat16(nodes, trials)
 
 
-def gpu_problems(
-    node: NodeGpus, *, share: float = 1.0, alone: bool = False
-) -> Iterator[tuple[str, str]]:
-    """Yield what stands in the way of trials on a node's GPUs, with the way out; see
-    :func:`refuse`.
+def largest_peak(trials: Iterable[TrialSpec]) -> float:
+    """Return the bytes that the largest trial is predicted to hold at its peak, with a margin.
+
+    Trials whose network cannot be counted are left out.
+    """
+    peaks = [0.0]
+    for trial in trials:
+        with suppress(SweepError):
+            peaks.append(predict.peak_bytes(trial.network))
+    return predict.MEMORY_MARGIN * max(peaks)
+
+
+def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
+    all_gpus = [(node, gpu) for node in nodes for gpu in node.gpus]
+    old = [(node, gpu) for node, gpu in all_gpus if gpu.capability < predict.BFLOAT16_FROM]
+    recipes = sorted(
+        {
+            trial.network.recipe.name
+            for trial in trials
+            if trial.network.recipe.precision == "bfloat16"
+        }
+    )
+    if not (old and recipes):
+        return
+    node, gpu = old[0]
+    hint = "--set recipe.precision=float32, or another GPU"
+    usable = [gpu for its_node, gpu in all_gpus if its_node == node and (node, gpu) not in old]
+    if usable:
+        hint += f", or hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+    raise ConfigError(
+        "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
+        f"{recipes[0]} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be "
+        "emulated, slower than float32",
+        hint,
+    )
+
+
+def _uuids(chosen: Iterable[Gpu]) -> str:
+    return ",".join(gpu.uuid for gpu in chosen)
+
+
+def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> Iterator[Problem]:
+    """Yield what stands in the way of trials on a node's GPUs.
+
+    Args:
+        node: the GPUs.
+        share: largest share of a GPU that a trial gets.
+        needed: bytes of free memory that a trial with a whole GPU needs; 0 asks for none.
     """
     where = f"node {node.node}"
     if node.error:
-        way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
-        yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
+        yield Problem(
+            f"{where}: torch cannot be asked of its GPUs: {node.error}",
+            f"see what {Path(sys.executable).name} -c 'import torch' says there",
+        )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
-        yield (
-            (
-                f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot "
-                "tell "
-                "apart"
-            ),
+        yield Problem(
+            f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
+            "apart",
             "list the slices with nvidia-smi -L, start Ray there with "
-            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
-            "and --num-gpus as many, and set resources.num_gpus: 1",
+            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and --num-gpus as many, and set "
+            "resources.num_gpus: 1",
         )
         return
     if len(node.gpus) < node.offered:
-        reached = ",".join(gpu.uuid for gpu in node.gpus)
-        yield (
-            f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
-            f"{node.cuda or 'none'} "
-            f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}"
-            + (f": {node.complaint}" if node.complaint else ""),
-            f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={reached}"
-            if reached
-            else gpus.driver_way_out(node.driver, node.cuda, node.complaint),
-        )
+        yield _unreached(node)
     for gpu in node.gpus:
-        its = f"{where}: {gpu.name} {gpu.uuid}"
-        if not gpu.has_kernels:
-            yield (
-                f"{its}: torch {node.torch} has no kernels for compute capability {gpu.capability}",
-                (
-                    "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs "
-                    "before "
-                    "Turing"
-                ),
-            )
-        shared = share < 1 and not node.mps
-        if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and shared):
-            yield (
-                f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
-                "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
-            )
-        if alone and gpu.held_bytes > MOST_HELD * gpu.memory_bytes:
-            yield (
-                f"{its}: others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB",
-                (
-                    "end what runs there (nvidia-smi lists it), or hide the GPU with "
-                    "CUDA_VISIBLE_DEVICES"
-                ),
-            )
+        for problem in _problems_of(gpu, node, share, needed):
+            yield replace(problem, text=f"{where}: {gpu.name} {gpu.uuid}{problem.text}")
+
+
+def _unreached(node: NodeGpus) -> Problem:
+    """Return the problem of a node whose torch reaches fewer GPUs than Ray hands out."""
+    text = (
+        f"node {node.node}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
+        f"{node.cuda or 'none'} reaches {len(node.gpus)} with NVIDIA driver "
+        f"{node.driver or 'absent'}"
+    )
+    if node.complaint:
+        text += f": {node.complaint}"
+    hint = gpus.driver_hint(node.driver, node.cuda, node.complaint)
+    if node.gpus:
+        hint = f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
+    return Problem(text, hint)
+
+
+def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
+    others = [other for other in node.gpus if other != gpu and other.has_kernels]
+    hide = "hide it with CUDA_VISIBLE_DEVICES"
+    if others:
+        hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(others)}"
+    if not gpu.has_kernels:
+        hint = (
+            f"install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
+            "for GPUs before Turing"
+        )
+        yield Problem(
+            f": torch {node.torch} has no kernels for compute capability {gpu.capability}",
+            f"{hint}, or {hide}",
+        )
+    is_shared = share < 1 and not node.mps
+    if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and is_shared):
+        yield Problem(
+            f": its compute mode is {gpu.compute_mode}, for shares of {share:g}",
+            "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
+        )
+    # A trial that would not fit an empty GPU either gets plain steps or smaller batches.
+    needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
+    if gpu.memory_bytes - gpu.held_bytes < needed:
+        yield Problem(
+            f": others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, and the "
+            f"largest trial needs up to {needed / 2**30:.1f} GiB",
+            f"end what runs there (nvidia-smi lists it), or {hide}",
+        )

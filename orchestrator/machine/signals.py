@@ -1,4 +1,4 @@
-"""How a driver ends: by a signal, for want of what it needs, or killed; and what it leaves then.
+"""How a driver is stopped: by a signal, or because something that it needs is gone.
 
 A request to stop is never lost, and signals stay this process's own, whatever a library does to
 them.
@@ -15,62 +15,62 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
-"""How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
+"""Seconds that the main thread may take to end by itself; it may hang in a call of Ray's."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
+"""Ends the main thread with an error, unless the event says that it has ended."""
 
-_asked = threading.Event()
-_at_forced_end: list[Callable[[], object]] = []
+_stop_requested = threading.Event()
+_cleanups: list[Callable[[], object]] = []
+"""Called before the process is ended by force, the last one first."""
 
 
 def stop_on_signals() -> None:
     """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
 
-    In a finaliser or a callback from C Python prints and forgets it; :func:`raise_if_asked` then
-    raises it again, until :func:`stop_heard`.
+    In a finaliser or a callback from C, Python prints an exception and forgets it. Then
+    :func:`raise_if_asked` raises it again, until :func:`stop_heard`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        _asked.set()
+        _stop_requested.set()
         raise KeyboardInterrupt
 
-    _asked.clear()
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
-            # `nohup` has one ignored, a shell's background jobs another, and it stays so.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, stop)
+    _stop_requested.clear()
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in STOP_SIGNALS:
+        # `nohup` ignores one, background jobs of a shell another, and that stays so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def raise_if_asked() -> None:
-    """Raise ``KeyboardInterrupt`` when somebody has asked to stop and nobody has heard."""
-    if _asked.is_set():
+    """Raise ``KeyboardInterrupt`` if a stop was requested and not answered yet."""
+    if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
 def stop_heard() -> None:
-    """Say that the stop has arrived where it is answered."""
-    _asked.clear()
+    """Record that the requested stop was answered."""
+    _stop_requested.clear()
 
 
 def is_stop(error: BaseException | None) -> bool:
-    """Tell whether an error came up while a stop was on its way out, and so is a part of it.
+    """Return whether an error is part of a stop.
 
-    Also where code in C lost the stop and told an error of its own in its place.
+    So is every error while a stop is on its way: C code may lose the stop and raise its own error.
     """
-    if _asked.is_set():
+    if _stop_requested.is_set():
         return True
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
@@ -81,38 +81,41 @@ def is_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def stop_held() -> Iterator[None]:
-    """Let a stop wait for the end of the block: an import that is cut off leaves half a module
-    behind.
-    """
+    """Delay a stop to the end of a block. An interrupted import leaves half a module behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
-    before = {number: handler for number in STOPS if callable(handler := signal.getsignal(number))}
-    for number in before:
-        signal.signal(number, lambda number, frame: asked.append(number))
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, remember)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
-    if asked:
-        signal.raise_signal(asked[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
 def own_signals(undo: Callable[[], object]) -> Iterator[None]:
-    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes
-    SIGTERM.
+    """Restore this process's signal handlers after a block that starts Ray.
 
-    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the
-    second taken, a polite request to stop would abort the process. ``undo`` ends what a stop left
-    half started, which blocks the next start.
+    Ray's subreaper setting ignores SIGCHLD, after which every ``subprocess`` of a driver seems to
+    end with 0. Its start takes SIGTERM, after which a polite request to stop would abort the
+    process.
+
+    Args:
+        undo: ends what a stop left half started, which would block the next start.
     """
-    before = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
-    }
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -120,25 +123,33 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager
-def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
-    """Have ``tidy`` called if the process has to be ended while the block lasts."""
-    _at_forced_end.append(tidy)
+def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
+    """Have ``cleanup`` called if the process must be ended by force during the block."""
+    _cleanups.append(cleanup)
     try:
         yield
     finally:
-        _at_forced_end.remove(tidy)
+        _cleanups.remove(cleanup)
 
 
 class Watch:
-    """Looks from a thread, during a ``with`` block, whether what the block needs is there, and else
-    ends it.
+    """A watchdog for a ``with`` block: a thread that ends the block if what it needs is gone.
 
-    ``look`` returns why the block must end, which is then ``lost``, and None while it need not.
+    Args:
+        name: of the thread.
+        every_s: seconds between two checks.
+        look: returns why the block must end, or None.
+        clock: of the waits.
+        interrupt: ends the main thread; :func:`end_main_thread` by default.
+
+    Attributes:
+        lost: why the block was ended; None if it was not.
+        ended: set once the block is over.
     """
 
     def __init__(
@@ -151,12 +162,14 @@ class Watch:
     ) -> None:
         self.lost: SetupError | None = None
         self.ended = threading.Event()
-        self._every_s, self._look, self._changed = every_s, look, clock.condition()
+        self._every_s = every_s
+        self._look = look
+        self._changed = clock.condition()
         self._interrupt = interrupt or end_main_thread
         self._thread = clock.thread(self._watch, name)
 
     def __enter__(self) -> Watch:
-        """Begin to look."""
+        """Start the checks."""
         self._thread.start()
         return self
 
@@ -166,13 +179,13 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End looking; raise ``lost`` in place of whatever ended the block then."""
+        """End the checks; raise ``lost`` in place of the exception that ended the block."""
         self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error
 
     def end(self) -> None:
-        """Look no more."""
+        """End the checks."""
         self.ended.set()
         with self._changed:
             self._changed.notify_all()
@@ -191,13 +204,12 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another one, and end the process with ``error`` unless it has
-    heard.
-    """
+    """Interrupt the main thread from another one; end the process if it does not react."""
     _thread.interrupt_main()
-    if not ended.wait(END_WITHIN_S):
-        for tidy in reversed(_at_forced_end):
-            with contextlib.suppress(Exception):
-                tidy()
-        print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
-        os._exit(error.exit_code)
+    if ended.wait(END_WITHIN_S):
+        return
+    for cleanup in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            cleanup()
+    print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
+    os._exit(error.exit_code)

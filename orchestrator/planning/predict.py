@@ -566,7 +566,7 @@ def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = Tr
     return PassTime(seconds, busy)
 
 
-def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
+def num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
     """Return how many training steps, batches of an evaluation and gradients of a batch it
     takes.
     """
@@ -643,7 +643,7 @@ def need_of(
         pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False),
         pass_time(cost.attack, gpu, interval=EAGER_INTERVAL_S, half=False),
     )
-    passes = tuple(zip(_num_passes(trial, cost), times, strict=True))
+    passes = tuple(zip(num_passes(trial, cost), times, strict=True))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
     busy = sum(number * part.busy for number, part in passes) / alone
     name = trial.network.model.name
@@ -664,7 +664,7 @@ def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> fl
     are.
     """
     cost, measured = cost_of(trial.network), corrections.core_seconds if corrections else {}
-    parts = zip(_num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
+    parts = zip(num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
     predicted = CORE_TRIAL_SECONDS + sum(
         number * (part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S)
         for number, part in parts

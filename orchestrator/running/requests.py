@@ -19,7 +19,7 @@ import ray
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_problems import MOST_HELD
 from orchestrator.machine.gpus import NodeGpus
-from orchestrator.machine.processes import answer_of
+from orchestrator.machine.processes import run_program
 from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
 from orchestrator.planning.predict import (
     GpuModel,
@@ -358,8 +358,7 @@ def launch_report() -> str | None:
         "--address",
         address,
     )
-    said, _ = answer_of(*status)
-    return told_of(said)
+    return told_of(run_program(*status).output)
 
 
 def told_of(status: str) -> str | None:

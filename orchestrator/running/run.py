@@ -26,7 +26,7 @@ from orchestrator.machine.cluster import (
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
 from orchestrator.machine.locks import locked
-from orchestrator.machine.processes import remove_orphans
+from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.machine.signals import at_forced_end, stop_heard
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import MeasuredTrial

@@ -1,61 +1,113 @@
-"""What a worker may compute a trial on: its GPU, or a CPU."""
+"""What a worker computes a trial on: the GPU that it was given, or a CPU.
+
+A trial that was given a GPU computes on it or fails; it never falls back to a CPU silently. Before
+its first step the GPU must be reached by torch, have the recipe's precision, and pass the self-test
+for the trial's network.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine.self_test_case import Case
 from orchestrator.planning import predict
 from search_spaces.errors import SetupError
+from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
 NO_GPU = "A trial that is given a GPU must be able to compute on it"
-"""How the failure of a trial begins that cannot."""
-
+"""Rule of the error of a trial whose GPU does not work."""
 REST_S = 120.0
-"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would
-be free first, be given, and fail, every cell of a sweep while the sound ones compute."""
+"""Seconds before a process that has finished no trial reports a failure of its GPU. A GPU that
+fails at once would otherwise be free first and get every trial of the sweep."""
 
 
 def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no
-    graphs.
+    """Return where and how a trial computes.
+
+    Returns:
+        Arguments of :func:`tasks.trials.trial.run_trial`, and why its GPU takes plain steps (empty
+        if it takes graphs, or if graphs were not asked for).
+
+    Raises:
+        SetupError: the GPU cannot be used; see :data:`NO_GPU`.
     """
-    share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
+    share = float(cell["num_gpus"])
     options = {
         "device": "cpu",
         "num_threads": cell["num_threads"],
         "gpu_fraction": None,
         "graphs": False,
     }
-    if share and not gpus.is_logical():
-        check_gpu(cell["precision"])
-        # By every process's first trial: an exclusive GPU takes no self-test beside this process.
-        off = graphs_off() if fast == "auto" else ""
-        is_asked = (
-            fast == "auto" and not cell["own_network"]
-        )  # whose code need not replay as a graph
-        note, graphs = off if is_asked else "", fast == "on" or (is_asked and not off)
+    if not share or gpus.is_logical():
+        return options, ""
+    check_gpu(cell["precision"])
+    # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
+    plain_because = check_numbers(network_of(cell))
+    check_computes()
+    options["device"] = "cuda"
+    if share < 1:
         # A whole GPU needs no limit: nobody else is there.
-        options |= {
-            "device": "cuda",
-            "gpu_fraction": share if share < 1 else None,
-            "graphs": graphs,
-        }
-        check_computes()
-    return options, note
+        options["gpu_fraction"] = share
+    if cell["fast"] == "on":
+        return options | {"graphs": True}, ""
+    if cell["fast"] == "off" or cell["own_network"]:
+        # The code of a user's network need not replay as a graph.
+        return options, ""
+    return options | {"graphs": not plain_because}, plain_because
+
+
+def network_of(cell: Mapping[str, Any]) -> NetworkSpec:
+    """Return the network of a worker's trial, of a grid or of a search."""
+    if "network" in cell:
+        return NetworkSpec.model_validate_json(cell["network"])
+    return NetworkSpec.model_validate(json.loads(cell["spec"])["network"])
+
+
+def check_numbers(network: NetworkSpec) -> str:
+    """Check with the self-test that this process's GPU computes a network's numbers rightly.
+
+    Returns:
+        Why trials of the network take plain steps on this GPU; empty if they take graphs.
+
+    Raises:
+        SetupError: the GPU computes wrongly, so no trial may use it.
+    """
+    gpu = gpus.gpu_in_use()
+    verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
+    if verdict.wrong:
+        raise SetupError(
+            f"{NO_GPU}, and its numbers must be right",
+            f"{gpu_and_node(gpu.uuid)}: {gpu.name} computes wrongly: {verdict.wrong}",
+            "use another GPU, driver or torch, or hide this one with CUDA_VISIBLE_DEVICES; "
+            f"to test it again delete {verdict.file}",
+        )
+    if not verdict.plain_because:
+        return ""
+    note = (
+        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()}: captured graphs off, plain "
+        f"steps are taken: {verdict.plain_because}"
+    )
+    log.warning("%s", note)
+    return note
 
 
 def check_computes() -> None:
-    """See that the GPU computes at all: of a dead one it is not the trial that is to blame."""
+    """Check that the GPU computes at all. If it is dead, the trial is not to blame.
+
+    Raises:
+        SetupError: the GPU is dead.
+        torch.AcceleratorError: it is out of memory.
+    """
     import torch
 
     try:
@@ -63,73 +115,63 @@ def check_computes() -> None:
     except torch.AcceleratorError as error:
         if "out of memory" in str(error):
             raise
-        found = f"{named(gpus.gpu_in_use()[1])}: {str(error).splitlines()[0]}"
-        raise SetupError(NO_GPU, found, "reset or hide it: nvidia-smi says more") from error
+        where = gpu_and_node(gpus.gpu_in_use().uuid)
+        raise SetupError(
+            NO_GPU,
+            f"{where}: {str(error).splitlines()[0]}",
+            "reset or hide it: nvidia-smi says more",
+        ) from error
 
 
 def check_gpu(precision: str) -> None:
-    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may
-    come late.
+    """Check that torch reaches a GPU here that has the recipe's precision.
+
+    Nodes that join a running cluster were not checked before.
+
+    Raises:
+        SetupError: torch reaches no GPU, or the GPU lacks bfloat16 and the recipe needs it.
     """
     import torch
 
     if not torch.cuda.is_available():
-        driver, complaint = gpus.driver_version(), gpus.no_gpu()
+        driver = gpus.driver_version()
+        reason = gpus.why_no_gpu()
+        cuda = torch.version.cuda
+        hint = gpus.driver_hint(driver, cuda, reason)
         raise SetupError(
             f"{NO_GPU}, and never computes on CPUs instead",
-            f"{named()}: NVIDIA driver {driver or 'absent'}, "
-            f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
-            gpus.driver_way_out(driver, torch.version.cuda, complaint)
-            + ", or run with --device cpu",
+            f"{gpu_and_node()}: NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
+            f"built for CUDA {cuda or 'none'}: {reason}",
+            f"{hint}, or run with --device cpu",
         )
-    if precision == "bfloat16" and (its := gpus.capability()) < predict.BFLOAT16_FROM:
-        name, uuid = gpus.gpu_in_use()
+    capability = gpus.compute_capability()
+    if precision == "bfloat16" and capability < predict.BFLOAT16_FROM:
+        gpu = gpus.gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",
-            f"{named(uuid)}: {name}, of compute capability {its}",
+            f"{gpu_and_node(gpu.uuid)}: {gpu.name}, of compute capability {capability}",
             "take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 
 def held_by_others() -> str:
-    """Say what other processes hold of this process's GPU: all where it could not begin; empty if
-    unknown.
+    """Return a sentence about the memory of this process's GPU that other processes hold.
+
+    If not even this process's context found room, others hold all of it. Empty if unknown.
     """
     import torch
 
     if gpus.is_logical():
         return ""
-    held = torch.cuda.memory_reserved()  # 0 before it begins
+    reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
     with suppress(RuntimeError, AssertionError):
         free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
+        others = max(0, total - free - reserved - CONTEXT_BYTES) / 2**30
         return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
-    return "" if held else "others hold 1 of 1 GiB: "
+    return "" if reserved else "others hold 1 of 1 GiB: "
 
 
-def named(uuid: str = "") -> str:
-    """Return this process's GPU as failures name it: by its UUID, or its number where it has told
-    none.
-    """
-    known = uuid or f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'of no number'}"
-    return f"{known} of node {socket.gethostname()}"
-
-
-@cache
-def graphs_off() -> str:
-    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures
-    graphs.
-
-    The test runs at first contact, once per GPU, driver, torch and version of the code; processes
-    of one node wait for each other, and its verdict is kept on the node.
-    """
-    name, uuid = gpus.gpu_in_use()
-    verdict = self_test_verdict.self_test(uuid)
-    off = (
-        f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are "
-        "taken"
-    )
-    said = "" if verdict["graphs"] else f"{off}: {verdict['reason']}"
-    if said:
-        log.warning("%s", said)
-    return said
+def gpu_and_node(uuid: str = "") -> str:
+    """Return the words by which failures name this process's GPU: its UUID, or else its number."""
+    number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
+    return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"

@@ -213,7 +213,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 trial_device.REST_S
             )  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
-            gpu = f" ({trial_device.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
+            gpu = f" ({trial_device.gpu_and_node(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
         return failure
 

@@ -42,7 +42,7 @@ FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/lock
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
-PROCESSES = "orchestrator/machine/processes.py"
+RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
 REQUESTS = "orchestrator/running/requests.py"
 
@@ -302,15 +302,15 @@ MUTATIONS = tuple(
                 ("            lost = None\n"),
             ),
         ),
-        PROCESSES: (
+        RAY_FOLDERS: (
             (
                 "a killed driver's processes are ended by the next",
-                " if processes.is_abandoned(folder)]",
+                " if machine.is_abandoned(folder)]",
                 " if False]",
             ),
             (
                 ("a live driver's processes are left alone"),
-                (" if processes.is_abandoned(folder)]"),
+                (" if machine.is_abandoned(folder)]"),
                 "]",
             ),
         ),

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.machine.locks import EXPIRES_S, Lease
-from orchestrator.machine.processes import remove_leftovers
+from orchestrator.machine.ray_folders import remove_leftovers
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.state import Records, StoredResults, TrialOutline

@@ -96,10 +96,7 @@ class Situation:
 NO_BFLOAT16 = (
     "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
 )
-ON_T4 = (
-    r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside "
-    r"others hide"
-)
+ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU"
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
 ON_MIG = UNKNOWN.format(MIG.name)
@@ -201,9 +198,13 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
         (node(MIG, visible="0"), 1.0, "cut into slices"),
-        (node(replace(A100, held_bytes=9 * GIB)), 1.0, r"GPU-a100: others hold 9.0 of 79.3 GiB"),
         (
-            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=GIB), visible="MIG-1,MIG-2"),
+            node(replace(A100, held_bytes=75 * GIB)),
+            1.0,
+            r"GPU-a100: others hold 75.0 of 79.3 GiB, and the largest trial needs up to 6\.\d GiB",
+        ),
+        (
+            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=4 * GIB), visible="MIG-1,MIG-2"),
             1.0,
             "MIG-2: others hold",
         ),
@@ -220,19 +221,43 @@ def test_what_stands_in_the_way_is_refused_with_the_way_out(plan, there, share, 
         refuse([there], plan.trials, share=share, alone=True)
 
 
-def test_what_is_allowed():
-    for there, share, alone in (
+@pytest.mark.parametrize(
+    ("there", "share", "alone"),
+    [
         (node(replace(A100, compute_mode="Exclusive_Process")), 1.0, True),
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
-        (
-            node(replace(A100, held_bytes=9 * GIB)),
-            1.0,
-            False,
-        ),  # other trials of ours, on a shared cluster
-        (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
+        # Other trials of ours, on a shared cluster.
+        (node(replace(A100, held_bytes=75 * GIB)), 1.0, False),
+        (node(replace(A100, held_bytes=70 * GIB)), 1.0, True),
+        # A desk: two 4K screens, a browser and Windows.
+        (node(replace(RTX4090, held_bytes=4 * GIB)), 1.0, True),
         (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
-    ):
-        refuse([there], (), share=share, alone=alone)
+    ],
+)
+def test_what_has_room_for_the_largest_trial_is_allowed(plan, there, share, alone):
+    refuse([there], plan.trials, share=share, alone=alone)
+
+
+def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others(plan):
+    """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
+    small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
+    refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
+    with pytest.raises(SetupError, match=r"others hold 1\.0 of 5\.0 GiB"):
+        refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
+
+
+GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
+
+
+@pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
+def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
+    with pytest.raises(SetupError, match="or hide it: CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"):
+        refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
+
+
+def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
+    with pytest.raises(SweepError, match=r"or hide it: CUDA_VISIBLE_DEVICES=GPU-a100$"):
+        refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 
 @pytest.mark.parametrize("where", SITUATIONS)
@@ -517,6 +542,6 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
         "real": NodeGpus("real", (A100,)),
     }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
-    monkeypatch.setattr("orchestrator.machine.gpu_problems.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
     assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
