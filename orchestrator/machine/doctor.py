@@ -1,8 +1,7 @@
-"""Checks of machine, nodes and launch file: what was found, and how to mend it.
+"""The checks of ``isweep doctor``: this machine, the nodes of a cluster, a launch file.
 
-Of a launch file Ray's schema and botocore's validation say what a field must be. Here is what they
-let pass and a sweep would pay for: places still to be filled in, files that do not travel, open
-ports, rights that are too wide, nodes and disks that stay.
+Each check gives what was found and, if something is wrong, what to do. One that fails stops no
+other.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from orchestrator.machine.cluster import connect
-from orchestrator.machine.gpu_problems import ask_nodes, gpu_problems
+from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
 from orchestrator.machine.gpus import NodeGpus, check_driver, describe, gpus_here
 from orchestrator.machine.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
@@ -28,20 +27,34 @@ from orchestrator.results.tracking import check_tracker
 from search_spaces.errors import SweepError
 
 MIN_FREE_BYTES = 5 * 2**30
+"""Free disk space that a sweep's records, weights and Ray's logs want."""
 ANSWER_TIMEOUT_S = 60.0
-SAME = "install the same everywhere: make wheel, ray up"
-LOOK = (
+"""Seconds that the nodes of a cluster may take to look at themselves."""
+INSTALL_HINT = "install the same everywhere: make wheel, ray up"
+SILENT_HINT = (
     "ask again, for a first answer may be slow; then look at its logs, or take it out of the "
     "cluster"
 )
 LAUNCH_FILE = "launch file"
-"""How the name of its checks begins: a mistake in it is the user's, not the machine's."""
+"""Beginning of the names of a launch file's checks: a mistake in it is the user's, not the
+machine's."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
+"""File systems on which SQLite's locks fail."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a check: whether all is well, what was found, and what to do otherwise."""
+
+    ok: bool
+    detail: str
+    fix: str = ""
 
 
 class Check(TypedDict):
-    """What a check found; ``fix`` is empty when all is well; ``node`` is what a node of a cluster
-    said.
+    """A check as the command prints it. ``fix`` is empty if all is well.
+
+    ``node`` is a cluster's node as it describes itself.
     """
 
     name: str
@@ -58,218 +71,302 @@ def run_checks(
     storage: str | None = None,
     launch: Path | None = None,
 ) -> list[Check]:
-    """Run all checks; one that fails never stops the others.
+    """Run all checks.
 
-    With an address the cluster there is looked at, with an entry per node; without, a private one
-    is tried. ``launch`` is a file for ``ray up``.
+    Args:
+        root: folder of everything.
+        mlflow_uri: MLflow store.
+        address: running cluster, whose nodes are checked one by one; None tries a private one.
+        storage: result store; None checks none.
+        launch: file for ``ray up``; None checks none.
     """
     nodes: list[Check] = []
 
-    def cluster() -> tuple[bool, str, str]:
-        with connect(address, dashboard=False) as there:
-            nodes.extend(look_at_nodes() if address is not None else ())
-            return (
+    def cluster() -> Outcome:
+        with connect(address, dashboard=False) as connected:
+            if address is not None:
+                nodes.extend(check_nodes())
+            return Outcome(
                 True,
-                f"{there.num_nodes} nodes, {there.num_cpus:g} CPUs, {there.num_gpus:g} GPUs",
-                "",
+                f"{connected.num_nodes} nodes, {connected.num_cpus:g} CPUs, "
+                f"{connected.num_gpus:g} GPUs",
             )
 
-    checks: dict[str, Callable[[], tuple[bool, str, str]]] = {
-        "versions": lambda: (True, ", ".join(map(" ".join, versions_here().items())), ""),
+    checks: dict[str, Callable[[], Outcome]] = {
+        "versions": _versions,
         "gpus": lambda: _gpus(address),
         "root": lambda: _root(root),
-        "mlflow store": lambda: (True, check_tracker(RootPaths.at(root), mlflow_uri), ""),
+        "mlflow store": lambda: Outcome(True, check_tracker(RootPaths.at(root), mlflow_uri)),
         "ray cluster": cluster,
         "ray access": lambda: _ray_access(address),
     }
     if storage is not None:
         checks["result store"] = lambda: _result_store(storage)
-    found = [_found(name, check) for name, check in checks.items()] + nodes
+    results = [_checked(name, check) for name, check in checks.items()]
+    results += nodes
     if launch is not None:
-        told = [
-            (False, f"{one.where}: {one.what}", one.way_out) for one in check_launch_file(launch)
-        ]
-        for ok, detail, fix in told or [(True, "nothing is wrong; no provider was asked", "")]:
-            found.append(
-                {"name": f"{LAUNCH_FILE} {launch.name}", "ok": ok, "detail": detail, "fix": fix}
-            )
-    return found
+        results += _launch_file(launch)
+    return results
 
 
-def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
+def _checked(name: str, check: Callable[[], Outcome]) -> Check:
+    """Run a check; an exception is an outcome too."""
     try:
-        ok, detail, fix = check()
+        outcome = check()
     except SweepError as error:
-        ok, detail, fix = False, str(error), error.way_out
+        outcome = Outcome(False, str(error), error.way_out)
     except Exception as error:
-        ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
-    return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
+        outcome = Outcome(False, f"{type(error).__name__}: {error}", "see the message")
+    fix = "" if outcome.ok else outcome.fix
+    return {"name": name, "ok": outcome.ok, "detail": outcome.detail, "fix": fix}
 
 
-def _gpus(address: str | None) -> tuple[bool, str, str]:
-    there = gpus_here()
+def _versions() -> Outcome:
+    texts = [f"{package} {version}" for package, version in versions_here().items()]
+    return Outcome(True, ", ".join(texts))
+
+
+def _gpus(address: str | None) -> Outcome:
+    gpus = gpus_here()
     check_driver()
-    if not there:
-        return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
-    here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
-    problems = list(gpu_problems(here))
-    what = "; ".join(problem.text for problem in problems)
-    way_out = "; ".join(problem.hint for problem in problems)
-    return not what, what or ", ".join(gpu.name for gpu in there), way_out
+    if not gpus:
+        detail = "none: trials run on CPUs" if address is None else "none on this machine"
+        return Outcome(True, detail)
+    node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(gpus))
+    problems = list(gpu_problems(node))
+    if problems:
+        return _of_problems(problems)
+    return Outcome(True, ", ".join(gpu.name for gpu in gpus))
 
 
-def _root(root: str | None) -> tuple[bool, str, str]:
+def _of_problems(problems: Iterable[Problem]) -> Outcome:
+    problems = list(problems)
+    return Outcome(
+        ok=not problems,
+        detail="; ".join(problem.text for problem in problems),
+        fix="; ".join(problem.hint for problem in problems),
+    )
+
+
+def _root(root: str | None) -> Outcome:
     paths = RootPaths.at(root)
     check_outlasts_ray(paths.root, "root", "--root")
-    # Asking makes nothing: a root that is not made yet is as good as the folder it would lie in.
+    # Checking makes nothing: a root that is not made yet is as good as the folder it would lie in.
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
-        return False, f"{base} cannot be written", "choose another with --root or ISWEEP_ROOT"
-    mounts = [
-        line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    ]
-    kind = max((len(point), kind) for _, point, kind, *_ in mounts if base.is_relative_to(point))[1]
+        return Outcome(
+            False, f"{base} cannot be written", "choose another with --root or ISWEEP_ROOT"
+        )
+    kind = _file_system(base)
     if kind in NETWORK_FILE_SYSTEMS:
-        fix = "keep SQLite off it: pass --mlflow-uri of a server"
-        return False, f"{paths.root} lies on a network file system ({kind})", fix
-    free, made = shutil.disk_usage(base).free, "" if paths.root.is_dir() else ", not made yet"
-    fix = f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-    return free >= MIN_FREE_BYTES, f"{paths.root}{made}, {free / 2**30:.1f} GiB free", fix
+        return Outcome(
+            False,
+            f"{paths.root} lies on a network file system ({kind})",
+            "keep SQLite off it: pass --mlflow-uri of a server",
+        )
+    free = shutil.disk_usage(base).free
+    missing = "" if paths.root.is_dir() else ", not made yet"
+    return Outcome(
+        free >= MIN_FREE_BYTES,
+        f"{paths.root}{missing}, {free / 2**30:.1f} GiB free",
+        f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted",
+    )
 
 
-def _result_store(url: str) -> tuple[bool, str, str]:
-    """Write, find and remove a file as a run would."""
+def _file_system(folder: Path) -> str:
+    """Return the type of the file system on which a folder lies."""
+    mounts = []
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, mount_point, kind, *_ = line.split()
+        if folder.is_relative_to(mount_point):
+            mounts.append((len(mount_point), kind))
+    # The longest mount point is the innermost.
+    return max(mounts)[1]
+
+
+def _result_store(url: str) -> Outcome:
+    """Write, list and remove a file as a run would."""
     files = open_storage(url)
     if isinstance(files, Folder):
-        base = next(
-            folder for folder in (Path(files.base), *Path(files.base).parents) if folder.exists()
-        )
-        ok = base.is_dir() and os.access(base, os.W_OK)
-        return (
-            ok,
-            f"{files.base}" if ok else f"{base} cannot be written",
-            "choose another with --storage",
-        )
+        folders = (Path(files.base), *Path(files.base).parents)
+        base = next(folder for folder in folders if folder.exists())
+        if base.is_dir() and os.access(base, os.W_OK):
+            return Outcome(True, f"{files.base}")
+        return Outcome(False, f"{base} cannot be written", "choose another with --storage")
     folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
     files.write(f"{folder}/probe/probe.json", b"{}")
-    listed = any(files.find(folder, "probe.json"))
+    is_listed = any(files.find(folder, "probe.json"))
     files.remove(f"{folder}/probe/probe.json")
-    return (
-        listed,
+    return Outcome(
+        is_listed,
         f"{url} takes and gives files",
         "it does not list what it took: ask whoever runs it",
     )
 
 
-def _ray_access(address: str | None) -> tuple[bool, str, str]:
+def _ray_access(address: str | None) -> Outcome:
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled" or (address is not None and mode != "token"):
-        told = f"RAY_AUTH_MODE={mode or 'not set'}: anyone who reaches the ports runs code"
         fix = "export RAY_AUTH_MODE=token"
-        return (
+        if address is not None:
+            fix += ", and start the cluster's Ray with it"
+        return Outcome(
             False,
-            told,
-            fix if address is None else f"{fix}, and start the cluster's Ray with it",
+            f"RAY_AUTH_MODE={mode or 'not set'}: anyone who reaches the ports runs code",
+            fix,
         )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.exists() and token.stat().st_mode & 0o077:
-        return False, "the Ray token file can be read by others", f"chmod 600 {token}"
-    private = "private clusters are on loopback with a token of their own"
-    return True, private if address is None else f"{address} is asked with the cluster's token", ""
+        return Outcome(False, "the Ray token file can be read by others", f"chmod 600 {token}")
+    if address is None:
+        return Outcome(True, "private clusters are on loopback with a token of their own")
+    return Outcome(True, f"{address} is asked with the cluster's token")
 
 
-def look_at_nodes() -> list[Check]:
+def _launch_file(path: Path) -> list[Check]:
+    name = f"{LAUNCH_FILE} {path.name}"
+    mistakes = check_launch_file(path)
+    if not mistakes:
+        detail = "nothing is wrong; no provider was asked"
+        return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
+    return [
+        {
+            "name": name,
+            "ok": False,
+            "detail": f"{mistake.place}: {mistake.problem}",
+            "fix": mistake.hint,
+        }
+        for mistake in mistakes
+    ]
+
+
+@dataclass(frozen=True)
+class NodeAnswer:
+    """A node's report about itself, or the reason why there is none.
+
+    Attributes:
+        gpus: its GPUs.
+        versions: versions by package; empty if it is silent.
+        free_disk_bytes: bytes that may be written where Ray's files lie.
+        silence: why there is no report; None if there is one.
+    """
+
+    gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
+    versions: dict[str, str] = field(default_factory=dict)
+    free_disk_bytes: int = 0
+    silence: Problem | None = None
+
+
+def check_nodes() -> list[Check]:
     """Check every node of the connected cluster by a task that runs there, the head first."""
-    found = [_checked(answer, node) for answer, node in _answers(ask_nodes(look_here))]
-    return sorted(found, key=lambda check: (not check["node"]["head"], check["name"]))
+    nodes = ask_nodes(look_here)
+    checks = [checked_node(answer, nodes[reference]) for reference, answer in _answers(nodes)]
+    return sorted(checks, key=lambda check: (not check["node"]["head"], check["name"]))
 
 
-def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
     """Yield what each node answers as soon as it does, and at the end those that do not."""
     import ray
 
-    patience = time.monotonic() + ANSWER_TIMEOUT_S
-    waiting = list(asked)
-    while waiting and (left := patience - time.monotonic()) > 0:
-        done, waiting = ray.wait(waiting, timeout=left)
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    waiting = list(references)
+    while waiting:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        done, waiting = ray.wait(waiting, timeout=left_s)
         for reference in done:
-            try:
-                answer = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
-                answer = {
-                    "silent": (
-                        f"cannot look at itself: {str(error).strip().splitlines()[-1]}",
-                        SAME,
-                    )
-                }
-            except ray.exceptions.RayError as error:
-                answer = {
-                    "silent": (f"does not answer: {str(error).strip().splitlines()[0]}", LOOK)
-                }
-            yield answer, asked[reference]
+            yield reference, _answer(reference)
     for reference in waiting:
         ray.cancel(reference, force=True)
-        yield {"silent": (f"gives no answer within {ANSWER_TIMEOUT_S:g} s", LOOK)}, asked[reference]
+        silence = Problem(f"gives no answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
+        yield reference, NodeAnswer(silence=silence)
 
 
-def look_here() -> dict[str, Any]:
+def _answer(reference: Any) -> NodeAnswer:
+    import ray
+
+    try:
+        answer: NodeAnswer = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
+        reason = str(error).strip().splitlines()[-1]
+        return NodeAnswer(silence=Problem(f"cannot look at itself: {reason}", INSTALL_HINT))
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        return NodeAnswer(silence=Problem(f"does not answer: {reason}", SILENT_HINT))
+    return answer
+
+
+def look_here() -> NodeAnswer:
     """Return what this node has; runs as a task there."""
     import ray
 
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    return {"gpus": describe(), "versions": versions_here(), "free_disk_bytes": _room(session)}
+    return NodeAnswer(describe(), versions_here(), writable_bytes(session))
 
 
-def _checked(answer: dict[str, Any], node: dict[str, Any]) -> Check:
-    resources, gpus = node["Resources"], answer.pop("gpus", NodeGpus(""))
-    offered, silent = resources.get("GPU", 0.0), answer.pop("silent", None)
+def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
+    """Return the check of a node by its answer and Ray's record of it."""
+    resources = node["Resources"]
+    gpus = replace(answer.gpus, offered=resources.get("GPU", 0.0))
     row = {
         "address": node["NodeManagerAddress"],
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
-        "num_gpus": offered,
+        "num_gpus": gpus.offered,
         "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
-        "versions": {},
-        **answer,
+        "versions": answer.versions,
+        "free_disk_bytes": answer.free_disk_bytes,
     }
-    of_gpus: list[tuple[str, str]] = []
-    if not gpus.logical:
-        for problem in gpu_problems(replace(gpus, offered=offered)):
-            of_gpus.append((problem.text, problem.hint))
-    problems = [silent] if silent else [*of_gpus, *_problems(row)]
-    what, way_out = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
-    said: Check = {
+    problems = []
+    if answer.silence is not None:
+        problems.append(answer.silence)
+    else:
+        if not gpus.logical:
+            problems += gpu_problems(gpus)
+        problems += _version_problems(answer.versions)
+        problems += _disk_problems(answer.free_disk_bytes)
+    outcome = _of_problems(problems)
+    return {
         "name": f"node {row['address']}",
-        "ok": not problems,
-        "detail": what,
-        "fix": way_out,
+        "ok": outcome.ok,
+        "detail": outcome.detail or "nothing is wrong",
+        "fix": outcome.fix,
+        "node": row,
     }
-    return {**said, "detail": what or "nothing is wrong", "node": row}
 
 
-def _problems(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _version_problems(versions: dict[str, str]) -> Iterator[Problem]:
     for name, here in versions_here().items():
-        if row["versions"][name] != here:
-            yield f"has {name} {row['versions'][name]}, the driver {here}", SAME
-    if (free := row["free_disk_bytes"]) < MIN_FREE_BYTES:
-        wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-        read_only = "" if free else ", or mount it for writing: it takes nothing"
-        yield f"disk: {free / 2**30:.1f} GiB free", wanted + read_only
+        if versions[name] != here:
+            yield Problem(f"has {name} {versions[name]}, the driver {here}", INSTALL_HINT)
 
 
-def _room(folder: Path) -> int:
-    """Return the bytes that may be written there: none on a disk that turned read-only, as broken
-    ones do.
+def _disk_problems(free_bytes: int) -> Iterator[Problem]:
+    if free_bytes >= MIN_FREE_BYTES:
+        return
+    hint = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+    if not free_bytes:
+        hint += ", or mount it for writing: it takes nothing"
+    yield Problem(f"disk: {free_bytes / 2**30:.1f} GiB free", hint)
+
+
+def writable_bytes(folder: Path) -> int:
+    """Return the bytes that may be written in a folder.
+
+    There are none on a disk that turned read-only, as broken ones do.
     """
     return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
 
 
 def versions_here() -> dict[str, str]:
-    """Return versions by package; that of isweep with its commit, which every record will claim."""
-    return {"isweep": provenance().code_version} | {
-        name: metadata.version(name) for name in ("ray", "torch")
+    """Return versions by package; that of isweep has the commit that every record will claim."""
+    return {
+        "isweep": provenance().code_version,
+        "ray": metadata.version("ray"),
+        "torch": metadata.version("torch"),
     }

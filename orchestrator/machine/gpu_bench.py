@@ -1,4 +1,4 @@
-"""What a GPU check measures with: the networks, images and settings of the paper's trials.
+"""The networks, images and settings with which a GPU check measures: those of the paper's trials.
 
 On a CPU (``--device cpu``) a small network stands in, which tries the check itself.
 """

@@ -81,7 +81,7 @@ FIELDS_UNDER_LOAD = (
     "clocks_throttle_reasons.active",
     "clocks_event_reasons.active",
 )
-"""What tells a throttled card from a slow kernel."""
+"""Fields that tell a throttled card from a slow kernel."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
 FLOAT32_ERROR = 1e-5
 """Relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
@@ -449,7 +449,10 @@ def faults(bench: Bench) -> Measurements:
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
     size = 2**44 if bench.on_gpu else 2**60
-    allocate = partial(torch.empty, size, dtype=torch.uint8, device=bench.device)
+
+    def allocate() -> None:
+        torch.empty(size, dtype=torch.uint8, device=bench.device)
+
     kinds = {"allocation": bench.failure_kind(allocate)}
     yield "kinds", kinds
     works: dict[str, Callable[[], object]] = {
@@ -466,7 +469,7 @@ def faults(bench: Bench) -> Measurements:
         yield "next_training_s", bench.train(model, images, labels, 1)[0]
     yield "left_bytes", bench.reserved_bytes()
     if bench.on_gpu:  # the last thing that this process can do
-        kinds["capture"] = bench.failure_kind(partial(record_graph, allocate))
+        kinds["capture"] = bench.failure_kind(lambda: record_graph(allocate))
     wrong = {name: kind or "nothing" for name, kind in kinds.items() if kind != "out_of_memory"}
     yield (
         "fails",

@@ -1,19 +1,26 @@
-"""What an exception of PyTorch, CUDA or cuDNN stands for: memory that ran out, or a device that
+"""A table of the exceptions of PyTorch, CUDA and cuDNN: memory that ran out, or a device that
 failed.
+
+These libraries have few types of exceptions, so that only words tell some of them apart. This table
+is the one place where words of theirs decide something.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from orchestrator.results.store import FailureKind
 
 
-class GpuError(NamedTuple):
-    """What an error of a GPU, or of memory, is taken for, by its class's name, and words of its
-    message.
+@dataclass(frozen=True)
+class GpuError:
+    """A row of the table.
 
-    ``ends_process`` tells that nothing that the process computes afterwards can be believed.
+    Attributes:
+        type: name of the exception's class, or of a base class.
+        words: part of its message; empty fits every message.
+        kind: the failure that it stands for.
+        ends_process: whether nothing can be believed that the process computes afterwards.
     """
 
     type: str
@@ -22,61 +29,71 @@ class GpuError(NamedTuple):
     ends_process: bool
 
 
-MEMORY, DEVICE = FailureKind.OUT_OF_MEMORY, FailureKind.DEVICE_ERROR
+_MEMORY = FailureKind.OUT_OF_MEMORY
+_DEVICE = FailureKind.DEVICE_ERROR
 GPU_ERRORS = (
-    GpuError("OutOfMemoryError", "", MEMORY, False),  # PyTorch's allocator
-    GpuError("MemoryError", "", MEMORY, False),  # the machine's memory
-    GpuError(
-        "RuntimeError", "unable to find an engine", MEMORY, False
-    ),  # no workspace: pytorch#108645
-    # Of slices (MIG), where NVML does not say who holds it: pytorch#112377.
-    GpuError("RuntimeError", "NVML_SUCCESS ==", MEMORY, False),
-    # cuBLAS and cuDNN allocate by themselves.
-    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False),
-    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False),  # cuDNN 9
-    GpuError(
-        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True
-    ),  # cublasCreate finds no room
-    GpuError("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", MEMORY, True),  # nor cudnnCreate
-    # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries
-    # again.
-    GpuError(
-        "RuntimeError", "CUDA error: out of memory", MEMORY, True
-    ),  # cudaErrorMemoryAllocation
-    GpuError(
-        "RuntimeError", "CUDA driver error: out of memory", MEMORY, True
-    ),  # c10/cuda/driver_api.h
-    GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True),  # hipErrorOutOfMemory
-    GpuError("DeferredCudaCallError", "", DEVICE, True),
-    GpuError("CaptureError", "", DEVICE, True),  # its memory is lost to the process: pytorch#190308
+    # PyTorch's allocator.
+    GpuError("OutOfMemoryError", "", _MEMORY, ends_process=False),
+    # The machine's memory.
+    GpuError("MemoryError", "", _MEMORY, ends_process=False),
+    # No room for the workspace of any convolution: pytorch#108645.
+    GpuError("RuntimeError", "unable to find an engine", _MEMORY, ends_process=False),
+    # On a slice (MIG) NVML does not report who holds memory: pytorch#112377.
+    GpuError("RuntimeError", "NVML_SUCCESS ==", _MEMORY, ends_process=False),
+    # cuBLAS and cuDNN allocate by themselves; the second is cuDNN 9's.
+    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", _MEMORY, ends_process=False),
+    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", _MEMORY, ends_process=False),
+    # cublasCreate and cudnnCreate find no room.
+    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", _MEMORY, ends_process=True),
+    GpuError("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", _MEMORY, ends_process=True),
+    # Modules that load, graphs that are made, pinned memory: not the allocator, which tries again.
+    # cudaErrorMemoryAllocation; c10/cuda/driver_api.h; hipErrorOutOfMemory.
+    GpuError("RuntimeError", "CUDA error: out of memory", _MEMORY, ends_process=True),
+    GpuError("RuntimeError", "CUDA driver error: out of memory", _MEMORY, ends_process=True),
+    GpuError("RuntimeError", "HIP error: out of memory", _MEMORY, ends_process=True),
+    GpuError("DeferredCudaCallError", "", _DEVICE, ends_process=True),
+    # The capture's memory is lost to the process: pytorch#190308.
+    GpuError("CaptureError", "", _DEVICE, ends_process=True),
     # A CUDA error stays with its process.
-    GpuError("AcceleratorError", "", DEVICE, True),
-    *(
-        GpuError("RuntimeError", words, DEVICE, True)
-        for words in (
-            # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
-            # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged
-            "cudaGetDeviceCount()",
-            *("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system"),
-            *("CUDA error", "CUDA driver error", "HIP error", "NCCL error"),
-            *("cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS"),
-        )
-    ),
+    GpuError("AcceleratorError", "", _DEVICE, ends_process=True),
+    # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged.
+    GpuError("RuntimeError", "cudaGetDeviceCount()", _DEVICE, ends_process=True),
+    # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
+    GpuError("RuntimeError", "CUDA unknown error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "No CUDA GPUs are available", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "NVIDIA driver on your system", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "CUDA error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "CUDA driver error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "HIP error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "NCCL error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "cuDNN error", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "CUBLAS_STATUS", _DEVICE, ends_process=True),
+    GpuError("RuntimeError", "CUDNN_STATUS", _DEVICE, ends_process=True),
 )
-"""The first that fits counts. Beside a row stands what raises it, or where its reading comes
-from."""
+"""The first row that fits counts."""
 
 
 def gpu_error(error: BaseException) -> GpuError | None:
-    """Return what an exception is by the table; None for one that is not of a GPU or of memory."""
-    types = {kind.__name__ for kind in type(error).__mro__}
-    found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
-    if found is not None and found.type == "CaptureError":
-        # Ending a capture that broke may raise an error of its own, whose context is what broke it.
-        cause = error.__cause__
-        while cause is not None:
-            row = gpu_error(cause)
-            if row is not None and row.kind == MEMORY:
-                return found._replace(kind=MEMORY)
-            cause = cause.__cause__ or cause.__context__
-    return found
+    """Return the row for an exception; None if it is not about a GPU or memory."""
+    class_names = {base.__name__ for base in type(error).__mro__}
+    text = str(error)
+    for row in GPU_ERRORS:
+        if row.type in class_names and row.words in text:
+            if row.type == "CaptureError" and _ran_out_of_memory(error):
+                return replace(row, kind=_MEMORY)
+            return row
+    return None
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out in a broken capture.
+
+    Ending a capture that broke may raise an error of its own, whose context is what broke it.
+    """
+    cause = error.__cause__
+    while cause is not None:
+        row = gpu_error(cause)
+        if row is not None and row.kind == _MEMORY:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

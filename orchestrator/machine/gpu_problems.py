@@ -1,4 +1,4 @@
-"""What stands in the way of trials on a cluster's GPUs, found before anything starts.
+"""Problems with a cluster's GPUs that prevent trials, found before anything starts.
 
 Only what no trial could do is refused. A GPU that draws a screen is a place to run, as long as the
 largest trial fits beside what others hold.
@@ -28,7 +28,7 @@ NODE_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a node's GPUs, and what to do about it."""
+    """A problem with a node, and what to do about it."""
 
     text: str
     hint: str

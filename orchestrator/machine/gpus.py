@@ -41,14 +41,14 @@ HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
-"""Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without device
-files."""
+"""Folder in which Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without
+device files."""
 HINTS_BY_WORDS = {
     "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
     "MPS client": "start MPS again (nvidia-cuda-mps-control -d), or unset CUDA_MPS_PIPE_DIRECTORY",
     "system not yet initialized": "start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
 }
-"""What to do, by CUDA's words for why torch reaches no GPU: cudaErrorStubLibrary, an MPS server
+"""Hints by CUDA's words for why torch reaches no GPU: cudaErrorStubLibrary, an MPS server
 that is gone, cudaErrorSystemNotReady."""
 IMPORT_TIMEOUT_S = 300.0
 """Seconds that a process may take to import torch, which a network's file system delays."""

@@ -1,146 +1,130 @@
-"""Checks of a launch file for `ray up`."""
+"""Check a launch file for ``ray up`` before it starts anything that costs money.
+
+Ray's schema and botocore's validation say what a field must be. Here is what they let pass and a
+sweep would pay for: places still to be filled in, files that do not travel, open ports, rights that
+are too wide, nodes and disks that stay.
+"""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import zipfile
-from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata, resources
-from importlib.util import find_spec
 from pathlib import Path
-from socket import getaddrinfo
-from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
+from orchestrator.machine.launch_providers import aws_mistakes, gcp_mistakes, own_mistakes
 from orchestrator.planning.sweep_file import read_text
 from orchestrator.results.store import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
-COMPARE = "compare with the file of that name in the repository"
-MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
+COMPARE_HINT = "compare with the file of that name in the repository"
+TOKEN_HINT = 'make one: see "Tokens" in docs/cluster.md'
+SECRET_HINT = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
-UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
-OF_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
-DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
+IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
+"""Names in a folder that must not travel: a checkout, or a root, which may hold patients' images.
+"""
+WHEEL_FOLDER = "~/isweep-dist"
+WHEEL_FILE = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
 SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
 SECRET_SET = re.compile(
     r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
 )
-"""A variable that a command gives a secret by its value, and not by a file or another variable."""
-POLICY = Path("clusters/iam/head.json")
-"""Of the head on AWS, in the checkout where `ray up` is typed."""
+"""A variable that a command sets to a secret's value, not to a file or another variable."""
+READ_BY_OTHERS = 0o077
+"""Permission bits of group and others."""
+
 NEEDED = {
-    "aws": (("provider.region", "no region is named", "name one, e.g. us-east-1"),),
+    "": (Mistake("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu"),),
+    "aws": (Mistake("provider.region", "no region is named", "name one, e.g. us-east-1"),),
     "local": (
-        ("provider.head_ip", "no head is named", "name the machine where isweep runs"),
-        (
+        Mistake("provider.head_ip", "no head is named", "name the machine where isweep runs"),
+        Mistake(
             "auth.ssh_private_key",
             "the head needs a key to start workers",
             "name one made for this cluster",
         ),
     ),
 }
-"""What `ray up` would miss late or not at all, by provider: place, what is wrong, and the way
-out."""
+"""Keys whose absence ``ray up`` would notice late or not at all, by provider; empty for all."""
+PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": own_mistakes}
 
 
-class Problem(NamedTuple):
-    """What is wrong in a launch file, where, and the way out."""
-
-    where: str
-    what: str
-    way_out: str
-
-
-def check_launch_file(path: Path) -> list[Problem]:
-    """Return all that is found wrong with a launch file; nothing is started and no provider is
-    asked.
-    """
+def check_launch_file(path: Path) -> list[Mistake]:
+    """Return all mistakes in a launch file. Nothing is started and no provider is asked."""
     config = _read(path)
-    if isinstance(config, Problem):
+    if isinstance(config, Mistake):
         return [config]
-    wrong = [*_by_ray(config)]
-    if wrong:
-        return wrong  # the rest would stumble over the same mistakes
-    of_provider = {
-        "aws": (_in_a_cloud, _on_aws, _policy),
-        "gcp": (_in_a_cloud, _on_gcp),
-        "local": (_own,),
-    }
-    checks = (
-        _texts,
-        _needed,
-        _files,
-        _commands,
-        *of_provider.get(config["provider"].get("type"), ()),
-    )
-    # Of two node types that say the same, once.
-    return [*dict.fromkeys(problem for check in checks for problem in check(config))]
+    mistakes = list(_schema_mistakes(config))
+    if mistakes:
+        return mistakes  # the other checks would stumble over the same ones
+    for check in (_text_mistakes, _missing_keys, _file_mistakes, _command_mistakes):
+        mistakes += check(config)
+    provider_check = PROVIDER_CHECKS.get(config["provider"].get("type"))
+    if provider_check is not None:
+        mistakes += provider_check(config)
+    # Two node types with the same mistake show it once.
+    return list(dict.fromkeys(mistakes))
 
 
-def _read(path: Path) -> dict[str, Any] | Problem:
+def _read(path: Path) -> Config | Mistake:
+    hint = "name a launch file, e.g. cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
-        yaml = YAML(
-            typ="safe", pure=True
-        )  # which refuses a key that stands twice; Ray takes the last
+        # Refuses a key that stands twice; Ray would take the last one.
+        yaml = YAML(typ="safe", pure=True)
         yaml.version = (1, 1)  # as Ray reads it
         config = yaml.load(text)
     except FileNotFoundError:
-        return Problem(str(path), "no such file", "name a launch file, e.g. cluster.yaml")
+        return Mistake(str(path), "no such file", hint)
     except ConfigError as error:
-        return Problem(
-            str(path), f"{error.rule}: {error.value}", "name a launch file, e.g. cluster.yaml"
-        )
+        return Mistake(str(path), f"{error.rule}: {error.value}", hint)
     except (YAMLError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).partition("To suppress")[0].split())
-        return Problem(str(path), f"not YAML: {told}", "correct the line")
+        reason = " ".join(str(error).partition("To suppress")[0].split())
+        return Mistake(str(path), f"not YAML: {reason}", "correct the line")
     if not isinstance(config, dict) or "cluster_name" not in config:
-        return Problem(
-            str(path), "no file for `ray up`: no cluster_name", "begin with cluster.yaml"
-        )
+        problem = "no file for `ray up`: no cluster_name"
+        return Mistake(str(path), problem, "begin with cluster.yaml")
     return config
 
 
-def _by_ray(config: dict[str, Any]) -> Iterator[Problem]:
-    """Hold the file to Ray's own schema, and to the rules that `ray up` checks beside it."""
+def _schema_mistakes(config: Config) -> Iterator[Mistake]:
+    """Compare the file with Ray's own schema, and with rules that ``ray up`` checks besides."""
     import jsonschema
 
-    schema = json.loads(
-        (resources.files("ray.autoscaler") / "ray-schema.json").read_text(encoding="utf-8")
-    )
-    # Of one's own machines alone, which the schema does not know.
-    told, wrong = {key: value for key, value in config.items() if key != "min_workers"}, False
-    for error in jsonschema.Draft7Validator(schema).iter_errors(told):
-        wrong = True
-        yield Problem(
-            ".".join(map(str, error.absolute_path)) or "the file", error.message[:300], COMPARE
-        )
-    if wrong:
+    file = resources.files("ray.autoscaler") / "ray-schema.json"
+    schema = json.loads(file.read_text(encoding="utf-8"))
+    # The schema does not know this key, which own machines have.
+    known = {key: value for key, value in config.items() if key != "min_workers"}
+    is_wrong = False
+    for error in jsonschema.Draft7Validator(schema).iter_errors(known):
+        is_wrong = True
+        place = ".".join(str(key) for key in error.absolute_path) or "the file"
+        yield Mistake(place, error.message[:300], COMPARE_HINT)
+    if is_wrong:
         return
-    for there, here in (config.get("file_mounts") or {}).items():
-        if not isinstance(here, str):
-            yield Problem(
-                f"file_mounts.{there}", f"{here!r} is no path", "name a file or folder here"
-            )
-    kinds = config.get("available_node_types") or ()
-    if (
-        config["provider"].get("type") in ("aws", "gcp")
-        and config.get("head_node_type") not in kinds
-    ):
-        yield Problem("head_node_type", "must be one of available_node_types", COMPARE)
+    for target, source in (config.get("file_mounts") or {}).items():
+        if not isinstance(source, str):
+            place = f"file_mounts.{target}"
+            yield Mistake(place, f"{source!r} is no path", "name a file or folder here")
+    is_cloud = config["provider"].get("type") in ("aws", "gcp")
+    node_types = config.get("available_node_types") or ()
+    if is_cloud and config.get("head_node_type") not in node_types:
+        problem = "must be one of available_node_types"
+        yield Mistake("head_node_type", problem, COMPARE_HINT)
 
 
-def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of a document with its place in dots."""
+def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value of a document with its key in dots."""
     yield place, value
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -150,265 +134,126 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(inner, f"{place}[{index}]")
 
 
-def _texts(config: dict[str, Any]) -> Iterator[Problem]:
-    """Find what is still to be filled in, and secrets, which `ray up` copies to the head."""
-    way_out = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+def _text_mistakes(config: Config) -> Iterator[Mistake]:
+    """Find places still to be filled in, and secrets, which ``ray up`` copies to the head."""
     seen = set[str]()
     for place, value in _values(config):
         if not isinstance(value, str):
             continue
-        for line in [line for line in value.splitlines() if UNFILLED.search(line)][:1]:
-            if value not in seen:  # what stands behind an anchor is filled in once
-                yield Problem(
-                    place, f"still to be filled in: {line}", "see the comment marked CHANGE there"
-                )
+        unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
+        # Text behind an anchor of YAML is filled in once.
+        if unfilled and value not in seen:
+            problem = f"still to be filled in: {unfilled[0]}"
+            yield Mistake(place, problem, "see the comment marked CHANGE there")
         seen.add(value)
         if place.startswith("file_mounts."):
             continue
         if value and SECRET_KEY.search(place.rpartition(".")[2]):
-            yield Problem(place, "a secret stands in the file", way_out)
+            yield Mistake(place, "a secret stands in the file", SECRET_HINT)
         for name in SECRET_SET.findall(value):
-            yield Problem(place, f"a secret stands in the file: {name}", way_out)
+            yield Mistake(place, f"a secret stands in the file: {name}", SECRET_HINT)
 
 
-def _needed(config: dict[str, Any]) -> Iterator[Problem]:
+def _missing_keys(config: Config) -> Iterator[Mistake]:
     values = dict(_values(config))
-    account = ("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu")
-    for place, told, way_out in (account, *NEEDED.get(config["provider"].get("type"), ())):
-        if not values.get(place):
-            yield Problem(place, told, way_out)
-    if key := values.get("auth.ssh_private_key"):
-        path, place = Path(key).expanduser(), "auth.ssh_private_key"
-        if not path.is_file():
-            yield Problem(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
-        elif path.stat().st_mode & 0o077:
-            yield Problem(
-                place, "others can read the key, and ssh will not use it", f"chmod 600 {key}"
-            )
+    for mistake in (*NEEDED[""], *NEEDED.get(config["provider"].get("type"), ())):
+        if not values.get(mistake.place):
+            yield mistake
+    key = values.get("auth.ssh_private_key")
+    if not key:
+        return
+    path = Path(str(key)).expanduser()
+    place = "auth.ssh_private_key"
+    if not path.is_file():
+        yield Mistake(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+    elif path.stat().st_mode & READ_BY_OTHERS:
+        problem = "others can read the key, and ssh will not use it"
+        yield Mistake(place, problem, f"chmod 600 {key}")
 
 
-def _files(config: dict[str, Any]) -> Iterator[Problem]:
-    """Look at what travels."""
+def _file_mistakes(config: Config) -> Iterator[Mistake]:
+    """Check the files that travel to the nodes."""
     mounts = config.get("file_mounts") or {}
-    if not any("token" in there for there in mounts):
-        told = "no token travels, and Ray asks for one"
-        yield Problem("file_mounts", told, "add ~/.ray/auth_token: ~/.ray/auth_token")
-    for there, here in mounts.items():
-        place, path = (
-            f"file_mounts.{there}",
-            Path(here).expanduser(),
-        )  # relative to where `ray up` is typed
-        if not path.exists():
-            wheel = f"make wheel, and stay in the checkout: {Path.cwd()}"
-            yield Problem(place, f"no {here}", MAKE_TOKEN if "token" in there else wheel)
-        elif "token" in there:
-            if path.stat().st_mode & 0o077:
-                yield Problem(place, "others can read the token", f"chmod 600 {path}")
-            words = list[str]()
-            with suppress(OSError, UnicodeDecodeError):
-                words = read_whole(path).decode().split()
-            if len(words) != 1:
-                yield Problem(place, "the token is not one word of text", MAKE_TOKEN)
-        elif any((path / name).exists() for name in OF_CHECKOUT_OR_ROOT):
-            told = f"{here} is a checkout or a root, which may hold images of patients"
-            yield Problem(place, told, "let dist/ travel alone; raw data go by `ray rsync-up`")
-        elif path.is_dir() and there.rstrip("/") == "~/isweep-dist":
-            yield from _wheels(place, path)
-            commands = str([config[name] for name in config if name.endswith("setup_commands")])
-            for name in sorted(set(DIST.findall(commands))):
-                if not (path / name).is_file():
-                    yield Problem(place, f"no {path / name}", "make wheel")
-
-
-def _wheels(place: str, dist: Path) -> Iterator[Problem]:
-    wheels, ours = [*dist.glob("isweep-*.whl")], metadata.version("isweep")
-    found, baked, here = [wheel.name.split("-")[1] for wheel in wheels], "none", provenance().commit
-    if found != [ours]:
-        told = f"wheels of isweep: {', '.join(found) or 'none'}; the one installed here is {ours}"
-        yield Problem(place, told, "make wheel")
-        return
-    with (
-        suppress(OSError, zipfile.BadZipFile, KeyError, ValueError),
-        zipfile.ZipFile(wheels[0]) as inside,
-    ):
-        baked = str(json.loads(inside.read("orchestrator/commit.json"))["commit"])
-    if here and baked != here:
-        told = f"{wheels[0]} is made of commit {baked[:12]}, and {here[:12]} is installed here"
-        yield Problem(place, told, "make wheel")
-
-
-def _commands(config: dict[str, Any]) -> Iterator[Problem]:
-    """Look at the commands that start Ray."""
-    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        start = next((one for one in config.get(name, ()) if "ray start" in one), "")
-        if not start:
-            yield Problem(name, "no `ray start`", "take the command of the repository's file")
-        elif "RAY_AUTH_MODE=token" not in start:
-            yield Problem(
-                name, "no token is asked for", "put RAY_AUTH_MODE=token before `ray start`"
-            )
-        if name.startswith("head") and start and "--dashboard-host=127.0.0.1" not in start:
-            told = "the dashboard, which runs code, is not bound to the head itself"
-            yield Problem(name, told, "add --dashboard-host=127.0.0.1 after `ray start`")
-        if any("ray stop" in one for one in config.get(name, ())):
-            yield Problem(name, "`ray stop` ends every Ray process of the account", "take it out")
-
-
-def _in_a_cloud(config: dict[str, Any]) -> Iterator[Problem]:
-    head, kinds = config["head_node_type"], config["available_node_types"]
-    may_start = any(kind.get("max_workers", 1) for name, kind in kinds.items() if name != head)
-    if not (config.get("max_workers", 0) and may_start):
-        yield Problem(
-            "max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type"
+    if not any("token" in target for target in mounts):
+        yield Mistake(
+            "file_mounts",
+            "no token travels, and Ray asks for one",
+            "add ~/.ray/auth_token: ~/.ray/auth_token",
         )
-    if config["provider"].get("cache_stopped_nodes", True):
-        told = (
-            "Ray would stop nodes and not end them: their disks stay, with what is on them, and "
-            "cost"
-        )
-        yield Problem("provider.cache_stopped_nodes", told, "say false")
+    for target, source in mounts.items():
+        yield from _mount_mistakes(config, target, source)
 
 
-def _nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Yield of each node type its place, what its provider is asked for, and whether it is the
-    head's.
+def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistake]:
+    """Check what travels to one place on the nodes.
+
+    Args:
+        config: the launch file.
+        target: path on a node.
+        source: path here, relative to where ``ray up`` is typed.
     """
-    for name, kind in config["available_node_types"].items():
-        place, is_head = (
-            f"available_node_types.{name}.node_config",
-            name == config["head_node_type"],
-        )
-        yield place, kind["node_config"], is_head
+    place = f"file_mounts.{target}"
+    path = Path(source).expanduser()
+    is_token = "token" in target
+    if not path.exists():
+        wheel_hint = f"make wheel, and stay in the checkout: {Path.cwd()}"
+        yield Mistake(place, f"no {source}", TOKEN_HINT if is_token else wheel_hint)
+    elif is_token:
+        if path.stat().st_mode & READ_BY_OTHERS:
+            yield Mistake(place, "others can read the token", f"chmod 600 {path}")
+        words = list[str]()
+        with suppress(OSError, UnicodeDecodeError):
+            words = read_whole(path).decode().split()
+        if len(words) != 1:
+            yield Mistake(place, "the token is not one word of text", TOKEN_HINT)
+    elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
+        problem = f"{source} is a checkout or a root, which may hold images of patients"
+        yield Mistake(place, problem, "let dist/ travel alone; raw data go by `ray rsync-up`")
+    elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
+        yield from _wheel_mistakes(place, path)
+        commands = str([config[name] for name in config if name.endswith("setup_commands")])
+        for name in sorted(set(WHEEL_FILE.findall(commands))):
+            if not (path / name).is_file():
+                yield Mistake(place, f"no {path / name}", "make wheel")
 
 
-def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
-    if find_spec("boto3") is None:
-        yield Problem("provider.type", "aws needs boto3 on this machine", "pip install boto3")
+def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
+    """Check that the one wheel of isweep in a folder is of the version installed here."""
+    wheels = list(folder.glob("isweep-*.whl"))
+    versions = [wheel.name.split("-")[1] for wheel in wheels]
+    installed = metadata.version("isweep")
+    if versions != [installed]:
+        names = ", ".join(versions) or "none"
+        problem = f"wheels of isweep: {names}; the one installed here is {installed}"
+        yield Mistake(place, problem, "make wheel")
         return
-    service = importlib.import_module("botocore.session").get_session().get_service_model("ec2")
-    shape = service.operation_model("RunInstances").input_shape
-    validator = importlib.import_module("botocore.validate").ParamValidator()
-    for place, made, is_head in _nodes(config):
-        # Ray takes subnets out before it asks EC2.
-        fields = {"MinCount": 1, "MaxCount": 1} | {
-            key: made[key] for key in made if key != "SubnetIds"
-        }
-        wrong = validator.validate(fields, shape).generate_report().splitlines()
-        for line in wrong:
-            yield Problem(
-                place, line.split(", must be one of")[0], "correct it, or: pip install -U boto3"
-            )
-        if wrong:
-            continue
-        if is_head and made.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
-            told = (
-                "a spot instance as head: taken away, it takes the sweep and the root on its "
-                "disk along"
-            )
-            yield Problem(
-                f"{place}.InstanceMarketOptions", told, "only workers may be spot instances"
-            )
-        open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
-        for key, told, way_out in (
-            (
-                "ImageId",
-                "no image is named, and Ray takes its own",
-                "name one with Python 3.11 to 3.13",
-            ),
-            (
-                "IamInstanceProfile",
-                "else Ray gives the head full rights",
-                "see clusters/iam/head.json",
-            ),
-            ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),
-        ):
-            if not made.get(key) and not (
-                key == "SecurityGroupIds" and made.get("NetworkInterfaces")
-            ):
-                yield Problem(f"{place}.{key}", told, way_out)
-        place = f"{place}.BlockDeviceMappings"
-        disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
-        if not disks or not all(disk.get("Encrypted") for disk in disks):
-            yield Problem(
-                place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true"
-            )
-        if not all(disk.get("DeleteOnTermination", True) for disk in disks):
-            yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
-
-
-def _policy(config: dict[str, Any]) -> Iterator[Problem]:
-    """Compare with the head's policy in the checkout, which names the cluster and the region."""
-    limits: list[dict[str, str]] = []
-    with suppress(OSError, ValueError, KeyError, TypeError):  # AWS takes none that is broken
-        statements = json.loads(POLICY.read_text(encoding="utf-8"))["Statement"]
-        limits = [one["Condition"]["StringEquals"] for one in statements if "Condition" in one]
-    for where, key, ours in (
-        ("cluster_name", "aws:ResourceTag/ray-cluster-name", config["cluster_name"]),
-        ("provider.region", "aws:RequestedRegion", config["provider"].get("region")),
-    ):
-        for named in sorted({one[key] for one in limits if key in one} - {ours}):
-            if not UNFILLED.search(named):
-                told = f"{ours}, and {POLICY} lets the head start and end nodes of {named} only"
-                yield Problem(
-                    where, told, "say the same in both, and in the policy of your account"
-                )
-
-
-def _on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
-    for place, made, is_head in _nodes(config):
-        boots = [
-            disk for disk in made.get("disks") or () if isinstance(disk, dict) and disk.get("boot")
-        ]
-        if not boots or not boots[0].get("autoDelete"):
-            yield Problem(
-                f"{place}.disks", "the disk stays when its node ends", "say autoDelete: true"
-            )
-        nets = made.get("networkInterfaces") or []
-        if not nets or not all(one.get("subnetwork") or one.get("network") for one in nets):
-            told = (
-                "without a subnet the project's default network is taken, which opens SSH to "
-                "the world"
-            )
-            yield Problem(f"{place}.networkInterfaces", told, "name your own: subnetwork")
-        said = made.get("scheduling") or {}
-        rules = said if isinstance(said, dict) else dict(ChainMap(*said))
-        if rules.get("provisioningModel") != "SPOT" and not rules.get("preemptible"):
-            continue
-        if is_head:
-            told = (
-                "a spot machine as head: taken away, it takes the sweep and the root on its "
-                "disk along"
-            )
-            yield Problem(
-                f"{place}.scheduling", told, "take it out: only workers may be spot machines"
-            )
-        if rules.get("instanceTerminationAction") != "DELETE":
-            told = "a spot machine that is taken away would be stopped, and its disk stay and cost"
-            yield Problem(f"{place}.scheduling", told, "add instanceTerminationAction: DELETE")
-
-
-def _own(config: dict[str, Any]) -> Iterator[Problem]:
-    provider = config["provider"]
-    head, *workers = map(str, (provider.get("head_ip", ""), *(provider.get("worker_ips") or ())))
-    for name in ("min_workers", "max_workers"):
-        if config.get(name) != len(workers):
-            told = f"{config.get(name)}, and worker_ips names {len(workers)}"
-            yield Problem(
-                name, told, f"say {len(workers)}: others would be left out without a word"
-            )
-    if len({head, *workers}) <= len(workers):
-        yield Problem("provider", "a machine is named twice", "name each once, the head apart")
-    starts = [one for one in config.get("head_start_ray_commands", ()) if "ray start" in one]
-    if starts and not any("RAY_enable_autoscaler_v2=0" in one for one in starts):
-        told = (
-            "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out"
+    commit_in_wheel = "none"
+    broken = (OSError, zipfile.BadZipFile, KeyError, ValueError)
+    with suppress(*broken), zipfile.ZipFile(wheels[0]) as wheel:
+        commit_in_wheel = str(json.loads(wheel.read("orchestrator/commit.json"))["commit"])
+    commit = provenance().commit
+    if commit and commit_in_wheel != commit:
+        problem = (
+            f"{wheels[0]} is made of commit {commit_in_wheel[:12]}, and {commit[:12]} is installed "
+            "here"
         )
-        yield Problem(
-            "head_start_ray_commands", told, "put RAY_enable_autoscaler_v2=0 before `ray start`"
-        )
-    for name in filter(None, (head, *workers)):
-        try:
-            UNFILLED.search(name) or getaddrinfo(name, 22)
-        except OSError:
-            told = f"{name}: this machine does not know the name"
-            yield Problem("provider", told, "correct it, or give the address")
+        yield Mistake(place, problem, "make wheel")
+
+
+def _command_mistakes(config: Config) -> Iterator[Mistake]:
+    """Check the commands that start Ray."""
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        commands = config.get(name, ())
+        start = next((command for command in commands if "ray start" in command), "")
+        if not start:
+            yield Mistake(name, "no `ray start`", "take the command of the repository's file")
+        elif "RAY_AUTH_MODE=token" not in start:
+            hint = "put RAY_AUTH_MODE=token before `ray start`"
+            yield Mistake(name, "no token is asked for", hint)
+        is_head = name.startswith("head")
+        if is_head and start and "--dashboard-host=127.0.0.1" not in start:
+            problem = "the dashboard, which runs code, is not bound to the head itself"
+            yield Mistake(name, problem, "add --dashboard-host=127.0.0.1 after `ray start`")
+        if any("ray stop" in command for command in commands):
+            problem = "`ray stop` ends every Ray process of the account"
+            yield Mistake(name, problem, "take it out")

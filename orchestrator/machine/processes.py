@@ -30,7 +30,7 @@ STUCK_PROGRAMS = set(filter(None, os.environ.get(STUCK_PROGRAMS_VARIABLE, "").sp
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """What a program printed.
+    """The output of a program.
 
     Attributes:
         output: its standard output; empty if it failed.

@@ -27,7 +27,7 @@ OWNER_FILE = "owner"
 SESSIONS = "r"
 """Folder for Ray's sessions; short, because paths of sockets have at most 107 characters."""
 RAY_TITLE = b"ray::"
-"""How the title of a Ray worker begins, which hides its command line."""
+"""Beginning of the title of a Ray worker, which hides its command line."""
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ INNER_PRODUCT_CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a device that computes rightly may be from float32 on the CPU.
+    """The distance from float32 on the CPU that a sound device may have.
 
     Attributes:
         loss: absolute difference of the first loss, in nat.
@@ -75,7 +75,7 @@ class Tolerance:
 
 
 FLOAT32_TOLERANCE = Tolerance(loss=1e-3, cosine=0.999, least_ratio=0.99, largest_ratio=1.01)
-"""For float32 without TensorFloat-32, where only the order of additions differs."""
+"""Tolerance in float32 without TensorFloat-32, where only the order of additions differs."""
 
 
 def bfloat16_tolerance(cpu_loss_error: float, cpu_cosine: float) -> Tolerance:
@@ -139,7 +139,7 @@ class Arithmetic:
 
     @property
     def problem(self) -> str:
-        """What is wrong, in one line; empty if nothing is. NaN is wrong."""
+        """A line about what is wrong; empty if nothing is. NaN is wrong."""
         limits = self.tolerance
         where = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
@@ -224,7 +224,7 @@ class TrainingComparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a self-test found out.
+    """The verdict of a self-test.
 
     Attributes:
         wrong: what the GPU computes wrongly, in one line; empty if it computes rightly.
@@ -348,8 +348,8 @@ def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     total = 0.0
     for one, other in zip(first, second, strict=True):
         chunks = zip(
-            one.flatten().split(INNER_PRODUCT_CHUNK),
-            other.flatten().split(INNER_PRODUCT_CHUNK),
+            torch.split(one.flatten(), INNER_PRODUCT_CHUNK),
+            torch.split(other.flatten(), INNER_PRODUCT_CHUNK),
             strict=True,
         )
         total += sum(float(a.double() @ b.double()) for a, b in chunks)

@@ -1,4 +1,4 @@
-"""Which network a GPU's self-test trains, and how. A driver can make a case without torch."""
+"""The network that a GPU's self-test trains. Making a case needs no torch."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ SMALL_CASES = (
     Case(model_spec("resnet18"), 8, num_images=18, image_size=32),
     Case(model_spec("small_cnn"), 8, num_images=18, image_size=32),
 )
-"""For a CPU, which has no graphs: they try the test itself."""
+"""Cases for a CPU, which has no graphs: they try the test itself."""

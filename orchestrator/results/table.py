@@ -212,6 +212,9 @@ _SHARED = (
 )
 SHARED_GROUP_SHARE = _run("shared_group_share", _SHARED, "fraction")
 ATTEMPT = _run("attempt", "which attempt at the trial succeeded, from 1", kind="integer")
+GPU = _run(
+    "gpu", "GPU that trained the network, by its driver's name; absent on a CPU", kind="text"
+)
 STEP_PATH = _run(
     "step_path", "training steps: eager (by Python) or graph (replayed by a GPU)", kind="text"
 )
@@ -423,6 +426,8 @@ def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRe
         mode="json", include={"attacks", "representation", "robustness"}
     )
     tags = spelled_params(measured)
+    if record.gpu_name:
+        tags[GPU] = record.gpu_name
     if result.step_path:
         tags[STEP_PATH] = result.step_path
     if result.micro_batch is not None:

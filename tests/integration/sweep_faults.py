@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.machine.locks import FILE as LEASE
+from orchestrator.machine.locks import LEASE_FILE as LEASE
 from orchestrator.results.storage import Found
 from orchestrator.results.store import ResultStore, TrialRecord
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep

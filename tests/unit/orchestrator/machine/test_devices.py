@@ -559,7 +559,7 @@ def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, mon
     with pytest.raises(SetupError, match="driver must answer"):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
-    problem = doctor._found("gpus", lambda: doctor._gpus(None))
+    problem = doctor._checked("gpus", lambda: doctor._gpus(None))
     assert not problem["ok"]
     assert said in problem["detail"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

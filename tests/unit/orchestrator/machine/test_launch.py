@@ -67,7 +67,7 @@ def filled_in(name: str) -> dict[str, Any]:
 def told(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return [f"{one.where}: {one.what}; {one.way_out}" for one in check_launch_file(path)]
+    return [f"{one.place}: {one.problem}; {one.hint}" for one in check_launch_file(path)]
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, OWN])

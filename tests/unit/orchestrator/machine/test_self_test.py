@@ -27,6 +27,7 @@ from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
+from search_spaces.specs import ModelSpec
 from tasks.trials.training import CaptureError, train
 
 CPU = torch.device("cpu")
@@ -261,9 +262,8 @@ def test_dropout_in_a_graph_must_draw_anew_at_each_replay():
 
 
 def test_networks_with_dropout_are_also_compared_with_it():
-    results = self_test.compare_trainings(
-        Case(model_spec("vgg13"), 2, num_images=5, image_size=32), CPU
-    )
+    squeezenet = ModelSpec(name="squeezenet", library="torchvision", architecture="squeezenet1_1")
+    results = self_test.compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
     assert [one.weights is None for one in results] == [False, True]
     assert all(one.problem == "" for one in results)
 
