@@ -448,8 +448,9 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
     """Return the largest difference; infinite if a training ended early, NaN if a value is NaN."""
     if len(first) != len(second):
         return math.inf
-    differences = torch.tensor(first, dtype=torch.float64) - torch.tensor(second)
-    return float(differences.abs().max())
+    differences = [abs(one - other) for one, other in zip(first, second, strict=True)]
+    # Not Python's max, which passes over NaN.
+    return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

@@ -193,7 +193,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
 def _pool_first(network: nn.Module) -> None:
     """Let a VGG pool before its ReLUs while it trains, which changes no number."""
     if type(network).__name__ == "VGG":
-        network.features.__class__ = PoolsFirst  # type: ignore[assignment]
+        network.features.__class__ = PoolsFirst
 
 
 def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
