@@ -34,7 +34,7 @@ from orchestrator.machine.gpu_check_parts import (
 )
 from orchestrator.machine.gpus import Gpu
 from orchestrator.machine.processes import environment, kill_process
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import write_atomic
 
@@ -307,7 +307,7 @@ def devices(wanted: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part, or measure a network's rate, and print what it measures as JSON."""
     part, device, graphs, *arguments = sys.argv[1:]
-    half = device == "cpu" or gpus.compute_capability() >= predict.BFLOAT16_FROM
+    half = device == "cpu" or gpus.compute_capability() >= BFLOAT16_FROM
     bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))
     measure = rate if part == "rate" else PARTS[part]
     print_measurements(measure(bench, *arguments))

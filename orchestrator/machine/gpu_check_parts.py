@@ -31,7 +31,11 @@ from orchestrator.machine.cluster import connect, this_machine
 from orchestrator.machine.gpu_bench import Bench
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import Gpu, describe, nvidia_smi
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.memory import array_bytes, peak_bytes
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.results.store import provenance
 from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
@@ -354,7 +358,7 @@ def memory(bench: Bench) -> Measurements:
     """Measure each network's peak beside its prediction, and the smallest share that it needs."""
     for model in bench.models:
         network = bench.network(model)
-        predicted = predict.peak_bytes(network) - predict.array_bytes(network) - CONTEXT_BYTES
+        predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
         with bench.as_trials():
             _small_trial(bench, model, graphs=model in bench.graphs)
             peak = isolation.peak_bytes(bench.device)
@@ -492,7 +496,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     times = MeasuredTimes.of_parts(values, graphs)
     if "planned_as" not in values.get("gpu", {}) or not times.step_ms:
         return
-    planned = predict.GpuModel(**values["gpu"]["planned_as"])
+    planned = GpuModel(**values["gpu"]["planned_as"])
     bench = replace(bench, half=planned.bfloat16)
     row = measured_row(bench, planned, times, graphs)
     yield "row", asdict(row)
@@ -514,21 +518,21 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     runs_mps = bool(pairs.get("mps"))
     gain = gains["with_mps"] if runs_mps else gains["without_mps"]
     # As a run decides: without a measurement trials share a GPU where MPS runs.
-    shares = runs_mps if gain is None else gain >= predict.PACKING_PAYS
+    shares = runs_mps if gain is None else gain >= PACKING_PAYS
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
 
 
 def measured_row(
-    bench: Bench, planned: predict.GpuModel, times: MeasuredTimes, graphs: Iterable[str]
-) -> predict.GpuModel:
+    bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
+) -> GpuModel:
     """Return the planner's row of the GPU, scaled by how fast its steps are beside the plan."""
     speeds = []
     for model, step_ms in times.step_ms.items():
-        interval = predict.EAGER_INTERVAL_S
+        interval = EAGER_INTERVAL_S
         if model in graphs:
-            interval = predict.GRAPH_INTERVAL_S
-        cost = predict.cost_of(bench.network(model)).step
-        expected = predict.pass_time(cost, planned, interval=interval, half=bench.half)
+            interval = GRAPH_INTERVAL_S
+        cost = cost_of(bench.network(model)).step
+        expected = pass_time(cost, planned, interval=interval, half=bench.half)
         speeds.append(1000 * expected.seconds / step_ms)
     speed = statistics.median(speeds)
     return replace(

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.planning import predict
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
 
 FULL_SIZE = 1750
@@ -67,14 +68,14 @@ class MeasuredTimes:
         relative = _relative(name, self.build_s)
         if relative is None or name not in self.step_ms or name not in self.evaluated_per_s:
             return None
-        cost = predict.cost_of(network)
-        num_steps, num_evaluations, num_gradients = predict.num_passes(trial, cost)
+        cost = cost_of(network)
+        num_batches = batch_passes(trial, cost)
         # Distances between all pairs of images.
         d_repr_s = self.d_repr_s[relative] * (network.train_size / FULL_SIZE) ** 2
         return (
-            num_steps * self.step_ms[name] / 1000
-            + num_evaluations * cost.evaluation_batch / self.evaluated_per_s[name]
-            + num_gradients * cost.attack_batch / self.gradients_per_s[name]
+            num_batches.steps * self.step_ms[name] / 1000
+            + num_batches.evaluations * cost.evaluation_batch / self.evaluated_per_s[name]
+            + num_batches.gradients * cost.attack_batch / self.gradients_per_s[name]
             + self.build_s[relative]
             + d_repr_s
         )

@@ -16,7 +16,9 @@ from typing import Any
 
 from orchestrator.machine import gpus
 from orchestrator.machine.gpus import Gpu, NodeGpus
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import MEMORY_MARGIN
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from search_spaces.specs import TrialSpec
 
@@ -119,13 +121,13 @@ def largest_peak(trials: Iterable[TrialSpec]) -> float:
     peaks = [0.0]
     for trial in trials:
         with suppress(SweepError):
-            peaks.append(predict.peak_bytes(trial.network))
-    return predict.MEMORY_MARGIN * max(peaks)
+            peaks.append(peak_bytes(trial.network))
+    return MEMORY_MARGIN * max(peaks)
 
 
 def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
     all_gpus = [(node, gpu) for node in nodes for gpu in node.gpus]
-    old = [(node, gpu) for node, gpu in all_gpus if gpu.capability < predict.BFLOAT16_FROM]
+    old = [(node, gpu) for node, gpu in all_gpus if gpu.capability < BFLOAT16_FROM]
     recipes = sorted(
         {
             trial.network.recipe.name

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.machine.processes import STUCK_PROGRAMS, ProgramOutput, run_program
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_checks import read_checks
+from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_like, gpu_model_there
 from search_spaces.errors import ConfigError, SetupError
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
@@ -89,14 +90,12 @@ class Gpu:
         """All of its memory in GiB."""
         return self.memory_bytes / 2**30
 
-    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
+    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
         """Return the model of GPU to plan with.
 
-        ``checks`` are measurements, as :func:`predict.read_checks` returns them.
+        ``checks`` are measurements, as :func:`read_checks` returns them.
         """
-        return predict.gpu_model_there(
-            self.name, self.memory_gib, self.capability, self.processors, checks
-        )
+        return gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def gpus_here() -> list[Gpu]:
         if memory_mib.isdigit():
             gpus.append(Gpu(name, uuid, int(memory_mib) * MIB))
     has_slices = any(row[3] == "Enabled" for row in rows)
-    is_known = all(predict.gpu_model_like(gpu.name) for gpu in gpus)
+    is_known = all(gpu_model_like(gpu.name) for gpu in gpus)
     if rows and len(gpus) == len(rows) and is_known and not has_slices:
         chosen = _chosen(gpus, names)
         if chosen is not None:
@@ -322,12 +321,12 @@ def check_driver() -> None:
     )
 
 
-def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
+def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
     """Return the model of this machine's GPUs to plan with, and their number.
 
     Of several kinds it is the smallest, with the least capability of all.
     """
-    checks = predict.read_checks(folders)
+    checks = read_checks(folders)
     models = [gpu.model(checks) for gpu in gpus_here()]
     if not models:
         return None, 0

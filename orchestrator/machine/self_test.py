@@ -28,7 +28,7 @@ from torch import Tensor
 
 from orchestrator.machine.gpus import compute_capability
 from orchestrator.machine.self_test_case import Case
-from orchestrator.planning.predict import BFLOAT16_FROM
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, seeded, trial_memory
 from tasks.trials.models import PixelModel, build_model

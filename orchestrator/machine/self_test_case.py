@@ -53,13 +53,13 @@ class Case:
 
     def to_json(self) -> str:
         """Return the case as an argument of the test's process."""
-        return json.dumps(asdict(self) | {"model": self.model.model_dump(mode="json")})
+        return json.dumps(asdict(self) | {"model": self.model.model_dump_json()})
 
     @classmethod
     def from_json(cls, text: str) -> Case:
         """Return the case that :meth:`to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
-        model = ModelSpec.model_validate(fields.pop("model"))
+        model = ModelSpec.model_validate_json(fields.pop("model"))
         return cls(model=model, **fields)
 
 

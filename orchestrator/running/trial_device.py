@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.self_test_case import Case
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES
@@ -144,8 +144,10 @@ def check_gpu(precision: str) -> None:
             f"built for CUDA {cuda or 'none'}: {reason}",
             f"{hint}, or run with --device cpu",
         )
+    if precision != "bfloat16":
+        return
     capability = gpus.compute_capability()
-    if precision == "bfloat16" and capability < predict.BFLOAT16_FROM:
+    if capability < BFLOAT16_FROM:
         gpu = gpus.gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",

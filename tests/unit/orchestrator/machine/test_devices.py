@@ -170,7 +170,7 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
         options(1.0, fast, own=own)
     text = str(caught.value)
     assert verdict["wrong"] in text
-    assert text.endswith("to test it again delete /cache/verdict.json")
+    assert text.endswith("to test it again delete /cache/verdict.json.")
     failure = classify(caught.value)
     # So it is quarantined and the trial goes elsewhere, as from a GPU that does not answer.
     assert failure.message.startswith(trial_device.NO_GPU)

@@ -21,17 +21,11 @@ from orchestrator.machine.gpu_check import check, devices, nameless, run_part
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from orchestrator.machine.self_test_case import Case
-from orchestrator.planning.predict import (
-    EAGER_INTERVAL_S,
-    GPU_MODELS,
-    GpuModel,
-    cost_of,
-    gpu_model_there,
-    num_passes,
-    packing_pays,
-    pass_time,
-    read_checks,
-)
+from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
+from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
@@ -639,8 +633,9 @@ def test_hours_are_the_sum_of_what_was_measured():
         seconds += num_steps * step_ms[network.model.name] / 2 / 1000
         seconds += 1.0 + 2.0 * (network.train_size / FULL_SIZE) ** 2
         cost = cost_of(network)
-        _, evaluations, gradients = num_passes(trial, cost)
-        seconds += evaluations * cost.evaluation_batch / 2000 + gradients * cost.attack_batch / 500
+        batches = batch_passes(trial, cost)
+        seconds += batches.evaluations * cost.evaluation_batch / 2000
+        seconds += batches.gradients * cost.attack_batch / 500
     assert found["hours"] == pytest.approx(seconds / 3600, rel=1e-9)
 
 
