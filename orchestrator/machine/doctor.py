@@ -229,15 +229,11 @@ def _launch_file(path: Path) -> list[Check]:
     if not mistakes:
         detail = "nothing is wrong; no provider was asked"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
-    return [
-        {
-            "name": name,
-            "ok": False,
-            "detail": f"{mistake.place}: {mistake.problem}",
-            "fix": mistake.hint,
-        }
-        for mistake in mistakes
-    ]
+    checks: list[Check] = []
+    for mistake in mistakes:
+        detail = f"{mistake.place}: {mistake.problem}"
+        checks.append({"name": name, "ok": False, "detail": detail, "fix": mistake.hint})
+    return checks
 
 
 @dataclass(frozen=True)
@@ -260,7 +256,9 @@ class NodeAnswer:
 def check_nodes() -> list[Check]:
     """Check every node of the connected cluster by a task that runs there, the head first."""
     nodes = ask_nodes(look_here)
-    checks = [checked_node(answer, nodes[reference]) for reference, answer in _answers(nodes)]
+    checks = []
+    for reference, answer in _answers(nodes):
+        checks.append(checked_node(answer, nodes[reference]))
     return sorted(checks, key=lambda check: (not check["node"]["head"], check["name"]))
 
 
@@ -341,9 +339,10 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
 
 
 def _version_problems(versions: dict[str, str]) -> Iterator[Problem]:
-    for name, here in versions_here().items():
-        if versions[name] != here:
-            yield Problem(f"has {name} {versions[name]}, the driver {here}", INSTALL_HINT)
+    for name, driver_version in versions_here().items():
+        if versions[name] != driver_version:
+            text = f"has {name} {versions[name]}, the driver {driver_version}"
+            yield Problem(text, INSTALL_HINT)
 
 
 def _disk_problems(free_bytes: int) -> Iterator[Problem]:
@@ -360,7 +359,9 @@ def writable_bytes(folder: Path) -> int:
 
     There are none on a disk that turned read-only, as broken ones do.
     """
-    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    if not os.access(folder, os.W_OK):
+        return 0
+    return shutil.disk_usage(folder).free
 
 
 def versions_here() -> dict[str, str]:

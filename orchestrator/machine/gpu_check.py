@@ -75,7 +75,8 @@ def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
     If some processes fail, what was measured before stays, with the error.
     """
     row: dict[str, Any] = {}
-    for number in (1, 2, 4) if bench.on_gpu else (1, 2):
+    numbers = (1, 2, 4) if bench.on_gpu else (1, 2)
+    for number in numbers:
         rates, error = _rates_together(bench, model, number)
         if error:
             row["error"] = f"{number} processes: {error}"
@@ -163,10 +164,13 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
     Returns:
         The file, and whether no part failed.
     """
-    name = gpu.name if gpu else "CPU"
-    short_id = gpu.uuid.partition("-")[2][:8] if gpu else "cpu"
-    device = "cuda" if gpu else "cpu"
-    variables = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else {}
+    name, short_id, device = "CPU", "cpu", "cpu"
+    variables: dict[str, str] = {}
+    if gpu is not None:
+        name = gpu.name
+        short_id = gpu.uuid.partition("-")[2][:8]
+        device = "cuda"
+        variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = folder / f"gpu-check-{slug}-{short_id}.json"
     unfinished = path.with_suffix(".unfinished")
@@ -182,13 +186,13 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
                 f"What was found is in {unfinished}; the command begins anew."
             ) from None
         record["parts"][part] = result
-        target = path if part == parts[-1] else unfinished
-        write_atomic(target, json.dumps(record, indent=1).encode())
-        line = f"{'PASS' if result['ok'] else 'FAIL'} {part} in {result['seconds']:.1f} s"
+        write_atomic(unfinished, json.dumps(record, indent=1).encode())
+        verdict = "PASS" if result["ok"] else "FAIL"
+        line = f"{verdict} {part} in {result['seconds']:.1f} s"
         if result["error"]:
             line += f": {result['error']}"
         say(line)
-    unfinished.unlink(missing_ok=True)
+    unfinished.replace(path)
     return path, all(result["ok"] for result in record["parts"].values())
 
 
@@ -243,12 +247,16 @@ def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     if process.returncode and not error:
         lines = error_output.strip().splitlines()
         error = lines[-1] if lines else f"exit code {process.returncode}"
-    complete = [
-        line
-        for line in output.splitlines(keepends=True)
-        if line.startswith("{") and line.endswith("}\n")
-    ]
-    return json.loads(complete[-1]) if complete else {}, error
+    return _last_values(output), error
+
+
+def _last_values(output: str) -> dict[str, Any]:
+    """Return the last complete line of JSON that a part printed."""
+    for line in reversed(output.splitlines(keepends=True)):
+        if line.startswith("{") and line.endswith("}\n"):
+            values: dict[str, Any] = json.loads(line)
+            return values
+    return {}
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
@@ -270,11 +278,11 @@ def nameless(values: Any) -> Any:
     return json.loads(re.sub(r"(/[\w.-]+){2,}", "...", text))
 
 
-def devices(wanted: str | None) -> list[Gpu | None]:
+def devices(number: str | None) -> list[Gpu | None]:
     """Return what is checked.
 
     Args:
-        wanted: the number of a GPU that torch reaches, ``cpu``, or None for all GPUs.
+        number: of a GPU that torch reaches, ``cpu``, or None for all GPUs.
 
     Returns:
         GPUs; None stands for the CPU.
@@ -283,7 +291,7 @@ def devices(wanted: str | None) -> list[Gpu | None]:
         ConfigError: no GPU has this number.
         SetupError: there is no GPU to check.
     """
-    if wanted == "cpu":
+    if number == "cpu":
         return [None]
     reached = () if gpus.is_logical() else visible_gpu_list()
     by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
@@ -293,15 +301,15 @@ def devices(wanted: str | None) -> list[Gpu | None]:
             "none",
             "isweep doctor says why; --device cpu tries the check",
         )
-    if wanted is None:
+    if number is None:
         return list(by_number.values())
-    if wanted not in by_number:
+    if number not in by_number:
         raise ConfigError(
             "--device must be the number of a GPU that torch reaches, or cpu",
-            wanted,
+            number,
             f"one of {', '.join(by_number)}",
         )
-    return [by_number[wanted]]
+    return [by_number[number]]
 
 
 def main() -> None:

@@ -126,14 +126,16 @@ def _core_gflops() -> float:
 def visible_gpu_list() -> tuple[Gpu, ...]:
     """Return the GPUs and slices that torch reaches, as their own processes see them."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is not None and not gpus.visible_gpus():
+        return ()
     if value is not None:
-        return describe(value).gpus if gpus.visible_gpus() else ()
+        return describe(value).gpus
     slices = gpus.slice_uuids()
     if not slices:
         return describe("").gpus
     rows = nvidia_smi("uuid,mig.mode.current")
-    whole = [uuid for uuid, mig in rows if mig != "Enabled"]
-    return describe(",".join(slices + whole)).gpus
+    uncut = [uuid for uuid, mig in rows if mig != "Enabled"]
+    return describe(",".join(slices + uncut)).gpus
 
 
 def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
@@ -203,11 +205,10 @@ def correctness(bench: Bench) -> Measurements:
     with bench.as_trials():
         errors = float32_errors(bench)
         yield "float32_errors", errors
-        fails += [
-            f"a {name} in float32 has an error of {error:.0e}: TensorFloat-32 is on"
-            for name, error in errors.items()
-            if not error < FLOAT32_ERROR
-        ]
+        for name, error in errors.items():
+            if not error < FLOAT32_ERROR:
+                words = f"a {name} in float32 has an error of {error:.0e}"
+                fails.append(f"{words}: TensorFloat-32 is on")
         signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", signs
         yield "features_error", features_error
@@ -442,8 +443,8 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
             device=bench.device,
             graphs=model in bench.graphs,
         )
-        kept = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
-        row = result.model_dump(mode="json", include=kept)
+        fields = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
+        row = result.model_dump(mode="json", include=fields)
         rows.append(row | {"train_size": size, "left_bytes": bench.reserved_bytes()})
     return rows
 
@@ -474,11 +475,11 @@ def faults(bench: Bench) -> Measurements:
     yield "left_bytes", bench.reserved_bytes()
     if bench.on_gpu:  # the last thing that this process can do
         kinds["capture"] = bench.failure_kind(lambda: record_graph(allocate))
-    wrong = {name: kind or "nothing" for name, kind in kinds.items() if kind != "out_of_memory"}
-    yield (
-        "fails",
-        [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()],
-    )
+    fails = []
+    for name, kind in kinds.items():
+        if kind != "out_of_memory":
+            fails.append(f"memory that runs out in {name} is taken for {kind or 'nothing'}")
+    yield "fails", fails
 
 
 def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:

@@ -53,11 +53,12 @@ class MeasuredTimes:
         for model, row in largest.items():
             seconds = float(row["timings"].get("d_repr") or 0.0)
             d_repr[model] = seconds * (FULL_SIZE / row["train_size"]) ** 2
+        build = {name: float(row["timings"]["build"]) for name, row in largest.items()}
         return cls(
             step_ms=steps,
             evaluated_per_s={name: row["evaluate_16"] for name, row in passes.items()},
             gradients_per_s={name: row["fgsm"] for name, row in passes.items()},
-            build_s={name: float(row["timings"]["build"]) for name, row in largest.items()},
+            build_s=build,
             d_repr_s=d_repr,
         )
 
@@ -85,8 +86,11 @@ def _relative(name: str, measured: Collection[str]) -> str | None:
     """Return the measured network that stands for another one: itself, or one of its family."""
     if name in measured:
         return name
-    letters = name.rstrip("0123456789")
-    return next((other for other in measured if other.startswith(letters)), None)
+    family = name.rstrip("0123456789")
+    for relative in measured:
+        if relative.startswith(family):
+            return relative
+    return None
 
 
 def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float | None:

@@ -46,8 +46,8 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     if local:
         if not num_gpus:
             return []
-        here = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        return [replace(here, offered=num_gpus)]
+        this_node = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return [replace(this_node, offered=num_gpus)]
     import ray
 
     nodes = []
@@ -77,8 +77,8 @@ def ask_nodes(
     nodes = {}
     for node in ray.nodes():
         if node["Alive"] and is_asked(node):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            nodes[task.options(scheduling_strategy=there).remote()] = node
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            nodes[task.options(scheduling_strategy=on_node).remote()] = node
     return nodes
 
 
@@ -99,12 +99,13 @@ def refuse(
     """
     nodes = list(nodes)
     needed = largest_peak(trials) if alone else 0.0
-    problems = [
-        problem for node in nodes for problem in gpu_problems(node, share=share, needed=needed)
-    ]
-    if problems:
-        texts = dict.fromkeys(problem.text for problem in problems)
-        hints = dict.fromkeys(problem.hint for problem in problems)
+    texts: dict[str, None] = {}
+    hints: dict[str, None] = {}
+    for node in nodes:
+        for problem in gpu_problems(node, share=share, needed=needed):
+            texts[problem.text] = None
+            hints[problem.hint] = None
+    if texts:
         raise SetupError(
             "Every GPU that is offered must be free to run trials",
             "; ".join(texts),
@@ -126,28 +127,27 @@ def largest_peak(trials: Iterable[TrialSpec]) -> float:
 
 
 def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
-    all_gpus = [(node, gpu) for node in nodes for gpu in node.gpus]
-    old = [(node, gpu) for node, gpu in all_gpus if gpu.capability < BFLOAT16_FROM]
-    recipes = sorted(
-        {
-            trial.network.recipe.name
-            for trial in trials
-            if trial.network.recipe.precision == "bfloat16"
-        }
-    )
-    if not (old and recipes):
+    recipes = set()
+    for trial in trials:
+        recipe = trial.network.recipe
+        if recipe.precision == "bfloat16":
+            recipes.add(recipe.name)
+    if not recipes:
         return
-    node, gpu = old[0]
-    hint = "--set recipe.precision=float32, or another GPU"
-    usable = [gpu for its_node, gpu in all_gpus if its_node == node and (node, gpu) not in old]
-    if usable:
-        hint += f", or hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
-    raise ConfigError(
-        "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-        f"{recipes[0]} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be "
-        "emulated, slower than float32",
-        hint,
-    )
+    for node in nodes:
+        old = [gpu for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
+        if not old:
+            continue
+        hint = "--set recipe.precision=float32, or another GPU"
+        usable = [gpu for gpu in node.gpus if gpu not in old]
+        if usable:
+            hint += f", or hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+        raise ConfigError(
+            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
+            f"{min(recipes)} on {old[0].name} of node {node.node}, whose is {old[0].capability}: "
+            "it would be emulated, slower than float32",
+            hint,
+        )
 
 
 def _uuids(chosen: Iterable[Gpu]) -> str:
@@ -162,16 +162,16 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
         share: largest share of a GPU that a trial gets.
         needed: bytes of free memory that a trial with a whole GPU needs; 0 asks for none.
     """
-    where = f"node {node.node}"
+    prefix = f"node {node.node}"
     if node.error:
         yield Problem(
-            f"{where}: torch cannot be asked of its GPUs: {node.error}",
+            f"{prefix}: torch cannot be asked of its GPUs: {node.error}",
             f"see what {Path(sys.executable).name} -c 'import torch' says there",
         )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
-            f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
+            f"{prefix}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
             "apart",
             "list the slices with nvidia-smi -L, start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and --num-gpus as many, and set "
@@ -182,7 +182,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
         yield _unreached(node)
     for gpu in node.gpus:
         for problem in _problems_of(gpu, node, share, needed):
-            yield replace(problem, text=f"{where}: {gpu.name} {gpu.uuid}{problem.text}")
+            yield replace(problem, text=f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}")
 
 
 def _unreached(node: NodeGpus) -> Problem:
@@ -201,10 +201,10 @@ def _unreached(node: NodeGpus) -> Problem:
 
 
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
-    others = [other for other in node.gpus if other != gpu and other.has_kernels]
+    usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
     hide = "hide it with CUDA_VISIBLE_DEVICES"
-    if others:
-        hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(others)}"
+    if usable:
+        hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
     if not gpu.has_kernels:
         hint = (
             f"install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "

@@ -276,8 +276,8 @@ def _chosen(gpus: list[Gpu], names: list[str] | None) -> list[Gpu] | None:
     """Return the named GPUs; None if only CUDA knows which ones the numbers mean."""
     if names is None:
         return gpus
-    exists = [not name.isdigit() or int(name) < len(gpus) for name in names]
-    names = names[: exists.index(False)] if False in exists else names
+    # CUDA reads up to the first number that no GPU has.
+    names = list(takewhile(lambda name: not name.isdigit() or int(name) < len(gpus), names))
     if not all(name.isdigit() for name in names):
         return [gpu for name in names for gpu in gpus if gpu.uuid.startswith(name)]
     if len({gpu.name for gpu in gpus}) == 1:
@@ -395,7 +395,7 @@ def print_gpus() -> None:
     rows = nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")
     rows_by_uuid = {row[0]: row for row in rows}
     # Before this process holds anything there itself.
-    held_in_slice = _held_in_slice()
+    bytes_held_in_slice = _held_in_slice()
     import torch
 
     complaint = why_no_gpu()
@@ -407,16 +407,16 @@ def print_gpus() -> None:
         uuid = _uuid(properties)
         _, mode, mig_mode, used_mib = rows_by_uuid.get(uuid, (uuid, "Default", "", ""))
         is_slice = "MIG" in properties.name or mig_mode == "Enabled"
-        held = held_in_slice
+        held_bytes = bytes_held_in_slice
         if used_mib.isdigit() and not is_slice:
-            held = int(used_mib) * MIB
+            held_bytes = int(used_mib) * MIB
         capability = (10 * properties.major + properties.minor) / 10
         gpus.append(
             Gpu(
                 name=properties.name,
                 uuid=uuid,
                 memory_bytes=properties.total_memory,
-                held_bytes=held,
+                held_bytes=held_bytes,
                 capability=capability,
                 processors=properties.multi_processor_count,
                 compute_mode=mode,
@@ -464,8 +464,9 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
     for name in built_for:
         kind, _, number = name.partition("_")
         digits = "".join(filter(str.isdigit, number)) or "0"
-        its = int(digits) / 10
-        if its <= capability and (kind == "compute" or int(its) == int(capability)):
+        built_capability = int(digits) / 10
+        is_same_major = int(built_capability) == int(capability)
+        if built_capability <= capability and (kind == "compute" or is_same_major):
             return True
     return not built_for
 

@@ -104,9 +104,9 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
     file = resources.files("ray.autoscaler") / "ray-schema.json"
     schema = json.loads(file.read_text(encoding="utf-8"))
     # The schema does not know this key, which own machines have.
-    known = {key: value for key, value in config.items() if key != "min_workers"}
+    schema_keys = {key: value for key, value in config.items() if key != "min_workers"}
     is_wrong = False
-    for error in jsonschema.Draft7Validator(schema).iter_errors(known):
+    for error in jsonschema.Draft7Validator(schema).iter_errors(schema_keys):
         is_wrong = True
         place = ".".join(str(key) for key in error.absolute_path) or "the file"
         yield Mistake(place, error.message[:300], COMPARE_HINT)
@@ -136,16 +136,16 @@ def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
 
 def _text_mistakes(config: Config) -> Iterator[Mistake]:
     """Find places still to be filled in, and secrets, which ``ray up`` copies to the head."""
-    seen = set[str]()
+    earlier_texts = set[str]()
     for place, value in _values(config):
         if not isinstance(value, str):
             continue
         unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
         # Text behind an anchor of YAML is filled in once.
-        if unfilled and value not in seen:
+        if unfilled and value not in earlier_texts:
             problem = f"still to be filled in: {unfilled[0]}"
             yield Mistake(place, problem, "see the comment marked CHANGE there")
-        seen.add(value)
+        earlier_texts.add(value)
         if place.startswith("file_mounts."):
             continue
         if value and SECRET_KEY.search(place.rpartition(".")[2]):

@@ -40,10 +40,10 @@ def _node_types(config: Config) -> Iterator[NodeType]:
 
 def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
     head = config["head_node_type"]
-    worker_types = [
-        node_type for name, node_type in config["available_node_types"].items() if name != head
-    ]
-    may_start = any(node_type.get("max_workers", 1) for node_type in worker_types)
+    may_start = False
+    for name, node_type in config["available_node_types"].items():
+        if name != head and node_type.get("max_workers", 1):
+            may_start = True
     if not (config.get("max_workers", 0) and may_start):
         yield Mistake(
             "max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type"
@@ -137,11 +137,9 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
     conditions: list[dict[str, str]] = []
     with suppress(OSError, ValueError, KeyError, TypeError):  # AWS takes none that is broken
         statements = json.loads(HEAD_POLICY.read_text(encoding="utf-8"))["Statement"]
-        conditions = [
-            statement["Condition"]["StringEquals"]
-            for statement in statements
-            if "Condition" in statement
-        ]
+        for statement in statements:
+            if "Condition" in statement:
+                conditions.append(statement["Condition"]["StringEquals"])
     for place, key, value in (
         ("cluster_name", "aws:ResourceTag/ray-cluster-name", config["cluster_name"]),
         ("provider.region", "aws:RequestedRegion", config["provider"].get("region")),

@@ -82,7 +82,7 @@ def _root_name(identity: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
+def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
     """Hold a lock file during a block.
 
     Somebody may delete the file meanwhile, and a second command would make and lock another one.
@@ -91,12 +91,12 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
     Args:
         path: the lock file.
         purpose: what the holder does.
-        what: what the lock is of, ``root`` or ``storage``.
+        kind: what the lock is of, ``root`` or ``storage``.
 
     Raises:
         SetupError: another process holds it, or it cannot be locked.
     """
-    lock = _LockFile(path, purpose, what)
+    lock = _LockFile(path, purpose, kind)
     try:
         lock.take()
         with Watch("lock", LOOK_EVERY_S, lock.take_again):
@@ -108,9 +108,9 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
 class _LockFile:
     """A lock file that this process holds; several files if some were deleted meanwhile."""
 
-    def __init__(self, path: Path, purpose: str, what: str) -> None:
+    def __init__(self, path: Path, purpose: str, kind: str) -> None:
         self._path = path
-        self._what = what
+        self._kind = kind
         self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._files: list[TextIO] = []
 
@@ -123,9 +123,9 @@ class _LockFile:
             file.close()
             holder = _holder_text(_read_holder(self._path), "another process")
             raise SetupError(
-                RULE.format(self._what),
+                RULE.format(self._kind),
                 f"{self._path.parent} is in use by {holder}",
-                f"wait for it, stop it with Ctrl-C, or use another --{self._what}",
+                f"wait for it, stop it with Ctrl-C, or use another --{self._kind}",
             )
         file.truncate(0)
         json.dump(self._about, file)

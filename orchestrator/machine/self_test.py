@@ -109,11 +109,11 @@ class Gradient:
         """Euclidean norm over all weights."""
         return math.sqrt(_inner_product(self.of_weights, self.of_weights))
 
-    def cosine(self, other: Gradient) -> float:
+    def cosine(self, reference: Gradient) -> float:
         """Return the cosine of the angle to another gradient; NaN if one is zero."""
-        norms = self.norm * other.norm
+        norms = self.norm * reference.norm
         if norms > 0:
-            return _inner_product(self.of_weights, other.of_weights) / norms
+            return _inner_product(self.of_weights, reference.of_weights) / norms
         return math.nan
 
 
@@ -141,18 +141,16 @@ class Arithmetic:
     def problem(self) -> str:
         """A line about what is wrong; empty if nothing is. NaN is wrong."""
         limits = self.tolerance
-        where = f"{self.model} in {self.precision}"
+        subject = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
-            return f"{where}: the first loss is {self.loss:.4f}, on the CPU {self.cpu_loss:.4f}"
+            return f"{subject}: the first loss is {self.loss:.4f}, on the CPU {self.cpu_loss:.4f}"
         if not self.cosine >= limits.cosine:
             return (
-                f"{where}: the first gradient points elsewhere than on the CPU (cosine "
+                f"{subject}: the first gradient points elsewhere than on the CPU (cosine "
                 f"{self.cosine:.3f})"
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
-            return (
-                f"{where}: the first gradient is {self.norm_ratio:.3f} times as long as on the CPU"
-            )
+            return f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on the CPU"
         return ""
 
 
@@ -256,7 +254,7 @@ def run(case: Case, device: torch.device) -> Verdict:
         with trial_memory(device), contained(0, device), deterministic(device):
             arithmetic += compare_with_cpu(case, device)
             # Graphs of wrong numbers would be compared with wrong numbers.
-            if not any(one.problem for one in arithmetic):
+            if not any(comparison.problem for comparison in arithmetic):
                 trainings += compare_trainings(case, device)
                 error_text = frozen_dropout(device)
     except Exception as error:  # whatever a driver, a library or a capture raises
@@ -271,9 +269,9 @@ def _verdict(
     error_text: str,
     seconds: float,
 ) -> Verdict:
-    wrong = "; ".join(one.problem for one in arithmetic if one.problem)
-    different = "; ".join(one.problem for one in trainings if one.problem)
-    slow = "; ".join(one.slowness for one in trainings if one.slowness)
+    wrong = "; ".join(filter(None, (comparison.problem for comparison in arithmetic)))
+    different = "; ".join(filter(None, (comparison.problem for comparison in trainings)))
+    slow = "; ".join(filter(None, (comparison.slowness for comparison in trainings)))
     return Verdict(
         wrong=wrong,
         plain_because=wrong or error_text or different or slow,
@@ -346,10 +344,10 @@ def _gradient(model: PixelModel, images: Tensor, labels: Tensor, precision: str)
 
 def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     total = 0.0
-    for one, other in zip(first, second, strict=True):
+    for left, right in zip(first, second, strict=True):
         chunks = zip(
-            torch.split(one.flatten(), INNER_PRODUCT_CHUNK),
-            torch.split(other.flatten(), INNER_PRODUCT_CHUNK),
+            torch.split(left.flatten(), INNER_PRODUCT_CHUNK),
+            torch.split(right.flatten(), INNER_PRODUCT_CHUNK),
             strict=True,
         )
         total += sum(float(a.double() @ b.double()) for a, b in chunks)
@@ -448,13 +446,13 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
     """Return the largest difference; infinite if a training ended early, NaN if a value is NaN."""
     if len(first) != len(second):
         return math.inf
-    differences = [abs(one - other) for one, other in zip(first, second, strict=True)]
+    differences = [abs(left - right) for left, right in zip(first, second, strict=True)]
     # Not Python's max, which passes over NaN.
     return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    changes = [(one - other).abs().max() for one, other in zip(first, second, strict=True)]
+    changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
     return float(torch.stack(changes).max())
 
 

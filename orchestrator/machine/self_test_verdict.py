@@ -69,9 +69,9 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
     key = fingerprint([*versions, *network])[:12]
     file = user_cache("gpus") / f"self-test-{uuid}-{case.model.name}-{key}.json"
     with _locked(file.with_name(f"self-test-{uuid}.lock")):
-        known = _verdicts_of_this_process.get(file) or _read(file)
-        if known is not None and known.is_valid:
-            return known
+        verdict = _verdicts_of_this_process.get(file) or _read(file)
+        if verdict is not None and verdict.is_valid:
+            return verdict
         verdict = _tested(case, file)
         _verdicts_of_this_process[file] = verdict
         fields = {
