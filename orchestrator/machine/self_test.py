@@ -150,7 +150,8 @@ class Arithmetic:
                 f"{self.cosine:.3f})"
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
-            return f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on the CPU"
+            ratio = f"{self.norm_ratio:.3f} times as long as on the CPU"
+            return f"{subject}: the first gradient is {ratio}"
         return ""
 
 
