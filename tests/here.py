@@ -15,7 +15,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from orchestrator.machine.cluster import Cluster
-from orchestrator.results.store import CellReport
+from orchestrator.results.records import CellReport
 from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.worker import REPORT

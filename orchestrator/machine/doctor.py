@@ -21,9 +21,9 @@ from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
 from orchestrator.machine.gpus import NodeGpus, check_driver, describe, gpus_here
 from orchestrator.machine.launch_file import check_launch_file
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
+from orchestrator.results.mlflow_connection import check_tracker
+from orchestrator.results.provenance import provenance
 from orchestrator.results.storage import Folder, open_storage
-from orchestrator.results.store import provenance
-from orchestrator.results.tracking import check_tracker
 from search_spaces.errors import SweepError
 
 MIN_FREE_BYTES = 5 * 2**30

@@ -37,7 +37,7 @@ from orchestrator.planning.costs.memory import array_bytes, peak_bytes
 from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.estimate import on_gpus
-from orchestrator.results.store import provenance
+from orchestrator.results.provenance import provenance
 from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from orchestrator.results.store import FailureKind
+from orchestrator.results.records import FailureKind
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
 from orchestrator.machine.launch_providers import aws_mistakes, gcp_mistakes, own_mistakes
 from orchestrator.planning.plain_yaml import read_text
-from orchestrator.results.store import provenance
+from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 

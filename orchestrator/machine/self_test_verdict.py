@@ -21,7 +21,7 @@ from orchestrator.machine import gpus
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.paths import user_cache
-from orchestrator.results.store import provenance
+from orchestrator.results.provenance import provenance
 from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 

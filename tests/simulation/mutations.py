@@ -41,9 +41,10 @@ QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py
 FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/locks.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
+STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
-SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
+SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
 REQUESTS = "orchestrator/running/requests.py"
 
 MUTATIONS = tuple(
@@ -414,7 +415,7 @@ MUTATIONS = tuple(
             ("a point is sent once", " if (point.key, point.step, point.value) not in there]", "]"),
             (
                 "a cell that nobody works on does not say that it runs",
-                "            self.client.set_tag(known.run_id, table.STATUS, KILLED)\n",
+                "            self.client.set_tag(known.run_id, columns.STATUS, KILLED)\n",
                 "",
             ),
         ),
@@ -455,6 +456,8 @@ MUTATIONS = tuple(
                 "        return True\n    # An id",
                 "        return False\n    # An id",
             ),
+        ),
+        STORED: (
             (
                 "results that are gone are counted",
                 "        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()\n",
@@ -465,6 +468,8 @@ MUTATIONS = tuple(
                 "if n in files and stamp == files[n].stamp\n",
                 "if n in files\n",
             ),
+        ),
+        OUTLINES: (
             (
                 "a damaged row of the index is not believed",
                 ' if seal == zlib.crc32(f"{stamp} {text}".encode())',

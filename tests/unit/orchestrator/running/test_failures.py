@@ -8,7 +8,7 @@ import ray.exceptions as rex
 import torch
 
 from orchestrator.machine.gpu_errors import GPU_ERRORS, gpu_error
-from orchestrator.results.store import FailureKind
+from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import (
     RETRIES,
     DeviceError,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import queue
 from orchestrator.running.failures import (
     DEVICE_ERRORS,
