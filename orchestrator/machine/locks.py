@@ -14,6 +14,7 @@ import os
 import posixpath
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class _LockFile:
         self._kind = kind
         self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._files: list[TextIO] = []
+        self._mutex = threading.Lock()
+        """Held while files change: one thread looks at them, another one releases them."""
 
     def take(self) -> None:
         """Lock the file at the path, or raise a SetupError."""
@@ -133,20 +136,23 @@ class _LockFile:
 
     def take_again(self) -> SetupError | None:
         """Lock a new file if the locked one was deleted; return an error if another one did."""
-        if self._is_at_path():
+        with self._mutex:
+            if not self._files or self._is_at_path():
+                return None
+            try:
+                self.take()
+            except SetupError as error:
+                return error
+            log.warning("the lock %s was deleted; it is taken again", self._path)
             return None
-        try:
-            self.take()
-        except SetupError as error:
-            return error
-        log.warning("the lock %s was deleted; it is taken again", self._path)
-        return None
 
     def release(self) -> None:
         """Unlock all files."""
-        for file in self._files:
-            file.truncate(0)
-            file.close()
+        with self._mutex:
+            for file in self._files:
+                file.truncate(0)
+                file.close()
+            self._files.clear()
 
     def _is_at_path(self) -> bool:
         """Return whether the file locked last is the one at the path."""
