@@ -29,7 +29,7 @@ from torch.utils.benchmark import Timer
 from orchestrator.machine import gpus, self_test
 from orchestrator.machine.cluster import connect, this_machine
 from orchestrator.machine.gpu_bench import Bench
-from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
+from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
 from orchestrator.machine.gpus import Gpu, describe, nvidia_smi
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
@@ -503,6 +503,9 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     yield "row", asdict(row)
     yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
     hours = measured_hours(bench.trials, times)
+    if hours is not None:
+        # So that plans and runs expect what was measured, network by network.
+        yield "row", asdict(replace(row, network_factors=network_factors(bench.trials, times, row)))
     yield "hours", hours
     if hours is None:
         yield "hours_note", "no hours: step_times, passes or trial measured too little"

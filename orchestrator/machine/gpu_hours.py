@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
@@ -102,3 +104,18 @@ def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float
             return None
         seconds.append(trial_s)
     return sum(seconds) / 3600
+
+
+def network_factors(
+    trials: Collection[TrialSpec], times: MeasuredTimes, gpu: GpuModel
+) -> tuple[tuple[str, float], ...]:
+    """Return the measured over the predicted time of all trials of each network, by its name."""
+    measured: dict[str, float] = {}
+    predicted: dict[str, float] = {}
+    for trial in trials:
+        seconds = times.seconds(trial)
+        if seconds is not None:
+            name = trial.network.model.name
+            measured[name] = measured.get(name, 0.0) + seconds
+            predicted[name] = predicted.get(name, 0.0) + need_of(trial, gpu, given=1.0).seconds
+    return tuple((name, seconds / predicted[name]) for name, seconds in measured.items())

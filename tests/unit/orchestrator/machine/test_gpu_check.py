@@ -23,9 +23,11 @@ from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_fol
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
 from orchestrator.planning.costs.passes import batch_passes
+from orchestrator.planning.estimate import on_gpus
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
@@ -520,6 +522,9 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
             ({"row": {"compute_efficiency": value}}, False)
             for value in ("fast", -1, None, float("nan"))
         ),
+        ({"row": {"network_factors": [["vgg16", 1.2]]}}, True),
+        ({"row": {"network_factors": [["vgg16", -1]]}}, False),
+        ({"row": {"network_factors": 7}}, False),
         ({"row": 7}, False),
         ({"pair_gain": "much"}, False),
         (["PASS"], False),
@@ -637,6 +642,18 @@ def test_hours_are_the_sum_of_what_was_measured():
         seconds += batches.evaluations * cost.evaluation_batch / 2000
         seconds += batches.gradients * cost.attack_batch / 500
     assert found["hours"] == pytest.approx(seconds / 3600, rel=1e-9)
+
+
+def test_a_plan_expects_the_hours_that_were_measured():
+    """Also where one network is slower than the others, for which one factor does not do."""
+    bench = bench_of("cuda")
+    step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
+    found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(found))}
+    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    hours = sum(need_of(trial, planned, given=1.0).seconds for trial in bench.trials) / 3600
+    assert hours == pytest.approx(found["hours"])
+    assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(found["hours"])
 
 
 @pytest.mark.parametrize("slower", ["vgg", "resnet"])

@@ -28,7 +28,9 @@ from orchestrator.planning.runtimes import (
     HANG_FACTOR,
     MIN_LIMIT_S,
     UNTIMED_FACTOR,
+    MeasuredTrial,
     RuntimeModel,
+    corrections_for,
     time_limit,
 )
 from orchestrator.planning.sweep_file import load_sweep
@@ -546,3 +548,11 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
     monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
     assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
+
+
+def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):
+    trial, model = trials["vgg16"], MIG.model()
+    seconds = 3 * need_of(trial, model, given=1.0).seconds
+    measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
+    assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
+    assert corrections_for(ADA.model(), [measured]).seconds == {}
