@@ -114,7 +114,7 @@ def _checked(name: str, check: Callable[[], Outcome]) -> Check:
     try:
         outcome = check()
     except SweepError as error:
-        outcome = Outcome(False, str(error), error.way_out)
+        outcome = Outcome(False, str(error), error.hint)
     except Exception as error:
         outcome = Outcome(False, f"{type(error).__name__}: {error}", "see the message")
     fix = "" if outcome.ok else outcome.fix
