@@ -86,11 +86,13 @@ def test_a_file_that_is_filled_in_is_good(checkout, name):
 )
 def test_every_place_marked_change_is_named(name, places):
     found = [
-        one for one in check_launch_file(REPOSITORY / name) if "still to be filled in" in one.what
+        one
+        for one in check_launch_file(REPOSITORY / name)
+        if "still to be filled in" in one.problem
     ]
     for place in places:
-        assert any(one.where.endswith(place) for one in found), (place, found)
-    assert all("CHANGE" in one.what or "example.org" in one.what for one in found)
+        assert any(one.place.endswith(place) for one in found), (place, found)
+    assert all("CHANGE" in one.problem or "example.org" in one.problem for one in found)
 
 
 def changed(config: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -334,8 +336,8 @@ def test_what_is_no_launch_file(tmp_path, text, message):
     if callable(text):
         text(path)
     (found,) = check_launch_file(path)
-    assert message in found.what
-    assert found.way_out
+    assert message in found.problem
+    assert found.hint
 
 
 @pytest.mark.parametrize(
