@@ -21,7 +21,8 @@ import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw, share
 from harness import Found, run
 
-from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
+from orchestrator.analysis.loss_growth import GrowthCurve, growth_of
+from orchestrator.analysis.prediction_inputs import PilotPoint
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise
 
@@ -75,7 +76,7 @@ def predicted(
             continue
         before = mine.iloc[:-1].head(size)
         pilot = [PilotPoint(row["train_size"], row["test_loss"]) for _, row in before.iterrows()]
-        curve = Curve(growth, last["d_reference"], last["label_sharpness"], pilot)
+        curve = GrowthCurve(growth, last["d_reference"], last["label_sharpness"], pilot)
         value, reach = curve.at(last["train_size"])
         shorter = curve.shorter(last["train_size"])
         if reach is not None and shorter is not None:

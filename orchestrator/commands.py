@@ -43,7 +43,8 @@ from tasks.trials.records import TrialStatus
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.prediction import Growth, Prediction
+    from orchestrator.analysis.loss_growth import Growth
+    from orchestrator.analysis.prediction import Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.machine.cluster import RunOptions
 
@@ -293,7 +294,11 @@ def predicted(
     if label_sharpness is None:
         check_scale(record, known.scale)
     trained = None if pilot is None else pilot()
+    comparable = True
     if trained is not None:
+        takes_its_d = "d_data" not in numbers
+        comparable = not takes_its_d or trained.d_data is None
+        comparable = comparable or trained.measures_suit(known.ranges["train_size"][1])
         own = {name: getattr(trained, name) for name in asked}
         numbers = {name: value for name, value in own.items() if value is not None} | numbers
     complete(numbers)
@@ -304,6 +309,7 @@ def predicted(
         train_size=train_size,
         target_loss=target_loss,
         pilot=() if trained is None else trained.points,
+        measures_are_comparable=comparable,
     )
     notes = () if trained is None else trained.notes
     return replace(

@@ -39,6 +39,17 @@ class Pilot:
     d_data: float | None = None
     label_sharpness: float | None = None
     notes: tuple[str, ...] = ()
+    d_data_size: float | None = None
+
+    def measures_suit(self, largest_size: float) -> bool:
+        """Return whether d_data was measured at about as many images as a sweep's.
+
+        Estimates rise with N: at half of the images they are some 5 % smaller.
+
+        Args:
+            largest_size: The largest N of the sweep, at which its own d_data is taken.
+        """
+        return self.d_data_size is None or self.d_data_size >= largest_size / 2
 
 
 def is_pilot_table(path: Path) -> bool:
@@ -52,6 +63,17 @@ def is_pilot_table(path: Path) -> bool:
     return not {c.TRAIN_SIZE, c.TEST_LOSS}.isdisjoint(name.strip(' "') for name in names)
 
 
+def separator_of(path: Path) -> str:
+    """Return the separator of a CSV file: a comma, a semicolon or a tab.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        UnicodeDecodeError: If it is not in UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return max(",;\t", key=file.readline().count)
+
+
 def read_separated(path: Path) -> pd.DataFrame:
     """Read a table with commas, tabs, or a spreadsheet's semicolons and 0,5.
 
@@ -59,8 +81,7 @@ def read_separated(path: Path) -> pd.DataFrame:
         OSError: If the file cannot be opened.
         ValueError: If it is no table, or not in UTF-8.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        separator = max(",;\t", key=file.readline().count)
+    separator = separator_of(path)
     decimal = "," if separator == ";" else "."
     return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
 
@@ -116,9 +137,17 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     return Pilot(
         points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
         d_data=_at_largest(rows, c.D_DATA_MLE),
+        d_data_size=_largest_size(rows, c.D_DATA_MLE),
         label_sharpness=_at_largest(rows, c.LABEL_SHARPNESS),
         notes=tuple(notes),
     )
+
+
+def _largest_size(rows: pd.DataFrame, name: str) -> float | None:
+    """Return the largest train size that has a measure."""
+    if name not in rows or rows[name].isna().all():
+        return None
+    return float(rows.loc[rows[name].notna(), c.TRAIN_SIZE].max())
 
 
 def _at_largest(rows: pd.DataFrame, name: str) -> float | None:

@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.curve_answers import (
-    CurveQuestion,
-    answer,
-    answers,
-    metric_of,
-    of_model,
-    read_curve,
-)
+from orchestrator.analysis.curve_answers import CurveQuestion, answer, answers
+from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import (
     CurvePoint,
     CurvePrior,
@@ -183,9 +177,10 @@ def test_a_table_has_a_curve_per_network_and_pair():
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
     assert report.remarks[0] == "Left out: 1 of 6 rows, which have no test loss."
     assert "The learning curve of a 0-2 cannot be fitted" in report.remarks[1]
-    assert len(of_model(whole, "b")) == 2
+    (only,) = answers(whole, CurveQuestion(), "b").curves
+    assert (only.name, only.num_siblings) == ("b", 1)
     with pytest.raises(ConfigError, match="Unknown model; found: 'c'"):
-        of_model(whole, "c")
+        answers(whole, CurveQuestion(), "c")
 
 
 def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):

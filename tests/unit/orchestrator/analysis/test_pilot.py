@@ -6,8 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.prediction import PilotPoint
-from orchestrator.analysis.prediction_inputs import Pilot, is_pilot_table, pilot_of, read_pilot
+from orchestrator.analysis.prediction_inputs import (
+    Pilot,
+    PilotPoint,
+    is_pilot_table,
+    pilot_of,
+    read_pilot,
+)
 from orchestrator.commands import predicted
 from search_spaces.errors import ConfigError, SweepError
 
@@ -142,5 +147,8 @@ def test_losses_alone_are_said_to_lack_the_two_numbers():
         ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"
     ):
         predicted(
-            {}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked
+            {},
+            lambda: SimpleNamespace(scale=None, ranges={"train_size": (10.0, 20.0)}),
+            lambda: Pilot((PilotPoint(20, 0.5),)),
+            **asked,
         )
