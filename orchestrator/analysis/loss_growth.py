@@ -144,7 +144,8 @@ class GrowthCurve:
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: K_F of the dataset, on the scale of the sweep.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If one of the two is None,
+            neither enters.
         pilot: Small trainings on the dataset.
         informed: Whether d_data and K_F enter; None lets left-out datasets decide.
     """
@@ -152,8 +153,8 @@ class GrowthCurve:
     def __init__(
         self,
         growth: Growth,
-        d_data: float,
-        label_sharpness: float,
+        d_data: float | None,
+        label_sharpness: float | None,
         pilot: Sequence[PilotPoint] = (),
         *,
         informed: bool | None = None,
@@ -162,7 +163,9 @@ class GrowthCurve:
         self.d_data = d_data
         self.label_sharpness = label_sharpness
         self.num_pilot = len(pilot)
-        self.is_informed = growth.measures_help(len(pilot)) if informed is None else informed
+        if informed is None:
+            informed = growth.measures_help(len(pilot))
+        self.is_informed = informed and None not in (d_data, label_sharpness)
         self.prior = growth.informed if self.is_informed else growth.plain
         num_effects = len(self.prior.values)
         self.mean = np.concatenate([self.prior.values, [0.0, 0.0]])
@@ -186,12 +189,11 @@ class GrowthCurve:
     def design_row(self, train_size: float) -> Array:
         """Return the regressors at a train size: effects, then the dataset's height and slope."""
         log_size = float(np.log(train_size)) - self.growth.centre
-        regressors = {
-            EXPONENT: -log_size / self.d_data,
-            SLOPE: log_size,
-            INVERSE_D: 1 / self.d_data,
-            LOG_SHARPNESS: float(np.log(self.label_sharpness)),
-        }
+        regressors = {SLOPE: log_size}
+        if self.d_data is not None and self.label_sharpness is not None:
+            regressors[EXPONENT] = -log_size / self.d_data
+            regressors[INVERSE_D] = 1 / self.d_data
+            regressors[LOG_SHARPNESS] = float(np.log(self.label_sharpness))
         return np.array([1.0, *(regressors[name] for name in self.prior.terms), 1.0, log_size])
 
     def moments(self, train_size: float) -> tuple[float, float]:

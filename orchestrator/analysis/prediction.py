@@ -104,8 +104,8 @@ class Prediction:
 def predict(
     growth: Growth,
     *,
-    d_data: float,
-    label_sharpness: float,
+    d_data: float | None,
+    label_sharpness: float | None,
     train_size: float | None = None,
     target_loss: float | None = None,
     pilot: Sequence[PilotPoint] = (),
@@ -116,7 +116,8 @@ def predict(
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset (maximum likelihood).
-        label_sharpness: K_F of the dataset, on the fitted scale.
+        label_sharpness: K_F of the dataset, on the fitted scale. If one of the two is None, neither
+            is used.
         train_size: N at which the loss is asked.
         target_loss: Test loss in nat whose N is asked; exactly one of the two is given.
         pilot: Small trainings on the dataset itself.
@@ -280,6 +281,8 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
     """Return why d_data and K_F do not enter, if they do not."""
     if curve.is_informed:
         return []
+    if curve.d_data is None or curve.label_sharpness is None:
+        return ["d_data and K_F are not both known, so they are not used"]
     if not are_comparable:
         return [
             "the pilot's d_data was measured at far fewer images than the sweep's, and estimates "
@@ -294,7 +297,11 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
 
 
 def _outside(
-    growth: Growth, size: float | None, d_data: float, label_sharpness: float, is_informed: bool
+    growth: Growth,
+    size: float | None,
+    d_data: float | None,
+    label_sharpness: float | None,
+    is_informed: bool,
 ) -> list[str]:
     """Return which numbers lie outside of the fitted ranges; unused ones do not count."""
     asked = {TRAIN_SIZE: size}

@@ -9,9 +9,9 @@ from scipy import stats
 
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.loss_growth import GrowthCurve, fit_growth
+from orchestrator.analysis.predict_sweep import predict_sweep
 from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint
-from orchestrator.commands import predicted
 from search_spaces.errors import ConfigError, DataError
 from tests.synthetic import synthetic_table
 
@@ -179,7 +179,7 @@ def test_a_pilot_whose_d_data_was_measured_at_far_fewer_images_lends_none(noisy)
     small = Pilot((PilotPoint(100, 0.5),), d_data=4.0, label_sharpness=1e-4, d_data_size=100)
     assert not small.measures_suit(largest_size=10_000)
     assert small.measures_suit(largest_size=200)
-    found, _ = predicted(
+    found, _ = predict_sweep(
         {},
         lambda: noisy,
         lambda: small,
@@ -191,6 +191,15 @@ def test_a_pilot_whose_d_data_was_measured_at_far_fewer_images_lends_none(noisy)
     assert "measured at far fewer images than the sweep's" in found.warning
     plain = GrowthCurve(noisy, 4.0, 1e-4, small.points, informed=False)
     assert found.value == pytest.approx(np.exp(plain.moments(1000)[0]))
+
+
+def test_a_pilot_answers_without_d_data_and_k_f(noisy):
+    pilot = Pilot((PilotPoint(100, 0.5), PilotPoint(300, 0.4)))
+    asked = {"d_data": None, "label_sharpness": None, "train_size": 1000, "target_loss": None}
+    found, _ = predict_sweep({}, lambda: noisy, lambda: pilot, **asked)
+    plain = GrowthCurve(noisy, None, None, pilot.points)
+    assert found.value == pytest.approx(np.exp(plain.moments(1000)[0]))
+    assert "d_data and K_F are not both known, so they are not used" in found.warning
 
 
 def test_the_size_interval_is_where_the_loss_interval_meets_the_target():
