@@ -27,6 +27,7 @@ from scipy.optimize import minimize, nnls
 
 from orchestrator.analysis.learning_curves import (
     COARSE_GRID,
+    NORMAL_QUANTILE,
     CurveArrays,
     CurvePoint,
     CurvePrior,
@@ -67,9 +68,10 @@ START = CurvePrior(
     log_drift=-2.0,
     rate_sharing=0.5,
     floor_sharing=0.5,
+    test_sharing=0.5,
 )
 """Where the search starts: round numbers near the maximum of all sets together."""
-PENALTY_SD = np.array([1.0, 1.0, 1.5, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3, 0.3, 2.0, 2.0])
+PENALTY_SD = np.array([1.0, 1.0, 1.5, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3, 0.3, 2.0, 2.0, 2.0])
 """Standard deviations of a weak penalty around the start, one per number that is searched."""
 PENALTY = 0.02
 
@@ -305,6 +307,9 @@ def fit_prior(curves: Sequence[Curve], metric: Metric) -> CurvePrior:
     weights = set_weights(cases.cases)
     arrays = CurveArrays(cases.pilots, metric)
     start = _as_vector(START)
+    if metric == "loss":
+        start = start[:-1]  # the test set's noise is part of the scatter between seeds
+    penalty_sd = PENALTY_SD[: len(start)]
 
     def loss(vector: np.ndarray) -> float:
         fit = GridFit(arrays, _from_vector(vector, sources), COARSE_GRID)
@@ -312,10 +317,10 @@ def fit_prior(curves: Sequence[Curve], metric: Metric) -> CurvePrior:
             LearningCurve.of_fit(fit, case.pilot, case.siblings).log_density_at(case.target)
             for case in cases.cases
         ]
-        penalty = 0.5 * PENALTY * (((vector - start) / PENALTY_SD) ** 2).sum()
+        penalty = 0.5 * PENALTY * (((vector - start) / penalty_sd) ** 2).sum()
         return float(penalty - weights @ np.array(densities))
 
-    simplex = np.vstack([start, start + 0.3 * np.diag(PENALTY_SD)])
+    simplex = np.vstack([start, start + 0.3 * np.diag(penalty_sd)])
     options = {
         "maxfev": MAX_EVALUATIONS,
         "xatol": 0.02,
@@ -339,6 +344,7 @@ class Foretold:
     high: np.ndarray
     weights: np.ndarray
     num_points: np.ndarray
+    test_variances: np.ndarray
 
 
 def foretell(curves: Sequence[Curve], prior: CurvePrior, metric: Metric) -> Foretold:
@@ -346,16 +352,28 @@ def foretell(curves: Sequence[Curve], prior: CurvePrior, metric: Metric) -> Fore
     cases = sampled(cases_of(curves, CALIBRATED_SIZES, last_only=False), MAX_CALIBRATION_CASES)
     fit = GridFit(CurveArrays(cases.pilots, metric), prior, COARSE_GRID)
     columns: dict[str, list[float]] = {
-        name: [] for name in ("truth", "expected", "power_law", "floored", "low", "high")
+        name: []
+        for name in (
+            "truth",
+            "expected",
+            "power_law",
+            "floored",
+            "low",
+            "high",
+            "test_variances",
+        )
     }
     for case in cases.cases:
         posterior = LearningCurve.of_fit(fit, case.pilot, case.siblings)
         size = case.target.train_size
-        estimate = posterior.log_estimate_at(size, num_test_images=case.target.num_test_images)
+        estimate = posterior.log_estimate_at(size)
+        test_variance = posterior.test_variance_at(estimate.value, case.target.num_test_images)
+        test_variance *= 1 - prior.test_sharing  # known and foretold points share a test set
         sizes = np.array([point.train_size for point in posterior.points])
         log_losses = fit.curves.log_losses[case.pilot, : len(sizes)]
         columns["truth"].append(CurveArrays([[case.target]], metric).log_losses[0, 0])
         columns["expected"].append(estimate.value)
+        columns["test_variances"].append(test_variance)
         columns["low"].append(estimate.low)
         columns["high"].append(estimate.high)
         columns["power_law"].append(power_law(sizes, log_losses, size))
@@ -399,7 +417,9 @@ def _widening(foretold: Sequence[Foretold], shares: np.ndarray, num_points: int)
         distance = one.truth - one.expected - shift
         reach = np.where(distance > 0, one.high - one.expected, one.expected - one.low)
         is_asked = one.num_points == num_points
-        ratios.append((np.abs(distance) / reach)[is_asked])
+        noise = NORMAL_QUANTILE**2 * one.test_variances
+        beyond_noise = np.sqrt(np.maximum(distance**2 - noise, 0.0))
+        ratios.append((beyond_noise / reach)[is_asked])
         weights.append(np.full(is_asked.sum(), 1 / is_asked.sum()))
     order = np.argsort(np.concatenate(ratios))
     cumulative = np.cumsum(np.concatenate(weights)[order]) / len(foretold)
@@ -440,7 +460,7 @@ def main() -> None:
 
 
 def _as_vector(prior: CurvePrior) -> np.ndarray:
-    sharing = np.array([prior.rate_sharing, prior.floor_sharing])
+    sharing = np.array([prior.rate_sharing, prior.floor_sharing, prior.test_sharing])
     return np.array(
         [
             prior.log_rate_mean,
@@ -461,7 +481,7 @@ def _as_vector(prior: CurvePrior) -> np.ndarray:
 def _from_vector(vector: np.ndarray, sources: Sequence[str]) -> CurvePrior:
     numbers = vector.copy()
     numbers[[1, 3]] = np.exp(numbers[[1, 3]])
-    numbers[[10, 11]] = 1 / (1 + np.exp(-numbers[[10, 11]]))
+    numbers[10:] = 1 / (1 + np.exp(-numbers[10:]))
     rounded = [round(number, 4) for number in numbers.tolist()]
     return CurvePrior(
         log_rate_mean=rounded[0],
@@ -476,6 +496,7 @@ def _from_vector(vector: np.ndarray, sources: Sequence[str]) -> CurvePrior:
         floor_by_level=rounded[9],
         rate_sharing=rounded[10],
         floor_sharing=rounded[11],
+        test_sharing=rounded[12] if len(rounded) > 12 else 0.0,
         sources=tuple(sources),
     )
 

@@ -274,7 +274,10 @@ class CurveAnswer:
         least = ""
         if np.isfinite(images.least) and images.least > self.points[0].train_size:
             least = f" Fewer than {number(images.least)} suffice in 1 of 10 cases."
-        return f" {number(images.middle)} is the middle guess{far}.{least}{never}"
+        lead = f"{number(images.middle)} is the middle guess{far}."
+        if images.probability_reachable < 0.5:
+            lead = f"If it is reached at all, {lead}"
+        return f" {lead}{least}{never}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ MIN_SIZES_FOR_SIMPLE_FITS = 3
 say nothing of noise."""
 INTERVAL_LEVEL = 0.90
 """Share of cases that an interval is meant to hold."""
+NORMAL_QUANTILE = 1.645
+"""Standard deviations to either side that hold 90 % of a normal distribution."""
 DEFAULT_ASSURANCE = 0.80
 """Probability with which a target is to be met (pmsims, arXiv 2603.23688)."""
 MAX_EXTRAPOLATION = 32.0
@@ -124,6 +126,8 @@ class CurvePrior:
             log loss of the measured points.
         rate_sharing, floor_sharing: Correlation of log(rate), and of logit(floor), between networks
             that were trained on the same images.
+        test_sharing: Share of the test set's noise that all trainings have in common, since they
+            are tried on the same images. It moves a whole curve, and none of its points alone.
         power_law_share, floored_share: Shares of the two plain fits in the expected score.
         widening: Factors on the half width of intervals, with which they hold 90 % of the curves of
             sets that the prior has not seen: for up to three train sizes, for four, for five, ….
@@ -143,6 +147,7 @@ class CurvePrior:
     floor_by_level: float = 0.0
     rate_sharing: float = 0.0
     floor_sharing: float = 0.0
+    test_sharing: float = 0.0
     power_law_share: float = 0.0
     floored_share: float = 0.0
     widening: tuple[float, ...] = (1.0,)
@@ -253,7 +258,7 @@ class GridFit:
         variances = (
             noise[:, None] / curves.num_trainings
             + prior.misfit_variance(curves.log_ratios)
-            + curves.test_variances
+            + curves.test_variances * (1 - prior.test_sharing)
         )
         precisions = curves.is_measured / variances
         total_precisions = precisions.sum(axis=1)
@@ -426,23 +431,41 @@ class LearningCurve:
         The value is the mean, which has the smallest squared error. Arguments as of
         :meth:`score_at`.
         """
-        means, variances = self._predictive(train_size, num_test_images)
+        means, variances = self._predictive(train_size)
         expected = float((self._grid_weights * means).sum())
         tail = (1 - INTERVAL_LEVEL) / 2
-        low = self._quantile(means, variances, tail)
-        high = self._quantile(means, variances, 1 - tail)
+        below = expected - self._quantile(means, variances, tail)
+        above = self._quantile(means, variances, 1 - tail) - expected
+        # The widening is for what is unknown of the curve. The test set's noise is known, and
+        # counts in full: the answer is meant for all images, not for those of one test set.
         widening = self.prior.widening_of(len(self.points))
+        noise = NORMAL_QUANTILE * np.sqrt(self.test_variance_at(expected, num_test_images))
         return Estimate(
             value=expected,
-            low=expected - (expected - low) * widening,
-            high=expected + (high - expected) * widening,
+            low=expected - float(np.hypot(widening * below, noise)),
+            high=expected + float(np.hypot(widening * above, noise)),
         )
+
+    def test_variance_at(self, log_loss: float, num_test_images: int | None) -> float:
+        """Return the variance of log loss, at a level of it, by a test set; 0 if its size is
+        unknown.
+        """
+        if num_test_images is None or self.metric == "loss":
+            return 0.0
+        point = CurvePoint(
+            train_size=self.largest_size,
+            score=self._as_score(log_loss),
+            num_test_images=num_test_images,
+            num_positives=self.points[-1].num_positives,
+        )
+        return test_variance(point, self.metric)
 
     def log_density_at(self, point: CurvePoint) -> float:
         """Return the log density of a further point's log loss: how well the curve foretold it."""
-        means, variances = self._predictive(
-            point.train_size, point.num_test_images, point.num_trainings
-        )
+        means, variances = self._predictive(point.train_size, point.num_trainings)
+        expected = float((self._grid_weights * means).sum())
+        test_variance = self.test_variance_at(expected, point.num_test_images)
+        variances = variances + test_variance * (1 - self.prior.test_sharing)
         distances = log_loss_of(point, self.metric) - means
         densities = np.exp(-0.5 * distances[..., None] ** 2 / variances) / np.sqrt(
             2 * np.pi * variances
@@ -541,24 +564,17 @@ class LearningCurve:
             shift += self.prior.floored_share * (floored - expected)
         return shift
 
-    def _predictive(
-        self, train_size: float, num_test_images: int | None, num_trainings: int = 1
-    ) -> tuple[Array, Array]:
-        """Return means ``(num_rates, num_floors)`` and variances ``(num_scales,)`` of log loss."""
+    def _predictive(self, train_size: float, num_trainings: int = 1) -> tuple[Array, Array]:
+        """Return means ``(num_rates, num_floors)`` and variances ``(num_scales,)`` of log loss.
+
+        They are those of trainings that an endless test set is tried on.
+        """
         means = self._means(train_size)
         expected = float((self._grid_weights * means).sum())
         noise = self.fit.noise_variance(self._curve, expected)
-        variance = self._level_variance + noise / num_trainings
         log_ratio = np.log(train_size / self.largest_size)
+        variance = self._level_variance + noise / num_trainings
         variance += float(self.prior.misfit_variance(np.array(log_ratio)))
-        if num_test_images is not None:
-            point = CurvePoint(
-                train_size=train_size,
-                score=self._as_score(expected),
-                num_test_images=num_test_images,
-                num_positives=self.points[-1].num_positives,
-            )
-            variance += test_variance(point, self.metric)
         return means, variance * self._variance_factors
 
     def _mass_below(self, means: Array, variances: Array, log_loss: float) -> float:
