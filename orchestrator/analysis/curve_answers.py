@@ -323,7 +323,8 @@ def answer(
             number(asked_size),
             f"train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
-    score = curve.score_at(asked_size, num_test_images=question.test_size)
+    num_test_images = question.test_size or curve.points[-1].num_test_images
+    score = curve.score_at(asked_size, num_test_images=num_test_images)
     images = None
     if chance is not None:
         score = _without_gain(score, curve.points)

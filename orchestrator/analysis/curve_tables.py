@@ -237,9 +237,10 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
     for name, other in others:
         is_apart = (scores - other).abs() > LARGEST_DISAGREEMENT
         if is_apart.any():
-            row = is_apart.idxmax()
-            found = f"{first_name} {table[first_name][row]}, {name} {table[name][row]}"
-            where = f"line {int(str(row)) + 2} of the table"
+            place = int(is_apart.to_numpy().argmax())
+            ours, theirs = table[first_name].iloc[place], table[name].iloc[place]
+            found = f"{first_name} {ours}, {name} {theirs}"
+            where = f"line {int(str(table.index[place])) + 2} of the table"
             hint = f"correct them, or leave out the column {name}"
             raise DataError("The scores of one row agree", f"{found} in {where}", hint)
         scores = scores.fillna(other)
@@ -264,9 +265,10 @@ def _numbers(
     is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
     numbers = pd.to_numeric(cells, errors="coerce")
     counts_images = column in (*SIZE_COLUMNS, *TEST_SIZE_COLUMNS)
-    for row, cell in cells[~is_empty].items():
-        number = numbers[row]
-        line = int(str(row))
+    for row, cell, number, empty in zip(cells.index, cells, numbers, is_empty, strict=True):
+        if empty:
+            continue
+        line = int(row)
         if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
             raise _thousands_error(cell, line, column)
         if pd.isna(number) or not is_allowed(float(number)):
@@ -302,13 +304,14 @@ def metric_of(table: pd.DataFrame) -> Metric:
 def curve_points(rows: pd.DataFrame) -> list[CurvePoint]:
     """Return a point per row of :class:`CheckedTable`."""
     points = []
-    for row in rows[["size", "score", "tested", "positives"]].itertuples(index=False):
+    columns = ["size", "score", "tested", "positives"]
+    for size, score, tested, positives in rows[columns].to_numpy(dtype=float).tolist():
         points.append(
             CurvePoint(
-                train_size=row.size,
-                score=row.score,
-                num_test_images=None if np.isnan(row.tested) else int(row.tested),
-                num_positives=None if np.isnan(row.positives) else max(1, int(row.positives)),
+                train_size=size,
+                score=score,
+                num_test_images=None if np.isnan(tested) else int(tested),
+                num_positives=None if np.isnan(positives) else max(1, int(positives)),
             )
         )
     return points

@@ -286,16 +286,18 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     if not columns:
         return ()
     strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
-    means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna()
-    return tuple(
-        RobustnessAtSize(
-            model=str(model),
-            train_size=int(train_size),
-            attack=strongest.words,
-            loss_gain=float(gain),
+    means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
+    gains = []
+    for model, train_size, gain in means.itertuples(index=False, name=None):
+        gains.append(
+            RobustnessAtSize(
+                model=str(model),
+                train_size=int(train_size),
+                attack=strongest.words,
+                loss_gain=float(gain),
+            )
         )
-        for (model, train_size), gain in means.items()
-    )
+    return tuple(gains)
 
 
 def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:

@@ -226,8 +226,9 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(number, Mapping):
             number = number.get("value")
         # A boolean passes for an integer, and whole numbers of JSON have no largest one.
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if is_number and abs(number) < LARGEST_VALUE:
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        if abs(number) < LARGEST_VALUE:
             values[name] = float(number)
     return values
 

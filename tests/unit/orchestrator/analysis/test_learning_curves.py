@@ -127,12 +127,12 @@ def test_one_size_is_too_few():
 
 
 def test_an_answer_says_the_score_the_shape_and_the_images():
-    question = CurveQuestion(metric="accuracy", target=0.8, test_size=240)
+    question = CurveQuestion(metric="accuracy", target=0.79, assurance=0.7, test_size=240)
     found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
     assert "With 1,680 images expect 0.7" in text
-    assert "images reach it with a probability of 80%" in text
+    assert "is the middle guess" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
     assert 0.8 < document["probability_reachable"] <= 1
