@@ -37,7 +37,7 @@ from orchestrator.analysis.table import (
     plural,
     select,
 )
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     D_DATA_MLE,
     DATA_MODE,
     DATASET,

@@ -23,7 +23,7 @@ from orchestrator.analysis.paired_networks import (
     paired_comparison,
 )
 from orchestrator.analysis.table import listing, number, plural
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     D_DATA_MLE,
     DATASET,
@@ -206,7 +206,7 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
     Args:
         table: One row per finished training, with the columns of a sweep's table.
         predictions: One row per training and test image, as
-            :func:`orchestrator.results.table.predictions_table` returns it; None if none are
+            :func:`orchestrator.results.rows.predictions_table` returns it; None if none are
             stored.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])

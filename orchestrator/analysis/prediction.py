@@ -18,7 +18,7 @@ from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.loss_growth import LEVEL, MAX_PILOT_POINTS, Growth, GrowthCurve
 from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
 from orchestrator.analysis.table import LARGEST_VALUE, WORDS, listing, number
-from orchestrator.results.table import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
+from orchestrator.results.columns import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
 
 LARGEST_TRAIN_SIZE = 1e15
 """Train sizes beyond this are reported as "no size": no dataset has so many images."""

@@ -24,7 +24,7 @@ from orchestrator.analysis.table import (
     plural,
     spell_scale,
 )
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     D_DATA_MLE,
     DATASET,
     LABEL_SHARPNESS,
