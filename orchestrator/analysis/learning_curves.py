@@ -381,7 +381,7 @@ class LearningCurve:
         if len({point.train_size for point in points}) < MIN_SIZES:
             rule = f"a learning curve needs {MIN_SIZES} train sizes"
             hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
-            raise DataError(rule, way_out=hint)
+            raise DataError(rule, hint=hint)
         others = [
             other for other in siblings if len({point.train_size for point in other}) >= MIN_SIZES
         ]
@@ -681,7 +681,7 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
         if _errors_of(point.score, metric) == 0:
             rule = "a perfect score says nothing without the size of its test set"
             hint = "say how many test images it was measured on: --test-size"
-            raise DataError(rule, way_out=hint)
+            raise DataError(rule, hint=hint)
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))
     num = point.num_test_images
