@@ -7,8 +7,7 @@ of the interventions, the losses that the study published, and LCDB's log losses
 1. The prior's numbers maximize the mean log density of every curve's later sizes, foretold from its
    first two to five, each set weighing the same.
 2. Then each set is left out in turn, and foretold by a prior of the others. These errors give the
-   shares of the two plain fits, and a widening with which 90 % intervals hold at least 90 % of the
-   curves.
+   shares of the two plain fits, and a widening with which 90 % intervals hold 90 % of the curves.
 
 ``python benchmarks/learning_curve_prior.py`` writes ``orchestrator/analysis/learning_curve_prior.json``.
 """
@@ -410,11 +409,7 @@ def calibrated(prior: CurvePrior, foretold: Sequence[Foretold]) -> CurvePrior:
 
 
 def _widening(foretold: Sequence[Foretold], shares: np.ndarray, num_points: int) -> float:
-    """Return the factor with which intervals hold 90 % of the cases of so many known sizes.
-
-    It never shortens an interval: that the sets which were left out lie closer to the prior than
-    it says is no promise that the next one does.
-    """
+    """Return the factor with which intervals hold 90 % of the cases of so many known sizes."""
     ratios, weights = [], []
     for one in foretold:
         plain = np.column_stack([one.power_law, one.floored])
@@ -428,8 +423,7 @@ def _widening(foretold: Sequence[Foretold], shares: np.ndarray, num_points: int)
         weights.append(np.full(is_asked.sum(), 1 / is_asked.sum()))
     order = np.argsort(np.concatenate(ratios))
     cumulative = np.cumsum(np.concatenate(weights)[order]) / len(foretold)
-    factor = float(np.concatenate(ratios)[order][np.searchsorted(cumulative, LEVEL)])
-    return max(factor, 1.0)
+    return float(np.concatenate(ratios)[order][np.searchsorted(cumulative, LEVEL)])
 
 
 def priors_without(
