@@ -1,4 +1,4 @@
-"""What one dataset's learning curves answer, in sentences: how good at N, and how many images.
+"""Answers of one dataset's learning curves, in sentences: how good at N, and how many images.
 
 The curves come from a sweep of one dataset or from a user's CSV file. One answer per network (and
 class pair): the curve so far, whether it flattens, what twice the images would bring, and the N at
@@ -53,7 +53,7 @@ CHANCE_STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CurveQuestion:
-    """What is asked of learning curves.
+    """A question to learning curves.
 
     Args:
         metric: The score that is extrapolated.
@@ -111,7 +111,7 @@ class ChanceLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeededImages:
-    """How many images a target needs.
+    """The images that a target needs.
 
     Attributes:
         assured: N at which the target is met with the assurance; inf if that lies beyond the range
@@ -131,7 +131,7 @@ class NeededImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveAnswer:
-    """What the learning curve of one network answers.
+    """The answers of one network's learning curve.
 
     Attributes:
         name: The network, with its class pair where there are several.
@@ -270,11 +270,11 @@ class CurveAnswer:
         )
         if not np.isfinite(images.middle):
             return never
-        far = ", far beyond your sizes" if images.middle > self.limit else ""
+        distance = ", far beyond your sizes" if images.middle > self.limit else ""
         least = ""
         if np.isfinite(images.least) and images.least > self.points[0].train_size:
             least = f" Fewer than {number(images.least)} suffice in 1 of 10 cases."
-        lead = f"{number(images.middle)} is the middle guess{far}."
+        lead = f"{number(images.middle)} is the middle guess{distance}."
         if images.probability_reachable < 0.5:
             lead = f"If it is reached at all, {lead}"
         return f" {lead}{least}{never}"
@@ -386,9 +386,9 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         if model is not None and part.rows[MODEL_COLUMN].iloc[0] != model:
             continue
         siblings = [
-            curve_points(other.rows)
-            for other in parts
-            if other is not part and other.images == part.images
+            curve_points(sibling.rows)
+            for sibling in parts
+            if sibling is not part and sibling.images == part.images
         ]
         chance = chance_level(part.rows, question.metric)
         if chance is not None and _has_learned(part.rows):
@@ -440,9 +440,9 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
         rows: Rows of one curve, as of :func:`checked_table`.
         metric: Their score.
     """
-    known = rows["classes"].dropna()
-    is_assumed = known.empty and metric != "auroc"
-    num_classes = int(known.max()) if len(known) else 2
+    class_counts = rows["classes"].dropna()
+    is_assumed = class_counts.empty and metric != "auroc"
+    num_classes = int(class_counts.max()) if len(class_counts) else 2
     levels = {
         "loss": float(np.log(num_classes)),
         "error": 1 - 1 / num_classes,

@@ -233,17 +233,19 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
                 columns[name] = 1 - _checked_scores(table[name], name, complement)
     if not columns:
         _column(table, SCORE_COLUMNS[metric], METRIC_WORDS[metric])
-    (first_name, scores), *others = columns.items()
-    for name, other in others:
-        is_apart = (scores - other).abs() > LARGEST_DISAGREEMENT
+    (first_name, scores), *further = columns.items()
+    for name, repeated in further:
+        is_apart = (scores - repeated).abs() > LARGEST_DISAGREEMENT
         if is_apart.any():
             place = int(is_apart.to_numpy().argmax())
             ours, theirs = table[first_name].iloc[place], table[name].iloc[place]
-            found = f"{first_name} {ours}, {name} {theirs}"
-            where = f"line {int(str(table.index[place])) + 2} of the table"
+            values = f"{first_name} {ours}, {name} {theirs}"
+            line = int(str(table.index[place])) + 2
             hint = f"correct them, or leave out the column {name}"
-            raise DataError("The scores of one row agree", f"{found} in {where}", hint)
-        scores = scores.fillna(other)
+            raise DataError(
+                "The scores of one row agree", f"{values} in line {line} of the table", hint
+            )
+        scores = scores.fillna(repeated)
     return scores
 
 
@@ -272,18 +274,18 @@ def _numbers(
         if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
             raise _thousands_error(cell, line, column)
         if pd.isna(number) or not is_allowed(float(number)):
-            where = f"line {line + 2} of the table, column {column}"
-            shown = repr(cell) if pd.isna(number) else f"{number:g}"
-            raise DataError(f"Each {column} is {rule}", f"{shown} in {where}", "correct it")
+            place = f"line {line + 2} of the table, column {column}"
+            value = repr(cell) if pd.isna(number) else f"{number:g}"
+            raise DataError(f"Each {column} is {rule}", f"{value} in {place}", "correct it")
     return numbers.astype(float)
 
 
 def _thousands_error(cell: str, row: int, column: str) -> DataError:
     """Return the error of a cell whose point may separate thousands."""
-    where = f"{cell.strip()!r} in line {row + 2} of the table, column {column}"
+    place = f"{cell.strip()!r} in line {row + 2} of the table, column {column}"
     plain = cell.strip().replace(".", "")
     hint = f"write {plain}, or {cell.strip().split('.')[0]} if that is meant"
-    return DataError("A number has no point between thousands", where, hint)
+    return DataError("A number has no point between thousands", place, hint)
 
 
 def metric_of(table: pd.DataFrame) -> Metric:

@@ -112,7 +112,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePrior:
-    """What the learning curves of other datasets say of a new one, before it is trained.
+    """Expectations of a new learning curve from those of other datasets.
 
     Attributes:
         log_rate_mean, log_rate_sd: Normal distribution of log(rate).
@@ -231,7 +231,7 @@ class CurveArrays:
 
 
 class GridFit:
-    """How well every rate and floor of a grid fits each of some curves.
+    """The fit of every rate and floor of a grid to each of some curves.
 
     Attributes:
         rates: ``(num_curves, num_rates, 1)``.
@@ -382,12 +382,14 @@ class LearningCurve:
             rule = f"a learning curve needs {MIN_SIZES} train sizes"
             hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
             raise DataError(rule, hint=hint)
-        others = [
-            other for other in siblings if len({point.train_size for point in other}) >= MIN_SIZES
+        of_siblings = [
+            sibling
+            for sibling in siblings
+            if len({point.train_size for point in sibling}) >= MIN_SIZES
         ]
-        arrays = CurveArrays([points, *others], metric)
+        arrays = CurveArrays([points, *of_siblings], metric)
         fit = GridFit(arrays, prior or shipped_prior(metric))
-        self._set(fit, 0, range(1, 1 + len(others)))
+        self._set(fit, 0, range(1, 1 + len(of_siblings)))
 
     @classmethod
     def of_fit(cls, fit: GridFit, curve: int, siblings: Sequence[int] = ()) -> LearningCurve:

@@ -1,4 +1,4 @@
-"""How losses fall with N over the datasets of a sweep: a mixed model of log loss.
+"""A mixed model of log loss: the fall of losses with N over the datasets of a sweep.
 
     log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h + s (log N − centre) + e
 
@@ -75,7 +75,7 @@ RATIO_STEPS, RATIO_ROUNDS = 13, 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """What a sweep says of a dataset that it does not hold.
+    """Expectations of a dataset that a sweep does not hold.
 
     Attributes:
         terms: Names of the fixed effects after the mean intercept.
@@ -103,7 +103,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How the losses of a sweep fall with N.
+    """The fall of a sweep's losses with N.
 
     Attributes:
         num_datasets: Datasets of the fit.

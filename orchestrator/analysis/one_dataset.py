@@ -1,4 +1,4 @@
-"""What a sweep of one dataset answers: the best network, the learning curve, the test set it needs.
+"""Answers of a sweep of one dataset: the best network, the learning curve, the test set it needs.
 
 The study's four questions compare datasets, so one dataset cannot answer them. It can answer which
 network does best at each train size and how sure that is, how losses fall, what twice the images
@@ -104,9 +104,10 @@ class OneDataset:
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
-            where = f"at all {plural(len(self.best), 'train size')}"
-            where = where if len(self.best) > 1 else f"at N = {number(last.train_size)}"
-            lead = f"the lowest test loss {where} is that of {winners[0]}"
+            sizes = f"at all {plural(len(self.best), 'train size')}"
+            if len(self.best) == 1:
+                sizes = f"at N = {number(last.train_size)}"
+            lead = f"the lowest test loss {sizes} is that of {winners[0]}"
         else:
             by_size = [f"{at_size.model} at {number(at_size.train_size)}" for at_size in self.best]
             lead = f"the best network depends on N: {listing(by_size)}"
@@ -304,10 +305,11 @@ def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
     """Return the mean of a measure at the largest train size that has it."""
     if column not in rows:
         return None
-    known = rows[rows[column].notna()]
-    if known.empty:
+    measured = rows[rows[column].notna()]
+    if measured.empty:
         return None
-    return float(known.loc[known[TRAIN_SIZE] == known[TRAIN_SIZE].max(), column].mean())
+    is_largest = measured[TRAIN_SIZE] == measured[TRAIN_SIZE].max()
+    return float(measured.loc[is_largest, column].mean())
 
 
 def _interval(differences: Sequence[float]) -> Interval | None:

@@ -304,12 +304,12 @@ def _outside(
     is_informed: bool,
 ) -> list[str]:
     """Return which numbers lie outside of the fitted ranges; unused ones do not count."""
-    asked = {TRAIN_SIZE: size}
+    values = {TRAIN_SIZE: size}
     if is_informed:
-        asked |= {D_DATA_MLE: d_data, LABEL_SHARPNESS: label_sharpness}
+        values |= {D_DATA_MLE: d_data, LABEL_SHARPNESS: label_sharpness}
     sentences = []
     for name, (low, high) in growth.ranges.items():
-        value = asked.get(name)
+        value = values.get(name)
         if value is not None and not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
             fitted = f"the fitted range {low:.4g} to {high:.4g}"
             sentences.append(f"{WORDS[name]} {value:.4g} lies outside {fitted}")
@@ -319,15 +319,15 @@ def _outside(
 def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     """Return what to doubt of a pilot."""
     low, high = growth.ranges[TRAIN_SIZE]
-    far, at_chance = [], []
+    far_sizes, at_chance = [], []
     for point in points:
         if not low / FAR_FACTOR <= point.train_size <= high * FAR_FACTOR:
-            far.append(f"{point.train_size:.4g}")
+            far_sizes.append(f"{point.train_size:.4g}")
         if is_guessing(point.test_loss, growth.num_classes):
             at_chance.append(f"{point.test_loss:.3g}")
     doubts = []
-    if far:
-        sizes = ", ".join(far)
+    if far_sizes:
+        sizes = ", ".join(far_sizes)
         doubts.append(
             f"the pilot's train size {sizes} is far from the sweep's {low:.4g} to {high:.4g}"
         )

@@ -273,9 +273,9 @@ def check_numbers(
         ConfigError: If not exactly one question is asked, or a number is out of range.
     """
     if (train_size is None) == (target_loss is None):
-        asked = "neither" if train_size is None else "both"
+        given_goals = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"
-        raise ConfigError(rule, asked, "give exactly one of them")
+        raise ConfigError(rule, given_goals, "give exactly one of them")
     for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
         if measure is not None:
             _check_number(name, measure, "measure the dataset first")
