@@ -16,12 +16,15 @@ from harness import Found, run
 
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.mlflow_connection import connect as connect_mlflow
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
-from orchestrator.results.mlflow_runs import connect as connect_mlflow
-from orchestrator.results.state import Index, StoredResults
-from orchestrator.results.store import Provenance, ResultStore, TrialRecord
+from orchestrator.results.outlines import OutlineIndex
+from orchestrator.results.records import Provenance, TrialRecord
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
@@ -282,7 +285,7 @@ def looks(*, cells: int = 50_000) -> Found:
         first = command("status", *places)
         later = {name: command(name, *places) for name in ("status", "plan")}
         began = time.perf_counter()
-        known = len(Index(index).read())
+        known = len(OutlineIndex(index).read())
         return {
             "ours": later,
             "theirs": {"every record read": first},

@@ -21,7 +21,7 @@ import search_spaces.published
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
@@ -220,8 +220,8 @@ def compare(
             "compared on cells that both have",
             f"none of {len(one)} and {len(two)} is shared",
         )
-        way_out = "compare sweeps with equal models, datasets, class pairs and train sizes"
-        raise DataError(f"Two sweeps can be {rule}", found, way_out)
+        hint = "compare sweeps with equal models, datasets, class pairs and train sizes"
+        raise DataError(f"Two sweeps can be {rule}", found, hint)
     changes = []
     for name in (name for name in quantities if name in one and name in two):
         moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()

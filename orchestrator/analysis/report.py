@@ -21,13 +21,15 @@ from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, 
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
-from orchestrator.results import table as c
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results import columns as c
 from orchestrator.results.mlflow_pages import read_run_pages
+from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
-from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import HEADLINE
+from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 
@@ -51,9 +53,29 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """
     arms = workspace.plan.sweep.experiment
     return tuple(
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows, arm.intervene_on)
+        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes, arm.intervene_on)
         for arm in arms
     )
+
+
+def stored_predictions(
+    workspace: Workspace, state: State, table: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Return the predictions of each test image of a sweep of one dataset, None if none are stored.
+
+    With several datasets nothing compares them image by image, so they are not read.
+
+    Args:
+        workspace: The sweep.
+        state: What its result store holds.
+        table: Its results table.
+    """
+    if table[c.DATASET].nunique() != 1:
+        return None
+    try:
+        return predictions_table(state.records, ResultStore(workspace.results_url))
+    except (DataError, CorruptStoreError):
+        return None
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
@@ -63,7 +85,12 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
     table = results_table(workspace, state=state)
     if table.empty:
         return None
-    fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
+    fits = fit_scaling_laws(
+        table,
+        arms=arms_of(workspace),
+        explore=True,
+        predictions=stored_predictions(workspace, state, table),
+    )
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
     path = write_report(table, fits, folder, sweep=name, summary=summary, formats=formats)
@@ -123,6 +150,23 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
         | p_values
         | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
     )
+
+
+def write_sweep_report(
+    workspace: Workspace, state: State, figures: Sequence[str] = ()
+) -> Path | None:
+    """Write a sweep's report and return its page, None without a result; SetupError where it may
+    not.
+    """
+    try:
+        return report_sweep(workspace, state, figures)
+    except OSError as error:
+        rule, found = (
+            "The report must be written below the root",
+            f"{error.filename}: {error.strerror}",
+        )
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
 
 
 def write_report(

@@ -21,9 +21,9 @@ from search_spaces.errors import ConfigError, unknown_name
 
 def ls(*, place: Place = Place()) -> None:
     """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
-    from orchestrator.commands import contents
+    from orchestrator.machine.root_contents import list_root
 
-    paths, rows = place.paths, contents(place.paths)
+    paths, rows = place.paths, list_root(place.paths)
     table = grid("what", "name", "size", "")
     for row in rows:
         table.add_row(row["what"], cell(row["name"]), decimal(row["bytes"]), row["about"])
@@ -39,14 +39,14 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
         name: Of a sweep, or of prepared data, as isweep ls prints it.
         yes: Do not ask.
     """
-    from orchestrator.commands import contents, removed
+    from orchestrator.machine.root_contents import list_root, remove_from_root
 
     if place.storage:
         rule = "isweep rm removes what lies in the root"
         raise ConfigError(
             rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
         )
-    known = {row["name"]: row for row in contents(place.paths) if row["removable"]}
+    known = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in known:
         holds = f"it holds: {', '.join(known) or 'nothing'}; see {place.hint('ls')}"
         raise ConfigError(f"{place.paths.root} must hold what is removed", name, holds)
@@ -60,7 +60,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
         question = f"Remove {what}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
-    removed(place.paths, row["path"])
+    remove_from_root(place.paths, row["path"])
     said = f"removed {what}" + "; MLflow keeps its runs" * (row["what"] == "sweep")
     emit(place, {"removed": row["path"]}, said)
 
@@ -79,8 +79,8 @@ def ui(
         sweep: Name of a sweep of the root (default: all).
         port: Of 127.0.0.1 (default: 5000, or any free one).
     """
-    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
-    from orchestrator.results.tracking import mlflow_uri
+    from orchestrator.results.mlflow_connection import mlflow_uri
+    from orchestrator.results.mlflow_server import find_sweep_pages, free_port, serve_pages
 
     paths = place.paths
     uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
@@ -90,10 +90,10 @@ def ui(
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
     try:
-        with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
+        with serve_pages(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
             for name in [sweep] if sweep else names:
-                pages |= sweep_pages(address, name)
+                pages |= find_sweep_pages(address, name)
             nothing = "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
             said = [
                 text
@@ -167,7 +167,7 @@ def gpu_check(
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
         into: Where the files go, instead of the root's gpu folder.
     """
-    from orchestrator.running.gpu_check import check, devices
+    from orchestrator.machine.gpu_check import check, devices
 
     folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
     found = [check(its, folder, tell) for its in devices(device)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.learning_curves import Metric
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
     from search_spaces.specs import Domain
 
@@ -93,15 +92,15 @@ class RowOptions:
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
+        from orchestrator.analysis.result_rows import average_over_seeds, select_rows
         from orchestrator.analysis.tables import best_models
-        from orchestrator.commands import mean_over_seeds, rows_with
 
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
-        table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
+        table = select_rows(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
             table = best_models(table)
         elif self.mean:
-            table = mean_over_seeds(table)
+            table = average_over_seeds(table)
         if self.sort:
             table = table.sort_values(_column(self.sort, table), kind="stable")
         return table
@@ -155,11 +154,12 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions:
+        from orchestrator.results.rows import predictions_table
         from orchestrator.results.state import read_state
         from orchestrator.results.store import ResultStore
-        from orchestrator.results.table import predictions_table
 
         workspace = place.open(sweep)
         records = read_state(workspace).records
@@ -175,12 +175,12 @@ def results(
     if chosen.search:
         import pandas as pd
 
-        from orchestrator.tuning.cells import search_rows
+        from orchestrator.tuning.search_records import search_rows
 
         table = pd.DataFrame(search_rows(place.open(sweep)))
         if table.empty:
-            way_out = f"run: {place.hint('tune', sweep)}"
-            raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
+            hint = f"run: {place.hint('tune', sweep)}"
+            raise ConfigError("Results of a search need one", f"{sweep}: none stored", hint)
     else:
         table, _ = read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
@@ -191,7 +191,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
         return None
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     return emit(place, rows, chosen.shown(rows))
 
 
@@ -225,7 +225,7 @@ class TableOptions:
         if not self.response or not self.on or not self.groups:
             rule = "A table needs --response, --on and --groups"
             raise ConfigError(
-                rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
+                rule, hint=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
             )
         design = Design(self.response, self.on, self.groups, self.within)
         table = read_user_table(path, design)
@@ -255,12 +255,19 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    table, arms = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    fits = fit_scaling_laws(
+        table,
+        arms=arms_of(workspace),
+        explore=all_,
+        predictions=stored_predictions(workspace, state, table),
+    )
     answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
@@ -282,9 +289,9 @@ def report(
     Args:
         figures: Write the figures in this format too; may be given twice.
     """
-    from orchestrator.commands import written_report
+    from orchestrator.analysis.report import write_sweep_report
 
-    path = str(written_report(*read_results(sweep, place, from_store=from_store), figures))
+    path = str(write_sweep_report(*read_results(sweep, place, from_store=from_store), figures))
     emit(place, {"report": path}, path)
 
 
@@ -299,8 +306,8 @@ def compare(
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
-        way_out = "name another one; isweep status lists those of the root"
-        raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
+        hint = "name another one; isweep status lists those of the root"
+        raise ConfigError("compare needs two sweeps", f"{first} twice", hint)
     tables = [read_table(name, place, from_store=from_store)[0] for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), report_tables(found.table()))
@@ -329,7 +336,7 @@ def claims(
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
+        raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
     if sweep is None:
         found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
@@ -423,10 +430,10 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
-    from orchestrator.analysis.curve_answers import read_curve
-    from orchestrator.analysis.prediction import fit_growth
+    from orchestrator.analysis.curve_tables import read_curve
+    from orchestrator.analysis.loss_growth import fit_growth
+    from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.table import number
-    from orchestrator.commands import predicted
 
     @cache
     def growth() -> Growth:
@@ -443,7 +450,7 @@ def predict(
         return
     if not sweep:
         hint = "name a sweep, or a file of results: --curve results.csv"
-        raise ConfigError("A prediction needs a sweep or a learning curve", way_out=hint)
+        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
     if is_of_new_dataset and (train_size is None) == (target_loss is None):
         rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
         raise ConfigError(rule, "neither" if train_size is None else "both")
@@ -462,7 +469,7 @@ def predict(
     if measured is not None and not measured.endswith(".json"):
         growth()  # a wrong name is told before anything is measured
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
-    found, pilot = predicted(
+    found, pilot = predict_sweep(
         record,
         growth,
         _pilot(sweep, trained, model, domain, work),
@@ -482,7 +489,8 @@ def _curve_question(
     asked: CurveOptions, goal: tuple[int | None, float | None], table: pd.DataFrame
 ) -> CurveQuestion:
     """Return what was asked of learning curves; the target decides which score is extrapolated."""
-    from orchestrator.analysis.curve_answers import CurveQuestion, metric_of
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_tables import metric_of
 
     train_size, target_loss = goal
     targets: dict[Metric, float | None] = {
@@ -510,10 +518,10 @@ def _print_curves(
     work: o.Work,
 ) -> None:
     """Print what the learning curves of one dataset answer, one network after the other."""
-    from orchestrator.analysis.curve_answers import answers, of_model
+    from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(asked, goal, table)
-    report = answers(table if model == "pooled" else of_model(table, model), question)
+    report = answers(table, question, None if model == "pooled" else model)
     lines = [line for curve in report.curves for line in curve.lines()]
     sources = ", ".join(report.curves[0].prior_sources)
     prior = f"Prior of rates and floors: the learning curves of {sources}."
@@ -542,7 +550,7 @@ def _pilot(
         return lambda: read_pilot(path, model)
 
     def train() -> Pilot:
-        from orchestrator.commands import run_pilot
+        from orchestrator.running.pilot import run_pilot
 
         asked = {
             "train_sizes": trained.pilot_sizes,
@@ -562,7 +570,7 @@ def _record(
     channels.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.running.measuring import MeasureRequest, measure_source
+    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     if None not in given:
@@ -649,11 +657,11 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     """Say where MLflow shows something else than the store; the store's numbers are used either
     way.
     """
+    from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")
@@ -668,9 +676,9 @@ def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
     """
     from orchestrator.running.progress import read_run
 
-    way_out = f"run it: {place.hint('run', sweep)}"
+    hint = f"run it: {place.hint('run', sweep)}"
     if read_run(workspace) is not None:
-        way_out = f"a run works on it; see: {place.hint('status', sweep)}"
+        hint = f"a run works on it; see: {place.hint('status', sweep)}"
     elif not workspace.paths.root.is_dir():
-        way_out += f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)
+        hint += f"; there is no root {workspace.paths.root} yet"
+    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.machine.cluster import RunOptions
+from orchestrator.planning.costs.networks import cost_of, was_built
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.predict import cost_of, was_built
-from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import MeasureRecord, TrialRecord
 from orchestrator.running.progress import Progress
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
 from search_spaces.models import source_texts
@@ -173,12 +175,10 @@ def check_same_start(
         theirs = ", ".join(
             f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items()
         )
-        way_out = (
+        hint = (
             f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
         )
-        problems.append(
-            ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out)
-        )
+        problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", hint))
     collect(problems)
 
 

@@ -18,36 +18,25 @@ from typing import Any, cast
 from ray import tune
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.ending import at_forced_end, raise_if_asked
-from orchestrator.planning.estimate import (
-    Expectation,
-    array_key,
-    expected_seconds,
-    order_trials,
-    time_limit,
-)
-from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.machine.signals import at_forced_end, raise_if_asked
+from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import (
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
+from orchestrator.planning.trial_order import array_key, order_trials
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, epoch_points, flat_trial, trial_tags
+from orchestrator.results.metrics import index_measures
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import (
     CellReport,
-    Event,
     FailureKind,
     FailureRecord,
-    ResultStore,
     TrialFailure,
     TrialRecord,
-    What,
-    provenance,
 )
-from orchestrator.results.table import (
-    FlatRun,
-    Point,
-    epoch_points,
-    flat_trial,
-    index_measures,
-    trial_tags,
-)
+from orchestrator.results.state import State
+from orchestrator.results.store import Event, EventKind, ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.failures import (
@@ -89,7 +78,7 @@ class Run:
     stored: StoredResults
     tracker: Tracker
     monitor: Progress
-    expectation: Expectation = field(default_factory=Expectation)
+    expectation: RuntimeModel = field(default_factory=RuntimeModel)
     desk: Desk | None = None
 
     @property
@@ -155,7 +144,9 @@ class Work:
         """Return the network of a cell, with the number of images that it is trained on."""
         return cell.network
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
         """Return what the tracker is told of an epoch while its trial runs."""
         return epoch_points(epoch, score, at_ms)
 
@@ -239,7 +230,7 @@ class GridWork(Work):
             if note:
                 self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
-            ResultStore(self.keep_url).forget_checkpoint(cell.trial_id)
+            ResultStore(self.keep_url).remove_checkpoint(cell.trial_id)
         return flat_trial(record, self._measures)
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
@@ -434,8 +425,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
-        if way_out := self._requests.failed(cell, failure):
-            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
+        if hint := self._requests.failed(cell, failure):
+            failure = failure.model_copy(update={"message": f"{hint} ({failure.message})"})
         record = FailureRecord(
             trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure
         )
@@ -445,7 +436,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if gpu and (place := self._places.get(trial_id)):
             self._execution.gpu_failed(place, self._retries.rest_s(place.node, place.gpus))
         decision = self._retries.failed(
-            trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out)
+            trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(hint)
         )
         if decision.pause_s is None:
             self._settled(trial_id)
@@ -484,11 +475,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._waits_again(trial_id, 0.0)
             self._run.monitor.trial_stopped(trial_id)
         if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
-            way_out = (
+            hint = (
                 "run the same command again: what is done is kept; the log below the root says more"
             )
             self._queue.error = SetupError(
-                "Ray Tune must be able to run trials", failure.message, way_out
+                "Ray Tune must be able to run trials", failure.message, hint
             )
 
     def _settled(self, trial_id: str) -> None:
@@ -502,7 +493,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
-    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
+    def _tell(self, trial_id: str, what: EventKind, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell, and tell how far the sweep is."""
         if what in ("finished", "failed"):
             counts = self._run.monitor.counts()
@@ -511,7 +502,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         event = Event(
             at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said
         )
-        self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
+        self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
         return self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]

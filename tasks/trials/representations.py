@@ -78,24 +78,18 @@ class Features:
         self._block: Tensor | None = None
 
     def add(self, activations: Tensor) -> None:
-        """Add a batch of activations, flattened. From a GPU the copy runs in the background."""
+        """Add a batch of activations, flattened."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            self._block = torch.empty(
-                (self._num_images, features.shape[1]),
-                dtype=torch.float32,
-                pin_memory=features.device.type == "cuda",
-            )
+            # Not in pinned memory: a ResNet-50's gigabyte takes longer to pin than to copy, and
+            # Windows gives WSL no such piece (microsoft/WSL#8447).
+            shape = (self._num_images, features.shape[1])
+            self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
         rows = self._block[self._num_added : self._num_added + len(features)]
         # Copied: on a CPU, the ReLU after it may change the tensor in place.
-        rows.copy_(features, non_blocking=True)
+        rows.copy_(features)
         self._num_added += len(features)
-
-    def wait(self) -> None:
-        """Wait for copies from a GPU."""
-        if self._block is not None and self._block.is_pinned():
-            torch.cuda.synchronize()
 
 
 @contextmanager
@@ -125,7 +119,6 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
         yield features
     finally:
         handle.remove()
-        features.wait()
 
 
 def extract_features(
@@ -161,7 +154,7 @@ def estimate_dimension(
     Args:
         features: ``(num_images, num_features)``, or a source that computes them block by block.
         estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         discard_fraction: share of the largest distance ratios that TwoNN leaves out.
         seed: of the bootstrap.
         block_rows: images in one block; two blocks are in memory at a time.
@@ -202,7 +195,7 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
 BATCH_SIZE = 32
 """Images per pass of :class:`StageRows`."""
 BLOCK_BYTES = 256 << 20
-"""Bytes of one block of activations in float32. The search for neighbours holds two, and centred
+"""Bytes of one block of activations in float32. The search for neighbors holds two, and centered
 copies of a part of them."""
 
 
@@ -307,6 +300,7 @@ class StageRows:
         return rows
 
     def _activations(self, images: Tensor) -> NDArray[np.float32]:
+        """Return the activations of a batch of images after this stage."""
         outputs: list[Tensor] = []
 
         def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:

@@ -23,7 +23,11 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/trials/",
     "tasks/measures/",
     "tasks/prepared/",
+    "tasks/sources/",
+    "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/results/",
+    "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {
@@ -35,11 +39,6 @@ MAX_PER_LINE = {
 }
 """What a line of code may hold on average; the codebases we learn from have 5.6 to 8.5 tokens."""
 KNOWN_CIRCLES = [
-    "orchestrator.planning.predict",
-    "orchestrator.planning.walk",
-    "orchestrator.results.mlflow_pages",
-    "orchestrator.results.mlflow_runs",
-    "orchestrator.results.tracking",
     "orchestrator.running.queue",
     "orchestrator.running.trials",
 ]

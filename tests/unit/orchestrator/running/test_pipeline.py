@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.machine.cluster import Cluster, RunOptions
-from orchestrator.machine.ending import remove_orphans
+from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport, ResultStore
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import CellReport
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import run as module
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress

@@ -7,8 +7,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import StoredResults
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
@@ -70,7 +70,7 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     whole = {path: path.read_bytes() for path in (damaged, gone)}
     damaged.write_bytes(whole[damaged][:-1] + b"x")
     with pytest.raises(
-        CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"
+        CorruptStoreError, match=r"cannot be used.*checksum does not match.*run the sweep again"
     ):
         _ = isweep.open(SWEEP, root=root).predictions
     gone.unlink()

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.machine import locks
 from orchestrator.machine.locks import exclusive, holder_pid, is_held
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import progress
 from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
@@ -50,7 +50,7 @@ def test_the_holder_is_known_while_it_holds(tmp_path):
 
 
 def test_who_looks_at_the_lock_is_no_holder_and_keeps_no_run_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PROBE_ATTEMPTS", 500)
+    monkeypatch.setattr(locks, "LOCK_ATTEMPTS", 500)
     path = tmp_path / "lock"
     path.touch()
     with open(path) as file:

@@ -1,0 +1,215 @@
+"""Combinations of model and dataset that a search tunes, and the trials of their points."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.planning.plan import SweepPlan
+from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.recipes import recipe_grid
+from search_spaces.specs import (
+    BatchSize,
+    LearningRate,
+    ModelSpec,
+    NetworkSpec,
+    RecipeSpec,
+    Spec,
+    SubsetSpec,
+    WeightDecay,
+)
+from search_spaces.sweeps import RecipeChoice, RecipeOverride
+from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
+
+CombinationKey = tuple[str, str]
+"""Names of a model and a dataset."""
+
+
+class Point(Spec):
+    """A point of a search space."""
+
+    learning_rate: LearningRate
+    weight_decay: WeightDecay
+    batch_size: BatchSize
+
+    @classmethod
+    def of(cls, recipe: RecipeSpec) -> Point:
+        """Return the point of a recipe."""
+        return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A model on a dataset, which is tuned.
+
+    Attributes:
+        model: the model.
+        subsets: the class pairs of the dataset. The search is on the first one; finalists are
+            trained on all in turn.
+        train_size: number of images, before the validation images are split off.
+        choice: the sweep's recipe, in which a point replaces three fields.
+        space: the ranges that are searched.
+        validation: how the validation images are split off.
+    """
+
+    model: ModelSpec
+    subsets: tuple[SubsetSpec, ...]
+    train_size: int
+    choice: RecipeChoice
+    space: SearchSpace
+    validation: ValidationSpec
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.subsets[0].prepared.dataset
+
+    @property
+    def key(self) -> CombinationKey:
+        """Names of model and dataset."""
+        return self.model.name, self.dataset
+
+    @cached_property
+    def sweep_point(self) -> Point:
+        """The point of the sweep's own recipe, with which every point is compared."""
+        return Point.of(self.sweep_recipe)
+
+    @cached_property
+    def sweep_recipe(self) -> RecipeSpec:
+        """The sweep's own recipe."""
+        return recipe_grid(self.choice, *self.key)[0]
+
+    def contains(self, point: Point) -> bool:
+        """Return whether a point lies in the search space."""
+        return self.clip(point) == point
+
+    def clip(self, point: Point) -> Point:
+        """Return the nearest point that lies in the search space."""
+        space = self.space
+
+        def distance(batch_size: int) -> float:
+            return abs(math.log(batch_size / point.batch_size))
+
+        return Point(
+            learning_rate=_clip_to(point.learning_rate, space.learning_rate),
+            weight_decay=_clip_to(point.weight_decay, space.weight_decay),
+            batch_size=min(space.batch_size, key=distance),
+        )
+
+    def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
+        """Return a trial of a point.
+
+        Args:
+            point: of the search space, or of the sweep's own recipe.
+            run: 0 for the search's own training. Later runs have other seeds, class pairs and
+                validation images, so that no choice depends on one split.
+        """
+        network = NetworkSpec(
+            model=self.model,
+            subset=self.subsets[run % len(self.subsets)],
+            train_size=self.train_size,
+            recipe=self._recipe_at(point),
+            seed=run,
+        )
+        validation = self.validation
+        if run:
+            validation = validation.model_copy(update={"split": run})
+        return SearchTrialSpec(network=network, validation=validation)
+
+    def _recipe_at(self, point: Point) -> RecipeSpec:
+        """Return the recipe, and its name, that a sweep with this point in its overrides has."""
+        if point == self.sweep_point:
+            return self.sweep_recipe
+        override = RecipeOverride.model_validate(
+            {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
+        )
+        changes = {"overrides": (*self.choice.overrides, override)}
+        return recipe_grid(self.choice.model_copy(update=changes), *self.key)[0]
+
+
+def _clip_to(value: float, limits: tuple[float, float]) -> float:
+    low, high = limits
+    return min(max(value, low), high)
+
+
+def combinations_to_tune(
+    plan: SweepPlan, num_train: Mapping[str, int] | None = None
+) -> tuple[Combination, ...]:
+    """Return the combinations of a sweep, model by model.
+
+    Args:
+        plan: of the sweep.
+        num_train: number of training images by subset id, to which batches are limited; None
+            computes it from the validation share.
+
+    Raises:
+        ConfigError: something cannot be searched; the error names everything.
+    """
+    _check_searchable(plan)
+    sweep = plan.sweep
+    tune = sweep.tune
+    train_size = tune.train_size or plan.largest_size
+    num_train_by_share = round(train_size * (1 - tune.validation_share))
+    models: dict[str, ModelSpec] = {}
+    subsets: defaultdict[CombinationKey, dict[str, SubsetSpec]] = defaultdict(dict)
+    for trial in plan.trials:
+        network = trial.network
+        subset = network.subset
+        models[network.model.name] = network.model
+        subsets[network.model.name, subset.dataset][subset.subset_id] = subset
+    model_order = list(models)
+    combinations: list[Combination] = []
+    problems: dict[str, SweepError] = {}
+    for key in sorted(subsets, key=lambda key: model_order.index(key[0])):
+        model_name, dataset = key
+        sizes = [(num_train or {}).get(name, num_train_by_share) for name in subsets[key]]
+        recipe = recipe_grid(sweep.recipe, model_name, dataset)[0]
+        try:
+            if not recipe.epochs:
+                value = f"0 for {model_name} on {dataset}"
+                raise ConfigError("A search needs a recipe with epochs", value)
+            space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
+        except SweepError as error:
+            problems.setdefault(str(error), error)
+            continue
+        combinations.append(
+            Combination(
+                model=models[model_name],
+                subsets=tuple(subsets[key].values()),
+                train_size=train_size,
+                choice=sweep.recipe,
+                space=space,
+                validation=ValidationSpec(share=tune.validation_share),
+            )
+        )
+    collect(problems.values())
+    return tuple(combinations)
+
+
+def _check_searchable(plan: SweepPlan) -> None:
+    """Refuse a sweep that no search can tune, whatever its sizes."""
+    sweep = plan.sweep
+    if sweep.recipe.axes:
+        raise ConfigError(
+            "A sweep to be tuned has a recipe with one value of each field",
+            f"several of {', '.join(sweep.recipe.axes)}",
+            "give one; ranges to search stand under tune:",
+        )
+    # The prepared data show this too, but only once they are prepared.
+    if sweep.all_faults:
+        raise ConfigError(
+            "A search validates on groups that no test image is of, which needs corrected data",
+            f"faults {', '.join(sweep.all_faults)}",
+            "tune a sweep in data_mode corrected without faults, and use its recipe",
+        )
+    models = {trial.network.model.name: trial.network.model for trial in plan.trials}
+    pretrained = sorted(name for name, model in models.items() if model.pretrained)
+    if pretrained:
+        raise ConfigError(
+            "isweep tune searches from random weights, not pretrained ones",
+            ", ".join(pretrained),
+            "leave these models out of the sweep that is searched",
+        )

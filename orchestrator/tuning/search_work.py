@@ -1,0 +1,187 @@
+"""The trials of a search, as the loop that runs trials wants them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from orchestrator.planning.trial_order import array_key
+from orchestrator.results.flat_runs import CurvePoint, FlatRun
+from orchestrator.results.records import CellReport
+from orchestrator.running.queue import CellQueue
+from orchestrator.running.trials import Run, Work
+from orchestrator.running.worker import TrialTrainable
+from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
+from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
+from search_spaces.errors import SweepError
+from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
+from search_spaces.tuning import SearchTrialSpec, ValidationSpec
+from tasks.prepared.subsets import TrialData
+from tasks.trials.records import EpochRecord, EpochScore, SearchResult
+
+AHEAD = 2
+
+"""Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
+
+
+def perform_search(
+    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
+) -> tuple[SearchResult, bool]:
+    """Train a point of a search, in a worker."""
+    from tasks.trials.trial import run_search_trial
+
+    cell = worker.cell
+    found = run_search_trial(
+        NetworkSpec.model_validate_json(cell["network"]),
+        data,
+        micro_batch=cell["micro_batch"],
+        on_epoch=None if worker.epochs is None else worker.epochs.teller(cell["trial_id"]).ended,
+        **options,
+    )
+    return found, True
+
+
+class SearchQueue(CellQueue):
+    """The trials of a search that wait, run, or are tried again later.
+
+    Args:
+        search: decides which trial comes next.
+        trials: by trial id; trials that are taken are added.
+        store_request: called with a trial before it is given out. An error ends the search.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        trials: dict[str, TrialSpec],
+        store_request: Callable[[RequestedTrial], None] = lambda trial: None,
+    ) -> None:
+        super().__init__(deque())
+        self._search = search
+        self._trials = trials
+        self._store_request = store_request
+
+    @property
+    def empty(self) -> bool:
+        """Whether the search is over, or no trials are given out any more."""
+        return self.error is not None or (not (self.later or self.running) and self._search.done)
+
+    def take(self, now: float) -> str | None:
+        """Return the next trial, which runs from now on; None if none may be taken yet."""
+        retried = super().take(now)
+        if retried is not None:
+            return retried
+        if self.error is not None or len(self.running - self.begun) >= AHEAD:
+            return None
+        trial = self._search.next()
+        if trial is None:
+            return None
+        try:
+            self._store_request(trial)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = trial.spec.trial_id
+        self._trials[trial_id] = trial.spec
+        self.running.add(trial_id)
+        return trial_id
+
+
+class SearchWork(Work):
+    """The trials of a search, each of which is made when it is taken.
+
+    Args:
+        run: what all trials share.
+        search: decides which trial comes next.
+        earlier: what is stored of the search; it is kept up to date.
+        load: reads the arrays of a subset, given the number of images and how they are split.
+        fingerprints: content hashes of the datasets by prepared id.
+    """
+
+    perform = staticmethod(perform_search)
+
+    def __init__(
+        self,
+        run: Run,
+        search: Search,
+        earlier: EarlierTrials,
+        load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        # The source of custom networks is sent to the workers at the start. These trials have all
+        # networks and all arrays of the search.
+        trials: dict[str, SearchTrialSpec] = {}
+        for combination_search in search.searches.values():
+            combination = combination_search.combination
+            for number in range(search.tune.seeds):
+                trial = combination.trial(combination.sweep_point, number)
+                trials[trial.trial_id] = trial
+        cells: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, cells, self._store_request), cells)
+        self._search = search
+        self._stored = earlier
+        self._load = load
+        self._fingerprints = fingerprints
+        self._by_array = {array_key(run.plan, trial): trial for trial in trials.values()}
+        self._count()
+
+    def load(self, key: str) -> TrialData:
+        """See :class:`Work`."""
+        trial = self._by_array[key]
+        return self._load(trial.network.subset, trial.network.train_size, trial.validation)
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"network": cell.network.model_dump_json()}
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """See :class:`Work`."""
+        trial = self._search.running_trial(cell.trial_id)
+        fields = self.sealed(cell, report, attempt)
+        record = SearchRecord(**fields, role=trial.role, run=trial.run)
+        self.run.stored.save(record)
+        self._stored.records[cell.trial_id] = record
+        self._search.finished(cell.trial_id, cast("SearchResult", report.outcome))
+        self._count()
+        return flat_search(record)
+
+    def given_up(self, trial_id: str) -> None:
+        """See :class:`Work`."""
+        self._search.finished(trial_id, None)
+
+    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
+        """See :class:`Work`."""
+        share = cast("SearchTrialSpec", cell).validation.share
+        train_size = round(cell.network.train_size * (1 - share))
+        return cell.network.model_copy(update={"train_size": train_size})
+
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
+        """Return none: a search shows validation losses alone, which come with its result."""
+        return ()
+
+    def _store_request(self, trial: RequestedTrial) -> None:
+        """Store that a trial was requested, before it is given out, unless that is stored."""
+        requests = self._stored.requests
+        trial_id = trial.spec.trial_id
+        if trial_id not in requests:
+            prepared_id = trial.spec.network.subset.prepared.prepared_id
+            numbers = [request.number for request in requests.values()]
+            record = RequestRecord(
+                trial_id=trial_id,
+                role=trial.role,
+                run=trial.run,
+                spec=trial.spec,
+                data_fingerprint=self._fingerprints[prepared_id],
+                number=1 + max(numbers, default=-1),
+            )
+            self.run.stored.save(record)
+            requests[trial_id] = record
+
+    def _count(self) -> None:
+        """Report how many trials are done and how many are left at most."""
+        num_done = len(self._stored.records)
+        self.run.monitor.planned = num_done + self._search.num_left
+        self.run.monitor.done = num_done

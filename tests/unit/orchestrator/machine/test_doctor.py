@@ -1,0 +1,173 @@
+"""What ``isweep doctor`` finds in a result store, of this machine, and on the nodes of a
+cluster."""
+
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.machine import doctor
+from orchestrator.machine.doctor import NodeAnswer, check_nodes
+from orchestrator.machine.gpus import Gpu, NodeGpus
+from tests.object_store import object_store
+
+GIB = 2**30
+HERE = doctor.versions_here()
+RELEASE = metadata.version("isweep")
+L4 = NodeGpus(
+    "b", (Gpu("NVIDIA L4", "GPU-1", 22 * GIB),), driver="580.1", torch="2.13.0", cuda="13.0"
+)
+SOUND: dict[str, Any] = {"gpus": L4, "versions": HERE, "free_disk_bytes": 80 * GIB}
+NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}}
+
+
+def problems(**changes: Any) -> list[str]:
+    found = doctor.checked_node(NodeAnswer(**{**SOUND, **changes}), NODE)
+    assert found["ok"] == (not found["fix"])
+    return [] if found["ok"] else [f"{found['detail']}; {found['fix']}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"gpus": replace(L4, gpus=(), driver="")},
+            "CUDA 13.0 reaches 0 with NVIDIA driver absent",
+        ),
+        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
+        ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
+        ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
+        (
+            {"versions": HERE | {"isweep": f"{RELEASE}+0"}},
+            f"has isweep {RELEASE}+0, the driver {RELEASE}",
+        ),
+        ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
+        (
+            {"free_disk_bytes": 0},
+            "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing",
+        ),
+    ],
+)
+def test_each_fault_is_said_with_its_way_out(changes, said):
+    (problem,) = problems(**changes)
+    assert said in problem
+
+
+def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
+    assert doctor.writable_bytes(tmp_path) > 0
+    monkeypatch.setattr(
+        doctor.os, "access", lambda *_: False
+    )  # as on a read-only disk, also for root
+    assert doctor.writable_bytes(tmp_path) == 0
+
+
+def test_a_sound_node_has_no_problem_and_logical_gpus_are_none():
+    assert problems() == problems(gpus=NodeGpus("b", logical=True)) == []
+
+
+@pytest.mark.ray
+def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
+    (found,) = check_nodes()
+    node = found["node"]
+    assert (node["head"], node["versions"]) == (True, HERE)
+    assert node["num_cpus"] == ray.cluster_resources()["CPU"]
+    assert node["free_disk_bytes"] > 0
+
+    def look_there() -> None:
+        raise ModuleNotFoundError("No module named 'orchestrator'")
+
+    monkeypatch.setattr(doctor, "look_here", look_there)
+    (found,) = check_nodes()
+    assert (
+        found["detail"]
+        == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+    )
+    assert found["fix"].startswith("install the same everywhere")
+    monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
+    (found,) = check_nodes()
+    assert found["detail"] == "gives no answer within 0 s"
+    assert found["fix"].startswith("ask again")
+
+
+def store_check(url):
+    return doctor._checked("result store", lambda: doctor._result_store(str(url)))
+
+
+@pytest.mark.parametrize("name", [".", "not/made/yet"])
+def test_a_folder_that_can_be_written_is_good_and_nothing_is_left(tmp_path, name):
+    assert store_check(tmp_path / name)["ok"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_made_or_keeps_nothing_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for url, told in (
+        (tmp_path / "file" / "results", "cannot be written"),
+        ("memory://x", "must be a folder or a store that keeps results"),
+    ):
+        found = store_check(url)
+        assert (found["ok"], told in found["detail"], bool(found["fix"])) == (False, True, True)
+
+
+def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
+    with object_store() as store:
+        found = store_check(store.url)
+        assert found["detail"] == f"{store.url} takes and gives files"
+        assert store_check(store.url)["ok"]
+        missing = store_check("s3://no-such-bucket/lab")
+        assert not missing["ok"]
+        assert "must exist; found: s3://no-such-bucket; make it" in missing["detail"]
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "ok", "told"),
+    [
+        (None, None, True, "private clusters are on loopback with a token of their own"),
+        (None, "disabled", False, "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code"),
+        ("10.0.0.1:6379", "token", True, "10.0.0.1:6379 is asked with the cluster's token"),
+        (
+            "10.0.0.1:6379",
+            None,
+            False,
+            "RAY_AUTH_MODE=not set: anyone who reaches the ports runs code",
+        ),
+    ],
+)
+def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
+    tmp_path, monkeypatch, address, mode, ok, told
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    found = doctor._checked("ray access", lambda: doctor._ray_access(address))
+    assert (found["ok"], found["detail"]) == (ok, told)
+    assert bool(found["fix"]) != ok
+
+
+def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them(monkeypatch):
+    monkeypatch.setattr(doctor, "gpus_here", list)
+    assert doctor._gpus(None).detail == "none: trials run on CPUs"
+    assert doctor._gpus("10.0.0.1:6379").detail == "none on this machine"
+    here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
+    monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
+    monkeypatch.setattr(doctor, "describe", lambda visible: here)
+    outcome = doctor._gpus(None)
+    assert not outcome.ok
+    assert (
+        "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54"
+        in outcome.detail
+    )
+    assert "needs a driver of branch 580 or later" in outcome.fix
+
+
+def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
+    (tmp_path / "session_1").mkdir()
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
+    found = doctor._checked("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
+    assert not found["ok"]
+    assert "The root must outlive the cluster" in found["detail"]
+    assert found["fix"].startswith("name another with --root, absolute")

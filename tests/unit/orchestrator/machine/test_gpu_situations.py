@@ -1,0 +1,558 @@
+"""Six GPUs that a lab may have, from what is refused to what a trial asks for again: none of them
+is here.
+
+They are described as torch and nvidia-smi describe them; failures are the libraries' own
+exceptions."""
+
+import json
+import re
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from orchestrator.machine import gpus
+from orchestrator.machine.cluster import Resources, RunOptions
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here
+from orchestrator.planning.costs.gpu_checks import packing_pays
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import core_seconds, need_of
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.runtimes import (
+    HANG_FACTOR,
+    MIN_LIMIT_S,
+    UNTIMED_FACTOR,
+    MeasuredTrial,
+    RuntimeModel,
+    corrections_for,
+    time_limit,
+)
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running import trial_device
+from orchestrator.running.failures import (
+    RETRIES,
+    DeviceError,
+    Retries,
+    classify,
+    ends_process,
+    gpu_named,
+)
+from orchestrator.running.requests import Requests, expected
+from orchestrator.running.worker import TrialTrainable
+from orchestrator.tuning.tune_sweep import tune_sweep
+from search_spaces.errors import SetupError, SweepError
+from search_spaces.sweeps import ResourceSpec
+from tasks.trials.records import CAPTURE_FAILED
+from tasks.trials.training import CaptureError
+from tests.small_sweep import small_sweep
+from tests.unit.orchestrator.machine.test_devices import nvidia_smi
+
+GIB = 2**30
+RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
+A100 = Gpu("NVIDIA A100-SXM4-80GB", "GPU-a100", int(79.3 * GIB), capability=8.0)
+H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-h100", int(79.2 * GIB), capability=9.0)
+T4 = Gpu("Tesla T4", "GPU-t4", int(14.6 * GIB), capability=7.5)
+MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "MIG-1", int(9.5 * GIB), processors=14, mig=True)
+ADA = Gpu(
+    "NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, processors=142
+)
+A10G = Gpu("NVIDIA A10G", "GPU-a10g", int(22.5 * GIB), capability=8.6)
+TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, processors=72)
+
+
+def node(*gpus, **changes):
+    fields = {"driver": "580.65", "torch": "2.13.0", "cuda": "13.0", "offered": float(len(gpus))}
+    return NodeGpus("a", gpus, **(fields | changes))
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a lab has, and what becomes of the paper's grid there.
+
+    Attributes:
+        visible: what ``CUDA_VISIBLE_DEVICES`` says; None where it is not set.
+        model: that is planned for, and its memory in GiB.
+        plan: what ``isweep plan`` says of it.
+        refused: what a run says before anything starts; empty where it runs.
+        shares: whether trials share a GPU where MPS runs.
+    """
+
+    node: NodeGpus
+    model: str
+    memory_gib: float
+    plan: str
+    refused: str = ""
+    shares: bool = True
+    visible: str | None = None
+
+
+NO_BFLOAT16 = (
+    "left, but not on {}: recipe paper computes in bfloat16, which it lacks. Use --set recipe.prec"
+)
+ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU"
+SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
+UNKNOWN = "On 1 {}, how long they take is unknown until isweep gpu-check has measured it"
+ON_MIG = UNKNOWN.format(MIG.name)
+SITUATIONS = {
+    "a: a desktop": Situation(
+        node(RTX4090), "rtx4090", 23.6, r"left: about [\d.]+ h on 1 rtx4090 if trials share"
+    ),
+    "b: an A100": Situation(
+        node(A100), "a100", 79.3, r"left: about [\d.]+ h on 1 a100 if trials share"
+    ),
+    "c: eight H100s": Situation(
+        node(*[H100] * 8), "h100", 79.2, r"left: about [\d.]+ \w+ on 8 h100s if trials share"
+    ),
+    "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
+    "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, ON_MIG, "", False, "MIG-1"),
+    "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
+    "f: two kinds": Situation(node(A100, T4), "t4", 14.6, NO_BFLOAT16.format("2 t4s"), ON_T4),
+    "f: the larger is old": Situation(
+        node(A10G, TURING), "a10g", 22.5, NO_BFLOAT16.format("2 a10gs"), "paper on NVIDIA TITAN RTX"
+    ),
+    "unknown": Situation(node(ADA), ADA.name, 47.4, UNKNOWN.format(ADA.name)),
+    "unknown and old": Situation(
+        node(TURING),
+        TURING.name,
+        23.5,
+        NO_BFLOAT16.format(f"1 {TURING.name}"),
+        "paper on NVIDIA TITAN RTX",
+    ),
+}
+"""The smaller one of two kinds decides."""
+
+
+OTHERS = classify(torch.OutOfMemoryError("others hold 3.1 of 23.6 GiB: CUDA out of memory."))
+MINE = classify(torch.OutOfMemoryError("others hold 0.2 of 23.6 GiB: CUDA out of memory."))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_sweep(load_sweep("paper"))
+
+
+@pytest.fixture(scope="module")
+def trials(plan):
+    return {trial.network.model.name: trial for trial in plan.trials}
+
+
+def float32(trials):
+    for trial in trials:
+        recipe = trial.network.recipe.model_copy(update={"precision": "float32"})
+        yield trial.model_copy(
+            update={"network": trial.network.model_copy(update={"recipe": recipe})}
+        )
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+def test_what_a_plan_says(plan, tmp_path, monkeypatch, where):
+    """Of what nvidia-smi and, of GPUs that are not known by their name, torch say there."""
+    situation = SITUATIONS[where]
+    rows = [
+        f"{gpu.name.partition(' MIG')[0]}, {gpu.uuid}, {gpu.memory_bytes // 2**20}, "
+        + ("Enabled" if gpu.mig else "[N/A]")
+        for gpu in situation.node.gpus
+    ]
+    nvidia_smi(tmp_path, monkeypatch, rows)
+    monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
+    if situation.visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
+    model, number = gpu_models_here(())
+    assert (model.name, number) == (situation.model, len(situation.node.gpus))
+    assert re.search(situation.plan, estimate(plan.trials, (), gpu=model, num_gpus=number)["text"])
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+def test_what_is_refused_before_anything_starts(plan, where):
+    there, words = SITUATIONS[where].node, SITUATIONS[where].refused
+    with pytest.raises(SweepError, match=words) if words else nullcontext():
+        refuse([there], plan.trials, share=1.0, alone=True)
+    if words != SLICES:
+        refuse([there], [*float32(plan.trials)], share=1.0, alone=True)
+
+
+def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.running.run.gpus_here", lambda: [T4])
+    monkeypatch.setattr("orchestrator.running.run.survey", lambda *_, **__: [node(T4)])
+    with pytest.raises(SweepError, match=ON_T4):
+        tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
+    assert not [*tmp_path.rglob("prepared/*")]
+
+
+@pytest.mark.parametrize(
+    ("there", "share", "words"),
+    [
+        (
+            node(driver="550.54", offered=8.0),
+            1.0,
+            r"offers 8 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54; "
+            r"CUDA 13.0 needs a driver of branch 580 or later, this is 550.54",
+        ),
+        (
+            node(replace(A100, compute_mode="Exclusive_Process")),
+            0.5,
+            "Exclusive_Process, for shares",
+        ),
+        (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
+        (node(MIG, visible="0"), 1.0, "cut into slices"),
+        (
+            node(replace(A100, held_bytes=75 * GIB)),
+            1.0,
+            r"GPU-a100: others hold 75.0 of 79.3 GiB, and the largest trial needs up to 6\.\d GiB",
+        ),
+        (
+            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=4 * GIB), visible="MIG-1,MIG-2"),
+            1.0,
+            "MIG-2: others hold",
+        ),
+        (
+            node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
+            1.0,
+            "offers 2 GPUs, .* reaches 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
+        ),
+        (node(replace(A100, has_kernels=False)), 1.0, "no kernels for compute capability 8.0"),
+    ],
+)
+def test_what_stands_in_the_way_is_refused_with_the_hint(plan, there, share, words):
+    with pytest.raises(SetupError, match=words):
+        refuse([there], plan.trials, share=share, alone=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "share", "alone"),
+    [
+        (node(replace(A100, compute_mode="Exclusive_Process")), 1.0, True),
+        (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
+        # Other trials of ours, on a shared cluster.
+        (node(replace(A100, held_bytes=75 * GIB)), 1.0, False),
+        (node(replace(A100, held_bytes=70 * GIB)), 1.0, True),
+        # A desk: two 4K screens, a browser and Windows.
+        (node(replace(RTX4090, held_bytes=4 * GIB)), 1.0, True),
+        (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
+    ],
+)
+def test_what_has_room_for_the_largest_trial_is_allowed(plan, there, share, alone):
+    refuse([there], plan.trials, share=share, alone=alone)
+
+
+def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others(plan):
+    """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
+    small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
+    refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
+    with pytest.raises(SetupError, match=r"others hold 1\.0 of 5\.0 GiB"):
+        refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
+
+
+GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
+
+
+@pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
+def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
+    with pytest.raises(SetupError, match="or hide it: CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"):
+        refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
+
+
+def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
+    with pytest.raises(SweepError, match=r"or hide it: CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
+        refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+@pytest.mark.parametrize("mps", [False, True])
+def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mps):
+    situation = SITUATIONS[where]
+    expectation = expected([replace(situation.node, mps=mps)], plan.sweep.resources, ())
+    known = expectation.gpu
+    assert (known.name, known.timed) == (situation.model, situation.model in GPU_MODELS)
+    assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
+    requests = Requests(Resources(1, 1.0), expectation)
+    for trial in trials.values():
+        share, memory = requests.of(trial).num_gpus, situation.memory_gib * GIB
+        if mps and situation.shares:
+            assert share * memory >= min(peak_bytes(trial.network), memory)
+        else:
+            assert share == 1.0
+
+
+def test_an_unknown_gpu_has_the_rates_of_its_capability_and_processors(trials):
+    """Of two with as much memory the one with fewer processors is kept busy by fewer trials."""
+    half = replace(ADA, processors=71).model()
+    assert (half.half_tflops, half.bandwidth) == pytest.approx((165 * 71 / 128, 1008 * 71 / 128))
+    assert ADA.model().half_tflops == pytest.approx(2 * half.half_tflops)
+    for capability, like in ((8.6, "rtx3090"), (12.1, "rtx5090"), (10.3, "b200"), (6.1, "v100")):
+        found = replace(ADA, capability=capability, processors=0).model()
+        assert (found.half_tflops, found.timed) == (GPU_MODELS[like].half_tflops, False)
+        assert found.bfloat16 is (capability >= 8)
+    assert need_of(trials["resnet50"], half).share > need_of(trials["resnet50"], ADA.model()).share
+
+
+def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
+    large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
+    there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
+    refuse([there], plan.trials, share=1.0, alone=True)
+    found = expected([there], plan.sweep.resources, ())
+    assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
+
+
+def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere(plan, tmp_path):
+    summary = {"pair_gain": 1.3, "pair_gain_mps": 1.3, "row": None}
+    record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    for mode, mps, share in (
+        ("Default", False, None),
+        ("[N/A]", False, None),
+        ("Exclusive_Process", False, 1.0),
+        ("Exclusive_Process", True, None),
+    ):
+        there = node(replace(A100, compute_mode=mode), mps=mps)
+        assert expected([there], plan.sweep.resources, (), [tmp_path]).share == share
+
+
+def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
+    checks = {
+        A100.name: {"pair_gain": 1.3, "row": {"compute_efficiency": 0.4}},
+        T4.name: {"pair_gain_mps": 1.0},
+    }
+    assert packing_pays(A100.name, checks, mps=False)
+    assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
+    assert not packing_pays(T4.name, checks, mps=True)
+    assert not packing_pays("NVIDIA H100", checks, mps=False)
+    found = A100.model(checks)
+    assert (found.name, found.compute_efficiency) == ("a100", 0.4)
+    assert found.memory_gib == pytest.approx(79.3)
+
+
+def attempts(share, batch, is_cut, is_small):
+    """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two
+    images."""
+    found = [(share, None)]
+    while found[-1][0] < 1:
+        found.append((min(1.0, 2 * found[-1][0]), None))
+    if is_small:  # others hold the memory: it waits
+        found += [(1.0, None)] * 4
+    found.append((1.0, None))  # by plain steps
+    size = batch // 2
+    while is_cut and size >= 2:
+        found.append((1.0, size))
+        size //= 2
+    if is_cut and found[-1][1] not in (None, 2):
+        found.append((1.0, 2))
+    return found
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, trials, where):
+    there = replace(SITUATIONS[where].node, mps=True)
+    requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
+    failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
+    for name, trial in trials.items():
+        said, seen = "", []
+        while not said:
+            request = requests.of(trial)
+            seen.append((request.num_gpus, request.micro_batch))
+            said = requests.failed(trial, failure)
+        batch = trial.network.recipe.batch_size
+        is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
+        assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
+        assert len(seen) <= RETRIES[failure.kind] + 1
+        there = "others leave of its GPU" if is_small else "a whole GPU has: choose a larger GPU"
+        assert f"{name} at batch {batch} needs more memory than {there}" in said
+        assert ("micro_batches: on" in said) is name.startswith("resnet")
+
+
+def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_share(plan, trials):
+    """As PyTorch tells it: ending a capture in which memory ran out raises an error of its own."""
+    there = replace(SITUATIONS["b: an A100"].node, mps=True)
+    requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
+    trial, memory = trials["resnet18"], torch.OutOfMemoryError("CUDA out of memory.")
+    before = requests.of(trial)
+    for context, kind in ((None, "device_error"), (memory, "out_of_memory")):
+        ended = torch.AcceleratorError(
+            "CUDA error: operation failed due to a previous error during capture"
+        )
+        ended.__context__ = context
+        error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: {ended}")
+        error.__cause__ = ended
+        assert (classify(error).kind, ends_process(error)) == (kind, True)
+        assert requests.failed(trial, classify(error)) == ""
+        if context is None:
+            assert requests.of(trial) == replace(before, fast="off")
+            requests.not_captured.clear()
+    # Where memory ran out it gets more, or waits for what others hold, before its network loses its
+    # graphs.
+    after = requests.of(trial)
+    assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
+    assert requests.of(trials["vgg16"]).fast == "auto"
+
+
+def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
+    """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
+    in vain."""
+    requests = Requests(Resources(1, 0.15), expected([], plan.sweep.resources, ()))
+    first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
+    failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
+    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (0.15, 0.15)
+    assert requests.failed(first, failure) == requests.failed(second, failure) == ""
+    assert [requests.of(cell).num_gpus for cell in (first, second, third)] == [0.3, 0.3, 0.3]
+    assert requests.of(trials["resnet18"]).num_gpus == 0.15
+    assert requests.failed(third, failure) == ""
+    assert requests.of(first).num_gpus == 0.6
+    assert requests.failed(first, OTHERS) == ""
+    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (1.0, 0.6)
+    requests.failed(second, classify(CaptureError(f"{CAPTURE_FAILED}: RuntimeError: .item()")))
+    assert (requests.of(third).fast, requests.of(trials["vgg16"]).fast) == ("off", "auto")
+
+
+@pytest.fixture
+def whole(plan):
+    return Requests(Resources(1, 1.0), expected([node(RTX4090)], plan.sweep.resources, ()))
+
+
+@pytest.mark.parametrize(
+    ("model", "fast", "parts"), [("resnet50", "off", None), ("vgg19", "off", 3)]
+)
+@pytest.mark.parametrize("lasts", [True, False])
+def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
+    plan, whole, model, fast, parts, lasts
+):
+    """It was 162 of 972 cells: each waited for room that plain steps, or parts, did not need."""
+    cells = [cell for cell in plan.trials if cell.network.model.name == model]
+    waiting, attempts, retries, less = [*cells], Counter(), Retries(), []
+    while waiting:
+        cell = waiting.pop(0)
+        request, is_there = whole.of(cell), lasts or len(less) < 3
+        attempts[cell.trial_id] += 1
+        fits = request.fast == fast and (parts is None or request.micro_batch == parts)
+        if fits or not is_there:
+            less.append(request.fast == "off")
+            whole.finished(cell)
+            retries.finished()
+            continue
+        assert whole.failed(cell, OTHERS) == ""
+        assert retries.failed(cell.trial_id, OTHERS.kind).pause_s is not None
+        waiting.append(cell)
+    assert len(less) == len(cells)
+    assert max(attempts.values()) <= 9
+    assert attempts.total() <= 2.5 * len(cells)
+    assert lasts or sum(less) <= 8  # those that failed meanwhile, and one that came after
+
+
+def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan, whole):
+    """A passing load took the later cells' graphs, or cut them, or ended them at their first
+    failure."""
+    first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
+    untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
+    whole = replace(
+        whole, expectation=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
+    )
+    for cell in (first, second):
+        assert whole.of(cell).fast == "auto"
+        assert whole.failed(cell, untold) == ""
+    assert (whole.of(second).fast, whole.of(third).fast) == ("off", "auto")
+    assert whole.failed(third, MINE) == ""
+    assert whole.of(third).fast == "off"
+    small = next(cell for cell in plan.trials if cell.network.model.name == "resnet18")
+    for _ in range(2):  # others may have gone before it was asked
+        whole.of(small)
+        assert whole.failed(small, MINE) == ""
+    assert whole.of(small).fast == "auto"
+    fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
+    assert whole.of(fourth).fast == "off"
+    whole.given[first.trial_id] = 0  # it began before, and came to its end with graphs
+    whole.finished(first)
+    assert whole.of(fourth).fast == "auto"
+
+
+def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
+    cell = {"num_gpus": 1.0}
+    worker = SimpleNamespace(_has_run=True, cell=cell, _gpu=("A100", "GPU-1"))
+    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    said = TrialTrainable._failure(worker, error).message
+    assert said == "others hold 14.3 of 24.0 GiB: CUDA out of memory."
+
+    def fails():
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    assert (
+        TrialTrainable._failure(
+            SimpleNamespace(_has_run=True, cell={"num_gpus": 0.5}, _gpu=worker._gpu), error
+        ).message
+        == "CUDA out of memory."
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    assert trial_device.held_by_others() == ""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
+    with pytest.raises(
+        DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
+    ):
+        TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
+
+
+def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
+    """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
+    known = RuntimeModel(GPU_MODELS["rtx4090"])
+    for trial in trials.values():
+        assert (
+            time_limit(trial, (), known)
+            == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial))
+            < 4 * 3600
+        )
+        assert time_limit(trial, (), RuntimeModel()) == HANG_FACTOR * core_seconds(trial)
+        for there, asked in (
+            (node(RTX4090), 1.0),
+            (node(ADA), None),
+            (node(MIG, visible="MIG-1"), 1.0),
+        ):
+            its = expected([there], ResourceSpec(num_gpus=asked), ())
+            factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
+            assert time_limit(trial, (), its) == pytest.approx(
+                max(MIN_LIMIT_S, factor * its.seconds(trial))
+            )
+            assert time_limit(trial, (), its) < HANG_FACTOR * core_seconds(trial) / 8
+
+
+def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("rests"))
+    error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: operation not permitted")
+    with pytest.raises(DeviceError) as ended:
+        TrialTrainable._failure(
+            SimpleNamespace(_has_run=False, cell={"num_gpus": 1.0}, _gpu=("A100", "GPU-1")), error
+        )
+    assert gpu_named(str(ended.value)) == ""
+
+
+def test_a_sweep_s_own_share_is_taken_as_it_is():
+    sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
+    assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
+    found = expected([node(A100)], sweep.resources, ())
+    assert (found.gpu.name, found.share) == ("a100", 0.25)
+    assert Requests(Resources(1, 0.25), found).usual(plan_sweep(sweep).trials).num_gpus == 0.25
+
+
+def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):
+    """They say so themselves: whoever types the command need not."""
+    said = {
+        "tests packing": NodeGpus("tests packing", logical=True),
+        "real": NodeGpus("real", (A100,)),
+    }
+    nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
+    monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
+    monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
+    assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
+
+
+def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):
+    trial, model = trials["vgg16"], MIG.model()
+    seconds = 3 * need_of(trial, model, given=1.0).seconds
+    measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
+    assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
+    assert corrections_for(ADA.model(), [measured]).seconds == {}
