@@ -370,7 +370,7 @@ def pilot_sweep(
     Sizes that are not given are the sweep's, the smallest three to train on. ``source`` is own data
     or a dataset's name.
     """
-    from orchestrator.analysis.table import POOLED
+    from orchestrator.analysis.results_tables.points import POOLED
     from orchestrator.running.measuring import known_kind
 
     models = {model_spec(choice).name: choice for choice in sweep.models}

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.harness import source
-from orchestrator.analysis.table import POOLED
+from orchestrator.analysis.results_tables.points import POOLED
 from orchestrator.results.table import attack_columns
 
 REPOSITORY = Path(__file__).parents[1]

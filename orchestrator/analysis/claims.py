@@ -17,16 +17,44 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import fits as f
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
 from orchestrator.analysis.class_pairs import DROP_AT_DELTA, LOSS_AT_DELTA, R_HAT_FREE
+from orchestrator.analysis.fits import (
+    STRONG,
+    Fit,
+    Prepared,
+    ScalingFits,
+    correlation_power,
+    fit_exponents,
+    fit_headline,
+    fits_of,
+    prepare,
+    slope_estimates,
+    t_power,
+)
 from orchestrator.analysis.grouped_tables.slopes import Slope
+from orchestrator.analysis.inference import (
+    LEVEL,
+    MIN_DATASETS,
+    Interval,
+    holm,
+    t_p_values,
+    t_quantile,
+)
 from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, established, interval, number, plural
+from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS, given
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import table as c
+from orchestrator.analysis.verdicts import decided, established
+from orchestrator.results.table import (
+    D_DATA_MLE,
+    D_REPR_MLE,
+    DATASET,
+    DOMAIN,
+    LABEL_SHARPNESS,
+    MEDICAL,
+)
+from search_spaces.errors import plural
 
 Verdict = Literal["reproduced", "refuted", "cannot be told"]
 NOT_MEASURED = "not measured by a sweep"
@@ -54,7 +82,7 @@ class LedgerEntry:
     null: float = 0.0
     side: int = 1
     value: float | None = None
-    interval: i.Interval | None = None
+    interval: Interval | None = None
     p_value: float | None = None
     adjusted_p: float | None = None
     power: float | None = None
@@ -216,12 +244,12 @@ def ledger(
     (not the published one with itself). Of worlds (``arms``) none is decided. DataError as for the
     fits.
     """
-    ready = f.prepare(table, arms=arms)
-    fits = f.fits_of(ready)
+    ready = prepare(table, arms=arms)
+    fits = fits_of(ready)
     found = [
         *_of_heights(ready, fits),
         _of_size("Thm 1", "d_data", "", ready),
-        _of_size("Thm 4", "d_repr", c.D_REPR_MLE, ready),
+        _of_size("Thm 4", "d_repr", D_REPR_MLE, ready),
         _of_attacks(fits),
         _of_representations(fits),
     ]
@@ -231,14 +259,14 @@ def ledger(
     if arms:
         untold = {"value": None, "interval": None, "p_value": None, "power": None}
         found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
-    adjusted = i.holm([entry.p_value for entry in found])
+    adjusted = holm([entry.p_value for entry in found])
     entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
     scores, left_out = scorecard(table) if compare else (), tuple(map(str, ready.excluded))
     return Ledger(sweep=sweep, entries=(*entries, *UNMEASURED), scores=scores, left_out=left_out)
 
 
 def _decided(
-    entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float, reason: str = ""
+    entry: LedgerEntry, fit: Fit, name: str, degrees: float, effect: float, reason: str = ""
 ) -> LedgerEntry:
     """Return a claim with the estimate that decides it and the power for ``effect``, or why there
     is none.
@@ -247,20 +275,20 @@ def _decided(
     if reason or fit.status != "ok" or estimate is None:
         return replace(entry, reason=reason or fit.reason or NOT_MEASURED)
     if not estimate.is_tested:
-        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
+        return replace(entry, reason=f"too few datasets for a p-value of {LEVEL:g}")
     return replace(
         entry,
         value=estimate.value,
         interval=estimate.interval,
         p_value=estimate.p,
         num_datasets=fit.num_datasets,
-        power=f.t_power(effect, estimate.std_error, degrees),
+        power=t_power(effect, estimate.std_error, degrees),
     )
 
 
-def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]:
+def _of_heights(ready: Prepared, fits: ScalingFits) -> Iterator[LedgerEntry]:
     """Claims about the height of losses at equal model and train size, and about K_F itself."""
-    headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
+    headline, gap = fits.find("headline"), fits.find("height", IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
     steeper = LedgerEntry(
         number="Fig. 2a",
@@ -268,26 +296,22 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
         side=-1,
         power_of="a loss twice as high at the highest d_data as at the lowest",
         estimand=(
-            f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t "
-            "and "
-            "permutation"
+            f"slope of log loss on 1/d_data{given(headline.terms, INVERSE_D)}; t and permutation"
         ),
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )
-    found = _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
-    yield replace(found, hangs_on=_hangs_on(ready, headline, t.INVERSE_D) if found.value else "")
+    found = _decided(steeper, headline, INVERSE_D, degrees, fits.twice_as_high)
+    yield replace(found, hangs_on=_hangs_on(ready, headline, INVERSE_D) if found.value else "")
     sharper = LedgerEntry(
         number="Eq. 2",
         claim="Loss rises with K_F at equal d_data.",
         estimand=(
-            f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t "
-            "and "
-            "permutation"
+            f"slope of log loss on log K_F{given(headline.terms, LOG_SHARPNESS)}; t and permutation"
         ),
         published="1 by the law; K_F and domain not told apart",
         power_of="the law's slope of 1",
     )
-    yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
+    yield _decided(sharper, headline, LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
     offset = LedgerEntry(
         number="Fig. 2b",
         claim="Medical sets have a higher loss than natural ones.",
@@ -295,7 +319,7 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
         published=("1.1 to 2.0 by network, without the prostate set"),
         power_of="a loss 2.7 times as high",
     )
-    yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
+    yield _decided(offset, gap, IS_MEDICAL, gap.num_datasets - 2, 1.0)
     labels = LedgerEntry(
         number="Fig. 1",
         claim="Medical sets have sharper labels.",
@@ -303,34 +327,34 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
         published="0.90; 0.54 at equal channels",
         power_of="a K_F 1.6 times as high",
     )
-    known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
-    logs = np.log(known[c.LABEL_SHARPNESS]).groupby([known[c.DATASET], known[c.DOMAIN]]).mean()
-    medical = np.asarray(logs.index.get_level_values(1) == c.MEDICAL, dtype=np.float64)[:, None]
+    known = ready.full[ready.full[LABEL_SHARPNESS] > 0]
+    logs = np.log(known[LABEL_SHARPNESS]).groupby([known[DATASET], known[DOMAIN]]).mean()
+    medical = np.asarray(logs.index.get_level_values(1) == MEDICAL, dtype=np.float64)[:, None]
     reason, estimates = fits.why_no_sharpness, None
-    if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
+    if not reason and (np.ptp(medical) == 0 or len(logs) < MIN_DATASETS):
         reason = "it needs datasets of both domains"
     if not reason:
-        y, tested = np.asarray(logs, dtype=np.float64), {t.IS_MEDICAL}
-        estimates = f.slope_estimates(y, medical, (t.IS_MEDICAL,), [""] * len(logs), tested=tested)
-    fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
-    yield _decided(labels, fit, t.IS_MEDICAL, len(logs) - 2, 0.5, reason)
+        y, tested = np.asarray(logs, dtype=np.float64), {IS_MEDICAL}
+        estimates = slope_estimates(y, medical, (IS_MEDICAL,), [""] * len(logs), tested=tested)
+    fit = Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
+    yield _decided(labels, fit, IS_MEDICAL, len(logs) - 2, 0.5, reason)
 
 
-def _hangs_on(ready: f.Prepared, headline: f.Fit, name: str) -> str:
+def _hangs_on(ready: Prepared, headline: Fit, name: str) -> str:
     """Say what a slope of the headline is without the dataset that moves it most."""
     estimate = headline.estimate(name)
     if estimate is None or estimate.influential is None:
         return ""
     dataset = estimate.influential
-    rest = ready.points[ready.points[c.DATASET] != dataset]
-    without = f.fit_headline(rest, ready.scale).estimate(name)
+    rest = ready.points[ready.points[DATASET] != dataset]
+    without = fit_headline(rest, ready.scale).estimate(name)
     if without is None:
         return ""
     found = f"{number(without.value)} ({interval(without.interval)})"
     return f"without {dataset}, on which it hangs most, it is {found}"
 
 
-def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerEntry:
+def _of_size(number_: str, name: str, column: str, ready: Prepared) -> LedgerEntry:
     """A claim about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
     entry = LedgerEntry(
         number=number_,
@@ -342,19 +366,19 @@ def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerE
         published="not tested",
         power_of="telling no fall at all from the bound",
     )
-    if not ready.points[column or c.D_DATA_MLE].notna().any():
+    if not ready.points[column or D_DATA_MLE].notna().any():
         return replace(entry, reason=f"{name} was not measured")
-    fit, past = f.fit_exponents(ready, dimension=column)
+    fit, past = fit_exponents(ready, dimension=column)
     found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
     if found.value is None:
         return found
     exponent = fit.estimates[0]
-    above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
+    above = t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
     slower = max(1.0 if p is None else p for p in (fit.bound_p, past.bound_p))
     return replace(found, p_value=slower if exponent.value < 1 else float(above))
 
 
-def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
+def _of_attacks(fits: ScalingFits) -> LedgerEntry:
     """Claims about robustness."""
     entry = LedgerEntry(
         number="Thm 3",
@@ -363,7 +387,7 @@ def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
             "largest r (by max-r permutation) of loss gained with K_F, over attacks and models"
         ),
         published="0.84 (FGSM, eleven datasets)",
-        power_of=f"a correlation of {f.STRONG:g}",
+        power_of=f"a correlation of {STRONG:g}",
     )
     tried = fits.attacks
     best = max(
@@ -375,7 +399,7 @@ def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
         return replace(entry, reason=tried[0].reason if tried else "no attack was run")
     scale = f" (K_F of {best.variant} alone)" if best.variant else ""
     found = _decided(replace(entry, estimand=f"{entry.estimand}{scale}"), best, "r", 0, 0.0)
-    power = f.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
+    power = correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
     return found if found.reason else replace(found, power=power)
 
 
@@ -416,7 +440,7 @@ def _of_pairs(slopes: Sequence[Slope]) -> Iterator[LedgerEntry]:
         half_width = (slope.interval[1] - slope.interval[0]) / 2
         power = None
         if slope.on != DROP_AT_DELTA:  # the law gives accuracy lost no rate
-            power = f.t_power(1.0, half_width / i.t_quantile(1 - i.LEVEL / 2, degrees), degrees)
+            power = t_power(1.0, half_width / t_quantile(1 - LEVEL / 2, degrees), degrees)
         yield replace(
             entry,
             estimand=f"{slope.on}; jackknife over {slope.num_groups} classes",
@@ -428,7 +452,7 @@ def _of_pairs(slopes: Sequence[Slope]) -> Iterator[LedgerEntry]:
         )
 
 
-def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
+def _of_representations(fits: ScalingFits) -> LedgerEntry:
     """Theorem 5, an approximate bound. What can be tested is that more than half of the points keep
     to it, and the claim says no more than that.
     """
@@ -446,8 +470,8 @@ def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
         return replace(entry, reason=fit.reason)
     share, num, p, reason = fit.estimates[0], fit.num_datasets, None, ""
     if share.std_error:
-        p = float(i.t_p_values(share.value - 0.5, share.std_error, num - 1))
-    elif num < i.MIN_DATASETS:
+        p = float(t_p_values(share.value - 0.5, share.std_error, num - 1))
+    elif num < MIN_DATASETS:
         reason = f"{plural(num, 'dataset')}, too few for an interval"
     return replace(
         entry,
@@ -456,5 +480,5 @@ def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
         num_datasets=num,
         p_value=p,
         reason=reason,
-        power=f.t_power(0.5, share.std_error, num - 1),
+        power=t_power(0.5, share.std_error, num - 1),
     )

@@ -15,16 +15,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.results import table as c
+from orchestrator.analysis.inference import MIN_CLASSES, holm
+from orchestrator.analysis.results_tables.points import (
+    CELL,
+    CURVE,
+    D_REFERENCE,
+    INVERSE_D,
+    LOG_LOSS,
+    LOG_TRAIN_SIZE,
+    at_largest_size,
+)
+from orchestrator.results.table import (
+    CLASS_PAIR,
+    DATASET,
+    LABEL_SHARPNESS,
+    MEAN_UNLIKE_DISTANCE,
+    R_HAT_PRED,
+)
 
 NO_DELTA = (
     "this table has no δ, the mean distance to the nearest unlike image "
-    f"(column {c.MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
+    f"(column {MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
 )
 """Reason of a question that needs δ, for a table that was measured before δ was a column."""
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
@@ -107,11 +121,11 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     network. Slopes on log K_F are of a pair's height at equal network and N, given 1/d; d, K_F and
     δ are of the pair's largest N. p is Holm-adjusted over the slopes that may be claimed.
     """
-    points = points.dropna(subset=[t.LOG_LOSS, t.D_REFERENCE])
-    classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
-    if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
+    points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
+    classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
+    if points[DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()
-    if len(set(classes.to_numpy().ravel())) < i.MIN_CLASSES:
+    if len(set(classes.to_numpy().ravel())) < MIN_CLASSES:
         return ()
     rows = _columns(points).assign(first=classes[0], second=classes[1])
     slopes = []
@@ -125,20 +139,20 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
 def _columns(points: pd.DataFrame) -> pd.DataFrame:
     """Return what the questions are asked of, a row per point; what was not measured is NaN."""
     # Centred within every curve: the exponent has an intercept per pair and network.
-    x = -points[t.LOG_TRAIN_SIZE] / points[t.D_REFERENCE]
-    curves = pd.DataFrame({"x": x, "fall": points[t.LOG_LOSS], "beyond": points[t.LOG_LOSS] - x})
-    centred = curves - curves.groupby(points[t.CURVE]).transform("mean")
+    x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
+    curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
+    centred = curves - curves.groupby(points[CURVE]).transform("mean")
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
-    log_sharpness = np.log(t.at_largest_size(points, c.LABEL_SHARPNESS))
-    log_delta = np.log(t.at_largest_size(points, c.MEAN_UNLIKE_DISTANCE))
-    log_r_hat = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
+    log_sharpness = np.log(at_largest_size(points, LABEL_SHARPNESS))
+    log_delta = np.log(at_largest_size(points, MEAN_UNLIKE_DISTANCE))
+    log_r_hat = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
     return centred.assign(
-        cell=points[t.CELL],
-        inverse_d=points[t.INVERSE_D],
+        cell=points[CELL],
+        inverse_d=points[INVERSE_D],
         delta=log_delta,
         k=log_sharpness,
         k_free=log_sharpness + log_delta,
-        loss=points[t.LOG_LOSS],
+        loss=points[LOG_LOSS],
         r_hat=log_r_hat,
         r_hat_free=log_r_hat - log_delta,
         drop=points[drops].mean(axis=1) if drops else np.nan,
@@ -164,5 +178,5 @@ def _adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of the slopes that may be claimed for their number."""
     p_values = [slope.p_value if PAIR_QUESTIONS[slope.on].is_claimed else None for slope in slopes]
     return tuple(
-        replace(slope, adjusted_p=p) for slope, p in zip(slopes, i.holm(p_values), strict=True)
+        replace(slope, adjusted_p=p) for slope, p in zip(slopes, holm(p_values), strict=True)
     )

@@ -28,12 +28,29 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
-from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.design import LEVELS
 from orchestrator.analysis.grouped_tables.fit import GroupedFit
-from orchestrator.analysis.table import interval, number
-from orchestrator.results import table as c
+from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.results_tables.points import (
+    D_REFERENCE,
+    LOG_LOSS,
+    LOG_TRAIN_SIZE,
+    POOLED,
+)
+from orchestrator.results.table import (
+    CLASS_PAIR,
+    D_DATA_MLE,
+    DATASET,
+    DOMAIN,
+    LABEL_SHARPNESS,
+    MEDICAL,
+    MODEL,
+    NATURAL,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    attack_columns,
+)
 from tasks.atomic import write_atomic
 
 # Okabe & Ito (2008), without yellow, which is too faint on white.
@@ -41,9 +58,9 @@ BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 VERMILLION, ORANGE, PURPLE, BLACK = "#D55E00", "#E69F00", "#CC79A7", "#000000"
 GREY = "#666666"
 
-DOMAIN_COLOURS = {c.NATURAL: BLUE, c.MEDICAL: VERMILLION}
-_DOMAIN_MARKERS = {c.NATURAL: "o", c.MEDICAL: "s"}
-_SHADES = {c.NATURAL: (BLUE, GREEN, SKY, BLACK), c.MEDICAL: (VERMILLION, PURPLE, ORANGE)}
+DOMAIN_COLOURS = {NATURAL: BLUE, MEDICAL: VERMILLION}
+_DOMAIN_MARKERS = {NATURAL: "o", MEDICAL: "s"}
+_SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORANGE)}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 #: Of models, from Tol's muted scheme (2021), so that no model wears the colour of a domain.
 MODEL_COLOURS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
@@ -74,13 +91,13 @@ STYLE: dict[Any, Any] = {
 Mark = tuple[str, str]
 """Colour and marker of one dataset or model."""
 _TOLD = [
-    c.MODEL,
-    c.DATASET,
-    c.CLASS_PAIR,
-    c.TRAIN_SIZE,
-    c.D_DATA_MLE,
-    c.LABEL_SHARPNESS,
-    c.TEST_LOSS,
+    MODEL,
+    DATASET,
+    CLASS_PAIR,
+    TRAIN_SIZE,
+    D_DATA_MLE,
+    LABEL_SHARPNESS,
+    TEST_LOSS,
 ]
 
 
@@ -205,39 +222,37 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Bars of d_data and K_F by dataset, sorted within domain; error bars: range over sizes and
     pairs.
     """
-    cells = points.drop_duplicates([c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE])
+    cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE])
     labels = {
-        c.D_DATA_MLE: "intrinsic dimension d_data",
-        c.LABEL_SHARPNESS: "label sharpness K_F (1 / L2 pixel distance)",
+        D_DATA_MLE: "intrinsic dimension d_data",
+        LABEL_SHARPNESS: "label sharpness K_F (1 / L2 pixel distance)",
     }
     shown = [name for name in labels if cells[name].notna().any()]
     if not shown:
         return None
-    size = (4.4 * len(shown), 1.2 + 0.34 * cells[c.DATASET].nunique())
+    size = (4.4 * len(shown), 1.2 + 0.34 * cells[DATASET].nunique())
     figure = Figure(figsize=size, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
+        grouped = cells.dropna(subset=[name]).groupby([DOMAIN, DATASET])[name]
         rows = grouped.agg(["min", "max"]).reset_index()
-        field = "d_data" if name == c.D_DATA_MLE else "label_sharpness"
-        rows["mean"] = rows[c.DATASET].map({d.dataset: getattr(d, field) for d in fits.datasets})
-        rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
-        place = rows.index.to_numpy() + 0.6 * (rows[c.DOMAIN] != rows[c.DOMAIN].iloc[0]).to_numpy()
+        field = "d_data" if name == D_DATA_MLE else "label_sharpness"
+        rows["mean"] = rows[DATASET].map({d.dataset: getattr(d, field) for d in fits.datasets})
+        rows = rows.sort_values([DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
+        place = rows.index.to_numpy() + 0.6 * (rows[DOMAIN] != rows[DOMAIN].iloc[0]).to_numpy()
         reach = np.maximum(
             [rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0
         )  # against rounding
-        axes.barh(
-            place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7
-        )
+        axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[DOMAIN]], height=0.7)
         axes.errorbar(
             rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5
         )
-        axes.set_yticks(place, rows[c.DATASET].tolist())
+        axes.set_yticks(place, rows[DATASET].tolist())
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         # The power of ten stands at the right end of this line, so the label starts at the left.
         axes.set_xlabel(labels[name], loc="left")
-    present = set(cells[c.DOMAIN])
+    present = set(cells[DOMAIN])
     handles = [
         Patch(color=colour, label=name)
         for name, colour in DOMAIN_COLOURS.items()
@@ -253,20 +268,20 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
 
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Test loss against d_data, one panel per model, coloured by N."""
-    rows = points.dropna(subset=[t.LOG_LOSS, c.D_DATA_MLE])
-    models = sorted(rows[c.MODEL].unique())[:MAX_PANELS]
+    rows = points.dropna(subset=[LOG_LOSS, D_DATA_MLE])
+    models = sorted(rows[MODEL].unique())[:MAX_PANELS]
     if not models:
         return None
     figure, axes_of = panels(len(models))
-    sizes = sorted(rows[c.TRAIN_SIZE].unique())
+    sizes = sorted(rows[TRAIN_SIZE].unique())
     norm = LogNorm(sizes[0], sizes[-1]) if len(sizes) > 1 else Normalize(sizes[0] - 1, sizes[0] + 1)
     for axes, model in zip(axes_of, models, strict=True):
-        for domain, group in rows[rows[c.MODEL] == model].groupby(c.DOMAIN):
+        for domain, group in rows[rows[MODEL] == model].groupby(DOMAIN):
             colour, marker = DOMAIN_COLOURS[str(domain)], _DOMAIN_MARKERS[str(domain)]
             drawn = axes.scatter(
-                group[c.D_DATA_MLE],
-                group[c.TEST_LOSS],
-                c=group[c.TRAIN_SIZE],
+                group[D_DATA_MLE],
+                group[TEST_LOSS],
+                c=group[TRAIN_SIZE],
                 norm=norm,
                 cmap="viridis_r",
                 marker=marker,
@@ -275,7 +290,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
                 linewidth=0.9,
             )
             tell(drawn, group)
-        log_ticks(axes, "y", rows[c.TEST_LOSS])
+        log_ticks(axes, "y", rows[TEST_LOSS])
         axes.set_title(model)
     figure.colorbar(
         ScalarMappable(norm, "viridis_r"),
@@ -286,7 +301,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         format="{x:,.0f}",
     ).minorticks_off()
     marks = {domain: (colour, _DOMAIN_MARKERS[domain]) for domain, colour in DOMAIN_COLOURS.items()}
-    handles = mark_handles(marks, rows[c.DOMAIN], "-")
+    handles = mark_handles(marks, rows[DOMAIN], "-")
     for handle in handles:
         handle.set_markerfacecolor("white")
     frame(figure, "intrinsic dimension d_data", "test loss (nat)", handles)
@@ -301,9 +316,9 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Test loss against N, one panel per dataset, one line per model, beside the predicted
     slope.
     """
-    rows = points.dropna(subset=[t.LOG_LOSS])
-    order = rows[[c.DOMAIN, c.DATASET]].drop_duplicates().sort_values([c.DOMAIN, c.DATASET])
-    datasets = order[c.DATASET].tolist()[:MAX_PANELS]
+    rows = points.dropna(subset=[LOG_LOSS])
+    order = rows[[DOMAIN, DATASET]].drop_duplicates().sort_values([DOMAIN, DATASET])
+    datasets = order[DATASET].tolist()[:MAX_PANELS]
     if not datasets:
         return None
     columns = 4 if len(datasets) > 4 else 3
@@ -311,32 +326,32 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         len(datasets), width=2.9, height=2.4, most_columns=columns, share=False
     )
     kinds = zip(cycle(MODEL_COLOURS), cycle(_MARKERS), strict=False)
-    marks = dict(zip(sorted(rows[c.MODEL].unique()), kinds, strict=False))
-    means = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
-    curves = np.exp(means).reset_index(name=c.TEST_LOSS)
+    marks = dict(zip(sorted(rows[MODEL].unique()), kinds, strict=False))
+    means = rows.groupby([DATASET, MODEL, TRAIN_SIZE])[LOG_LOSS].mean()
+    curves = np.exp(means).reset_index(name=TEST_LOSS)
     with_slope = False
     for axes, dataset in zip(axes_of, datasets, strict=True):
-        for model, curve in curves[curves[c.DATASET] == dataset].groupby(c.MODEL):
-            (colour, marker), (x, y) = marks[str(model)], (curve[c.TRAIN_SIZE], curve[c.TEST_LOSS])
+        for model, curve in curves[curves[DATASET] == dataset].groupby(MODEL):
+            (colour, marker), (x, y) = marks[str(model)], (curve[TRAIN_SIZE], curve[TEST_LOSS])
             axes.plot(x, y, color=colour, linewidth=1.1)
             tell(axes.scatter(x, y, color=colour, marker=marker, s=14), curve)
-        part = rows[rows[c.DATASET] == dataset]
-        d_data = part[t.D_REFERENCE].mean()
+        part = rows[rows[DATASET] == dataset]
+        d_data = part[D_REFERENCE].mean()
         if d_data > 0:
-            ends = np.array([part[c.TRAIN_SIZE].min(), part[c.TRAIN_SIZE].max()])
+            ends = np.array([part[TRAIN_SIZE].min(), part[TRAIN_SIZE].max()])
             # Only the slope is predicted; the height is set to pass through the middle of the
             # points.
-            middle = part[t.LOG_LOSS].mean() + part[t.LOG_TRAIN_SIZE].mean() / d_data
+            middle = part[LOG_LOSS].mean() + part[LOG_TRAIN_SIZE].mean() / d_data
             predicted = np.exp(middle - np.log(ends) / d_data)
             axes.plot(ends, predicted, color=BLACK, linestyle="--", linewidth=1.2)
             with_slope = True
-        size_ticks(axes, sorted(rows[c.TRAIN_SIZE].unique()))
-        log_ticks(axes, "y", part[c.TEST_LOSS])
+        size_ticks(axes, sorted(rows[TRAIN_SIZE].unique()))
+        log_ticks(axes, "y", part[TEST_LOSS])
         low, high = axes.get_ylim()
         if high / low < SMALLEST_LOSS_RANGE:
             middle, half = np.sqrt(low * high), np.sqrt(SMALLEST_LOSS_RANGE)
             axes.set_ylim(middle / half, middle * half)
-        axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
+        axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[DOMAIN].iloc[0]])
     handles, caption = mark_handles(marks, marks, "-"), "Test loss against train size."
     if with_slope:
         label = "predicted slope\n−1/d_data"
@@ -348,13 +363,13 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Loss gain under each attack against K_F, one panel per attack and epsilon."""
-    known = points[points[c.LABEL_SHARPNESS].notna()]
-    attacks = [a for a in c.attack_columns(points.columns) if known[a.name].notna().any()][
+    known = points[points[LABEL_SHARPNESS].notna()]
+    attacks = [a for a in attack_columns(points.columns) if known[a.name].notna().any()][
         :MAX_PANELS
     ]
     if not attacks:
         return None
-    marks = dataset_marks(dict(zip(points[c.DATASET], points[c.DOMAIN], strict=True)))
+    marks = dataset_marks(dict(zip(points[DATASET], points[DOMAIN], strict=True)))
     figure, axes_of = panels(
         len(attacks), most_columns=2 if len(attacks) in (2, 4) else 3, share=False
     )
@@ -365,20 +380,20 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         "95 % interval (exploratory; adjusted for their number in the table)."
     )
     for axes, attack in zip(axes_of, attacks, strict=True):
-        for dataset, group in known.dropna(subset=[attack.name]).groupby(c.DATASET):
+        for dataset, group in known.dropna(subset=[attack.name]).groupby(DATASET):
             colour, marker = marks[str(dataset)]
-            x, y = group[c.LABEL_SHARPNESS], group[attack.name]
+            x, y = group[LABEL_SHARPNESS], group[attack.name]
             tell(
                 axes.scatter(x, y, color=colour, marker=marker, s=26, alpha=0.8, linewidth=0), group
             )
-        r = fits.find("attack", model=t.POOLED, response=attack.name).estimate("r")
+        r = fits.find("attack", model=POOLED, response=attack.name).estimate("r")
         axes.set_title(attack.words)
         if r is not None and r.interval is not None:
             axes.set_title(f"{attack.words}\nr = {number(r.value)} ({interval(r.interval)})")
             caption = caption.removesuffix(named) + named
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         axes.axhline(0, color=GREY, linewidth=0.8)
-    handles = mark_handles(marks, points[c.DATASET])
+    handles = mark_handles(marks, points[DATASET])
     frame(
         figure,
         "label sharpness K_F (1 / L2 pixel distance)",

@@ -14,8 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.analysis import fits as f
-from orchestrator.analysis import table as t
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
     PAIR_QUESTIONS,
@@ -23,13 +21,36 @@ from orchestrator.analysis.class_pairs import (
     R_HAT_FREE,
     UNITS_ALONE,
 )
-from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
+from orchestrator.analysis.fits import (
+    ATTACKS,
+    BELOW_BOUND,
+    DIMENSION,
+    EXPONENT,
+    SHARPNESS,
+    STRONG,
+    Claim,
+    Estimate,
+    Fit,
+    ScalingFits,
+    correlation_power,
+    t_power,
+)
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
+from orchestrator.analysis.number_formats import interval, listing, number, p_value
 from orchestrator.analysis.one_dataset import OneDataset
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
-from orchestrator.results import table as c
+from orchestrator.analysis.results_tables.points import (
+    INVERSE_D,
+    IS_MEDICAL,
+    LOG_SHARPNESS,
+    WORDS,
+    given,
+)
+from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
+from orchestrator.analysis.verdicts import decided
+from orchestrator.results.table import attack_columns
+from search_spaces.errors import plural
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
 _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
@@ -172,7 +193,7 @@ def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
     """How often at most such a study would establish an effect: permutations and Holm ask for
     more.
     """
-    power = f.t_power(effect, estimate.std_error, degrees)
+    power = t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f"; {words} would show in at most {power:.0%} of such studies"
 
 
@@ -198,7 +219,7 @@ def _untested(question: str, reason: str, to_add: str = "", caveats: Sequence[st
 
 
 def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
-    if t.UNEQUAL_SCALES in (fit.reason, reason):
+    if UNEQUAL_SCALES in (fit.reason, reason):
         return "measure K_F at one image size and number of channels"
     if fit.status == "refused":
         return "train until losses leave guessing"
@@ -248,14 +269,14 @@ def _of_height(
         return _untested(
             question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats
         )
-    claim, term = fits.claim(key), t.WORDS[name]
+    claim, term = fits.claim(key), WORDS[name]
     held, decides = claim is not None and claim.established, _decides(claim, estimate)
     short = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}; {decides}"
-    falling = ", which falls as d_data rises," if name == t.INVERSE_D else ""
+    falling = ", which falls as d_data rises," if name == INVERSE_D else ""
     slope = (
         f"The slope on {term}{falling} is {number(estimate.value)} ({interval(estimate.interval)})."
     )
-    over = f"{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
+    over = f"{given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
     rises = estimate.value * by > 0
     found = f"log test loss {'rises' if rises else 'falls'} with {what}"
     if not held:
@@ -270,7 +291,7 @@ def _of_height(
 
 def _dimension(fits: ScalingFits) -> Finding:
     low, high = fits.d_data_range
-    gap = fits.find("height", t.IS_MEDICAL)
+    gap = fits.find("height", IS_MEDICAL)
     caveats = []
     if gap.status == "ok":
         offset = gap.estimates[0]
@@ -282,8 +303,8 @@ def _dimension(fits: ScalingFits) -> Finding:
         )
     return _of_height(
         fits,
-        f.DIMENSION,
-        t.INVERSE_D,
+        DIMENSION,
+        INVERSE_D,
         ("Is a dataset of higher intrinsic dimension harder to learn?"),
         what="d_data",
         by=1 / high - 1 / low,
@@ -300,8 +321,8 @@ def _dimension(fits: ScalingFits) -> Finding:
 def _sharpness(fits: ScalingFits) -> Finding:
     return _of_height(
         fits,
-        f.SHARPNESS,
-        t.LOG_SHARPNESS,
+        SHARPNESS,
+        LOG_SHARPNESS,
         "Do sharper labels give higher losses?",
         what="K_F",
         meaning="doubling K_F",
@@ -333,7 +354,7 @@ def _train_size(fits: ScalingFits) -> Finding:
     )
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
     low, high = estimate.interval or (-np.inf, np.inf)
-    below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
+    below, falls = fits.claim(BELOW_BOUND), fits.claim(EXPONENT)
     held, decides, way, said = False, _decides(falls, estimate), "no", ""
     sure = falls is not None and falls.established
     if below is not None and below.established:
@@ -367,7 +388,7 @@ def _train_size(fits: ScalingFits) -> Finding:
 
 def _attacks(fits: ScalingFits) -> Finding:
     question = "Do attacks gain more where labels are sharper?"
-    tried, claim = fits.attacks, fits.claim(f.ATTACKS)
+    tried, claim = fits.attacks, fits.claim(ATTACKS)
     if not tried:
         return _untested(question, "no attack was run", "put attacks into the sweep file")
     known = [fit for fit in tried if fit.status == "ok"]
@@ -385,7 +406,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         f"over {best.num_datasets} datasets{of}, at equal model and N{', within domains' * domains}"
     )
     model = best.model if " " in best.model else f"model {best.model}"
-    attack = f"{c.attack_columns([best.response])[0].words} on {model}"
+    attack = f"{attack_columns([best.response])[0].words} on {model}"
     found = (
         f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
     )
@@ -400,8 +421,8 @@ def _attacks(fits: ScalingFits) -> Finding:
         of = "" if alone else f" in {times} of {about}, adjusted for their number"
         lead = f"The loss gained by an attack rises with K_F{of}"
     else:
-        power = f.correlation_power(best.num_datasets, domains)
-        found += f"; r = {f.STRONG:g} would show in at most {power:.0%} of such studies"
+        power = correlation_power(best.num_datasets, domains)
+        found += f"; r = {STRONG:g} would show in at most {power:.0%} of such studies"
         lead = "It is not established" if alone else f"For none of {about} is it established"
         lead += " that the loss gained rises with K_F"
         tail = (

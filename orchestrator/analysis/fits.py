@@ -19,15 +19,85 @@ import pandas as pd
 from pydantic import TypeAdapter
 from scipy import special
 
-from orchestrator.analysis import guessing as g
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
 from orchestrator.analysis.class_pairs import fit_pairs
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.inference import Array, Interval
+from orchestrator.analysis.guessing import (
+    at_guessing,
+    clear_of_guessing,
+    flattened,
+    limits_of,
+    past_guessing,
+    unvaried,
+)
+from orchestrator.analysis.inference import (
+    LEVEL,
+    MIN_DATASETS,
+    Array,
+    Interval,
+    Sums,
+    centred,
+    dataset_effects,
+    holm,
+    jackknife_error,
+    max_correlation_test,
+    mean_interval,
+    ols,
+    permutation_test,
+    t_interval,
+    t_p_values,
+    t_quantile,
+    wild_cluster_p,
+    wild_draws,
+)
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
+from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.one_dataset import OneDataset, one_dataset
-from orchestrator.results import table as c
+from orchestrator.analysis.results_tables.checks import Exclusion, normalise
+from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary, summaries_of
+from orchestrator.analysis.results_tables.points import (
+    ALL,
+    CELL,
+    CURVE,
+    D_REFERENCE,
+    INVERSE_D,
+    IS_MEDICAL,
+    LOG_LOSS,
+    LOG_SHARPNESS,
+    LOG_TRAIN_SIZE,
+    OF_GUESSING,
+    POOLED,
+    SUBSET,
+    WEIGHT,
+    WORDS,
+    at_largest_size,
+    fitted_points,
+    select,
+    sums_of,
+)
+from orchestrator.analysis.results_tables.sharpness_scale import (
+    SAME_SHARPNESS,
+    UNEQUAL_SCALES,
+    Policy,
+    SharpnessScale,
+    sharpness_scale,
+)
+from orchestrator.analysis.verdicts import established
+from orchestrator.results.table import (
+    D_DATA_MLE,
+    D_DATA_TWONN,
+    D_REPR_MLE,
+    DATASET,
+    DOMAIN,
+    DOMAINS,
+    LABEL_SHARPNESS,
+    MODEL,
+    NEIGHBORS_TOO,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    attack_columns,
+    d_data_at,
+)
+from search_spaces.errors import plural
 
 #: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log
 #: loss on −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤
@@ -49,7 +119,7 @@ QUESTIONS = {
 #: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
 STRONG = 0.8
 PAST_GUESSING = "N past guessing"
-OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
+OTHER_D = {"TwoNN": D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +152,7 @@ class Estimate:
     @property
     def is_tested(self) -> bool:
         """Whether datasets can be exchanged in enough ways for a p-value at the level."""
-        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= 1 / i.LEVEL)
+        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= 1 / LEVEL)
 
     @property
     def influential(self) -> str | None:
@@ -104,9 +174,9 @@ class Fit:
     """
 
     kind: Kind
-    model: str = t.POOLED
-    subset: str = t.ALL
-    response: str = c.TEST_LOSS
+    model: str = POOLED
+    subset: str = ALL
+    response: str = TEST_LOSS
     terms: tuple[str, ...] = ()
     variant: str = ""
     status: Literal["ok", "not_enough_data", "refused"] = "not_enough_data"
@@ -143,12 +213,10 @@ def claims_of(found: Sequence[Fit]) -> tuple[Claim, ...]:
     asked: dict[
         str, tuple[float, Interval | None, float]
     ] = {}  # p-value, interval, and the null outside it
-    pooled = [
-        fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")
-    ]
+    pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (POOLED, ALL, "ok")]
     for fit in pooled:
         tested = [e for e in fit.estimates if fit.kind == "headline" and e.is_tested]
-        keys = {t.INVERSE_D: DIMENSION, t.LOG_SHARPNESS: SHARPNESS}
+        keys = {INVERSE_D: DIMENSION, LOG_SHARPNESS: SHARPNESS}
         asked |= {keys[e.name]: (e.p or 0.0, e.interval, 0.0) for e in tested if e.name in keys}
         if (fit.kind, fit.variant) == ("exponent", ""):
             exponent = fit.estimates[0]
@@ -162,10 +230,8 @@ def claims_of(found: Sequence[Fit]) -> tuple[Claim, ...]:
         asked[ATTACKS] = min(p_values, key=itemgetter(0))
     tests = [(key, *asked[key]) for key in QUESTIONS if key in asked]
     return tuple(
-        Claim(key=key, p_value=p, adjusted_p=at or 0.0, established=t.established(at, bounds, null))
-        for (key, p, bounds, null), at in zip(
-            tests, i.holm([test[1] for test in tests]), strict=True
-        )
+        Claim(key=key, p_value=p, adjusted_p=at or 0.0, established=established(at, bounds, null))
+        for (key, p, bounds, null), at in zip(tests, holm([test[1] for test in tests]), strict=True)
     )
 
 
@@ -177,10 +243,10 @@ class ScalingFits:
     num_trials: int
     num_used: int
     num_points: int
-    excluded: tuple[t.Exclusion, ...]
-    datasets: tuple[t.DatasetSummary, ...]
+    excluded: tuple[Exclusion, ...]
+    datasets: tuple[DatasetSummary, ...]
     models: tuple[str, ...]
-    sharpness_scale: t.SharpnessScale
+    sharpness_scale: SharpnessScale
     fits: tuple[Fit, ...]
     claims: tuple[Claim, ...]
     num_at_guessing: int
@@ -193,8 +259,8 @@ class ScalingFits:
         self,
         kind: Kind,
         *terms: str,
-        model: str = t.POOLED,
-        subset: str = t.ALL,
+        model: str = POOLED,
+        subset: str = ALL,
         response: str = "",
         variant: str = "",
     ) -> Fit:
@@ -205,7 +271,7 @@ class ScalingFits:
             same = (fit.kind, fit.model, fit.subset, fit.variant) == (kind, model, subset, variant)
             if same and terms in (fit.terms, ()) and response in (fit.response, ""):
                 return fit
-        reason = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
+        reason = "no usable trial" + ("" if model == POOLED else f" of {model}")
         return Fit(
             kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason
         )
@@ -213,7 +279,7 @@ class ScalingFits:
     @property
     def attacks(self) -> list[Fit]:
         """The fits of single models that the question about attacks rests on."""
-        return [fit for fit in self.fits if fit.kind == "attack" and fit.model != t.POOLED]
+        return [fit for fit in self.fits if fit.kind == "attack" and fit.model != POOLED]
 
     @property
     def d_data_range(self) -> Interval:
@@ -233,8 +299,8 @@ class ScalingFits:
         known = [d.label_sharpness for d in self.datasets if d.label_sharpness is not None]
         if not known:
             return "K_F was not measured"
-        same = t.SAME_SHARPNESS if len(known) > 1 and np.ptp(known) <= 1e-12 * max(known) else ""
-        return same if self.sharpness_scale.comparable else t.UNEQUAL_SCALES
+        same = SAME_SHARPNESS if len(known) > 1 and np.ptp(known) <= 1e-12 * max(known) else ""
+        return same if self.sharpness_scale.comparable else UNEQUAL_SCALES
 
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""
@@ -250,26 +316,26 @@ class Prepared(NamedTuple):
 
     full: pd.DataFrame
     points: pd.DataFrame
-    scale: t.SharpnessScale
-    excluded: tuple[t.Exclusion, ...]
+    scale: SharpnessScale
+    excluded: tuple[Exclusion, ...]
     num_trials: int
     num_used: int
 
 
 def prepare(
-    table: pd.DataFrame, *, sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = ()
+    table: pd.DataFrame, *, sharpness_policy: Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
     """Check a table and reduce it to the points that fits and figures see; arguments as for the
     fits.
     """
-    full, unusable = t.normalise(table)
-    copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
+    full, unusable = normalise(table)
+    copies = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     reason = "arms of interventions, which are compared with their own bases"
-    of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
+    of_arms = (Exclusion(reason, int(copies.sum())),) if copies.any() else ()
     full = full[~copies].reset_index(drop=True)
-    points, excluded = t.fitted_points(full)
+    points, excluded = fitted_points(full)
     scale, num_used = (
-        t.sharpness_scale(full, sharpness_policy),
+        sharpness_scale(full, sharpness_policy),
         len(full) - sum(e.count for e in excluded),
     )
     return Prepared(full, points, scale, (*unusable, *of_arms, *excluded), len(table), num_used)
@@ -278,7 +344,7 @@ def prepare(
 def fit_scaling_laws(
     table: pd.DataFrame,
     *,
-    sharpness_policy: t.Policy = "refuse",
+    sharpness_policy: Policy = "refuse",
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
@@ -299,10 +365,10 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
     other d.
     """
     points, scale = ready.points, ready.scale
-    models = tuple(sorted(points[c.MODEL].unique()))
+    models = tuple(sorted(points[MODEL].unique()))
     found: list[Fit] = []
     if models:
-        found = [fit_headline(points, scale), fit_height(points, scale, (t.IS_MEDICAL,))]
+        found = [fit_headline(points, scale), fit_height(points, scale, (IS_MEDICAL,))]
         found += [
             *fit_exponents(ready),
             *fit_attacks(points, scale, models),
@@ -312,7 +378,7 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         for model in models:
             found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
             found.append(fit_representation(points, model=model))
-        found += [fit_exponent(points, subset=domain) for domain in c.DOMAINS]
+        found += [fit_exponent(points, subset=domain) for domain in DOMAINS]
         others = {name: d for name, d in OTHER_D.items() if points[d].notna().any()}
         found += [fit_exponent(points, dimension=d, variant=name) for name, d in others.items()]
     return ScalingFits(
@@ -320,13 +386,13 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         num_used=ready.num_used,
         num_points=len(points),
         excluded=ready.excluded,
-        datasets=t.summaries_of(ready.full, points),
+        datasets=summaries_of(ready.full, points),
         models=models,
         sharpness_scale=scale,
         fits=tuple(found),
         claims=claims_of(found),
-        num_at_guessing=int(g.at_guessing(points[t.OF_GUESSING]).sum()),
-        caveats=g.limits_of(ready.full, points),
+        num_at_guessing=int(at_guessing(points[OF_GUESSING]).sum()),
+        caveats=limits_of(ready.full, points),
         class_pairs=fit_pairs(points),
     )
 
@@ -335,7 +401,7 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
     """Return the exponent, and that of N past guessing, where curves start flat whatever their
     law.
     """
-    past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
+    past = past_guessing(clear_of_guessing(ready.points), ready.full)
     whole = fit_exponent(ready.points, dimension=dimension)
     return whole, fit_exponent(past, dimension=dimension, variant=PAST_GUESSING)
 
@@ -344,49 +410,47 @@ def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str
     """Return these columns, and the keys, of the points of a model and domain that have all of
     them.
     """
-    keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT, t.OF_GUESSING]
-    return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(
-        subset=[*names]
-    )
+    keys = [MODEL, DATASET, DOMAIN, TRAIN_SIZE, CELL, CURVE, WEIGHT, OF_GUESSING]
+    return select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(subset=[*names])
 
 
 def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
     """A fit of these rows that is not made yet."""
-    return Fit(kind=kind, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), **about)
+    return Fit(kind=kind, num_points=len(rows), num_datasets=rows[DATASET].nunique(), **about)
 
 
-def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
+def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = POOLED) -> Fit:
     """Regress dataset effects on 1/d, log K_F and the label, as far as they can be told apart."""
-    rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *(names := _properties(points, scale))))
-    terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
+    rows = rows_of(points, model, ALL, (LOG_LOSS, *(names := _properties(points, scale))))
+    terms = (*names, *([IS_MEDICAL] if rows[DOMAIN].nunique() > 1 else []))
     return fit_height(points, scale, terms, model=model, kind="headline")
 
 
-def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...]:
-    known = scale.comparable and points[t.LOG_SHARPNESS].nunique() > 1
-    return (t.INVERSE_D, t.LOG_SHARPNESS) if known else (t.INVERSE_D,)
+def _properties(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
+    known = scale.comparable and points[LOG_SHARPNESS].nunique() > 1
+    return (INVERSE_D, LOG_SHARPNESS) if known else (INVERSE_D,)
 
 
 def fit_height(
     points: pd.DataFrame,
-    scale: t.SharpnessScale,
+    scale: SharpnessScale,
     terms: tuple[str, ...],
     *,
-    model: str = t.POOLED,
+    model: str = POOLED,
     kind: Kind = "height",
 ) -> Fit:
     """Regress dataset effects of log loss at equal model and N on ``terms``; the headline of all
     models is tested by permutation too, and fitted without each dataset.
     """
-    names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
-    rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
+    names = list(dict.fromkeys((LOG_LOSS, *terms, IS_MEDICAL, *_properties(points, scale))))
+    rows, needed = rows_of(points, model, ALL, names), max(MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
     if (num := blank.num_datasets) < needed:
-        found = f" ({t.listing(sorted(map(str, rows[c.DATASET].unique())))})"
+        found = f" ({listing(sorted(map(str, rows[DATASET].unique())))})"
         found *= len(found) < 60
         some = f"{num} of the {needed} datasets that it needs{found}"
         return replace(blank, reason=some if num else "no point has all the numbers this fit needs")
-    if reason := g.flattened(rows):
+    if reason := flattened(rows):
         return replace(blank, status="refused", reason=reason)
     effects = _effects(rows, names)
     if effects is None:
@@ -394,29 +458,25 @@ def fit_height(
             "the datasets share no model, train size and data mode: none can be compared at equal N"
         )
         return replace(blank, reason=reason)
-    if not effects[t.LOG_LOSS].any():
+    if not effects[LOG_LOSS].any():
         return replace(blank, reason="the losses are the same for all datasets")
-    domains = rows.groupby(c.DATASET)[c.DOMAIN].first()[effects.index].tolist()
-    claimed = (kind, model) == ("headline", t.POOLED)
-    tested = (
-        set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
-    )
-    y, x = effects[t.LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
+    domains = rows.groupby(DATASET)[DOMAIN].first()[effects.index].tolist()
+    claimed = (kind, model) == ("headline", POOLED)
+    tested = set(terms) - {IS_MEDICAL} if claimed else {IS_MEDICAL} if kind == "height" else set()
+    y, x = effects[LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
     estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
-        named = t.listing([t.WORDS[name] for name in terms])
+        named = listing([WORDS[name] for name in terms])
         reason = f"{named} do not vary enough, or only together, to tell coefficients apart"
-        if t.IS_MEDICAL in terms and len(set(domains)) < 2:
+        if IS_MEDICAL in terms and len(set(domains)) < 2:
             reason = f"only {domains[0]} datasets: an offset between domains needs both"
         elif len(terms) == 1:
             reason = f"{named} does not vary enough over these datasets"
         return replace(blank, reason=reason)
     left_out: dict[str, Array] = {}
     for dataset in effects.index if claimed else ():
-        less = _effects(rows[rows[c.DATASET] != dataset], names)
-        slopes = (
-            None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
-        )
+        less = _effects(rows[rows[DATASET] != dataset], names)
+        slopes = None if less is None else ols(less[LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
         left_out |= {} if slopes is None else {dataset: slopes[0]}
     without = [
         {name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))
@@ -427,9 +487,9 @@ def fit_height(
 
 def _effects(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     """Effects of these columns, a row per dataset."""
-    values, weights = rows[[*names]].to_numpy(dtype=float), rows[t.WEIGHT].to_numpy(dtype=float)
-    found = i.dataset_effects(
-        values, rows[t.CELL].to_numpy(), rows[c.DATASET].to_numpy(dtype=str), weights
+    values, weights = rows[[*names]].to_numpy(dtype=float), rows[WEIGHT].to_numpy(dtype=float)
+    found = dataset_effects(
+        values, rows[CELL].to_numpy(), rows[DATASET].to_numpy(dtype=str), weights
     )
     return None if found is None else pd.DataFrame(found[1], found[0], [*names])
 
@@ -447,25 +507,25 @@ def slope_estimates(
     t's p is above ``hopeless``; None where slopes are not identified. At equal label only datasets
     of one of the ``blocks`` (G,) are exchangeable.
     """
-    slopes = i.ols(y, x)
+    slopes = ols(y, x)
     if slopes is None:
         return None
     values, errors, degrees = slopes
-    p_values = i.t_p_values(values, errors, degrees).tolist()
+    p_values = t_p_values(values, errors, degrees).tolist()
     found = []
     for k, name in enumerate(terms):
         value, error = float(values[k]), float(errors[k])
-        bounds = i.t_interval(value, error, degrees)
+        bounds = t_interval(value, error, degrees)
         estimate = Estimate(
             name=name, value=value, std_error=error, interval=bounds, p_value=p_values[k]
         )
         if name in tested and p_values[k] <= hopeless:
             others = set(terms) - {name}
-            places = blocks if t.IS_MEDICAL in others else [""] * len(y)
-            test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
+            places = blocks if IS_MEDICAL in others else [""] * len(y)
+            test = permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
             if test is not None:
                 p, num, every = test
-                exact = every and others <= {t.IS_MEDICAL}
+                exact = every and others <= {IS_MEDICAL}
                 estimate = replace(estimate, resampled_p=p, num_resamples=num, exact=exact)
         found.append(estimate)
     return tuple(found)
@@ -474,8 +534,8 @@ def slope_estimates(
 def fit_exponent(
     points: pd.DataFrame,
     *,
-    model: str = t.POOLED,
-    subset: str = t.ALL,
+    model: str = POOLED,
+    subset: str = ALL,
     dimension: str = "",
     variant: str = "",
 ) -> Fit:
@@ -485,62 +545,62 @@ def fit_exponent(
     """
     if dimension:
         points = points.assign(
-            **{t.D_REFERENCE: t.at_largest_size(points, dimension, (*t.SUBSET, c.MODEL))}
+            **{D_REFERENCE: at_largest_size(points, dimension, (*SUBSET, MODEL))}
         )
-    rows = _curves(rows_of(points, model, subset, (t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE)))
-    num_curves = rows[t.CURVE].nunique()
-    rows = _curves(g.clear_of_guessing(rows))
+    rows = _curves(rows_of(points, model, subset, (LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE)))
+    num_curves = rows[CURVE].nunique()
+    rows = _curves(clear_of_guessing(rows))
     blank = _blank(
         "exponent",
         rows,
         model=model,
         subset=subset,
         variant=variant,
-        num_needed=i.MIN_DATASETS,
+        num_needed=MIN_DATASETS,
         num_curves=num_curves,
-        num_at_guessing=num_curves - rows[t.CURVE].nunique(),
+        num_at_guessing=num_curves - rows[CURVE].nunique(),
     )
-    if blank.num_datasets < i.MIN_DATASETS:
+    if blank.num_datasets < MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
-        d = "_".join((dimension or c.D_DATA_MLE).split("_")[:2]) + f" by {variant}" * (
+        d = "_".join((dimension or D_DATA_MLE).split("_")[:2]) + f" by {variant}" * (
             variant in OTHER_D
         )
-        counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
-        return replace(blank, reason=f"{counted}, at least {i.MIN_DATASETS} needed")
-    if same := g.unvaried(rows, within=t.CURVE):
+        counted = f"{plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
+        return replace(blank, reason=f"{counted}, at least {MIN_DATASETS} needed")
+    if same := unvaried(rows, within=CURVE):
         return replace(blank, reason=same)
-    return with_exponent(blank, t.sums_of(rows, t.LOG_LOSS))
+    return with_exponent(blank, sums_of(rows, LOG_LOSS))
 
 
 def _curves(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows.groupby(t.CURVE)[c.TRAIN_SIZE].transform("nunique") > 1]
+    return rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
 
 
-def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
+def with_exponent(blank: Fit, sums: Sums) -> Fit:
     """Return a fit with the exponent that the sums of its datasets give."""
     names, xx, xy = sums
     value, num = float(xy.sum() / xx.sum()), len(names)
     left_out = (xy.sum() - xy) / (xx.sum() - xx)
-    error = i.jackknife_error(value, left_out)
-    p_zero, p_bound = i.t_p_values(value - np.array([0.0, 1.0]), error, num - 1).tolist()
+    error = jackknife_error(value, left_out)
+    p_zero, p_bound = t_p_values(value - np.array([0.0, 1.0]), error, num - 1).tolist()
     estimate = Estimate(
         name="exponent",
         value=value,
         std_error=error,
-        interval=i.t_interval(value, error, num - 1),
+        interval=t_interval(value, error, num - 1),
         p_value=p_zero,
-        resampled_p=i.wild_cluster_p(sums),
-        num_resamples=len(i.wild_draws(num)),
+        resampled_p=wild_cluster_p(sums),
+        num_resamples=len(wild_draws(num)),
         left_out=dict(zip(names, left_out.tolist(), strict=True)),
         weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
     )
     own = {name: float(y / x) for name, x, y in zip(*sums, strict=True) if x > 0}
-    bound_p = 1.0 if value >= 1 else max(p_bound, i.wild_cluster_p(sums, null=1.0))
+    bound_p = 1.0 if value >= 1 else max(p_bound, wild_cluster_p(sums, null=1.0))
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
 def fit_attacks(
-    points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]
+    points: pd.DataFrame, scale: SharpnessScale, models: Sequence[str]
 ) -> Iterator[Fit]:
     """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal
     train size, within domains; p is adjusted over attacks and models. Of unequal scales of K_F the
@@ -550,23 +610,23 @@ def fit_attacks(
     if not scale.comparable:
         variant, names = max(scale.scales, key=lambda found: len(found[1]))
         others = [name for spelled, those in scale.scales if spelled != variant for name in those]
-        points = points[points[c.DATASET].isin({*names} - {*others})]
+        points = points[points[DATASET].isin({*names} - {*others})]
     tried: list[tuple[Fit, pd.Series]] = []
-    attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
-    for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
-        rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
+    attacks = [a.name for a in attack_columns(points.columns) if points[a.name].notna().any()]
+    for name, model in ((name, model) for name in attacks for model in (*models, POOLED)):
+        rows = rows_of(points, model, ALL, (name, LABEL_SHARPNESS))
         about = {
             "model": model,
             "response": name,
-            "terms": (c.LABEL_SHARPNESS,),
+            "terms": (LABEL_SHARPNESS,),
             "variant": variant,
         }
         blank = _blank("attack", rows, **about, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
         if reduced is None and variant:
-            yield replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
+            yield replace(blank, status="refused", reason=UNEQUAL_SCALES)
         elif reduced is None:
-            counted = t.plural(blank.num_datasets, "dataset")
+            counted = plural(blank.num_datasets, "dataset")
             yield replace(
                 blank, reason=f"{counted} with K_F and attacks at equal N, at least 4 needed"
             )
@@ -575,20 +635,20 @@ def fit_attacks(
     if not tried:
         return
     gains = pd.DataFrame({k: gained for k, (_, gained) in enumerate(tried)}).sort_index()
-    known = points.dropna(subset=[c.LABEL_SHARPNESS]).groupby(c.DATASET)
-    x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
+    known = points.dropna(subset=[LABEL_SHARPNESS]).groupby(DATASET)
+    x = known[LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
     values, blocks = (
         gains.to_numpy(dtype=float),
-        known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str),
+        known[DOMAIN].first()[gains.index].to_numpy(dtype=str),
     )
-    single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    found, p_values, num, critical = i.max_correlation_test(values, x, blocks.tolist(), single)
+    single = [k for k, (blank, _) in enumerate(tried) if blank.model != POOLED]
+    found, p_values, num, critical = max_correlation_test(values, x, blocks.tolist(), single)
     largest = np.nanmax([-1.0, *found[single]])
     for (blank, own), r, p in zip(tried, found.tolist(), p_values.tolist(), strict=True):
         if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        num_given = len(set(known[c.DOMAIN].first()[own.index])) - 1
+        num_given = len(set(known[DOMAIN].first()[own.index])) - 1
         adjusted_p = None if np.isnan(p) else p
         # The largest of several correlations is chosen: so are its intervals made for all at once.
         width = None if adjusted_p is None else critical
@@ -598,9 +658,7 @@ def fit_attacks(
         )
         if r == largest:
             rows = (
-                known.agg({c.LABEL_SHARPNESS: "mean", c.DOMAIN: "first"})
-                .loc[own.index]
-                .assign(y=own)
+                known.agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"}).loc[own.index].assign(y=own)
             )
             less = ((name, rows.drop(index=name)) for name in map(str, own.index))
             estimate = replace(estimate, left_out={name: _correlation(part) for name, part in less})
@@ -609,8 +667,8 @@ def fit_attacks(
 
 def _correlation(rows: pd.DataFrame) -> float:
     """Pearson's r of y with K_F within domains."""
-    moved = i.centred(
-        rows[["y", c.LABEL_SHARPNESS]].to_numpy(dtype=float), rows[c.DOMAIN].to_numpy(dtype=str)
+    moved = centred(
+        rows[["y", LABEL_SHARPNESS]].to_numpy(dtype=float), rows[DOMAIN].to_numpy(dtype=str)
     )
     return float(np.prod(moved, axis=1).sum() / max(np.prod(np.linalg.norm(moved, axis=0)), 1e-300))
 
@@ -626,7 +684,7 @@ def correlation_interval(
     if spare < 1:
         return None
     if critical is None:
-        critical = float(special.ndtri(1 - i.LEVEL / 2))
+        critical = float(special.ndtri(1 - LEVEL / 2))
     half_width = critical / np.sqrt(spare)
     z = float(np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)))
     return float(np.tanh(z - half_width)), float(np.tanh(z + half_width))
@@ -636,7 +694,7 @@ def t_power(effect: float, std_error: float | None, degrees: float) -> float | N
     """How often a two-sided t test finds an effect; None without a standard error."""
     if not std_error:
         return None
-    shift, bound = abs(effect) / std_error, i.t_quantile(1 - i.LEVEL / 2, degrees)
+    shift, bound = abs(effect) / std_error, t_quantile(1 - LEVEL / 2, degrees)
     if shift > 30:
         return 1.0
     below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
@@ -646,21 +704,21 @@ def t_power(effect: float, std_error: float | None, degrees: float) -> float | N
 def correlation_power(num_datasets: int, num_given: int) -> float:
     """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
     shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
-    return float(special.ndtr(shift - special.ndtri(1 - i.LEVEL)))
+    return float(special.ndtr(shift - special.ndtri(1 - LEVEL)))
 
 
-def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
+def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Fit:
     """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate
     bound).
     """
-    rows = rows_of(points, model, t.ALL, (c.D_DATA_MLE, c.D_REPR_MLE))
-    about = {"response": c.D_REPR_MLE, "terms": (c.D_DATA_MLE,)}
+    rows = rows_of(points, model, ALL, (D_DATA_MLE, D_REPR_MLE))
+    about = {"response": D_REPR_MLE, "terms": (D_DATA_MLE,)}
     blank = _blank("representation", rows, model=model, **about)
     if len(rows) == 0:
         return replace(blank, reason="no point has both d_repr and d_data")
-    below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]
-    shares = below.astype(float).groupby(rows[c.DATASET]).mean()
-    mean, error, bounds = i.mean_interval(np.asarray(shares, dtype=float))
+    below = rows[D_REPR_MLE] <= rows[D_DATA_MLE]
+    shares = below.astype(float).groupby(rows[DATASET]).mean()
+    mean, error, bounds = mean_interval(np.asarray(shares, dtype=float))
     clipped = bounds and (max(0.0, bounds[0]), min(1.0, bounds[1]))
     above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}
     estimate = Estimate(name="share", value=mean, interval=clipped, std_error=error or None)

@@ -9,8 +9,23 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import table as t
-from orchestrator.results import table as c
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.points import CURVE, LOG_LOSS, OF_GUESSING, SUBSET, WEIGHT
+from orchestrator.results.table import (
+    CLASS_PAIR,
+    DATA_MODE,
+    DATASET,
+    DOMAIN,
+    DOMAINS,
+    DONE,
+    MODEL,
+    NUM_CLASSES,
+    NUM_CONFLICTS,
+    SEED,
+    STATUS,
+    TRAIN_SIZE,
+)
+from search_spaces.errors import plural
 
 #: A loss lies at guessing from this share of guessing's own, ln of the number of classes, on.
 AT_GUESSING = 0.8
@@ -42,8 +57,8 @@ def at_guessing(shares: pd.Series, share: float = AT_GUESSING) -> pd.Series:
 
 def holds_down(rows: pd.DataFrame) -> bool:
     """Tell whether so many points pile up at guessing that it holds the others down."""
-    known = rows[rows[t.LOG_LOSS].notna()]
-    weights, losses = known[t.WEIGHT], known[t.OF_GUESSING]
+    known = rows[rows[LOG_LOSS].notna()]
+    weights, losses = known[WEIGHT], known[OF_GUESSING]
     there, beyond = (
         float(weights[at_guessing(losses, share)].sum()) for share in (AT_GUESSING, WELL_BEYOND)
     )
@@ -54,7 +69,7 @@ def flattened(rows: pd.DataFrame) -> str:
     """Return why slopes over these points would be too small, or an empty text."""
     if not holds_down(rows):
         return ""
-    num, of = at_guessing(rows[t.OF_GUESSING]).sum(), t.plural(rows[t.LOG_LOSS].count(), "point")
+    num, of = at_guessing(rows[OF_GUESSING]).sum(), plural(rows[LOG_LOSS].count(), "point")
     return (
         f"the losses of {num} of {of} lie at guessing, which flattens slopes by an unknown amount"
     )
@@ -64,7 +79,7 @@ def unvaried(rows: pd.DataFrame, within: str = "") -> str:
     """Return that losses are the same everywhere, or in every group ``within``; else an empty
     text.
     """
-    values = rows[t.LOG_LOSS]
+    values = rows[LOG_LOSS]
     around = values.groupby(rows[within]).transform("mean") if within else values.mean()
     if not (values - around).abs().max() <= 1e-12 * values.abs().max():
         return ""
@@ -78,14 +93,11 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if not holds_down(rows):
         return rows
-    means = rows[t.OF_GUESSING].groupby(rows[t.CURVE]).transform("mean")
+    means = rows[OF_GUESSING].groupby(rows[CURVE]).transform("mean")
     last = (
-        rows[c.TRAIN_SIZE]
-        .where(at_guessing(rows[t.OF_GUESSING]))
-        .groupby(rows[t.CURVE])
-        .transform("max")
+        rows[TRAIN_SIZE].where(at_guessing(rows[OF_GUESSING])).groupby(rows[CURVE]).transform("max")
     )
-    clear: pd.DataFrame = rows[(means < np.log(CLEAR)) & ~(rows[c.TRAIN_SIZE] <= last)]
+    clear: pd.DataFrame = rows[(means < np.log(CLEAR)) & ~(rows[TRAIN_SIZE] <= last)]
     return clear
 
 
@@ -95,22 +107,18 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     guessing, so a curve starts flat there. Whole N go, by means over models: dropping single high
     losses flattens the rest.
     """
-    means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.OF_GUESSING].transform("mean")
-    last = (
-        points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])
-    )
-    curve = [c.MODEL, *t.SUBSET]
-    diverged = full[full[c.STATUS] != c.DONE].groupby(curve)[c.TRAIN_SIZE].max()
+    means = points.groupby([*SUBSET, TRAIN_SIZE])[OF_GUESSING].transform("mean")
+    last = points[TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in SUBSET])
+    curve = [MODEL, *SUBSET]
+    diverged = full[full[STATUS] != DONE].groupby(curve)[TRAIN_SIZE].max()
     lost = diverged.reindex(pd.MultiIndex.from_frame(points[curve])).to_numpy(dtype=float)
-    return points[
-        ~(points[c.TRAIN_SIZE] <= last.transform("max")) & ~(points[c.TRAIN_SIZE] <= lost)
-    ]
+    return points[~(points[TRAIN_SIZE] <= last.transform("max")) & ~(points[TRAIN_SIZE] <= lost)]
 
 
 def few_of_domain(domain: str, number: int) -> str:
     """Say that so many datasets of a domain are too few to conclude from."""
     return (
-        f"{t.plural(number, f'{domain} dataset')}: a trend from one {domain} dataset to the next, "
+        f"{plural(number, f'{domain} dataset')}: a trend from one {domain} dataset to the next, "
         "unlike "
         f"one over N within them, cannot be told from the peculiarities of "
         f"{'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are needed."
@@ -120,46 +128,44 @@ def few_of_domain(domain: str, number: int) -> str:
 def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """Return what cannot be concluded from a table, in sentences."""
     found = []
-    there = at_guessing(points[t.OF_GUESSING])
+    there = at_guessing(points[OF_GUESSING])
     if num := int(there.sum()):
-        counts = there[points[t.LOG_LOSS].notna()].groupby(points[c.DATASET]).agg(["sum", "size"])
+        counts = there[points[LOG_LOSS].notna()].groupby(points[DATASET]).agg(["sum", "size"])
         where = [
             f"{name} {row['sum']} of {row['size']}" for name, row in counts.iterrows() if row["sum"]
         ]
-        named = "" if len(where) > 4 else f": {t.listing(where)}"
-        classes = points.loc[there, c.NUM_CLASSES].fillna(2.0)
+        named = "" if len(where) > 4 else f": {listing(where)}"
+        classes = points.loc[there, NUM_CLASSES].fillna(2.0)
         between, of = (
             ("two classes", "2") if (classes == 2).all() else ("their classes", "of their number")
         )
-        blank = there & (points[c.CLASS_PAIR] == "") & points[c.NUM_CLASSES].isna()
+        blank = there & (points[CLASS_PAIR] == "") & points[NUM_CLASSES].isna()
         more = "; of more classes guessing costs more" * bool(blank.any())
         found.append(
-            f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between "
+            f"{num} of {plural(points[LOG_LOSS].count(), 'point')} lie at guessing between "
             f"{between} "
             f"(a loss from {AT_GUESSING:g} ln {of} on{more}){named}."
         )
-    compares_datasets = full[c.DATASET].nunique() != 1
-    numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
+    compares_datasets = full[DATASET].nunique() != 1
+    numbers = points.groupby(DOMAIN)[DATASET].nunique()
     found += [
         few_of_domain(str(d), int(n))
         for d, n in numbers.items()
         if compares_datasets and n < MIN_CONVINCING_DATASETS
     ]
     absent = [
-        f"No {domain} dataset"
-        for domain in c.DOMAINS
-        if compares_datasets and domain not in numbers
+        f"No {domain} dataset" for domain in DOMAINS if compares_datasets and domain not in numbers
     ]
     found += [f"{none}: nothing can be said about differences between domains." for none in absent]
-    modes = sorted(full[c.DATA_MODE].unique())
+    modes = sorted(full[DATA_MODE].unique())
     if len(modes) > 1:
-        found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")
-    if conflicts := sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique()):
-        named = t.listing(conflicts)
+        found.append(f"Trials of several data modes ({listing(modes)}) are fitted together.")
+    if conflicts := sorted(full.loc[full[NUM_CONFLICTS] > 0, DATASET].unique()):
+        named = listing(conflicts)
         found.append(
             f"Identical images with different labels in {named}: there K_F has no finite value."
         )
-    few = {"model": points[c.MODEL].nunique(), "seed": full[c.SEED].nunique()}
+    few = {"model": points[MODEL].nunique(), "seed": full[SEED].nunique()}
     if lone := [name for name, num in few.items() if num == 1]:
-        found.append(f"One {t.listing(lone)} alone: nothing tells what another would have changed.")
+        found.append(f"One {listing(lone)} alone: nothing tells what another would have changed.")
     return tuple(found)

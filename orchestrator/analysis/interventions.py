@@ -20,10 +20,36 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import guessing as g
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
-from orchestrator.results import table as c
+from orchestrator.analysis.guessing import at_guessing
+from orchestrator.analysis.inference import (
+    MIN_CLASSES,
+    Interval,
+    jackknife_error,
+    mean_interval,
+    t_interval,
+    t_p_values,
+)
+from orchestrator.analysis.number_formats import interval, listing, number
+from orchestrator.analysis.results_tables.checks import normalise
+from orchestrator.analysis.results_tables.points import (
+    D_REFERENCE,
+    LOG_ERROR,
+    LOG_LOSS,
+    OF_GUESSING,
+    fitted_points,
+    sums_of,
+)
+from orchestrator.results.table import (
+    D_DATA_MLE,
+    DATASET,
+    LABEL_SHARPNESS,
+    MODEL,
+    R_HAT_PRED,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    further_test_column,
+)
+from search_spaces.errors import plural
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
 InterveneOn = Literal["all", "training"]
@@ -73,7 +99,7 @@ class Effect:
     num_worlds: int
     num_classes: int = 0
     value: float | None = None
-    interval: i.Interval | None = None
+    interval: Interval | None = None
     p_zero: float | None = None
     p_theory: float | None = None
     by_world: dict[str, float]
@@ -134,8 +160,8 @@ class Response(NamedTuple):
 
 
 RESPONSES = (
-    Response("loss", t.LOG_LOSS, 1.0),
-    Response("error", t.LOG_ERROR, 1.0),
+    Response("loss", LOG_LOSS, 1.0),
+    Response("error", LOG_ERROR, 1.0),
     Response("R̂", LOG_R_HAT, -1.0, has_control=False),
 )
 
@@ -144,12 +170,12 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     """Gate the arms (every dataset of the experiment), estimate the effects and say what came
     out.
     """
-    full, _ = t.normalise(table)
-    full = full[full[c.DATASET].isin([arm.dataset for arm in arms])]
+    full, _ = normalise(table)
+    full = full[full[DATASET].isin([arm.dataset for arm in arms])]
     conditions = sorted({arm.name for arm in arms if arm.intervene_on == "training"} - {"base"})
-    points, excluded = t.fitted_points(_with_log_losses(full, conditions))
+    points, excluded = fitted_points(_with_log_losses(full, conditions))
     points = _with_further_responses(points, conditions)
-    points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
+    points[LOG_R_HAT] = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
     bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
     moved = sorted(
         (arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset)
@@ -164,7 +190,7 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
         for effect in _effects(
             changes,
             response,
-            points[points[c.DATASET].isin(bases.values())],
+            points[points[DATASET].isin(bases.values())],
             bases,
             on_training=bool(conditions),
         )
@@ -181,7 +207,7 @@ def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFr
     added = {}
     for condition in conditions:
         losses = _column(full, condition, "loss")
-        added[further(t.LOG_LOSS, condition)] = np.log(losses.where(losses > 0))
+        added[further(LOG_LOSS, condition)] = np.log(losses.where(losses > 0))
     return full.assign(**added)
 
 
@@ -190,14 +216,14 @@ def _with_further_responses(points: pd.DataFrame, conditions: Sequence[str]) -> 
     added = {}
     for condition in conditions:
         errors = 1.0 - _column(points, condition, "accuracy")
-        radii = _column(points, condition, c.R_HAT_PRED)
-        added[further(t.LOG_ERROR, condition)] = np.log(errors.where(errors > 0))
+        radii = _column(points, condition, R_HAT_PRED)
+        added[further(LOG_ERROR, condition)] = np.log(errors.where(errors > 0))
         added[further(LOG_R_HAT, condition)] = np.log(radii.where(radii > 0))
     return points.assign(**added)
 
 
 def _column(table: pd.DataFrame, condition: str, quantity: str) -> pd.Series:
-    name = c.further_test_column(condition, quantity)
+    name = further_test_column(condition, quantity)
     values = table.get(name, pd.Series(np.nan, index=table.index))
     return pd.Series(values, index=table.index).astype(float)
 
@@ -216,7 +242,7 @@ def _moved_shares(
         condition = gate.arm.name
         if not gate.counts or gate.arm.intervene_on != "training":
             continue
-        rows = points[points[c.DATASET] == bases[gate.arm.world]]
+        rows = points[points[DATASET] == bases[gate.arm.world]]
         sums = _column(rows, condition, "num_moved") * _column(rows, condition, "moved_loss")
         unmoved = _column(rows, condition, "unmoved_loss")
         total = _column(rows, condition, "loss")
@@ -224,7 +250,7 @@ def _moved_shares(
         moved = _column(rows, condition, "num_moved")
         apart = (total - unmoved).where(total != unmoved)
         num = np.rint(moved * (_column(rows, condition, "moved_loss") - unmoved) / apart)
-        in_base = 1 - (num - moved) * unmoved / (num * rows[c.TEST_LOSS])
+        in_base = 1 - (num - moved) * unmoved / (num * rows[TEST_LOSS])
         shares["condition"] += (sums / (num * total)).dropna().tolist()
         shares["base"] += in_base.dropna().tolist()
     return {name: float(np.median(values)) for name, values in shares.items() if values}
@@ -235,10 +261,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     if base is None:
         return Gate(arm=arm, reason=f"world {arm.world} has no base")
     ratios = []
-    for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
-        means = (
-            points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
-        )
+    for column in (LABEL_SHARPNESS, D_DATA_MLE):
+        means = points[points[column] > 0].groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
         both = means.reindex(columns=[arm.dataset, base]).dropna().sort_index()
         if both.empty:
             return Gate(
@@ -269,9 +293,9 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     size. Where the base is at chance nothing could get worse; no others go: choosing by their own
     loss moves it.
     """
-    columns = [*(response.column for response in RESPONSES), t.OF_GUESSING]
+    columns = [*(response.column for response in RESPONSES), OF_GUESSING]
     tested = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
-    means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[[*columns, *tested]].mean()
+    means = points.groupby([DATASET, MODEL, TRAIN_SIZE])[[*columns, *tested]].mean()
     parts = [
         pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])
     ]
@@ -282,7 +306,7 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
                 means.query("dataset == @name") for name in (arm.dataset, bases[arm.world])
             )
             moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
-            at_chance = g.at_guessing(start[t.OF_GUESSING], 1.0)
+            at_chance = at_guessing(start[OF_GUESSING], 1.0)
             by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
             about = {
                 "dataset": arm.dataset,
@@ -331,11 +355,11 @@ def _effects(
         control = response._replace(theory=0.0)
         estimand = f"Δ log {response.name} of controls"
         yield _slope(controls, control, estimand, response.column, images=images)
-        rows = of_bases.dropna(subset=[response.column, t.D_REFERENCE])
-        rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
+        rows = of_bases.dropna(subset=[response.column, D_REFERENCE])
+        rows = rows[rows.groupby([DATASET, MODEL])[TRAIN_SIZE].transform("nunique") > 1]
         own = {
             name: float(xy / xx)
-            for name, xx, xy in zip(*t.sums_of(rows, response.column), strict=True)
+            for name, xx, xy in zip(*sums_of(rows, response.column), strict=True)
         }
         worlds = {world: own[base] for world, base in sorted(bases.items()) if base in own}
         yield Effect(
@@ -385,7 +409,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     if not effect.by_world:
         return effect
     values = np.array([*effect.by_world.values()])
-    mean, error, bounds = i.mean_interval(values)
+    mean, error, bounds = mean_interval(values)
     if bounds is None:
         return replace(effect, value=mean)
     judges = [(error, len(values) - 1)]
@@ -394,14 +418,12 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
         values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)
     )
     without = [float(some.mean()) for some in kept if len(some)]
-    num_classes = len(without) if len(without) >= i.MIN_CLASSES else 0
+    num_classes = len(without) if len(without) >= MIN_CLASSES else 0
     if num_classes:
-        judges.append((i.jackknife_error(mean, np.array(without)), num_classes - 1))
-    p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
+        judges.append((jackknife_error(mean, np.array(without)), num_classes - 1))
+    p_values = [t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
-    widest = max(
-        (i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0]
-    )
+    widest = max((t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
     effect = replace(effect, value=mean, interval=widest, num_classes=num_classes)
     return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
@@ -410,22 +432,24 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     """Say plainly what the responses do when only K_F is moved, whichever way it came out."""
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
-    moved_k = f"{passed} of {t.plural(len(tried), 'arm')} moved K_F by a factor 2 or more"
+    moved_k = f"{passed} of {plural(len(tried), 'arm')} moved K_F by a factor 2 or more"
     parts = [f"{moved_k} and log d by less than {HELD:g}.", followed(effects)]
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
             moved = [
-                abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"
+                abs(gate.sharpness_moved or 0)
+                for gate in gates
+                if gate.counts and gate.arm.moves == "nothing"
             ]
             low, high = effect.interval
             parts.append(
                 "In controls, which change nothing that is learned, K_F moved by up to a factor "
-                f"{t.number(float(np.exp(max(moved))))} and log {effect.response} "
+                f"{number(float(np.exp(max(moved))))} and log {effect.response} "
                 f"{'did not move beyond its interval' if low <= 0 <= high else 'moved'} "
-                f"({t.number(effect.value)}, {t.interval(effect.interval)}; expected 0)."
+                f"({number(effect.value)}, {interval(effect.interval)}; expected 0)."
             )
     if off := sorted({gate.arm.dataset for gate in tried if not gate.counts}):
-        parts.append(f"Left out by the gate: {t.listing(off)}.")
+        parts.append(f"Left out by the gate: {listing(off)}.")
     return " ".join(parts)
 
 
@@ -437,7 +461,7 @@ def followed(effects: Sequence[Effect]) -> str:
     for effect in effects:
         if "Δ log K_F" not in effect.estimand or effect.arm:
             continue
-        worlds = t.plural(effect.num_worlds, "world")
+        worlds = plural(effect.num_worlds, "world")
         worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
         if effect.interval is None:
             needed = f"{worlds} with such an arm, at least 3 with scatter needed"
@@ -461,9 +485,9 @@ def followed(effects: Sequence[Effect]) -> str:
                 "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
             )
         said.append(
-            f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % "
+            f"log {effect.response} {verdict} ({effect.estimand} = {number(effect.value)}, 95 % "
             "interval "
-            f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
+            f"{interval(effect.interval)} over {worlds}; the law says {number(effect.theory)})"
         )
     return f"When K_F is moved, in training and test images, {'; '.join(said)}." if said else ""
 
@@ -476,13 +500,13 @@ def _followed_on_base(effects: Sequence[Effect]) -> str:
     for effect in effects:
         if "Δ log K_F" not in effect.estimand or effect.arm:
             continue
-        slope = f"slope {t.number(effect.value)}, 95 % interval {t.interval(effect.interval)}"
-        about = f"{slope} over {t.plural(effect.num_worlds, 'world')}"
+        slope = f"slope {number(effect.value)}, 95 % interval {interval(effect.interval)}"
+        about = f"{slope} over {plural(effect.num_worlds, 'world')}"
         if effect.num_classes:
             about += f" that share {effect.num_classes} classes"
         if effect.interval is None:
-            about = f"{t.plural(effect.num_worlds, 'world')}, at least 3 with scatter needed"
-        law = f"the law says {t.number(effect.theory)}"
+            about = f"{plural(effect.num_worlds, 'world')}, at least 3 with scatter needed"
+        law = f"the law says {number(effect.theory)}"
         if (effect.trained_on, effect.tested_on) == ("condition", "base"):
             sentences.append(
                 "Trained on images whose K_F was moved and tested on the base's: log "

@@ -13,16 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.analysis import fits as f
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
+from orchestrator.analysis.fits import (
+    ATTACKS,
+    DIMENSION,
+    EXPONENT,
+    QUESTIONS,
+    SHARPNESS,
+    Fit,
+    claims_of,
+    slope_estimates,
+    t_power,
+    with_exponent,
+)
+from orchestrator.analysis.inference import (
+    LEVEL,
+    MIN_CLASSES,
+    Array,
+    curve_sums,
+    dataset_effects,
+    t_quantile,
+)
 from orchestrator.analysis.interventions import MOVED, Arm
+from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS
 from orchestrator.analysis.tables import Table
 from orchestrator.planning.estimate import DEFAULT_GPU, amount
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import GPU_MODELS, need_of
-from orchestrator.results import table as c
-from search_spaces.errors import ConfigError, unknown_name
+from orchestrator.results.table import MEDICAL, NATURAL
+from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 
 #: Spread of the slope between worlds of an experiment, as in the first one that was run, and of
@@ -54,10 +72,10 @@ class Truth:
 
 #: The law itself, or a part of it alone: its truth, and the questions whose answer is a claim then.
 EFFECTS = {
-    "law": (Truth(), (f.SHARPNESS, f.EXPONENT)),
-    "sharpness": (Truth(exponent=0.0), (f.SHARPNESS,)),
-    "exponent": (Truth(sharpness=0.0), (f.EXPONENT,)),
-    "d_data": (Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (f.DIMENSION,)),
+    "law": (Truth(), (SHARPNESS, EXPONENT)),
+    "sharpness": (Truth(exponent=0.0), (SHARPNESS,)),
+    "exponent": (Truth(sharpness=0.0), (EXPONENT,)),
+    "d_data": (Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (DIMENSION,)),
 }
 
 
@@ -85,12 +103,12 @@ class Design:
         self.weights = 1.0 / numbers[self.dataset]
         self.subset = (np.cumsum(numbers) - numbers)[self.dataset] + pair
         self.domains = [domain for _, domain, _ in datasets]
-        self.medical = np.array([domain == c.MEDICAL for domain in self.domains])[self.dataset]
+        self.medical = np.array([domain == MEDICAL for domain in self.domains])[self.dataset]
         self.log_size = np.log(np.array(train_sizes, dtype=float))[self.size]
         self.curve = self.subset * len(models) + self.model
 
 
-def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
+def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[Fit]:
     """Draw one table and fit the headline questions but that on attacks. p-values above the level
     may be too small: where the t test finds nothing no permutation is tried.
     """
@@ -100,7 +118,7 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
         len(at.train_sizes),
     )
 
-    def shared(std: float, codes: NDArray[np.intp]) -> i.Array:
+    def shared(std: float, codes: NDArray[np.intp]) -> Array:
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
     d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
@@ -123,19 +141,19 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
     d = d * np.exp(grown[at.subset])
     log_k = log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset]
 
-    found, terms, columns = list[f.Fit](), [t.INVERSE_D, t.LOG_SHARPNESS], [log_loss, 1 / d, log_k]
+    found, terms, columns = list[Fit](), [INVERSE_D, LOG_SHARPNESS], [log_loss, 1 / d, log_k]
     tested = {*terms}
     if len(set(at.domains)) > 1:
-        columns, terms = [*columns, at.medical], [*terms, t.IS_MEDICAL]
+        columns, terms = [*columns, at.medical], [*terms, IS_MEDICAL]
     cells = at.model * num_sizes + at.size
-    reduced = i.dataset_effects(np.column_stack(columns), cells, at.dataset, at.weights)
+    reduced = dataset_effects(np.column_stack(columns), cells, at.dataset, at.weights)
     if reduced is not None and len(at.domains) >= len(terms) + 2:
         y, x = reduced[1][:, 0], reduced[1][:, 1:]
-        estimates = f.slope_estimates(y, x, terms, at.domains, tested=tested, hopeless=i.LEVEL)
-        found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
+        estimates = slope_estimates(y, x, terms, at.domains, tested=tested, hopeless=LEVEL)
+        found.append(Fit(kind="headline", status="ok", estimates=estimates or ()))
     if num_sizes > 1:
-        sums = i.curve_sums(log_loss, -at.log_size / d, at.curve, at.dataset, at.weights)
-        found.append(f.with_exponent(f.Fit(kind="exponent"), sums))
+        sums = curve_sums(log_loss, -at.log_size / d, at.curve, at.dataset, at.weights)
+        found.append(with_exponent(Fit(kind="exponent"), sums))
     return found
 
 
@@ -162,7 +180,7 @@ class Power:
         error = 0.5 / self.num_tables**0.5
         asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
         claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
-        shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
+        shares = "; ".join(f"{QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
         return [
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with "
             f"{self.num_datasets} "
@@ -179,13 +197,13 @@ class Power:
         error = 0.5 / self.num_tables**0.5
         note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
         if untested := [
-            words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)
+            words for key, words in QUESTIONS.items() if key not in (*self.alone, ATTACKS)
         ]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
         if self.experiment:
             note += f" {NO_CLAIM_BETWEEN_WORLDS}"
         rows = [
-            (f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone
+            (QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone
         ]
         return Table("power", title, note, ("question", "alone", "after Holm"), tuple(rows))
 
@@ -206,15 +224,15 @@ def power(
     if len(design.datasets) < 3:
         rule = "Power needs at least 3 datasets, since datasets are what is compared"
         raise ConfigError(
-            rule, t.plural(len(design.datasets), "dataset"), "add datasets to the sweep"
+            rule, plural(len(design.datasets), "dataset"), "add datasets to the sweep"
         )
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
     rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
     drawn = [
-        claim for _ in range(num_tables) for claim in f.claims_of(drawn_fits(design, truth, rng))
+        claim for _ in range(num_tables) for claim in claims_of(drawn_fits(design, truth, rng))
     ]
-    alone = Counter(claim.key for claim in drawn if claim.p_value <= i.LEVEL)
+    alone = Counter(claim.key for claim in drawn if claim.p_value <= LEVEL)
     held = Counter(claim.key for claim in drawn if claim.established)
     asked = dict.fromkeys(claim.key for claim in drawn)
     return Power(
@@ -271,10 +289,10 @@ def experiment_power(
     slope, trainings = EFFECTS[effect][0].sharpness, num_models * num_sizes
     of_trials = TRIAL_STD**2 * np.mean([1 + 1 / arms for arms in per_world.values()]) / trainings
     error = float(np.sqrt((WORLD_STD**2 + of_trials / MOVED**2) / num))
-    half_width = i.t_quantile(0.975, num - 1) * error
+    half_width = t_quantile(0.975, num - 1) * error
     found = {"slope": slope, "num_worlds": num}
     widening, num_classes = _jackknife_widening([*shows.values()])
-    over_classes = i.t_quantile(0.975, max(1, num_classes - 1)) * error * widening
+    over_classes = t_quantile(0.975, max(1, num_classes - 1)) * error * widening
     if num_classes and over_classes > half_width:
         # The jackknife's error varies little beside the mean's own scatter between experiments.
         return found | {
@@ -284,8 +302,8 @@ def experiment_power(
             "half_width": over_classes,
         }
     return found | {
-        "from_none": f.t_power(slope, error, num - 1) or 0.0,
-        "from_law": f.t_power(slope - 1, error, num - 1) or 0.0,
+        "from_none": t_power(slope, error, num - 1) or 0.0,
+        "from_law": t_power(slope - 1, error, num - 1) or 0.0,
         "half_width": half_width,
     }
 
@@ -303,7 +321,7 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     remaining = [sum(name not in shown for shown in shows) for name in names]
     remaining = [size for size in remaining if size]
     num_classes = len(remaining)
-    if num_classes < i.MIN_CLASSES:
+    if num_classes < MIN_CLASSES:
         return 1.0, 0
     variance = (num_classes - 1) / num_classes * sum(1 / size - 1 / num for size in remaining)
     return float(np.sqrt(variance * num)), num_classes
@@ -327,7 +345,7 @@ def design_of(plan: SweepPlan) -> Design:
             pairs.setdefault(subset.dataset, set()).add(subset.class_pair)
     return Design(
         [
-            (name, plan.datasets[name].domain or c.NATURAL, len(found))
+            (name, plan.datasets[name].domain or NATURAL, len(found))
             for name, found in pairs.items()
         ],
         [*dict.fromkeys(trial.network.model.name for trial in plan.trials)],

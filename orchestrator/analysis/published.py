@@ -18,15 +18,30 @@ import numpy as np
 import pandas as pd
 
 import search_spaces.published
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
+from orchestrator.analysis.inference import Interval, mean_interval
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.checks import finished_trials, split_by_recipe
+from orchestrator.analysis.results_tables.csv_files import read_csv
+from orchestrator.analysis.results_tables.sharpness_scale import UNRECORDED, sharpness_scale
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import table as c
+from orchestrator.results.table import (
+    CLASS_PAIR,
+    D_DATA_MLE,
+    D_REPR_MLE,
+    D_REPR_TWONN,
+    DATA_MODE,
+    DATASET,
+    LABEL_SHARPNESS,
+    MODEL,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+)
 from search_spaces.errors import DataError
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
 GAIN = "fgsm_2_loss_gain"
-_KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
+_KEY, _RUN = (DATASET, TRAIN_SIZE), (MODEL, DATASET, TRAIN_SIZE)
 
 
 def published_table() -> pd.DataFrame:
@@ -37,7 +52,7 @@ def published_table() -> pd.DataFrame:
     hold the FGSM loss gains, of an unstated model and N. K_F is taken to be of three channels for
     CIFAR-10, SVHN and ImageNet.
     """
-    return t.read_csv(Path(str(files(search_spaces.published) / "results.csv")))
+    return read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
 
 class Quantity(NamedTuple):
@@ -50,12 +65,12 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10),
-    Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25),
-    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5),
-    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25),
-    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25),
-    Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0),
+    Quantity("d_data", D_DATA_MLE, _KEY, 1.10),
+    Quantity("K_F", LABEL_SHARPNESS, (DATASET,), 1.25),
+    Quantity("test loss", TEST_LOSS, _RUN, 1.5),
+    Quantity("d_repr (MLE)", D_REPR_MLE, _RUN, 1.25),
+    Quantity("d_repr (TwoNN)", D_REPR_TWONN, _RUN, 1.25),
+    Quantity("FGSM loss gain at 2/255", GAIN, (DATASET,), 2.0),
 )
 
 
@@ -77,11 +92,11 @@ class Score:
 
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     """Score a results table (a partial one too) against every published quantity, by data mode."""
-    table, theirs = t.finished_trials(table)[0], published_table()
-    table = table.assign(**{c.DATA_MODE: table.get(c.DATA_MODE, "")})
+    table, theirs = finished_trials(table)[0], published_table()
+    table = table.assign(**{DATA_MODE: table.get(DATA_MODE, "")})
     return tuple(
         _score(ours, theirs, quantity, str(mode))
-        for mode, ours in table.groupby(c.DATA_MODE)
+        for mode, ours in table.groupby(DATA_MODE)
         for quantity in QUANTITIES
     )
 
@@ -147,7 +162,7 @@ class Change:
     num_cells: int
     num_datasets: int
     ratio: float | None
-    interval: i.Interval | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,28 +206,28 @@ def compare(
     """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if
     none.
     """
-    kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
+    kept, excluded = zip(*(finished_trials(table) for table in (first, second)), strict=True)
     notes = [
         f"Left out of {n}: {found}"
         for n, each in zip(names, excluded, strict=True)
         for found in each
     ]
     quantities = [
-        c.TEST_LOSS,
-        c.TEST_ACCURACY,
-        c.D_DATA_MLE,
-        c.LABEL_SHARPNESS,
-        c.D_REPR_MLE,
-        c.D_REPR_TWONN,
+        TEST_LOSS,
+        TEST_ACCURACY,
+        D_DATA_MLE,
+        LABEL_SHARPNESS,
+        D_REPR_MLE,
+        D_REPR_TWONN,
     ]
-    measured = [t.sharpness_scale(table, "ignore").scales for table in kept]
-    scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
+    measured = [sharpness_scale(table, "ignore").scales for table in kept]
+    scales = [[scale for scale, _ in found if UNRECORDED not in scale] for found in measured]
     if scales[0] != scales[1] and all(scales):
-        quantities.remove(c.LABEL_SHARPNESS)
+        quantities.remove(LABEL_SHARPNESS)
         where = [
             f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)
         ]
-        notes.append(f"K_F is not compared: it was measured on {t.listing(where)}")
+        notes.append(f"K_F is not compared: it was measured on {listing(where)}")
     one, two = (_cells(table, quantities) for table in kept)
     shared = one.index.intersection(two.index).sort_values()
     if len(shared) == 0:
@@ -225,9 +240,9 @@ def compare(
     changes = []
     for name in (name for name in quantities if name in one and name in two):
         moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()
-        values = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
-        mean, _, bounds = i.mean_interval(values) if len(values) else (None, None, None)
-        if name != c.TEST_ACCURACY and mean is not None:
+        values = moved.groupby(level=DATASET).mean().to_numpy(dtype=float)
+        mean, _, bounds = mean_interval(values) if len(values) else (None, None, None)
+        if name != TEST_ACCURACY and mean is not None:
             mean = float(np.exp(mean))
             bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))
         changes.append(Change(name, len(moved), len(values), mean, bounds))
@@ -238,9 +253,7 @@ def compare(
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     """Average seeds: what is compared by its ratio as logarithms, accuracies as they are."""
     known = [name for name in quantities if name in table]
-    table = t.split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
-    ratios = [name for name in known if name != c.TEST_ACCURACY]
+    table = split_by_recipe(table.assign(**{CLASS_PAIR: table.get(CLASS_PAIR, "")}))
+    ratios = [name for name in known if name != TEST_ACCURACY]
     table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
-    return table.groupby([c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE], dropna=False)[
-        known
-    ].mean()
+    return table.groupby([MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE], dropna=False)[known].mean()

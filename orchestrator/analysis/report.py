@@ -15,18 +15,45 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis import tables as tb
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
-from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
+from orchestrator.analysis.results_tables.csv_files import csv_text
+from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.tables import (
+    Table,
+    best_table,
+    fit_tables,
+    laid_out,
+    not_fitted,
+    seen_table,
+)
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
-from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, read_state
-from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.table import (
+    AUC,
+    CLASS_PAIR,
+    CODE_VERSION,
+    D_DATA_MLE,
+    DATASET,
+    DONE,
+    LABEL_SHARPNESS,
+    MODEL,
+    RECIPE,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    TRIAL_ID,
+    WALL_TIME_S,
+    Row,
+    describe,
+    measure_rows,
+)
 from orchestrator.results.tracking import HEADLINE
 from tasks.atomic import write_atomic
 
@@ -108,12 +135,7 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     """Return, for a tracker, each dataset's best test loss and the p-values of the headline
     questions.
     """
-    best = (
-        table.reindex(columns=[c.DATASET, c.TEST_LOSS])
-        .dropna()
-        .groupby(c.DATASET)[c.TEST_LOSS]
-        .min()
-    )
+    best = table.reindex(columns=[DATASET, TEST_LOSS]).dropna().groupby(DATASET)[TEST_LOSS].min()
     # What MLflow takes in a metric's name.
     names = best.index.map(lambda name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"))
     losses = dict(zip(names, best.astype(float).tolist(), strict=True))
@@ -158,15 +180,15 @@ def write_report(
         fits=fits,
         findings=findings(fits),
         family=family(fits),
-        seen=tb.seen_table(fits),
+        seen=seen_table(fits),
         key_figures=figures[:2],
         figures=figures[2:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),
-        fit_tables=tb.fit_tables(fits),
-        not_fitted=tb.not_fitted(fits),
+        fit_tables=fit_tables(fits),
+        not_fitted=not_fitted(fits),
         published=score_table(scores) if any(score.num_compared for score in scores) else None,
-        best=tb.best_table(ready.full),
-        columns=[*c.describe(table.columns)],
+        best=best_table(ready.full),
+        columns=[*describe(table.columns)],
         **_of_trials(ready, summary),
     )
     path = directory / "report.html"
@@ -181,9 +203,9 @@ def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
     full = ready.full
     devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
     trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
-    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
+    versions = full.loc[full[CODE_VERSION] != "", CODE_VERSION].value_counts().sort_index()
     counted = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
-    counted["diverged"] = int((full[c.STATUS] != c.DONE).sum())
+    counted["diverged"] = int((full[STATUS] != DONE).sum())
     points = {"columns": [*map(str, ready.points)], "data": _rows(ready.points)}
     return {
         "counts": {name: int(summary.get(name, count)) for name, count in counted.items()},
@@ -213,13 +235,13 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> tb.Table:
-    def describe(name: str) -> str:
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+    def description_of(name: str) -> str:
         title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
         description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
         return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
-    return tb.laid_out(
+    return laid_out(
         "datasets",
         "Datasets",
         "",
@@ -227,7 +249,7 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
         {
             "dataset": "dataset",
             "domain": "domain",
-            "what it is": lambda d: describe(d.dataset),
+            "what it is": lambda d: description_of(d.dataset),
             "trials": "num_trials",
             "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
@@ -242,25 +264,25 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
     )
 
 
-def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = {name: name for record in records for name in record}
-    return tb.laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
+    return laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 
-TEXT_COLUMNS = (c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.STATUS)
+TEXT_COLUMNS = (MODEL, RECIPE, DATASET, CLASS_PAIR, STATUS)
 NUMBER_COLUMNS = (
-    c.TRAIN_SIZE,
-    c.SEED,
-    c.TEST_LOSS,
-    c.TEST_ACCURACY,
-    c.AUC,
+    TRAIN_SIZE,
+    SEED,
+    TEST_LOSS,
+    TEST_ACCURACY,
+    AUC,
     SEED_STD,
-    c.D_DATA_MLE,
-    c.LABEL_SHARPNESS,
-    c.WALL_TIME_S,
+    D_DATA_MLE,
+    LABEL_SHARPNESS,
+    WALL_TIME_S,
 )
-_CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
+_CELL = [MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE]
 
 
 def trial_data(
@@ -273,15 +295,15 @@ def trial_data(
     ``pages``.
     """
     keys = [name for name in _CELL if name in full]
-    rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
-    if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:
-        rows = rows.drop(columns=c.RECIPE)
-        keys.remove(c.RECIPE)
+    rows = full.sort_values([*keys, *({SEED} & {*full})], kind="stable")
+    if RECIPE in keys and rows[RECIPE].nunique() < 2:
+        rows = rows.drop(columns=RECIPE)
+        keys.remove(RECIPE)
     if len(rows):
-        rows[SEED_STD] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
-    rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
+        rows[SEED_STD] = rows.groupby(keys, dropna=False)[TEST_LOSS].transform("std")
+    rows["device"] = [devices.get(str(name), "") for name in rows[TRIAL_ID]]
     titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-    titles |= {"device": "device", c.TRIAL_ID: "trial"}
+    titles |= {"device": "device", TRIAL_ID: "trial"}
     blank = rows.isna().all() | (rows == "").all() if len(rows) else pd.Series(False, rows.columns)
     shown = [name for name in titles if name in rows and not blank[name]]
     return {
@@ -289,7 +311,7 @@ def trial_data(
         "numeric": [name in NUMBER_COLUMNS for name in shown],
         "rows": _rows(rows[shown]),
         "pages": pages,
-        "runs": [runs.get(str(name), "") for name in rows[c.TRIAL_ID]] if runs else [],
+        "runs": [runs.get(str(name), "") for name in rows[TRIAL_ID]] if runs else [],
     }
 
 

@@ -13,12 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
 from orchestrator.analysis.guessing import AT_GUESSING, is_guessing
 from orchestrator.analysis.interventions import Interventions
-from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
-from orchestrator.results import table as c
+from orchestrator.analysis.number_formats import interval, number, p_value
+from orchestrator.analysis.results_tables.checks import split_by_recipe
+from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.results.table import (
+    CLASS_PAIR,
+    DATASET,
+    DONE,
+    MODEL,
+    NUM_CLASSES,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    attack_columns,
+)
+from search_spaces.errors import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +198,7 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
         "this table, "
         "before the adjustment over questions.",
         {
-            "attack": lambda row: c.attack_columns([row[0].response])[0].words,
+            "attack": lambda row: attack_columns([row[0].response])[0].words,
             **_WHOSE,
             "r": _VALUE,
             **_INTERVAL,
@@ -371,17 +385,17 @@ def intervention_tables(found: Interventions) -> list[Table]:
 
 
 BEST_COLUMNS = (
-    c.DATASET,
-    c.TRAIN_SIZE,
-    c.MODEL,
-    c.TEST_LOSS,
+    DATASET,
+    TRAIN_SIZE,
+    MODEL,
+    TEST_LOSS,
     SEED_STD,
-    c.TEST_ACCURACY,
+    TEST_ACCURACY,
     "runner_up",
     "runner_up_loss",
     "num_models",
     "num_compared",
-    c.NUM_CLASSES,
+    NUM_CLASSES,
 )
 
 
@@ -392,25 +406,25 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std``
     over seeds.
     """
-    blank, cell = {c.CLASS_PAIR: "", c.SEED: 0}, [c.CLASS_PAIR, c.SEED]
-    rows = t.split_by_recipe(table)
-    names = {*rows, *cell, c.STATUS, c.TEST_ACCURACY, c.NUM_CLASSES}
+    blank, cell = {CLASS_PAIR: "", SEED: 0}, [CLASS_PAIR, SEED]
+    rows = split_by_recipe(table)
+    names = {*rows, *cell, STATUS, TEST_ACCURACY, NUM_CLASSES}
     rows = rows.reindex(columns=sorted(names)).fillna(blank)
-    rows = rows[rows[c.TEST_LOSS].notna() & (rows[c.STATUS] == c.DONE)]
+    rows = rows[rows[TEST_LOSS].notna() & (rows[STATUS] == DONE)]
     found = []
-    for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
-        num_models = group[c.MODEL].nunique()
-        kept = group[group.groupby(cell)[c.MODEL].transform("nunique") == num_models]
-        row: dict[str, Any] = {c.DATASET: dataset, c.TRAIN_SIZE: size, "num_models": num_models}
+    for (dataset, size), group in rows.groupby([DATASET, TRAIN_SIZE]):
+        num_models = group[MODEL].nunique()
+        kept = group[group.groupby(cell)[MODEL].transform("nunique") == num_models]
+        row: dict[str, Any] = {DATASET: dataset, TRAIN_SIZE: size, "num_models": num_models}
         row["num_compared"] = kept.groupby(cell).ngroups
-        means = kept.groupby(c.MODEL)[c.TEST_LOSS].mean().sort_values(kind="stable")
+        means = kept.groupby(MODEL)[TEST_LOSS].mean().sort_values(kind="stable")
         ranked = [*means.items(), (None, np.nan), (None, np.nan)]
-        (row[c.MODEL], row[c.TEST_LOSS]), (row["runner_up"], row["runner_up_loss"]), *_ = ranked
-        own = kept[kept[c.MODEL] == row[c.MODEL]]
-        row[SEED_STD] = own.groupby(c.SEED)[c.TEST_LOSS].mean().std()
-        row |= own[[c.TEST_ACCURACY, c.NUM_CLASSES]].mean()
+        (row[MODEL], row[TEST_LOSS]), (row["runner_up"], row["runner_up_loss"]), *_ = ranked
+        own = kept[kept[MODEL] == row[MODEL]]
+        row[SEED_STD] = own.groupby(SEED)[TEST_LOSS].mean().std()
+        row |= own[[TEST_ACCURACY, NUM_CLASSES]].mean()
         found.append(row)
-    return pd.DataFrame(found, columns=list(BEST_COLUMNS)).astype({c.TRAIN_SIZE: int})
+    return pd.DataFrame(found, columns=list(BEST_COLUMNS)).astype({TRAIN_SIZE: int})
 
 
 def best_table(full: pd.DataFrame) -> Table:
@@ -426,12 +440,12 @@ def best_table(full: pd.DataFrame) -> Table:
         "it, or within it, the order of two models means nothing.",
         best_models(full).to_dict("records"),
         {
-            "dataset": c.DATASET,
-            "model": lambda row: str(row[c.MODEL]) if row["num_compared"] else unnamed,
-            WORDS[c.TRAIN_SIZE]: c.TRAIN_SIZE,
-            WORDS[c.TEST_LOSS]: lambda row: loss_text(row[c.TEST_LOSS], row[c.NUM_CLASSES]),
+            "dataset": DATASET,
+            "model": lambda row: str(row[MODEL]) if row["num_compared"] else unnamed,
+            WORDS[TRAIN_SIZE]: TRAIN_SIZE,
+            WORDS[TEST_LOSS]: lambda row: loss_text(row[TEST_LOSS], row[NUM_CLASSES]),
             WORDS[SEED_STD]: SEED_STD,
-            WORDS[c.TEST_ACCURACY]: c.TEST_ACCURACY,
+            WORDS[TEST_ACCURACY]: TEST_ACCURACY,
             "next": lambda row: "" if pd.isna(row["runner_up"]) else str(row["runner_up"]),
             "its loss": "runner_up_loss",
             "cells": "num_compared",

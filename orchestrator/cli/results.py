@@ -154,7 +154,7 @@ def results(
         predictions: Write every network's logits of the test images as Parquet instead, one row per
             trial and image; the sweep needs predictions: true.
     """
-    from orchestrator.analysis.table import write_csv
+    from orchestrator.analysis.results_tables.csv_files import write_csv
 
     if predictions:
         from orchestrator.results.state import read_state
@@ -424,8 +424,8 @@ def predict(
         target_loss: Test loss to reach.
     """
     from orchestrator.analysis.curve_answers import read_curve
+    from orchestrator.analysis.number_formats import number
     from orchestrator.analysis.prediction import fit_growth
-    from orchestrator.analysis.table import number
     from orchestrator.commands import predicted
 
     @cache

@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from orchestrator.analysis import figures as palette
 from orchestrator.analysis.guessing import AT_GUESSING
 from orchestrator.analysis.inference import mean_interval
-from orchestrator.analysis.table import interval, number, write_csv
+from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.results_tables.csv_files import write_csv
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.planning.plan import Workspace
 from orchestrator.tuning.cells import Point, Row

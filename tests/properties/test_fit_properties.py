@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.prediction import fit_growth, predict
-from orchestrator.analysis.table import escape_cell, read_csv, unescape_cell, write_csv
+from orchestrator.analysis.results_tables.csv_files import (
+    escape_cell,
+    read_csv,
+    unescape_cell,
+    write_csv,
+)
 from tests.synthetic import synthetic_table
 
 QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])

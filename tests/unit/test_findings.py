@@ -17,7 +17,7 @@ from orchestrator.analysis import class_pairs
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.planning.plan import Workspace
 from tests.demo_page import FIGURES
 

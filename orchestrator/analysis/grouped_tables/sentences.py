@@ -6,7 +6,9 @@ from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.number_formats import interval, listing, number, p_value
+from orchestrator.analysis.verdicts import decided
+from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
 """Smallest share of scatter in the groups' means that is worth a sentence."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from orchestrator.analysis.grouped_tables.cluster_robust import Variance
 from orchestrator.analysis.grouped_tables.design import Level
 from orchestrator.analysis.inference import Interval, holm, t_interval, t_p_values
-from orchestrator.analysis.table import decided, established, interval, number
+from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.verdicts import decided, established
 
 DETECTABLE_PER_LENGTH = 0.5 * (1 + 0.84 / 1.96)
 """Slope that 80 % of studies detect, per length of its 95 % interval, by the normal law."""

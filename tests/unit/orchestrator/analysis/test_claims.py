@@ -13,8 +13,9 @@ from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.number_formats import interval
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import UNEQUAL_SCALES, interval
+from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
 from orchestrator.analysis.tables import to_latex
 from orchestrator.results import table as c
 from tests.synthetic import synthetic_table

@@ -9,9 +9,10 @@ import pytest
 from orchestrator.analysis.figures import dataset_properties
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare, t_power
+from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import decided, interval, number
 from orchestrator.analysis.tables import seen_table
+from orchestrator.analysis.verdicts import decided
 from tests.synthetic import synthetic_table
 
 QUESTIONS = ("dimension", "sharpness", "exponent", "attacks", "representation")

@@ -10,12 +10,12 @@ import pytest
 import statsmodels.api as sm
 from mlflow.utils.validation import _validate_metric_name
 
-from orchestrator.analysis import table as t
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_height, fit_scaling_laws, prepare
 from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
+from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.analysis.tables import claim_table, fit_tables, not_fitted, seen_table
 from tests.synthetic import synthetic_table
 
@@ -401,4 +401,4 @@ def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
     assert len(found) == table["dataset"].nunique() + 2 * len(fits.claims)
     for name in found:
         _validate_metric_name(name)
-    assert t.WORDS["inverse_d"] == "1/d"
+    assert WORDS["inverse_d"] == "1/d"

@@ -11,8 +11,8 @@ from benchmarks import null_interventions
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import Arm, fit_interventions
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import number
 
 ARMS = tuple(
     Arm(f"w{world}_{name}", f"w{world}", moves)

@@ -27,8 +27,8 @@ from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
+from orchestrator.analysis.number_formats import interval
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import interval
 
 CLASSES, SIZES = range(6), (20, 60, 180)
 

@@ -12,7 +12,7 @@ from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from tests.synthetic import synthetic_table
 
 SUMMARY = {

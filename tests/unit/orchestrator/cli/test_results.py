@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
 from orchestrator.planning.plan import Workspace

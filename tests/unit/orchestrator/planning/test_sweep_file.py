@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from orchestrator.analysis.table import split_by_recipe
+from orchestrator.analysis.results_tables.checks import split_by_recipe
 from orchestrator.planning.estimate import extras, extras_text
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep, read_changes, with_changes
