@@ -22,8 +22,8 @@ from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
+    from orchestrator.analysis.experiments.records import Arm
     from orchestrator.analysis.fits import ScalingFits
-    from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.results.state import State
@@ -82,7 +82,7 @@ class Sweep(Shown):
         Means are over the class pairs and seeds that all models have. The arguments keep one
         dataset, size or model; of one model it is that model's numbers.
         """
-        from orchestrator.analysis.tables import best_models
+        from orchestrator.analysis.tables.of_trials import best_models
         from orchestrator.commands import rows_with
 
         wanted = {"dataset": dataset, "train_size": train_size, "model": model}

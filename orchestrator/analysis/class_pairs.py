@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.answers import Answer, Question
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
@@ -44,73 +45,160 @@ NO_DELTA = (
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
 
 
-@dataclass(frozen=True, slots=True)
-class PairQuestion:
-    """A question to the class pairs of one dataset, and which columns of a pair answer it.
-
-    Attributes:
-        text: The question in plain words; empty for a slope that is shown beside another one.
-        response: Column that is explained.
-        on: Regressors. The slope on the first one answers, at equal others.
-        doubling: What the slope means for a factor of two, up to the number.
-        level: ``within`` a pair, over its train sizes; or ``between`` pairs, over their heights.
-        expects: Sign of the slope if the answer is yes.
-        needs_delta: Whether δ enters.
-        is_claimed: Whether the slope is tested and may be claimed.
-    """
-
-    text: str
-    response: str
-    on: tuple[str, ...]
-    doubling: str = ""
-    level: Level = "between"
-    expects: int = 1
-    needs_delta: bool = False
-    is_claimed: bool = True
-
-
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
 R_HAT_FREE = "slope of log(R̂/δ) on log(K_F·δ) at equal 1/d"
 R_HAT = "slope of log R̂ on log K_F at equal 1/d"
 DROP = "slope of accuracy lost to the attack on log K_F at equal 1/d"
-LOSS_AT_DELTA, R_HAT_AT_DELTA, DROP_AT_DELTA = (f"{name} and δ" for name in (LOSS, R_HAT, DROP))
+LOSS_AT_DELTA = f"{LOSS} and δ"
+R_HAT_AT_DELTA = f"{R_HAT} and δ"
+DROP_AT_DELTA = f"{DROP} and δ"
 
-_GIVEN_D = ("k", "inverse_d")
-_GIVEN_DELTA = (*_GIVEN_D, "delta")
+
+@dataclass(frozen=True, slots=True)
+class PairQuestion:
+    """A question to the class pairs of one dataset, and which columns of a pair answer it.
+
+    Attributes:
+        question: The question; its text is empty for a slope that is shown beside another one.
+        response: Column that is explained.
+        on: Regressors. The slope on the first one answers, at equal others.
+        factor: What the slope means for a factor of two, with ``{}`` for the number.
+        level: ``within`` a pair, over its train sizes; or ``between`` pairs, over their heights.
+        needs_delta: Whether δ enters.
+        is_claimed: Whether the slope is tested and may be claimed.
+    """
+
+    question: Question
+    response: str
+    on: tuple[str, ...]
+    factor: str = ""
+    level: Level = "between"
+    needs_delta: bool = False
+    is_claimed: bool = True
+
+
+SHARPNESS_AND_D = ("k", "inverse_d")
+SHARPNESS_D_AND_DELTA = ("k", "inverse_d", "delta")
 PAIR_QUESTIONS = {
     EXPONENT: PairQuestion(
-        "Does the loss fall with N?", "fall", ("x",), "N doubled: loss ×", level="within"
+        Question(
+            key="pairs_exponent",
+            text="Does the loss fall with N?",
+            claim="The loss falls with N.",
+            estimand=EXPONENT,
+        ),
+        response="fall",
+        on=("x",),
+        factor="Doubling N multiplies the loss by {}.",
+        level="within",
     ),
     EXPONENT_BEYOND: PairQuestion(
-        "Does it fall faster than the law's bound asks?", "beyond", ("x",), level="within"
+        Question(
+            key="pairs_exponent_beyond",
+            text="Does it fall faster than the law's bound asks?",
+            claim="The loss falls faster than the law's bound asks.",
+            estimand="exponent b less the law's 1",
+        ),
+        response="beyond",
+        on=("x",),
+        level="within",
     ),
     LOSS: PairQuestion(
-        "Do sharper labels go with a higher loss?", "loss", _GIVEN_D, "K_F doubled: loss ×"
+        Question(
+            key="pairs_loss",
+            text="Do sharper labels go with a higher loss?",
+            claim="Sharper labels go with a higher loss.",
+            estimand=LOSS,
+        ),
+        response="loss",
+        on=SHARPNESS_AND_D,
+        factor="Doubling K_F multiplies the loss by {}.",
     ),
     R_HAT_FREE: PairQuestion(
-        "Do sharper labels go with less robustness, free of scale?",
-        "r_hat_free",
-        ("k_free", "inverse_d"),
-        "K_F·δ doubled: R̂/δ ×",
-        expects=-1,
+        Question(
+            key="pairs_r_hat_free",
+            text="Do sharper labels go with less robustness, free of scale?",
+            claim="Sharper labels go with less robustness, free of scale.",
+            estimand=R_HAT_FREE,
+            expected_sign=-1,
+        ),
+        response="r_hat_free",
+        on=("k_free", "inverse_d"),
+        factor="Doubling K_F·δ multiplies R̂/δ by {}.",
         needs_delta=True,
     ),
-    R_HAT: PairQuestion("", "r_hat", _GIVEN_D, expects=-1, is_claimed=False),
-    DROP: PairQuestion(
-        "Do attacks cost more accuracy where labels are sharper?",
-        "drop",
-        _GIVEN_D,
-        "K_F doubled: accuracy lost +",
+    R_HAT: PairQuestion(
+        Question(key="pairs_r_hat", estimand=R_HAT, expected_sign=-1),
+        response="r_hat",
+        on=SHARPNESS_AND_D,
+        is_claimed=False,
     ),
-    LOSS_AT_DELTA: PairQuestion("", "loss", _GIVEN_DELTA, needs_delta=True),
-    R_HAT_AT_DELTA: PairQuestion("", "r_hat", _GIVEN_DELTA, expects=-1, needs_delta=True),
-    DROP_AT_DELTA: PairQuestion("", "drop", _GIVEN_DELTA, needs_delta=True),
+    DROP: PairQuestion(
+        Question(
+            key="pairs_drop",
+            text="Do attacks cost more accuracy where labels are sharper?",
+            claim="Attacks cost more accuracy where labels are sharper.",
+            estimand=DROP,
+        ),
+        response="drop",
+        on=SHARPNESS_AND_D,
+        factor="Doubling K_F adds {} to the accuracy lost.",
+    ),
+    LOSS_AT_DELTA: PairQuestion(
+        Question(
+            key="pairs_loss_at_delta",
+            claim="Between class pairs of equal d_data and δ, loss rises with K_F.",
+            estimand=LOSS_AT_DELTA,
+            source="Eq. 2, pairs",
+            published="1 by the law; not tested",
+            power_of="the law's rate of 1",
+        ),
+        response="loss",
+        on=SHARPNESS_D_AND_DELTA,
+        needs_delta=True,
+    ),
+    R_HAT_AT_DELTA: PairQuestion(
+        Question(key="pairs_r_hat_at_delta", estimand=R_HAT_AT_DELTA, expected_sign=-1),
+        response="r_hat",
+        on=SHARPNESS_D_AND_DELTA,
+        needs_delta=True,
+    ),
+    DROP_AT_DELTA: PairQuestion(
+        Question(
+            key="pairs_drop_at_delta",
+            claim="Between class pairs of equal d_data and δ, attacks cost more at higher K_F.",
+            estimand=DROP_AT_DELTA,
+            source="Thm 3, pairs, attacks",
+            published="above 0 by the law; not tested",
+        ),
+        response="drop",
+        on=SHARPNESS_D_AND_DELTA,
+        needs_delta=True,
+    ),
 }
 """Estimand -> question, in the order of the answers. Those at equal δ are one question in words."""
 AT_DELTA = {LOSS_AT_DELTA: "log loss", R_HAT_AT_DELTA: "log R̂", DROP_AT_DELTA: "accuracy lost"}
 """Estimand at equal δ -> what its response is called."""
+
+
+def pair_answer(slope: Slope) -> Answer:
+    """Return what a slope over class pairs answers; one that is not claimed is not testable."""
+    asked = PAIR_QUESTIONS[slope.on]
+    reason = slope.reason
+    if not asked.is_claimed:
+        reason = UNITS_ALONE
+    return Answer(
+        question=asked.question,
+        value=slope.value,
+        interval=slope.interval,
+        p_value=slope.p_value,
+        adjusted_p=slope.adjusted_p,
+        num_replicates=slope.num_groups,
+        left_out={f"class {name}": value for name, value in slope.left_out.items()},
+        reason=reason,
+    )
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
@@ -130,7 +218,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     rows = _columns(points).assign(first=classes[0], second=classes[1])
     slopes = []
     for estimand, question in PAIR_QUESTIONS.items():
-        slope = _answer(rows, question)
+        slope = _slope(rows, question)
         if slope is not None:
             slopes.append(replace(slope, on=estimand))
     return _adjusted(slopes)
@@ -143,6 +231,9 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
+    mean_drop = np.nan
+    if drops:
+        mean_drop = points[drops].mean(axis=1)
     log_sharpness = np.log(at_largest_size(points, LABEL_SHARPNESS))
     log_delta = np.log(at_largest_size(points, MEAN_UNLIKE_DISTANCE))
     log_r_hat = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
@@ -155,15 +246,18 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
         loss=points[LOG_LOSS],
         r_hat=log_r_hat,
         r_hat_free=log_r_hat - log_delta,
-        drop=points[drops].mean(axis=1) if drops else np.nan,
+        drop=mean_drop,
     )
 
 
-def _answer(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
-    """Return the slope that answers a question, or why there is none; None if nothing was measured
-    that it could be asked of.
+def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
+    """Return the slope that answers a question, or why there is none.
+
+    None if nothing was measured that it could be asked of.
     """
-    within = ("cell",) if question.level == "between" else ()
+    within: tuple[str, ...] = ()
+    if question.level == "between":
+        within = ("cell",)
     design = Design(question.response, question.on, ("first", "second"), within)
     known = rows.dropna(subset=[*design.columns])
     if len(known):
@@ -176,7 +270,9 @@ def _answer(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
 
 def _adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of the slopes that may be claimed for their number."""
-    p_values = [slope.p_value if PAIR_QUESTIONS[slope.on].is_claimed else None for slope in slopes]
-    return tuple(
-        replace(slope, adjusted_p=p) for slope, p in zip(slopes, holm(p_values), strict=True)
-    )
+    p_values = []
+    for slope in slopes:
+        is_claimed = PAIR_QUESTIONS[slope.on].is_claimed
+        p_values.append(slope.p_value if is_claimed else None)
+    adjusted_ps = holm(p_values)
+    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, adjusted_ps, strict=True))

@@ -63,15 +63,19 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
 
 
-def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
-    """Mean, standard error and 95 % t interval; 0 and None below three values or where nothing
-    varies.
+def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
+    """Return mean, standard error and 95 % t interval.
+
+    Error and interval are None below three values, or if all are equal: then nothing is known of
+    the scatter.
     """
-    mean, num = float(values.mean()), len(values)
-    if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
-        return mean, 0.0, None
-    error = float(values.std(ddof=1) / np.sqrt(num))
-    return mean, error, t_interval(mean, error, num - 1)
+    mean = float(values.mean())
+    num_values = len(values)
+    is_constant = float(values.std()) <= 1e-12 * float(np.abs(values).max())
+    if num_values < MIN_DATASETS or is_constant:
+        return mean, None, None
+    error = float(values.std(ddof=1) / np.sqrt(num_values))
+    return mean, error, t_interval(mean, error, num_values - 1)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

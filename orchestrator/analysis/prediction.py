@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
+from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import Array, Interval, t_quantile
-from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
 from orchestrator.results import table as c
 from search_spaces.errors import DataError, unknown_name

@@ -23,7 +23,7 @@ from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.checks import finished_trials, split_by_recipe
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.analysis.results_tables.sharpness_scale import UNRECORDED, sharpness_scale
-from orchestrator.analysis.tables import Table, laid_out
+from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.table import (
     CLASS_PAIR,
     D_DATA_MLE,

@@ -17,12 +17,21 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis import figures as palette
-from orchestrator.analysis.guessing import AT_GUESSING
+from orchestrator.analysis.figures.files import rendered
+from orchestrator.analysis.figures.style import (
+    GREY,
+    dataset_marks,
+    frame,
+    log_ticks,
+    mark_handles,
+    panels,
+    styled,
+)
 from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.analysis.results_tables.csv_files import write_csv
-from orchestrator.analysis.tables import Table, laid_out
+from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.planning.plan import Workspace
 from orchestrator.tuning.cells import Point, Row
 from orchestrator.tuning.search import CellSearch, Search
@@ -101,7 +110,9 @@ class CellOutcome(Finding):
             if self.num_trials > self.num_diverged:
                 why = "further trainings of every finalist failed or diverged"
                 found = f"{why}, so there is no recipe; mend what failed,"
-        elif self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
+        elif (
+            self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss
+        ):
             again = "and tune again"
             found = (
                 "the best recipe found is hardly better than guessing "
@@ -389,11 +400,9 @@ def loss_against_rate(
     chosen = {
         (one.model, one.dataset): one.chosen.point.learning_rate for one in found if one.chosen
     }
-    marks = palette.dataset_marks(
-        {one: datasets[one].domain or "natural" for one in set(table["dataset"])}
-    )
-    with palette.styled():
-        figure, axes = palette.panels(len(models), share=False)
+    marks = dataset_marks({one: datasets[one].domain or "natural" for one in set(table["dataset"])})
+    with styled():
+        figure, axes = panels(len(models), share=False)
         for panel, model in zip(axes, models, strict=True):
             panel.set_title(model)
             for search in (one for one in cells if one.cell.key[0] == model):
@@ -407,17 +416,15 @@ def loss_against_rate(
                     x, y = some["learning_rate"], some["shown"]
                     drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
                     drawn.set(edgecolor=colour, facecolor=colour)
-                panel.axvline(
-                    search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1
-                )
+                panel.axvline(search.cell.own.learning_rate, color=GREY, linestyle=":", linewidth=1)
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
                     star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "black"}
                     panel.plot([rate], [best.min()], "*", color=colour, **star)
-            palette.log_ticks(panel, "x", table["learning_rate"])
+            log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
-        grey: dict[str, Any] = {"color": palette.GREY}
+        grey: dict[str, Any] = {"color": GREY}
         no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
         extra = [
             Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
@@ -433,6 +440,6 @@ def loss_against_rate(
             Line2D([], [], marker="o", label="to the end", **grey, **no_line),
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
-        handles = palette.mark_handles(marks, table["dataset"]) + extra
-        palette.frame(figure, "learning rate", "validation loss (nat)", handles)
-        return base64.b64encode(palette.rendered(figure, "svg")).decode("ascii")
+        handles = mark_handles(marks, table["dataset"]) + extra
+        frame(figure, "learning rate", "validation loss (nat)", handles)
+        return base64.b64encode(rendered(figure, "svg")).decode("ascii")

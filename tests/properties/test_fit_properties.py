@@ -88,9 +88,11 @@ def test_no_unit_changes_the_law(seed, factor, name):
     table["train_size"] = table["train_size"].astype(float)
     one = fit_scaling_laws(table)
     two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
-    for kind in ("headline", "exponent"):
-        pairs = zip(one.find(kind).estimates, two.find(kind).estimates, strict=True)
-        for before, after in pairs:
+    for before_fit, after_fit in (
+        (one.headline(), two.headline()),
+        (one.exponent(), two.exponent()),
+    ):
+        for before, after in zip(before_fit.estimates, after_fit.estimates, strict=True):
             assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
             assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-9)
             assert after.resampled_p == pytest.approx(before.resampled_p, abs=1e-3)

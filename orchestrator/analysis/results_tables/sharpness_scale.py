@@ -17,17 +17,23 @@ from orchestrator.results.table import (
 )
 
 Policy = Literal["refuse", "ignore"]
-#: The short reason of every refusal; the long one, with the scales met, is the scale's note.
+"""What to do about unequal scales: refuse to compare K_F, or ignore the difference."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
+"""The short reason of every refusal; the scale's note names the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"
 UNRECORDED = "unrecorded"
-_SCALE = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
+SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharpnessScale:
-    """Whether K_F may be compared over datasets, what was done, and the scales met with their
-    datasets.
+    """The scales on which K_F was measured.
+
+    Attributes:
+        comparable: Whether K_F is compared over datasets.
+        policy: What to do about unequal scales.
+        note: A sentence about them; empty if there is one scale.
+        scales: Each scale with its datasets.
     """
 
     comparable: bool
@@ -37,42 +43,52 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Tell whether K_F, which depends on pixel range, side and channels, may be compared over
-    datasets.
+    """Return whether K_F may be compared: it depends on pixel range, side and channels.
+
+    Args:
+        table: One row per trial.
+        policy: What to do about unequal scales.
     """
-    measured = table.reindex(columns=[*table.columns.union([LABEL_SHARPNESS, *_SCALE])])
+    columns = table.columns.union([LABEL_SHARPNESS, *SCALE_COLUMNS])
+    measured = table.reindex(columns=[*columns])
     measured = measured[measured[LABEL_SHARPNESS].notna()]
-    scales = measured.groupby(_SCALE, dropna=False)[DATASET]
-    found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
-    listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
-    comparable, note = len(found) <= 1 or policy == "ignore", ""
-    if not comparable:
+    scales = []
+    for key, datasets in measured.groupby(SCALE_COLUMNS, dropna=False)[DATASET]:
+        scales.append((spell_scale(key), tuple(sorted(datasets.unique()))))
+    names = "; ".join(f"{scale}: {', '.join(datasets)}" for scale, datasets in scales)
+    note = ""
+    if len(scales) > 1 and policy == "refuse":
         note = (
-            f"{UNEQUAL_SCALES} ({listed}), so fits that compare it over datasets are refused; "
-            "measure at one "
-            "size and channel count."
+            f"{UNEQUAL_SCALES} ({names}), so fits that compare it over datasets are refused. "
+            "Measure at one size and channel count."
         )
-    elif len(found) > 1:
+    elif len(scales) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands, although more pixels or channels "
-            "alone make "
-            f"it smaller: {listed}."
+            "K_F is compared over unequal scales as it stands. More pixels or channels alone make "
+            f"it smaller: {names}."
         )
-    elif measured[_SCALE].isna().any(axis=None):
+    elif measured[SCALE_COLUMNS].isna().any(axis=None):
         note = "The scale of K_F is not fully recorded; it is taken to be one."
-    return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
+    return SharpnessScale(
+        comparable=len(scales) <= 1 or policy == "ignore",
+        policy=policy,
+        note=note,
+        scales=tuple(scales),
+    )
 
 
 def spell_scale(key: object) -> str:
-    """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not
-    recorded.
+    """Return the scale of a K_F as text.
+
+    Args:
+        key: Pixel range, side in pixels and channels; NaN where one is not recorded.
     """
-    range_, side, channels = np.asarray(key, dtype=float).tolist()
-    parts = {
-        "size": (side, f"{side:g}×{side:g} pixels"),
-        "channels": (channels, f"{channels:g} channel{'s' * (channels != 1)}"),
-        "range": (range_, f"range {range_:g}"),
-    }
-    return ", ".join(
-        f"{UNRECORDED} {what}" if np.isnan(v) else said for what, (v, said) in parts.items()
-    )
+    pixel_range, side, channels = np.asarray(key, dtype=float).tolist()
+    parts = [f"{UNRECORDED} size", f"{UNRECORDED} channels", f"{UNRECORDED} range"]
+    if not np.isnan(side):
+        parts[0] = f"{side:g}×{side:g} pixels"
+    if not np.isnan(channels):
+        parts[1] = f"{channels:g} channel" if channels == 1 else f"{channels:g} channels"
+    if not np.isnan(pixel_range):
+        parts[2] = f"range {pixel_range:g}"
+    return ", ".join(parts)

@@ -3,8 +3,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from orchestrator.analysis.experiments.interventions import judged
+from orchestrator.analysis.experiments.records import MOVED, Arm, Effect
 from orchestrator.analysis.inference import mean_interval, t_quantile
-from orchestrator.analysis.interventions import MOVED, Arm, Effect, judged
 from orchestrator.analysis.power import (
     NO_CLAIM_BETWEEN_WORLDS,
     TRIAL_STD,
@@ -64,10 +65,10 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
 
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
     found = power(SMALL, effect="exponent", num_tables=20)
-    share = f"{found.adjusted['exponent']:.0%}"
-    assert (
-        f"8 datasets would claim it (± 11%): exponent of N within datasets (against none): {share}."
-        in (found.lines()[0])
+    share = round(100 * found.adjusted["exponent"])
+    assert found.lines()[0] == (
+        "Power, if “exponent” is true, with 8 datasets (± 11%): exponent b of N^(−b/d) within "
+        f"datasets, against no fall: {share} of 100 such sweeps."
     )
     assert "d_data" not in found.lines()[0]
 
@@ -94,13 +95,13 @@ def test_what_a_design_cannot_test_is_said():
     ]
     plan = plan_sweep(load_sweep("demo", {"datasets": [*three, {"name": "mri_lesion"}]}))
     found = planned_power(plan, num_tables=20)
-    text = "loss on K_F, given 1/d and the domain label"
-    assert (
-        f"{text}: cannot be tested; exponent of N within datasets (against none): "
-        in found.lines()[0]
-    )
+    text = "slope of log loss on log K_F, given 1/d and the domain label"
+    assert f"{text}: cannot be tested; exponent b of N^(−b/d)" in found.lines()[0]
     note = found.table().note
-    assert f"cannot be tested: loss on 1/d, given K_F and the domain label; {text}." in note
+    assert (
+        f"cannot be tested: slope of log loss on 1/d, given K_F and the domain label; {text}."
+        in note
+    )
     assert set(found.alone) == {"exponent", "exponent_below_bound"}
 
 
@@ -129,9 +130,9 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
         "digits_base",
     ]
     found = planned_power(plan, num_tables=4)
-    assert found.experiment["num_worlds"] == 6
-    assert "6 worlds in which only K_F is moved tell it from 0 in" in found.lines()[0]
-    assert found.experiment["slope"] == 1
+    assert found.experiment.num_worlds == 6
+    assert "with 6 worlds in which only K_F is moved, " in found.lines()[0]
+    assert found.experiment.slope == 1
 
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
@@ -160,8 +161,8 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
     ]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)
     # Four standard errors of 2,000 draws.
-    assert none / 2000 == pytest.approx(reckoned["from_none"], abs=0.045)
-    assert reckoned["from_law"] == pytest.approx(0.05)
+    assert none / 2000 == pytest.approx(reckoned.from_none, abs=0.045)
+    assert reckoned.from_law == pytest.approx(0.05)
     assert law / 2000 == pytest.approx(0.05, abs=0.02)
 
 
@@ -171,7 +172,7 @@ def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit
     rng, widths, claims = np.random.default_rng(0), [], 0
     arms = [Arm(f"{a}{b}_near", f"{a}{b}", "sharpness", shows=(a, b)) for a, b in pairs]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)
-    error = reckoned["half_width"] / t_quantile(0.975, 9) / 1.5  # 9/10 · 10 · (1/36 − 1/45) · 45
+    error = reckoned.half_width / t_quantile(0.975, 9) / 1.5  # 9/10 · 10 · (1/36 − 1/45) · 45
     for _ in range(400):
         drawn = rng.normal(1, error * np.sqrt(45), 45)
         by_world = {f"{a}{b}": slope for (a, b), slope in zip(pairs, drawn, strict=True)}
@@ -181,19 +182,19 @@ def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit
         low, high = judged(effect, {arm.world: arm.shows for arm in arms}).interval
         widths.append((high - low) / 2)
         claims += not low <= 0 <= high
-    assert reckoned["num_classes"] == 10
-    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(reckoned["half_width"], rel=0.05)
-    assert claims / 400 == pytest.approx(reckoned["from_none"], abs=0.1)
+    assert reckoned.num_classes == 10
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(reckoned.half_width, rel=0.05)
+    assert claims / 400 == pytest.approx(reckoned.from_none, abs=0.1)
 
 
 def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
     found = planned_power(plan_sweep(load_sweep("interventions-digits")), num_tables=1)
     experiment, no_claim = found.lines()
     assert "by the jackknife over the 10 classes that worlds share, which is wider" in experiment
-    assert found.experiment["half_width"] > 0.3
+    assert found.experiment.half_width > 0.3
     assert no_claim == NO_CLAIM_BETWEEN_WORLDS
     assert NO_CLAIM_BETWEEN_WORLDS in found.table().note
-    assert "would claim it" not in " ".join(found.lines())
+    assert "such sweeps" not in " ".join(found.lines())
 
 
 def test_an_experiment_of_two_worlds_is_refused():

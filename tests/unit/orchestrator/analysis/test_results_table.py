@@ -119,7 +119,7 @@ def test_numbers_whose_squares_are_none_are_missing_and_counted():
         ("d_data_mle: stored infinity", 1),
         ("label_sharpness: next to zero", 1),
     }
-    assert fits.find("headline").status == "ok"
+    assert fits.headline().status == "ok"
 
 
 def test_every_unusable_loss_is_counted_under_its_first_reason():
