@@ -43,9 +43,11 @@ from orchestrator.analysis.law_fits.records import AnyFit, ExponentFit, HeightFi
 from orchestrator.analysis.number_formats import in_hundred, percent
 from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS
 from orchestrator.analysis.tables.layout import Table
-from orchestrator.planning.estimate import DEFAULT_GPU, amount
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.estimate import DEFAULT_GPU
+from orchestrator.planning.estimate_text import amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.results.table import MEDICAL, NATURAL
 from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair

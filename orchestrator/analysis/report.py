@@ -25,8 +25,8 @@ from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
 from orchestrator.analysis.tables.of_trials import best_table, seen_table
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, read_state
 from orchestrator.results.table import (
@@ -51,6 +51,7 @@ from orchestrator.results.table import (
     measure_rows,
 )
 from orchestrator.results.tracking import HEADLINE
+from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
@@ -184,6 +185,23 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
             metrics[f"claim/{key}/p"] = answer.p_value
             metrics[f"claim/{key}/adjusted_p"] = answer.adjusted_p
     return metrics
+
+
+def write_sweep_report(
+    workspace: Workspace, state: State, figures: Sequence[str] = ()
+) -> Path | None:
+    """Write a sweep's report and return its page, None without a result; SetupError where it may
+    not.
+    """
+    try:
+        return report_sweep(workspace, state, figures)
+    except OSError as error:
+        rule, found = (
+            "The report must be written below the root",
+            f"{error.filename}: {error.strerror}",
+        )
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
 
 
 def write_report(

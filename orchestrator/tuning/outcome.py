@@ -32,7 +32,7 @@ from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.analysis.results_tables.csv_files import write_csv
 from orchestrator.analysis.tables.layout import Table, laid_out
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.cells import Point, Row
 from orchestrator.tuning.search import CellSearch, Search
 from search_spaces.specs import DatasetSpec
