@@ -422,7 +422,7 @@ def _dimension(fits: ScalingFits) -> Finding:
         _answer(fits, DIMENSION.key),
         INVERSE_D,
         of="d_data",
-        step=f"From the lowest to the highest d_data here ({number(low)} to {number(high)})",
+        step=f"Going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
         by=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
         effect_words="a doubling of the loss",

@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.inference import Array, centred, max_correlation_test
+from orchestrator.analysis.inference import (
+    MIN_DATASETS_OF_A_CORRELATION,
+    Array,
+    centred,
+    max_correlation_test,
+)
 from orchestrator.analysis.law_fits.estimates import Estimate, correlation_interval
 from orchestrator.analysis.law_fits.records import AttackFit
 from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
@@ -16,9 +21,6 @@ from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
 from orchestrator.results.table import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
 from search_spaces.errors import plural
-
-MIN_DATASETS_OF_A_CORRELATION = 4
-"""Datasets of a correlation: three points lie near a line too often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,9 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     for _, rows in table.groupby("domain"):
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     found = findings(fit_scaling_laws(table))[0]
-    assert found.answer.startswith("The loss rises with d_data (15 datasets). From the lowest to")
+    assert found.answer.startswith(
+        "The loss rises with d_data (15 datasets). Going from the lowest to"
+    )
     fitted = table.loc[table["train_size"] == 16000, "d_data_mle"]
     assert f"({number(fitted.min())} to {number(fitted.max())})" in found.answer
 
