@@ -18,7 +18,7 @@ from orchestrator.analysis.results_tables.points import (
     SUBSET,
     WEIGHT,
 )
-from orchestrator.results.table import DONE, MODEL, STATUS, TRAIN_SIZE
+from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10

@@ -55,7 +55,7 @@ from orchestrator.analysis.number_formats import (
 from orchestrator.analysis.published import Score, score_table, scorecard
 from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS, given
 from orchestrator.analysis.tables.layout import Table, laid_out
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     D_DATA_MLE,
     D_REPR_MLE,
     DATASET,

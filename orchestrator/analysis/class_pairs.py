@@ -29,7 +29,7 @@ from orchestrator.analysis.results_tables.points import (
     LOG_TRAIN_SIZE,
     at_largest_size,
 )
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     DATASET,
     LABEL_SHARPNESS,

@@ -51,7 +51,7 @@ from orchestrator.analysis.results_tables.points import (
     WORDS,
 )
 from orchestrator.analysis.to_add import datasets_to_add
-from orchestrator.results.table import attack_columns
+from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
 FindingVerdict = Verdict | Literal["described"]

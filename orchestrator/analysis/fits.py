@@ -52,7 +52,7 @@ from orchestrator.analysis.results_tables.sharpness_scale import (
     SharpnessScale,
     sharpness_scale,
 )
-from orchestrator.results.table import DATASET, DOMAINS, MODEL
+from orchestrator.results.columns import DATASET, DOMAINS, MODEL
 
 EQUAL_UP_TO_ROUNDING = 1e-12
 """Relative difference below which two measures are the same number."""

@@ -9,7 +9,7 @@ import pandas as pd
 from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, reaches
 from orchestrator.analysis.results_tables.points import AT_CHANCE_LEVEL, LOG_LOSS, OF_CHANCE_LOSS
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     DATA_MODE,
     DATASET,
     DOMAIN,

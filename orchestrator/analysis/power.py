@@ -48,7 +48,7 @@ from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.estimate_text import amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results.table import MEDICAL, NATURAL
+from orchestrator.results.columns import MEDICAL, NATURAL
 from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 

@@ -22,7 +22,7 @@ from orchestrator.analysis.results_tables.checks import finished_trials, split_b
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.analysis.results_tables.sharpness_scale import UNRECORDED, sharpness_scale
 from orchestrator.analysis.tables.layout import Table, laid_out
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     D_DATA_MLE,
     D_REPR_MLE,

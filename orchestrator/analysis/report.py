@@ -27,9 +27,7 @@ from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
 from orchestrator.analysis.tables.of_trials import best_table, seen_table
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.state import State, read_state
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     AUC,
     CLASS_PAIR,
     CODE_VERSION,
@@ -46,10 +44,11 @@ from orchestrator.results.table import (
     TRAIN_SIZE,
     TRIAL_ID,
     WALL_TIME_S,
-    Row,
     describe,
-    measure_rows,
 )
+from orchestrator.results.mlflow_pages import read_run_pages
+from orchestrator.results.rows import Row, measure_rows
+from orchestrator.results.state import State, read_state
 from orchestrator.results.tracking import HEADLINE
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic

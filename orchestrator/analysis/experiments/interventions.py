@@ -48,7 +48,7 @@ from orchestrator.analysis.results_tables.points import (
     fitted_points,
     sums_of,
 )
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     D_DATA_MLE,
     DATASET,
     LABEL_SHARPNESS,

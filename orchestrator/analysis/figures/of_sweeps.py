@@ -42,7 +42,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import D_REFERENCE, LOG_LOSS, LOG_TRAIN_SIZE
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     D_DATA_MLE,
     DATASET,

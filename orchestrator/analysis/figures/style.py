@@ -29,7 +29,7 @@ from matplotlib.ticker import (
 )
 
 from orchestrator.analysis.number_formats import SMALL, number
-from orchestrator.results.table import MEDICAL, NATURAL
+from orchestrator.results.columns import MEDICAL, NATURAL
 
 # Okabe & Ito (2008), without yellow, which is too faint on white.
 BLUE = "#0072B2"

@@ -19,7 +19,7 @@ from orchestrator.analysis.law_fits.records import AttackFit
 from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
-from orchestrator.results.table import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
+from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
 from search_spaces.errors import plural
 
 

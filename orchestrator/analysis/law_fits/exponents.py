@@ -31,7 +31,7 @@ from orchestrator.analysis.results_tables.points import (
     at_largest_size,
     sums_of,
 )
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     D_DATA_MLE,
     D_DATA_TWONN,
     DATASET,

@@ -24,7 +24,7 @@ from orchestrator.analysis.results_tables.points import (
     WORDS,
 )
 from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
-from orchestrator.results.table import DATASET, DOMAIN
+from orchestrator.results.columns import DATASET, DOMAIN
 
 MAX_NAMES_LENGTH = 60
 """Characters of dataset names in a reason; longer lists are left out."""

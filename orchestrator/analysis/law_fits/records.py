@@ -10,7 +10,7 @@ from typing import Literal
 
 from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.results_tables.points import ALL, POOLED
-from orchestrator.results.table import D_REPR_MLE, TEST_LOSS
+from orchestrator.results.columns import D_REPR_MLE, TEST_LOSS
 
 Status = Literal["ok", "not_enough_data", "refused"]
 

@@ -12,7 +12,7 @@ from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.law_fits.records import RepresentationFit
 from orchestrator.analysis.law_fits.rows import complete_rows
 from orchestrator.analysis.results_tables.points import ALL, POOLED
-from orchestrator.results.table import D_DATA_MLE, D_REPR_MLE, DATASET
+from orchestrator.results.columns import D_DATA_MLE, D_REPR_MLE, DATASET
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> RepresentationFit:

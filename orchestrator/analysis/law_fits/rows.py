@@ -16,7 +16,7 @@ from orchestrator.analysis.results_tables.points import (
     WEIGHT,
     select,
 )
-from orchestrator.results.table import DATASET, DOMAIN, MODEL, TRAIN_SIZE
+from orchestrator.results.columns import DATASET, DOMAIN, MODEL, TRAIN_SIZE
 
 KEYS = (MODEL, DATASET, DOMAIN, TRAIN_SIZE, CELL, CURVE, WEIGHT, OF_CHANCE_LOSS, AT_CHANCE_LEVEL)
 """Columns that every fit needs beside its own."""

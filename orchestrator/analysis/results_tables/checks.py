@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.number_formats import listing
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     COLUMNS,
     DATA_MODE,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.results.table import TEXT_COLUMNS
+from orchestrator.results.columns import TEXT_COLUMNS
 from search_spaces.errors import DataError
 
 RISKY_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results_tables.points import INVERSE_D, LOG_LOSS
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     AUC,
     CHANNELS,
     CLASS_PAIR,

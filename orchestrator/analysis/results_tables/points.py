@@ -11,7 +11,7 @@ from orchestrator.analysis.inference import Sums, curve_sums
 from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.chance_level import chance_loss, has_learned, reaches
 from orchestrator.analysis.results_tables.checks import DIVERGED, Exclusion
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     AUC,
     CLASS_PAIR,
     D_DATA_MLE,

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     DATASET,
     IMAGE_SIZE,
     LABEL_SHARPNESS,

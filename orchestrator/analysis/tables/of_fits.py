@@ -21,7 +21,7 @@ from orchestrator.analysis.law_fits.records import (
 from orchestrator.analysis.number_formats import interval, number, p_value, percent
 from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.analysis.tables.layout import Table, laid_out
-from orchestrator.results.table import attack_columns
+from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
 MAX_REASONS = 3

@@ -19,7 +19,7 @@ from orchestrator.analysis.results_tables.checks import split_by_recipe
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
 from orchestrator.analysis.tables.layout import Table, laid_out
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     AUC,
     CLASS_PAIR,
     DATASET,

@@ -19,7 +19,7 @@ from orchestrator.analysis.number_formats import interval
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
 from orchestrator.analysis.tables.latex import to_latex
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from tests.synthetic import synthetic_table
 
 
