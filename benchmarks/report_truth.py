@@ -237,8 +237,8 @@ def selection(*, tables: int = 30) -> Found:
 
 def _claimed_before(fits: ScalingFits) -> bool:
     """Return whether attacks were claimed by the interval of one correlation, chosen or not."""
-    claim = fits.answer(headline.ATTACKS.key)
-    if claim is None or claim.adjusted_p > LEVEL:
+    claim = fits.answer(headline.ATTACKS)
+    if claim.adjusted_p is None or claim.adjusted_p > LEVEL:
         return False
     domains = len({dataset.domain for dataset in fits.datasets})
     largest = max((fit for fit in fits.attacks if fit.estimates), key=_correlation_of)

@@ -1,4 +1,4 @@
-"""From a question to a verdict: the one chain that report, ``fit``, ``claims`` and JSON read.
+"""The chain from a question to its verdict, which report, ``fit``, ``claims`` and JSON read.
 
 A :class:`Question` names one number, its null value and what the law expects. An :class:`Answer`
 adds the estimate, how sure it is, and the verdict. Whoever shows an answer takes its words from
@@ -15,7 +15,7 @@ from orchestrator.analysis.inference import LEVEL, Interval, holm
 
 Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not testable")
-"""What a table can say to a question; ``docs/glossary.md`` defines each."""
+"""Verdicts of a table on a question; ``docs/glossary.md`` defines each."""
 
 
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
@@ -61,7 +61,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a table says to a question.
+    """The answer of a table to a question.
 
     Attributes:
         question: The question.
@@ -89,7 +89,7 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict:
-        """What the table says to the question."""
+        """The verdict of the table on the question."""
         if self.value is None or self.p_value is None or self.reason:
             return "not testable"
         if not is_significant(self.adjusted_p, self.interval, self.question.null):
@@ -99,7 +99,7 @@ class Answer:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the claim is supported or contradicted."""
+        """True if the claim is supported or contradicted."""
         return self.verdict in ("supported", "contradicted")
 
     @property

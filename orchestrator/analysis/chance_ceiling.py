@@ -34,10 +34,10 @@ loss that bends towards it as x → tanh x, or 1 − exp(−x), has lost 7 or 19
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
     """Return whether points pile up at chance level, so that it holds the others down."""
-    known = rows[rows[LOG_LOSS].notna()]
-    weights = known[WEIGHT]
-    is_beyond = reaches(known[OF_CHANCE_LOSS], WELL_BEYOND)
-    is_at_ceiling = (known[AT_CHANCE_LEVEL] > 0) & ~is_beyond
+    rows_with_loss = rows[rows[LOG_LOSS].notna()]
+    weights = rows_with_loss[WEIGHT]
+    is_beyond = reaches(rows_with_loss[OF_CHANCE_LOSS], WELL_BEYOND)
+    is_at_ceiling = (rows_with_loss[AT_CHANCE_LEVEL] > 0) & ~is_beyond
     at_ceiling = float(weights[is_at_ceiling].sum())
     beyond = float(weights[is_beyond].sum())
     return (
@@ -64,9 +64,8 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
     text.
     """
     values = rows[LOG_LOSS]
-    center = values.mean()
-    if within:
-        center = values.groupby(rows[within]).transform("mean")
+    keys = rows[within] if within else pd.Series(0, index=rows.index)
+    center = values.groupby(keys).transform("mean")
     if not (values - center).abs().max() <= 1e-12 * values.abs().max():
         return ""
     return f"the losses are the same {'at every N' if within else 'everywhere'}"

@@ -217,7 +217,12 @@ class Ledger:
         """Return everything, ready for ``json.dumps(allow_nan=False)``."""
         entries = []
         for answer in self.entries:
-            entries.append({**asdict(answer), "verdict": answer.verdict, "why": why(answer)})
+            entry = asdict(answer)
+            question = entry.pop("question")
+            entry["number"] = question.pop("source")
+            entry |= question
+            entry |= {"verdict": answer.verdict, "why": why(answer)}
+            entries.append(entry)
         return {**asdict(self), "entries": entries}
 
 
@@ -354,14 +359,9 @@ def _of_estimate(
     )
 
 
-def _headline(fits: ScalingFits, key: str) -> Answer:
-    """Return the answer to a headline question, which report and ``fit`` show too."""
-    return next(answer for answer in fits.answers if answer.question.key == key)
-
-
 def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
     """Return the answer on d_data, with the slope without the most influential dataset."""
-    answer = _headline(fits, DIMENSION.key)
+    answer = fits.answer(DIMENSION)
     terms = fits.headline().terms
     question = replace(
         answer.question,
@@ -372,8 +372,8 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
     note = ""
     dataset = answer.most_influential
     if dataset is not None:
-        rest = prepared.points[prepared.points[DATASET] != dataset]
-        estimate = fit_headline(rest, prepared.scale).estimate(INVERSE_D)
+        points_without = prepared.points[prepared.points[DATASET] != dataset]
+        estimate = fit_headline(points_without, prepared.scale).estimate(INVERSE_D)
         if estimate is not None:
             note = (
                 f"without {dataset}, the most influential dataset, it is "
@@ -384,7 +384,7 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
 
 def _sharpness(fits: ScalingFits) -> Answer:
     """Return the answer on K_F."""
-    answer = _headline(fits, SHARPNESS.key)
+    answer = fits.answer(SHARPNESS)
     terms = fits.headline().terms
     question = replace(
         answer.question,
@@ -412,9 +412,11 @@ def _domain_gap(fits: ScalingFits) -> Answer:
 
 def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
     """Return whether medical datasets have sharper labels."""
-    known = prepared.full[prepared.full[LABEL_SHARPNESS] > 0]
-    log_sharpness = np.log(known[LABEL_SHARPNESS])
-    means = log_sharpness.groupby([known[DATASET], known[DOMAIN]]).mean()
+    rows_with_sharpness = prepared.full[prepared.full[LABEL_SHARPNESS] > 0]
+    log_sharpness = np.log(rows_with_sharpness[LABEL_SHARPNESS])
+    means = log_sharpness.groupby(
+        [rows_with_sharpness[DATASET], rows_with_sharpness[DOMAIN]]
+    ).mean()
     is_medical = np.asarray(means.index.get_level_values(1) == MEDICAL, dtype=np.float64)
     reason = why_no_sharpness(fits.datasets, fits.sharpness_scale)
     has_both = len(means) >= MIN_DATASETS and np.ptp(is_medical) > 0
@@ -474,7 +476,7 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if answer.value < 1:
-        below = _headline(fits, BELOW_BOUND.key)
+        below = fits.answer(BELOW_BOUND)
         if not column:
             return replace(answer, p_value=below.p_value, adjusted_p=below.adjusted_p)
         bound_ps = (fit.bound_p, above_chance.bound_p)
@@ -488,7 +490,7 @@ def _fall_with_size(
 
 def _attacks(fits: ScalingFits) -> Answer:
     """Return the answer on robustness."""
-    answer = _headline(fits, ATTACKS.key)
+    answer = fits.answer(ATTACKS)
     scales = {fit.variant for fit in fits.attacks if fit.variant}
     scale = f" (K_F of {scales.pop()} alone)" if scales else ""
     question = replace(

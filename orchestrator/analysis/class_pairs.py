@@ -1,4 +1,4 @@
-"""What the class pairs of one dataset say of the law: a slope with its interval per question.
+"""Questions to the class pairs of one dataset, and the slope that answers each.
 
 Label sharpness K_F is one over a length, and the robustness radius R̂ is a length. If pairs differ
 in contrast alone, log R̂ falls on log K_F with slope −1, whatever networks do. So the question about
@@ -185,12 +185,12 @@ AT_DELTA = {LOSS_AT_DELTA: "log loss", R_HAT_AT_DELTA: "log R̂", DROP_AT_DELTA:
 
 def pair_answer(slope: Slope) -> Answer:
     """Return what a slope over class pairs answers; one that is not claimed is not testable."""
-    asked = PAIR_QUESTIONS[slope.on]
+    pair_question = PAIR_QUESTIONS[slope.on]
     reason = slope.reason
-    if not asked.is_claimed:
+    if not pair_question.is_claimed:
         reason = UNITS_ALONE
     return Answer(
-        question=asked.question,
+        question=pair_question.question,
         value=slope.value,
         interval=slope.interval,
         p_value=slope.p_value,
@@ -231,9 +231,7 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
-    mean_drop = np.nan
-    if drops:
-        mean_drop = points[drops].mean(axis=1)
+    mean_drop = points[drops].mean(axis=1)
     log_sharpness = np.log(at_largest_size(points, LABEL_SHARPNESS))
     log_delta = np.log(at_largest_size(points, MEAN_UNLIKE_DISTANCE))
     log_r_hat = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
@@ -259,9 +257,9 @@ def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
     if question.level == "between":
         within = ("cell",)
     design = Design(question.response, question.on, ("first", "second"), within)
-    known = rows.dropna(subset=[*design.columns])
-    if len(known):
-        return fit_groups(known, design, pairs=True).find(question.level, question.on[0])
+    complete = rows.dropna(subset=[*design.columns])
+    if len(complete):
+        return fit_groups(complete, design, pairs=True).find(question.level, question.on[0])
     in_pixels = rows[["k", question.response.removesuffix("_free")]].dropna()
     if question.needs_delta and len(in_pixels):
         return Slope(question.level, question.on[0], reason=NO_DELTA)

@@ -37,7 +37,7 @@ from orchestrator.analysis.headline import (
     needed_for_doubling,
     num_tests,
     strongest_attack,
-    tested,
+    with_p_values,
 )
 from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.law_fits.estimates import STRONG, Estimate
@@ -108,14 +108,14 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     if fits.one_dataset is not None:
         return tuple(_of_one_dataset(fits, fits.one_dataset))
     if fits.interventions is not None:
-        found = [_experiment(fits.interventions)]
+        all_findings = [_experiment(fits.interventions)]
     else:
-        found = [_dimension(fits), _sharpness(fits), _train_size(fits), _attacks(fits)]
-        found.append(_representation(fits))
+        all_findings = [_dimension(fits), _sharpness(fits), _train_size(fits), _attacks(fits)]
+        all_findings.append(_representation(fits))
     of_pairs = [*_of_pairs(fits)]
     if of_pairs:
-        found = [finding for finding in found if finding.verdict != "not testable"]
-    return (*of_pairs, *found)
+        all_findings = [finding for finding in all_findings if finding.verdict != "not testable"]
+    return (*of_pairs, *all_findings)
 
 
 def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
@@ -190,8 +190,8 @@ def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:
     if fits.interventions:
         return ()
     if fits.class_pairs:
-        return tuple(tested(map(pair_answer, fits.class_pairs)))
-    return tuple(tested(fits.answers))
+        return tuple(with_p_values(map(pair_answer, fits.class_pairs)))
+    return tuple(with_p_values(fits.answers))
 
 
 def summary(
@@ -204,7 +204,7 @@ def summary(
         width: Characters of a line.
         most_lines: Lines; remarks beyond them are counted, an answer is never cut.
     """
-    left_out = [f"Left out: {exclusion}." for exclusion in fits.excluded]
+    exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
@@ -215,7 +215,7 @@ def summary(
         named = "; ".join(f"{SHORT_NAMES[a.question.key]} {_p(a)}" for a in answers)
         text = f"Adjusted p: {named}. {text}"
     lines += wrap(text, width)
-    remarks = [*fits.caveats, *left_out]
+    remarks = [*fits.caveats, *exclusions]
     for k, remark in enumerate(remarks):
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
         is_last = k + 1 == len(remarks)
@@ -348,9 +348,11 @@ def _of_height(
     term = WORDS[name]
     slope = f"slope on {term}"
     falling = ", which falls as d_data rises," if name == INVERSE_D else ""
-    given = listing([WORDS[other].removeprefix("log ") for other in fit.terms if other != name])
+    held_equal = listing(
+        [WORDS[term_name].removeprefix("log ") for term_name in fit.terms if term_name != name]
+    )
     details = [
-        f"Compared at equal model and N{f', given {given}' if given else ''}.",
+        f"Compared at equal model and N{f', given {held_equal}' if held_equal else ''}.",
         f"The {slope}{falling} is {number(answer.value)} ({interval(answer.interval)}).",
     ]
     claim = ""
@@ -403,14 +405,6 @@ def _what_would_detect(
     return f"To detect {effect_words} in 8 of 10 such studies you need about {needed:,} datasets."
 
 
-def _answer(fits: ScalingFits, key: str) -> Answer:
-    """Return the answer to a headline question."""
-    for answer in fits.answers:
-        if answer.question.key == key:
-            return answer
-    raise KeyError(key)
-
-
 def _dimension(fits: ScalingFits) -> Finding:
     low, high = fits.d_data_range
     notes = []
@@ -419,7 +413,7 @@ def _dimension(fits: ScalingFits) -> Finding:
         notes.append(_domain_gap(gap.estimates[0]))
     return _of_height(
         fits,
-        _answer(fits, DIMENSION.key),
+        fits.answer(DIMENSION),
         INVERSE_D,
         of="d_data",
         step=f"Going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
@@ -443,7 +437,7 @@ def _sharpness(fits: ScalingFits) -> Finding:
     notes = [fits.sharpness_scale.note] if fits.sharpness_scale.note else []
     return _of_height(
         fits,
-        _answer(fits, SHARPNESS.key),
+        fits.answer(SHARPNESS),
         LOG_SHARPNESS,
         of="K_F",
         step="Doubling K_F",
@@ -459,8 +453,8 @@ def _train_size(fits: ScalingFits) -> Finding:
     question = EXPONENT.text
     notes = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
     fit = fits.exponent()
-    falls = _answer(fits, EXPONENT.key)
-    below = _answer(fits, BELOW_BOUND.key)
+    falls = fits.answer(EXPONENT)
+    below = fits.answer(BELOW_BOUND)
     if fit.status != "ok" or falls.value is None:
         to_add = datasets_to_add(fits, fit, "two train sizes and losses clear of chance level")
         return _not_testable(question, falls.reason, to_add, notes)
@@ -539,7 +533,7 @@ def _verdict_on_fall(falls: Answer, below: Answer) -> tuple[Verdict, str]:
 
 def _attacks(fits: ScalingFits) -> Finding:
     """Answer whether attacks gain more where labels are sharper."""
-    answer = _answer(fits, ATTACKS.key)
+    answer = fits.answer(ATTACKS)
     best = strongest_attack(fits.attacks)
     question = ATTACKS.text
     if best is None:
@@ -551,13 +545,13 @@ def _attacks(fits: ScalingFits) -> Finding:
     domains = {dataset.domain for dataset in fits.datasets}
     attack = attack_columns([best.response])[0].words
     model = best.model if " " in best.model else f"model {best.model}"
-    which = (
+    subject = (
         "The correlation"
         if len(correlations) == 1
         else f"The largest of {len(correlations)} correlations"
     )
     largest = (
-        f"{which} is r = {number(answer.value)} (95 % interval {interval(answer.interval)}), for "
+        f"{subject} is r = {number(answer.value)} (95 % interval {interval(answer.interval)}), for "
         f"{attack} on {model}."
     )
     datasets = _datasets(best.num_datasets)
@@ -700,14 +694,14 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
         d_data: d_data of the dataset, which turns an exponent into a factor.
         in_pixels: The same slope in pixel units, which is shown beside it and claims nothing.
     """
-    asked = PAIR_QUESTIONS[slope.on]
+    pair_question = PAIR_QUESTIONS[slope.on]
     answer = pair_answer(slope)
     notes = []
     if in_pixels is not None and in_pixels.value is not None:
-        shown = f"{number(in_pixels.value)} (95 % interval {interval(in_pixels.interval)})"
-        notes.append(f"In pixel units the {in_pixels.on} is {shown}, but {UNITS_ALONE}.")
+        in_pixel_units = f"{number(in_pixels.value)} (95 % interval {interval(in_pixels.interval)})"
+        notes.append(f"In pixel units the {in_pixels.on} is {in_pixel_units}, but {UNITS_ALONE}.")
     if answer.value is None or answer.verdict == "not testable":
-        return _not_testable(asked.question.text, slope.reason, notes=notes)
+        return _not_testable(pair_question.question.text, slope.reason, notes=notes)
     estimand = answer.question.estimand
     named = f"{estimand[:1].upper()}{estimand[1:]}"
     sentences = [
@@ -716,7 +710,7 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
     ]
     claim = ""
     if answer.is_decided:
-        claim = asked.question.claim
+        claim = pair_question.question.claim
         if answer.verdict == "contradicted":
             claim = f"The reverse holds of: {claim}"
         factor = _factor_of_pairs(slope, d_data)
@@ -733,7 +727,7 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
         if number(without) != number(slope.value):
             sentences.append(f"Without class {group} it is {number(without)}.")
     return Finding(
-        question=asked.question.text,
+        question=pair_question.question.text,
         verdict=answer.verdict,
         sentences=tuple(sentences),
         notes=tuple(notes),
@@ -743,19 +737,19 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
 
 def _factor_of_pairs(slope: Slope, d_data: float | None) -> str:
     """Say what a slope over class pairs means for a factor of two; empty where it means none."""
-    asked = PAIR_QUESTIONS[slope.on]
-    if not asked.factor or slope.value is None or slope.interval is None:
+    pair_question = PAIR_QUESTIONS[slope.on]
+    if not pair_question.factor or slope.value is None or slope.interval is None:
         return ""
     meaning: Callable[[float], float] = np.exp2
-    if asked.response == "fall":
+    if pair_question.response == "fall":
         if d_data is None:
             return ""
         meaning = _factor_of_fall(d_data)
-    elif asked.response == "drop":
+    elif pair_question.response == "drop":
         meaning = _added_per_doubling
     low, high = sorted(float(meaning(bound)) for bound in slope.interval)
     value = float(meaning(slope.value))
-    return asked.factor.format(f"{number(value)} ({interval((low, high))})")
+    return pair_question.factor.format(f"{number(value)} ({interval((low, high))})")
 
 
 def _factor_of_fall(d_data: float) -> Callable[[float], float]:
@@ -775,15 +769,15 @@ def _added_per_doubling(slope: float) -> float:
 def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
     """Say what still goes with K_F between pairs of equal mean distance δ."""
     question = "What still goes with K_F at equal mean distance between classes?"
-    known = [slope for slope in slopes if slope.value is not None]
-    if not known:
+    estimated = [slope for slope in slopes if slope.value is not None]
+    if not estimated:
         return _not_testable(question, slopes[0].reason)
     parts = [
         f"{AT_DELTA[slope.on]} {number(slope.value)} ({interval(slope.interval)})"
-        for slope in known
+        for slope in estimated
     ]
     sentences = [f"Slopes on log K_F at equal 1/d and δ: {'; '.join(parts)}."]
-    decided = [slope for slope in known if pair_answer(slope).is_decided]
+    decided = [slope for slope in estimated if pair_answer(slope).is_decided]
     claims = []
     for slope in decided:
         direction = "rises" if (slope.value or 0.0) > 0 else "falls"

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from orchestrator.analysis.answers import Answer
+from orchestrator.analysis.answers import Answer, Question
 from orchestrator.analysis.class_pairs import fit_pairs, pair_answer
 from orchestrator.analysis.experiments.interventions import fit_interventions
 from orchestrator.analysis.experiments.records import Arm, Interventions
@@ -105,8 +105,7 @@ class ScalingFits:
     def height(self, *terms: str) -> HeightFit:
         """Return the fit of heights of all models on these terms."""
         for fit in self.fits:
-            is_asked = isinstance(fit, HeightFit) and (fit.kind, fit.model) == ("height", POOLED)
-            if is_asked and fit.terms == terms:
+            if isinstance(fit, HeightFit) and fit.kind == "height" and fit.terms == terms:
                 return fit
         return HeightFit(terms=terms, reason=_no_trial(POOLED))
 
@@ -145,12 +144,12 @@ class ScalingFits:
         """The lowest and the highest d_data of a dataset with losses."""
         return d_data_range(self.datasets)
 
-    def answer(self, key: str) -> Answer | None:
-        """Return the answer to a headline question if it could be tested, else None."""
+    def answer(self, question: Question) -> Answer:
+        """Return the answer to a headline question."""
         for answer in self.answers:
-            if answer.question.key == key and answer.p_value is not None:
+            if answer.question == question:
                 return answer
-        return None
+        raise KeyError(question.key)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``json.dumps(allow_nan=False)`` takes, with the verdicts."""
@@ -173,8 +172,8 @@ def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
     """Return the lowest and the highest d_data of datasets with losses; 1 and 1 if none is
     known.
     """
-    known = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
-    return min(known, default=1.0), max(known, default=1.0)
+    values = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
+    return min(values, default=1.0), max(values, default=1.0)
 
 
 def doubling_slope(datasets: Sequence[DatasetSummary]) -> float | None:
@@ -191,12 +190,12 @@ def doubling_slope(datasets: Sequence[DatasetSummary]) -> float | None:
 
 def why_no_sharpness(datasets: Sequence[DatasetSummary], scale: SharpnessScale) -> str:
     """Return why K_F cannot be compared over these datasets, or an empty text."""
-    known = [d.label_sharpness for d in datasets if d.label_sharpness is not None]
-    if not known:
+    values = [d.label_sharpness for d in datasets if d.label_sharpness is not None]
+    if not values:
         return "K_F was not measured"
     if not scale.comparable:
         return UNEQUAL_SCALES
-    if len(known) > 1 and np.ptp(known) <= EQUAL_UP_TO_ROUNDING * max(known):
+    if len(values) > 1 and np.ptp(values) <= EQUAL_UP_TO_ROUNDING * max(values):
         return SAME_SHARPNESS
     return ""
 

@@ -215,7 +215,7 @@ def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) ->
     return datasets_needed(effect, estimate.std_error, fit.num_datasets, num_fitted, level=level)
 
 
-def tested(answers: Iterable[Answer]) -> Iterator[Answer]:
+def with_p_values(answers: Iterable[Answer]) -> Iterator[Answer]:
     """Yield the answers that have a p-value."""
     for answer in answers:
         if answer.p_value is not None:

@@ -50,7 +50,7 @@ MIN_DATASETS_OF_A_CORRELATION = 4
 
 
 class Sums(NamedTuple):
-    """What a slope within curves needs of each dataset: it is Σxy / Σx².
+    """Sums of each dataset for a slope within curves, which is Σxy / Σx².
 
     Attributes:
         names: Datasets, ``(G,)``.
@@ -213,23 +213,24 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
 
 
 def permutation_test(
-    y: Array, x: Array, others: Array, blocks: Sequence[str]
+    y: Array, x: Array, covariates: Array, blocks: Sequence[str]
 ) -> Permutation | None:
-    """Test the slope on x in a regression of y on x and others, by permutation within blocks.
+    """Test the slope on x in a regression of y on x and covariates, by permutation within blocks.
 
-    The statistic is |t|. The test is exact if no others vary within blocks. Else residuals of the
-    fit on the others are permuted (Freedman & Lane 1983), which is exact only asymptotically.
+    The statistic is |t|. The test is exact if no covariate varies within blocks. Else residuals of
+    the fit on the covariates are permuted (Freedman & Lane 1983), which is exact only
+    asymptotically.
 
     Args:
         y: Response, ``(G,)``.
         x: Regressor, ``(G,)``.
-        others: What is held equal, ``(G, q)``.
+        covariates: What is held equal, ``(G, q)``.
         blocks: Block of each dataset.
 
     Returns:
-        None if x or y do not vary beside the others.
+        None if x or y do not vary beside the covariates.
     """
-    reduced = np.column_stack([np.ones(len(y)), others])
+    reduced = np.column_stack([np.ones(len(y)), covariates])
     basis, _ = np.linalg.qr(reduced)
     y_residual = y - basis @ (basis.T @ y)
     x_residual = x - basis @ (basis.T @ x)
@@ -239,7 +240,7 @@ def permutation_test(
     is_low = np.isclose(x, x.min(), rtol=0, atol=1e-9 * np.ptp(x))
     is_high = np.isclose(x, x.max(), rtol=0, atol=1e-9 * np.ptp(x))
     num_low = int(is_low.sum())
-    is_binary = others.shape[1] == 0 and (is_low | is_high).all() and len(set(blocks)) == 1
+    is_binary = covariates.shape[1] == 0 and (is_low | is_high).all() and len(set(blocks)) == 1
     if is_binary and comb(len(y), num_low) <= MAX_EXACT:
         # For a binary regressor it is enough to try which datasets have the lower value.
         subsets = np.array(list(combinations(range(len(y)), num_low)))
@@ -257,24 +258,24 @@ def permutation_test(
     return Permutation(float(np.mean(is_extreme)), len(orders), is_complete)
 
 
-def class_permutation_p(y: Array, x: Array, others: Array, classes: Codes) -> float | None:
+def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -> float | None:
     """Return the p-value of a slope over class pairs by permuting the classes of the regressor.
 
     A jackknife over classes is slightly liberal if one regressor and the response are both sums of
     class effects: 6 % false claims with ten classes. A permutation of classes keeps what pairs that
     share a class have in common (quadratic assignment; Krackhardt 1988). It is exact without
-    ``others``; with them residuals of x are permuted (Dekker, Krackhardt & Snijders 2007).
+    covariates; with them residuals of x are permuted (Dekker, Krackhardt & Snijders 2007).
 
     Args:
         y: Response of every pair, ``(U,)``.
         x: Regressor, ``(U,)``.
-        others: What is held equal, ``(U, q)``.
+        covariates: What is held equal, ``(U, q)``.
         classes: Codes from 0 of the two classes of every pair, ``(U, 2)``.
 
     Returns:
-        Two-sided p-value; None if x or y do not vary beside the others.
+        Two-sided p-value; None if x or y do not vary beside the covariates.
     """
-    held_equal, _ = np.linalg.qr(np.column_stack([np.ones(len(y)), others]))
+    held_equal, _ = np.linalg.qr(np.column_stack([np.ones(len(y)), covariates]))
     y_residual = y - held_equal @ (held_equal.T @ y)
     x_residual = x - held_equal @ (held_equal.T @ x)
     if x_residual @ x_residual <= 1e-20 * (x @ x) or not y_residual.any():
@@ -308,8 +309,8 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
         permuted = np.hstack(columns)
     else:
         rng = np.random.default_rng([0, len(blocks)])
-        drawn = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
-        permuted = np.vstack([np.concatenate(places), np.hstack(drawn)])
+        random_orders = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
+        permuted = np.vstack([np.concatenate(places), np.hstack(random_orders)])
     orders = np.empty(permuted.shape, dtype=np.int16)
     orders[:, np.concatenate(places)] = permuted
     return orders, is_complete

@@ -1,4 +1,4 @@
-"""What cannot be concluded from a table, in sentences."""
+"""Limits of a table: sentences on what it cannot show."""
 
 from __future__ import annotations
 
@@ -55,25 +55,26 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
 
 def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     """Say how many losses are at chance level, and how many networks are over-confident."""
-    known = points[points[LOG_LOSS].notna()]
-    num_points = plural(len(known), "point")
-    is_at_chance = known[AT_CHANCE_LEVEL] > 0
+    rows_with_loss = points[points[LOG_LOSS].notna()]
+    num_points = plural(len(rows_with_loss), "point")
+    is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
     if is_at_chance.any():
         yield (
             f"{int(is_at_chance.sum())} of {num_points} are at chance level: their loss is "
-            f"{AT_CHANCE_SHARE:g} ln n or more for n classes{_where(known, is_at_chance)}."
+            f"{AT_CHANCE_SHARE:g} ln n or more for n classes{_where(rows_with_loss, is_at_chance)}."
         )
-    is_over_confident = reaches(known[OF_CHANCE_LOSS]) & ~is_at_chance
+    is_over_confident = reaches(rows_with_loss[OF_CHANCE_LOSS]) & ~is_at_chance
     if is_over_confident.any():
         yield (
             f"{int(is_over_confident.sum())} of {num_points} are over-confident: a loss as high as "
-            f"chance with an accuracy or AUROC well above it{_where(known, is_over_confident)}."
+            "chance with an accuracy or AUROC well above it"
+            f"{_where(rows_with_loss, is_over_confident)}."
         )
 
 
-def _where(known: pd.DataFrame, is_affected: pd.Series) -> str:
+def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:
     """Name the datasets of the affected points, if they are few."""
-    counts = is_affected.groupby(known[DATASET]).agg(["sum", "size"])
+    counts = is_affected.groupby(rows_with_loss[DATASET]).agg(["sum", "size"])
     affected = counts[counts["sum"] > 0]
     if len(affected) > MAX_NAMED:
         return ""

@@ -1,4 +1,4 @@
-"""How numbers, p-values, intervals and lists of names are written for people."""
+"""Numbers, p-values, intervals and lists of names as text for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a planned sweep could detect: draw tables from a known truth, and answer them.
+"""Power of a planned sweep by simulation: draw tables from a known truth, and answer them.
 
 The drawn tables have the plan's shape, and their answers come from the analysis of a real one
 (:func:`headline_answers`): the same regressions, permutations and correction. Two things are
@@ -74,7 +74,7 @@ NO_CLAIM_BETWEEN_WORLDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What decides the losses of a simulated table.
+    """The model that decides the losses of a simulated table.
 
     log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors. The standard
     deviations are of the published residuals: most of what is unexplained belongs to datasets.
@@ -289,13 +289,13 @@ def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tup
     if not design.has_attacks:
         return answers
     of_attacks = Answer(question=ATTACKS, value=0.0, p_value=1.0)
-    others = [answer for answer in answers if answer.question != ATTACKS]
-    return holm_adjusted([*others, of_attacks])
+    other_answers = [answer for answer in answers if answer.question != ATTACKS]
+    return holm_adjusted([*other_answers, of_attacks])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPower:
-    """How often an experiment tells the slope of log loss on log K_F from none and from the law's.
+    """Power of an experiment to tell the slope of log loss on log K_F from none and from the law's.
 
     Attributes:
         slope: The true slope.
@@ -316,9 +316,9 @@ class ExperimentPower:
     @property
     def sentence(self) -> str:
         """The power in words, by the interval that ``isweep fit`` gives the slope."""
-        how = "by t over worlds"
+        interval_by = "by t over worlds"
         if self.num_classes:
-            how = (
+            interval_by = (
                 f"by the jackknife over the {self.num_classes} classes that worlds share, which is "
                 "wider than t over worlds"
             )
@@ -327,13 +327,13 @@ class ExperimentPower:
             f"gate: with {self.num_worlds} worlds in which only K_F is moved, "
             f"{in_hundred(self.from_none)} such experiments tell the slope from 0, and "
             f"{in_hundred(self.from_law)} from the law's 1. The interval is about "
-            f"±{self.half_width:.2f}, {how}."
+            f"±{self.half_width:.2f}, {interval_by}."
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions are decided.
+    """Power of a design on the headline questions.
 
     Attributes:
         effect: Name of the effect that is simulated.
@@ -530,10 +530,10 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     world the jackknife counts it twice.
     """
     num_worlds = len(shows)
-    names = {name for shown in shows for name in shown}
+    names = {name for world_classes in shows for name in world_classes}
     num_left = []
     for name in sorted(names):
-        num_without = sum(name not in shown for shown in shows)
+        num_without = sum(name not in world_classes for world_classes in shows)
         if num_without:
             num_left.append(num_without)
     num_classes = len(num_left)

@@ -87,7 +87,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How well a sweep in one data mode agrees with one published quantity.
+    """The agreement of a sweep in one data mode with one published quantity.
 
     Attributes:
         quantity: Name of the quantity.
@@ -187,7 +187,7 @@ def _apart(score: Score) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How one quantity differs between two sweeps, datasets counting once.
+    """The difference of one quantity between two sweeps, datasets counting once.
 
     Attributes:
         quantity: Its column.
@@ -270,8 +270,10 @@ def compare(
     scales = [_scales_of(rows) for rows in finished]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(LABEL_SHARPNESS)
-        where = [f"{' and '.join(of)} in {name}" for name, of in zip(names, scales, strict=True)]
-        notes.append(f"K_F is not compared: it was measured on {listing(where)}")
+        scales_by_sweep = [
+            f"{' and '.join(of)} in {name}" for name, of in zip(names, scales, strict=True)
+        ]
+        notes.append(f"K_F is not compared: it was measured on {listing(scales_by_sweep)}")
     cells_of_first, cells_of_second = (_cells(rows, quantities) for rows in finished)
     shared = cells_of_first.index.intersection(cells_of_second.index).sort_values()
     if len(shared) == 0:
@@ -318,8 +320,8 @@ def _change(quantity: str, differences: pd.Series) -> Change:
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     """Average seeds: logarithms of what is compared by its ratio, accuracies as they are."""
-    known = [name for name in quantities if name in table]
+    columns = [name for name in quantities if name in table]
     rows = split_by_recipe(table.assign(**{CLASS_PAIR: table.get(CLASS_PAIR, "")}))
-    compared_by_ratio = [name for name in known if name != TEST_ACCURACY]
+    compared_by_ratio = [name for name in columns if name != TEST_ACCURACY]
     rows[compared_by_ratio] = np.log(rows[compared_by_ratio].where(rows[compared_by_ratio] > 0))
-    return rows.groupby(CELL, dropna=False)[known].mean()
+    return rows.groupby(CELL, dropna=False)[columns].mean()

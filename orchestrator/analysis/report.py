@@ -17,7 +17,7 @@ from orchestrator.analysis.answers import VERDICTS
 from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.findings import family, findings, what_was_found
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
-from orchestrator.analysis.headline import tested
+from orchestrator.analysis.headline import with_p_values
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.results_tables.csv_files import csv_text
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
@@ -173,12 +173,12 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     """Return metrics for a tracker: each dataset's best loss, and the p-values of questions."""
-    known = table.reindex(columns=[DATASET, TEST_LOSS]).dropna()
+    rows_with_loss = table.reindex(columns=[DATASET, TEST_LOSS]).dropna()
     metrics: dict[str, float] = {}
-    for dataset, loss in known.groupby(DATASET)[TEST_LOSS].min().items():
+    for dataset, loss in rows_with_loss.groupby(DATASET)[TEST_LOSS].min().items():
         name = NOT_IN_METRIC_NAMES.sub(" ", f"best_test_loss/{dataset}")
         metrics[name] = float(loss)
-    for answer in tested(fits.answers):
+    for answer in with_p_values(fits.answers):
         key = answer.question.key
         if answer.p_value is not None and answer.adjusted_p is not None:
             metrics[f"claim/{key}/p"] = answer.p_value
@@ -405,14 +405,14 @@ def trial_data(
     rows["device"] = [devices.get(trial_id, "") for trial_id in trial_ids]
     titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     titles |= {"device": "device", TRIAL_ID: "trial"}
-    shown = []
+    shown_columns = []
     for name in titles:
         if name in rows and not (len(rows) and _is_blank(rows[name])):
-            shown.append(name)
+            shown_columns.append(name)
     return {
-        "header": [titles[name] for name in shown],
-        "numeric": [name in NUMBER_COLUMNS for name in shown],
-        "rows": _rows(rows[shown]),
+        "header": [titles[name] for name in shown_columns],
+        "numeric": [name in NUMBER_COLUMNS for name in shown_columns],
+        "rows": _rows(rows[shown_columns]),
         "pages": pages,
         "runs": [runs.get(trial_id, "") for trial_id in trial_ids] if runs else [],
     }

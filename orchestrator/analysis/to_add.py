@@ -1,4 +1,4 @@
-"""What to add to a sweep so that it can answer a question."""
+"""Datasets to add to a sweep so that it can answer a question."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
     if domains and not isinstance(fit, ExponentFit):
         # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
-        (domain, num_of_domain), *others = domains.most_common()
-        ways_of_others = prod(factorial(num) for _, num in others)
+        (domain, num_of_domain), *other_domains = domains.most_common()
+        ways_of_others = prod(factorial(num) for _, num in other_domains)
         while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:
             num_missing += 1
         noun = f"{domain} dataset"

@@ -209,12 +209,12 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> float | None:
     """Return the log ratio of a measure at the largest train size of both; None without one."""
-    known = points[points[column] > 0]
-    means = known.groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
-    both = means.reindex(columns=[dataset, base]).dropna().sort_index()
-    if both.empty:
+    positive = points[points[column] > 0]
+    means = positive.groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
+    at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()
+    if at_both.empty:
         return None
-    of_dataset, of_base = both.to_numpy(dtype=float)[-1]
+    of_dataset, of_base = at_both.to_numpy(dtype=float)[-1]
     return float(np.log(of_dataset / of_base))
 
 
@@ -247,8 +247,8 @@ def _changes_of_arm(
     datasets = means.index.get_level_values(DATASET)
     of_arm = means[datasets == arm.dataset].droplevel(DATASET)
     of_base = means[datasets == base].droplevel(DATASET)
-    moved, start = of_arm.align(of_base, join="inner", axis=0)
-    changes = (moved - start)[list(columns)].assign(
+    of_arm_aligned, start = of_arm.align(of_base, join="inner", axis=0)
+    changes = (of_arm_aligned - start)[list(columns)].assign(
         dataset=arm.dataset,
         world=arm.world,
         name=arm.name,
@@ -260,7 +260,9 @@ def _changes_of_arm(
         for response in RESPONSES:
             column = further(response.column, arm.name)
             changes[f"{response.column}:base"] = start[column] - start[response.column]
-            changes[f"{response.column}:condition"] = moved[column] - start[response.column]
+            changes[f"{response.column}:condition"] = (
+                of_arm_aligned[column] - start[response.column]
+            )
     return changes
 
 

@@ -19,7 +19,7 @@ MOVED = float(np.log(2))
 MOVED_DIMENSION = float(np.log(1.25))
 """The same of log d, which cannot be doubled as easily."""
 HELD = 0.05
-"""What an arm holds moves by less than this (log)."""
+"""Largest change (log) of the property that an arm holds."""
 SMALL_SHARE = 0.5
 """A slope whose interval lies within this share of the law's rate of 0 is smaller than half."""
 
@@ -47,7 +47,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What the measures say of one arm against its base.
+    """The measures of one arm against its base.
 
     Attributes:
         arm: The arm.
@@ -66,7 +66,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one response does when one property moves, as a mean over worlds.
+    """The change of one response when one property moves, as a mean over worlds.
 
     Interval and p-values are the wider and the larger ones of two: t over worlds, and a jackknife
     over the classes that worlds share.
@@ -110,12 +110,12 @@ class Effect:
 
     @property
     def told_from_zero(self) -> bool:
-        """Whether the interval leaves 0 out: the response follows K_F, or moves against the law."""
+        """True if the interval leaves 0 out: the response follows K_F, or moves against the law."""
         return is_significant(0.0, self.interval)
 
     @property
     def smaller_than_half(self) -> bool:
-        """Whether the whole interval lies within half the law's rate of 0."""
+        """True if the whole interval lies within half the law's rate of 0."""
         if self.interval is None:
             return False
         bound = SMALL_SHARE * abs(self.theory)
@@ -132,7 +132,7 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the response moves as the law says; not adjusted for other responses."""
+        """The verdict on the law's direction; not adjusted for other responses."""
         if self.interval is None or self.p_zero is None or not self.theory:
             return "not testable"
         if not is_significant(self.p_zero, self.interval):
@@ -143,7 +143,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interventions:
-    """What came out of an experiment.
+    """The results of an experiment.
 
     Attributes:
         gates: Gates of all arms.

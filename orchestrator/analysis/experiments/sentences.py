@@ -1,4 +1,4 @@
-"""What followed in an experiment, in sentences: gates, the rule for each slope, and controls."""
+"""The results of an experiment in sentences: gates, the rule for each slope, and controls."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from search_spaces.errors import plural
 HALF = "half the law's rate"
 
 
-def experiment_answer(gates: Sequence[Gate], effects: Sequence[Effect], held: float) -> str:
+def experiment_answer(
+    gates: Sequence[Gate], effects: Sequence[Effect], max_change_of_d: float
+) -> str:
     """Say what losses do when only K_F is moved, whichever way it came out.
 
     Args:
         gates: Gates of all arms.
         effects: Effects of those that count.
-        held: Largest change of log d of an arm that counts.
+        max_change_of_d: Largest change of log d of an arm that counts.
     """
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
     num_passed = sum(gate.counts for gate in of_sharpness)
     sentences = [
         f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more and "
-        f"log d by less than {held:g}.",
+        f"log d by less than {max_change_of_d:g}.",
         followed(effects),
         *_controls(gates, effects),
     ]

@@ -49,26 +49,30 @@ def write_figures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
-    shown: list[dict[str, Any]] = []
+    embedded_figures: list[dict[str, Any]] = []
     written = set()
     with styled():
         for name, draw in DRAWINGS.items():
-            drawn = draw(points, fits)
-            if drawn is None:
+            drawing_with_caption = draw(points, fits)
+            if drawing_with_caption is None:
                 continue
             rendered_as = {}
             for kind in dict.fromkeys((embedded, *formats)):
-                rendered_as[kind] = rendered(drawn.figure, kind)
+                rendered_as[kind] = rendered(drawing_with_caption.figure, kind)
                 write_atomic(folder / f"{name}.{kind}", rendered_as[kind], durable=False)
                 written.add(f"{name}.{kind}")
             drawing = _embedded(rendered_as[embedded], embedded, name)
-            shown.append(
-                {"file": f"{name}.{embedded}", "caption": drawn.caption, "drawing": drawing}
+            embedded_figures.append(
+                {
+                    "file": f"{name}.{embedded}",
+                    "caption": drawing_with_caption.caption,
+                    "drawing": drawing,
+                }
             )
     for path in folder.iterdir():
         if path.stem in (*DRAWINGS, *FORMER_DRAWINGS) and path.name not in written:
             path.unlink()
-    return shown
+    return embedded_figures
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -86,7 +86,7 @@ class Drawn:
     caption: str
 
 
-def set_addresses(drawn: PathCollection, rows: pd.DataFrame) -> None:
+def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
     """Give drawn points addresses, by which the page finds their trials and says what they are."""
     addresses = []
     for row in rows.reindex(columns=ADDRESS_COLUMNS).itertuples(index=False):
@@ -98,7 +98,7 @@ def set_addresses(drawn: PathCollection, rows: pd.DataFrame) -> None:
             if pd.notna(value):
                 numbers.append(f"{title} {value:.3g}")
         addresses.append(f"#point:{quote(' '.join(words) + '|' + ', '.join(numbers))}")
-    drawn.set_urls(addresses)
+    scatter.set_urls(addresses)
 
 
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
@@ -173,7 +173,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         norm = LogNorm(sizes[0], sizes[-1])
     for axes, model in zip(axes_of_models, models, strict=True):
         for domain, group in rows[rows[MODEL] == model].groupby(DOMAIN):
-            drawn = axes.scatter(
+            scatter = axes.scatter(
                 group[D_DATA_MLE],
                 group[TEST_LOSS],
                 c=group[TRAIN_SIZE],
@@ -184,7 +184,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
                 edgecolor=DOMAIN_COLORS[str(domain)],
                 linewidth=0.9,
             )
-            set_addresses(drawn, group)
+            set_addresses(scatter, group)
         log_ticks(axes, "y", rows[TEST_LOSS])
         axes.set_title(model)
     figure.colorbar(
@@ -249,8 +249,10 @@ def _curves(axes: Axes, curves: pd.DataFrame, marks: dict[str, Mark]) -> None:
     for model, curve in curves.groupby(MODEL):
         color, marker = marks[str(model)]
         axes.plot(curve[TRAIN_SIZE], curve[TEST_LOSS], color=color, linewidth=1.1)
-        drawn = axes.scatter(curve[TRAIN_SIZE], curve[TEST_LOSS], color=color, marker=marker, s=14)
-        set_addresses(drawn, curve)
+        scatter = axes.scatter(
+            curve[TRAIN_SIZE], curve[TEST_LOSS], color=color, marker=marker, s=14
+        )
+        set_addresses(scatter, curve)
 
 
 def _predicted_slope(axes: Axes, rows: pd.DataFrame) -> bool:
@@ -278,10 +280,10 @@ def _loss_axis(axes: Axes, losses: pd.Series) -> None:
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Draw the loss gained by each attack against K_F, one panel per attack and epsilon."""
-    known = points[points[LABEL_SHARPNESS].notna()]
+    points_with_sharpness = points[points[LABEL_SHARPNESS].notna()]
     attacks = []
     for attack in attack_columns(points.columns):
-        if known[attack.name].notna().any():
+        if points_with_sharpness[attack.name].notna().any():
             attacks.append(attack)
     attacks = attacks[:MAX_PANELS]
     if not attacks:
@@ -291,10 +293,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     figure, axes_of_attacks = panels(len(attacks), most_columns=most_columns, share=False)
     has_correlation = False
     for axes, attack in zip(axes_of_attacks, attacks, strict=True):
-        rows = known.dropna(subset=[attack.name])
+        rows = points_with_sharpness.dropna(subset=[attack.name])
         for dataset, group in rows.groupby(DATASET):
             color, marker = marks[str(dataset)]
-            drawn = axes.scatter(
+            scatter = axes.scatter(
                 group[LABEL_SHARPNESS],
                 group[attack.name],
                 color=color,
@@ -303,7 +305,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
                 alpha=0.8,
                 linewidth=0,
             )
-            set_addresses(drawn, group)
+            set_addresses(scatter, group)
         r = fits.attack(attack.name).estimate("r")
         axes.set_title(attack.words)
         if r is not None and r.interval is not None:
@@ -316,7 +318,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     handles = mark_handles(marks, points[DATASET])
     frame(figure, SHARPNESS_LABEL, "loss gained by the attack (nat)", handles)
     caption = "How much an attack raises the loss, by label sharpness."
-    if known[DATASET].nunique() == 1:
+    if points_with_sharpness[DATASET].nunique() == 1:
         caption += " One dataset: K_F differs only through N, so a trend shows N and not K_F."
     if has_correlation:
         caption += (

@@ -46,7 +46,7 @@ SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORAN
 """Domain -> colors of its datasets; no color is in two domains."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
-"""Of models, from Tol's muted scheme (2021): no model has the color of a domain."""
+"""Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
 MAX_PANELS = 12
 """More panels are unreadable; the tables have the rest."""
 MAX_LINEAR_FACTOR = 30.0
@@ -57,7 +57,7 @@ SINGLE_PANEL_SCALE = 1.5
 """A single panel is drawn wider, or its legend would be as large as the plot."""
 MAX_LINEAR_TICKS = 5
 """Ticks of a linear axis: numbers of K_F are long."""
-MIN_GAP_OF_TICKS = 0.16
+MIN_GAP_OF_TICKS = 0.19
 """Smallest distance of two train sizes on an axis, as a share of its length."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -146,11 +146,11 @@ def mark_handles(
     marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
 ) -> list[Line2D]:
     """Return legend entries for what is drawn."""
-    drawn = set(present)
+    present_names = set(present)
     marker_size = 6 if line == "none" else 3.5
     handles = []
     for name, (color, marker) in marks.items():
-        if name in drawn:
+        if name in present_names:
             handles.append(
                 Line2D(
                     [],
@@ -167,29 +167,34 @@ def mark_handles(
 
 def spans_much(values: pd.Series) -> bool:
     """Return whether values are positive and span more than :data:`MAX_LINEAR_FACTOR`."""
-    known = values.dropna()
-    if known.empty or not (known > 0).all():
+    finite = values.dropna()
+    if finite.empty or not (finite > 0).all():
         return False
-    return bool(known.max() > MAX_LINEAR_FACTOR * known.min())
+    return bool(finite.max() > MAX_LINEAR_FACTOR * finite.min())
 
 
-def number_ticks(axes: Axes, which: AxisName, values: pd.Series) -> None:
+def number_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
     """Write plain numbers on an axis, without a common factor; logarithmic if values span much.
 
     Values of which some are negative or 0 get a symmetric logarithmic axis, which is linear up to
     the smallest positive one that matters.
     """
     if spans_much(values):
-        log_ticks(axes, which, values)
+        log_ticks(axes, axis_name, values)
         return
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(MAX_LINEAR_TICKS))
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(MAX_LINEAR_TICKS, steps=[1, 2, 5, 10]))
     sizes = values[values != 0].dropna().abs()
     if (values <= 0).any() and not sizes.empty:
         linear_up_to = float(sizes.quantile(0.25))
         if sizes.max() > MAX_LINEAR_FACTOR * linear_up_to:
-            scale = {"linthresh": linear_up_to, "linscale": 0.5}
-            axes.set(**{f"{which}scale": SymmetricalLogScale(axis, **scale)})
+            axes.set(
+                **{
+                    f"{axis_name}scale": SymmetricalLogScale(
+                        axis, linthresh=linear_up_to, linscale=0.5
+                    )
+                }
+            )
             axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_plain_number))
 
@@ -201,12 +206,12 @@ def _plain_number(value: float, _: int | None) -> str:
     return number(value)
 
 
-def log_ticks(axes: Axes, which: AxisName, values: pd.Series) -> None:
+def log_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
     """Make an axis logarithmic, with plain numbers and enough of them.
 
     Args:
         axes: The panel.
-        which: The axis.
+        axis_name: The axis.
         values: What is drawn on it: below a decade more ticks are set.
     """
     positive = values[values > 0]
@@ -218,23 +223,23 @@ def log_ticks(axes: Axes, which: AxisName, values: pd.Series) -> None:
         steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     elif decades < 2.5:
         steps = (1.0, 2.0, 5.0)
-    _ticks(axes, which, LogLocator(subs=steps, numticks=12))
+    _ticks(axes, axis_name, LogLocator(subs=steps, numticks=12))
 
 
 def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
     """Put the train sizes themselves on a logarithmic x axis, leaving out those that collide."""
     span = np.log(sizes[-1] / sizes[0]) or 1.0
-    shown = [sizes[0]]
+    ticks = [sizes[0]]
     for size in sizes[1:]:
-        if np.log(size / shown[-1]) > MIN_GAP_OF_TICKS * span:
-            shown.append(size)
-    _ticks(axes, "x", FixedLocator(shown))
+        if np.log(size / ticks[-1]) > MIN_GAP_OF_TICKS * span:
+            ticks.append(size)
+    _ticks(axes, "x", FixedLocator(ticks))
 
 
-def _ticks(axes: Axes, which: AxisName, locator: Locator) -> None:
+def _ticks(axes: Axes, axis_name: AxisName, locator: Locator) -> None:
     """Make an axis logarithmic with ticks at the locator's places."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{axis_name}scale": "log"})
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(_plain_number))
     axis.set_minor_locator(NullLocator())

@@ -66,12 +66,12 @@ class Slope:
 
     @property
     def is_significant(self) -> bool:
-        """Whether a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
+        """True if a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
         return is_significant(self.adjusted_p, self.interval)
 
     @property
     def verdict(self) -> Verdict:
-        """What the table says of a relation: supported, undecided or not testable."""
+        """The verdict on a relation: supported, undecided or not testable."""
         if self.value is None or self.adjusted_p is None:
             return "not testable"
         return "supported" if self.is_significant else "undecided"

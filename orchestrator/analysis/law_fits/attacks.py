@@ -1,4 +1,4 @@
-"""What attacks add to the loss, and whether it grows with K_F (Theorem 3)."""
+"""Correlation of the loss that attacks add with K_F (Theorem 3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from search_spaces.errors import plural
 
 @dataclass(frozen=True, slots=True)
 class AttackGain:
-    """What one attack adds to the log loss of one network, as dataset effects at equal N."""
+    """The loss that one attack adds to one network, as dataset effects at equal N."""
 
     fit: AttackFit
     rows: pd.DataFrame
@@ -63,11 +63,11 @@ def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[st
     other.
     """
     commonest, datasets = max(scale.scales, key=lambda entry: len(entry[1]))
-    others = set()
+    datasets_of_other_scales: set[str] = set()
     for name, its_datasets in scale.scales:
         if name != commonest:
-            others.update(its_datasets)
-    return commonest, points[points[DATASET].isin(set(datasets) - others)]
+            datasets_of_other_scales.update(its_datasets)
+    return commonest, points[points[DATASET].isin(set(datasets) - datasets_of_other_scales)]
 
 
 def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> AttackGain | AttackFit:

@@ -63,12 +63,12 @@ class Estimate:
     @property
     def p(self) -> float | None:
         """The larger of both p-values: a claim needs both. None if neither is known."""
-        known = [p for p in (self.p_value, self.resampled_p) if p is not None]
-        return max(known, default=None)
+        p_values_known = [p for p in (self.p_value, self.resampled_p) if p is not None]
+        return max(p_values_known, default=None)
 
     @property
     def is_tested(self) -> bool:
-        """Whether datasets can be rearranged in enough ways for a p-value at the level."""
+        """True if datasets can be rearranged in enough ways for a p-value at the level."""
         if self.p is None:
             return False
         return self.num_resamples == 0 or self.num_resamples >= 1 / LEVEL
@@ -132,13 +132,13 @@ def _with_permutation(
     blocks: Sequence[str],
 ) -> Estimate:
     """Add the p-value of a permutation of datasets, within domains if the domain is a term."""
-    others = set(terms) - {estimate.name}
-    places = blocks if IS_MEDICAL in others else [""] * len(y)
+    covariates = set(terms) - {estimate.name}
+    places = blocks if IS_MEDICAL in covariates else [""] * len(y)
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
     if test is None:
         return estimate
     p, num_orders, is_complete = test
-    is_exact = is_complete and others <= {IS_MEDICAL}
+    is_exact = is_complete and covariates <= {IS_MEDICAL}
     return replace(estimate, resampled_p=p, num_resamples=num_orders, exact=is_exact)
 
 

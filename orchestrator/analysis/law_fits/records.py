@@ -17,7 +17,7 @@ Status = Literal["ok", "not_enough_data", "refused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What all fits have in common.
+    """The fields that all fits have in common.
 
     Attributes:
         model: Name of the network; ``pooled`` for all of them, each with its own intercept.
@@ -96,7 +96,7 @@ class AttackFit(Fit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepresentationFit(Fit):
-    """How often d_repr is at most d_data.
+    """A count of the points at which d_repr is at most d_data.
 
     Attributes:
         kind: ``representation``.

@@ -1,4 +1,4 @@
-"""How often d_repr is at most d_data (Theorem 5, an approximate bound)."""
+"""Counts of d_repr ≤ d_data (Theorem 5, an approximate bound)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """How many rows, or stored values, were left out, and why."""
+    """A number of rows, or stored values, that were left out, and why."""
 
     reason: str
     count: int
@@ -87,12 +87,12 @@ def _check_names(table: pd.DataFrame) -> None:
 
 
 def _check_statuses(table: pd.DataFrame) -> None:
-    known = [str(status) for status in TrialStatus]
+    known_statuses = [str(status) for status in TrialStatus]
     unknown = set()
     for value in table.get(STATUS, pd.Series(dtype=object)):
-        if not _is_blank(value) and str(value) not in known:
+        if not _is_blank(value) and str(value) not in known_statuses:
             unknown.add(repr(str(value)))
-    rule = f"The status of a trial is {' or '.join(known)}"
+    rule = f"The status of a trial is {' or '.join(known_statuses)}"
     hint = "correct it, or leave it blank for trials that are done"
     _refuse_if(listing(sorted(unknown)), rule, hint)
 

@@ -1,4 +1,4 @@
-"""What each dataset brought to the fits: its measures, its losses, and what attacks add."""
+"""A summary of each dataset that is fitted: its measures, its losses, and what attacks add."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST_EPSILON = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What one dataset brought to the fits.
+    """A summary of one dataset.
 
     Attributes:
         dataset: Its name.
@@ -65,7 +65,7 @@ class DatasetSummary:
 
 
 def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
-    """Return what each dataset brought, from all trials and the fitted points."""
+    """Return the summary of each dataset, from all trials and the fitted points."""
     attack = _strongest_attack(points)
     largest = points.groupby(DATASET)[TRAIN_SIZE].transform("max")
     last = points[points[TRAIN_SIZE] == largest].groupby(DATASET)

@@ -38,7 +38,7 @@ LOG_ERROR = "log_error"
 OF_CHANCE_LOSS = "of_chance_loss"
 """Logarithm of the share that a loss has of the chance loss."""
 AT_CHANCE_LEVEL = "at_chance_level"
-"""1 where the loss is at chance level and the network learned nothing, else 0."""
+"""Indicator, 1 or 0, of a loss at chance level."""
 LOG_TRAIN_SIZE = "log_train_size"
 D_REFERENCE = "d_reference"
 """d_data at the largest train size of the dataset and class pair: the estimate grows with N."""
@@ -86,10 +86,10 @@ POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
 
 def given(terms: Sequence[str], name: str) -> str:
     """Return which other terms a coefficient holds equal, as ``, given 1/d``; empty for none."""
-    others = [WORDS[term].removeprefix("log ") for term in terms if term != name]
-    if not others:
+    held_equal = [WORDS[term].removeprefix("log ") for term in terms if term != name]
+    if not held_equal:
         return ""
-    return f", given {listing(others)}"
+    return f", given {listing(held_equal)}"
 
 
 def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
@@ -163,9 +163,9 @@ def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET)
         by: Columns that name what it is a measure of.
     """
     keys = list(by)
-    known = points[points[name] > 0]
-    largest = known.groupby(keys)[TRAIN_SIZE].transform("max")
-    means = known[known[TRAIN_SIZE] == largest].groupby(keys)[name].mean()
+    measured = points[points[name] > 0]
+    largest = measured.groupby(keys)[TRAIN_SIZE].transform("max")
+    means = measured[measured[TRAIN_SIZE] == largest].groupby(keys)[name].mean()
     values = means.reindex(pd.MultiIndex.from_frame(points[keys])).to_numpy(dtype=float)
     return pd.Series(values, index=points.index)
 

@@ -17,7 +17,7 @@ from orchestrator.results.columns import (
 )
 
 Policy = Literal["refuse", "ignore"]
-"""What to do about unequal scales: refuse to compare K_F, or ignore the difference."""
+"""Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 """The short reason of every refusal; the scale's note names the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.analysis.number_formats import interval, number, p_value
 
 Column = str | Callable[[Any], str]
-"""What a column shows of a record: a field by its name, or a text made from the record."""
+"""The content of a column: a field by its name, or a text made from the record."""
 
 
 @dataclass(frozen=True, slots=True)

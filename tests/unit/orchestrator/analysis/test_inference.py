@@ -223,7 +223,7 @@ def test_the_wild_bootstrap_equals_refitting_drawn_responses():
 
 
 def test_an_interval_of_nothing_that_varies_is_not_given():
-    assert mean_interval(np.zeros(5)) == (0.0, 0.0, None)
+    assert mean_interval(np.zeros(5)) == (0.0, None, None)
     assert mean_interval(np.array([1.0, 2.0]))[2] is None
     values = np.array([1.0, 2.0, 4.0])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))

@@ -6,6 +6,7 @@ import pytest
 from orchestrator.analysis.experiments.interventions import judged
 from orchestrator.analysis.experiments.records import MOVED, Arm, Effect
 from orchestrator.analysis.inference import mean_interval, t_quantile
+from orchestrator.analysis.number_formats import in_hundred
 from orchestrator.analysis.power import (
     NO_CLAIM_BETWEEN_WORLDS,
     TRIAL_STD,
@@ -66,10 +67,10 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
 
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
     found = power(SMALL, effect="exponent", num_tables=20)
-    share = round(100 * found.adjusted["exponent"])
+    share = in_hundred(found.adjusted["exponent"])
     assert found.lines()[0] == (
         "Power, if “exponent” is true, with 8 datasets (± 11%): exponent b of N^(−b/d) within "
-        f"datasets, against no fall: {share} of 100 such sweeps."
+        f"datasets, against no fall: {share} such sweeps."
     )
     assert "d_data" not in found.lines()[0]
 
