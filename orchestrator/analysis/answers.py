@@ -38,6 +38,7 @@ class Question:
         key: Name in files and metrics.
         text: The question as a person asks it.
         claim: The statement that a verdict supports or contradicts.
+        reverse: The statement that holds if the claim is contradicted.
         estimand: The number that decides, in the words of the field.
         null: Value of the number if nothing is there.
         expected_sign: Side of the null on which the claim holds, 1 or −1.
@@ -50,6 +51,7 @@ class Question:
     key: str
     text: str = ""
     claim: str = ""
+    reverse: str = ""
     estimand: str = ""
     null: float = 0.0
     expected_sign: int = 1
@@ -119,7 +121,7 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
 def holm_adjusted(answers: Sequence[Answer]) -> tuple[Answer, ...]:
     """Adjust the p-values of answers for the number of those that have one."""
     adjusted_ps = holm([answer.p_value for answer in answers])
-    return tuple(
-        replace(answer, adjusted_p=adjusted_p)
-        for answer, adjusted_p in zip(answers, adjusted_ps, strict=True)
-    )
+    adjusted = []
+    for answer, adjusted_p in zip(answers, adjusted_ps, strict=True):
+        adjusted.append(replace(answer, adjusted_p=adjusted_p))
+    return tuple(adjusted)

@@ -206,8 +206,8 @@ class Ledger:
             rows = [table.header, ("---",) * len(table.header), *table.rows]
             lines = []
             for row in rows:
-                cells = [cell.replace("|", "\\|") for cell in row]
-                lines.append(f"| {' | '.join(cells)} |")
+                cells = " | ".join(cell.replace("|", "\\|") for cell in row)
+                lines.append(f"| {cells} |")
             parts.append("\n".join([f"## {table.title}", "", *lines, "", table.note]))
         if self.left_out:
             parts.append("\n".join(f"- Left out: {text}" for text in self.left_out))
@@ -313,7 +313,7 @@ def ledger(
         _compression(fits),
     ]
     if fits.class_pairs:
-        entries = [replace(entry, reason=entry.reason and PAIRS) for entry in entries]
+        entries = [_asked_of_datasets(entry) for entry in entries]
         entries += _on_pairs(fits.class_pairs)
     if arms:
         entries = [Answer(question=entry.question, reason=SHARED) for entry in entries]
@@ -323,6 +323,13 @@ def ledger(
         scores=scorecard(table) if compare else (),
         left_out=tuple(str(exclusion) for exclusion in prepared.excluded),
     )
+
+
+def _asked_of_datasets(entry: Answer) -> Answer:
+    """Return the entry of a table of one dataset: what cannot be tested is asked of several."""
+    if not entry.reason:
+        return entry
+    return replace(entry, reason=PAIRS)
 
 
 def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:

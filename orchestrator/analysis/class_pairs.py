@@ -86,7 +86,8 @@ PAIR_QUESTIONS = {
         Question(
             key="pairs_exponent",
             text="Does the loss fall with N?",
-            claim="The loss falls with N.",
+            claim="The loss falls with N",
+            reverse="The loss rises with N",
             estimand=EXPONENT,
         ),
         response="fall",
@@ -98,7 +99,8 @@ PAIR_QUESTIONS = {
         Question(
             key="pairs_exponent_beyond",
             text="Does it fall faster than the law's bound asks?",
-            claim="The loss falls faster than the law's bound asks.",
+            claim="The loss falls faster than the law's bound asks",
+            reverse="The loss falls more slowly than the law's bound asks",
             estimand="exponent b less the law's 1",
         ),
         response="beyond",
@@ -109,7 +111,8 @@ PAIR_QUESTIONS = {
         Question(
             key="pairs_loss",
             text="Do sharper labels go with a higher loss?",
-            claim="Sharper labels go with a higher loss.",
+            claim="Sharper labels go with a higher loss",
+            reverse="Sharper labels go with a lower loss",
             estimand=LOSS,
         ),
         response="loss",
@@ -120,7 +123,8 @@ PAIR_QUESTIONS = {
         Question(
             key="pairs_r_hat_free",
             text="Do sharper labels go with less robustness, free of scale?",
-            claim="Sharper labels go with less robustness, free of scale.",
+            claim="Sharper labels go with less robustness, free of scale",
+            reverse="Sharper labels go with more robustness, free of scale",
             estimand=R_HAT_FREE,
             expected_sign=-1,
         ),
@@ -139,7 +143,8 @@ PAIR_QUESTIONS = {
         Question(
             key="pairs_drop",
             text="Do attacks cost more accuracy where labels are sharper?",
-            claim="Attacks cost more accuracy where labels are sharper.",
+            claim="Attacks cost more accuracy where labels are sharper",
+            reverse="Attacks cost less accuracy where labels are sharper",
             estimand=DROP,
         ),
         response="drop",

@@ -78,7 +78,9 @@ def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:
     affected = counts[counts["sum"] > 0]
     if len(affected) > MAX_NAMED:
         return ""
-    names = [f"{name} {row['sum']} of {row['size']}" for name, row in affected.iterrows()]
+    names = []
+    for name, row in affected.iterrows():
+        names.append(f"{name} {row['sum']} of {row['size']}")
     return f" ({listing(names)})"
 
 

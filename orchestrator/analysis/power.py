@@ -171,13 +171,12 @@ class Design:
         for num in num_pairs:
             codes.append(np.indices((num, len(models), len(train_sizes))).reshape(3, -1))
         pair, self.model, self.size = np.hstack(codes)
-        num_points = [block.shape[1] for block in codes]
+        num_points = num_pairs * len(models) * len(train_sizes)
         self.dataset = np.repeat(np.arange(len(num_pairs)), num_points)
         self.weights = 1.0 / num_pairs[self.dataset]
         self.subset = (np.cumsum(num_pairs) - num_pairs)[self.dataset] + pair
         self.domains = [domain for _, domain, _ in datasets]
-        is_medical = np.array([domain == MEDICAL for domain in self.domains])
-        self.medical = is_medical[self.dataset]
+        self.medical = (np.array(self.domains) == MEDICAL)[self.dataset]
         self.log_size = np.log(np.array(train_sizes, dtype=float))[self.size]
         self.curve = self.subset * len(models) + self.model
 
@@ -491,7 +490,7 @@ def experiment_power(
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
     # An arm's change has the error of its own trainings and of its base's, which arms share.
-    base_and_arms = np.mean([1 + 1 / num for num in num_arms.values()])
+    base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
     error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
     degrees = num_worlds - 1
@@ -539,7 +538,7 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     num_classes = len(num_left)
     if num_classes < MIN_CLASSES:
         return 1.0, 0
-    variances = sum(1 / num - 1 / num_worlds for num in num_left)
+    variances = float(np.sum(1 / np.array(num_left) - 1 / num_worlds))
     variance = (num_classes - 1) / num_classes * variances
     return float(np.sqrt(variance * num_worlds)), num_classes
 
@@ -588,10 +587,9 @@ def planned_power(
     gpu = GPU_MODELS[DEFAULT_GPU]
     gpu_seconds = sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials)
     experiment = None
-    arms = [
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows)
-        for arm in plan.sweep.experiment
-    ]
+    arms = []
+    for arm in plan.sweep.experiment:
+        arms.append(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows))
     if arms:
         experiment = experiment_power(
             arms,

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def results_table(
     if rows is None:
         rows = (state or read_state(workspace)).rows()
     planned = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    planned.sort(key=lambda row: [row[name] for name in ORDER])
+    planned.sort(key=itemgetter(*ORDER))
     return pd.DataFrame(planned)
 
 
@@ -359,7 +360,7 @@ def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = 
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = {}
     for record in records:
-        names.update({name: name for name in record})
+        names.update(zip(record, record, strict=True))
     return laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 

@@ -324,7 +324,10 @@ def _exponent(of_bases: pd.DataFrame, response: Response, bases: Mapping[str, st
     by_dataset = {}
     for name, xx, xy in zip(*sums_of(rows, response.column), strict=True):
         by_dataset[name] = float(xy / xx)
-    by_world = {w: by_dataset[base] for w, base in sorted(bases.items()) if base in by_dataset}
+    by_world = {}
+    for world, base in sorted(bases.items()):
+        if base in by_dataset:
+            by_world[world] = by_dataset[base]
     return Effect(
         estimand="exponent · d",
         response=response.name,
@@ -388,8 +391,11 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
         num_classes = len(means_without)
         tests.append((jackknife_error(mean, np.array(means_without)), num_classes - 1))
     differences = mean - np.array([0.0, effect.theory])
-    p_values = [t_p_values(differences, std_error, degrees) for std_error, degrees in tests]
-    intervals = [t_interval(mean, std_error, degrees) for std_error, degrees in tests]
+    p_values = []
+    intervals = []
+    for std_error, degrees in tests:
+        p_values.append(t_p_values(differences, std_error, degrees))
+        intervals.append(t_interval(mean, std_error, degrees))
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     return replace(
         effect,

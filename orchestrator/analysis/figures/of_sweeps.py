@@ -119,11 +119,10 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         _bars(axes, cells.dropna(subset=[name]), name, means)
         axes.set_xlabel(label)
     domains = set(cells[DOMAIN])
-    handles = [
-        Patch(color=color, label=domain)
-        for domain, color in DOMAIN_COLORS.items()
-        if domain in domains
-    ]
+    handles = []
+    for domain, color in DOMAIN_COLORS.items():
+        if domain in domains:
+            handles.append(Patch(color=color, label=domain))
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     return Drawn(
         figure,

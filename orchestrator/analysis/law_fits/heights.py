@@ -109,8 +109,8 @@ def fit_height(
     if estimates is None:
         return replace(unfitted, reason=_not_identified(terms, domains))
     if is_headline:
-        left_out = _slopes_without_each(rows, columns, terms, [*effects.index])
-        estimates = tuple(_with_left_out(estimates, left_out))
+        slopes_without = _slopes_without_each(rows, columns, terms, [*effects.index])
+        estimates = tuple(_with_left_out(estimates, slopes_without))
     return replace(unfitted, status="ok", estimates=estimates)
 
 
@@ -135,8 +135,8 @@ def _with_left_out(
     """Add to every estimate its value without each dataset."""
     completed = []
     for k, estimate in enumerate(estimates):
-        left_out = {name: float(slopes[k]) for name, slopes in slopes_without.items()}
-        completed.append(replace(estimate, left_out=left_out))
+        values_without = {name: float(slopes[k]) for name, slopes in slopes_without.items()}
+        completed.append(replace(estimate, left_out=values_without))
     return completed
 
 

@@ -61,13 +61,16 @@ def laid_out(
         if not rows or any(row[k] for row in rows):
             filled.append(k)
     names = list(columns)
+    kept_rows = []
+    for row in rows:
+        kept_rows.append(tuple(row[k] for k in filled))
     return Table(
         key=key,
         title=title,
         note=note,
         header=tuple(names[k] for k in filled),
-        rows=tuple(tuple(row[k] for k in filled) for row in rows),
-        numeric_from=sum(k < numeric_from for k in filled),
+        rows=tuple(kept_rows),
+        numeric_from=len([k for k in filled if k < numeric_from]),
     )
 
 

@@ -124,8 +124,9 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("SUPPORTED: Does the loss fall with N?")
     assert lines[place + 1].startswith(
-        "  Exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12; 10 classes)."
+        "  The loss falls with N (10 classes). Doubling N multiplies the loss by "
     )
+    assert "Exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in " ".join(out.split())
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
     assert [one["num_groups"] for one in found] == [10] * 9
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
