@@ -181,6 +181,19 @@ def test_below_four_datasets_no_correlation_is_given_and_those_there_are_counted
         assert not any(table.key == "attacks" for table in fit_tables(explored(table)))
 
 
+def test_k_f_is_compared_with_gains_at_equal_n():
+    """K_F grows with N: a dataset that has large N alone would have too high a mean."""
+    table = synthetic_table(num_natural=6, num_medical=0, train_sizes=(250, 1000, 4000))
+    sharpness = table.groupby("dataset")["label_sharpness"].transform("mean")
+    grown = sharpness + 1e-4 * np.log(table["train_size"] / 250)
+    table = table.assign(label_sharpness=grown, fgsm_8_loss_gain=1e4 * sharpness)
+    is_small = (table["dataset"] == "natural0") & (table["train_size"] < 4000)
+    fits = fit_scaling_laws(table[~is_small])
+    r = fits.attack("fgsm_8_loss_gain", model="resnet18").estimate("r")
+    assert r.value == pytest.approx(1)
+    assert set(r.left_out.values()) == {pytest.approx(1)}
+
+
 def test_a_loss_gain_that_never_varies_is_no_correlation():
     table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
     found = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")

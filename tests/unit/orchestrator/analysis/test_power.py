@@ -1,10 +1,12 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.analysis.experiments.interventions import judged
 from orchestrator.analysis.experiments.records import MOVED, Arm, Effect
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.inference import mean_interval, t_quantile
 from orchestrator.analysis.number_formats import in_hundred
 from orchestrator.analysis.power import (
@@ -14,6 +16,8 @@ from orchestrator.analysis.power import (
     Design,
     Truth,
     design_of,
+    draw_table,
+    drawn_answers,
     drawn_fits,
     experiment_power,
     planned_power,
@@ -52,6 +56,46 @@ def test_without_errors_the_truth_is_found_exactly():
     assert headline.estimate("log_sharpness").value == pytest.approx(0.7)
     grown = np.exp(0.05 * np.log(2))
     assert exponent.estimates[0].value == pytest.approx(1.3 * grown)
+
+
+def test_simulated_answers_are_those_of_the_analysis_of_the_same_table():
+    """The power of a plan is that of its own analysis: equal estimates, p-values and verdicts."""
+    truth = Truth(dataset_std=0.1, trial_std=0.05)
+    for seed in range(3):
+        drawn = draw_table(SMALL, truth, np.random.default_rng(seed))
+        simulated = drawn_answers(SMALL, truth, np.random.default_rng(seed))
+        names = np.array([name for name, _, _ in SMALL.datasets])
+        table = pd.DataFrame(
+            {
+                "trial_id": np.arange(len(drawn.d)).astype(str),
+                "model": np.array(SMALL.models)[SMALL.model],
+                "dataset": names[SMALL.dataset],
+                "domain": np.array(SMALL.domains)[SMALL.dataset],
+                "class_pair": SMALL.subset.astype(str),
+                "train_size": np.array(SMALL.train_sizes)[SMALL.size],
+                "test_loss": np.exp(drawn.log_loss - drawn.log_loss.max() - 3),  # below chance
+                "d_data_mle": drawn.d,
+                "label_sharpness": np.exp(drawn.log_sharpness),
+            }
+        )
+        real = fit_scaling_laws(table).answers
+        for one, other in zip(simulated[:4], real[:4], strict=True):
+            assert one.verdict == other.verdict
+            assert one.value == pytest.approx(other.value)
+            assert one.interval == pytest.approx(other.interval)
+            if other.p_value <= 0.05:  # above it the simulation tries no permutation
+                assert one.p_value == pytest.approx(other.p_value)
+
+
+def test_attacks_of_a_plan_count_in_the_correction():
+    attacked = Design(SMALL.datasets, SMALL.models, SMALL.train_sizes, has_attacks=True)
+    truth = Truth(dataset_std=0.1, trial_std=0.05)
+    without = drawn_answers(SMALL, truth, np.random.default_rng(0))
+    beside = drawn_answers(attacked, truth, np.random.default_rng(0))
+    smallest = min(range(4), key=lambda k: without[k].p_value)
+    assert without[smallest].adjusted_p == pytest.approx(4 * without[smallest].p_value)
+    assert beside[smallest].adjusted_p == pytest.approx(5 * without[smallest].p_value)
+    assert design_of(plan_sweep(load_sweep("demo"))).has_attacks
 
 
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
