@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from orchestrator.analysis.results_tables.points import (
     IS_MEDICAL,
     LOG_SHARPNESS,
     WORDS,
+    given,
 )
 from orchestrator.analysis.sentences.finding import (
     Finding,
@@ -54,97 +56,110 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
     yield of_representations(fits)
 
 
-def _of_height(
-    fits: ScalingFits,
-    answer: Answer,
-    name: str,
-    *,
-    of: str,
-    step: str,
-    by: float,
-    effect: float | None,
-    effect_words: str,
-    notes: Sequence[str],
-) -> Finding:
-    """Answer a question about the height of losses.
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A property of datasets, and what is done to it in a sentence.
 
-    Args:
-        fits: The fits.
-        answer: The answer.
-        name: Column of the term.
-        of: The property, in words.
-        step: What is done to the property.
-        by: By how much that moves the term.
-        effect: Slope whose detection is told.
+    Attributes:
+        name: What it is called.
+        column: Column of its term.
+        step: What is done to it.
+        change: By how much that moves the term.
+        effect: Slope whose detection is told; None if there is none.
         effect_words: That effect, in words.
-        notes: Further remarks.
     """
-    question = answer.question.text
+
+    name: str
+    column: str
+    step: str
+    change: float
+    effect: float | None
+    effect_words: str
+
+
+def _of_height(
+    fits: ScalingFits, answer: Answer, dataset_property: Property, notes: Sequence[str]
+) -> Finding:
+    """Answer a question about the height of losses."""
     fit = fits.headline()
     if answer.verdict == "not testable" or answer.value is None:
         to_add = datasets_to_add(fits, fit, "d_data, K_F and losses", answer.reason)
-        return not_testable(question, answer.reason, to_add, notes)
-    tests = num_tests(fits.answers)
-    factor, bounds = multiplied(answer.value, answer.interval, by)
-    datasets = in_brackets(fit.num_datasets)
-    term = WORDS[name]
-    slope = f"slope on {term}"
-    falling = ", which falls as d_data rises," if name == INVERSE_D else ""
-    held_equal = listing(
-        [WORDS[term_name].removeprefix("log ") for term_name in fit.terms if term_name != name]
-    )
+        return not_testable(answer.question.text, answer.reason, to_add, notes)
+    column = dataset_property.column
+    slope = f"slope on {WORDS[column]}"
+    falling = ""
+    if column == INVERSE_D:
+        falling = ", which falls as d_data rises,"
     details = [
-        f"Compared at equal model and N{f', given {held_equal}' if held_equal else ''}.",
+        f"Compared at equal model and N{given(fit.terms, column)}.",
         f"The {slope}{falling} is {number(answer.value)} ({interval(answer.interval)}).",
     ]
     claim = ""
     if answer.is_decided:
-        rises = answer.value * by > 0
-        claim = f"The loss {'rises' if rises else 'falls'} with {of} {datasets}."
-        sentences = [
-            claim,
-            f"{step} multiplies it by {factor} (95 % interval {interval(bounds)}).",
-        ]
+        claim = _claim(answer.value, dataset_property, fit)
+        sentences = [claim, _factor(answer, dataset_property)]
     else:
-        why_not = why_not_significant(answer, tests)
-        if why_not:
-            sentences = [
-                f"No effect of {of} on the loss was established {datasets}: {why_not}.",
-                f"{step} multiplies it by {factor} (95 % interval {interval(bounds)}).",
-            ]
-        else:
-            sentences = [
-                f"No effect of {of} on the loss was detected {datasets}.",
-                f"{step} may multiply it by {interval(bounds)}: these effects are compatible with "
-                "the data.",
-            ]
-            details.insert(0, f"The estimate is a factor of {factor}.")
-        sentences.append(_what_would_detect(fit, name, effect, effect_words, tests))
+        sentences = _undecided(answer, dataset_property, fit, num_tests(fits.answers))
         if answer.power is not None:
             details.append(
-                f"These {fit.num_datasets} datasets would detect {effect_words} in at most "
-                f"{in_hundred(answer.power)} such studies."
+                f"These {fit.num_datasets} datasets would detect {dataset_property.effect_words} "
+                f"in at most {in_hundred(answer.power)} such studies."
             )
     return Finding(
-        question=question,
+        question=answer.question.text,
         verdict=answer.verdict,
-        sentences=tuple(filter(None, sentences)),
+        sentences=tuple(sentences),
         details=tuple(details),
         notes=(*influence(answer, f"the {slope}", {}), *notes),
         claim=claim,
     )
 
 
-def _what_would_detect(
-    fit: HeightFit, name: str, effect: float | None, effect_words: str, tests: int
-) -> str:
-    """Say how many datasets would detect an effect."""
-    if effect is None:
+def _claim(value: float, dataset_property: Property, fit: HeightFit) -> str:
+    """Say what the loss does as a property rises."""
+    verb = "rises" if value * dataset_property.change > 0 else "falls"
+    return f"The loss {verb} with {dataset_property.name} {in_brackets(fit.num_datasets)}."
+
+
+def _factor(answer: Answer, dataset_property: Property) -> str:
+    """Say by what the loss is multiplied when something is done to a property."""
+    value = 0.0 if answer.value is None else answer.value
+    factor, bounds = multiplied(value, answer.interval, dataset_property.change)
+    return f"{dataset_property.step} multiplies it by {factor} (95 % interval {interval(bounds)})."
+
+
+def _undecided(answer: Answer, dataset_property: Property, fit: HeightFit, tests: int) -> list[str]:
+    """Say that no effect was detected, which effects are possible, and what would detect one."""
+    datasets = in_brackets(fit.num_datasets)
+    opening = f"No effect of {dataset_property.name} on the loss was"
+    needed = _what_would_detect(fit, dataset_property, tests)
+    reason = why_not_significant(answer, tests)
+    if reason:
+        sentences = [
+            f"{opening} established {datasets}: {reason}.",
+            _factor(answer, dataset_property),
+        ]
+    else:
+        _, bounds = multiplied(0.0, answer.interval, dataset_property.change)
+        sentences = [
+            f"{opening} detected {datasets}.",
+            f"{dataset_property.step} may multiply it by {interval(bounds)}: these effects are "
+            "compatible with the data.",
+        ]
+    if needed:
+        sentences.append(needed)
+    return sentences
+
+
+def _what_would_detect(fit: HeightFit, dataset_property: Property, tests: int) -> str:
+    """Say how many datasets would detect an effect; empty if there is none to detect."""
+    if dataset_property.effect is None:
         return ""
-    needed = needed_for_doubling(fit, name, effect, tests)
+    words = dataset_property.effect_words
+    needed = needed_for_doubling(fit, dataset_property.column, dataset_property.effect, tests)
     if needed is None:
-        return f"No practical number of such datasets would detect {effect_words}."
-    return f"To detect {effect_words} in 8 of 10 such studies you need about {needed:,} datasets."
+        return f"No practical number of such datasets would detect {words}."
+    return f"To detect {words} in 8 of 10 such studies you need about {needed:,} datasets."
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -153,17 +168,15 @@ def _dimension(fits: ScalingFits) -> Finding:
     gap = fits.height(IS_MEDICAL)
     if gap.status == "ok":
         notes.append(_domain_gap(gap.estimates[0]))
-    return _of_height(
-        fits,
-        fits.answer(DIMENSION),
-        INVERSE_D,
-        of="d_data",
+    intrinsic_dimension = Property(
+        name="d_data",
+        column=INVERSE_D,
         step=f"Going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
-        by=1 / high - 1 / low,
+        change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
         effect_words="a doubling of the loss",
-        notes=notes,
     )
+    return _of_height(fits, fits.answer(DIMENSION), intrinsic_dimension, notes)
 
 
 def _domain_gap(offset: Estimate) -> str:
@@ -176,18 +189,18 @@ def _domain_gap(offset: Estimate) -> str:
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
-    notes = [fits.sharpness_scale.note] if fits.sharpness_scale.note else []
-    return _of_height(
-        fits,
-        fits.answer(SHARPNESS),
-        LOG_SHARPNESS,
-        of="K_F",
+    label_sharpness = Property(
+        name="K_F",
+        column=LOG_SHARPNESS,
         step="Doubling K_F",
-        by=float(np.log(2)),
+        change=float(np.log(2)),
         effect=LAW_SLOPE,
         effect_words="the law's doubling",
-        notes=notes,
     )
+    notes = []
+    if fits.sharpness_scale.note:
+        notes.append(fits.sharpness_scale.note)
+    return _of_height(fits, fits.answer(SHARPNESS), label_sharpness, notes)
 
 
 def _train_size(fits: ScalingFits) -> Finding:
@@ -248,7 +261,7 @@ def _train_size(fits: ScalingFits) -> Finding:
         sentences=tuple(sentences),
         details=tuple(details),
         notes=(*influence(falls, "the slope", weights), *notes),
-        claim=claim if verdict != "undecided" else "",
+        claim=claim,
     )
 
 
