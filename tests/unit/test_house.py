@@ -23,7 +23,9 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/trials/",
     "tasks/measures/",
     "tasks/prepared/",
+    "orchestrator/analysis/experiments/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/analysis/law_fits/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

@@ -95,17 +95,26 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     """
     full, _ = normalise(table)
     full = full[full[DATASET].isin([arm.dataset for arm in arms])]
-    conditions = sorted({arm.name for arm in arms if arm.intervene_on == "training"} - {"base"})
+    shows: dict[str, Sequence[str]] = {}
+    bases: dict[str, str] = {}
+    copies: list[Arm] = []
+    names_of_conditions: set[str] = set()
+    for arm in arms:
+        shows[arm.world] = arm.shows
+        if arm.moves == "base":
+            bases[arm.world] = arm.dataset
+        else:
+            copies.append(arm)
+        if arm.intervene_on == "training" and arm.name != "base":
+            names_of_conditions.add(arm.name)
+    conditions = sorted(names_of_conditions)
     points, excluded = fitted_points(_with_log_losses(full, conditions))
     points = _with_further_responses(points, conditions)
     points[LOG_R_HAT] = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
-    bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
-    copies = [arm for arm in arms if arm.moves != "base"]
     copies.sort(key=lambda arm: (arm.world, arm.dataset))
     gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in copies)
     changes = _changes(points, gates, bases)
     of_bases = points[points[DATASET].isin(bases.values())]
-    shows = {arm.world: arm.shows for arm in arms}
     effects = []
     for response in RESPONSES:
         if points[response.column].notna().any():

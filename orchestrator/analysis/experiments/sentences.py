@@ -59,7 +59,7 @@ def followed(effects: Sequence[Effect]) -> str:
     slopes = [e for e in effects if "Δ log K_F" in e.estimand and not e.arm]
     if any(effect.tested_on for effect in effects):
         return " ".join(_on_training(slopes))
-    return " ".join(_on_all_images(effect) for effect in slopes)
+    return " ".join(map(_on_all_images, slopes))
 
 
 def _worlds(effect: Effect) -> str:

@@ -81,7 +81,7 @@ def _check_names(table: pd.DataFrame) -> None:
     _refuse_if(problem, "The columns of a results table have names", "name them")
     for name in (TRIAL_ID, MODEL, DATASET):
         if name in table:
-            num_blank = sum(_is_blank(value) for value in table[name])
+            num_blank = int(table[name].map(_is_blank).sum())
             problem = f"{plural(num_blank, 'row')} without" if num_blank else ""
             _refuse_if(problem, f"Every row of a results table has a {name}", "name them")
 
@@ -113,7 +113,7 @@ def _is_boolean(values: pd.Series) -> pd.Series:
     may_be = values.dtype == object or pd.api.types.is_bool_dtype(values)
     if not may_be:
         return pd.Series(False, index=values.index)
-    return values.map(lambda value: isinstance(value, (bool, np.bool_))).astype(bool)
+    return values.map(type).isin([bool, np.bool_])
 
 
 def _is_blank(value: Any) -> bool:
@@ -157,7 +157,7 @@ def _check_columns(table: pd.DataFrame) -> None:
     problem = f"without {', '.join(missing)}" if missing else ""
     rule = f"A results table needs the columns {', '.join(REQUIRED)}"
     _refuse_if(problem, rule, "see docs/results-columns.md")
-    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     problem = f"{', '.join(repeated)} repeated" if repeated else ""
     _refuse_if(problem, "A results table has every column once", "keep one")
 
@@ -173,8 +173,8 @@ def _check_trials(table: pd.DataFrame) -> None:
 
 def _check_domains(table: pd.DataFrame) -> None:
     hint = "correct the dataset's spec"
-    unknown = sorted({str(value) for value in table[DOMAIN]} - set(DOMAINS))
-    problem = ", ".join(repr(value) for value in unknown)
+    unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
+    problem = ", ".join(map(repr, unknown))
     _refuse_if(problem, "A domain is natural or medical", hint)
     num_domains = table.groupby(DATASET)[DOMAIN].nunique()
     problem = ""
