@@ -122,4 +122,4 @@ def why_not_significant(answer: Answer, tests: int) -> str:
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
         return "the test by resampling does not confirm the interval"
-    return f"with {tests} tests at once, chance alone gives such a result too often"
+    return f"chance gives such a result too often among {tests} tests"

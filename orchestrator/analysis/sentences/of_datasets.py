@@ -143,7 +143,7 @@ def _undecided(answer: Answer, dataset_property: Property, fit: HeightFit, tests
         _, bounds = multiplied(0.0, answer.interval, dataset_property.change)
         sentences = [
             f"{opening} detected {datasets}.",
-            f"{dataset_property.step} may multiply it by {interval(bounds)}: these effects are "
+            f"{dataset_property.step} may multiply it by {interval(bounds)}. These effects are "
             "compatible with the data.",
         ]
     if needed:
@@ -244,7 +244,7 @@ def _train_size(fits: ScalingFits) -> Finding:
             sentences = [
                 f"No fall of the loss with N was detected, nor that it is too slow {datasets}.",
                 f"At the median d_data, {number(middle)}, doubling N may multiply it by "
-                f"{interval(bounds)}: these effects are compatible with the data.",
+                f"{interval(bounds)}. These effects are compatible with the data.",
             ]
         if falls.power is not None:
             sentences.append(
