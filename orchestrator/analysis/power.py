@@ -589,7 +589,7 @@ def planned_power(
     experiment = None
     arms = []
     for arm in plan.sweep.experiment:
-        arms.append(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows))
+        arms.append(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes))
     if arms:
         experiment = experiment_power(
             arms,

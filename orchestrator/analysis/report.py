@@ -93,7 +93,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
                 world=arm.world,
                 moves=arm.moves,
                 name=arm.name,
-                shows=arm.made.shows,
+                shows=arm.made.digit_classes,
                 intervene_on=arm.intervene_on,
             )
         )

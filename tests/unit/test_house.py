@@ -24,6 +24,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/measures/",
     "tasks/prepared/",
     "orchestrator/analysis/experiments/",
+    "tasks/",
+    "tasks/sources/",
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/analysis/law_fits/",
 )
