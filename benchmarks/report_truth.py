@@ -33,7 +33,8 @@ from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import correlation_interval
 from orchestrator.analysis.law_fits.records import AttackFit
-from orchestrator.analysis.prediction import fit_growth, predict
+from orchestrator.analysis.loss_growth import fit_growth
+from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 

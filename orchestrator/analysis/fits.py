@@ -255,6 +255,7 @@ def fit_scaling_laws(
     sharpness_policy: Policy = "refuse",
     arms: Sequence[Arm] = (),
     explore: bool = False,
+    predictions: pd.DataFrame | None = None,
 ) -> ScalingFits:
     """Fit the study's law to a results table, and answer what it can answer.
 
@@ -266,12 +267,15 @@ def fit_scaling_laws(
             other fit takes the bases alone.
         explore: Whether to fit single models, single domains and other estimates of d too. No
             answer rests on these.
+        predictions: Predictions of each test image, if they are stored: they compare the networks
+            of one dataset.
 
     Raises:
         DataError: If a column is missing, or contradicts itself.
     """
     prepared = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
-    fits = replace(fits_of(prepared, explore=explore), one_dataset=one_dataset(prepared.full))
+    single = one_dataset(prepared.full, predictions)
+    fits = replace(fits_of(prepared, explore=explore), one_dataset=single)
     if arms:
         fits = replace(fits, interventions=fit_interventions(table, arms))
     return fits

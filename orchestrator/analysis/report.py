@@ -48,10 +48,11 @@ from orchestrator.results.columns import (
     describe,
 )
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.rows import Row, measure_rows
+from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
+from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import HEADLINE
-from search_spaces.errors import SetupError
+from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
@@ -100,6 +101,26 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def stored_predictions(
+    workspace: Workspace, state: State, table: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Return the predictions of each test image of a sweep of one dataset, None if none are stored.
+
+    With several datasets nothing compares them image by image, so they are not read.
+
+    Args:
+        workspace: The sweep.
+        state: What its result store holds.
+        table: Its results table.
+    """
+    if table[DATASET].nunique() != 1:
+        return None
+    try:
+        return predictions_table(state.records, ResultStore(workspace.results_url))
+    except (DataError, CorruptStoreError):
+        return None
+
+
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
     """Fit and write the report of what the result store has.
 
@@ -114,7 +135,12 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
     table = results_table(workspace, state=state)
     if table.empty:
         return None
-    fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
+    fits = fit_scaling_laws(
+        table,
+        arms=arms_of(workspace),
+        explore=True,
+        predictions=stored_predictions(workspace, state, table),
+    )
     folder = workspace.sweep_paths.report
     path = write_report(
         table,
@@ -358,7 +384,7 @@ def _shape(dataset: DatasetSummary) -> str:
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
-    names = {}
+    names: dict[str, str] = {}
     for record in records:
         names.update(zip(record, record, strict=True))
     return laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))

@@ -28,6 +28,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/analysis/law_fits/",
+    "orchestrator/machine/",
+    "orchestrator/results/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

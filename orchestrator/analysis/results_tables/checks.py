@@ -81,7 +81,7 @@ def _check_names(table: pd.DataFrame) -> None:
     _refuse_if(problem, "The columns of a results table have names", "name them")
     for name in (TRIAL_ID, MODEL, DATASET):
         if name in table:
-            num_blank = int(table[name].map(_is_blank).sum())
+            num_blank = sum(map(_is_blank, table[name]))
             problem = f"{plural(num_blank, 'row')} without" if num_blank else ""
             _refuse_if(problem, f"Every row of a results table has a {name}", "name them")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.one_dataset import OneDataset
 from orchestrator.analysis.sentences.finding import (
     Finding,
@@ -32,14 +31,12 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
             sentences=(" ".join(expected),),
             details=(measured,),
         )
-    (dataset,) = fits.datasets
-    if dataset.loss_gain is not None:
-        gain = (
-            f"The strongest attack up to 8/255 ({dataset.attack}) raises the loss by "
-            f"{number(dataset.loss_gain)} nat at the largest N."
-        )
+    if single.robustness:
+        line = single.robustness_line
         yield Finding(
-            question="How easily are the networks fooled?", verdict="described", sentences=(gain,)
+            question="How easily are the networks fooled?",
+            verdict="described",
+            sentences=(f"{line[:1].upper()}{line[1:].rstrip('.')}.",),
         )
     representation = of_representations(fits)
     if representation.verdict == "described":
@@ -48,4 +45,5 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
         "What do d_data and K_F decide?",
         "the study's questions compare datasets, and here is one",
         "add datasets: isweep power says how many they need",
+        notes=tuple(filter(None, [single.dimension_line])),
     )
