@@ -27,6 +27,7 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/results/",
+    "orchestrator/tuning/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {
