@@ -167,7 +167,7 @@ def gpu_check(
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
         into: Where the files go, instead of the root's gpu folder.
     """
-    from orchestrator.running.gpu_check import check, devices
+    from orchestrator.machine.gpu_check import check, devices
 
     folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
     found = [check(its, folder, tell) for its in devices(device)]

@@ -215,6 +215,10 @@ _SHARED = (
 )
 SHARED_GROUP_SHARE = _run("shared_group_share", _SHARED, "fraction")
 ATTEMPT = _run("attempt", "which attempt at the trial succeeded, from 1", kind="integer")
+
+GPU = _run(
+    "gpu", "GPU that trained the network, by its driver's name; absent on a CPU", kind="text"
+)
 STEP_PATH = _run(
     "step_path", "training steps: eager (by Python) or graph (replayed by a GPU)", kind="text"
 )

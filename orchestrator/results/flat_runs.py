@@ -22,6 +22,7 @@ from orchestrator.results.columns import (
     DATASET,
     DOMAIN,
     EPOCH_PREFIX,
+    GPU,
     IMAGE_SIZE,
     MICRO_BATCH,
     MODEL,
@@ -151,6 +152,8 @@ def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRe
     tags = flatten_params(record.spec.model_dump(mode="json", include=requested))
     if result.step_path:
         tags[STEP_PATH] = result.step_path
+    if record.gpu_name:
+        tags[GPU] = record.gpu_name
     if result.micro_batch is not None:
         tags[MICRO_BATCH] = str(result.micro_batch)
     metrics = trial_metrics(result, network.train_size)

@@ -18,7 +18,7 @@ from typing import Any, cast
 from ray import tune
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.ending import at_forced_end, raise_if_asked
+from orchestrator.machine.signals import at_forced_end, raise_if_asked
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.redaction import without_secrets

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.machine.locks import FILE as LEASE
+from orchestrator.machine.locks import LEASE_FILE as LEASE
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.storage import StoredFile
 from orchestrator.results.store import ResultStore

@@ -42,7 +42,8 @@ FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/lock
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
-STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/machine/ending.py"
+STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
+RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
 REQUESTS = "orchestrator/running/requests.py"
 
@@ -262,53 +263,59 @@ MUTATIONS = tuple(
             ),
         ),
         LOCKS: (
-            ("one driver per store", '"create")):\n', '"overwrite")):\n'),
+            (
+                "one driver per store",
+                '"create") or self._take_over()\n',
+                '"overwrite") or self._take_over()\n',
+            ),
             (
                 "a lease is taken over only where nobody renews it",
-                "                    if other != tag:\n",
-                "                    if False:\n",
+                "            if later.tag != lease.tag:\n",
+                "            if False:\n",
             ),
             (
                 "a lease is taken over only as it was read",
-                '        return self._files.put(self._path, self._content(), {"e_tag": tag})',
+                '        return self._files.put(self._path, self._content(), {"e_tag": lease.tag})',
                 '        return self._files.put(self._path, self._content(), "overwrite")',
             ),
             (
                 "a lease whose renewal got no reply is still one's own",
-                'there if found.get("token") == self._token else None',
-                "None",
+                "            return lease.tag\n",
+                "            return None\n",
             ),
             (
                 "a lease that somebody deleted is made again",
-                'tag = self._files.put(self._path, self._content(), "create")\n',
-                "tag = None\n",
+                '            return self._files.put(self._path, self._content(), "create")\n',
+                "            return None\n",
             ),
             (
                 "a lease is given back",
-                ('            if self._read()[0].get("token") == self._token:\n'),
+                ('            if self._read().fields.get("token") == self._token:\n'),
                 "            if False:\n",
             ),
             (
                 "another driver's lease is left alone",
-                ('            if self._read()[0].get("token") == self._token:\n'),
+                ('            if self._read().fields.get("token") == self._token:\n'),
                 "            if True:\n",
             ),
             ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
         ),
-        ENDING: (
+        SIGNALS: (
             (
                 "a lease is renewed",
                 ("            lost = self._look()\n"),
                 ("            lost = None\n"),
             ),
+        ),
+        RAY_FOLDERS: (
             (
                 "a killed driver's processes are ended by the next",
-                " if processes.is_abandoned(folder)]",
+                " if machine.is_abandoned(folder)]",
                 " if False]",
             ),
             (
                 ("a live driver's processes are left alone"),
-                (" if processes.is_abandoned(folder)]"),
+                (" if machine.is_abandoned(folder)]"),
                 "]",
             ),
         ),

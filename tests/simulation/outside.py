@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from orchestrator.machine.ending import Processes
+from orchestrator.machine.ray_folders import RayFolders
 from orchestrator.results.storage import Bucket, StorageAway, StoredFile
 from search_spaces.errors import SetupError
 from tests.mlflow_client import SimulatedClient
@@ -405,7 +405,7 @@ class SimulatedServer:
         return asked
 
 
-class SimulatedProcesses(Processes):
+class SimulatedProcesses(RayFolders):
     """The machine as one driver sees it."""
 
     def __init__(self, outside: Outside, process: Process) -> None:
@@ -436,7 +436,7 @@ class SimulatedProcesses(Processes):
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
-        """Have a private cluster, as :func:`orchestrator.machine.ending.private_folder` makes
+        """Have a private cluster, as :func:`orchestrator.machine.ray_folders.private_folder` makes
         one."""
         outside, process = self._outside, self._process
         outside.num_folders += 1

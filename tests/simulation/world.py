@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.ending import remove_leftovers
 from orchestrator.machine.locks import EXPIRES_S, Lease
+from orchestrator.machine.ray_folders import remove_leftovers
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.outlines import TrialOutline

@@ -28,6 +28,7 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/results/",
     "orchestrator/tuning/",
+    "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

@@ -83,6 +83,13 @@ def test_measures_are_joined_by_subset_size_and_data():
     assert "d_data_mle" not in other
 
 
+def test_a_trial_says_on_which_gpu_it_was_trained():
+    """Of a grid on two kinds of GPU, or one that went on on another, rows can be told apart."""
+    (row,) = rows_of([trial_record(gpu_name="NVIDIA L4")], [])
+    assert row["gpu"] == "NVIDIA L4"
+    assert "gpu" not in rows_of([trial_record(gpu_name="")], [])[0]
+
+
 def test_params_are_the_network_alone():
     """MLflow's params never change, and more may be measured on a network later."""
     more = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})

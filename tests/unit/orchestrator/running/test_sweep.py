@@ -19,7 +19,6 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.tune.experiment import Trial
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -27,7 +26,7 @@ from orchestrator.results.provenance import code_fingerprint
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import failures, queue, trials, worker
+from orchestrator.running import failures, queue, trial_device, trials, worker
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
@@ -263,7 +262,7 @@ class Poisoned(TrialTrainable):
         cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
         _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(cell) == str(os.getpid()).encode():
-            gpus.REST_S = 0.1  # of this process, which ends
+            trial_device.REST_S = 0.1  # of this process, which ends
             raise RuntimeError("CUDA error: device-side assert triggered")
         return _report(started_at, trial_result(0.5))
 
@@ -282,7 +281,7 @@ class Patched(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        gpus.REST_S = 0.0  # of this process, which ends
+        trial_device.REST_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> CellReport:
