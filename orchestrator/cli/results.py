@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -155,6 +154,7 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions:
         from orchestrator.results.rows import predictions_table
@@ -191,7 +191,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
         return None
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     return emit(place, rows, chosen.shown(rows))
 
 
@@ -674,7 +674,7 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     from orchestrator.results.store import ResultStore
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")

@@ -26,6 +26,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/results/",
+    "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {
