@@ -19,6 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 REWRITTEN: tuple[str, ...] = (
+    "orchestrator/analysis/",
     "orchestrator/analysis/experiments/",
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/analysis/law_fits/",
