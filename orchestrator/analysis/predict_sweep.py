@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.errors import (
-    ConfigError,
-)
+from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis.prediction import Growth, Prediction
-    from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint
+
+NUMBERS = ("d_data", "label_sharpness")
+"""The two numbers of a dataset from which its loss is predicted."""
 
 
 def predict_sweep(
@@ -25,49 +26,69 @@ def predict_sweep(
     train_size: float | None,
     target_loss: float | None,
 ) -> tuple[Prediction, Pilot | None]:
-    """Answer from a sweep's fits, or raise a SweepError; the warning says what was left out of the
-    pilot.
+    """Predict the loss at a train size, or the number of images for a loss.
 
-    What will the loss be at ``train_size``, or how many images are needed for ``target_loss``?
-    Given d_data and K_F (on the scale of the sweep) go before measured ones (``record`` as ``isweep
-    measure --json`` writes it, or empty), and these before the pilot's. ``growth`` fits how losses
-    grow, and ``pilot`` reads or trains small trainings on the dataset itself: each is asked once it
-    is known to help.
+    Numbers that are given replace measured ones, and these replace the pilot's. ``growth`` and
+    ``pilot`` are called only once it is known that they help: both may take minutes.
+
+    Args:
+        record: What ``isweep measure --json`` writes of the dataset; empty if it was not measured.
+        growth: Fits how the losses of the sweep depend on the train size.
+        pilot: Reads or trains small trainings on the dataset itself; None if there is none.
+        d_data: Intrinsic dimension.
+        label_sharpness: K_F, on the scale of the sweep.
+        train_size: Number of training images whose loss is asked for.
+        target_loss: Test loss (nat) whose number of images is asked for.
+
+    Returns:
+        The prediction, whose warning names what was left out of the pilot, and the pilot.
+
+    Raises:
+        SweepError: A number is absent, or the sweep's fits cannot answer.
     """
+    # These import pandas, which takes a second.
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
-    def complete(numbers: Mapping[str, float]) -> None:
-        if missing := [name for name in asked if name not in numbers]:
-            way_out = (
-                "give the numbers, a measurement with labels (--measured), or a pilot that has both"
-            )
-            found = f"no {' and no '.join(missing)}"
-            raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
-
-    asked = {"d_data": d_data, "label_sharpness": label_sharpness}
-    numbers = values_of(record) | {
-        name: value for name, value in asked.items() if value is not None
-    }
+    numbers = dict(values_of(record))
+    if d_data is not None:
+        numbers["d_data"] = d_data
+    if label_sharpness is not None:
+        numbers["label_sharpness"] = label_sharpness
     if pilot is None or record:
-        complete(numbers)
-    known = growth()  # first: no pilot makes up for a sweep
+        _check_complete(numbers)
+    fitted = growth()  # before the pilot, which is of no use without it
     if label_sharpness is None:
-        check_scale(record, known.scale)
+        check_scale(record, fitted.scale)
     trained = None if pilot is None else pilot()
+    points: tuple[PilotPoint, ...] = ()
+    notes: tuple[str, ...] = ()
     if trained is not None:
-        own = {name: getattr(trained, name) for name in asked}
-        numbers = {name: value for name, value in own.items() if value is not None} | numbers
-    complete(numbers)
+        points = trained.points
+        notes = trained.notes
+        for name in NUMBERS:
+            value = getattr(trained, name)
+            if value is not None:
+                numbers.setdefault(name, value)
+    _check_complete(numbers)
     prediction = predict(
-        known,
+        fitted,
         d_data=float(numbers["d_data"]),
         label_sharpness=float(numbers["label_sharpness"]),
         train_size=train_size,
         target_loss=target_loss,
-        pilot=() if trained is None else trained.points,
+        pilot=points,
     )
-    notes = () if trained is None else trained.notes
-    return replace(
-        prediction, warning="; ".join(filter(None, (*notes, prediction.warning)))
-    ), trained
+    warnings = filter(None, (*notes, prediction.warning))
+    return replace(prediction, warning="; ".join(warnings)), trained
+
+
+def _check_complete(numbers: Mapping[str, float]) -> None:
+    """Refuse a prediction without both numbers of the dataset."""
+    missing = [f"no {name}" for name in NUMBERS if name not in numbers]
+    if missing:
+        raise ConfigError(
+            "A prediction needs d_data and label_sharpness",
+            " and ".join(missing),
+            "give the numbers, a measurement with labels (--measured), or a pilot that has both",
+        )
