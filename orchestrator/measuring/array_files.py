@@ -48,13 +48,13 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     if unfit:
         rule = f"{options_text(unfit)} is for other kinds of own data"
         raise ConfigError(rule, path.name, "leave it out")
-    own = own_source(kind or "npz", path, request)
+    own_data = own_source(kind or "npz", path, request)
     if kind is None:
-        return _measure_npy(request, path, own, executor)
+        return _measure_npy(request, path, own_data, executor)
     from tasks.sources.arrays import load_images  # imports more than a .npy needs
 
     # The source checks declared sizes, labels and types before anything large is read.
-    raw = raw_request(own)
+    raw = raw_request(own_data)
     listing = source_for(kind).list_items(raw)
     images = load_images(ARRAY_FILES[path.suffix.lower()](raw), listing)
     codes = np.array([item.label for item in listing.items], np.int64)
@@ -65,16 +65,16 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
 
 
 def _measure_npy(
-    request: MeasureRequest, path: Path, own: OwnSourceSpec, executor: Executor
+    request: MeasureRequest, path: Path, own_data: OwnSourceSpec, executor: Executor
 ) -> Measured:
     """Measure a ``.npy``, whose labels are in a file beside it, if there are any."""
     images = _load_npy(path)
     if request.labels is None:
         return measure_on_scale(LabeledImages(images), request, executor)
     if not request.labels.exists():
-        near = nearest_path(request.labels)
-        raise ConfigError("--labels must be a file that is there", str(request.labels), near)
-    labels = _read_labels(request.labels, own)
+        nearest = nearest_path(request.labels)
+        raise ConfigError("--labels must be a file that is there", str(request.labels), nearest)
+    labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
         counts = f"{len(labels.codes)} labels, {len(images)} images"
         raise DataError("There must be one label per image", counts, "check --labels")
@@ -126,7 +126,7 @@ def _load_npy(path: Path) -> Images:
         ) from None
 
 
-def _read_labels(path: Path, own: OwnSourceSpec) -> Labels:
+def _read_labels(path: Path, own_data: OwnSourceSpec) -> Labels:
     """Return the labels of a file: a ``.npy``, or text with one per line or all on one line."""
     is_array = path.suffix.lower() == ".npy"
     if is_array:
@@ -139,7 +139,7 @@ def _read_labels(path: Path, own: OwnSourceSpec) -> Labels:
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         rule = "There must be one label per image"
         raise DataError(rule, f"{values.dtype} {values.shape}", "check --labels")
-    return name_labels(values.tolist(), own, first=0 if is_array else 1)
+    return name_labels(values.tolist(), own_data, first=0 if is_array else 1)
 
 
 def _set_lines(images: Images, labels: Labels, groups: Sequence[object]) -> list[str]:

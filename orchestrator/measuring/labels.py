@@ -35,13 +35,13 @@ class Labels:
 
 
 def name_labels(
-    written: Sequence[object], own: OwnSourceSpec | None = None, first: int = 0
+    written: Sequence[object], own_data: OwnSourceSpec | None = None, first: int = 0
 ) -> Labels:
     """Return the classes of labels as they are given.
 
     Args:
         written: A label per image: a number, text or bytes.
-        own: What labels of a file mean; None for labels in memory.
+        own_data: What labels of a file mean; None for labels in memory.
         first: Number of the first row in messages.
 
     Raises:
@@ -58,9 +58,9 @@ def name_labels(
         counting=lambda _: f"the first row is {first}",
     )
     try:
-        labels = class_labels(rows, raw_request(own or IN_MEMORY))
+        labels = class_labels(rows, raw_request(own_data or IN_MEMORY))
     except DataError as error:
-        if own is not None:
+        if own_data is not None:
             raise
         hint = "change those labels, or leave their images out, before measuring"
         raise DataError(error.rule, error.value, hint) from None
@@ -69,7 +69,7 @@ def name_labels(
     return Labels(names, np.array([index_of_name[label] for label in labels], np.int64))
 
 
-def raw_request(own: OwnSourceSpec) -> RawRequest:
+def raw_request(own_data: OwnSourceSpec) -> RawRequest:
     """Return the request that lists your own data."""
     spec = PreparedSpec(dataset="own", image_size=ANY_SIDE, channels=1)
-    return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
+    return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))

@@ -22,14 +22,14 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError("A closest pair needs two images with different labels", "there are none")
-    drawn = zip(
+    panels = zip(
         figure.subplots(1, 2),
         sharpness.pair,
         measured.pair_images,
         measured.pair_labels,
         strict=True,
     )
-    for axes, row, image, label in drawn:
+    for axes, row, image, label in panels:
         axes.imshow(_stretched(image), cmap="gray", interpolation="nearest")
         axes.set_title(f"image {row}: {label}")
         axes.set_axis_off()

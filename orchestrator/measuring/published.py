@@ -1,4 +1,4 @@
-"""What measured numbers mean: comparison with the study's datasets, in plain words."""
+"""Comparison of measured numbers with the study's datasets, in plain words."""
 
 from __future__ import annotations
 
@@ -89,33 +89,17 @@ def describe(measured: Measured) -> list[str]:
         )
     sharpness = record.label_sharpness
     if sharpness is not None and sharpness.value is not None:
-        lines += _sampled(sharpness, record.sizes[-1].train_size)
-        known = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
-        if known:
-            below = sum(value < sharpness.value for value in known)
+        published = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
+        if published:
+            below = sum(value < sharpness.value for value in published)
             lines.append(
-                f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher "
-                f"than {below} of the {len(known)} published values, rescaled to your pixel "
+                f"Label sharpness {sharpness.value:.3g} is {_level(below, len(published))}: higher "
+                f"than {below} of the {len(published)} published values, rescaled to your pixel "
                 "range, side and channels. The law expects sharper labels to give a higher loss "
                 "and a model that is easier to fool. Published values come from a sample of "
                 "pairs, so read this as an order of magnitude."
             )
     return lines + list(record.notes)
-
-
-def _sampled(sharpness: LabelSharpness, num_images: int) -> list[str]:
-    """Return how a label sharpness was taken if its images were sampled, as in the study."""
-    interval = sharpness.interval
-    if interval is None or sharpness.pair_value is None:
-        return []
-    low, high = interval
-    return [
-        f"K_F {sharpness.value:.4g} is the mean over {len(sharpness.sample_values)} samples of "
-        f"{sharpness.num_images:,} of the {num_images:,} images, as in the study; single samples "
-        f"have {low:.4g} to {high:.4g}. Over all {num_images:,} images K_F is "
-        f"{sharpness.pair_value:.4g}: 1 / distance of the closest pair. Compare K_F only between "
-        "sets that were sampled alike; --sharpness-sample 0 takes all images."
-    ]
 
 
 def _level(below: int, total: int) -> str:

@@ -18,7 +18,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class MeasureRequest:
-    """What to measure and how.
+    """A request to measure one set of images.
 
     Attributes:
         source: A path, or a dataset's name.

@@ -79,8 +79,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return measure_file(request, path, executor)
     if is_npy:
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
-    own = own_source(known_kind(path), path, request)
-    return _prepare_and_measure(request, own_dataset_spec("own", own), path, executor, paths)
+    own_data = own_source(known_kind(path), path, request)
+    return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
 
 
 def _check_exists(path: Path, source: str) -> None:

@@ -1,4 +1,4 @@
-"""What the images can give, checked before anything is prepared."""
+"""Checks of what the images can give, before anything is prepared."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What is known of the images of a dataset before they are read.
+    """Labels, groups and splits of a dataset, known before its images are read.
 
     Attributes:
         labels: ``(num_images,)`` class indices.
@@ -44,6 +44,10 @@ class LabelCounts:
     groups: NDArray[np.int64]
     splits: NDArray[np.int8]
     label_names: tuple[str, ...]
+
+
+Images = PreparedDataset | LabelCounts
+"""What is known of the images of a dataset: all, or only their labels."""
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
@@ -85,30 +89,30 @@ def check_feasible(
     plan = workspace.plan
     sources = _own_sources(workspace, raw or {})
     problems: list[SweepError] = []
-    images: dict[str, PreparedDataset | LabelCounts | None] = {}
+    images: dict[str, Images | None] = {}
     unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
-        known: PreparedDataset | LabelCounts | None = workspace.prepared.get(spec.prepared_id)
-        if known is None:
-            known = _shipped_labels(dataset, spec)
-        if known is None and spec.dataset in sources:
+        images_there: Images | None = workspace.prepared.get(spec.prepared_id)
+        if images_there is None:
+            images_there = _shipped_labels(dataset, spec)
+        if images_there is None and spec.dataset in sources:
             key = names_key(workspace.paths.root)
             try:
                 request = RawRequest(dataset, spec, sources[spec.dataset], key)
                 listing = workspace.listings.of(request)
                 unopened[spec.prepared_id] = listing
-                known = count_labels(listing)
+                images_there = count_labels(listing)
             except SweepError as error:
                 problems.append(error)
-        images[spec.prepared_id] = known
-        if known is not None and spec.dataset in sources:
-            problems += _wrong_class_names(dataset, known.label_names)
+        images[spec.prepared_id] = images_there
+        if images_there is not None and spec.dataset in sources:
+            problems += _wrong_class_names(dataset, images_there.label_names)
     for measure in plan.measures:
-        known = images[measure.subset.prepared.prepared_id]
-        if known is not None:
+        images_there = images[measure.subset.prepared.prepared_id]
+        if images_there is not None:
             is_named = bool(plan.datasets[measure.subset.dataset].label_names)
-            problems += _too_few_images(measure, known, is_named)
+            problems += _too_few_images(measure, images_there, is_named)
     collect(problems, DataError)
     return unopened
 
@@ -136,9 +140,7 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     return [DataError(rule, value, "leave it out")]
 
 
-def _too_few_images(
-    measure: MeasureSpec, images: PreparedDataset | LabelCounts, is_named: bool
-) -> list[SweepError]:
+def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
     """Return a problem if the images cannot give the subset of a measure.
 
     Args:
@@ -192,8 +194,8 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
         path = raw.get(choice.name) or Path(choice.own.path)
         sources[choice.name] = path
         if choice.name not in raw and not path.exists():
-            near = nearest_path(path)
-            hint = f"a relative path starts at the sweep file; {near}" if near else ""
+            nearest = nearest_path(path)
+            hint = f"a relative path starts at the sweep file; {nearest}" if nearest else ""
             rule = f"datasets.{choice.name}.own.path must exist"
             problems.append(ConfigError(rule, choice.own.path, hint))
     collect(problems, ConfigError)

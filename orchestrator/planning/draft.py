@@ -62,7 +62,7 @@ UNKNOWN_SIZES = Sizes((60, 120, 240), 100)
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a machine can train in reasonable time, as values of a sweep file.
+    """The work that a machine can do in reasonable time, as values of a sweep file.
 
     Attributes:
         models: The models.
@@ -120,7 +120,7 @@ def draft_sweep(
     *,
     domain: str | None = None,
     gpu: bool = False,
-    said: Mapping[str, Any] | None = None,
+    own_options: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
     """Return the text of a sweep file of your own images, or of digits.
@@ -132,7 +132,7 @@ def draft_sweep(
         to: File that will hold the text. Its name is the sweep's, and paths start at its folder.
         domain: ``natural`` or ``medical``; None to guess by the kind of the files and by patients.
         gpu: True for larger networks and images.
-        said: Options of your own data, by the names of a sweep file's ``own``.
+        own_options: Options of your own data, by the names of a sweep file's ``own_data``.
         root: Root whose key hides names in messages; None for no key.
 
     Raises:
@@ -147,7 +147,7 @@ def draft_sweep(
     dataset = EXAMPLE
     command = "isweep init"
     if source is not None:
-        dataset = _describe(source, to, capacity, domain, said or {}, names_key(root))
+        dataset = _describe(source, to, capacity, domain, own_options or {}, names_key(root))
         command = f"isweep init {_typed(source)}"
     lines = [
         f"# Written by `{command}`. Change what you like:",
@@ -179,11 +179,11 @@ def _describe(
     to: Path,
     capacity: Capacity,
     domain: str | None,
-    said: Mapping[str, Any],
+    own_options: Mapping[str, Any],
     key: str,
 ) -> _Dataset:
     """Return the part of a sweep file that describes your own images."""
-    request = _request(source, capacity, said, key)
+    request = _request(source, capacity, own_options, key)
     listing = list_raw(request)
     images = _read_some(request, listing)
     counts = count_labels(listing)
@@ -196,7 +196,7 @@ def _describe(
         "domain": domain or guess.domain,
         "channels": 3 if images[0].is_color else 1,
     }
-    fields.update({name: _yaml(value) for name, value in said.items()})
+    fields.update({name: _yaml(value) for name, value in own_options.items()})
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
     comment = "" if domain else f"  # natural or medical? guessed{guess.reason}"
     about = (
@@ -220,20 +220,22 @@ def _describe(
     return _Dataset(lines, int(fields["channels"]), sizes, size_comment)
 
 
-def _request(source: Path, capacity: Capacity, said: Mapping[str, Any], key: str) -> RawRequest:
+def _request(
+    source: Path, capacity: Capacity, own_options: Mapping[str, Any], key: str
+) -> RawRequest:
     """Return the request by which your own images are listed and read."""
     if not source.exists():
-        near = nearest_path(source)
-        hint = f"give a folder, a table or a file of arrays; {near}".rstrip("; ")
+        nearest = nearest_path(source)
+        hint = f"give a folder, a table or a file of arrays; {nearest}".rstrip("; ")
         raise ConfigError("The images must exist", str(source), hint)
     kind = detect_own_kind(source)
     if kind is None:
         raise ConfigError("The images must be of a known kind", str(source), own_kinds_text())
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
-    own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
+    own_data = OwnSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
     spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
-    return RawRequest(own_dataset_spec(name, own), spec, source, key)
+    return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
 
 
 def _relative(source: Path, to: Path) -> str:
@@ -246,7 +248,7 @@ def _relative(source: Path, to: Path) -> str:
 
 @dataclass(frozen=True)
 class _Image:
-    """What one image shows of its set.
+    """The traits of one image that tell something of its set.
 
     Attributes:
         height: Pixels.

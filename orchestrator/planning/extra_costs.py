@@ -1,4 +1,4 @@
-"""What a plan costs besides training: attacks and disk."""
+"""Costs of a plan besides training: attacks and disk."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class SweepPaths:
     folder: Path
 
     progress = _Below("progress.json")
-    """What the driver is doing now; it counts only while the root's lock is held."""
+    """Present state of the driver; it counts only while the root's lock is held."""
     sweep_file = _Below("sweep.yaml")
     """The sweep as it was last run."""
     index = _Below("index.sqlite")
@@ -162,12 +162,12 @@ def _unusable_root(path: str | Path, error: Exception) -> SweepError:
     return kind("The root must be a folder that can be written", f"{path}: {reason}", hint)
 
 
-def check_outlasts_ray(path: Path, what: str, option: str) -> None:
+def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
     """Refuse a path below a folder that Ray made for one start of itself.
 
     Args:
         path: The path; links are followed.
-        what: What messages call it.
+        kind: What messages call it.
         option: The option that names another.
 
     Raises:
@@ -177,7 +177,7 @@ def check_outlasts_ray(path: Path, what: str, option: str) -> None:
     for folder in (target, *target.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
-                f"The {what} must outlive the cluster, and a session folder of Ray does not",
+                f"The {kind} must outlive the cluster, and a session folder of Ray does not",
                 str(path),
                 f"name another with {option}, absolute; `ray job submit --working-dir` starts "
                 "commands there",

