@@ -221,7 +221,13 @@ def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) 
         return error
     about = subset.dataset
     if subset.class_pair is not None:
-        pair = [names[label] if label < len(names) else str(label) for label in subset.class_pair]
-        about += ", classes " + " and ".join(pair)
+        first, second = subset.class_pair
+        about += f", classes {_class_name(first, names)} and {_class_name(second, names)}"
     rule = f"{about}: {error.rule}"
     return TooFewImagesError(rule, error.value, error.way_out, error.largest_train_size)
+
+
+def _class_name(label: int, names: tuple[str, ...]) -> str:
+    if label < len(names):
+        return names[label]
+    return str(label)

@@ -196,7 +196,8 @@ def _describe(
         "domain": domain or guess.domain,
         "channels": 3 if images[0].is_color else 1,
     }
-    fields.update({name: _yaml(value) for name, value in own_options.items()})
+    for option, value in own_options.items():
+        fields[option] = _yaml(value)
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
     comment = "" if domain else f"  # natural or medical? guessed{guess.reason}"
     about = (
@@ -209,15 +210,16 @@ def _describe(
         if with_patients is not counts:
             about += ", by the patients of the DICOM headers"
         if len(with_patients.label_names) > 2:
-            pair = ", ".join(_yaml(label) for label in with_patients.label_names[:2])
+            pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
             lines.append(
                 f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
             )
         sizes = _sizes(with_patients, request.spec, capacity)
-    questions = [f"    # doubtful: {flag}" for flag in listing.flags]
-    lines = [f"  - name: {request.dataset.name}", f"    # {about}", *questions, *lines]
+    head = [f"  - name: {request.dataset.name}", f"    # {about}"]
+    for flag in listing.flags:
+        head.append(f"    # doubtful: {flag}")
     size_comment = _size_comment(images, capacity.image_size)
-    return _Dataset(lines, int(fields["channels"]), sizes, size_comment)
+    return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment)
 
 
 def _request(
@@ -287,7 +289,7 @@ def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
             break
     if images:
         return images
-    counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
     raise DataError(
         f"{request.dataset.name}: images must be readable",
         f"none of {num_tried} that were tried is ({counts})",
@@ -373,8 +375,9 @@ def _counts_text(counts: LabelCounts) -> str:
     if num_groups == num_images:
         groups = "every image is its own group"
     images_per_class = np.bincount(counts.labels, minlength=len(counts.label_names)).tolist()
-    pairs = zip(counts.label_names, images_per_class, strict=True)
-    classes = [f"{name} {number:,}" for name, number in pairs]
+    classes: list[str] = []
+    for name, number in zip(counts.label_names, images_per_class, strict=True):
+        classes.append(f"{name} {number:,}")
     named = ", ".join(classes[:MAX_NAMED])
     if len(classes) > MAX_NAMED:
         named += f" and {len(classes) - MAX_NAMED} more classes"
@@ -407,8 +410,12 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
             f"{num_images}, of which {len(order)} are left to train on",
             "a group (patient) stays on one side of the split; add images or groups",
         )
-    train_sizes = {_rounded(largest // divisor) for divisor in (4, 2, 1)}
-    return Sizes(tuple(sorted(size for size in train_sizes if size >= MIN_TRAINED)), test_size)
+    train_sizes: list[int] = []
+    for divisor in (4, 2, 1):
+        train_size = _rounded(largest // divisor)
+        if train_size >= MIN_TRAINED and train_size not in train_sizes:
+            train_sizes.append(train_size)
+    return Sizes(tuple(train_sizes), test_size)
 
 
 def _rounded(number: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -102,8 +102,11 @@ class SweepPlan:
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
         """The prepared datasets that the trials need, each once."""
-        specs = (measure.subset.prepared for measure in self.measures)
-        return tuple({spec.prepared_id: spec for spec in specs}.values())
+        specs: dict[str, PreparedSpec] = {}
+        for measure in self.measures:
+            spec = measure.subset.prepared
+            specs[spec.prepared_id] = spec
+        return tuple(specs.values())
 
 
 def plan_sweep(sweep: SweepSpec) -> SweepPlan:
@@ -116,7 +119,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     subsets: list[SubsetSpec] = []
     for choice in sweep.all_datasets:
         subsets += _subsets(sweep, choice, datasets[choice.name])
-    num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
+    num_recipes = math.prod(map(len, sweep.recipe.changes.values()))
     num_networks = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
     num_trials = num_networks * num_recipes
     if num_trials > MAX_TRIALS:
@@ -192,18 +195,18 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     if twice:
         rule = "Every model of a sweep needs a name of its own"
         raise ConfigError(rule, ", ".join(twice), "give one of them a `name`")
-    _check_overrides("model", (row.models for row in sweep.recipe.overrides), counts)
-    datasets = [choice.name for choice in sweep.all_datasets]
-    _check_overrides("dataset", (row.datasets for row in sweep.recipe.overrides), datasets)
+    dataset_names = [choice.name for choice in sweep.all_datasets]
+    for row in sweep.recipe.overrides:
+        _check_names("model", row.models, counts)
+        _check_names("dataset", row.datasets, dataset_names)
     return models
 
 
-def _check_overrides(kind: str, named: Iterable[tuple[str, ...]], names: Iterable[str]) -> None:
-    """Refuse overrides of a recipe that name a model or dataset which the sweep does not have."""
-    all_named = {name for names in named for name in names}
-    unknown = sorted(all_named.difference(names))
-    if unknown:
-        raise unknown_name(f"{kind} of this sweep", unknown[0], names)
+def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
+    """Refuse a row of a recipe that names a model or dataset which the sweep does not have."""
+    for name in sorted(names):
+        if name not in known_names:
+            raise unknown_name(f"{kind} of this sweep", name, known_names)
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
@@ -264,7 +267,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
-            numbered = [f"{index} {name}" for index, name in enumerate(names[:MAX_NAMED])]
+            numbered = map("{0[0]} {0[1]}".format, enumerate(names[:MAX_NAMED]))
             raise ConfigError(
                 f"{key} must name classes of the dataset",
                 f"{list(pair)}, but classes are 0 to {len(names) - 1}",

@@ -54,7 +54,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
         inner = with_recipe_file(inner, path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
-    beside_path = {key: value for key, value in outer.items() if key != "from"}
+    beside_path = dict(outer)
+    del beside_path["from"]
     merged = {**inner, **beside_path}
     overrides: list[object] = []
     for part in (inner, outer):

@@ -148,10 +148,9 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     """
     content = with_changes(document.content, changes)
     if isinstance(content.get("datasets"), list):
-        content["datasets"] = [
-            {"name": choice} if isinstance(choice, str) else choice
-            for choice in content["datasets"]
-        ]
+        for index, choice in enumerate(content["datasets"]):
+            if isinstance(choice, str):
+                content["datasets"][index] = {"name": choice}
     named_recipe = tuned_path(content.pop("recipe", None), content.get("name"), recipes)
     recipe = with_recipe_file(named_recipe, document.folder)
     tuned = None

@@ -94,8 +94,11 @@ class Workspace:
         """Write the sweep below the root, where it is found by its name."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
-        models = {trial.network.model for trial in self.plan.trials}
-        for reference in sorted(model.architecture for model in models if model.library == "own"):
+        references: set[str] = set()
+        for trial in self.plan.trials:
+            if trial.network.model.library == "own":
+                references.add(trial.network.model.architecture)
+        for reference in sorted(references):
             for relative, text in source_texts(reference).items():
                 path = self.sweep_paths.code / relative
                 path.parent.mkdir(parents=True, exist_ok=True)

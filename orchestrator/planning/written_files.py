@@ -16,8 +16,12 @@ MAX_FILE_BYTES = 1_000_000
 def preset_names() -> list[str]:
     """Return the names of the presets that ship with the package."""
     folder = resources.files("search_spaces") / "presets"
-    files = (Path(entry.name) for entry in folder.iterdir())
-    return sorted(file.stem for file in files if file.suffix == ".yaml")
+    names = []
+    for entry in folder.iterdir():
+        file = Path(entry.name)
+        if file.suffix == ".yaml":
+            names.append(file.stem)
+    return sorted(names)
 
 
 def preset_text(name: str) -> str:
