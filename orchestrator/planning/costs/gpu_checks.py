@@ -42,10 +42,8 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def _are_possible(values: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Return whether the numbers of these names, as far as there are any, are above 0."""
-    for name in names:
-        if name in values and not 0 < float(values[name]) < math.inf:
-            return False
-    return True
+    numbers = [float(values[name]) for name in names if name in values]
+    return all(0 < number < math.inf for number in numbers)
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
