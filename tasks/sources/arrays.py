@@ -41,7 +41,7 @@ from tasks.sources.own import (
     split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.tables import label_text
+from tasks.sources.tables import label_text, unused_flags
 
 KEYS = (
     ("images", "labels"),
@@ -160,7 +160,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
     )
-    flags = (*columns.flags, *_unused_flag(file, arrays))
+    flags = (*columns.flags, *_unused_flags(file, arrays))
     named_first = _NamedFirst(names)
     return own_listing(rows, request, flags=flags, names=names, order=named_first, draft=draft)
 
@@ -242,7 +242,7 @@ def _split_columns(names: set[str], keys: SplitKeys, word: str) -> dict[str, str
     return columns
 
 
-def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
+def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     """Return a flag that names the arrays which nothing reads, or none."""
     names = set(file.names())
     used = {LABEL_NAMES}
@@ -251,10 +251,7 @@ def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     for keys in SPLIT_KEYS:
         for word in ("val", "valid"):
             used |= set(_split_columns(names, keys, word).values())
-    unused = sorted(names - used)
-    if not unused:
-        return []
-    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"]
+    return unused_flags(sorted(names - used), MAX_NAMED)
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:

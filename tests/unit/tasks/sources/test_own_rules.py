@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
     ),
     "a column nobody reads": Case(
         {"label": fill(*CATS), "lesion_id2": each(3)},
-        flags=("columns not used: lesion_id2",),
+        flags=("column lesion_id2 not used: do its images belong together? call it group",),
         lacking=(NO_COLUMNS,),
     ),
     "a site that tells the label": Case(
