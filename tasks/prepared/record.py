@@ -305,7 +305,7 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
         if MIN_STRETCHED * min(height, width) <= max(height, width):
             num_stretched += num_images
     flags = {
-        f"enlarged to {side} pixels, which adds interpolated ones: is a smaller image size meant?": (
+        f"enlarged to {side} pixels, which adds interpolated ones: is a smaller size meant?": (
             num_enlarged
         ),
         "stretched to a square: are the images of one shape?": num_stretched,
