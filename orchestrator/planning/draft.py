@@ -23,6 +23,7 @@ from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.listings import list_raw
+from tasks.prepared.record import MIN_ENLARGED
 from tasks.prepared.subsets import make_subset
 from tasks.sources import own_kinds_text, source_for
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
@@ -327,7 +328,7 @@ def _size_comment(images: Sequence[_Image], side: int) -> str:
     shapes = sorted({(image.height, image.width) for image in images})
     first = f"{shapes[0][0]}x{shapes[0][1]}"
     comments = []
-    if min(shapes[0]) < side:
+    if MIN_ENLARGED * min(shapes[0]) <= side:
         comments.append(
             f"yours are {first}: enlarging adds interpolated pixels, so is {min(shapes[0])} meant?"
         )
