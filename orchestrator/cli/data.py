@@ -57,9 +57,7 @@ def init(
             "No file is written over", f"{to} exists", "name another with --out, or remove it"
         )
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    text = draft_sweep(
-        source, to, domain=domain, gpu=gpu, own_options=own.said(), root=place.paths.root
-    )
+    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
     to.write_text(text, encoding="utf-8")
     named = str(to) if "/" in str(to) else f"./{to}"
     hints = [place.hint("plan", named), place.hint("run", named)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
@@ -12,32 +11,37 @@ from orchestrator.results.state import read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.progress import read_run, running_trials
 from orchestrator.tuning.search_records import search_standing
-from search_spaces.errors import CorruptStoreError
+from search_spaces.errors import (
+    CorruptStoreError,
+)
 from tasks.trials.records import TrialStatus
+
+if TYPE_CHECKING:
+    pass
 
 
 def sweep_status(workspace: Workspace) -> dict[str, Any]:
     """Return where a sweep stands: counts, what runs, failures, costs."""
-    # What runs is read before what is done, so that a trial which ends in between counts as done.
+    # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
-    running: dict[str, dict[str, Any]] = {}
-    if run is not None:
-        running = {trial_id: trial.model_dump() for trial_id, trial in run.running.items()}
-    state = read_state(workspace, running, look=True)
+    trials = (
+        {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
+    )
+    state = read_state(workspace, trials, look=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
-    results = state.results.values()
     return {
         "planned": counts.total(),
-        "done": counts[CellStatus.DONE],
-        "failed": counts[CellStatus.FAILED],
-        "running": counts[CellStatus.RUNNING],
+        **{
+            str(one): counts[one]
+            for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)
+        },
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
-        "diverged": sum(result.status == TrialStatus.DIVERGED for result in results),
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
         "now": "" if run is None else run.now,
         "seconds_left": None if run is None else run.seconds_left,
         "running_trials": {
-            trial_id: trial for trial_id, trial in running.items() if trial_id not in state.results
+            name: trial for name, trial in trials.items() if name not in state.results
         },
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
@@ -47,45 +51,27 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class TrialHistory:
-    """What happened to a trial.
-
-    Attributes:
-        document: Attempts, nodes, failures and logs, as ``isweep status --cell ID --json`` prints
-            them.
-        last_log: What its last attempt printed.
+def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
+    """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt
+    logged.
     """
-
-    document: dict[str, Any]
-    last_log: str
-
-
-def trial_history(workspace: Workspace, trial_id: str) -> TrialHistory:
-    """Return what happened to a trial."""
     state = read_state(workspace, running_trials(workspace), look=True)
-    store = ResultStore(workspace.results_url)
-    events: list[Event] = []
-    problem = ""
+    store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
     try:
-        events = store.story(trial_id)
+        story = store.story(trial_id)
     except CorruptStoreError as error:
         problem = str(error)
-    logs: dict[int, str] = {}
-    for attempt in sorted({event.attempt for event in events}):
-        text = store.log(trial_id, attempt)
-        if text is not None:
-            logs[attempt] = text
+    numbers = sorted({event.attempt for event in story})
+    said = {number: text for number in numbers if (text := store.log(trial_id, number)) is not None}
     failure = state.failures.get(trial_id)
-    failure_row = None
-    if failure is not None:
-        failure_row = {**failure.row(), "traceback": failure.failure.traceback}
     document = {
         "trial_id": trial_id,
         "status": str(state.status(trial_id)),
-        "events": [event.plain() for event in events],
-        "logs": {str(attempt): store.log_path(trial_id, attempt) for attempt in logs},
-        "failure": failure_row,
+        "events": [event.plain() for event in story],
+        "logs": {str(number): store.log_path(trial_id, number) for number in said},
+        "failure": None
+        if failure is None
+        else failure.row() | {"traceback": failure.failure.traceback},
         "unreadable": problem,
     }
-    return TrialHistory(document, logs[max(logs)] if logs else "")
+    return document, said[max(said)] if said else ""

@@ -146,15 +146,15 @@ def plan(
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
     found = plan_run(workspace, gpu=gpu, num_gpus=gpus)
-    planned_power = describe_power(workspace)
+    settled, settled_lines = describe_power(workspace)
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
     document |= {
         "measures": found.measures,
         "not_prepared": found.not_prepared,
         "estimate": found.cost,
     }
-    document["power"] = planned_power.power
-    costs = (found.cost["text"], found.beside, *planned_power.lines)
+    document["power"] = settled
+    costs = (found.cost["text"], found.beside, *settled_lines)
     emit(place, document, _grid_of(found, all_), _lacks(workspace, found.not_prepared), costs)
 
 
@@ -249,8 +249,8 @@ def status(
         return _status_of_all(place)
     workspace = place.open(sweep)
     if cell is not None:
-        history = trial_history(workspace, _cell_named(workspace, cell))
-        return emit(place, history.document, _told(history.document, history.last_log))
+        story, last_words = trial_history(workspace, _cell_named(workspace, cell))
+        return emit(place, story, _told(story, last_words))
     if watch:
         _watch(lambda: sweep_status(workspace))
     if not workspace.paths.root.is_dir():

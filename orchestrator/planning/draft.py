@@ -121,7 +121,7 @@ def draft_sweep(
     *,
     domain: str | None = None,
     gpu: bool = False,
-    own_options: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
     """Return the text of a sweep file of your own images, or of digits.
@@ -133,7 +133,7 @@ def draft_sweep(
         to: File that will hold the text. Its name is the sweep's, and paths start at its folder.
         domain: ``natural`` or ``medical``; None to guess by the kind of the files and by patients.
         gpu: True for larger networks and images.
-        own_options: Options of your own data, by the names of a sweep file's ``own_data``.
+        said: Options of your own data, by the names of a sweep file's ``own_data``.
         root: Root whose key hides names in messages; None for no key.
 
     Raises:
@@ -148,7 +148,7 @@ def draft_sweep(
     dataset = EXAMPLE
     command = "isweep init"
     if source is not None:
-        dataset = _describe(source, to, capacity, domain, own_options or {}, names_key(root))
+        dataset = _describe(source, to, capacity, domain, said or {}, names_key(root))
         command = f"isweep init {_typed(source)}"
     lines = [
         f"# Written by `{command}`. Change what you like:",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.machine.gpus import check_driver, gpu_check_folders, gpu_models_here
 from orchestrator.planning.checks import check_feasible
@@ -124,8 +124,7 @@ def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list
     return rows
 
 
-@dataclass(frozen=True)
-class PlannedPower:
+class PlannedPower(NamedTuple):
     """What a planned sweep could show about the study's questions.
 
     Attributes:
