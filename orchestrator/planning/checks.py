@@ -52,7 +52,7 @@ Images = PreparedDataset | LabelCounts
 
 def count_labels(listing: Listing) -> LabelCounts | None:
     """Return what the places and names of files tell, or None if they must be read to know."""
-    if not listing.one_each or any(item.label is None for item in listing.items):
+    if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
     groups = []
@@ -224,7 +224,7 @@ def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) 
         first, second = subset.class_pair
         about += f", classes {_class_name(first, names)} and {_class_name(second, names)}"
     rule = f"{about}: {error.rule}"
-    return TooFewImagesError(rule, error.value, error.way_out, error.largest_train_size)
+    return TooFewImagesError(rule, error.value, error.hint, error.largest_train_size)
 
 
 def _class_name(label: int, names: tuple[str, ...]) -> str:
