@@ -1,4 +1,4 @@
-"""A question about one dataset, answered from the fits of a sweep."""
+"""A question about one dataset, answered from the fits of a sweep of others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.prediction import Growth, Prediction
-    from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint
-
-NUMBERS = ("d_data", "label_sharpness")
-"""The two numbers of a dataset from which its loss is predicted."""
+    from orchestrator.analysis.loss_growth import Growth
+    from orchestrator.analysis.prediction import Prediction
+    from orchestrator.analysis.prediction_inputs import Pilot
 
 
 def predict_sweep(
@@ -26,69 +24,69 @@ def predict_sweep(
     train_size: float | None,
     target_loss: float | None,
 ) -> tuple[Prediction, Pilot | None]:
-    """Predict the loss at a train size, or the number of images for a loss.
+    """Return the loss to expect at a train size, or the images that a target needs.
 
-    Numbers that are given replace measured ones, and these replace the pilot's. ``growth`` and
-    ``pilot`` are called only once it is known that they help: both may take minutes.
+    Given numbers go before measured ones, and these before the pilot's. A pilot answers without
+    d_data and K_F, too. The fits are made, and the pilot is read or trained, only when it is known
+    that they help.
 
     Args:
-        record: What ``isweep measure --json`` writes of the dataset; empty if it was not measured.
-        growth: Fits how the losses of the sweep depend on the train size.
-        pilot: Reads or trains small trainings on the dataset itself; None if there is none.
-        d_data: Intrinsic dimension.
-        label_sharpness: K_F, on the scale of the sweep.
-        train_size: Number of training images whose loss is asked for.
-        target_loss: Test loss (nat) whose number of images is asked for.
+        record: A measurement of the dataset as ``isweep measure --json`` writes it, or empty.
+        growth: Fits how losses fall with N in the sweep.
+        pilot: Reads or trains small trainings on the dataset itself.
+        d_data: Intrinsic dimension of the dataset.
+        label_sharpness: Its K_F, on the scale of the sweep.
+        train_size: N at which the loss is asked.
+        target_loss: Test loss in nat whose N is asked.
 
     Returns:
-        The prediction, whose warning names what was left out of the pilot, and the pilot.
+        The prediction, whose warning says what was left out of the pilot, and the pilot.
 
     Raises:
-        SweepError: A number is absent, or the sweep's fits cannot answer.
+        SweepError: If a number is missing or out of range, or the sweep has too little for a fit.
     """
-    # These import pandas, which takes a second.
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
-    numbers = dict(values_of(record))
+    numbers = values_of(record)
     if d_data is not None:
         numbers["d_data"] = d_data
     if label_sharpness is not None:
         numbers["label_sharpness"] = label_sharpness
     if pilot is None or record:
         _check_complete(numbers)
-    fitted = growth()  # before the pilot, which is of no use without it
+    fits = growth()  # first: no pilot makes up for a sweep
     if label_sharpness is None:
-        check_scale(record, fitted.scale)
+        check_scale(record, fits.scale)
     trained = None if pilot is None else pilot()
-    points: tuple[PilotPoint, ...] = ()
-    notes: tuple[str, ...] = ()
+    are_comparable = True
     if trained is not None:
-        points = trained.points
-        notes = trained.notes
-        for name in NUMBERS:
-            value = getattr(trained, name)
-            if value is not None:
-                numbers.setdefault(name, value)
-    _check_complete(numbers)
+        if "d_data" not in numbers and trained.d_data is not None:
+            numbers["d_data"] = trained.d_data
+            are_comparable = trained.measures_suit(fits.ranges["train_size"][1])
+        if "label_sharpness" not in numbers and trained.label_sharpness is not None:
+            numbers["label_sharpness"] = trained.label_sharpness
+    if trained is None or not trained.points:
+        _check_complete(numbers)
     prediction = predict(
-        fitted,
-        d_data=float(numbers["d_data"]),
-        label_sharpness=float(numbers["label_sharpness"]),
+        fits,
+        d_data=numbers.get("d_data"),
+        label_sharpness=numbers.get("label_sharpness"),
         train_size=train_size,
         target_loss=target_loss,
-        pilot=points,
+        pilot=() if trained is None else trained.points,
+        measures_are_comparable=are_comparable,
     )
-    warnings = filter(None, (*notes, prediction.warning))
-    return replace(prediction, warning="; ".join(warnings)), trained
+    if trained is not None:
+        warnings = [*trained.notes, prediction.warning]
+        prediction = replace(prediction, warning="; ".join(filter(None, warnings)))
+    return prediction, trained
 
 
 def _check_complete(numbers: Mapping[str, float]) -> None:
-    """Refuse a prediction without both numbers of the dataset."""
-    missing = [f"no {name}" for name in NUMBERS if name not in numbers]
+    """Raise a ConfigError that names the numbers which are missing."""
+    missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
     if missing:
-        raise ConfigError(
-            "A prediction needs d_data and label_sharpness",
-            " and ".join(missing),
-            "give the numbers, a measurement with labels (--measured), or a pilot that has both",
-        )
+        lacking = f"no {' and no '.join(missing)}"
+        hint = "give the numbers, a measurement with labels (--measured), or a pilot"
+        raise ConfigError("A prediction needs d_data and label_sharpness", lacking, hint)
