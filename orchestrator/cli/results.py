@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -155,6 +154,7 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions:
         from orchestrator.results.rows import predictions_table
@@ -191,7 +191,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
         return None
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     return emit(place, rows, chosen.shown(rows))
 
 
@@ -255,18 +255,13 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
-    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    workspace, state = read_results(sweep, place, from_store=from_store)
-    table = results_table(workspace, state=state)
+    inputs = read_fit_inputs(sweep, place, from_store=from_store)
     fits = fit_scaling_laws(
-        table,
-        arms=arms_of(workspace),
-        explore=all_,
-        predictions=stored_predictions(workspace, state, table),
+        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
     )
     answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
@@ -620,6 +615,24 @@ def read_table(
     return results_table(workspace, state=state), arms_of(workspace)
 
 
+@dataclass(frozen=True)
+class FitInputs:
+    """A sweep's results table, its arms, and the predictions of each test image if stored."""
+
+    table: pd.DataFrame
+    arms: tuple[Arm, ...]
+    predictions: pd.DataFrame | None = None
+
+
+def read_fit_inputs(sweep: str, place: o.Place, *, from_store: bool) -> FitInputs:
+    """Return what a sweep's fits need, with one result at least; see :func:`read_results`."""
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
+
+
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
     """Return a sweep and what its store holds, one result at least; told where MLflow differs, if
     asked.
@@ -662,7 +675,7 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     from orchestrator.results.store import ResultStore
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")

@@ -1,7 +1,8 @@
-"""``isweep ls`` and ``isweep rm``: what lies in a root, and removing a part of it."""
+"""``isweep ls`` and ``isweep rm``: the contents of a root, and the removal of a part of it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +11,57 @@ from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import plural
 from tasks.atomic import remove_folder
 
-SWEEP = "sweep"
-PREPARED = "prepared data"
 
+@dataclass(frozen=True)
+class RootPart:
+    """A sweep, prepared dataset, recipe or store of a root.
 
-def list_root(paths: RootPaths) -> list[dict[str, Any]]:
-    """Return a row per sweep, prepared dataset, recipe and store of a root, with its bytes.
-
-    Sweeps and prepared data have different names, so that :func:`remove_from_root` can remove them
-    by their names.
+    Attributes:
+        what: what kind of part it is.
+        name: the names of removable parts differ.
+        path: file or folder.
+        bytes: its size.
+        about: a note for people.
+        removable: whether :func:`remove_from_root` may remove it.
     """
-    rows = []
-    for name in paths.sweep_names():
-        folder = paths.sweep(name).folder
-        num_results = len([*folder.glob("trials/*/result.json")])
-        rows.append(_row(SWEEP, folder, plural(num_results, "result")))
-    for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
-        rows.append(_row(PREPARED, folder))
-    for file in sorted(paths.recipes.glob("*.yaml")):
-        rows.append({**_row("recipe", file), "name": file.stem})
-    for what, file in (("MLflow's store", paths.mlflow_database), ("log", paths.log)):
-        if file.exists():
-            rows.append(_row(what, file))
-    return rows
+
+    what: str
+    name: str
+    path: str
+    bytes: int
+    about: str = ""
+    removable: bool = False
+
+    @classmethod
+    def at(cls, what: str, path: Path, about: str = "", *, removable: bool = False) -> RootPart:
+        """Return the part that lies at a path."""
+        return cls(what, path.name, str(path), size_bytes(path), about, removable)
 
 
-def _row(what: str, path: Path, about: str = "") -> dict[str, Any]:
-    return {
-        "what": what,
-        "name": path.name,
-        "path": str(path),
-        "bytes": _size(path),
-        "about": about,
-        "removable": what in (SWEEP, PREPARED),
-    }
-
-
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+def size_bytes(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
 
 
-def remove_from_root(paths: RootPaths, folder: str) -> None:
-    """Remove a sweep or prepared data from a root.
+def list_root(paths: RootPaths) -> list[dict[str, Any]]:
+    """Return one row per part of a root."""
+    parts = []
+    for name in paths.sweep_names():
+        folder = paths.sweep(name).folder
+        num_results = len(list(folder.glob("trials/*/result.json")))
+        parts.append(RootPart.at("sweep", folder, plural(num_results, "result"), removable=True))
+    for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
+        parts.append(RootPart.at("prepared data", folder, removable=True))
+    for file in sorted(paths.recipes.glob("*.yaml")):
+        parts.append(RootPart("recipe", file.stem, str(file), size_bytes(file)))
+    for what, path in (("MLflow's store", paths.mlflow_database), ("log", paths.log)):
+        if path.exists():
+            parts.append(RootPart.at(what, path))
+    return [asdict(part) for part in parts]
 
-    Raises:
-        SetupError: Another command works on the root.
-    """
+
+def remove_from_root(paths: RootPaths, folder: str) -> None:
+    """Remove a sweep or prepared data of a root on which nobody works."""
     with exclusive(paths.lock, f"isweep rm {Path(folder).name}"):
         remove_folder(Path(folder))

@@ -68,7 +68,7 @@ def plan_run(
     else:
         check_driver()
     unopened = check_feasible(workspace)
-    state = read_state(workspace, running_trials(workspace), look=True)
+    state = read_state(workspace, running_trials(workspace), quick=True)
     trials = workspace.plan.trials_by_id
     cost = estimate(
         [trial for trial_id, trial in trials.items() if trial_id not in state.results],

@@ -146,9 +146,7 @@ def make_record(
     for part in parts:
         conversions.update(part.conversions)
         flags.update(part.flags)
-    flags.update(telling_traits(parts))
-    if current_name(dataset.source) in OWN_KINDS:
-        flags.update(size_doubts(parts, spec.image_size))
+    flags.update(telling_traits(parts) | _own_size_doubts(request, parts))
     flags.update(_split_doubts(images, parts))
     flags.update(_class_doubts(images, names, group_counts))
     return PreparedRecord(
@@ -281,6 +279,13 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     return flags
 
 
+def _own_size_doubts(request: RawRequest, parts: Sequence[Part]) -> dict[str, int]:
+    """Return the size doubts of a user's own images; the study's datasets are known."""
+    if current_name(request.dataset.source) not in OWN_KINDS:
+        return {}
+    return size_doubts(parts, request.spec.image_size)
+
+
 def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     """Flag raw images that are much smaller than the prepared ones, or differ in size.
 
@@ -310,8 +315,9 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
         ),
         "stretched to a square: are the images of one shape?": num_stretched,
     }
-    if len(counts) > 1:
-        (smallest, largest) = (min(counts), max(counts))
+    smallest = min(counts, default=(0, 0))
+    largest = max(counts, default=(0, 0))
+    if max(largest) > MIN_STRETCHED * max(smallest):
         sizes = f"{smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}"
         num_unusual = counts.total() - max(counts.values())
         flags[f"raw images differ in size, {sizes}: have all one scale?"] = num_unusual

@@ -28,6 +28,9 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/measuring/",
     "orchestrator/planning/",
+    "orchestrator/results/",
+    "orchestrator/tuning/",
+    "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

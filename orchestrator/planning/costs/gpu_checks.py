@@ -32,18 +32,14 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
                 record = json.loads(path.read_text(encoding="utf-8"))
                 summary = dict(record["parts"]["summary"]["values"])
                 row = summary.get("row") or {}
-                gains = filter(summary.get, GAINS)
-                if _are_possible(row, RATES) and _are_possible(summary, gains):
+                numbers = [row[name] for name in RATES if name in row]
+                numbers += [factor for _, factor in row.get("network_factors", ())]
+                numbers += [summary[gain] for gain in GAINS if summary.get(gain)]
+                if all(0 < float(number) < math.inf for number in numbers):
                     checks[str(record["gpu"])] = {**summary, "row": row}
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return checks
-
-
-def _are_possible(values: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Return whether the numbers of these names, as far as there are any, are above 0."""
-    numbers = [float(values[name]) for name in names if name in values]
-    return all(0 < number < math.inf for number in numbers)
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:

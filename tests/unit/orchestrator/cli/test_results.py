@@ -27,6 +27,8 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
+        inputs = results.FitInputs(table, ())
+        monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
         return out
