@@ -27,6 +27,7 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/results/",
+    "orchestrator/tuning/",
     "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
