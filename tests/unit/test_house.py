@@ -26,6 +26,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
     "orchestrator/results/",
     "orchestrator/tuning/",
     "orchestrator/machine/",
