@@ -24,6 +24,8 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/grouped_tables/",
     "orchestrator/analysis/law_fits/",
     "orchestrator/machine/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
     "orchestrator/results/",
     "orchestrator/tuning/",
     "search_spaces/",
