@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.learning_curves import Metric
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
@@ -155,6 +154,7 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions:
         from orchestrator.results.rows import predictions_table
@@ -191,7 +191,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
         return None
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     return emit(place, rows, chosen.shown(rows))
 
 
@@ -255,12 +255,19 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    table, arms = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    fits = fit_scaling_laws(
+        table,
+        arms=arms_of(workspace),
+        explore=all_,
+        predictions=stored_predictions(workspace, state, table),
+    )
     answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
@@ -423,9 +430,9 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
-    from orchestrator.analysis.curve_answers import read_curve
+    from orchestrator.analysis.curve_tables import read_curve
+    from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.table import number
 
     @cache
@@ -482,7 +489,8 @@ def _curve_question(
     asked: CurveOptions, goal: tuple[int | None, float | None], table: pd.DataFrame
 ) -> CurveQuestion:
     """Return what was asked of learning curves; the target decides which score is extrapolated."""
-    from orchestrator.analysis.curve_answers import CurveQuestion, metric_of
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_tables import metric_of
 
     train_size, target_loss = goal
     targets: dict[Metric, float | None] = {
@@ -510,10 +518,10 @@ def _print_curves(
     work: o.Work,
 ) -> None:
     """Print what the learning curves of one dataset answer, one network after the other."""
-    from orchestrator.analysis.curve_answers import answers, of_model
+    from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(asked, goal, table)
-    report = answers(table if model == "pooled" else of_model(table, model), question)
+    report = answers(table, question, None if model == "pooled" else model)
     lines = [line for curve in report.curves for line in curve.lines()]
     sources = ", ".join(report.curves[0].prior_sources)
     prior = f"Prior of rates and floors: the learning curves of {sources}."
@@ -653,7 +661,7 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     from orchestrator.results.store import ResultStore
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")

@@ -23,7 +23,7 @@ from typing import Any, TextIO, cast
 
 from orchestrator.machine.signals import Interrupt, Watch
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
+from orchestrator.results.storage import Bucket, Storage, no_conditional_writes, open_storage
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
@@ -302,7 +302,7 @@ class Lease:
         # A store that ignores conditions would give two drivers the lease.
         if self._files.put(self._path, self._content(), "create") is not None:
             self._files.remove(self._path)
-            raise unconditional(self._url)
+            raise no_conditional_writes(self._url)
         return self.watch.__enter__()
 
     def __exit__(self, *exception: Any) -> None:

@@ -351,7 +351,7 @@ def _perturbed(model: PixelModel) -> Iterator[None]:
     originals = [weight.detach().clone() for weight in model.parameters()]
     with torch.no_grad():
         for weight in model.parameters():
-            weight *= 1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator)
+            weight.mul_(1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator))
     try:
         yield
     finally:

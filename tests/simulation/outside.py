@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from orchestrator.machine.ray_folders import RayFolders
-from orchestrator.results.storage import Bucket, Found, StorageAway
+from orchestrator.results.storage import Bucket, StorageAway, StoredFile
 from search_spaces.errors import SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
@@ -311,7 +311,9 @@ class SimulatedStorage(Bucket):
         content = self._outside.files[path][0]
         return content, _tag(content)
 
-    def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, bytes | OSError]]:
+    def read_many(
+        self, files: Iterable[StoredFile]
+    ) -> Iterator[tuple[StoredFile, bytes | OSError]]:
         for found in [*files]:
             try:
                 yield found, self.read(found.path)
@@ -354,7 +356,7 @@ class SimulatedStorage(Bucket):
             self._process.dead = True
         self._answered()
 
-    def find(self, folder: str, name: str) -> Iterator[Found]:
+    def find(self, folder: str, name: str) -> Iterator[StoredFile]:
         self._asked()
         depth = folder.count("/") + 2
         for path in sorted(self._outside.files):
@@ -363,7 +365,7 @@ class SimulatedStorage(Bucket):
                 and path.endswith(f"/{name}")
                 and path.count("/") == depth
             ):
-                yield Found(path, _tag(self._outside.files[path][0]))
+                yield StoredFile(path, _tag(self._outside.files[path][0]))
 
 
 WRITES = ("create", "set_", "update", "log_", "restore", "delete")

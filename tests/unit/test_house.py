@@ -26,6 +26,7 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/results/",
     "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""

@@ -206,13 +206,13 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
 
     told = sweep.stored.store
     stories = {
-        size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()
+        size: [(e.what, e.attempt) for e in told.events(r.trial_id)] for size, r in results.items()
     }
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
-    (crash,) = [event.said for event in told.story(results[14].trial_id) if event.what == "failed"]
+    (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
     assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crash)
-    (bug,) = [event.said for event in told.story(failed[12].trial_id) if event.what == "failed"]
+    (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
 
 
@@ -228,7 +228,7 @@ def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
 
 def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
-    (_, failed) = scripted.stored.store.story(failure.trial_id)
+    (_, failed) = scripted.stored.store.events(failure.trial_id)
     text = scripted.stored.store.log(failure.trial_id, 1)
     said = (
         "copied [] in print",
