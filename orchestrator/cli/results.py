@@ -255,18 +255,13 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
-    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    workspace, state = read_results(sweep, place, from_store=from_store)
-    table = results_table(workspace, state=state)
+    inputs = read_fit_inputs(sweep, place, from_store=from_store)
     fits = fit_scaling_laws(
-        table,
-        arms=arms_of(workspace),
-        explore=all_,
-        predictions=stored_predictions(workspace, state, table),
+        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
     )
     answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
@@ -570,7 +565,8 @@ def _record(
     channels.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor
 
     if None not in given:
@@ -617,6 +613,24 @@ def read_table(
 
     workspace, state = read_results(sweep, place, from_store=from_store)
     return results_table(workspace, state=state), arms_of(workspace)
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """A sweep's results table, its arms, and the predictions of each test image if stored."""
+
+    table: pd.DataFrame
+    arms: tuple[Arm, ...]
+    predictions: pd.DataFrame | None = None
+
+
+def read_fit_inputs(sweep: str, place: o.Place, *, from_store: bool) -> FitInputs:
+    """Return what a sweep's fits need, with one result at least; see :func:`read_results`."""
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
 
 
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:

@@ -26,7 +26,10 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
     "orchestrator/results/",
+    "orchestrator/tuning/",
     "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
