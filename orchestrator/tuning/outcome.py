@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.guessing import AT_GUESSING
+from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.tuning.combinations import Point
 from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
@@ -78,12 +78,12 @@ class CombinationOutcome(Finding):
 
     @property
     def keeps_own(self) -> bool:
-        """Whether no point was better than the sweep's own recipe by more than one error."""
+        """True if no point was better than the sweep's own recipe by more than one error."""
         return self.own is not None and self.chosen == self.own
 
     @property
     def problem(self) -> str:
-        """What to know before using the recipe, and what to do; empty if there is nothing."""
+        """A warning for users of the recipe, with a fix; empty if there is none."""
         text = self._problem_text()
         if not text:
             return ""
@@ -103,7 +103,7 @@ class CombinationOutcome(Finding):
                 "tune.learning_rate where they diverged, correct what failed, or raise "
                 f"tune.budget, {again}"
             )
-        if self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
+        if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
                 "the best recipe found is hardly better than guessing "
                 f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
@@ -119,7 +119,7 @@ class CombinationOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended.
+    """The end of a search.
 
     Attributes:
         combinations: outcomes by model and dataset.
@@ -137,12 +137,12 @@ class TuneSummary:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What the user should know about combinations; see :attr:`CombinationOutcome.problem`."""
+        """Warnings about combinations; see :attr:`CombinationOutcome.problem`."""
         return tuple(outcome.problem for outcome in self.combinations if outcome.problem)
 
     @property
     def exit_code(self) -> int:
-        """0 if every combination has a recipe, 1 otherwise."""
+        """Exit code: 0 if every combination has a recipe, 1 otherwise."""
         return int(any(outcome.chosen is None for outcome in self.combinations))
 
     def document(self) -> dict[str, Any]:
