@@ -193,12 +193,10 @@ class Resources:
         asked = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
         return {name: amount for name, amount in asked.items() if amount}
 
-    def for_worker(self) -> dict[str, Any]:
-        """Return what a trial's process is told of it; torch threads are its CPU share, at least
-        one.
-        """
-        told = {name: getattr(self, name) for name in ("num_gpus", "fast", "micro_batch")}
-        return told | {"num_threads": max(1, int(self.num_cpus)), "request": self.as_ray()}
+    @property
+    def num_threads(self) -> int:
+        """Torch threads of the trial's process: its whole CPUs, at least one."""
+        return max(1, int(self.num_cpus))
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:

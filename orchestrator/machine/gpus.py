@@ -42,9 +42,6 @@ LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of
 packing."""
 
-NO_GPU = "A trial that is given a GPU must be able to compute on it"
-"""How the failure of a trial begins that cannot."""
-
 REST_S = 120.0
 """Before a failure is told in a process that has finished no trial: a GPU that fails at once would
 be free first, be given, and fail, every cell of a sweep while the sound ones compute."""
@@ -71,6 +68,40 @@ MOST_HELD = 0.1
 SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
 """Less than a trial may take without a word; how long a test that came to no end is not tried
 again."""
+
+
+class UnusableGpuError(SetupError):
+    """A trial was given a GPU on which it cannot compute; ``gpu`` names the GPU and its node."""
+
+    gpu = ""
+
+    @classmethod
+    def of(cls, gpu: str, reason: str, way_out: str) -> UnusableGpuError:
+        """Return the error for a GPU, why it cannot be used, and the fix."""
+        rule = "A trial that is given a GPU must be able to compute on it"
+        error = cls(rule, f"{gpu}: {reason}", way_out)
+        error.gpu = gpu
+        return error
+
+
+@dataclass(frozen=True)
+class HeldMemory:
+    """GPU memory that other processes hold; ``total_bytes`` is 0 if the GPU could not be asked."""
+
+    held_bytes: float
+    total_bytes: float
+
+    @property
+    def share(self) -> float:
+        """Share of the GPU's memory; 1 if this process could not even begin on the GPU."""
+        return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
+
+    def __str__(self) -> str:
+        """Return the amounts for people."""
+        if not self.total_bytes:
+            return "other processes hold all of its memory"
+        held_gib = self.held_bytes / 2**30
+        return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
 
 
 @dataclass(frozen=True)
@@ -538,33 +569,38 @@ def gpu_problems(
             )
 
 
-def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no
-    graphs.
+def trial_options(
+    *, share: float, fast: str, num_threads: int, precision: str, is_custom: bool
+) -> tuple[dict[str, Any], str]:
+    """Return the device options of a trial, and a note to the user if its GPU takes no graphs.
+
+    Args:
+        share: the trial's share of a GPU; 0 trains on the CPU.
+        fast: ``on``, ``off`` or ``auto``: whether steps are replayed from CUDA graphs.
+        num_threads: torch threads on the CPU.
+        precision: the recipe's; a GPU without bfloat16 is refused for it.
+        is_custom: the network is the user's own code, which need not replay as a graph.
+
+    Returns:
+        Options of :func:`tasks.trials.trial.run_trial`, and the note; empty if there is none.
+
+    Raises:
+        UnusableGpuError: the trial cannot compute on the GPU that it was given.
     """
-    share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
-    options = {
-        "device": "cpu",
-        "num_threads": cell["num_threads"],
-        "gpu_fraction": None,
-        "graphs": False,
-    }
-    if share and not is_logical():
-        check_gpu(cell["precision"])
-        # By every process's first trial: an exclusive GPU takes no self-test beside this process.
-        off = graphs_off() if fast == "auto" else ""
-        is_asked = (
-            fast == "auto" and not cell["own_network"]
-        )  # whose code need not replay as a graph
-        note, graphs = off if is_asked else "", fast == "on" or (is_asked and not off)
-        # A whole GPU needs no limit: nobody else is there.
-        options |= {
-            "device": "cuda",
-            "gpu_fraction": share if share < 1 else None,
-            "graphs": graphs,
-        }
-        check_computes()
-    return options, note
+    options = {"device": "cpu", "num_threads": num_threads, "gpu_fraction": None, "graphs": False}
+    if not share or is_logical():
+        return options, ""
+    check_gpu(precision)
+    # Every process asks, whatever its first trial is: an exclusive GPU takes no self-test once
+    # this process computes on it.
+    reason_against = graphs_off() if fast == "auto" else ""
+    may_choose = fast == "auto" and not is_custom
+    options["device"] = "cuda"
+    # A whole GPU needs no limit: nobody else is there.
+    options["gpu_fraction"] = share if share < 1 else None
+    options["graphs"] = fast == "on" or (may_choose and not reason_against)
+    check_computes()
+    return options, reason_against if may_choose else ""
 
 
 def check_computes() -> None:
@@ -576,8 +612,9 @@ def check_computes() -> None:
     except torch.AcceleratorError as error:
         if "out of memory" in str(error):
             raise
-        found = f"{named(gpu_in_use()[1])}: {str(error).splitlines()[0]}"
-        raise SetupError(NO_GPU, found, "reset or hide it: nvidia-smi says more") from error
+        gpu = named(gpu_in_use()[1])
+        reason = str(error).splitlines()[0]
+        raise UnusableGpuError.of(gpu, reason, "reset or hide it: nvidia-smi says more") from error
 
 
 def check_gpu(precision: str) -> None:
@@ -588,17 +625,17 @@ def check_gpu(precision: str) -> None:
 
     if not torch.cuda.is_available():
         driver, complaint = driver_version(), no_gpu()
-        raise SetupError(
-            f"{NO_GPU}, and never computes on CPUs instead",
-            f"{named()}: NVIDIA driver {driver or 'absent'}, "
+        raise UnusableGpuError.of(
+            named(),
+            f"NVIDIA driver {driver or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
     if precision == "bfloat16" and (its := capability()) < predict.BFLOAT16_FROM:
         name, uuid = gpu_in_use()
-        raise SetupError(
-            f"{NO_GPU}, in bfloat16 where its recipe says so",
-            f"{named(uuid)}: {name}, of compute capability {its}",
+        raise UnusableGpuError.of(
+            named(uuid),
+            f"its recipe needs bfloat16, which {name}, of compute capability {its}, lacks",
             "take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
@@ -611,20 +648,17 @@ def capability() -> float:
     return (10 * major + minor) / 10
 
 
-def held_by_others() -> str:
-    """Say what other processes hold of this process's GPU: all where it could not begin; empty if
-    unknown.
-    """
+def held_by_others() -> HeldMemory | None:
+    """Return what other processes hold of this process's GPU; None if that is unknown."""
     import torch
 
     if is_logical():
-        return ""
-    held = torch.cuda.memory_reserved()  # 0 before it begins
+        return None
+    reserved = torch.cuda.memory_reserved()  # 0 before this process begins on the GPU
     with suppress(RuntimeError, AssertionError):
         free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
-        return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
-    return "" if held else "others hold 1 of 1 GiB: "
+        return HeldMemory(max(0, total - free - reserved - CONTEXT_BYTES), total)
+    return None if reserved else HeldMemory(0, 0)
 
 
 def gpu_in_use() -> tuple[str, str]:

@@ -39,9 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class FailureKind(StrEnum):
-    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what
-    follows.
-    """
+    """Cause of a failed attempt; :mod:`orchestrator.running.retries` says what follows."""
 
     OUT_OF_MEMORY = "out_of_memory"
     LOST_NODE = "lost_node"
@@ -181,11 +179,33 @@ class MeasureRecord(MadeRecord):
 
 
 class TrialFailure(Finding):
-    """Why an attempt failed: its kind, one line for people, the traceback for developers."""
+    """Why an attempt at a trial failed.
+
+    ``message`` and ``traceback`` are for people. Decisions are made by the other fields.
+
+    Attributes:
+        kind: the cause.
+        message: one line for the user.
+        traceback: for developers; empty for a user's mistake.
+        gpu: the GPU that failed, by its UUID or number and its node; empty if no GPU did.
+        unfit_node: the node gave the trial a GPU on which it cannot compute.
+        device_lost: the GPU failed, and nothing says that the trial's own code broke it.
+        capture_failed: a step could not be captured as a CUDA graph, which the network prevents.
+        ends_process: the worker's process must not be used again.
+        memory: memory that ran out: of the GPU or the machine; empty if none did or it is unknown.
+        held_by_others: share of that memory, 0 to 1, that other processes held; None if unknown.
+    """
 
     kind: FailureKind
     message: str
     traceback: str = ""
+    gpu: str = ""
+    unfit_node: bool = False
+    device_lost: bool = False
+    capture_failed: bool = False
+    ends_process: bool = False
+    memory: Literal["", "gpu", "machine"] = ""
+    held_by_others: float | None = None
 
 
 class FailureRecord(SealedRecord):
@@ -208,28 +228,6 @@ class FailureRecord(SealedRecord):
             "kind": str(self.failure.kind),
             "message": self.failure.message,
         }
-
-
-class CellReport(Finding):
-    """What a worker hands to the driver about one attempt at a cell: a result or a failure.
-
-    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user,
-    once; a network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of
-    and printed.
-    """
-
-    started_at: float
-    finished_at: float
-    outcome: TrialResult | SearchResult | TrialFailure
-    data_fingerprint: str = ""
-    shared_group_share: float = 0.0
-    gpu_share: float = 0.0
-    gpu_name: str = ""
-    gpu_note: str = ""
-    trained: bool = True
-    provenance: Provenance = Provenance()
-    node: str = ""
-    log: str = ""
 
 
 # Where a result came from: code, versions, never a host name or a path.

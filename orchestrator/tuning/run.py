@@ -20,7 +20,7 @@ from orchestrator.results.store import provenance
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import Stages
+from orchestrator.running.stages import Stages
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import (
     CellOutcome,
@@ -202,14 +202,15 @@ class _Tuning(Stages):
     def _run(
         self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker
     ) -> None:
-        from orchestrator.running.trials import Trials
-        from orchestrator.tuning.trials import SearchWork
+        from orchestrator.running.trials import TrialLoop
+        from orchestrator.tuning.trials import SearchTrials
 
         self.check_gpus(self.nodes)
         own = [cell.trial(cell.own) for cell in self.cells]
-        run = self.trials_of(self._as_sweep.plan, stored, tracker, own)
+        run = self.run_context(self._as_sweep.plan, stored, tracker, own)
         self.monitor.stage("search")
-        Trials(run, SearchWork(run, search, earlier, self._load, self._fingerprints)).run()
+        source = SearchTrials(run, search, earlier, self._load, self._fingerprints)
+        TrialLoop(run, source).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int

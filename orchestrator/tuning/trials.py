@@ -1,17 +1,16 @@
-"""The trials of a search as :class:`orchestrator.running.trials.Work`."""
+"""The trials of a search, as a source of trials for the loop that runs them."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
-from orchestrator.planning.estimate import array_key
-from orchestrator.results.store import CellReport
 from orchestrator.results.table import FlatRun, Point
-from orchestrator.running.queue import CellQueue
-from orchestrator.running.trials import Run, Work
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.messages import TrialReport
+from orchestrator.running.perform import Performed, TrialTask
+from orchestrator.running.queue import TrialQueue
+from orchestrator.running.work import RunContext, TrialSource
 from orchestrator.tuning.cells import AskedRecord, SearchRecord, flat_search
 from orchestrator.tuning.search import Asked, Earlier, Search
 from search_spaces.errors import SweepError
@@ -24,26 +23,27 @@ AHEAD = 2
 """Trials that may wait for their worker: a point that is asked for early knows less."""
 
 
-def perform_search(
-    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
-) -> tuple[SearchResult, bool]:
-    """Train a point of a search, in a worker."""
+def perform_search(task: TrialTask) -> Performed:
+    """Train a network on a validation split, in a worker."""
     from tasks.trials.trial import run_search_trial
 
-    cell = worker.cell
-    found = run_search_trial(
-        NetworkSpec.model_validate_json(cell["network"]),
-        data,
-        micro_batch=cell["micro_batch"],
-        on_epoch=None if worker.epochs is None else worker.epochs.teller(cell["trial_id"]).ended,
-        **options,
+    assignment = task.assignment
+    on_epoch = None
+    if task.messages is not None:
+        on_epoch = task.messages.publisher(assignment.trial_id).epoch_ended
+    result = run_search_trial(
+        assignment.spec.network,
+        task.data,
+        micro_batch=assignment.resources.micro_batch,
+        on_epoch=on_epoch,
+        **task.device,
     )
-    return found, True
+    return Performed(result, trained=True)
 
 
-class SearchQueue(CellQueue):
+class SearchQueue(TrialQueue):
     """Trials of a search that wait, run, or are tried again later; those taken are added to
-    ``cells``.
+    ``trials``.
 
     ``note`` is told of a trial before it is given out; an error of it ends the search.
     """
@@ -51,21 +51,23 @@ class SearchQueue(CellQueue):
     def __init__(
         self,
         search: Search,
-        cells: dict[str, TrialSpec],
+        trials: dict[str, TrialSpec],
         note: Callable[[Asked], None] = lambda asked: None,
     ) -> None:
         super().__init__(deque())
-        self._search, self._cells, self._note = search, cells, note
+        self._search = search
+        self._trials = trials
+        self._note = note
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the search is over, or no trials are given out any more."""
-        return self.error is not None or (not (self.later or self.running) and self._search.done)
+        return self.error is not None or (not (self.retry_at or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
-        if taken is None and self.error is None and len(self.running - self.begun) < AHEAD:
+        if taken is None and self.error is None and len(self.running - self.started) < AHEAD:
             if (asked := self._search.next()) is None:
                 return None
             try:
@@ -74,12 +76,12 @@ class SearchQueue(CellQueue):
                 self.error = error
                 return None
             taken = asked.spec.trial_id
-            self._cells[taken] = asked.spec
+            self._trials[taken] = asked.spec
             self.running.add(taken)
         return taken
 
 
-class SearchWork(Work):
+class SearchTrials(TrialSource):
     """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and
     added to.
 
@@ -91,7 +93,7 @@ class SearchWork(Work):
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         search: Search,
         earlier: Earlier,
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
@@ -110,38 +112,34 @@ class SearchWork(Work):
             load,
             fingerprints,
         )
-        self._by_array = {array_key(self.run.plan, trial): trial for trial in trials}
+        self._by_array = {self.array_of(trial): trial for trial in trials}
         self._count()
 
-    def load(self, key: str) -> TrialData:
-        """See :class:`Work`."""
+    def load_array(self, key: str) -> TrialData:
+        """See :class:`TrialSource`."""
         trial = self._by_array[key]
         return self._load(trial.network.subset, trial.network.train_size, trial.validation)
 
-    def job(self, cell: TrialSpec) -> dict[str, Any]:
-        """See :class:`Work`."""
-        return {"network": cell.network.model_dump_json()}
-
-    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
-        """See :class:`Work`."""
-        asked, result = self._search.asked(cell.trial_id), cast("SearchResult", report.outcome)
-        record = SearchRecord(**self.sealed(cell, report, attempt), role=asked.role, run=asked.run)
+    def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
+        """See :class:`TrialSource`."""
+        asked = self._search.asked(trial.trial_id)
+        fields = self.record_fields(trial, report, attempt)
+        record = SearchRecord(**fields, role=asked.role, run=asked.run)
         self.run.stored.save(record)
-        self._stored.records[cell.trial_id] = record
-        self._search.finished(cell.trial_id, result)
+        self._stored.records[trial.trial_id] = record
+        self._search.finished(trial.trial_id, cast("SearchResult", report.outcome))
         self._count()
         return flat_search(record)
 
-    def given_up(self, trial_id: str) -> None:
-        """See :class:`Work`."""
+    def gave_up(self, trial_id: str) -> None:
+        """See :class:`TrialSource`."""
         self._search.finished(trial_id, None)
 
-    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
-        """See :class:`Work`."""
-        share = cast("SearchTrialSpec", cell).validation.share
-        return cell.network.model_copy(
-            update={"train_size": round(cell.network.train_size * (1 - share))}
-        )
+    def trained_network(self, trial: TrialSpec) -> NetworkSpec:
+        """See :class:`TrialSource`."""
+        share = cast("SearchTrialSpec", trial).validation.share
+        train_size = round(trial.network.train_size * (1 - share))
+        return trial.network.model_copy(update={"train_size": train_size})
 
     def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
         """Return none: a search's run has validation losses alone, which come with its result."""

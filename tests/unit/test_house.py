@@ -40,8 +40,6 @@ KNOWN_CIRCLES = [
     "orchestrator.results.mlflow_pages",
     "orchestrator.results.mlflow_runs",
     "orchestrator.results.tracking",
-    "orchestrator.running.queue",
-    "orchestrator.running.trials",
 ]
 """Modules that import each other, to be parted; the list may only become shorter."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from orchestrator.machine import doctor, ending, gpus
-from orchestrator.machine.cluster import this_machine, trial_resources
-from orchestrator.running.failures import classify, gpu_named
+from orchestrator.machine.cluster import Resources, this_machine, trial_resources
+from orchestrator.running.failures import classify
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -23,14 +23,10 @@ from tasks.trials import isolation
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
-    cell = {
-        "num_gpus": share,
-        "num_threads": 1,
-        "fast": fast,
-        "own_network": own,
-        "precision": precision,
-    }
-    return gpus.trial_options(cell)[0]
+    device, _ = gpus.trial_options(
+        share=share, fast=fast, num_threads=1, precision=precision, is_custom=own
+    )
+    return device
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
@@ -141,7 +137,7 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("A100", "GPU-1"))
     said = "CUDA error: uncorrectable ECC error encountered"
     for text, error, words in (
-        (said, SetupError, f"^{gpus.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it"),
+        (said, gpus.UnusableGpuError, f"found: GPU-1 of node .*: {said}; reset or hide it"),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
     ):
 
@@ -157,9 +153,13 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for error, has_run in product(
-        (SetupError(gpus.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+        (gpus.UnusableGpuError.of("GPU-1", "", ""), SetupError("Something else"), ValueError()),
+        (0, 1),
     ):
-        TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
+        worker = SimpleNamespace(
+            _has_run=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
+        )
+        TrialTrainable._failure(worker, error)
     assert pauses == [gpus.REST_S]
 
 
@@ -627,12 +627,12 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(gpus, "check_computes", lambda: None)
     assert options(1.0, "off")["device"] == "cuda"
     with pytest.raises(
-        SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"
+        SetupError, match=r"bfloat16, which Tesla T4, of compute capability 7.5.*precision: float32"
     ) as caught:
         options(1.0, precision="bfloat16")
     failure = classify(caught.value)
-    assert failure.message.startswith(gpus.NO_GPU)
-    assert gpu_named(failure.message) == f"GPU-7 of node {socket.gethostname()}"
+    assert failure.unfit_node
+    assert failure.gpu == f"GPU-7 of node {socket.gethostname()}"
 
 
 def test_a_node_describes_itself_in_a_process_of_its_own():

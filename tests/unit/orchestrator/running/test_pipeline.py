@@ -16,12 +16,13 @@ from orchestrator.machine.ending import remove_orphans
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport, ResultStore
+from orchestrator.results.store import ResultStore
 from orchestrator.running import run as module
+from orchestrator.running.messages import TrialReport
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.running.trials import GridWork, Run
+from orchestrator.running.work import RunContext, SweepTrials
 from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
@@ -103,7 +104,7 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
         raise SetupError("The disk must be readable", "it is not", "mend it")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
-    monkeypatch.setattr(GridWork, "load", broken)
+    monkeypatch.setattr(SweepTrials, "load_array", broken)
     with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
         rerun.again()
 
@@ -147,7 +148,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert (
-        f"smoke, another sweep of this root, has {num} of these cells: trained again here"
+        f"smoke, another sweep of this root, has {num} of these trials: trained again here"
         in rerun.notes
     )
     damaged = (
@@ -277,16 +278,16 @@ def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trai
     )
     stored.save(known)
     monitor, cluster = Progress(), SimpleNamespace(object_store_bytes=1e9)
-    run = Run(finished.plan, finished.paths, cluster, None, stored, None, monitor)
-    work = GridWork(run, [cell], lambda *_: None)
-    report = CellReport(
+    run = RunContext(finished.plan, finished.paths, cluster, None, stored, None, monitor)
+    source = SweepTrials(run, [cell], lambda *_: None)
+    report = TrialReport(
         started_at=5000.0,
         finished_at=6000.0,
         outcome=result,
         trained=trained,
         data_fingerprint="new data",
     )
-    work.found(cell, report, 1)
+    source.store_result(cell, report, 1)
     record = StoredResults.read(finished.results_url).trials[cell.trial_id]
     expected = (5000.0, 6000.0, None) if trained else (100.0, 200.0, 6000.0)
     assert (record.started_at, record.finished_at, record.measured_at) == expected

@@ -16,7 +16,8 @@ from orchestrator.machine.locks import exclusive, holder_pid, is_held
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import progress
-from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
+from orchestrator.running.metrics import GAUGES
+from orchestrator.running.progress import Progress, format_duration, read_run, running_trials
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord
 
@@ -120,7 +121,7 @@ def test_a_trial_says_epoch_rate_and_what_is_left(workspace):
 
 def test_durations():
     spelt = {0.4: "0 s", 59.4: "59 s", 60: "1 min 00 s", 3599: "59 min 59 s", 3600: "1 h 00 min"}
-    assert {seconds: spelled(seconds) for seconds in spelt} == spelt
+    assert {seconds: format_duration(seconds) for seconds in spelt} == spelt
 
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from orchestrator.running.actors import IsweepArrays, start_beside_driver
-from orchestrator.running.queue import ArrayCache
+from orchestrator.running.arrays import ArrayCache
 from search_spaces.errors import DataError, SetupError
 from tasks.prepared.subsets import TrialData
 
@@ -33,16 +33,16 @@ def shelf(ray_local):
 
 
 def start(shelf, key):
-    shelf.trial_started(f"{key}{len(shelf._running)}", key)
+    shelf.trial_started(f"{key}{len(shelf._array_by_trial)}", key)
 
 
 def end(shelf, key):
-    trial = next(trial for trial, array in shelf._running.items() if array == key)
+    trial = next(trial for trial, array in shelf._array_by_trial.items() if array == key)
     shelf.trial_ended(trial, key, for_good=True)
 
 
 def taken(shelf, key):
-    (reference,) = ray.get(shelf.references.take.remote(key))
+    (reference,) = ray.get(shelf.actor.take.remote(key))
     return ray.get(reference)
 
 
@@ -54,7 +54,7 @@ def test_an_array_is_there_for_the_trial_that_starts_and_loaded_once(shelf):
 
 
 def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
-    early = shelf.references.take.remote("b")
+    early = shelf.actor.take.remote("b")
     assert ray.wait([early], timeout=0.2)[0] == []
     start(shelf, "b")
     (reference,) = ray.get(early)
@@ -94,6 +94,6 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     else:
         with pytest.raises(SetupError, match="half of one"):
             start(shelf, "a")
-    (reason,) = ray.get(shelf.references.take.remote("a"))
+    (reason,) = ray.get(shelf.actor.take.remote("a"))
     assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
     shelf.close()

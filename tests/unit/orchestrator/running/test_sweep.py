@@ -25,17 +25,18 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import (
-    CellReport,
     FailureRecord,
     ResultStore,
     TrialRecord,
     code_fingerprint,
 )
-from orchestrator.running import failures, queue, trials, worker
-from orchestrator.running.failures import CellFailed, classify
+from orchestrator.running import backend, retries, work, worker
+from orchestrator.running.backend import TuneBackend
+from orchestrator.running.failures import classify
+from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import TuneExecution
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec, TrialSpec
@@ -81,9 +82,9 @@ ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug")), 16: talk}
 class Scripted(TrialTrainable):
     """Does what the tables say; with 28 images the wall clock steps back an hour while it runs."""
 
-    def _run(self, started_at: float) -> CellReport:
-        size, real = int(self.cell["trial_id"].split("-n")[1].split("-")[0]), time.time
-        first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
+    def _run(self, started_at: float) -> TrialReport:
+        size, real = int(self.assignment.trial_id.split("-n")[1].split("-")[0]), time.time
+        first = not _internal_kv_put(f"seen {self.assignment.trial_id}", b"1", overwrite=False)
         if size in ALWAYS or (first and size in ONCE):
             (ALWAYS | ONCE)[size]()
         if size == 28:
@@ -94,9 +95,9 @@ class Scripted(TrialTrainable):
             time.time = real
 
 
-def _report(started_at: float, result: TrialResult) -> CellReport:
+def _report(started_at: float, result: TrialResult) -> TrialReport:
     finished_at = started_at + 0.5
-    return CellReport(
+    return TrialReport(
         started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f"
     )
 
@@ -127,7 +128,7 @@ def run_plan(
     trainable: type = Scripted,
     load: Any = load,
     **changes: Any,
-) -> Run:
+) -> RunContext:
     paths = RootPaths.at(root).make()
     fields: dict[str, Any] = {
         "plan": plan,
@@ -138,14 +139,14 @@ def run_plan(
         "tracker": RecordedTracker(),
         "monitor": Progress(),
     }
-    made = Run(**{**fields, **changes})
-    work = GridWork(made, plan.trials, load)
-    Trials(made, work, TuneExecution(made, work, trainable)).run()
+    made = RunContext(**{**fields, **changes})
+    source = SweepTrials(made, plan.trials, load)
+    TrialLoop(made, source, TuneBackend(made, source, trainable)).run()
     return made
 
 
 @pytest.fixture
-def run(ray_local: Cluster, root: str) -> Callable[..., Run]:
+def run(ray_local: Cluster, root: str) -> Callable[..., RunContext]:
     return partial(run_plan, ray_local, root)
 
 
@@ -162,9 +163,9 @@ class Looks(Progress):
 
 
 @pytest.fixture(scope="module")
-def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
+def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     """One sweep in which a cell does each thing of the tables."""
-    told = trials.provenance().model_copy(update={"machine": "the driver's"})
+    told = work.provenance().model_copy(update={"machine": "the driver's"})
 
     def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
@@ -172,8 +173,8 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        patch.setattr(trials, "time_limit", limit)
-        patch.setattr(trials, "provenance", lambda: told)
+        patch.setattr(work, "time_limit", limit)
+        patch.setattr(work, "provenance", lambda: told)
         plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
         return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
 
@@ -216,17 +217,20 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.story(results[14].trial_id) if event.what == "failed"]
-    assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crash)
+    assert re.search(
+        r"^worker_crash: .*\(tried again in 1 s; worker_crash 1 of at most 3: other trials live\)$",
+        crash,
+    )
     (bug,) = [event.said for event in told.story(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
 
 
 def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
     held = scripted.monitor.held
-    ended = {trial.config["cell"]["trial_id"] for trial in held}
+    ended = {trial.config["trial_id"] for trial in held}
     assert len(ended & scripted.plan.trials_by_id.keys()) >= 2
     for trial in held:
-        assert trial.config == {"cell": {"trial_id": str(trial)}}
+        assert trial.config == {"trial_id": str(trial), "assignment": None}
         assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
         assert trial.last_result == {"trial_id": trial.trial_id}
 
@@ -263,8 +267,8 @@ class Poisoned(TrialTrainable):
     """The first process to run a cell breaks at it, and fails at everything it is given from then
     on."""
 
-    def _run(self, started_at: float) -> CellReport:
-        cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
+    def _run(self, started_at: float) -> TrialReport:
+        cell = f"poisoned {self.assignment.trial_id.split('-n')[0]} {self.assignment.array}"
         _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(cell) == str(os.getpid()).encode():
             gpus.REST_S = 0.1  # of this process, which ends
@@ -289,15 +293,15 @@ class Patched(TrialTrainable):
         gpus.REST_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
-    def _run(self, started_at: float) -> CellReport:
-        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
+    def _run(self, started_at: float) -> TrialReport:
+        _internal_kv_put(f"ran in vain {self.assignment.trial_id} {started_at}", b"1")
         return _report(started_at, trial_result(0.5))
 
 
 def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
-    monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
-    monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
+    monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
+    monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     message = "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"
@@ -318,7 +322,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.failures.PATIENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
         KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
     ):
@@ -336,8 +340,8 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
         return load(subset, train_size)
 
     class Loads(TrialTrainable):
-        def _run(self, started_at: float) -> CellReport:
-            self._taken()
+        def _run(self, started_at: float) -> TrialReport:
+            self._images()
             return _report(started_at, trial_result(0.5))
 
     sweep = run(plan, trainable=Loads, load=vanished)
@@ -352,10 +356,10 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
 
 
 def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
-    report = CellReport(
+    report = TrialReport(
         started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug"))
     )
-    error = CellFailed("code_error: ZeroDivisionError: a bug", report.text())
+    error = TrialFailedError("code_error: ZeroDivisionError: a bug", report.text())
     again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
     assert str(again) == "code_error: ZeroDivisionError: a bug"
-    assert CellReport.model_validate_json(again.report) == report
+    assert TrialReport.model_validate_json(again.report) == report
