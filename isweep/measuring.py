@@ -16,8 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import figures
-from orchestrator.planning.paths import RootPaths
-from orchestrator.running.measuring import (
+from orchestrator.measuring.measure_source import (
     Measured,
     MeasureRequest,
     draw_pair,
@@ -25,6 +24,7 @@ from orchestrator.running.measuring import (
     measure_source,
     name_labels,
 )
+from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor
@@ -57,9 +57,7 @@ class CellFigure(Figure):
 
 @dataclass(frozen=True, repr=False)
 class Measurement(Measured, Shown):
-    """What was measured of a set of images: :class:`orchestrator.running.measuring.Measured`, to
-    look at.
-    """
+    """The measures of a set of images, to look at in a notebook."""
 
     @property
     def num_images(self) -> int:

@@ -14,8 +14,9 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from isweep.measuring import Measurement, Shown, root_text
-from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError, DataError, invalid, plural, unknown_name
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
@@ -82,11 +83,11 @@ class Sweep(Shown):
         Means are over the class pairs and seeds that all models have. The arguments keep one
         dataset, size or model; of one model it is that model's numbers.
         """
+        from orchestrator.analysis.result_rows import select_rows
         from orchestrator.analysis.tables import best_models
-        from orchestrator.commands import rows_with
 
         wanted = {"dataset": dataset, "train_size": train_size, "model": model}
-        rows = rows_with(
+        rows = select_rows(
             self._with_results(), {name: it for name, it in wanted.items() if it is not None}
         )
         return best_models(rows)
@@ -103,10 +104,10 @@ class Sweep(Shown):
     @property
     def report(self) -> Path:
         """``report.html``, written anew; figures, results and fits lie beside it."""
-        from orchestrator.commands import written_report
+        from orchestrator.analysis.report import write_sweep_report
 
         self._with_results()
-        return cast(Path, written_report(self.workspace, self.state))
+        return cast(Path, write_sweep_report(self.workspace, self.state))
 
     def _with_results(self) -> pd.DataFrame:
         if self.table.empty:
@@ -120,7 +121,12 @@ class Sweep(Shown):
         """How many trials are planned, done, failed and left."""
         plan, state = self.workspace.plan, self.state
         planned, done, failed = map(len, (plan.trials, state.results, state.failures))
-        return {"planned": planned, "done": done, "failed": failed, "left": planned - done - failed}
+        return {
+            "planned": planned,
+            "done": done,
+            "failed": failed,
+            "left": planned - done - failed,
+        }
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
@@ -237,9 +243,9 @@ def plan(
     changes: Mapping[str, object] | None = None,
 ) -> Plan:
     """Return the grid of a sweep, what is done and what the rest will cost; see :func:`run`."""
-    from orchestrator.commands import planned
+    from orchestrator.running.run_plan import plan_run
 
-    found = planned(Workspace.open(source, root_text(root), storage, changes=changes))
+    found = plan_run(Workspace.open(source, root_text(root), storage, changes=changes))
     return Plan(pd.DataFrame(found.rows), found.cost)
 
 
@@ -352,10 +358,10 @@ def predict(
             CSV file.
         root: See :func:`isweep.run`.
     """
+    from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.analysis.report import arms_of
-    from orchestrator.commands import predicted
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
     asked |= {"train_size": train_size, "target_loss": target_loss}
@@ -376,7 +382,7 @@ def predict(
     elif not isinstance(measured, (dict, NoneType)):
         rule = "measured must be a measurement, a record or the path of one"
         raise ConfigError(rule, type(measured).__name__, "isweep.measure(images, labels) makes one")
-    return predicted(measured or {}, growth, _pilot(pilot, model), **asked)[0]
+    return predict_sweep(measured or {}, growth, _pilot(pilot, model), **asked)[0]
 
 
 def _pilot(

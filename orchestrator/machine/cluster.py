@@ -10,6 +10,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -25,7 +26,7 @@ from pydantic import Field
 
 from orchestrator.machine import ending
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
-from orchestrator.planning.estimate import LOOK_AHEAD
+from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -281,6 +282,7 @@ def connect(
                 rule = "Ray must be 2.56 or newer: older ones run code of anyone who reaches them"
                 raise SetupError(rule, ray.__version__, "pip install -U 'ray[default,tune]'")
             _read_settings_again()
+            _keep_off_the_terminal()
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if job:
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
@@ -442,6 +444,27 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
     finally:
         _read_settings_again()
         remove()
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+"""Codes of colors in what Ray prints."""
+
+
+def _keep_off_the_terminal() -> None:
+    """Write what Ray would print about its processes to the log.
+
+    Of a lost raylet it prints the last 40 lines of that process's log, with codes of colors.
+    """
+    # Private: with a Ray that lacks it, these lines are on the terminal.
+    with contextlib.suppress(ImportError, AttributeError):
+        worker: Any = importlib.import_module("ray._private.worker")
+
+        def write_to_log(message: Mapping[str, Any], *_: Any, **__: Any) -> None:
+            for line in message.get("lines", ()):
+                log.info("Ray: %s", ESCAPES.sub("", str(line)))
+
+        if hasattr(worker, "print_to_stdstream"):
+            worker.print_to_stdstream = write_to_log
 
 
 def _read_settings_again() -> None:

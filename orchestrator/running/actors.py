@@ -69,8 +69,15 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
     An actor that is lost with another node would fail every trial. It asks for no CPU, since it
     must answer while trials have all of them. Its tasks are not in Ray's list, which is for trials.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
+    on_this_node = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    options = {
+        "num_cpus": 0,
+        "enable_task_events": False,
+        "scheduling_strategy": on_this_node,
+        **options,
+    }
     return ray.remote(**options)(actor_class).remote(*arguments)
 
 
@@ -227,9 +234,9 @@ class ArtifactStore:
             self._messages.publish(Note(trial_id, text))
         return cast("KeptFile | str", ray.get(call))
 
-    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
-        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, kept)))
+        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """See :meth:`ResultStore.checkpoint`."""

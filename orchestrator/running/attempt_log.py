@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
 """Characters kept from the beginning of an attempt's log: versions, settings, the first error."""

@@ -262,12 +262,13 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
     node = MEMORY_OF_NODE.search(text)
     held_by_process = {int(row[0]): float(row[1]) for row in MEMORY_OF_PROCESS.findall(text)}
     if node is not None and pid and held_by_process:
-        used, limit = float(node[1]), float(node[2])
-        own = held_by_process.get(pid, min(held_by_process.values()))
-        share = min(1.0, max(0.0, used - own) / limit)
+        used_gb = float(node[1])
+        limit_gb = float(node[2])
+        own_gb = held_by_process.get(pid, min(held_by_process.values()))
+        share = min(1.0, max(0.0, used_gb - own_gb) / limit_gb)
         message = (
-            f"the machine ran out of memory: {used:.1f} of {limit:.1f} GB were in use, of which "
-            f"this trial held at most {own:.1f} GB"
+            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use; this "
+            f"trial held at most {own_gb:.1f} GB"
         )
     return TrialFailure(
         kind=FailureKind.OUT_OF_MEMORY,

@@ -28,7 +28,7 @@ DEATH_KNOWN_WITHIN_S = 2.0
 ASK_AGAIN_AFTER_S = 0.1
 """Seconds between two such questions."""
 FAILURE_HEADING = "Failure # "
-"""What Tune writes above each error; attempts at one trial share a file."""
+"""Line that Tune writes above each error; attempts at one trial share a file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:

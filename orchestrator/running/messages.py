@@ -27,7 +27,7 @@ class TrialAssignment:
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
         resources: the trial's share of CPUs, GPU and memory, and how it takes its steps.
         code: fingerprint of the driver's source, which the worker's source must equal.
-        known: an earlier result of this trial, to which measurements are added; None to train.
+        earlier: the stored result of this trial, to which measurements are added; None to train.
         keep_weights: whether the trained network is stored.
     """
 
@@ -35,7 +35,7 @@ class TrialAssignment:
     array: str
     resources: Resources
     code: str
-    known: TrialRecord | None = None
+    earlier: TrialRecord | None = None
     keep_weights: bool = False
 
     @property
@@ -104,7 +104,7 @@ class TrialFailedError(Exception):
 
 
 class WorkerLocation(NamedTuple):
-    """Where an attempt at a trial runs.
+    """The location of an attempt at a trial.
 
     Attributes:
         trial_id: the trial.

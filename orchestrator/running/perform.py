@@ -61,8 +61,8 @@ def perform_trial(task: TrialTask) -> Performed:
 def _measure_stored(task: TrialTask) -> TrialResult | None:
     """Return an earlier result with what it lacked; None if its network is not stored."""
     assignment, files = task.assignment, task.files
-    known = assignment.known
-    if files is None or known is None or known.result.weights is None:
+    earlier = assignment.earlier
+    if files is None or earlier is None or earlier.result.weights is None:
         return None
     from tasks.trials.trial import measure_trial
 
@@ -73,9 +73,9 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
         return measure_trial(
             assignment.spec,
             task.data,
-            files.get(FileKind.WEIGHTS, trial_id, known.result.weights),
-            known.result,
-            known.lacks(assignment.spec),
+            files.get(FileKind.WEIGHTS, trial_id, earlier.result.weights),
+            earlier.result,
+            earlier.lacks(assignment.spec),
             micro_batch=assignment.resources.micro_batch,
             keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
             **options,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from orchestrator.machine.ending import raise_if_asked
 from orchestrator.machine.locks import holder_pid
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from search_spaces.specs import NetworkSpec
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import EpochRecord, TrialStatus
@@ -98,12 +98,12 @@ def running_trials(workspace: Workspace) -> list[str]:
 
 def format_duration(seconds: float) -> str:
     """Return a duration for people: ``8 s``, ``2 min 05 s``, ``3 h 07 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 @dataclass
@@ -280,13 +280,13 @@ class Progress:
             for trial_id, seconds in self.expected.items()
             if math.isfinite(seconds)
         }
-        taken = sum(self._seconds.values())
+        seconds_taken = sum(self._seconds.values())
         expected_of_ended = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
         if expected_of_ended > 0:
-            left = self._expected_left(expected, scale=taken / expected_of_ended)
+            left = self._expected_left(expected, scale=seconds_taken / expected_of_ended)
         else:
             num_left = self.planned - self.done - len(self.failed)
-            left = taken / len(self._seconds) * num_left
+            left = seconds_taken / len(self._seconds) * num_left
         return left / max(1, self.slots)
 
     def _expected_left(self, expected: Mapping[str, float], scale: float) -> float:

@@ -45,7 +45,7 @@ class TrialQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every trial is settled, or none is given out any more."""
+        """True if every trial is settled, or none is given out any more."""
         if self.error is not None:
             return True
         return not (self.ready or self.retry_at or self.running)

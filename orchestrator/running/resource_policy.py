@@ -13,15 +13,12 @@ from typing import Any
 
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpus import MOST_HELD, NodeGpus
-from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
-from orchestrator.planning.predict import (
-    GpuModel,
-    has_batch_norm,
-    need_of,
-    packing_pays,
-    peak_bytes,
-    read_checks,
-)
+from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.costs.networks import has_batch_norm
+from orchestrator.planning.runtimes import MeasuredTrial, RuntimeModel, corrections_for
 from orchestrator.results.store import FailureKind, TrialFailure
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
@@ -60,7 +57,7 @@ class ResourcePolicy:
     """
 
     resources: Resources
-    expectation: Expectation = field(default_factory=Expectation)
+    expectation: RuntimeModel = field(default_factory=RuntimeModel)
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     num_increases: Counter[Hashable] = field(default_factory=Counter)
     granted: dict[str, int] = field(default_factory=dict)
@@ -238,10 +235,10 @@ def network_key(trial: TrialSpec) -> Hashable:
 
 def expectation_for(
     nodes: Collection[NodeGpus],
-    asked: ResourceSpec,
+    resources: ResourceSpec,
     measured: Collection[MeasuredTrial],
     folders: Iterable[Path] = (),
-) -> Expectation:
+) -> RuntimeModel:
     """Return what trials are expected to need of the connected cluster's GPUs.
 
     Trials share a GPU if the sweep says so, if MPS runs on its node, or if ``isweep gpu-check``
@@ -249,19 +246,19 @@ def expectation_for(
 
     Args:
         nodes: the cluster's nodes with GPUs; none if trials run on CPUs.
-        asked: what the sweep asks for.
+        resources: what the sweep asks for.
         measured: trials that have run, from which predictions are corrected.
         folders: records of ``isweep gpu-check``.
     """
-    if asked.num_gpus == 0 or not nodes:
-        return Expectation(None, corrections_for(None, measured))
+    if resources.num_gpus == 0 or not nodes:
+        return RuntimeModel(None, corrections_for(None, measured))
     checks = read_checks(folders)
     models = [gpu.model(checks) for node in nodes for gpu in node.gpus]
     smallest = min(models, key=lambda model: (model.memory_gib, model.half_tflops))
-    share = asked.num_gpus
+    share = resources.num_gpus
     if not share and not all(_is_shared(node, checks) for node in nodes):
         share = 1.0
-    return Expectation(smallest, corrections_for(smallest, measured), share or None)
+    return RuntimeModel(smallest, corrections_for(smallest, measured), share or None)
 
 
 def _is_shared(node: NodeGpus, checks: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -49,7 +49,7 @@ OWN_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
 
 class Decision(NamedTuple):
-    """What becomes of a failed trial.
+    """The decision about a failed trial.
 
     Attributes:
         pause_s: seconds until it may be tried again; None gives it up.
@@ -149,24 +149,24 @@ class Retries:
             hopeless: no attempt can get more memory than this one had.
         """
         kind = failure.kind
-        own_failures = self.failures[trial_id]
-        own_failures[kind] += 1
+        of_trial = self.failures[trial_id]
+        of_trial[kind] += 1
         self.deaths[trial_id] += died
         if failure.gpu:
             self.trials_by_gpu[failure.gpu].add(trial_id)
-        is_retry = own_failures.total() > 1
+        is_retry = of_trial.total() > 1
         self.consecutive_failures += is_retry
         if is_retry and self.consecutive_failures > MAX_CONSECUTIVE_FAILURES:
             return Decision(None, f"{MAX_CONSECUTIVE_FAILURES} retries of trials failed in a row")
         if hopeless:
             return Decision(None, "no attempt can get more")
-        if sum(own_failures[own] for own in OWN_DEATHS) >= MAX_DEATHS:
+        if sum(of_trial[death] for death in OWN_DEATHS) >= MAX_DEATHS:
             return Decision(None, f"it crashed or ran out of memory {MAX_DEATHS} times")
         limit, reason = self._limit(trial_id, failure)
-        if limit is not None and own_failures[kind] > limit:
+        if limit is not None and of_trial[kind] > limit:
             return Decision(None, reason)
-        pause_s = min(FIRST_PAUSE_S * 2 ** (own_failures.total() - 1), MAX_PAUSE_S)
-        count = f"{kind} {own_failures[kind]}"
+        pause_s = min(FIRST_PAUSE_S * 2 ** (of_trial.total() - 1), MAX_PAUSE_S)
+        count = f"{kind} {of_trial[kind]}"
         if limit is not None:
             count = f"{count} of at most {limit + 1}"
         return Decision(pause_s, f"tried again in {pause_s:g} s; {count}: {reason}")
@@ -185,7 +185,7 @@ class Retries:
             return limit, f"{kind} is tried again {limit} times"
         # Only processes that died count: a trial that runs out of memory, and whose process goes
         # on, says nothing about other trials.
-        others = self.deaths.total() - self.deaths[trial_id]
-        if others < 2:
+        other_deaths = self.deaths.total() - self.deaths[trial_id]
+        if other_deaths < 2:
             return limit, "other trials live"
-        return limit + others // 2, f"other trials died {others} times too"
+        return limit + other_deaths // 2, f"other trials died {other_deaths} times too"

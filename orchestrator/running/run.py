@@ -3,7 +3,7 @@
 :func:`run_sweep` is the whole of it, a stage a line. A trial passes these modules in turn:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
-2. :mod:`orchestrator.planning.estimate` orders the trials: when is its turn?
+2. :mod:`orchestrator.planning.trial_order` orders the trials: when is its turn?
 3. :mod:`orchestrator.running.trials` hands it to a worker, and tries it again if it fails.
 4. :mod:`orchestrator.running.worker` runs it: :mod:`tasks.trials.trial` trains and measures.
 5. :mod:`orchestrator.results.store` keeps its result; :mod:`orchestrator.results.tracking` shows
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from orchestrator.machine.cluster import RunOptions, trial_resources
 from orchestrator.machine.ending import at_forced_end, stop_heard
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
@@ -33,6 +33,7 @@ from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
+from search_spaces.errors import SweepError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import MeasureSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
@@ -48,7 +49,7 @@ the second in which a task starts."""
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended.
+    """The end of a run: counts over the whole plan.
 
     Attributes:
         planned: trials of the plan.
@@ -70,7 +71,7 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 if every trial is done, 1 otherwise."""
+        """Exit code of the command: 0 if every trial is done, 1 otherwise."""
         return 0 if self.done == self.planned else 1
 
 
@@ -126,6 +127,7 @@ def run_sweep(
             except KeyboardInterrupt:
                 stop_heard()
                 monitor.stage("stop", "trials end, runs are closed; finished trials are kept")
+                _count_kept(sweep)
                 raise
         return replace(summary, num_behind=tracker.num_behind)
 
@@ -249,6 +251,22 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
         executor = sweep.executor()
     subset = spec.subset
     return executor.labelled(f"measure {subset.dataset} {pair_name(subset.class_pair)}".strip())
+
+
+def _count_kept(sweep: _SweepRun) -> None:
+    """Count again which results are kept: the sweep's folder may have been deleted under the run.
+
+    A store elsewhere is not asked: the user has asked to stop, and it may not answer for long.
+    """
+    if "://" in sweep.workspace.results_url:
+        return
+    with suppress(OSError, SweepError):
+        num_lost = sweep.stored.forget_lost()
+        if num_lost:
+            sweep.monitor.done = len(sweep.state.results)
+            sweep.monitor.note(
+                f"{num_lost} finished results were removed from the store while this command ran"
+            )
 
 
 def _train(sweep: _SweepRun) -> None:

@@ -1,4 +1,4 @@
-"""What a cluster lacks for a trial to start, and what its autoscaler does about it.
+"""The shortage of a cluster: what it lacks for a trial to start, and what its autoscaler does.
 
 Ray itself waits silently.
 """
@@ -24,13 +24,13 @@ MAX_FAILURE_CHARACTERS = 200
 """Characters of each that it repeats."""
 MONITOR_LOG = "see monitor.* in /tmp/ray/session_latest/logs on the head"
 NODE_BY_ID = re.compile(r"node_[0-9a-f]{40,}")
-"""What Ray calls the type of a node that was added by hand: it launches none of these."""
+"""Type of a node that was added by hand, as Ray names it; it launches none of these."""
 STATUS_SECTION = re.compile(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", re.MULTILINE)
 """A section of ``ray status``: its title, and its indented lines."""
 
 
 class Advice(NamedTuple):
-    """What a provider's failure asks for; its text has one of ``words``, without blanks and _."""
+    """A hint for a failed launch whose message, without blanks and _, has one of ``words``."""
 
     words: tuple[str, ...]
     hint: str
@@ -133,7 +133,7 @@ def node_memory_bytes() -> float:
 
 
 class Slots(NamedTuple):
-    """How many trials run at once; ``note`` says if CPUs are too few to fill the GPUs."""
+    """Trials that run at once; ``note`` says if CPUs are too few to fill the GPUs."""
 
     num_trials: int
     note: str

@@ -26,8 +26,9 @@ from orchestrator.machine.gpus import (
     survey,
 )
 from orchestrator.machine.locks import locked
-from orchestrator.planning.estimate import MeasuredTrial
-from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.runtimes import MeasuredTrial
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import Tracker, mlflow_uri
@@ -206,10 +207,10 @@ class Stages:
         from orchestrator.running.shortage import slots_for
         from orchestrator.running.work import RunContext
 
-        asked = plan.sweep.resources
+        requested = plan.sweep.resources
         folders = gpu_check_folders(self.workspace.paths.root)
-        resources = trial_resources(asked, self.cluster, self.options.device)
-        expectation = expectation_for(self.nodes, asked, measured, folders)
+        resources = trial_resources(requested, self.cluster, self.options.device)
+        expectation = expectation_for(self.nodes, requested, measured, folders)
         slots = slots_for(ResourcePolicy(resources, expectation).mean_request(trials))
         self.monitor.slots = slots.num_trials
         if slots.note:

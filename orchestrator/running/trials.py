@@ -15,8 +15,8 @@ from typing import Any, cast
 from ray import tune
 
 from orchestrator.machine.ending import at_forced_end, raise_if_asked
-from orchestrator.planning.paths import without_secrets
 from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.store import Event, FailureKind, FailureRecord, TrialFailure, What
 from orchestrator.results.table import trial_tags
 from orchestrator.running.backend import Backend, TuneBackend

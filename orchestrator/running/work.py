@@ -1,4 +1,4 @@
-"""What the trials of one run share, and where they come from.
+"""The shared context of a run's trials, and the sources that trials come from.
 
 A sweep's trials are known from the start (:class:`SweepTrials`). A search makes each of its trials
 when it is taken (:class:`orchestrator.tuning.trials.SearchTrials`). Both are a
@@ -13,15 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.planning.estimate import (
-    Expectation,
-    array_key,
-    expected_seconds,
-    order_trials,
-    time_limit,
-)
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
+from orchestrator.planning.trial_order import array_key, order_trials
 from orchestrator.results.state import State, StoredResults
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures
@@ -41,7 +36,7 @@ OBJECT_STORE_SHARE = 0.6
 
 @dataclass
 class RunContext:
-    """What all trials of one run share.
+    """The context that all trials of one run share.
 
     Attributes:
         plan: the sweep's plan.
@@ -62,7 +57,7 @@ class RunContext:
     stored: StoredResults
     tracker: Tracker
     monitor: Progress
-    expectation: Expectation = field(default_factory=Expectation)
+    expectation: RuntimeModel = field(default_factory=RuntimeModel)
     actors: ActorHandles | None = None
 
     @property
@@ -212,15 +207,15 @@ class SweepTrials(TrialSource):
         An earlier result of the same network and images comes along if only measurements are
         missing from it.
         """
-        known = None
+        earlier = None
         if trial.trial_id in self._incomplete:
-            known = self.run.stored.trials.get(trial.trial_id)
+            earlier = self.run.stored.trials.get(trial.trial_id)
         return TrialAssignment(
             trial,
             self.array_of(trial),
             resources,
             provenance().code,
-            known=known,
+            earlier=earlier,
             keep_weights=self.run.plan.keeps_weights(trial),
         )
 
@@ -230,13 +225,13 @@ class SweepTrials(TrialSource):
         fields = self.record_fields(trial, report, attempt)
         fields["shared_group_share"] = report.shared_group_share
         fields["gpu_name"] = report.gpu_name
-        known = None if report.trained else self.run.stored.trials.get(trial.trial_id)
-        if known is not None:
+        earlier = None if report.trained else self.run.stored.trials.get(trial.trial_id)
+        if earlier is not None:
             # Nothing was trained: times and GPU stay those of the training.
-            fields["gpu_share"] = known.gpu_share
-            fields["gpu_name"] = known.gpu_name
-            fields["started_at"] = known.started_at
-            fields["finished_at"] = known.finished_at
+            fields["gpu_share"] = earlier.gpu_share
+            fields["gpu_name"] = earlier.gpu_name
+            fields["started_at"] = earlier.started_at
+            fields["finished_at"] = earlier.finished_at
             fields["measured_at"] = report.finished_at
         record = TrialRecord(**fields)
         self.run.stored.save(record)

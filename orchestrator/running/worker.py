@@ -166,10 +166,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         message = failure.message
         # A trial with a share of a GPU has a limit: what others hold does not matter to it.
         if failure.memory == "gpu" and num_gpus >= 1:
-            held = gpus.held_by_others()
-            if held is not None:
-                facts["held_by_others"] = held.share
-                message = f"{held}: {message}"
+            held_memory = gpus.held_by_others()
+            if held_memory is not None:
+                facts["held_by_others"] = held_memory.share
+                message = f"{held_memory}: {message}"
         if failure.ends_process and num_gpus:
             gpu = gpus.named(self._gpu_uuid)
             message = f"{message} ({gpu})"

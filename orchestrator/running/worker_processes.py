@@ -9,7 +9,7 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 WORKER_SCRIPT = b"default_worker.py"
-"""In the command line of a worker of Ray's that is starting."""
+"""Part of the command line of a worker of Ray's that is starting."""
 WORKER_TITLE = b"ray::IsweepTrial"
 """Title of a worker that imports what trials need."""
 PARENT, USER_TICKS, SYSTEM_TICKS = 1, 11, 12

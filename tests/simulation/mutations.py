@@ -185,8 +185,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a broken network is not tried again",
-                "        if limit is not None and own_failures[kind] > limit:",
-                "        if limit is not None and own_failures[kind] > limit + 1:",
+                "        if limit is not None and of_trial[kind] > limit:",
+                "        if limit is not None and of_trial[kind] > limit + 1:",
             ),
             (
                 "the third death of a cell alone is its own doing",

@@ -65,9 +65,7 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert plan["estimate"]["trials_left"] == 8
     # No GPU is here and none was named, so no hours of one are told.
     assert (plan["estimate"]["gpu_hours"], plan["estimate"]["cluster"]) == (None, None)
-    assert (
-        "No GPU is here, and none was named: --gpu h100 plans for one" in plan["estimate"]["text"]
-    )
+    assert "This machine has no GPU; --gpu h100 plans for one." in plan["estimate"]["text"]
     named = json.loads(run("plan", "smoke", "--gpu", "l4", "--json")[1])["estimate"]
     # GPU-hours count shares, so a whole GPU for each trial takes more of them than sharing does.
     assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"]
@@ -177,7 +175,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
 def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     run, root, tmp_path, monkeypatch, command
 ):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
@@ -198,7 +196,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
 
 
 def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     _, out, _ = run("status")
     assert out.endswith(
@@ -220,7 +218,7 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     path = tmp_path / "any.yaml"
     path.write_text(SWEEP, encoding="utf-8")

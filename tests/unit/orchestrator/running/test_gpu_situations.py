@@ -17,21 +17,18 @@ import torch
 from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
-from orchestrator.planning.estimate import (
+from orchestrator.planning.costs.gpu_checks import packing_pays
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import core_seconds, need_of
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.runtimes import (
     HANG_FACTOR,
     MIN_LIMIT_S,
     UNTIMED_FACTOR,
-    Expectation,
-    estimate,
+    RuntimeModel,
     time_limit,
-)
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    GPU_MODELS,
-    core_seconds,
-    need_of,
-    packing_pays,
-    peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.failures import classify
@@ -85,21 +82,25 @@ class Situation:
 
 
 NO_BFLOAT16 = (
-    "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
+    "left, but not on {}: recipe paper computes in bfloat16, which it lacks. Use --set recipe.prec"
 )
 ON_T4 = (
     r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside "
     r"others hide"
 )
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
+UNKNOWN = "On 1 {}, how long they take is unknown until isweep gpu-check has measured it"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(
-        node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"
+        node(RTX4090), "rtx4090", 23.6, r"left: about [\d.]+ h on 1 rtx4090 if trials share"
     ),
-    "b: an A100": Situation(node(A100), "a100", 79.3, r"On 1 a100: [\d.]+ h one trial at a time"),
-    "c: eight H100s": Situation(node(*[H100] * 8), "h100", 79.2, r"On 8 h100s: [\d.]+ h one trial"),
+    "b: an A100": Situation(
+        node(A100), "a100", 79.3, r"left: about [\d.]+ h on 1 a100 if trials share"
+    ),
+    "c: eight H100s": Situation(
+        node(*[H100] * 8), "h100", 79.2, r"left: about [\d.]+ \w+ on 8 h100s if trials share"
+    ),
     "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
     "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, ON_MIG, "", False, "MIG-1"),
     "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
@@ -173,8 +174,8 @@ def test_what_is_refused_before_anything_starts(plan, where):
 
 
 def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.run.gpus_here", lambda: [T4])
-    monkeypatch.setattr("orchestrator.running.run.survey", lambda *_, **__: [node(T4)])
+    monkeypatch.setattr("orchestrator.running.stages.gpus_here", lambda: [T4])
+    monkeypatch.setattr("orchestrator.running.stages.survey", lambda *_, **__: [node(T4)])
     with pytest.raises(SweepError, match=ON_T4):
         tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
     assert not [*tmp_path.rglob("prepared/*")]
@@ -434,7 +435,7 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
     first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
     untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
     whole = replace(
-        whole, expectation=Expectation(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
+        whole, expectation=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
     )
     for cell in (first, second):
         assert whole.request_for(cell).fast == "auto"
@@ -489,14 +490,14 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
     """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
-    known = Expectation(GPU_MODELS["rtx4090"])
+    known = RuntimeModel(GPU_MODELS["rtx4090"])
     for trial in trials.values():
         assert (
             time_limit(trial, (), known)
             == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial))
             < 4 * 3600
         )
-        assert time_limit(trial, (), Expectation()) == HANG_FACTOR * core_seconds(trial)
+        assert time_limit(trial, (), RuntimeModel()) == HANG_FACTOR * core_seconds(trial)
         for there, asked in (
             (node(RTX4090), 1.0),
             (node(ADA), None),

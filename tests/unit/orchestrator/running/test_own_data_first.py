@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
@@ -47,7 +47,7 @@ def started(request, root, monkeypatch):
     def reached(*_: object, **__: object) -> None:
         raise AssertionError("Ray or MLflow starts")
 
-    monkeypatch.setattr("orchestrator.running.run.connect", reached)
+    monkeypatch.setattr("orchestrator.running.stages.connect", reached)
     monkeypatch.setattr(f"{module}.open_tracker", reached)
     return lambda sweep, **options: start(sweep, RunOptions(root=root, **options))
 

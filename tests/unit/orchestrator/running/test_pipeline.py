@@ -14,7 +14,7 @@ import pytest
 from orchestrator.machine.cluster import Cluster, RunOptions
 from orchestrator.machine.ending import remove_orphans
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore
 from orchestrator.running import run as module
@@ -167,7 +167,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
     def connected(*_, **__):
         yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
 
-    monkeypatch.setattr("orchestrator.running.run.connect", connected)
+    monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
     with pytest.raises(
         ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"

@@ -3,9 +3,10 @@
 import pytest
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.planning.estimate import Expectation
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, need_of
+from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import TrialFailure
 from orchestrator.running.resource_policy import ResourcePolicy
@@ -18,22 +19,22 @@ def cells():
 
 
 def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
-    requests = ResourcePolicy(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
+    requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     for cell in cells:
         assert requests.request_for(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
     assert ResourcePolicy(Resources(1, 0.25)).request_for(cells[0]).num_gpus == 0.25
     assert (
-        ResourcePolicy(Resources(1, 0), Expectation(GPU_MODELS["a100"]))
+        ResourcePolicy(Resources(1, 0), RuntimeModel(GPU_MODELS["a100"]))
         .request_for(cells[0])
         .num_gpus
         == 0
     )
-    whole = ResourcePolicy(Resources(1, 1.0), Expectation(GPU_MODELS["a100"], share=1.0))
+    whole = ResourcePolicy(Resources(1, 1.0), RuntimeModel(GPU_MODELS["a100"], share=1.0))
     assert whole.request_for(cells[0]).num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
-    requests = ResourcePolicy(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
+    requests = ResourcePolicy(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     shares = [requests.request_for(cell).num_gpus for cell in cells]
     assert requests.mean_request(cells) == Resources(1, sum(shares) / len(shares))
     assert ResourcePolicy(Resources(2, 0)).mean_request(cells) == Resources(2, 0)

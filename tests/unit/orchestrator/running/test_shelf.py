@@ -1,8 +1,12 @@
 """Arrays in the object store: there when a trial needs them, gone when none does."""
 
+import os
+import signal
+import time
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -97,3 +101,54 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     (reason,) = ray.get(shelf.actor.take.remote("a"))
     assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
     shelf.close()
+
+
+def killed(actor):
+    """Kill an actor's process, as Ray's memory killer does, and wait until it is gone."""
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+
+
+class WithPid(IsweepArrays):
+    async def pid(self):
+        return os.getpid()
+
+
+def test_trials_get_their_arrays_again_when_the_actor_that_hands_them_out_was_killed(
+    ray_local, monkeypatch
+):
+    """Each further trial of that start failed, up to twenty times, and nobody said why."""
+    monkeypatch.setattr("orchestrator.running.arrays.CHECK_INTERVAL_S", 0.0)
+    actor = start_beside_driver(WithPid, max_restarts=-1, max_task_retries=-1)
+    cache = ArrayCache(data, 5000, actor, Counter("aab"))
+    start(cache, "a")
+    early = actor.take.remote("b")
+    killed(actor)
+    late = actor.take.remote("a")
+    while not ray.wait([late], timeout=0.1)[0]:
+        cache.check_actor()
+    assert ray.get(ray.get(late)[0]).data_fingerprint == "a"
+    start(cache, "b")
+    assert ray.get(ray.get(early)[0]).data_fingerprint == "b"
+    cache.close()
+
+
+def test_a_trial_learns_that_its_array_cannot_be_read_also_from_an_actor_that_was_killed(
+    ray_local, monkeypatch
+):
+    monkeypatch.setattr("orchestrator.running.arrays.CHECK_INTERVAL_S", 0.0)
+    actor = start_beside_driver(WithPid, max_restarts=-1, max_task_retries=-1)
+
+    def broken(key):
+        raise DataError("Arrays must be whole", "half of one")
+
+    cache = ArrayCache(broken, 1, actor)
+    start(cache, "a")
+    killed(actor)
+    late = actor.take.remote("a")
+    while not ray.wait([late], timeout=0.1)[0]:
+        cache.check_actor()
+    assert isinstance(ray.get(late)[0], DataError)
+    cache.close()

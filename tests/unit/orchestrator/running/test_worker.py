@@ -101,7 +101,7 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     again = replace(
         assignment,
         spec=more,
-        known=trial_record(first, spec=spec),
+        earlier=trial_record(first, spec=spec),
         resources=Resources(1, 0, micro_batch=2),  # it was out of memory
     )
     parts, whole = [], trial.scaled_batch_size

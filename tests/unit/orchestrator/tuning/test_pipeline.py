@@ -9,11 +9,11 @@ import pytest
 
 import isweep
 from orchestrator import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
-from orchestrator.running import run as run_pipeline
+from orchestrator.running import stages
 from orchestrator.running.progress import Progress
 from orchestrator.tuning import run
 from orchestrator.tuning.cells import Role, SearchRecord, search_rows, search_standing
@@ -102,7 +102,7 @@ def test_every_trial_is_stored_told_and_tracked_once(found):
 def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     summary, root = found
     before, recipe = records(root), summary.recipe.read_bytes()
-    monkeypatch.setattr(run_pipeline, "connect", None)
+    monkeypatch.setattr(stages, "connect", None)
     again = tune_sweep(TINY, RunOptions(root=root))
     assert again.num_new == 0
     assert again.cells == summary.cells

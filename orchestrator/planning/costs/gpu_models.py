@@ -1,0 +1,163 @@
+"""Table of GPUs: rates and memory by data sheet, and the share of them that training reaches.
+
+The shares are fitted to published training throughput at 224 pixels, or assumed where a row of
+``gpu_models.csv`` says so. ``isweep gpu-check`` measures them on a GPU of your own.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import unknown_name
+
+BFLOAT16_FROM = 8.0
+"""Lowest CUDA compute capability that computes in bfloat16."""
+OLDEST = "v100"
+"""GPU whose rates are taken for one that is older than all GPUs of the table."""
+NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
+"""Words of a driver's name that mean a smaller GPU than the table's row of the same number: a slice
+(MIG), and the variants Laptop, Max-Q and D."""
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """A model of GPU, by the name that the command line knows it by.
+
+    Attributes:
+        capability: CUDA compute capability.
+        processors: Number of streaming multiprocessors.
+        half_tflops: Dense rate in 16 bits (bfloat16, or else float16), 1e12 operations per second.
+        single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
+        bandwidth: Bandwidth of the memory, GB/s.
+        memory_gib: Size of the memory, GiB.
+        compute_efficiency: Share of the arithmetic rates that training reaches.
+        bandwidth_efficiency: Share of the bandwidth that training reaches.
+        origin: Where these numbers come from, in words.
+        timed: False where the time of a trial on this GPU cannot be predicted.
+    """
+
+    name: str
+    capability: float
+    processors: int
+    half_tflops: float
+    single_tflops: float
+    bandwidth: float
+    memory_gib: float
+    compute_efficiency: float
+    bandwidth_efficiency: float
+    origin: str = "data sheet; shares fitted to published training"
+    timed: bool = True
+
+    @property
+    def bfloat16(self) -> bool:
+        """True if the GPU computes in bfloat16; PyTorch emulates it on older ones."""
+        return self.capability >= BFLOAT16_FROM
+
+
+def _read_table() -> dict[str, GpuModel]:
+    path = Path(__file__).with_suffix(".csv")
+    models = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            models[row["name"]] = GpuModel(
+                name=row["name"],
+                capability=float(row["capability"]),
+                processors=int(row["processors"]),
+                half_tflops=float(row["half_tflops"]),
+                single_tflops=float(row["single_tflops"]),
+                bandwidth=float(row["bandwidth"]),
+                memory_gib=float(row["memory_gib"]),
+                compute_efficiency=float(row["compute_efficiency"]),
+                bandwidth_efficiency=float(row["bandwidth_efficiency"]),
+                origin=row["origin"],
+            )
+    return models
+
+
+GPU_MODELS = _read_table()
+"""GPUs by name, in the order of the file."""
+
+
+def gpu_model(name: str) -> GpuModel:
+    """Return a GPU of the table by its name, in any case.
+
+    Raises:
+        ConfigError: The table has no such GPU.
+    """
+    if name.lower() not in GPU_MODELS:
+        raise unknown_name("GPU", name, GPU_MODELS)
+    return GPU_MODELS[name.lower()]
+
+
+def gpu_model_like(name: str) -> GpuModel | None:
+    """Return the GPU of the table that a driver or Ray calls by this name, or None.
+
+    If several fit, return the one with the least memory. A slice of a GPU (MIG) and its smaller
+    variants are not in the table.
+    """
+    words = re.split("[-_ ]+", name.lower())
+    words += [first + second for first, second in pairwise(words)]  # "RTX 3090" is rtx3090
+    if NOT_WHOLE.intersection(words):
+        return None
+    fitting = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
+    # Ray calls both sizes of an A100 by one name; a driver writes NVIDIA A100-SXM4-80GB.
+    size = re.search(r"\b(\d+)\s?g", name.lower())
+    if size:
+        fitting = [gpu for gpu in fitting if gpu.memory_gib == int(size[1])] or fitting
+    is_pcie = "pcie" in words
+    fitting = [gpu for gpu in fitting if ("pcie" in gpu.name) == is_pcie] or fitting
+    return min(fitting, key=lambda gpu: gpu.memory_gib, default=None)
+
+
+def gpu_model_there(
+    name: str,
+    memory_gib: float,
+    capability: float,
+    processors: int,
+    checks: Mapping[str, Mapping[str, Any]] | None = None,
+) -> GpuModel:
+    """Return the GPU that the driver of a node describes.
+
+    A GPU that the table lacks, for example a slice (MIG), gets the rates per processor of the
+    slowest GPU of its compute capability, or of the last capability before it.
+
+    Args:
+        name: The driver's name of the GPU.
+        memory_gib: Memory that the driver reports, GiB.
+        capability: CUDA compute capability.
+        processors: Number of streaming multiprocessors; 0 if unknown.
+        checks: Measured rates by the driver's name, see
+            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace the table's.
+    """
+    gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
+    row = (checks or {}).get(name, {}).get("row", {})
+    measured = {field.name: row[field.name] for field in fields(GpuModel) if field.name in row}
+    measured.update(name=gpu.name, memory_gib=memory_gib)
+    return replace(gpu, **measured)
+
+
+def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
+    """Return a GPU that is not in the table, with the rates per processor of one that is."""
+    older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
+    like = max(
+        older or [GPU_MODELS[OLDEST]],
+        key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors),
+    )
+    part = processors / like.processors if processors else 1.0
+    return replace(
+        like,
+        name=name,
+        capability=capability,
+        processors=processors,
+        half_tflops=part * like.half_tflops,
+        single_tflops=part * like.single_tflops,
+        bandwidth=part * like.bandwidth,
+        timed=False,
+        origin=f"unknown: no hours; per processor as {like.name}",
+    )

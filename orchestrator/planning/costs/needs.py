@@ -1,0 +1,171 @@
+"""Predicted time of a trial on a GPU or a core, and the share of a GPU that it needs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.kernels import PassCost
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import (
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
+    PassTime,
+    pass_time,
+)
+from orchestrator.planning.costs.passes import batch_passes
+from search_spaces.specs import TrialSpec
+
+TRIAL_SECONDS = 3.0
+"""Seconds per trial besides the work of its GPU: building, copying, d_repr, storing; assumed."""
+CORE_TRIAL_SECONDS = 0.5
+"""The same seconds per trial on a core; assumed."""
+CORE_FLOPS = 100e9
+"""Operations per second that one core sustains, where nothing was measured
+(benchmarks/training_throughput.py)."""
+CORE_INTERVAL_S = 30e-6
+"""Seconds that an operation takes on a core besides its arithmetic. A step of small_cnn on 32
+images of 32 pixels, 52 operations and 0.12 GFLOP, takes 2.9 ms
+(benchmarks/results/training_throughput_epyc.json)."""
+MEMORY_MARGIN = 1.15
+"""Memory of a share of a GPU over predicted memory: a trial whose share is too small runs out of
+memory."""
+BUSY_ENOUGH = 0.95
+"""A GPU that works for this part of the time gains nothing from another trial. That a second
+process fills the gaps of the first is known of processes under MPS."""
+SHARE_STEP = 100
+"""Shares are multiples of a hundredth of a GPU."""
+MIN_UNTIMED_SHARE = 0.25
+"""Least share of a GPU whose times cannot be predicted."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Measured over predicted values, by model; 1 is taken for a model that is not listed.
+
+    Attributes:
+        memory: The largest ratio of peak memory, on any GPU.
+        seconds: The median ratio of seconds, on one kind of GPU.
+        core_seconds: The median ratio of seconds on a core.
+    """
+
+    memory: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    core_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """What a trial needs of one kind of GPU.
+
+    Attributes:
+        seconds: Seconds of the trial on its share.
+        share: Share of a GPU, above 0; a whole number above 1 is several GPUs.
+        memory_bytes: Peak memory.
+    """
+
+    seconds: float
+    share: float
+    memory_bytes: float
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Seconds of a whole GPU that the trial takes; several GPUs are taken entirely."""
+        return self.seconds * self.share
+
+
+@dataclass(frozen=True)
+class _TimedPasses:
+    """A number of like passes, and the predicted time of each."""
+
+    number: float
+    time: PassTime
+
+
+def need_of(
+    trial: TrialSpec,
+    gpu: GpuModel,
+    corrections: Corrections | None = None,
+    given: float | None = None,
+) -> GpuNeed:
+    """Predict what a trial needs of a GPU.
+
+    Args:
+        trial: The trial.
+        gpu: The kind of GPU.
+        corrections: How far predictions for like trials were off.
+        given: The share of a GPU that the trial gets. If None or 0, as many trials share a GPU as
+            keep it busy together, or as few as its memory holds.
+    """
+    corrections = corrections or Corrections()
+    passes = _timed_passes(trial, gpu)
+    alone_s = TRIAL_SECONDS + sum(part.number * part.time.seconds for part in passes)
+    busy = sum(part.number * part.time.busy for part in passes) / alone_s
+    name = trial.network.model.name
+    memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
+    share = given or _share(gpu, busy, memory)
+    seconds = alone_s * max(1.0, busy / min(share, 1.0))
+    return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
+
+
+def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
+    """Return the passes of a trial with their predicted times on a GPU."""
+    cost = cost_of(trial.network)
+    numbers = batch_passes(trial, cost)
+    # Steps of your own networks are not captured as CUDA graphs.
+    is_captured = trial.network.model.library != "own"
+    step_interval = GRAPH_INTERVAL_S if is_captured else EAGER_INTERVAL_S
+    is_half = trial.network.recipe.precision != "float32"
+    step_time = pass_time(cost.step, gpu, interval=step_interval, half=is_half)
+
+    def eager(part: PassCost) -> PassTime:
+        return pass_time(part, gpu, interval=EAGER_INTERVAL_S, half=False)
+
+    return (
+        _TimedPasses(numbers.steps, step_time),
+        _TimedPasses(numbers.evaluations, eager(cost.evaluation)),
+        _TimedPasses(numbers.gradients, eager(cost.attack)),
+    )
+
+
+def _share(gpu: GpuModel, busy: float, memory: float) -> float:
+    """Return the share of a GPU for a trial that keeps it busy for a part of the time.
+
+    Args:
+        gpu: The kind of GPU.
+        busy: Part of the trial's time in which it keeps a whole GPU busy.
+        memory: Peak memory of the trial, bytes.
+    """
+    num_together = max(1, math.ceil(BUSY_ENOUGH / busy))
+    # Rounded down: a third becomes 0.33, and three of these fit on a GPU.
+    for_work = math.floor(SHARE_STEP / num_together) / SHARE_STEP
+    if not gpu.timed:
+        for_work = max(for_work, MIN_UNTIMED_SHARE)
+    gpu_bytes = gpu.memory_gib * 2**30
+    for_memory = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / gpu_bytes) / SHARE_STEP
+    return min(1.0, max(for_work, for_memory, 1 / SHARE_STEP))
+
+
+def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
+    """Predict the seconds of a trial on one core.
+
+    A model that was not measured is corrected by the median over the models that were.
+    """
+    cost = cost_of(trial.network)
+    numbers = batch_passes(trial, cost)
+    predicted = CORE_TRIAL_SECONDS + (
+        numbers.steps * _core_pass_seconds(cost.step)
+        + numbers.evaluations * _core_pass_seconds(cost.evaluation)
+        + numbers.gradients * _core_pass_seconds(cost.attack)
+    )
+    measured = corrections.core_seconds if corrections else {}
+    usual = statistics.median(measured.values()) if measured else 1.0
+    return predicted * measured.get(trial.network.model.name, usual)
+
+
+def _core_pass_seconds(part: PassCost) -> float:
+    return part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S

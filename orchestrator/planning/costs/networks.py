@@ -1,0 +1,190 @@
+"""Costs of a network: from the shipped table, from the user's cache, or by walking over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.costs.kernels import PASSES, Kernel, NetworkCost, PassCost
+from orchestrator.planning.paths import user_cache
+from search_spaces.errors import ConfigError, SweepError
+from search_spaces.fingerprint import fingerprint
+from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
+from tasks.atomic import write_atomic
+
+WALKED = Path(__file__).with_name("walked.json")
+"""Costs of the networks of all presets by :func:`cost_key`: a plan of a preset needs no torch."""
+MAX_REMEMBERED = 4096
+"""Networks whose costs are remembered by the identity of their specs."""
+
+
+@cache
+def _shipped_costs() -> dict[str, dict[str, Any]]:
+    costs: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
+    return costs
+
+
+def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
+    """Return the key of a network's costs; sizes are channels, side in pixels and logits."""
+    return fingerprint([model, recipe, sizes])[:16]
+
+
+@lru_cache(maxsize=256)
+def network_cost(
+    model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
+) -> NetworkCost:
+    """Return the costs of a network's passes on square images of ``image_size`` pixels.
+
+    ``num_outputs`` is the number of logits if the recipe names none.
+
+    Raises:
+        ConfigError: The network cannot be built with these sizes.
+    """
+    key = cost_key(model, recipe, channels, image_size, num_outputs)
+    if key in _shipped_costs():
+        return _cost_of_plain(_shipped_costs()[key])
+    can_be_cached = model.library != "own"  # files of your own network may change
+    file = user_cache("costs") / f"{key}-{_code_version()}.json"
+    if can_be_cached:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
+    from orchestrator.planning.costs.walk import walk_network  # imports torch, which takes seconds
+
+    cost = walk_network(model, recipe, channels, image_size, num_outputs)
+    if can_be_cached:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(plain_cost(cost)).encode(), durable=False)
+    return cost
+
+
+@cache
+def _code_version() -> str:
+    """Return a hash of what a walk depends on besides its network: torch's packages, our source."""
+    versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
+    code = hashlib.sha256(versions.encode())
+    trials = Path(__file__).parents[3] / "tasks" / "trials"
+    for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
+        code.update(path.read_bytes())
+    return code.hexdigest()[:16]
+
+
+def plain_cost(cost: NetworkCost) -> dict[str, Any]:
+    """Return costs as plain values for JSON; like kernels stand once, with their number."""
+    plain = asdict(cost)
+    for name in PASSES:
+        kernels = getattr(cost, name).kernels
+        numbers = Counter((kernel.name, kernel.flops, kernel.num_bytes) for kernel in kernels)
+        plain[name]["kernels"] = [[*kernel, number] for kernel, number in numbers.items()]
+    return plain
+
+
+def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
+    """Return the costs that :func:`plain_cost` wrote."""
+    passes = {}
+    for name in PASSES:
+        kernels: list[Kernel] = []
+        for *kernel, number in plain[name]["kernels"]:
+            kernels += [Kernel(*kernel)] * number
+        passes[name] = PassCost(**{**plain[name], "kernels": tuple(kernels)})
+    return NetworkCost(**{**plain, **passes})
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """Costs of a network, with the specs whose identities are their key.
+
+    The specs are held, so that no other objects can get their identities.
+    """
+
+    specs: tuple[Spec, ...]
+    cost: NetworkCost
+
+
+_REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
+"""Costs by the identity of model, recipe and prepared data. The trials of a plan share these
+objects, and hashing their content for each trial would take longer than the rest of a plan."""
+
+
+def cost_of(network: NetworkSpec) -> NetworkCost:
+    """Return the costs of a network in its recipe.
+
+    Raises:
+        ConfigError: The network cannot be built, or fails on every image that was tried.
+    """
+    specs = (network.model, network.recipe, network.subset.prepared)
+    key = tuple(map(id, specs))
+    if key in _REMEMBERED:
+        return _REMEMBERED[key].cost
+    prepared = network.subset.prepared
+    try:
+        cost = network_cost(
+            network.model,
+            recipe_of_costs(network),
+            channels=prepared.channels,
+            image_size=prepared.image_size,
+        )
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:  # code of the user's network may raise anything
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(
+            "A network must take a training step, an evaluation and an attack on some image",
+            f"{network.model.library} {network.model.architecture}: "
+            f"{type(error).__name__}: {first_line}",
+        ) from error
+    if len(_REMEMBERED) >= MAX_REMEMBERED:
+        _REMEMBERED.clear()
+    _REMEMBERED[key] = _Remembered(specs, cost)
+    return cost
+
+
+def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
+    """Return the recipe of a network without the values that change no cost."""
+    # Adam's kernel applies the weight decay in passing; SGD adds it to copies of all gradients.
+    has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
+    return network.recipe.model_copy(
+        update={
+            "name": "cost",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4 if has_decay else 0.0,
+            "epochs": 1,
+            "input_scale": 1.0,
+        }
+    )
+
+
+def was_built(network: NetworkSpec, num_outputs: int) -> bool:
+    """Return whether a network is one of a preset.
+
+    It was then built when its shipped costs were counted, and need not be tried again.
+    """
+    prepared = network.subset.prepared
+    sizes = (prepared.channels, prepared.image_size, num_outputs)
+    return cost_key(network.model, recipe_of_costs(network), *sizes) in _shipped_costs()
+
+
+def has_cost(network: NetworkSpec) -> bool:
+    """Return whether the costs of a network are counted, and not guessed from its weights."""
+    try:
+        return not cost_of(network).uncounted
+    except SweepError:
+        return False
+
+
+def has_batch_norm(network: NetworkSpec) -> bool:
+    """Return whether a network may normalize over the batch.
+
+    A network that could not be counted may have any operation.
+    """
+    cost = cost_of(network)
+    if cost.uncounted:
+        return True
+    return any("batch_norm" in kernel.name for kernel in cost.step.kernels)

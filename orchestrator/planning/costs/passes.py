@@ -1,0 +1,102 @@
+"""How many images a trial sends through its network, in training and by each attack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.planning.costs.kernels import NetworkCost
+from orchestrator.planning.costs.networks import cost_of
+from search_spaces.attacks import ATTACKS
+from search_spaces.specs import TrialSpec
+from tasks.trials.records import epochs_to_look_at
+
+ROBUSTNESS = "robustness"
+"""Name of the search for the robustness radius among the kinds of attack."""
+
+
+@dataclass(frozen=True)
+class ImagePasses:
+    """Number of images that pass a network forward and back, and forward only."""
+
+    gradients: int
+    forwards: int
+
+
+@dataclass(frozen=True)
+class BatchPasses:
+    """Number of batches that a trial sends through its network.
+
+    Attributes:
+        steps: Training steps.
+        evaluations: Batches forward only.
+        gradients: Batches forward, and back to the pixels.
+    """
+
+    steps: float
+    evaluations: float
+    gradients: float
+
+
+def training_flops(trial: TrialSpec) -> float:
+    """Return the operations of a trial's training."""
+    network = trial.network
+    flops_per_image = cost_of(network).step.flops / network.recipe.batch_size
+    return network.recipe.epochs * network.train_size * flops_per_image
+
+
+def attack_flops(trial: TrialSpec) -> dict[str, float]:
+    """Return the operations of a trial's attacks, by kind.
+
+    A gradient by the pixels costs three forward passes.
+    """
+    forward = cost_of(trial.network).forward_flops
+    return {
+        kind: forward * (3 * passes.gradients + passes.forwards)
+        for kind, passes in attack_passes(trial).items()
+    }
+
+
+def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
+    """Return the passes of every attack by name, and of ``robustness``; 0 if not requested."""
+    test_size = trial.network.subset.test_size
+    num_epsilons = len(trial.attacks.epsilons)
+    passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, ROBUSTNESS)}
+    for method in trial.attacks.methods:
+        per_image = ATTACKS[method].passes(trial.attacks.values(method))
+        gradients = per_image.shared_gradients + num_epsilons * per_image.gradients
+        passes[method] = ImagePasses(
+            gradients=test_size * gradients,
+            forwards=test_size * num_epsilons * per_image.forwards,
+        )
+    robustness = trial.robustness
+    if robustness is not None:
+        num_images = min(robustness.num_images, test_size)
+        passes[ROBUSTNESS] = ImagePasses(
+            gradients=num_images * robustness.num_steps,
+            forwards=2 * num_images * robustness.num_bisections,
+        )
+    return passes
+
+
+def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
+    """Return the batches that a trial sends through its network."""
+    network = trial.network
+    recipe = network.recipe
+    passes = attack_passes(trial).values()
+    gradients = sum(kind.gradients for kind in passes)
+    # The pass that gives FGSM its directions also gives the test loss, so that it is made without
+    # FGSM as well.
+    has_clean_gradients = any(
+        ATTACKS[method].passes(trial.attacks.values(method)).shared_gradients
+        for method in trial.attacks.methods
+    )
+    if not has_clean_gradients:
+        gradients += network.subset.test_size
+    tested_images = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
+    forwards = network.train_size + tested_images + sum(kind.forwards for kind in passes)
+    return BatchPasses(
+        steps=recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
+        evaluations=forwards / cost.evaluation_batch,
+        gradients=gradients / cost.attack_batch,
+    )

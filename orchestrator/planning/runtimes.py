@@ -1,0 +1,145 @@
+"""Expected run time of trials, corrected by what finished trials took."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.planning.costs.gpu_models import GpuModel, gpu_model_like
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import Corrections, core_seconds, need_of
+from orchestrator.planning.costs.networks import has_cost
+from search_spaces.errors import SweepError
+from search_spaces.specs import TrialSpec
+from tasks.trials.records import CONTEXT_BYTES
+
+HANG_FACTOR = 20
+"""A trial counts as hung after this many times its expected seconds: machines are shared."""
+UNTIMED_FACTOR = 5
+"""The expected seconds are multiplied by this on a GPU whose times cannot be predicted."""
+MIN_LIMIT_S = 600.0
+"""Least seconds before a trial counts as hung: libraries, arrays and the GPU's start come before
+the first epoch."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MeasuredTrial:
+    """What a finished trial cost.
+
+    Attributes:
+        spec: The trial.
+        on_gpu: True if it ran on a GPU.
+        share: Its share of GPUs, or its CPU threads.
+        seconds: Wall time.
+        gpu: The driver's name of the GPU.
+        peak_bytes: Peak memory besides the CUDA context; 0 if it is not known.
+    """
+
+    spec: TrialSpec
+    on_gpu: bool
+    share: float
+    seconds: float
+    gpu: str = ""
+    peak_bytes: int = 0
+
+
+def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
+    """Return how far predictions were off for finished trials, by model.
+
+    Args:
+        gpu: The kind of GPU on which times are compared; None compares times on cores only.
+        trials: Finished trials, on any machine.
+    """
+    memory: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {}
+    seconds_on_cores: dict[str, list[float]] = {}
+    for trial in trials:
+        network = trial.spec.network
+        name = network.model.name
+        if not has_cost(network):
+            continue
+        if trial.peak_bytes and trial.on_gpu:
+            ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
+            memory[name] = max(ratio, memory.get(name, 0.0))
+        if not network.recipe.epochs or trial.seconds <= 0:
+            continue
+        if not trial.on_gpu:
+            ratio = trial.seconds * trial.share / core_seconds(trial.spec)
+            seconds_on_cores.setdefault(name, []).append(ratio)
+        elif gpu is not None and _is_model(trial.gpu, gpu):
+            ratio = trial.seconds / need_of(trial.spec, gpu, given=trial.share).seconds
+            seconds.setdefault(name, []).append(ratio)
+    return Corrections(memory, _medians(seconds), _medians(seconds_on_cores))
+
+
+def _is_model(name: str, gpu: GpuModel) -> bool:
+    """Return whether a driver's name means a kind of GPU."""
+    like = gpu_model_like(name)
+    return like is not None and like.name == gpu.name
+
+
+def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+@dataclass(frozen=True)
+class RuntimeModel:
+    """How long trials are expected to take, on a GPU or on CPUs, corrected by finished trials.
+
+    Attributes:
+        gpu: The kind of GPU; None for CPUs.
+        corrections: How far predictions were off there.
+        share: Share of a GPU that every trial gets; None for what each is predicted to need.
+    """
+
+    gpu: GpuModel | None = None
+    corrections: Corrections = field(default_factory=Corrections)
+    share: float | None = None
+
+    def seconds(self, trial: TrialSpec) -> float:
+        """Return the expected seconds of a trial, on its share of the GPU or on one core."""
+        if self.gpu is None:
+            return core_seconds(trial, self.corrections)
+        return need_of(trial, self.gpu, self.corrections, self.share).seconds
+
+
+def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[str, float]:
+    """Return the expected seconds of trials, by id; infinite if nothing can be predicted."""
+    seconds: dict[str, float] = {}
+    for trial in trials:
+        try:
+            seconds[trial.trial_id] = model.seconds(trial)
+        except SweepError as error:
+            # The longest trials go first, so this one fails soonest, and reports the error itself.
+            log.warning("%s: %s", trial.trial_id, error)
+            seconds[trial.trial_id] = math.inf
+    return seconds
+
+
+def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
+    """Return the seconds without an epoch or a result after which a trial counts as hung.
+
+    The limit is :data:`HANG_FACTOR` times the whole trial. On a GPU this is the slower of the
+    slowest finished trial of its model and the expected seconds; on a core it is the slowest
+    finished trial, and the expected seconds only if none has finished. It is infinite for a network
+    whose operations cannot be counted.
+    """
+    if not has_cost(trial.network):
+        return math.inf
+    ratios = [
+        done.seconds / core_seconds(done.spec)
+        for done in measured
+        if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
+    ]
+    slowest = max(ratios, default=0.0) * core_seconds(trial)
+    expected = model.seconds(trial)
+    if model.gpu is None:
+        return max(MIN_LIMIT_S, HANG_FACTOR * (slowest or expected))
+    if not model.gpu.timed:
+        expected *= UNTIMED_FACTOR
+    return max(MIN_LIMIT_S, HANG_FACTOR * max(slowest, expected))

@@ -1,0 +1,58 @@
+"""Order in which trials are offered: the longest first, as far as their arrays fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.planning.costs.memory import array_bytes
+from orchestrator.planning.plan import SweepPlan
+from search_spaces.specs import TrialSpec
+from search_spaces.tuning import SearchTrialSpec
+
+
+def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
+    """Return the name of the arrays that a trial needs.
+
+    Trials of all train sizes share their arrays, unless a fault of the study forbids it. Splits of
+    a search have arrays of their own.
+    """
+    subset = trial.network.subset
+    key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
+    if isinstance(trial, SearchTrialSpec):
+        return f"{key}/{trial.validation.split}"
+    return key
+
+
+def order_trials(
+    plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
+) -> list[TrialSpec]:
+    """Return trials with the longest first, or in batches whose arrays fit in memory.
+
+    If all arrays do not fit together, trials are offered batch after batch. A batch is as many
+    arrays as fit into half of the budget. The next batch is then loaded while the last trials of
+    the one before still run, so that nothing waits. Ties keep their order.
+
+    Args:
+        plan: The plan of the trials.
+        trials: The trials to order.
+        budget: Bytes for arrays.
+        seconds: Expected seconds of each trial, by its id.
+    """
+    by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])
+    keys = {trial.trial_id: array_key(plan, trial) for trial in by_length}
+    sizes: dict[str, int] = {}
+    for trial in by_length:
+        num_loaded = plan.load_size(trial.network.subset, trial.network.train_size)
+        sizes[keys[trial.trial_id]] = array_bytes(trial.network, num_loaded)
+    if sum(sizes.values()) <= budget:
+        return by_length
+    batch_of: dict[str, int] = {}
+    batch = 0
+    used = 0
+    for key, size in sizes.items():
+        if used and used + size > budget / 2:
+            batch += 1
+            used = 0
+        batch_of[key] = batch
+        used += size
+    return sorted(by_length, key=lambda trial: batch_of[keys[trial.trial_id]])
