@@ -63,8 +63,8 @@ class Sweep(Shown):
         """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``,
         ….
         """
+        from orchestrator.results.rows import predictions_table
         from orchestrator.results.store import ResultStore
-        from orchestrator.results.table import predictions_table
 
         return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 
@@ -286,7 +286,7 @@ def tune(
     :func:`run`.
     """
     from orchestrator.tuning.outcome import outcome_rows
-    from orchestrator.tuning.run import tune_sweep
+    from orchestrator.tuning.tune_sweep import tune_sweep
 
     given = _run_options(root, options)
     summary = tune_sweep(source, given, progress=_progress(progress), changes=changes)

@@ -20,7 +20,7 @@ from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.perform import TrialTask
 from orchestrator.running.queue import ASSIGNMENT
-from orchestrator.running.shortage import Slots
+from orchestrator.running.recovery.shortage import Slots
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
@@ -115,6 +115,8 @@ def trained_here() -> Iterator[None]:
             "orchestrator.running.stages.Stages.executor", lambda *_, **__: InlineExecutor()
         )
         patch.setattr("orchestrator.running.actors.ActorHandles", lambda url: None)
-        patch.setattr("orchestrator.running.shortage.slots_for", lambda request: Slots(1, ""))
+        patch.setattr(
+            "orchestrator.running.recovery.shortage.slots_for", lambda request: Slots(1, "")
+        )
         patch.setattr("orchestrator.running.trials.TuneBackend", HereExecution)
         yield

@@ -157,9 +157,9 @@ def results(
     from orchestrator.analysis.table import write_csv
 
     if predictions:
+        from orchestrator.results.rows import predictions_table
         from orchestrator.results.state import read_state
         from orchestrator.results.store import ResultStore
-        from orchestrator.results.table import predictions_table
 
         workspace = place.open(sweep)
         records = read_state(workspace).records
@@ -175,7 +175,7 @@ def results(
     if chosen.search:
         import pandas as pd
 
-        from orchestrator.tuning.cells import search_rows
+        from orchestrator.tuning.search_records import search_rows
 
         table = pd.DataFrame(search_rows(place.open(sweep)))
         if table.empty:
@@ -649,8 +649,8 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     """Say where MLflow shows something else than the store; the store's numbers are used either
     way.
     """
+    from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()

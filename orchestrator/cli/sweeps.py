@@ -65,8 +65,8 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; prints the path of the recipe last."""
     from orchestrator.planning.sweep_changes import read_changes
-    from orchestrator.tuning.outcome import BRIEF, outcome_table
-    from orchestrator.tuning.run import tune_sweep
+    from orchestrator.tuning.search_report import BRIEF, outcome_table
+    from orchestrator.tuning.tune_sweep import tune_sweep
 
     options, again = work.run_options, work.again("tune", sweep)
     _tell_which(sweep, work, "tune")
@@ -109,7 +109,7 @@ def _tell_behind(num: int, command: str) -> None:
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     """Replay the result store to MLflow, close ghosts."""
-    from orchestrator.results.state import StoredResults
+    from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
     workspace = place.open(sweep)

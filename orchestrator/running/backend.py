@@ -15,21 +15,21 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, ActorHandles
 from orchestrator.running.arrays import ArrayCache
-from orchestrator.running.lost_workers import eligible_nodes, killed_for_memory, outcome_of
 from orchestrator.running.messages import TrialReport, WorkerLocation, WorkerMessage
 from orchestrator.running.metrics import SweepMetrics
 from orchestrator.running.preparation import own_code
 from orchestrator.running.progress import Progress
-from orchestrator.running.quarantine import GpuQuarantine
 from orchestrator.running.queue import TrialGenerator, trial_id_of
-from orchestrator.running.shortage import node_memory_bytes, shortage_for
+from orchestrator.running.recovery.lost_workers import eligible_nodes, killed_for_memory, outcome_of
+from orchestrator.running.recovery.quarantine import GpuQuarantine
+from orchestrator.running.recovery.shortage import node_memory_bytes, shortage_for
+from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.work import RunContext, TrialSource
 from orchestrator.running.worker import TrialTrainable, configured
-from orchestrator.running.worker_processes import worker_cpu_seconds
 
 
 class Backend(Protocol):

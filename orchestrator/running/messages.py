@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ray
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.results.store import Provenance, TrialFailure, TrialRecord
+from orchestrator.results.records import Provenance, TrialFailure, TrialRecord
 from search_spaces.specs import TrialSpec
 from tasks.finding import Finding
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult

@@ -29,9 +29,10 @@ from orchestrator.machine.locks import locked
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import provenance
-from orchestrator.results.tracking import Tracker, mlflow_uri
+from orchestrator.results.mlflow_connection import mlflow_uri
+from orchestrator.results.provenance import provenance
+from orchestrator.results.stored_results import StoredResults
+from orchestrator.results.tracking import Tracker
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from search_spaces.errors import plural
@@ -203,8 +204,8 @@ class Stages:
             trials: trials that are typical of what is run, at least one.
             measured: trials that have run, from which predictions are corrected.
         """
-        from orchestrator.running.resource_policy import ResourcePolicy, expectation_for
-        from orchestrator.running.shortage import slots_for
+        from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+        from orchestrator.running.recovery.shortage import slots_for
         from orchestrator.running.work import RunContext
 
         requested = plan.sweep.resources

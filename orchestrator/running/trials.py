@@ -17,10 +17,10 @@ from ray import tune
 from orchestrator.machine.ending import at_forced_end, raise_if_asked
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.results.store import Event, FailureKind, FailureRecord, TrialFailure, What
-from orchestrator.results.table import trial_tags
+from orchestrator.results.flat_runs import trial_tags
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.store import Event, What
 from orchestrator.running.backend import Backend, TuneBackend
-from orchestrator.running.failures import classify_broken_loop
 from orchestrator.running.messages import (
     EpochReport,
     Note,
@@ -29,9 +29,10 @@ from orchestrator.running.messages import (
     WorkerLocation,
 )
 from orchestrator.running.queue import TrialGenerator, assignment_of, release, trial_id_of
-from orchestrator.running.resource_policy import ResourcePolicy
-from orchestrator.running.retries import Retries
-from orchestrator.running.watchdog import Watchdog
+from orchestrator.running.recovery.failures import classify_broken_loop
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
+from orchestrator.running.recovery.retries import Retries
+from orchestrator.running.recovery.watchdog import Watchdog
 from orchestrator.running.work import RunContext, TrialSource
 from orchestrator.running.worker import REPORT
 from search_spaces.errors import SetupError, SweepError

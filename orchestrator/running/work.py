@@ -17,9 +17,13 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
 from orchestrator.planning.trial_order import array_key, order_trials
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import ResultStore, TrialRecord, provenance
-from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures
+from orchestrator.results.flat_runs import FlatRun, Point, epoch_points, flat_trial
+from orchestrator.results.metrics import index_measures
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import State
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import ActorHandles
 from orchestrator.running.messages import TrialAssignment, TrialReport

@@ -15,10 +15,10 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.machine import gpus
-from orchestrator.results.store import FailureKind, TrialFailure, code_fingerprint, provenance
+from orchestrator.results.provenance import code_fingerprint, provenance
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import ArtifactStore, MessageQueue
 from orchestrator.running.attempt_log import recorded
-from orchestrator.running.failures import OtherCodeError, classify
 from orchestrator.running.messages import (
     TrialAssignment,
     TrialFailedError,
@@ -27,6 +27,7 @@ from orchestrator.running.messages import (
 )
 from orchestrator.running.perform import Perform, TrialTask, perform_trial
 from orchestrator.running.queue import ASSIGNMENT
+from orchestrator.running.recovery.failures import OtherCodeError, classify
 from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import FailureKind, TrialFailure, provenance
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import EpochReport, TrialReport, WorkerLocation
 from orchestrator.running.queue import ASSIGNMENT, trial_id_of
 from orchestrator.running.worker import REPORT

@@ -15,7 +15,7 @@ import torch
 
 from orchestrator.machine import doctor, ending, gpus
 from orchestrator.machine.cluster import Resources, this_machine, trial_resources
-from orchestrator.running.failures import classify
+from orchestrator.running.recovery.failures import classify
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec

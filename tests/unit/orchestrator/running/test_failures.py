@@ -6,8 +6,8 @@ import pytest
 import ray.exceptions as rex
 import torch
 
-from orchestrator.results.store import FailureKind
-from orchestrator.running.failures import (
+from orchestrator.results.records import FailureKind
+from orchestrator.running.recovery.failures import (
     LIBRARY_ERRORS,
     LOST_WORKER,
     classify,
@@ -15,7 +15,7 @@ from orchestrator.running.failures import (
     classify_lost_worker,
     library_error,
 )
-from orchestrator.running.retries import MAX_RETRIES, Retries
+from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 from tasks.trials.training import CaptureError
 

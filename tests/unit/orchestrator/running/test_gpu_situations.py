@@ -31,11 +31,11 @@ from orchestrator.planning.runtimes import (
     time_limit,
 )
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.failures import classify
-from orchestrator.running.resource_policy import ResourcePolicy, expectation_for
-from orchestrator.running.retries import MAX_RETRIES, Retries
+from orchestrator.running.recovery.failures import classify
+from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from orchestrator.running.worker import TrialTrainable
-from orchestrator.tuning.run import tune_sweep
+from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials.training import CaptureError

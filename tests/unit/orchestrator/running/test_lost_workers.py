@@ -6,10 +6,10 @@ import pytest
 import ray.exceptions as rex
 from ray import cloudpickle
 
-from orchestrator.results.store import TrialFailure
-from orchestrator.running import lost_workers
-from orchestrator.running.lost_workers import killed_for_memory, outcome_of
+from orchestrator.results.records import TrialFailure
 from orchestrator.running.messages import TrialFailedError, TrialReport, WorkerLocation
+from orchestrator.running.recovery import lost_workers
+from orchestrator.running.recovery.lost_workers import killed_for_memory, outcome_of
 
 HERE = WorkerLocation("t", "actor", "10.0.0.1", node_id="n1")
 NODES = [

@@ -13,11 +13,11 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpus import UnusableGpuError
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.store import FailureKind, FailureRecord, TrialFailure
-from orchestrator.running.failures import OtherCodeError, classify, classify_lost_worker
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.running.messages import TrialReport
-from orchestrator.running.resource_policy import ResourcePolicy
-from orchestrator.running.retries import Retries
+from orchestrator.running.recovery.failures import OtherCodeError, classify, classify_lost_worker
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
+from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
 from tasks.trials.training import CaptureError

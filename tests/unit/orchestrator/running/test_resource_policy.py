@@ -8,8 +8,8 @@ from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.store import TrialFailure
-from orchestrator.running.resource_policy import ResourcePolicy
+from orchestrator.results.records import TrialFailure
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from tests.small_sweep import small_sweep
 
 

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.machine.gpus import REST_S, UnusableGpuError
-from orchestrator.results.store import FailureKind, TrialFailure
-from orchestrator.running import quarantine
-from orchestrator.running.failures import classify
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import EpochReport, WorkerLocation
-from orchestrator.running.quarantine import MAX_QUARANTINE_S, GpuQuarantine
 from orchestrator.running.queue import ASSIGNMENT, TRIAL_ID
-from orchestrator.running.retries import (
+from orchestrator.running.recovery import quarantine
+from orchestrator.running.recovery.failures import classify
+from orchestrator.running.recovery.quarantine import MAX_QUARANTINE_S, GpuQuarantine
+from orchestrator.running.recovery.retries import (
     DEVICE_ERRORS_PER_UNFIT,
     MAX_ON_UNFIT_NODE,
     MAX_PAUSE_S,

@@ -23,18 +23,16 @@ from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import (
-    FailureRecord,
-    ResultStore,
-    TrialRecord,
-    code_fingerprint,
-)
-from orchestrator.running import backend, retries, work, worker
+from orchestrator.results.provenance import code_fingerprint
+from orchestrator.results.records import FailureRecord, TrialRecord
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
+from orchestrator.running import backend, work, worker
 from orchestrator.running.backend import TuneBackend
-from orchestrator.running.failures import classify
 from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
+from orchestrator.running.recovery import retries
+from orchestrator.running.recovery.failures import classify
 from orchestrator.running.trials import TrialLoop
 from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
@@ -322,7 +320,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.watchdog.WARN_AFTER_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
         KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
     ):

@@ -18,15 +18,15 @@ from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.running import shortage
 from orchestrator.running.queue import TRIAL_ID
-from orchestrator.running.shortage import (
+from orchestrator.running.recovery import shortage
+from orchestrator.running.recovery.shortage import (
     autoscaler_report,
     shortage_for,
     slots_for,
     status_summary,
 )
-from orchestrator.running.watchdog import Watchdog
+from orchestrator.running.recovery.watchdog import Watchdog
 from search_spaces.errors import SetupError
 from tests.steady_clock import SteadyClock
 

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from orchestrator.results.table import FlatRun, Point
+from orchestrator.results.flat_runs import FlatRun, Point
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.work import RunContext, TrialSource
-from orchestrator.tuning.cells import AskedRecord, SearchRecord, flat_search
 from orchestrator.tuning.search import Asked, Earlier, Search
+from orchestrator.tuning.search_records import AskedRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec

@@ -17,9 +17,9 @@ import ray
 from ray import cloudpickle
 
 from orchestrator.machine.cluster import answers
-from orchestrator.results.store import FailureKind, TrialFailure
-from orchestrator.running.failures import classify_lost_worker
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import TrialFailedError, TrialReport, WorkerLocation
+from orchestrator.running.recovery.failures import classify_lost_worker
 
 log = logging.getLogger(__name__)
 

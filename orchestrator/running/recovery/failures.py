@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.machine.gpus import UnusableGpuError
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500

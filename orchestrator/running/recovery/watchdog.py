@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.queue import trial_id_of
 from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock

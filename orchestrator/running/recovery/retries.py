@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.machine.gpus import REST_S
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from search_spaces.errors import SetupError
 
 MAX_RETRIES: dict[FailureKind, int | None] = {
