@@ -11,6 +11,7 @@ from orchestrator.running.attempt_log import AttemptLog, recorded
 def test_what_is_logged_warned_and_printed_is_in_the_log(capsys):
     with recorded() as log:
         logging.getLogger("my.network").info("a log line")
+        warnings.simplefilter("default")  # here a warning is an error, in a worker it is not
         warnings.warn("a warning", stacklevel=1)
         print("out")
         print("error", file=sys.stderr)
