@@ -92,7 +92,7 @@ def test_trials_that_run_are_those_that_started_and_did_not_end(workspace, seed)
                 name = chance.choice(sorted(truth))
                 truth.remove(name)
                 if chance.random() < 0.3:
-                    progress.trial_failed(name, "worker_crash", "gone")
+                    progress.trial_failed(name, "worker_crash", "gone", None)
                 else:
                     progress.trial_finished(name, "done")
             else:
