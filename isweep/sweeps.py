@@ -112,7 +112,7 @@ class Sweep(Shown):
     def _with_results(self) -> pd.DataFrame:
         if self.table.empty:
             raise DataError(
-                f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)"
+                f"Sweep {self.name!r} has no results yet", hint="run it: isweep.run(...)"
             )
         return self.table
 

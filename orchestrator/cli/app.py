@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
         ConfigError: when it is none.
     """
     if not arguments:
-        raise ConfigError("A command is required", way_out="see: isweep --help")
+        raise ConfigError("A command is required", hint="see: isweep --help")
     try:
         function, bound, _ = application().parse_args(
             arguments, print_error=False, exit_on_error=False
@@ -158,11 +158,11 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
             return ConfigError(
-                f"Unknown option: {words[0]}", way_out="options stand after the command"
+                f"Unknown option: {words[0]}", hint="options stand after the command"
             )
         if words[0] in ("resume", "continue"):
             return ConfigError(
-                f"Unknown command: {words[0]}", way_out="isweep run SWEEP does what is left"
+                f"Unknown command: {words[0]}", hint="isweep run SWEEP does what is left"
             )
         said = said.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
@@ -172,7 +172,7 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif error.argument is not None and error.argument.name not in said:
         said = f"Invalid value for {error.argument.name}: {said}"
     return ConfigError(
-        said, way_out=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help"
+        said, hint=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help"
     )
 
 
@@ -243,16 +243,16 @@ def _run(command: partial[int | None]) -> int:
         log.exception("the machine did not do what was asked")
         where = f" ({error.filename})" if error.filename else ""
         reason = (error.strerror or str(error) or type(error).__name__) + where
-        way_out = "mend that (free some space on a full disk), and run the same command again"
-        return _failed(SetupError("The machine must do what is asked of it", reason, way_out))
+        hint = "mend that (free some space on a full disk), and run the same command again"
+        return _failed(SetupError("The machine must do what is asked of it", reason, hint))
     except Exception as error:
         if is_stop(error):
             log.exception("on the way out of a stop")
             return _stopped("")
         log.exception("a bug")
         what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        way_out = "the log below the root has its traceback; what was done is kept"
-        _failed(SweepError("This is a bug", what, way_out))
+        hint = "the log below the root has its traceback; what was done is kept"
+        _failed(SweepError("This is a bug", what, hint))
         return EXIT_BUG
 
 

@@ -179,8 +179,8 @@ def results(
 
         table = pd.DataFrame(search_rows(place.open(sweep)))
         if table.empty:
-            way_out = f"run: {place.hint('tune', sweep)}"
-            raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
+            hint = f"run: {place.hint('tune', sweep)}"
+            raise ConfigError("Results of a search need one", f"{sweep}: none stored", hint)
     else:
         table, _ = read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
@@ -225,7 +225,7 @@ class TableOptions:
         if not self.response or not self.on or not self.groups:
             rule = "A table needs --response, --on and --groups"
             raise ConfigError(
-                rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
+                rule, hint=f"e.g. isweep fit {path} --response loss --on d --groups dataset"
             )
         design = Design(self.response, self.on, self.groups, self.within)
         table = read_user_table(path, design)
@@ -299,8 +299,8 @@ def compare(
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
-        way_out = "name another one; isweep status lists those of the root"
-        raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
+        hint = "name another one; isweep status lists those of the root"
+        raise ConfigError("compare needs two sweeps", f"{first} twice", hint)
     tables = [read_table(name, place, from_store=from_store)[0] for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), report_tables(found.table()))
@@ -329,7 +329,7 @@ def claims(
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
+        raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
     if sweep is None:
         found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
@@ -443,7 +443,7 @@ def predict(
         return
     if not sweep:
         hint = "name a sweep, or a file of results: --curve results.csv"
-        raise ConfigError("A prediction needs a sweep or a learning curve", way_out=hint)
+        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
     if is_of_new_dataset and (train_size is None) == (target_loss is None):
         rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
         raise ConfigError(rule, "neither" if train_size is None else "both")
@@ -668,9 +668,9 @@ def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
     """
     from orchestrator.running.progress import read_run
 
-    way_out = f"run it: {place.hint('run', sweep)}"
+    hint = f"run it: {place.hint('run', sweep)}"
     if read_run(workspace) is not None:
-        way_out = f"a run works on it; see: {place.hint('status', sweep)}"
+        hint = f"a run works on it; see: {place.hint('status', sweep)}"
     elif not workspace.paths.root.is_dir():
-        way_out += f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)
+        hint += f"; there is no root {workspace.paths.root} yet"
+    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)

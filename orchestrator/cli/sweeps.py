@@ -396,5 +396,5 @@ def _cell_named(workspace: Workspace, asked: str) -> str:
         raise ConfigError(
             f"--cell must name one cell, not {len(matching)}", found, "write more of the id"
         )
-    way_out = f"{nearest(asked, planned)}isweep plan --all lists them"
-    raise ConfigError("--cell must name a cell of the sweep", repr(asked), way_out)
+    hint = f"{nearest(asked, planned)}isweep plan --all lists them"
+    raise ConfigError("--cell must name a cell of the sweep", repr(asked), hint)
