@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from orchestrator import RunOptions
     from orchestrator.analysis.fits import ScalingFits
     from orchestrator.analysis.interventions import Arm
-    from orchestrator.analysis.prediction import Growth, Prediction
+    from orchestrator.analysis.loss_growth import Growth
+    from orchestrator.analysis.prediction import Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.results.state import State
     from orchestrator.running.progress import Progress
@@ -96,10 +97,12 @@ class Sweep(Shown):
     def fits(self) -> Fits:
         """The scaling-law fits, with uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.report import arms_of
+        from orchestrator.analysis.report import arms_of, stored_predictions
 
         table, arms = self._with_results(), arms_of(self.workspace)
-        return Fits(fit_scaling_laws(table, arms=arms, explore=True), table, arms)
+        predictions = stored_predictions(self.workspace, self.state, table)
+        fits = fit_scaling_laws(table, arms=arms, explore=True, predictions=predictions)
+        return Fits(fits, table, arms)
 
     @property
     def report(self) -> Path:
@@ -291,7 +294,7 @@ def tune(
     given = _run_options(root, options)
     summary = tune_sweep(source, given, progress=_progress(progress), changes=changes)
     return Tuned(
-        table=pd.DataFrame(outcome_rows(summary.cells)),
+        table=pd.DataFrame(outcome_rows(summary.combinations)),
         recipe=str(summary.recipe),
         report=summary.report,
         problems=summary.problems,
@@ -358,8 +361,8 @@ def predict(
             CSV file.
         root: See :func:`isweep.run`.
     """
+    from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.analysis.report import arms_of
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster
+from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.perform import TrialTask
@@ -62,14 +62,10 @@ class HereExecution:
     def _report(self, assignment: TrialAssignment) -> TrialReport:
         started_at, data = time.time(), self._data
         resources = assignment.resources
-        device, _ = gpus.trial_options(
-            share=resources.num_gpus,
-            fast=resources.fast,
-            num_threads=resources.num_threads,
-            precision=assignment.spec.network.recipe.precision,
-            is_custom=assignment.spec.network.model.library == "own",
+        device = trial_device.trial_device(resources, assignment.spec.network)
+        task = TrialTask(
+            assignment, data, device.options, self._files, pretrained=self._source.pretrained
         )
-        task = TrialTask(assignment, data, device, self._files, pretrained=self._source.pretrained)
         performed = self._source.perform(task)
         return TrialReport(
             started_at=started_at,

@@ -24,7 +24,7 @@ from rich.markup import escape
 from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.ending import is_stop, stop_on_signals
+from orchestrator.machine.signals import is_stop, stop_on_signals
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError

@@ -80,7 +80,7 @@ def ui(
         port: Of 127.0.0.1 (default: 5000, or any free one).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
-    from orchestrator.results.mlflow_server import free_port, served, sweep_pages
+    from orchestrator.results.mlflow_server import find_sweep_pages, free_port, serve_pages
 
     paths = place.paths
     uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
@@ -90,10 +90,10 @@ def ui(
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
     try:
-        with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
+        with serve_pages(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
             for name in [sweep] if sweep else names:
-                pages |= sweep_pages(address, name)
+                pages |= find_sweep_pages(address, name)
             nothing = "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
             said = [
                 text
@@ -167,7 +167,7 @@ def gpu_check(
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
         into: Where the files go, instead of the root's gpu folder.
     """
-    from orchestrator.running.gpu_check import check, devices
+    from orchestrator.machine.gpu_check import check, devices
 
     folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
     found = [check(its, folder, tell) for its in devices(device)]

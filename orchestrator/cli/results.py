@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.learning_curves import Metric
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
@@ -155,6 +154,7 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions:
         from orchestrator.results.rows import predictions_table
@@ -191,7 +191,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
         return None
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     return emit(place, rows, chosen.shown(rows))
 
 
@@ -259,8 +259,10 @@ def fit(
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    table, arms = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    inputs = read_fit_inputs(sweep, place, from_store=from_store)
+    fits = fit_scaling_laws(
+        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
+    )
     answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
@@ -423,9 +425,9 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
-    from orchestrator.analysis.curve_answers import read_curve
+    from orchestrator.analysis.curve_tables import read_curve
+    from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.table import number
 
     @cache
@@ -482,7 +484,8 @@ def _curve_question(
     asked: CurveOptions, goal: tuple[int | None, float | None], table: pd.DataFrame
 ) -> CurveQuestion:
     """Return what was asked of learning curves; the target decides which score is extrapolated."""
-    from orchestrator.analysis.curve_answers import CurveQuestion, metric_of
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_tables import metric_of
 
     train_size, target_loss = goal
     targets: dict[Metric, float | None] = {
@@ -510,10 +513,10 @@ def _print_curves(
     work: o.Work,
 ) -> None:
     """Print what the learning curves of one dataset answer, one network after the other."""
-    from orchestrator.analysis.curve_answers import answers, of_model
+    from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(asked, goal, table)
-    report = answers(table if model == "pooled" else of_model(table, model), question)
+    report = answers(table, question, None if model == "pooled" else model)
     lines = [line for curve in report.curves for line in curve.lines()]
     sources = ", ".join(report.curves[0].prior_sources)
     prior = f"Prior of rates and floors: the learning curves of {sources}."
@@ -562,7 +565,8 @@ def _record(
     channels.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor
 
     if None not in given:
@@ -611,6 +615,24 @@ def read_table(
     return results_table(workspace, state=state), arms_of(workspace)
 
 
+@dataclass(frozen=True)
+class FitInputs:
+    """A sweep's results table, its arms, and the predictions of each test image if stored."""
+
+    table: pd.DataFrame
+    arms: tuple[Arm, ...]
+    predictions: pd.DataFrame | None = None
+
+
+def read_fit_inputs(sweep: str, place: o.Place, *, from_store: bool) -> FitInputs:
+    """Return what a sweep's fits need, with one result at least; see :func:`read_results`."""
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
+
+
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
     """Return a sweep and what its store holds, one result at least; told where MLflow differs, if
     asked.
@@ -653,7 +675,7 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
     from orchestrator.results.store import ResultStore
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")

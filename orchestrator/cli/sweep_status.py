@@ -27,7 +27,7 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
     trials = (
         {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     )
-    state = read_state(workspace, trials, look=True)
+    state = read_state(workspace, trials, quick=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -45,7 +45,7 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
         },
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
-        "foreign": sorted(state.foreign),
+        "foreign": sorted(state.unplanned),
         "cost": state.cost(),
         "search": search_standing(workspace),
     }
@@ -55,20 +55,24 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
     """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt
     logged.
     """
-    state = read_state(workspace, running_trials(workspace), look=True)
+    state = read_state(workspace, running_trials(workspace), quick=True)
     store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
     try:
-        story = store.story(trial_id)
+        story = store.events(trial_id)
     except CorruptStoreError as error:
         problem = str(error)
     numbers = sorted({event.attempt for event in story})
-    said = {number: text for number in numbers if (text := store.log(trial_id, number)) is not None}
+    said = {
+        number: text
+        for number in numbers
+        if (text := store.attempt_log(trial_id, number)) is not None
+    }
     failure = state.failures.get(trial_id)
     document = {
         "trial_id": trial_id,
         "status": str(state.status(trial_id)),
         "events": [event.plain() for event in story],
-        "logs": {str(number): store.log_path(trial_id, number) for number in said},
+        "logs": {str(number): store.attempt_log_path(trial_id, number) for number in said},
         "failure": None
         if failure is None
         else failure.row() | {"traceback": failure.failure.traceback},

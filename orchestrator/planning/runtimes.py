@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost.
+    """Time and memory of a finished trial.
 
     Attributes:
         spec: The trial.
@@ -80,7 +80,8 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 def _is_model(name: str, gpu: GpuModel) -> bool:
     """Return whether a driver's name means a kind of GPU."""
     like = gpu_model_like(name)
-    return like is not None and like.name == gpu.name
+    # A GPU that the table lacks, or a slice, is planned for by its driver's name.
+    return gpu.name == (name if like is None else like.name)
 
 
 def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
@@ -89,7 +90,7 @@ def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RuntimeModel:
-    """How long trials are expected to take, on a GPU or on CPUs, corrected by finished trials.
+    """Expected time of trials on a GPU or on CPUs, corrected by finished trials.
 
     Attributes:
         gpu: The kind of GPU; None for CPUs.

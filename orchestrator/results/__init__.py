@@ -1,1 +1,1 @@
-"""What was found: typed records, their columns, the sealed store, tracking."""
+"""Results: typed records, the store that keeps them, their columns, and MLflow."""

@@ -17,7 +17,7 @@ from typing import Any, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.messages import EpochReport, Note, WorkerMessage
 from search_spaces.errors import SetupError
@@ -186,7 +186,7 @@ class IsweepKeeper:
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         self._store = ResultStore(url)
-        self._patience = Patience(limit_s=STORAGE_WAIT_S)
+        self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of :class:`ResultStore`, again until storage is there.
@@ -196,11 +196,11 @@ class IsweepKeeper:
         """
         work = partial(getattr(self._store, method), *arguments)
         if method != "put":
-            return self._patience.until_done(work)
+            return self._retry.until_done(work)
         is_checkpoint = arguments[0] == FileKind.CHECKPOINT
         try:
             # A checkpoint does not wait: another one follows.
-            return work() if is_checkpoint else self._patience.until_done(work)
+            return work() if is_checkpoint else self._retry.until_done(work)
         except SetupError as error:
             return str(error)
 

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.machine.cluster import RunOptions, trial_resources
-from orchestrator.machine.ending import at_forced_end, stop_heard
+from orchestrator.machine.signals import at_forced_end, stop_heard
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import State, judge
-from orchestrator.results.storage import Patience
+from orchestrator.results.state import State, compare_with_plan
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
@@ -154,7 +154,7 @@ class _SweepRun(Stages):
     @property
     def state(self) -> State:
         """The plan compared with the store, which only this run writes."""
-        return judge(self.workspace, self.stored)
+        return compare_with_plan(self.workspace, self.stored)
 
 
 def _begin(sweep: _SweepRun) -> None:
@@ -178,7 +178,7 @@ def _begin(sweep: _SweepRun) -> None:
         check_feasible(workspace, options.raw)
     if waiting:
         _note_other_sweeps(sweep, waiting)
-    sweep.stored.patience = Patience(sweep.monitor.note)
+    sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
 def _forget_damaged_predictions(sweep: _SweepRun) -> None:
@@ -264,7 +264,7 @@ def _count_kept(sweep: _SweepRun) -> None:
     if "://" in sweep.workspace.results_url:
         return
     with suppress(OSError, SweepError):
-        num_lost = sweep.stored.forget_lost()
+        num_lost = sweep.stored.forget_removed()
         if num_lost:
             sweep.monitor.done = len(sweep.state.results)
             sweep.monitor.note(
@@ -306,7 +306,7 @@ def _report(sweep: _SweepRun) -> RunSummary:
     workspace, stored, tracker = sweep.workspace, sweep.stored, sweep.tracker
     monitor = sweep.monitor
     monitor.stage("report")
-    num_lost = stored.forget_lost()
+    num_lost = stored.forget_removed()
     if num_lost:
         monitor.note(
             f"{num_lost} finished results were removed from the store while this command ran: "
@@ -315,8 +315,8 @@ def _report(sweep: _SweepRun) -> RunSummary:
     state = sweep.state
     # Runs of earlier trials are updated, too, with measures that are new.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    tracker.keep_pages(workspace.sweep_paths.run_pages)
-    report = Patience(monitor.note).until_done(lambda: _write_report(workspace, state))
+    tracker.save_run_pages(workspace.sweep_paths.run_pages)
+    report = RetryWithBackoff(monitor.note).until_done(lambda: _write_report(workspace, state))
     log_sweep(tracker, workspace, state)
     failures = state.failure_rows()
     num_planned, num_done = len(workspace.plan.trials), len(state.results)

@@ -16,16 +16,10 @@ from orchestrator.machine.cluster import (
     this_machine,
     trial_resources,
 )
-from orchestrator.machine.ending import remove_orphans
-from orchestrator.machine.gpus import (
-    NodeGpus,
-    gpu_check_folders,
-    gpus_here,
-    is_logical,
-    refuse,
-    survey,
-)
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
 from orchestrator.machine.locks import locked
+from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.workspace import Workspace

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 from ray import tune
 
-from orchestrator.machine.ending import at_forced_end, raise_if_asked
+from orchestrator.machine.signals import at_forced_end, raise_if_asked
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.flat_runs import trial_tags
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.store import Event, What
+from orchestrator.results.store import Event, EventKind
 from orchestrator.running.backend import Backend, TuneBackend
 from orchestrator.running.messages import (
     EpochReport,
@@ -374,13 +374,15 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         num_ended = counts["trials_done"] + counts["trials_failed"]
         self._run.tracker.log_counts(num_ended, counts)
 
-    def _log_event(self, trial_id: str, what: What, text: str = "", log_text: str = "") -> None:
+    def _log_event(
+        self, trial_id: str, what: EventKind, text: str = "", log_text: str = ""
+    ) -> None:
         """Add to the event log of a trial, and store what its attempt logged."""
         node = "" if what == "started" else self._nodes.get(trial_id, "")
         event = Event(
             at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=text
         )
-        self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
+        self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
         """Return the number of a trial's attempt, from 1, over all runs."""

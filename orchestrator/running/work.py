@@ -17,7 +17,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
 from orchestrator.planning.trial_order import array_key, order_trials
-from orchestrator.results.flat_runs import FlatRun, Point, epoch_points, flat_trial
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, epoch_points, flat_trial
 from orchestrator.results.metrics import index_measures
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import TrialRecord
@@ -144,7 +144,9 @@ class TrialSource:
         """Return a trial's network, with the number of images that it is trained on."""
         return trial.network
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
         """Return what the tracker shows of an epoch while its trial runs."""
         return epoch_points(epoch, score, at_ms)
 
@@ -242,7 +244,7 @@ class SweepTrials(TrialSource):
         self._note_files(trial.trial_id, "weights", result.weights_note)
         self._note_files(trial.trial_id, "predictions", result.predictions_note)
         if self.store_url is not None:
-            ResultStore(self.store_url).forget_checkpoint(trial.trial_id)
+            ResultStore(self.store_url).remove_checkpoint(trial.trial_id)
         return flat_trial(record, self._measures)
 
     def _note_files(self, trial_id: str, kind: str, reason: str) -> None:

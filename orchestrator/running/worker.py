@@ -17,6 +17,7 @@ from ray.tune.result import DONE
 from orchestrator.machine import gpus
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running import trial_device
 from orchestrator.running.actors import ArtifactStore, MessageQueue
 from orchestrator.running.attempt_log import recorded
 from orchestrator.running.messages import (
@@ -131,17 +132,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         resources = assignment.resources
         network = assignment.spec.network
         data = self._images()
-        device, gpu_note = gpus.trial_options(
-            share=resources.num_gpus,
-            fast=resources.fast,
-            num_threads=resources.num_threads,
-            precision=network.recipe.precision,
-            is_custom=network.model.library == "own",
-        )
-        if device["device"] == "cuda":
+        device = trial_device.trial_device(resources, network)
+        if device.options["device"] == "cuda":
             # Now, because a GPU that has failed cannot be asked any more.
-            self._gpu_name, self._gpu_uuid = gpus.gpu_in_use()
-        task = TrialTask(assignment, data, device, self._files, self._messages, self._pretrained)
+            gpu = gpus.gpu_in_use()
+            self._gpu_name = gpu.name
+            self._gpu_uuid = gpu.uuid
+        task = TrialTask(
+            assignment, data, device.options, self._files, self._messages, self._pretrained
+        )
         performed = self._perform(task)
         return TrialReport(
             started_at=started_at,
@@ -152,7 +151,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             shared_group_share=data.shared_group_share,
             gpu_share=resources.num_gpus,
             gpu_name=self._gpu_name,
-            gpu_note=gpu_note,
+            gpu_note=device.note,
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
@@ -167,19 +166,19 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         message = failure.message
         # A trial with a share of a GPU has a limit: what others hold does not matter to it.
         if failure.memory == "gpu" and num_gpus >= 1:
-            held_memory = gpus.held_by_others()
+            held_memory = trial_device.held_by_others()
             if held_memory is not None:
                 facts["held_by_others"] = held_memory.share
                 message = f"{held_memory}: {message}"
         if failure.ends_process and num_gpus:
-            gpu = gpus.named(self._gpu_uuid)
+            gpu = trial_device.gpu_and_node(self._gpu_uuid)
             message = f"{message} ({gpu})"
             if failure.kind == FailureKind.DEVICE_ERROR and not failure.capture_failed:
                 facts["gpu"] = gpu
         failure = failure.model_copy(update={**facts, "message": message})
         is_of_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_run and (is_of_node or failure.unfit_node):
-            time.sleep(gpus.REST_S)
+            time.sleep(trial_device.REST_S)
         return failure
 
     def _images(self) -> TrialData:

@@ -1,4 +1,4 @@
-"""The trials of a search, as a source of trials for the loop that runs them."""
+"""The trials of a search, as the loop that runs trials wants them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from orchestrator.results.flat_runs import FlatRun, Point
+from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.work import RunContext, TrialSource
-from orchestrator.tuning.search import Asked, Earlier, Search
-from orchestrator.tuning.search_records import AskedRecord, SearchRecord, flat_search
+from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
+from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
@@ -20,7 +20,7 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
-"""Trials that may wait for their worker: a point that is asked for early knows less."""
+"""Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
 
 
 def perform_search(task: TrialTask) -> Performed:
@@ -42,51 +42,60 @@ def perform_search(task: TrialTask) -> Performed:
 
 
 class SearchQueue(TrialQueue):
-    """Trials of a search that wait, run, or are tried again later; those taken are added to
-    ``trials``.
+    """The trials of a search that wait, run, or are tried again later.
 
-    ``note`` is told of a trial before it is given out; an error of it ends the search.
+    Args:
+        search: decides which trial comes next.
+        trials: by trial id; trials that are taken are added.
+        store_request: called with a trial before it is given out. An error ends the search.
     """
 
     def __init__(
         self,
         search: Search,
         trials: dict[str, TrialSpec],
-        note: Callable[[Asked], None] = lambda asked: None,
+        store_request: Callable[[RequestedTrial], None] = lambda trial: None,
     ) -> None:
         super().__init__(deque())
         self._search = search
         self._trials = trials
-        self._note = note
+        self._store_request = store_request
 
     @property
     def is_empty(self) -> bool:
-        """Whether the search is over, or no trials are given out any more."""
+        """True if the search is over, or no trials are given out any more."""
         return self.error is not None or (not (self.retry_at or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial, which runs from now on; None when none may be taken yet."""
-        taken = super().take(now)
-        if taken is None and self.error is None and len(self.running - self.started) < AHEAD:
-            if (asked := self._search.next()) is None:
-                return None
-            try:
-                self._note(asked)
-            except SweepError as error:
-                self.error = error
-                return None
-            taken = asked.spec.trial_id
-            self._trials[taken] = asked.spec
-            self.running.add(taken)
-        return taken
+        """Return the next trial, which runs from now on; None if none may be taken yet."""
+        retried = super().take(now)
+        if retried is not None:
+            return retried
+        if self.error is not None or len(self.running - self.started) >= AHEAD:
+            return None
+        trial = self._search.next()
+        if trial is None:
+            return None
+        try:
+            self._store_request(trial)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = trial.spec.trial_id
+        self._trials[trial_id] = trial.spec
+        self.running.add(trial_id)
+        return trial_id
 
 
 class SearchTrials(TrialSource):
-    """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and
-    added to.
+    """The trials of a search, each of which is made when it is taken.
 
-    ``load`` reads the arrays of a subset, given how many images and how they are split;
-    ``fingerprints`` of prepared datasets are by prepared id.
+    Args:
+        run: what all trials share.
+        search: decides which trial comes next.
+        earlier: what is stored of the search; it is kept up to date.
+        load: reads the arrays of a subset, given the number of images and how they are split.
+        fingerprints: content hashes of the datasets by prepared id.
     """
 
     perform = staticmethod(perform_search)
@@ -95,24 +104,25 @@ class SearchTrials(TrialSource):
         self,
         run: RunContext,
         search: Search,
-        earlier: Earlier,
+        earlier: EarlierTrials,
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
         fingerprints: Mapping[str, str],
     ) -> None:
-        runs = range(search.tune.seeds)
-        trials = [
-            one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs
-        ]
-        # The source of one's own networks is sent along at the start, and is that of every cell.
-        cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in trials}
-        super().__init__(run, SearchQueue(search, cells, self._note), cells)
-        self._search, self._stored, self._load, self._fingerprints = (
-            search,
-            earlier,
-            load,
-            fingerprints,
-        )
-        self._by_array = {self.array_of(trial): trial for trial in trials}
+        # The source of custom networks is sent to the workers at the start. These trials have all
+        # networks and all arrays of the search.
+        trials: dict[str, SearchTrialSpec] = {}
+        for combination_search in search.searches.values():
+            combination = combination_search.combination
+            for number in range(search.tune.seeds):
+                trial = combination.trial(combination.sweep_point, number)
+                trials[trial.trial_id] = trial
+        taken: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, taken, self._store_request), taken)
+        self._search = search
+        self._stored = earlier
+        self._load = load
+        self._fingerprints = fingerprints
+        self._by_array = {self.array_of(trial): trial for trial in trials.values()}
         self._count()
 
     def load_array(self, key: str) -> TrialData:
@@ -122,9 +132,9 @@ class SearchTrials(TrialSource):
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
         """See :class:`TrialSource`."""
-        asked = self._search.asked(trial.trial_id)
+        requested = self._search.running_trial(trial.trial_id)
         fields = self.record_fields(trial, report, attempt)
-        record = SearchRecord(**fields, role=asked.role, run=asked.run)
+        record = SearchRecord(**fields, role=requested.role, run=requested.run)
         self.run.stored.save(record)
         self._stored.records[trial.trial_id] = record
         self._search.finished(trial.trial_id, cast("SearchResult", report.outcome))
@@ -141,29 +151,32 @@ class SearchTrials(TrialSource):
         train_size = round(trial.network.train_size * (1 - share))
         return trial.network.model_copy(update={"train_size": train_size})
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
-        """Return none: a search's run has validation losses alone, which come with its result."""
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
+        """Return none: a search shows validation losses alone, which come with its result."""
         return ()
 
-    def _note(self, asked: Asked) -> None:
-        """Store that a training was asked for, before it is given out, unless an earlier start
-        did.
-        """
-        trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
-        known = self._stored.asked
-        if trial_id not in known:
-            record = AskedRecord(
+    def _store_request(self, trial: RequestedTrial) -> None:
+        """Store that a trial was requested, before it is given out, unless that is stored."""
+        requests = self._stored.requests
+        trial_id = trial.spec.trial_id
+        if trial_id not in requests:
+            prepared_id = trial.spec.network.subset.prepared.prepared_id
+            numbers = [request.number for request in requests.values()]
+            record = RequestRecord(
                 trial_id=trial_id,
-                role=asked.role,
-                run=asked.run,
-                spec=asked.spec,
-                data_fingerprint=self._fingerprints[prepared],
-                number=1 + max((one.number for one in known.values()), default=-1),
+                role=trial.role,
+                run=trial.run,
+                spec=trial.spec,
+                data_fingerprint=self._fingerprints[prepared_id],
+                number=1 + max(numbers, default=-1),
             )
             self.run.stored.save(record)
-            known[trial_id] = record
+            requests[trial_id] = record
 
     def _count(self) -> None:
-        """Tell the monitor what is done and how much is left at most."""
-        done = len(self._stored.records)
-        self.run.monitor.planned, self.run.monitor.done = done + self._search.num_left, done
+        """Report how many trials are done and how many are left at most."""
+        num_done = len(self._stored.records)
+        self.run.monitor.planned = num_done + self._search.num_left
+        self.run.monitor.done = num_done

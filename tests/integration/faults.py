@@ -33,11 +33,11 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.stored_results import StoredResults
+from orchestrator.running import trial_device
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
@@ -273,7 +273,7 @@ class OnDeadGpu(Sleeper):
 
     def _run(self, started_at: float) -> TrialReport:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            gpus.REST_S, self._gpu_uuid = 0.1, "GPU-0"
+            trial_device.REST_S, self._gpu_uuid = 0.1, "GPU-0"
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return super()._run(started_at)
 

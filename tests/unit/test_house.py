@@ -26,6 +26,11 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/sources/",
     "tasks/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
+    "orchestrator/results/",
+    "orchestrator/tuning/",
+    "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {

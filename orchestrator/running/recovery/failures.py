@@ -3,7 +3,7 @@
 A worker classifies what a trial raises (:func:`classify`). The driver classifies what Ray says
 about a worker that is gone (:func:`classify_lost_worker`). Our own errors, and most of Ray's, are
 known by their type. CUDA, cuDNN and Ray's memory killer only have words: these stand in
-:data:`LIBRARY_ERRORS` and nowhere else.
+:data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS` and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import errno
 import re
 import traceback
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from orchestrator.machine.gpus import UnusableGpuError
+from orchestrator.machine.gpu_errors import LOST_WORKER, library_error, matching_row
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.trial_device import UnusableGpuError
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500
@@ -36,103 +36,6 @@ class OtherCodeError(SetupError):
     """A worker's source differs from the driver's, so its results must not be stored."""
 
 
-@dataclass(frozen=True)
-class LibraryError:
-    """An error of a library, and the failure that it stands for.
-
-    Attributes:
-        type_name: name of the exception's class, or of one of its bases.
-        words: text that the message contains; empty if the class says enough.
-        kind: the failure's cause.
-        ends_process: nothing that the process computes afterwards can be trusted.
-        memory: the memory that ran out.
-        device_lost: the GPU failed, and the trial's own code is not known to have broken it.
-        capture_failed: a step could not be captured as a CUDA graph.
-    """
-
-    type_name: str
-    words: str
-    kind: FailureKind
-    ends_process: bool = False
-    memory: Literal["", "gpu", "machine"] = ""
-    device_lost: bool = False
-    capture_failed: bool = False
-
-
-LOST_WORKER = "lost worker"
-"""Stands for a class in rows about workers that are gone: Tune keeps only Ray's text about them."""
-
-
-def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
-    return LibraryError(type_name, words, FailureKind.OUT_OF_MEMORY, ends_process, memory="gpu")
-
-
-def _lost_device(type_name: str, words: str) -> LibraryError:
-    return LibraryError(
-        type_name, words, FailureKind.DEVICE_ERROR, ends_process=True, device_lost=True
-    )
-
-
-LIBRARY_ERRORS = (
-    # Ours, of which the message repeats a library's; a graph's memory is lost to the process:
-    # pytorch#190308. If memory ran out, its kind changes: see library_error().
-    LibraryError(
-        "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
-    ),
-    # The machine's memory.
-    LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
-    LibraryError(
-        LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"
-    ),  # Ray's memory killer
-    # A GPU's memory; the process can go on.
-    _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
-    _gpu_memory(
-        "RuntimeError", "unable to find an engine", ends_process=False
-    ),  # no room for a workspace: pytorch#108645
-    _gpu_memory(
-        "RuntimeError", "NVML_SUCCESS ==", ends_process=False
-    ),  # slices (MIG), where NVML does not know who holds it: pytorch#112377
-    _gpu_memory(
-        "RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False
-    ),  # cuBLAS and cuDNN allocate by themselves
-    _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # A GPU's memory; the process is unusable. These come from loading modules, from making graphs
-    # and from pinned memory. The allocator, which tries again, is not involved.
-    _gpu_memory(
-        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cublasCreate finds no room
-    _gpu_memory(
-        "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cudnnCreate finds no room
-    _gpu_memory(
-        "RuntimeError", "CUDA error: out of memory", ends_process=True
-    ),  # cudaErrorMemoryAllocation
-    _gpu_memory(
-        "RuntimeError", "CUDA driver error: out of memory", ends_process=True
-    ),  # c10/cuda/driver_api.h
-    _gpu_memory(
-        "RuntimeError", "HIP error: out of memory", ends_process=True
-    ),  # hipErrorOutOfMemory
-    # A failed GPU.
-    _lost_device("DeferredCudaCallError", ""),
-    LibraryError(
-        "RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True
-    ),  # the trial's own code may be to blame, such as a label outside the classes
-    _lost_device("AcceleratorError", ""),  # CUDA keeps reporting an error until the process ends
-    _lost_device("RuntimeError", "cudaGetDeviceCount()"),  # torch.cuda._lazy_init
-    _lost_device("RuntimeError", "CUDA unknown error"),  # c10/cuda/CUDAFunctions.cpp
-    _lost_device("RuntimeError", "No CUDA GPUs are available"),  # a node lost one: ray#37225
-    _lost_device("RuntimeError", "NVIDIA driver on your system"),  # the driver was exchanged
-    _lost_device("RuntimeError", "CUDA error"),
-    _lost_device("RuntimeError", "CUDA driver error"),
-    _lost_device("RuntimeError", "HIP error"),
-    _lost_device("RuntimeError", "NCCL error"),
-    _lost_device("RuntimeError", "cuDNN error"),
-    _lost_device("RuntimeError", "CUBLAS_STATUS"),
-    _lost_device("RuntimeError", "CUDNN_STATUS"),
-)
-"""Errors of libraries; the first row that matches counts. A comment names what raises it."""
-
 KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (OtherCodeError, FailureKind.OTHER_CODE),
     (ConfigError, FailureKind.BAD_CONFIG),
@@ -146,38 +49,6 @@ KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (RayError, FailureKind.CLUSTER_ERROR),  # every other error of Ray
 )
 """Failure by class of the exception; the first match counts."""
-
-
-def library_error(error: BaseException) -> LibraryError | None:
-    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return None  # has the name of PyTorch's, and is known by its class
-    type_names = {base.__name__ for base in type(error).__mro__}
-    row = _matching_row(type_names, str(error))
-    if row is not None and row.capture_failed and _memory_ran_out(error.__cause__):
-        return replace(row, kind=FailureKind.OUT_OF_MEMORY, memory="gpu")
-    return row
-
-
-def _matching_row(type_names: Collection[str], message: str) -> LibraryError | None:
-    for row in LIBRARY_ERRORS:
-        if row.type_name in type_names and row.words in message:
-            return row
-    return None
-
-
-def _memory_ran_out(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that led to it, means that memory ran out.
-
-    Ending a capture that broke may raise an error of its own. What broke the capture is then in
-    that error's context.
-    """
-    while error is not None:
-        row = library_error(error)
-        if row is not None and row.kind == FailureKind.OUT_OF_MEMORY:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -233,7 +104,7 @@ def classify_lost_worker(
         pid: the worker's process on its node; 0 if unknown.
     """
     text = text or str(error or WORKER_GONE)
-    memory_row = _matching_row({LOST_WORKER}, text)
+    memory_row = matching_row({LOST_WORKER}, text)
     if memory_row is not None or isinstance(error, ray.exceptions.OutOfMemoryError):
         return _killed_for_memory(text, pid)
     kind = FailureKind.WORKER_CRASH if error is None else _kind_of(error)

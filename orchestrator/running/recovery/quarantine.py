@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.machine.gpus import REST_S
 from orchestrator.running.messages import WorkerLocation
+from orchestrator.running.trial_device import REST_S
 
 MAX_QUARANTINE_S = REST_S * 2.0**3
 """Seconds of the longest quarantine. A GPU that was too hot, or was reset by hand, is back by then.

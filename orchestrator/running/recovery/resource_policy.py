@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.gpus import MOST_HELD, NodeGpus
+from orchestrator.machine.gpu_problems import MOST_HELD
+from orchestrator.machine.gpus import NodeGpus
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import peak_bytes

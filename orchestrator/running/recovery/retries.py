@@ -11,8 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from orchestrator.machine.gpus import REST_S
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.trial_device import REST_S
 from search_spaces.errors import SetupError
 
 MAX_RETRIES: dict[FailureKind, int | None] = {

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import ray
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.ending import answer_of
+from orchestrator.machine.processes import run_program
 
 MAX_NODE_KINDS = 4
 """Kinds of nodes that a message names."""
@@ -163,8 +163,8 @@ def autoscaler_report() -> str | None:
     """Return what the connected cluster's autoscaler does for waiting trials; None without one."""
     address = ray.get_runtime_context().gcs_address
     script = (sys.executable, "-m", "ray.scripts.scripts")
-    status, _ = answer_of(*script, "status", "--verbose", "--address", address)
-    return status_summary(status)
+    answer = run_program(*script, "status", "--verbose", "--address", address)
+    return status_summary(answer.output)
 
 
 def status_summary(status: str) -> str | None:

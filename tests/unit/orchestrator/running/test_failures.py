@@ -6,14 +6,12 @@ import pytest
 import ray.exceptions as rex
 import torch
 
+from orchestrator.machine.gpu_errors import LIBRARY_ERRORS, LOST_WORKER, library_error
 from orchestrator.results.records import FailureKind
 from orchestrator.running.recovery.failures import (
-    LIBRARY_ERRORS,
-    LOST_WORKER,
     classify,
     classify_broken_loop,
     classify_lost_worker,
-    library_error,
 )
 from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 import ray.exceptions as rex
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.gpus import UnusableGpuError
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.running import trial_device
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.recovery.failures import OtherCodeError, classify, classify_lost_worker
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
+from orchestrator.running.trial_device import UnusableGpuError
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
 from tasks.trials.training import CaptureError
@@ -111,7 +111,7 @@ def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
         assert TrialTrainable._failure(worker, error).gpu == ""
     assert pauses == []
     TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
-    assert pauses == [gpus.REST_S]
+    assert pauses == [trial_device.REST_S]
 
 
 @pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])

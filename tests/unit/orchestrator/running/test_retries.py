@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.machine.gpus import REST_S, UnusableGpuError
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import EpochReport, WorkerLocation
 from orchestrator.running.queue import ASSIGNMENT, TRIAL_ID
@@ -24,6 +23,7 @@ from orchestrator.running.recovery.retries import (
     MAX_RETRIES,
     Retries,
 )
+from orchestrator.running.trial_device import REST_S, UnusableGpuError
 from orchestrator.running.trials import TrialLoop
 from search_spaces.errors import SetupError
 

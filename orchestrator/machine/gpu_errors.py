@@ -1,0 +1,144 @@
+"""Errors of libraries that are known by their words: PyTorch, CUDA, cuDNN, Ray's memory killer.
+
+These libraries have few types of exceptions, so that only words tell some of them apart. This table
+is the one place where words of theirs decide something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from orchestrator.results.records import FailureKind
+
+
+@dataclass(frozen=True)
+class LibraryError:
+    """An error of a library, and the failure that it stands for.
+
+    Attributes:
+        type_name: name of the exception's class, or of one of its bases.
+        words: text that the message contains; empty if the class says enough.
+        kind: the failure's cause.
+        ends_process: nothing that the process computes afterwards can be trusted.
+        memory: the memory that ran out.
+        device_lost: the GPU failed, and the trial's own code is not known to have broken it.
+        capture_failed: a step could not be captured as a CUDA graph.
+    """
+
+    type_name: str
+    words: str
+    kind: FailureKind
+    ends_process: bool = False
+    memory: Literal["", "gpu", "machine"] = ""
+    device_lost: bool = False
+    capture_failed: bool = False
+
+
+LOST_WORKER = "lost worker"
+"""Stands for a class in rows about workers that are gone: Tune keeps only Ray's text about them."""
+
+
+def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
+    return LibraryError(type_name, words, FailureKind.OUT_OF_MEMORY, ends_process, memory="gpu")
+
+
+def _lost_device(type_name: str, words: str) -> LibraryError:
+    return LibraryError(
+        type_name, words, FailureKind.DEVICE_ERROR, ends_process=True, device_lost=True
+    )
+
+
+LIBRARY_ERRORS = (
+    # Ours, of which the message repeats a library's; a graph's memory is lost to the process:
+    # pytorch#190308. If memory ran out, its kind changes: see library_error().
+    LibraryError(
+        "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
+    ),
+    # The machine's memory.
+    LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
+    LibraryError(
+        LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"
+    ),  # Ray's memory killer
+    # A GPU's memory; the process can go on.
+    _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
+    _gpu_memory(
+        "RuntimeError", "unable to find an engine", ends_process=False
+    ),  # no room for a workspace: pytorch#108645
+    _gpu_memory(
+        "RuntimeError", "NVML_SUCCESS ==", ends_process=False
+    ),  # slices (MIG), where NVML does not know who holds it: pytorch#112377
+    _gpu_memory(
+        "RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False
+    ),  # cuBLAS and cuDNN allocate by themselves
+    _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
+    # A GPU's memory; the process is unusable. These come from loading modules, from making graphs
+    # and from pinned memory. The allocator, which tries again, is not involved.
+    _gpu_memory(
+        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
+    ),  # cublasCreate finds no room
+    _gpu_memory(
+        "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
+    ),  # cudnnCreate finds no room
+    _gpu_memory(
+        "RuntimeError", "CUDA error: out of memory", ends_process=True
+    ),  # cudaErrorMemoryAllocation
+    _gpu_memory(
+        "RuntimeError", "CUDA driver error: out of memory", ends_process=True
+    ),  # c10/cuda/driver_api.h
+    _gpu_memory(
+        "RuntimeError", "HIP error: out of memory", ends_process=True
+    ),  # hipErrorOutOfMemory
+    # A failed GPU.
+    _lost_device("DeferredCudaCallError", ""),
+    LibraryError(
+        "RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True
+    ),  # the trial's own code may be to blame, such as a label outside the classes
+    _lost_device("AcceleratorError", ""),  # CUDA keeps reporting an error until the process ends
+    _lost_device("RuntimeError", "cudaGetDeviceCount()"),  # torch.cuda._lazy_init
+    _lost_device("RuntimeError", "CUDA unknown error"),  # c10/cuda/CUDAFunctions.cpp
+    _lost_device("RuntimeError", "No CUDA GPUs are available"),  # a node lost one: ray#37225
+    _lost_device("RuntimeError", "NVIDIA driver on your system"),  # the driver was exchanged
+    _lost_device("RuntimeError", "CUDA error"),
+    _lost_device("RuntimeError", "CUDA driver error"),
+    _lost_device("RuntimeError", "HIP error"),
+    _lost_device("RuntimeError", "NCCL error"),
+    _lost_device("RuntimeError", "cuDNN error"),
+    _lost_device("RuntimeError", "CUBLAS_STATUS"),
+    _lost_device("RuntimeError", "CUDNN_STATUS"),
+)
+"""Errors of libraries; the first row that matches counts. A comment names what raises it."""
+
+
+def library_error(error: BaseException) -> LibraryError | None:
+    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
+    if type(error).__module__.startswith("ray."):
+        return None  # known by its class; one has the name of PyTorch's OutOfMemoryError
+    type_names = {base.__name__ for base in type(error).__mro__}
+    row = matching_row(type_names, str(error))
+    if row is not None and row.capture_failed and _memory_ran_out(error.__cause__):
+        return replace(row, kind=FailureKind.OUT_OF_MEMORY, memory="gpu")
+    return row
+
+
+def matching_row(type_names: Collection[str], message: str) -> LibraryError | None:
+    """Return the first row for classes of these names and a message; None if there is none."""
+    for row in LIBRARY_ERRORS:
+        if row.type_name in type_names and row.words in message:
+            return row
+    return None
+
+
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that led to it, means that memory ran out.
+
+    Ending a capture that broke may raise an error of its own. What broke the capture is then in
+    that error's context.
+    """
+    while error is not None:
+        row = library_error(error)
+        if row is not None and row.kind == FailureKind.OUT_OF_MEMORY:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

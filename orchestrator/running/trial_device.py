@@ -1,0 +1,211 @@
+"""What a worker computes a trial on: the GPU that it was given, or a CPU.
+
+A trial that was given a GPU computes on it or fails; it never falls back to a CPU silently. Before
+its first step the GPU must be reached by torch, have the recipe's precision, and pass the self-test
+for the trial's network.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine.cluster import Resources
+from orchestrator.machine.self_test_case import Case
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
+from search_spaces.errors import SetupError
+from search_spaces.specs import NetworkSpec
+from tasks.trials.records import CONTEXT_BYTES
+
+log = logging.getLogger(__name__)
+
+REST_S = 120.0
+"""Seconds before a process that has finished no trial reports a failure of its GPU. A GPU that
+fails at once would otherwise be free first and get every trial of the sweep."""
+
+
+class UnusableGpuError(SetupError):
+    """A trial was given a GPU on which it cannot compute; ``gpu`` names the GPU and its node."""
+
+    gpu = ""
+
+    @classmethod
+    def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
+        """Return the error for a GPU, why it cannot be used, and the fix."""
+        rule = "A trial that is given a GPU must be able to compute on it"
+        error = cls(rule, f"{gpu}: {reason}", hint)
+        error.gpu = gpu
+        return error
+
+
+@dataclass(frozen=True)
+class HeldMemory:
+    """GPU memory that other processes hold; ``total_bytes`` is 0 if the GPU could not be asked."""
+
+    held_bytes: float
+    total_bytes: float
+
+    @property
+    def share(self) -> float:
+        """Share of the GPU's memory; 1 if this process could not even begin on the GPU."""
+        return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
+
+    def __str__(self) -> str:
+        """Return the amounts for people."""
+        if not self.total_bytes:
+            return "other processes hold all of its memory"
+        held_gib = self.held_bytes / 2**30
+        return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
+
+
+class TrialDevice(NamedTuple):
+    """The device of a trial.
+
+    Attributes:
+        options: arguments of :func:`tasks.trials.trial.run_trial`.
+        note: why its GPU takes plain steps; empty if it takes graphs, or if they were not asked
+            for.
+    """
+
+    options: dict[str, Any]
+    note: str
+
+
+def trial_device(resources: Resources, network: NetworkSpec) -> TrialDevice:
+    """Return where and how a trial of a network computes, with these resources.
+
+    Raises:
+        UnusableGpuError: the trial cannot compute on the GPU that it was given.
+    """
+    share = resources.num_gpus
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "num_threads": resources.num_threads,
+        "gpu_fraction": None,
+        "graphs": False,
+    }
+    if not share or gpus.is_logical():
+        return TrialDevice(options, "")
+    check_gpu(network.recipe.precision)
+    # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
+    plain_because = check_numbers(network)
+    check_computes()
+    options["device"] = "cuda"
+    if share < 1:
+        # A whole GPU needs no limit: nobody else is there.
+        options["gpu_fraction"] = share
+    if resources.fast == "on":
+        options["graphs"] = True
+        return TrialDevice(options, "")
+    if resources.fast == "off" or network.model.library == "own":
+        # The code of a user's network need not replay as a graph.
+        return TrialDevice(options, "")
+    options["graphs"] = not plain_because
+    return TrialDevice(options, plain_because)
+
+
+def check_numbers(network: NetworkSpec) -> str:
+    """Check with the self-test that this process's GPU computes a network's numbers rightly.
+
+    Returns:
+        Why trials of the network take plain steps on this GPU; empty if they take graphs.
+
+    Raises:
+        UnusableGpuError: the GPU computes wrongly, so no trial may use it.
+    """
+    gpu = gpus.gpu_in_use()
+    verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
+    if verdict.wrong:
+        raise UnusableGpuError.of(
+            gpu_and_node(gpu.uuid),
+            f"{gpu.name} computes wrongly: {verdict.wrong}",
+            "use another GPU, driver or torch, or hide this one with CUDA_VISIBLE_DEVICES; "
+            f"to test it again delete {verdict.file}",
+        )
+    if not verdict.plain_because:
+        return ""
+    note = (
+        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()}: captured graphs off, plain "
+        f"steps are taken: {verdict.plain_because}"
+    )
+    log.warning("%s", note)
+    return note
+
+
+def check_computes() -> None:
+    """Check that the GPU computes at all. If it is dead, the trial is not to blame.
+
+    Raises:
+        UnusableGpuError: the GPU is dead.
+        torch.AcceleratorError: it is out of memory.
+    """
+    import torch
+
+    try:
+        torch.ones(1, device="cuda").item()
+    except torch.AcceleratorError as error:
+        if "out of memory" in str(error):
+            raise
+        raise UnusableGpuError.of(
+            gpu_and_node(gpus.gpu_in_use().uuid),
+            str(error).splitlines()[0],
+            "reset or hide it: nvidia-smi says more",
+        ) from error
+
+
+def check_gpu(precision: str) -> None:
+    """Check that torch reaches a GPU here that has the recipe's precision.
+
+    Nodes that join a running cluster were not checked before.
+
+    Raises:
+        UnusableGpuError: torch reaches no GPU, or the GPU lacks bfloat16 and the recipe needs it.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        driver = gpus.driver_version()
+        reason = gpus.why_no_gpu()
+        cuda = torch.version.cuda
+        hint = gpus.driver_hint(driver, cuda, reason)
+        raise UnusableGpuError.of(
+            gpu_and_node(),
+            f"NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
+            f"built for CUDA {cuda or 'none'}: {reason}",
+            f"{hint}, or run with --device cpu",
+        )
+    if precision != "bfloat16":
+        return
+    capability = gpus.compute_capability()
+    if capability < BFLOAT16_FROM:
+        gpu = gpus.gpu_in_use()
+        raise UnusableGpuError.of(
+            gpu_and_node(gpu.uuid),
+            f"its recipe needs bfloat16, which {gpu.name}, of compute capability {capability}, "
+            "lacks",
+            "take such nodes out of the cluster, or choose a recipe with precision: float32",
+        )
+
+
+def held_by_others() -> HeldMemory | None:
+    """Return what other processes hold of this process's GPU; None if that is unknown."""
+    import torch
+
+    if gpus.is_logical():
+        return None
+    reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
+    with suppress(RuntimeError, AssertionError):
+        free, total = torch.cuda.mem_get_info()
+        return HeldMemory(max(0, total - free - reserved - CONTEXT_BYTES), total)
+    return None if reserved else HeldMemory(0, 0)
+
+
+def gpu_and_node(uuid: str = "") -> str:
+    """Return the words by which failures name this process's GPU: its UUID, or else its number."""
+    number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
+    return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"
