@@ -86,8 +86,10 @@ def rerun(finished, root, monkeypatch):
 
 
 def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
-    read, each = [], ResultStore.each
-    monkeypatch.setattr(ResultStore, "each", lambda *its: read.append(its[1]) or each(*its))
+    read, read_each = [], ResultStore.read_each
+    monkeypatch.setattr(
+        ResultStore, "read_each", lambda *its: read.append(its[1]) or read_each(*its)
+    )
     summary = rerun.again()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == [

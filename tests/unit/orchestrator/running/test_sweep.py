@@ -235,7 +235,7 @@ def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
 def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
     (_, failed) = scripted.stored.store.events(failure.trial_id)
-    text = scripted.stored.store.log(failure.trial_id, 1)
+    text = scripted.stored.store.attempt_log(failure.trial_id, 1)
     said = (
         "copied [] in print",
         "INFO my.network: a log line of …",
