@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from orchestrator.analysis import figures
+from orchestrator.analysis.figures.style import styled
 from orchestrator.measuring.arrays import measure_on_scale
 from orchestrator.measuring.labels import name_labels
 from orchestrator.measuring.pair_figure import draw_pair
@@ -101,7 +101,7 @@ class Measurement(Measured, Shown):
         """Draw the two differently labelled images that attain K_F, if any. It shows your
         images.
         """
-        with figures.styled():
+        with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
             draw_pair(figure, self)
         return figure
