@@ -1,4 +1,4 @@
-"""Learning curves of one dataset, from Python: the score at N, and the images a target needs."""
+"""Extrapolate the learning curves of one dataset: the score at N, and the images a target needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from isweep.measuring import Shown
+from isweep.display import Displayed
 from orchestrator.analysis.curve_answers import (
     CurveAnswer,
     CurveQuestion,
@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class LearningCurves(Shown):
-    """What the learning curves of one dataset answer, one answer per network and class pair."""
+class LearningCurves(Displayed):
+    """Answers from the learning curves of one dataset.
+
+    Attributes:
+        answers: One answer per network and class pair.
+        remarks: What a reader should know of them, one sentence each.
+    """
 
     answers: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        lines = [line for curve in self.answers for line in curve.lines()]
+        lines: list[str] = []
+        for curve in self.answers:
+            lines += curve.lines()
         return "\n".join([*lines, *self.remarks])
 
     def shown(self) -> pd.DataFrame:
@@ -82,9 +89,9 @@ def learning_curves(
         SweepError: If a table holds no such score, or too few train sizes.
 
     Example:
-        >>> import pandas as pd
+        >>> import isweep, pandas as pd
         >>> table = pd.DataFrame({"train_size": [60, 120, 240], "accuracy": [0.71, 0.78, 0.83]})
-        >>> curves = learning_curves(table, target=0.86, test_size=200)
+        >>> curves = isweep.learning_curves(table, target=0.86, test_size=200)
         >>> 240 < curves.answers[0].needed < 2000
         True
     """
@@ -96,6 +103,8 @@ def learning_curves(
         table = results.table
     if model is not None:
         table = of_model(table, model)
-    question = CurveQuestion(metric or metric_of(table), train_size, target, assurance, test_size)
+    if metric is None:
+        metric = metric_of(table)
+    question = CurveQuestion(metric, train_size, target, assurance, test_size)
     report = answers(table, question)
     return LearningCurves(report.curves, report.remarks)

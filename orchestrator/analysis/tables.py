@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
@@ -19,6 +20,7 @@ from orchestrator.analysis.guessing import AT_GUESSING, is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
 from orchestrator.results import table as c
+from search_spaces.errors import unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,42 +377,58 @@ BEST_COLUMNS = (
     c.TRAIN_SIZE,
     c.MODEL,
     c.TEST_LOSS,
-    SEED_STD,
-    c.TEST_ACCURACY,
     "runner_up",
     "runner_up_loss",
+    SEED_STD,
+    c.TEST_ACCURACY,
     "num_models",
     "num_compared",
     c.NUM_CLASSES,
 )
 
 
-def best_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Return :data:`BEST_COLUMNS`: per dataset and train size the model of lowest mean loss, and
-    the next.
+LOWER_IS_BETTER = (c.TEST_LOSS, c.TRAIN_LOSS, c.CALIBRATION_ERROR)
+"""Scores of which a small value is a good one; all others rank downward."""
 
-    Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std``
-    over seeds.
+
+def best_models(table: pd.DataFrame, score: str = c.TEST_LOSS) -> pd.DataFrame:
+    """Return the best model and the runner-up for each dataset and train size.
+
+    Means are over the ``num_compared`` class pairs and seeds that every model has. ``seed_std``
+    is the standard deviation of the best model's mean over seeds.
+
+    Args:
+        table: Rows of the results table.
+        score: Column to rank by.
+
+    Raises:
+        ConfigError: If the table has no such column of numbers.
     """
+    if score not in table or not is_numeric_dtype(table[score]):
+        raise unknown_name("score", score, table.select_dtypes("number").columns)
     blank, cell = {c.CLASS_PAIR: "", c.SEED: 0}, [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
     names = {*rows, *cell, c.STATUS, c.TEST_ACCURACY, c.NUM_CLASSES}
     rows = rows.reindex(columns=sorted(names)).fillna(blank)
-    rows = rows[rows[c.TEST_LOSS].notna() & (rows[c.STATUS] == c.DONE)]
+    rows = rows[rows[score].notna() & (rows[c.STATUS] == c.DONE)]
+    runner_up_score = f"runner_up_{score.removeprefix('test_')}"
+    columns = [score if name == c.TEST_LOSS else name for name in BEST_COLUMNS]
+    columns[columns.index("runner_up_loss")] = runner_up_score
     found = []
     for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
         num_models = group[c.MODEL].nunique()
         kept = group[group.groupby(cell)[c.MODEL].transform("nunique") == num_models]
         row: dict[str, Any] = {c.DATASET: dataset, c.TRAIN_SIZE: size, "num_models": num_models}
         row["num_compared"] = kept.groupby(cell).ngroups
-        means = kept.groupby(c.MODEL)[c.TEST_LOSS].mean().sort_values(kind="stable")
+        means = kept.groupby(c.MODEL)[score].mean()
+        means = means.sort_values(kind="stable", ascending=score in LOWER_IS_BETTER)
         ranked = [*means.items(), (None, np.nan), (None, np.nan)]
-        (row[c.MODEL], row[c.TEST_LOSS]), (row["runner_up"], row["runner_up_loss"]), *_ = ranked
+        (row[c.MODEL], row[score]), (row["runner_up"], row[runner_up_score]), *_ = ranked
         own = kept[kept[c.MODEL] == row[c.MODEL]]
-        row[SEED_STD] = own.groupby(c.SEED)[c.TEST_LOSS].mean().std()
+        row[SEED_STD] = own.groupby(c.SEED)[score].mean().std()
         row |= own[[c.TEST_ACCURACY, c.NUM_CLASSES]].mean()
         found.append(row)
-    return pd.DataFrame(found, columns=list(BEST_COLUMNS)).astype({c.TRAIN_SIZE: int})
+    return pd.DataFrame(found, columns=list(dict.fromkeys(columns))).astype({c.TRAIN_SIZE: int})
 
 
 def best_table(full: pd.DataFrame) -> Table:

@@ -1,7 +1,10 @@
 """Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted,
 continued."""
 
+import doctest
+import inspect
 import json
+import operator
 import signal
 import subprocess
 import sys
@@ -314,6 +317,17 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, tex
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
     exec(text + LOOKED_AT, {})
+
+
+@pytest.mark.parametrize("function", ["run", "compare", "predict", "Sweep.best", "tune"])
+def test_the_example_of_a_function_says_what_comes_out(root, monkeypatch, here, function):
+    import isweep as front
+
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    text = inspect.getdoc(operator.attrgetter(function)(front)).replace('"smoke"', '"small"')
+    example = doctest.DocTestParser().get_doctest(text, {}, function, None, 0)
+    assert len(example.examples) >= 2
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_a_plan_of_other_seeds_uses_what_there_is_and_has_curves_of_its_own(root, sweep, tmp_path):

@@ -24,6 +24,7 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/measures/",
     "tasks/prepared/",
     "orchestrator/analysis/grouped_tables/",
+    "isweep/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""
 MAX_PER_LINE = {
