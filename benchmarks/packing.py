@@ -8,9 +8,12 @@ from unittest import mock
 
 from harness import Found, run
 
-from orchestrator.planning.estimate import Job, on_gpus, replay
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S
+from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import EAGER_INTERVAL_S, GPU_MODELS, GpuModel, gpu_model, need_of
+from orchestrator.planning.replay import Job, replay
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.specs import TrialSpec
 
@@ -72,7 +75,7 @@ def hours(preset: str) -> list[dict[str, Any]]:
             "one at a time": on_gpus(trials, gpu, 1, share=1.0)["hours"],
         }
         row["sharing, under MPS"] = on_gpus(trials, gpu, 1)["hours"]
-        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.costs.needs.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["plain steps, one at a time"] = on_gpus(trials, gpu, 1, share=1.0)["hours"]
         rows.append(row)
     return rows

@@ -16,7 +16,8 @@ from harness import Found, run
 
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.mlflow_runs import connect as connect_mlflow

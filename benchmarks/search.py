@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from harness import Found, run
 
-from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name

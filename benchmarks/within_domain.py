@@ -35,7 +35,7 @@ from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.table import measure_metrics
 from orchestrator.running.preparation import load_arrays, measure_subset
 from search_spaces.specs import pair_name

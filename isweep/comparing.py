@@ -12,8 +12,8 @@ import pandas as pd
 from isweep.display import Displayed
 from isweep.measuring import root_text
 from isweep.sweeps import Sweep, open
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
 
 if TYPE_CHECKING:
     from orchestrator.analysis.claims import Ledger

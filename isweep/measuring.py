@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from isweep.display import CellFigure, Displayed
 from orchestrator.analysis import figures
-from orchestrator.planning.paths import RootPaths
-from orchestrator.running.measuring import (
+from orchestrator.measuring.measure_source import (
     Measured,
     MeasureRequest,
     draw_pair,
@@ -24,6 +23,7 @@ from orchestrator.running.measuring import (
     measure_source,
     name_labels,
 )
+from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor

@@ -65,10 +65,10 @@ def predict(
         >>> answer.quantity
         'loss'
     """
+    from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.analysis.report import arms_of
-    from orchestrator.commands import predicted
 
     numbers = {
         "d_data": d_data,
@@ -103,7 +103,7 @@ def predict(
             type(measured).__name__,
             "isweep.measure(images, labels) makes one",
         )
-    prediction, _ = predicted(record, growth, _pilot(pilot, model), **numbers)
+    prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
 
 

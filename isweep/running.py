@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from isweep.display import Displayed
 from isweep.measuring import root_text
 from isweep.sweeps import Sweep
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError, invalid, unknown_name
 
 if TYPE_CHECKING:

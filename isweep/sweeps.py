@@ -13,8 +13,9 @@ import pandas as pd
 
 from isweep.display import Displayed, PrintedTable
 from isweep.measuring import root_text
-from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import DataError, plural
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
@@ -110,12 +111,12 @@ class Sweep(Displayed):
             >>> best.columns[:4].tolist()
             ['dataset', 'train_size', 'model', 'test_accuracy']
         """
+        from orchestrator.analysis.result_rows import select_rows
         from orchestrator.analysis.tables import best_models
-        from orchestrator.commands import rows_with
 
         wanted = {"dataset": dataset, "train_size": train_size, "model": model}
         given = {name: value for name, value in wanted.items() if value is not None}
-        return PrintedTable(best_models(rows_with(self.results(), given), metric))
+        return PrintedTable(best_models(select_rows(self.results(), given), metric))
 
     @cached_property
     def fits(self) -> Fits:
@@ -130,10 +131,10 @@ class Sweep(Displayed):
     @property
     def report(self) -> Path:
         """Path of ``report.html``, written anew; figures, results and fits lie in its folder."""
-        from orchestrator.commands import written_report
+        from orchestrator.analysis.report import write_sweep_report
 
         self.results()
-        return cast(Path, written_report(self.workspace, self.state))
+        return cast(Path, write_sweep_report(self.workspace, self.state))
 
     def results(self) -> pd.DataFrame:
         """Return the table of results, which must have a row.
@@ -308,8 +309,8 @@ def plan(
         >>> set(plan.summary()["trials"])
         {8}
     """
-    from orchestrator.commands import planned
+    from orchestrator.running.run_plan import plan_run
 
     workspace = Workspace.open(source, root_text(root), storage, changes=changes)
-    grid = planned(workspace)
+    grid = plan_run(workspace)
     return Plan(pd.DataFrame(grid.rows), grid.cost)

@@ -3,7 +3,7 @@ from .analysis.prediction import fit_growth as fit_growth
 from .analysis.prediction import predict as predict
 from .analysis.report import results_table as results_table
 from .machine.cluster import RunOptions as RunOptions
-from .planning.plan import Workspace as Workspace
 from .planning.plan import plan_sweep as plan_sweep
 from .planning.sweep_file import load_sweep as load_sweep
+from .planning.workspace import Workspace as Workspace
 from .running.run import run_sweep as run_sweep

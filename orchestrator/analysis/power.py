@@ -18,9 +18,11 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
-from orchestrator.planning.estimate import DEFAULT_GPU, amount
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.estimate import DEFAULT_GPU
+from orchestrator.planning.estimate_text import amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair

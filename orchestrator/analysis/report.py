@@ -21,13 +21,14 @@ from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, 
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
-from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, read_state
 from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
+from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
 
 
@@ -123,6 +124,23 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
         | p_values
         | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
     )
+
+
+def write_sweep_report(
+    workspace: Workspace, state: State, figures: Sequence[str] = ()
+) -> Path | None:
+    """Write a sweep's report and return its page, None without a result; SetupError where it may
+    not.
+    """
+    try:
+        return report_sweep(workspace, state, figures)
+    except OSError as error:
+        rule, found = (
+            "The report must be written below the root",
+            f"{error.filename}: {error.strerror}",
+        )
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
 
 
 def write_report(

@@ -25,7 +25,8 @@ from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
 from orchestrator.machine.ending import is_stop, stop_on_signals
-from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import without_waiting
 

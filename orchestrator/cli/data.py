@@ -20,7 +20,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.machine.cluster import Cluster
-    from orchestrator.running.measuring import Measured
+    from orchestrator.measuring.measure_source import Measured
     from tasks.measures.records import MeasureSettings
 
 Side = o.whole(4, 1025)
@@ -47,7 +47,7 @@ def init(
         device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
         own: What own data leave open.
     """
-    from orchestrator.data_commands import draft_sweep
+    from orchestrator.planning.draft import draft_sweep
 
     to = out or o.writable(
         Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
@@ -140,9 +140,9 @@ def datasets(name: str | None = None, /, *, place: o.Place = o.Place()) -> None:
     Args:
         name: Only this dataset.
     """
-    from orchestrator.data_commands import dataset_rows
+    from orchestrator.planning.dataset_rows import list_datasets
 
-    rows = dataset_rows(place.root, name)
+    rows = list_datasets(place.root, name)
     said = []
     for row in rows:
         title = f"  {row['title']} ({row['domain']}, {row['modality']})\n  {row['description']}\n"
@@ -171,7 +171,7 @@ def prepare(
         montage: Draw examples of each label into this file (shows images).
         sweep: Take image size, channels and data mode from this sweep (default paper).
     """
-    from orchestrator.data_commands import prepare_one
+    from orchestrator.running.prepare_one import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
     record = prepare_one(
@@ -267,11 +267,17 @@ def measure(
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
     """
-    from orchestrator.running import measuring as m
+    from orchestrator.measuring.measure_source import (
+        MeasureRequest,
+        describe,
+        draw_pair,
+        measure_source,
+        measured_document,
+    )
     from tasks.remote import InlineExecutor, RayExecutor
 
     given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}
-    request = m.MeasureRequest(source=source, **given)
+    request = MeasureRequest(source=source, **given)
 
     connected: AbstractContextManager[Cluster | None] = nullcontext()
     if address is not None or num_cpus > 1:
@@ -283,14 +289,14 @@ def measure(
         executor = (
             InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
         )
-        measured = m.measure_source(request, executor, place.paths)
+        measured = measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.4), layout="constrained")
-        m.draw_pair(figure, measured)
+        draw_pair(figure, measured)
         written(show_pair, lambda path: figure.savefig(path, format="png"))
-    emit(place, m.measured_document(measured), _measured_lines(measured), m.describe(measured))
+    emit(place, measured_document(measured), _measured_lines(measured), describe(measured))
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:

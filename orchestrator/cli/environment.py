@@ -21,9 +21,9 @@ from search_spaces.errors import ConfigError, unknown_name
 
 def ls(*, place: Place = Place()) -> None:
     """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
-    from orchestrator.commands import contents
+    from orchestrator.machine.root_contents import list_root
 
-    paths, rows = place.paths, contents(place.paths)
+    paths, rows = place.paths, list_root(place.paths)
     table = grid("what", "name", "size", "")
     for row in rows:
         table.add_row(row["what"], cell(row["name"]), decimal(row["bytes"]), row["about"])
@@ -39,14 +39,14 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
         name: Of a sweep, or of prepared data, as isweep ls prints it.
         yes: Do not ask.
     """
-    from orchestrator.commands import contents, removed
+    from orchestrator.machine.root_contents import list_root, remove_from_root
 
     if place.storage:
         rule = "isweep rm removes what lies in the root"
         raise ConfigError(
             rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
         )
-    known = {row["name"]: row for row in contents(place.paths) if row["removable"]}
+    known = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in known:
         holds = f"it holds: {', '.join(known) or 'nothing'}; see {place.hint('ls')}"
         raise ConfigError(f"{place.paths.root} must hold what is removed", name, holds)
@@ -60,7 +60,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
         question = f"Remove {what}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
-    removed(place.paths, row["path"])
+    remove_from_root(place.paths, row["path"])
     said = f"removed {what}" + "; MLflow keeps its runs" * (row["what"] == "sweep")
     emit(place, {"removed": row["path"]}, said)
 

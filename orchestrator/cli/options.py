@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.paths import PASSWORD, RootPaths, without_secrets
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.redaction import PASSWORD, without_secrets
 from search_spaces.errors import ConfigError
 from tasks.atomic import without_waiting
 
 if TYPE_CHECKING:
     from orchestrator.machine.cluster import RunOptions
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
 
 def whole(least: int, below: int = 2**63) -> Parameter:
@@ -163,7 +164,7 @@ class Place:
         """Open a sweep; of a name that is both, the one that ran rather than the preset, if
         ``as_run``.
         """
-        from orchestrator.planning.plan import Workspace
+        from orchestrator.planning.workspace import Workspace
 
         return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
 

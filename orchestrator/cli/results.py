@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.learning_curves import Metric
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
     from search_spaces.specs import Domain
 
@@ -93,15 +93,15 @@ class RowOptions:
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
+        from orchestrator.analysis.result_rows import average_over_seeds, select_rows
         from orchestrator.analysis.tables import best_models
-        from orchestrator.commands import mean_over_seeds, rows_with
 
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
-        table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
+        table = select_rows(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
             table = best_models(table)
         elif self.mean:
-            table = mean_over_seeds(table)
+            table = average_over_seeds(table)
         if self.sort:
             table = table.sort_values(_column(self.sort, table), kind="stable")
         return table
@@ -282,9 +282,9 @@ def report(
     Args:
         figures: Write the figures in this format too; may be given twice.
     """
-    from orchestrator.commands import written_report
+    from orchestrator.analysis.report import write_sweep_report
 
-    path = str(written_report(*read_results(sweep, place, from_store=from_store), figures))
+    path = str(write_sweep_report(*read_results(sweep, place, from_store=from_store), figures))
     emit(place, {"report": path}, path)
 
 
@@ -424,9 +424,9 @@ def predict(
         target_loss: Test loss to reach.
     """
     from orchestrator.analysis.curve_answers import read_curve
+    from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.table import number
-    from orchestrator.commands import predicted
 
     @cache
     def growth() -> Growth:
@@ -462,7 +462,7 @@ def predict(
     if measured is not None and not measured.endswith(".json"):
         growth()  # a wrong name is told before anything is measured
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
-    found, pilot = predicted(
+    found, pilot = predict_sweep(
         record,
         growth,
         _pilot(sweep, trained, model, domain, work),
@@ -542,7 +542,7 @@ def _pilot(
         return lambda: read_pilot(path, model)
 
     def train() -> Pilot:
-        from orchestrator.commands import run_pilot
+        from orchestrator.running.pilot import run_pilot
 
         asked = {
             "train_sizes": trained.pilot_sizes,
@@ -562,7 +562,7 @@ def _record(
     channels.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.running.measuring import MeasureRequest, measure_source
+    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     if None not in given:

@@ -32,13 +32,13 @@ from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
 
 if TYPE_CHECKING:
-    from orchestrator.commands import Planned
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.running.run_plan import RunPlan
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Do what is left: prepare, measure, train, report; prints the report's path last."""
-    from orchestrator.planning.sweep_file import read_changes
+    from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
     shown, again = progress(work), work.again("run", sweep)
@@ -64,7 +64,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; prints the path of the recipe last."""
-    from orchestrator.planning.sweep_file import read_changes
+    from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.tuning.outcome import BRIEF, outcome_table
     from orchestrator.tuning.run import tune_sweep
 
@@ -108,13 +108,13 @@ def _tell_behind(num: int, command: str) -> None:
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     """Replay the result store to MLflow, close ghosts."""
-    from orchestrator.commands import reconciled
     from orchestrator.results.state import StoredResults
+    from orchestrator.running.reconcile import reconcile_sweep
 
     workspace = place.open(sweep)
     if not workspace.paths.root.is_dir() and not StoredResults.read(workspace.results_url).trials:
         raise no_results(sweep, workspace, place)
-    counts = reconciled(workspace, place.mlflow_uri, tell)
+    counts = reconcile_sweep(workspace, place.mlflow_uri, tell)
     emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
 
 
@@ -140,12 +140,12 @@ def plan(
         gpu: Model to plan for (default: those that are here, if any).
         gpus: How many of them (default: those that are here, else as many as a trial asks for).
     """
-    from orchestrator.commands import planned, settled_by
-    from orchestrator.planning.sweep_file import read_changes
+    from orchestrator.planning.sweep_changes import read_changes
+    from orchestrator.running.run_plan import describe_power, plan_run
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
-    found = planned(workspace, gpu=gpu, num_gpus=gpus)
-    settled, settled_lines = settled_by(workspace)
+    found = plan_run(workspace, gpu=gpu, num_gpus=gpus)
+    settled, settled_lines = describe_power(workspace)
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
     document |= {
         "measures": found.measures,
@@ -157,7 +157,7 @@ def plan(
     emit(place, document, _grid_of(found, all_), _lacks(workspace, found.not_prepared), costs)
 
 
-def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
+def _grid_of(found: RunPlan, all_: bool) -> Iterator[Shown]:
     """Yield a plan: done and planned trials of every model on every dataset, or a row per trial."""
     from orchestrator.planning.plan import CellStatus
 
@@ -237,7 +237,7 @@ def status(
         watch: Show it anew until nothing runs any more.
         cell: Tell the story of one cell: attempts, nodes, failures, logs.
     """
-    from orchestrator.commands import progress_of, story_of
+    from orchestrator.cli.sweep_status import sweep_status, trial_history
 
     if sweep is None:
         for asked, flag, more in ((cell is not None, "--cell", " ID"), (watch, "--watch", "")):
@@ -248,17 +248,17 @@ def status(
         return _status_of_all(place)
     workspace = place.open(sweep)
     if cell is not None:
-        story, last_words = story_of(workspace, _cell_named(workspace, cell))
+        story, last_words = trial_history(workspace, _cell_named(workspace, cell))
         return emit(place, story, _told(story, last_words))
     if watch:
-        _watch(lambda: progress_of(workspace))
+        _watch(lambda: sweep_status(workspace))
     if not workspace.paths.root.is_dir():
         way_in = (
             f"start with: {place.hint('run', sweep)}, or name the right one with --root or "
             "ISWEEP_ROOT"
         )
         tell(f"There is no root {workspace.paths.root} yet; {way_in}")
-    document = progress_of(workspace)
+    document = sweep_status(workspace)
     return emit(place, document, _standing(document))
 
 
@@ -280,13 +280,13 @@ def _standing(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _status_of_all(place: Place) -> None:
-    from orchestrator.commands import progress_of
+    from orchestrator.cli.sweep_status import sweep_status
 
     found, damaged = list[dict[str, Any]](), list[SweepError]()
     for name in place.paths.sweep_names():
         try:
             one = place.open(name)
-            found.append({"sweep": one.plan.sweep.name, **progress_of(one)})
+            found.append({"sweep": one.plan.sweep.name, **sweep_status(one)})
         except SweepError as error:
             # One sweep's damage hides no other sweep.
             damaged.append(error)

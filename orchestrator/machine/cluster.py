@@ -25,7 +25,7 @@ from pydantic import Field
 
 from orchestrator.machine import ending
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
-from orchestrator.planning.estimate import LOOK_AHEAD
+from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 

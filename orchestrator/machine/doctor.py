@@ -38,7 +38,7 @@ from orchestrator.machine.gpus import (
     gpus_here,
 )
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
-from orchestrator.planning.sweep_file import read_text
+from orchestrator.planning.plain_yaml import read_text
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import check_tracker

@@ -28,7 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.ending import NO_ANSWER, STUCK, answer_of
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_checks import read_checks
+from orchestrator.planning.costs.gpu_models import (
+    BFLOAT16_FROM,
+    GpuModel,
+    gpu_model_like,
+    gpu_model_there,
+)
 from orchestrator.planning.paths import user_cache
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -102,13 +108,11 @@ class Gpu:
         """All of its memory."""
         return self.memory_bytes / 2**30
 
-    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
-        """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives
+    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
+        """Return what is planned with for it; ``checks`` as :func:`read_checks` gives
         them.
         """
-        return predict.gpu_model_there(
-            self.name, self.memory_gib, self.capability, self.processors, checks
-        )
+        return gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def gpus_here() -> list[Gpu]:
     # Nothing is known of the memory of GPUs that share the machine's (GB10).
     gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size, _ in rows if size.isdigit()]
     whole = len(gpus) == len(rows) and not any(row[3] == "Enabled" for row in rows)
-    if rows and whole and all(predict.gpu_model_like(gpu.name) for gpu in gpus):
+    if rows and whole and all(gpu_model_like(gpu.name) for gpu in gpus):
         if words is None:
             return gpus
         words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
@@ -286,11 +290,11 @@ def check_driver() -> None:
     )
 
 
-def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
+def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
     """Return this machine's GPU, of several the smallest with the least capability, and how
     many.
     """
-    checks = predict.read_checks(folders)
+    checks = read_checks(folders)
     found = [gpu.model(checks) for gpu in gpus_here()]
     least = min(found, key=lambda its: (its.memory_gib, its.half_tflops), default=None)
     return least and replace(least, capability=min(its.capability for its in found)), len(found)
@@ -456,9 +460,7 @@ def refuse(
             what,
             f"{way_out}, or run with --device cpu",
         )
-    without = [
-        (node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM
-    ]
+    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
     recipes = {
         trial.network.recipe.name
         for trial in trials
@@ -594,7 +596,7 @@ def check_gpu(precision: str) -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
-    if precision == "bfloat16" and (its := capability()) < predict.BFLOAT16_FROM:
+    if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
         name, uuid = gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.machine.ending import Interrupt, Watch
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.machine.gpus import capability
-from orchestrator.planning.predict import BFLOAT16_FROM
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory

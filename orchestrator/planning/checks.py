@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import SubsetSpec
 from tasks.prepared.parts import SPLIT_CODES

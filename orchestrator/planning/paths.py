@@ -1,10 +1,9 @@
-"""Every path of the product; nothing else joins file names."""
+"""Paths of the product: no other module joins file names."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,30 +164,3 @@ def check_outlasts_ray(path: Path, what: str, option: str) -> None:
                     "commands there"
                 ),
             )
-
-
-# What must not be said: passwords in URLs, and the values of variables that hold secrets.
-
-SECRET_NAME = re.compile(
-    "(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY"
-)
-PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
-"""Of a URL, before its host or among its parameters."""
-SHORTEST_SECRET = 6
-"""Shorter values are words such as `true`, and leaving them out would spoil messages."""
-
-
-def without_secrets(text: str) -> str:
-    """Leave out of URLs what stands before the host and after the question mark, and all that is
-    secret here.
-
-    Secret is the value of every environment variable whose name says so; paths to files are none.
-    """
-    text = re.sub(r"://[^/\s]*@", "://…@", text)
-    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)
-    for name, value in os.environ.items():
-        if value in text and len(value) >= SHORTEST_SECRET and SECRET_NAME.search(name):
-            text = (
-                text if os.path.isabs(value) and os.path.exists(value) else text.replace(value, "…")
-            )
-    return text

@@ -29,7 +29,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
 from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of

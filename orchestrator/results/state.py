@@ -14,8 +14,10 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from orchestrator.planning.estimate import MeasuredTrial, amount
-from orchestrator.planning.plan import CellStatus, SweepPlan, Workspace
+from orchestrator.planning.estimate_text import amount
+from orchestrator.planning.plan import CellStatus, SweepPlan
+from orchestrator.planning.runtimes import MeasuredTrial
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import (
     FailureRecord,

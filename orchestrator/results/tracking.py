@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
-from orchestrator.planning.paths import RootPaths, without_secrets
-from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.state import State

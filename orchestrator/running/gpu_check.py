@@ -44,7 +44,11 @@ from orchestrator.machine.gpus import (
     nvidia_smi,
     slices,
 )
-from orchestrator.planning import predict
+from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM, GpuModel
+from orchestrator.planning.costs.memory import array_bytes, peak_bytes
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -339,7 +343,7 @@ def memory(bench: Bench) -> Found:
         with bench.as_trials():
             _small_trial(bench, model, graphs=bench.graphs)
             peak = isolation.peak_bytes(bench.device)
-        predicted = predict.peak_bytes(network) - predict.array_bytes(network) - CONTEXT_BYTES
+        predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
         row = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
         yield model, row
         if bench.on_gpu:
@@ -496,8 +500,8 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
     yield "pair_gain", alone
     yield "pair_gain_mps", under_mps
     yield "fast", "auto: captured graphs" if graphs else "auto: plain steps"
-    yield "num_gpus", "left out: trials share a GPU" if (gain or 0) >= predict.PACKING_PAYS else 1
-    interval = predict.GRAPH_INTERVAL_S if graphs else predict.EAGER_INTERVAL_S
+    yield "num_gpus", "left out: trials share a GPU" if (gain or 0) >= PACKING_PAYS else 1
+    interval = GRAPH_INTERVAL_S if graphs else EAGER_INTERVAL_S
     measured = "graph_ms" if graphs else "eager_ms"
     times = {
         model: row[measured]
@@ -506,13 +510,11 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
     }
     if "planned_as" not in values.get("gpu", {}) or not times:
         return
-    its = predict.GpuModel(**values["gpu"]["planned_as"])
+    its = GpuModel(**values["gpu"]["planned_as"])
     bench = replace(bench, half=its.bfloat16)
-    costs = {model: predict.cost_of(bench.trial(model).network).step for model in times}
+    costs = {model: cost_of(bench.trial(model).network).step for model in times}
     speed = statistics.median(
-        1000
-        * predict.pass_time(cost, its, interval=interval, half=bench.half).seconds
-        / times[model]
+        1000 * pass_time(cost, its, interval=interval, half=bench.half).seconds / times[model]
         for model, cost in costs.items()
     )
     there = replace(
@@ -667,7 +669,7 @@ def main() -> None:
     more.
     """
     part, device, graphs, *model = sys.argv[1:]
-    half, values = device == "cpu" or capability() >= predict.BFLOAT16_FROM, dict[str, Any]()
+    half, values = device == "cpu" or capability() >= BFLOAT16_FROM, dict[str, Any]()
     bench = bench_of(device, half=half, graphs=graphs == "1")
     for name, value in {**PARTS, "rate": rate}[part](bench, *model):
         values[name] = value

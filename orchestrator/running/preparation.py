@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.machine.cluster import RunOptions
+from orchestrator.planning.costs.networks import cost_of, was_built
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.predict import cost_of, was_built
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
 from orchestrator.running.progress import Progress
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name

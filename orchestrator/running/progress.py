@@ -21,7 +21,7 @@ from rich.text import Text
 
 from orchestrator.machine.ending import raise_if_asked
 from orchestrator.machine.locks import holder_pid
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from search_spaces.specs import NetworkSpec
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import EpochRecord, TrialStatus

@@ -19,15 +19,12 @@ import ray
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.ending import answer_of
 from orchestrator.machine.gpus import MOST_HELD, NodeGpus
-from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
-from orchestrator.planning.predict import (
-    GpuModel,
-    has_batch_norm,
-    need_of,
-    packing_pays,
-    peak_bytes,
-    read_checks,
-)
+from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.costs.networks import has_batch_norm
+from orchestrator.planning.runtimes import MeasuredTrial, RuntimeModel, corrections_for
 from orchestrator.results.store import FailureKind, TrialFailure
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
@@ -100,7 +97,7 @@ class Requests:
     """
 
     resources: Resources
-    expectation: Expectation = field(default_factory=Expectation)
+    expectation: RuntimeModel = field(default_factory=RuntimeModel)
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     out_of_memory: Counter[Hashable] = field(default_factory=Counter)
     given: dict[str, int] = field(default_factory=dict)
@@ -260,7 +257,7 @@ def expected(
     asked: ResourceSpec,
     measured: Collection[MeasuredTrial],
     folders: Iterable[Path] = (),
-) -> Expectation:
+) -> RuntimeModel:
     """Return what trials are expected to need of the connected cluster's GPUs.
 
     A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep
@@ -268,7 +265,7 @@ def expected(
     trial has one to itself.
     """
     if asked.num_gpus == 0 or not nodes:
-        return Expectation(None, corrections_for(None, measured))
+        return RuntimeModel(None, corrections_for(None, measured))
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [gpu.model(checks) for gpu, _ in gpus]
@@ -279,7 +276,7 @@ def expected(
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
-    return Expectation(
+    return RuntimeModel(
         least, corrections_for(least, measured), asked.num_gpus or (None if shared else 1.0)
     )
 

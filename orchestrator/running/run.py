@@ -34,9 +34,10 @@ from orchestrator.machine.gpus import (
 )
 from orchestrator.machine.locks import locked
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import MeasuredTrial
-from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience

@@ -19,15 +19,11 @@ from ray import tune
 
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.machine.ending import at_forced_end, raise_if_asked
-from orchestrator.planning.estimate import (
-    Expectation,
-    array_key,
-    expected_seconds,
-    order_trials,
-    time_limit,
-)
-from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, SweepPlan
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
+from orchestrator.planning.trial_order import array_key, order_trials
 from orchestrator.results.state import State, StoredResults
 from orchestrator.results.store import (
     CellReport,
@@ -89,7 +85,7 @@ class Run:
     stored: StoredResults
     tracker: Tracker
     monitor: Progress
-    expectation: Expectation = field(default_factory=Expectation)
+    expectation: RuntimeModel = field(default_factory=RuntimeModel)
     desk: Desk | None = None
 
     @property

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.machine import gpus
-from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.store import (
     CellReport,
     FailureKind,

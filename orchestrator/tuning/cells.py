@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import FailureRecord, ResultRecord, ResultStore, SealedRecord
 from orchestrator.results.table import EPOCH_PREFIX, FlatRun, flat_run, milliseconds
 from search_spaces.errors import ConfigError, SweepError, collect, plural

@@ -22,7 +22,7 @@ from orchestrator.analysis.guessing import AT_GUESSING
 from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.table import interval, number, write_csv
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.cells import Point, Row
 from orchestrator.tuning.search import CellSearch, Search
 from search_spaces.specs import DatasetSpec

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from orchestrator.machine.cluster import RunOptions, reached
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.sweep_file import SweepSource, write_plain
+from orchestrator.planning.plain_yaml import write_plain
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from orchestrator.planning.estimate import array_key
+from orchestrator.planning.trial_order import array_key
 from orchestrator.results.store import CellReport
 from orchestrator.results.table import FlatRun, Point
 from orchestrator.running.queue import CellQueue

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.planning.predict import attack_flops
+from orchestrator.planning.costs.passes import attack_flops
 from orchestrator.planning.sweep_file import parse_sweep, sweep_text
 from search_spaces.attacks import ATTACKS
 from search_spaces.errors import ConfigError

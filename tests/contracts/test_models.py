@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator.planning.predict import network_cost
+from orchestrator.planning.costs.networks import network_cost
 from search_spaces.models import MODELS, about, model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.models import build_model, num_parameters

@@ -21,7 +21,7 @@ from pathlib import Path
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import make_tracker
 from tests.unit.orchestrator.results.test_tracking import flat

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from tasks.remote import InlineExecutor

@@ -19,9 +19,9 @@ import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli.app import main
-from orchestrator.commands import run_pilot
 from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
+from orchestrator.running.pilot import run_pilot
 from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
 from tests.integration import interrupted

@@ -18,7 +18,7 @@ from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from tests.demo_page import FIGURES
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.predict_sweep import predict_sweep
 from orchestrator.analysis.prediction import PilotPoint
 from orchestrator.analysis.prediction_inputs import Pilot, is_pilot_table, pilot_of, read_pilot
-from orchestrator.commands import predicted
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -141,6 +141,6 @@ def test_losses_alone_are_said_to_lack_the_two_numbers():
     with pytest.raises(
         ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"
     ):
-        predicted(
+        predict_sweep(
             {}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked
         )

@@ -17,9 +17,10 @@ from orchestrator.analysis.power import (
     planned_power,
     power,
 )
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 

@@ -1,7 +1,7 @@
 """The table holds what the store holds; MLflow's rows are for where nothing else can be reached."""
 
 from orchestrator.analysis.report import results_table
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from tests.unit.orchestrator.results.examples import (
     state_of,
     trial_record,

@@ -135,7 +135,7 @@ STOPS = (partial(signal.raise_signal, signal.SIGTERM), partial(signal.raise_sign
 def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
     capsys, tmp_path, monkeypatch, stop
 ):
-    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", lambda *_, **__: stop())
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", lambda *_, **__: stop())
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
@@ -167,7 +167,7 @@ def test_whatever_is_left_is_a_message_and_a_line_in_the_log(
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", broken)
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
     assert main(["status", "smoke", "--root", str(tmp_path)]) == code
     said = capsys.readouterr()
     assert said.out == ""

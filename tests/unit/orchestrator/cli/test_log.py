@@ -40,7 +40,7 @@ def test_warnings_go_there_and_not_to_the_terminal(run, read, monkeypatch):
         warnings.warn("odd", stacklevel=1)
         return []
 
-    monkeypatch.setattr("orchestrator.data_commands.dataset_rows", warn)
+    monkeypatch.setattr("orchestrator.planning.dataset_rows.list_datasets", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, _, err = run("datasets")

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.analysis.table import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
 from tests.unit.orchestrator.results.examples import (
@@ -147,7 +147,7 @@ def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured
 ):
     monkeypatch.setattr(results, "read_table", lambda *_, **__: (few(), ()))
     monkeypatch.setattr(
-        "orchestrator.running.measuring.measure_source", lambda *_: pytest.fail("measured")
+        "orchestrator.measuring.measure_source.measure_source", lambda *_: pytest.fail("measured")
     )
     code, _, err = run(
         "predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.cli import sweeps
 from orchestrator.machine.locks import exclusive
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.progress import Progress, RunningTrial
 from tests.damage import directory, fifo, loop

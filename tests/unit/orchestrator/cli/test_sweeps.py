@@ -177,7 +177,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
 def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     run, root, tmp_path, monkeypatch, command
 ):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
@@ -198,7 +198,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
 
 
 def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     _, out, _ = run("status")
     assert out.endswith(
@@ -220,7 +220,7 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
-    from orchestrator.planning.plan import Workspace
+    from orchestrator.planning.workspace import Workspace
 
     path = tmp_path / "any.yaml"
     path.write_text(SWEEP, encoding="utf-8")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
 from orchestrator.tuning import run as pipeline
 from orchestrator.tuning.cells import tuning_cells

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from search_spaces.datasets import PACKAGED
 from search_spaces.errors import DataError, SweepError
 from search_spaces.specs import PreparedSpec

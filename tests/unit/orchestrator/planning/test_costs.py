@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
+from orchestrator.planning.costs.memory import (
     TENSOR_FACTOR,
     WORKSPACE_FACTOR,
     array_bytes,
-    cost_of,
-    network_cost,
     peak_bytes,
 )
+from orchestrator.planning.costs.networks import cost_of, network_cost
+from orchestrator.planning.costs.walk import _Walk
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.planning.walk import _Walk
 from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size

@@ -7,16 +7,11 @@ benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100 NVIDIA's DeepLearningExam
 
 import pytest
 
-from orchestrator.planning.predict import (
-    GPU_MODELS,
-    Kernel,
-    PassCost,
-    gpu_model,
-    gpu_model_like,
-    memory_bytes,
-    pass_time,
-)
-from orchestrator.planning.walk import walk_network
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, gpu_model_like
+from orchestrator.planning.costs.kernels import Kernel, PassCost
+from orchestrator.planning.costs.memory import memory_bytes
+from orchestrator.planning.costs.pass_times import pass_time
+from orchestrator.planning.costs.walk import walk_network
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec

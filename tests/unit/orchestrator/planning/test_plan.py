@@ -3,8 +3,10 @@ from itertools import product
 
 import pytest
 
-from orchestrator.planning.paths import RootPaths, without_secrets
-from orchestrator.planning.plan import CellStatus, Workspace, plan_rows, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError
 from search_spaces.recipes import recipe_spec
 from search_spaces.sweeps import SweepSpec

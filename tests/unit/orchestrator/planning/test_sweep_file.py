@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from orchestrator.analysis.table import split_by_recipe
-from orchestrator.planning.estimate import extras, extras_text
-from orchestrator.planning.plan import Workspace, plan_sweep
-from orchestrator.planning.sweep_file import load_sweep, parse_sweep, read_changes, with_changes
+from orchestrator.planning.estimate_text import extras_text
+from orchestrator.planning.extra_costs import extras
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_changes import read_changes, with_changes
+from orchestrator.planning.sweep_file import load_sweep, parse_sweep
+from orchestrator.planning.workspace import Workspace
 from search_spaces.attacks import ATTACKS
 from search_spaces.errors import ConfigError
 from tasks import sources

@@ -7,17 +7,18 @@ import sys
 
 import pytest
 
-from orchestrator.planning import predict, walk
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
+from orchestrator.planning.costs import networks as costs_of_networks
+from orchestrator.planning.costs import walk
+from orchestrator.planning.costs.networks import (
     WALKED,
     cost_key,
     network_cost,
     plain_cost,
     recipe_of_costs,
 )
+from orchestrator.planning.costs.walk import walk_network
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.walk import walk_network
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 
@@ -104,7 +105,7 @@ def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_p
         file.write_text(text, encoding="utf-8")
         assert cost() == first
     assert len(walks) == 5
-    monkeypatch.setattr(predict, "_walked_with", lambda: "another torch")
+    monkeypatch.setattr(costs_of_networks, "_walked_with", lambda: "another torch")
     assert (cost(), len(walks)) == (first, 6)
 
 

@@ -8,10 +8,11 @@ import tracemalloc
 
 import pytest
 
-from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import Index, StoredResults, judge, read_state
 from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
 from orchestrator.results.table import flat_trial

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from orchestrator.machine.locks import exclusive
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import (
     CellReport,

@@ -16,16 +16,10 @@ import torch
 
 from orchestrator.machine import self_test
 from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
-from orchestrator.planning.predict import (
-    EAGER_INTERVAL_S,
-    GPU_MODELS,
-    GpuModel,
-    cost_of,
-    gpu_model_there,
-    packing_pays,
-    pass_time,
-    read_checks,
-)
+from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
 from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part
 from search_spaces.errors import ConfigError, SetupError

@@ -17,21 +17,18 @@ import torch
 from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
-from orchestrator.planning.estimate import (
+from orchestrator.planning.costs.gpu_checks import packing_pays
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import core_seconds, need_of
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.runtimes import (
     HANG_FACTOR,
     MIN_LIMIT_S,
     UNTIMED_FACTOR,
-    Expectation,
-    estimate,
+    RuntimeModel,
     time_limit,
-)
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    GPU_MODELS,
-    core_seconds,
-    need_of,
-    packing_pays,
-    peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.failures import (
@@ -419,7 +416,7 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
     first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
     untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
     whole = replace(
-        whole, expectation=Expectation(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
+        whole, expectation=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
     )
     for cell in (first, second):
         assert whole.of(cell).fast == "auto"
@@ -469,14 +466,14 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
     """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
-    known = Expectation(GPU_MODELS["rtx4090"])
+    known = RuntimeModel(GPU_MODELS["rtx4090"])
     for trial in trials.values():
         assert (
             time_limit(trial, (), known)
             == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial))
             < 4 * 3600
         )
-        assert time_limit(trial, (), Expectation()) == HANG_FACTOR * core_seconds(trial)
+        assert time_limit(trial, (), RuntimeModel()) == HANG_FACTOR * core_seconds(trial)
         for there, asked in (
             (node(RTX4090), 1.0),
             (node(ADA), None),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.planning.estimate import estimate, extras, extras_text
-from orchestrator.planning.plan import Workspace, plan_sweep
-from orchestrator.planning.predict import cost_of
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.estimate_text import extras_text
+from orchestrator.planning.extra_costs import extras
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import check_models
 from search_spaces.errors import ConfigError
 from tests.small_sweep import small_sweep

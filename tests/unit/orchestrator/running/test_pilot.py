@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator import RunOptions, load_sweep, plan_sweep
-from orchestrator.commands import pilot_sweep, run_pilot
+from orchestrator.running.pilot import pilot_sweep, run_pilot
 from search_spaces.errors import ConfigError, DataError
 
 OUTER = {

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.machine.cluster import Cluster, RunOptions
 from orchestrator.machine.ending import remove_orphans
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport, ResultStore
 from orchestrator.running import run as module

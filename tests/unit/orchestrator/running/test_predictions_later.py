@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import StoredResults
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep

@@ -7,7 +7,7 @@ import pytest
 import torchvision
 
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep

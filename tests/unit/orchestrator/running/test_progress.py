@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.machine import locks
 from orchestrator.machine.locks import exclusive, holder_pid, is_held
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import progress
 from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled

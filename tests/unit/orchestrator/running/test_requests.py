@@ -3,9 +3,10 @@
 import pytest
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.planning.estimate import Expectation
+from orchestrator.planning.costs.gpu_models import GPU_MODELS
+from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, need_of
+from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import TrialFailure
 from orchestrator.running.requests import Requests
@@ -18,17 +19,17 @@ def cells():
 
 
 def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
-    requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
+    requests = Requests(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     for cell in cells:
         assert requests.of(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
     assert Requests(Resources(1, 0.25)).of(cells[0]).num_gpus == 0.25
-    assert Requests(Resources(1, 0), Expectation(GPU_MODELS["a100"])).of(cells[0]).num_gpus == 0
-    whole = Requests(Resources(1, 1.0), Expectation(GPU_MODELS["a100"], share=1.0))
+    assert Requests(Resources(1, 0), RuntimeModel(GPU_MODELS["a100"])).of(cells[0]).num_gpus == 0
+    whole = Requests(Resources(1, 1.0), RuntimeModel(GPU_MODELS["a100"], share=1.0))
     assert whole.of(cells[0]).num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
-    requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
+    requests = Requests(Resources(1, 0.25), RuntimeModel(GPU_MODELS["a100"]))
     shares = [requests.of(cell).num_gpus for cell in cells]
     assert requests.usual(cells) == Resources(1, sum(shares) / len(shares))
     assert Requests(Resources(2, 0)).usual(cells) == Resources(2, 0)

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.cells import Point, tuning_cells
 from orchestrator.tuning.outcome import (
     BRIEF,

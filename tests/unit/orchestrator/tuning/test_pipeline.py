@@ -9,7 +9,7 @@ import pytest
 
 import isweep
 from orchestrator import RunOptions
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker

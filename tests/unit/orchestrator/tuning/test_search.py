@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.planning.estimate import array_key
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.trial_order import array_key
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning.cells import Point, Role, SearchRecord, tuning_cells
 from orchestrator.tuning.outcome import outcomes

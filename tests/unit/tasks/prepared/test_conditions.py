@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import load_arrays
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.tuning import ValidationSpec

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orchestrator.running.measuring import name_labels
+from orchestrator.measuring.measure_source import name_labels
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.detect import detect_own_kind

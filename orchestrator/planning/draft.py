@@ -1,6 +1,4 @@
-"""The steps about images that command line and notebook share: they return what is shown, print
-nothing.
-"""
+"""``isweep init``: a first sweep file for a set of images, which runs as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,16 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from orchestrator.planning.checks import Counted, about_subset, counted, names_key
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.sweep_file import load_sweep, parse_sweep, preset_names
-from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, CorruptStoreError, DataError, nearest_path, plural
+from orchestrator.planning.sweep_file import parse_sweep, preset_names
+from search_spaces.datasets import DATASETS, own_dataset_spec
+from search_spaces.errors import ConfigError, DataError, nearest_path, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
-from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.listings import list_raw
-from tasks.prepared.montage import save_montage
-from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import own_kinds_text, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem
@@ -39,92 +33,7 @@ from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
 
 if TYPE_CHECKING:
-    from orchestrator.machine.cluster import RunOptions
-    from orchestrator.running.progress import Progress
-
-
-def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
-    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where
-    it stands.
-
-    ConfigError for an unknown name.
-    """
-    prepared: dict[str, list[str]] = {}
-    for path in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):
-        with suppress(CorruptStoreError):
-            prepared.setdefault(PreparedDataset.open(path).record.dataset, []).append(path.name)
-    return [
-        {
-            **json.loads(spec.model_dump_json()),
-            "prepared": prepared.get(spec.name, []),
-            "status": "prepared" if spec.name in prepared else "not prepared",
-        }
-        for spec in ([dataset_spec(name)] if name else DATASETS.values())
-    ]
-
-
-def prepare_one(
-    name: str,
-    *,
-    preset: str,
-    run_options: RunOptions,
-    progress: Progress,
-    montage: Path | None = None,
-    said: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its
-    record.
-
-    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the
-    file's. ``montage`` is where to draw examples of each label; None draws nothing, for patients'
-    sake.
-
-    Raises:
-        SweepError: for an unknown name, an unusable download, or a root in use.
-    """
-    # Measuring, which prepares nothing, does without these.
-    from orchestrator.machine.cluster import connect
-    from orchestrator.machine.locks import exclusive
-    from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.remote import RayExecutor
-
-    sweep = load_sweep(preset)
-    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
-    recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
-    plan = plan_sweep(sweep.model_copy(update=only))
-    check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
-    paths = RootPaths.at(run_options.root).make()
-    workspace = Workspace(plan, paths)
-    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
-        prepare_own(workspace, run_options, progress)
-        if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(
-                run_options.address, num_cpus=run_options.num_cpus, dashboard=False
-            ) as cluster:
-                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
-                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
-    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
-    if montage is not None:
-        save_montage(dataset, montage)
-    found: dict[str, Any] = dataset.record.model_dump(mode="json")
-    return found
-
-
-def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
-    """Return the sweep's own data of that name, or else the dataset of the table."""
-    for choice in sweep.datasets:
-        if choice.name == name and choice.own is not None:
-            labels = {**choice.own.label_map, **said.get("label_map", {})}
-            own = choice.own.model_copy(update={**said, "label_map": labels})
-            return choice.model_copy(update={"own": own})
-    dataset_spec(name)
-    if said:
-        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        found = f"{name}, whose classes are the table's"
-        raise ConfigError(f"{options} is for own data", found, "leave it out")
-    return DatasetChoice(name=name)
+    pass
 
 
 # A first sweep file for one's own images, which runs: what ``isweep init`` writes.

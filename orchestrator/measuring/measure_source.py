@@ -356,7 +356,7 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
     if of_array := path.suffix.lower() == ".npy":
         values = _load_npy(path)
     else:
-        from orchestrator.planning.sweep_file import read_text
+        from orchestrator.planning.plain_yaml import read_text
 
         lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)

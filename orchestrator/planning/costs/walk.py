@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from orchestrator.planning.predict import Kernel, NetworkCost, PassCost
+from orchestrator.planning.costs.kernels import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.isolation import contained
@@ -55,7 +55,7 @@ _SHAPE_ONLY |= {"empty", "empty_like", "empty_strided"}
 def walk_network(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
-    """See :func:`orchestrator.planning.predict.network_cost`."""
+    """See :func:`orchestrator.planning.costs.networks.network_cost`."""
     # It logs a traceback of what fails in it; what fails is told as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     shape = (channels, image_size, image_size)

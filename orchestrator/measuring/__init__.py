@@ -1,0 +1,1 @@
+"""``isweep measure``: one image set, read from wherever it is, and its two numbers."""
