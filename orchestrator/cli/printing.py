@@ -95,7 +95,7 @@ def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> N
     Args:
         place: The options of the command.
         document: What ``--json`` prints.
-        outputs: Output for people, printed in this order. Iterables are only read if they are shown.
+        outputs: Output for people, printed in this order. Iterables are read only if shown.
     """
     waited()
     if place.json:
