@@ -10,6 +10,7 @@ import pytest
 from orchestrator.analysis.table import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
+from orchestrator.cli.stored_results import tell_what_is_absent
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
@@ -82,7 +83,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
         update={"result": measured.result.model_copy(update={"sizes": (size,)})}
     )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
-    results.tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
+    tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
     assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
 
 
