@@ -48,7 +48,6 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
             replay(jobs, number),
         )
         in_waves = sum(replay(wave, number).makespan for wave in waves)
-        hours = number * ours.makespan / 3600
         rows.append(
             {
                 "num_gpus": number,
@@ -58,8 +57,6 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
                 "ratio": planned.makespan / ours.makespan,
                 "over_lower_bound": ours.makespan / ours.lower_bound,
                 "utilisation": ours.utilisation,
-                "dollars": hours * gpu.price,
-                "kilowatt_hours": hours * gpu.watts / 1000,
             }
         )
     return rows

@@ -153,7 +153,8 @@ def recipes(*, place: Place = Place()) -> None:
 def presets(*, place: Place = Place()) -> None:
     """List the sweeps that ship with the package."""
     from orchestrator.planning.plan import plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep, preset_names
+    from orchestrator.planning.sweep_file import load_sweep
+    from orchestrator.planning.written_files import preset_names
 
     rows = []
     for name in preset_names():

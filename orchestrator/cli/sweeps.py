@@ -93,7 +93,8 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
     """Warn that a name means the sweep as it last ran if ./NAME.yaml differs from it."""
-    from orchestrator.planning.sweep_file import load_sweep, preset_names
+    from orchestrator.planning.sweep_file import load_sweep
+    from orchestrator.planning.written_files import preset_names
 
     file = f"{sweep}.yaml"
     if "/" in sweep or not os.path.isfile(file) or sweep in preset_names():

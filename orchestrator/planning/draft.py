@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from orchestrator.planning.checks import Counted, about_subset, counted, names_key
-from orchestrator.planning.sweep_file import parse_sweep, preset_names
+from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.planning.written_files import preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, nearest_path, plural
 from search_spaces.models import as_name

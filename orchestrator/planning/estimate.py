@@ -21,15 +21,12 @@ from orchestrator.planning.runtimes import MeasuredTrial, corrections_for
 from search_spaces.errors import ConfigError
 from search_spaces.specs import TrialSpec
 
-IDLE_DRAW = 0.1
-"""Share of its power that a GPU draws without work: assumed (about 70 W of an H100)."""
-
-
 DEFAULT_GPU = "h100"
+"""GPU that is planned for if none is named and none is on this machine."""
 
 
 def estimate(
-    left: Collection[TrialSpec],
+    trials: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
     gpu: GpuModel | None = GPU_MODELS[DEFAULT_GPU],
@@ -37,33 +34,39 @@ def estimate(
     share: float | None = None,
     num_cpus: int = 1,
 ) -> dict[str, Any]:
-    """Estimate what is left of a sweep, by prediction and by what done trials cost.
+    """Estimate what the remaining trials of a sweep take, corrected by what finished trials took.
 
-    Of ``num_gpus`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that
-    the sweep asks for; None (or 0) for what it is predicted to need. Without a GPU trials share
-    ``num_cpus`` cores.
+    Args:
+        trials: The remaining trials.
+        measured_trials: Finished trials of the sweep.
+        gpu: The kind of GPU to plan for; None for CPUs only.
+        num_gpus: Number of GPUs; None for as many as one trial takes.
+        share: Share of a GPU that the sweep asks for; None or 0 for what a trial needs.
+        num_cpus: Number of cores that trials share if there is no GPU.
 
     Returns:
-        ``gpu_hours`` or ``cpu_core_hours``; ``cpu_hours`` until the last trial has ended on
-        ``num_cpus``; ``memory_bytes`` of the largest trial; ``refused``, recipes that the GPU
-        cannot compute; and more.
+        A document for ``isweep plan --json``. ``gpu_hours``, ``cluster`` (see :func:`on_gpus`) and
+        ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the work of all
+        trials, ``cpu_hours`` the time until the last one has ended on ``num_cpus``.
+        ``memory_bytes`` is of the largest trial. ``refused`` lists recipes that the GPU cannot
+        compute. ``assumptions`` and ``text`` are sentences.
     """
     corrections = corrections_for(gpu, measured_trials)
-    memory = (
-        peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left
+    memory = [
+        peak_bytes(trial.network) * corrections.memory.get(trial.network.model.name, 1.0)
+        for trial in trials
+    ]
+    seconds = [core_seconds(trial, corrections) for trial in trials]
+    cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
+    assumptions = (
+        f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
+        "where this sweep has no finished trial of the model yet"
     )
-    rate, interval = (
-        f"{CORE_FLOPS / 1e9:g} GFLOP/s",
-        f"{CORE_INTERVAL_S * 1e6:g} µs",
-    )
-    where = "where this sweep has no finished trial of the model yet"
-    assumptions = f"{rate} per core and {interval} an operation, {where}"
-    seconds = [core_seconds(trial, corrections) for trial in left]
-    result: dict[str, Any] = {
-        "trials_left": len(left),
+    document: dict[str, Any] = {
+        "trials_left": len(trials),
         "gpu_hours": None,
         "cpu_core_hours": sum(seconds) / 3600,
-        "cpu_hours": max(sum(seconds) / num_cpus, max(seconds, default=0.0)) / 3600,
+        "cpu_hours": cpu_seconds / 3600,
         "num_cpus": num_cpus,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
@@ -73,19 +76,20 @@ def estimate(
         "assumptions": assumptions,
     }
     if gpu is not None:
-        there = num_gpus or max(1, int(share or 1))
-        recipes = {t.network.recipe.name for t in left if t.network.recipe.precision == "bfloat16"}
-        cluster = on_gpus(left, gpu, there, corrections, share)
-        # A GPU for each trial, as where nothing shows that sharing one pays.
-        alone = on_gpus(left, gpu, there, corrections, max(1.0, share or 1.0))
-        result |= {
-            "gpu_hours": cluster["gpu_hours"],
-            "cluster": cluster,
-            "hours_one_at_a_time": alone["hours"],
-            "refused": [] if gpu.bfloat16 else sorted(recipes),
-            "assumptions": f"predicted for {gpu.name} ({gpu.origin}), {assumptions}",
-        }
-    return result | {"text": estimate_text(result)}
+        num_planned = num_gpus or max(1, int(share or 1))
+        cluster = on_gpus(trials, gpu, num_planned, corrections, share)
+        # A GPU for each trial, as on machines where nothing shows that sharing one pays.
+        alone = on_gpus(trials, gpu, num_planned, corrections, max(1.0, share or 1.0))
+        document["gpu_hours"] = cluster["gpu_hours"]
+        document["cluster"] = cluster
+        document["hours_one_at_a_time"] = alone["hours"]
+        document["assumptions"] = f"predicted for {gpu.name} ({gpu.origin}), {assumptions}"
+        if not gpu.bfloat16:
+            recipes = [trial.network.recipe for trial in trials]
+            refused = {recipe.name for recipe in recipes if recipe.precision == "bfloat16"}
+            document["refused"] = sorted(refused)
+    document["text"] = estimate_text(document)
+    return document
 
 
 def on_gpus(
@@ -95,42 +99,50 @@ def on_gpus(
     corrections: Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted
-    to need.
+    """Replay trials on GPUs, the longest first.
 
-    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends. By
-    model are the largest of ``shares``, and the bytes of trials that are ``too_large`` for the
-    memory of their share.
+    Args:
+        trials: The trials.
+        gpu: The kind of GPU.
+        num_gpus: Number of GPUs.
+        corrections: How far predictions were off.
+        share: Share of a GPU that each trial gets; None or 0 for what it is predicted to need.
+
+    Returns:
+        A document. ``hours`` are those until the last trial ends. ``shares`` are the largest ones
+        by model, and ``too_large`` the bytes of models that need more memory than their share has.
+
+    Raises:
+        ConfigError: One trial asks for more GPUs than there are.
     """
-    whole = max(1, int(share or 1))  # GPUs that a trial lies on
-    if whole > num_gpus:
-        rule = "There must be as many GPUs as one trial asks for"
-        found = f"resources.num_gpus {whole}, {num_gpus} in all"
-        raise ConfigError(rule, found, f"plan with --gpus {whole}")
+    gpus_per_trial = max(1, int(share or 1))
+    if gpus_per_trial > num_gpus:
+        raise ConfigError(
+            "There must be as many GPUs as one trial asks for",
+            f"resources.num_gpus {gpus_per_trial}, {num_gpus} in all",
+            f"plan with --gpus {gpus_per_trial}",
+        )
     jobs: list[Job] = []
     shares: dict[str, float] = {}
     too_large: dict[str, float] = {}
     for trial in trials:
-        name, need = trial.network.model.name, need_of(trial, gpu, corrections, share)
+        name = trial.network.model.name
+        need = need_of(trial, gpu, corrections, share)
         jobs.append(Job(trial.trial_id, need.seconds, need.share))
         shares[name] = max(need.share, shares.get(name, 0.0))
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
-    groups = num_gpus // whole
+    num_places = num_gpus // gpus_per_trial
     # The longest first, so that none is begun when all others have ended.
-    played = replay(sorted(jobs, key=lambda job: (-job.seconds, job.name)), groups)
-    # GPUs that are too few for one more trial are paid for too.
-    utilisation = played.utilisation * groups * whole / num_gpus
-    paid_hours = num_gpus * played.makespan / 3600
-    draw = utilisation + IDLE_DRAW * (1 - utilisation)
+    longest_first = sorted(jobs, key=lambda job: (-job.seconds, job.name))
+    played = replay(longest_first, num_places)
     return {
         "gpu": gpu.name,
         "num_gpus": num_gpus,
         "hours": played.makespan / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
-        "utilisation": utilisation,
-        "dollars": paid_hours * gpu.price,
-        "kilowatt_hours": paid_hours * gpu.watts * draw / 1000,
+        # GPUs that are too few for one more trial are idle.
+        "utilisation": played.utilisation * num_places * gpus_per_trial / num_gpus,
         "shares": dict(sorted(shares.items())),
         "too_large": dict(sorted(too_large.items())),
         "gpu_data": asdict(gpu),

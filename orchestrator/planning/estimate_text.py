@@ -7,94 +7,127 @@ from typing import Any
 
 from search_spaces.errors import plural
 
+MIN_SHOWN = 1e-3
+"""Smaller amounts are written as ``under 0.001``."""
+MIN_IN_HOURS = 2.0
+"""Hours from which a time is written in hours, and not in minutes."""
+
 
 def amount(value: float) -> str:
-    """Spell an amount to two figures, without exponents: ``17,000``, ``0.45``, ``under 0.001``."""
+    """Format an amount to two figures, without an exponent: ``17,000``, ``under 0.001``."""
+    if value == 0:
+        return "0"
+    if abs(value) < MIN_SHOWN:
+        return "under 0.001"
     rounded = float(f"{value:.2g}")
-    small = "0" if value == 0 else "under 0.001"
-    return (
-        small if abs(value) < 1e-3 else f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
-    )
+    if abs(rounded) >= 10:
+        return f"{rounded:,.0f}"
+    return f"{rounded:g}"
 
 
 def roughly(value: float) -> str:
-    """Spell an estimate in a sentence: ``about 17,000``, ``under 0.001``, ``0``."""
-    found = amount(value)
-    return found if found.startswith("under") or found == "0" else f"about {found}"
+    """Format an estimate for a sentence: ``about 17,000``, ``under 0.001``, ``0``."""
+    text = amount(value)
+    if text == "0" or text.startswith("under"):
+        return text
+    return f"about {text}"
 
 
-def estimate_text(result: dict[str, Any]) -> str:
-    """Return what an estimate says, in sentences."""
-    left = plural(result["trials_left"], "trial")
-    largest = f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
-    hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
-    until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
-    cores = f"{until} on {plural(cpus, 'CPU')}"
-    begin, assumed = f"left: {left}, {cores}; {largest}", f" ({result['assumptions']})"
-    if not result["trials_left"]:
-        return "left: 0 trials"
+def estimate_text(document: Mapping[str, Any]) -> str:
+    """Return what an estimate says; the first sentence is the answer.
+
+    Args:
+        document: What :func:`orchestrator.planning.estimate.estimate` made.
+    """
+    if not document["trials_left"]:
+        return "0 trials left"
+    left = f"{plural(document['trials_left'], 'trial')} left"
+    on_cpus = f"{_time(document['cpu_hours'])} on {plural(document['num_cpus'], 'CPU')}"
+    memory = f"The largest trial needs {_gib(document['memory_bytes'])}."
+    assumed = f"Assumed: {document['assumptions']}."
+    cluster = document["cluster"]
     if cluster is None:
-        return f"{begin}{assumed}. No GPU is here, and none was named: --gpu h100 plans for one"
-    gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
-    shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
-    named = ", ".join(
-        f"{name} {amount(size / 2**30)} of "
-        f"{amount(min(cluster['shares'][name], 1.0) * cluster['gpu_data']['memory_gib'])} GiB"
-        for name, size in cluster["too_large"].items()
-    )
-    too_large = named and (
-        f"\nmore memory than the share has: {named}; such trials end out of memory and start again "
-        "with "
-        "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no "
-        "batch norm "
-        "forbids it: choose a larger GPU, or a smaller recipe.batch_size"
-    )
-    if result["refused"]:
-        name = result["refused"][0]
+        no_gpu = "This machine has no GPU; --gpu h100 plans for one."
+        return f"{left}: {on_cpus}. {memory} {no_gpu} {assumed}"
+    gpus = f"{cluster['num_gpus']} {cluster['gpu']}"
+    if cluster["num_gpus"] > 1:
+        gpus += "s"
+    if document["refused"]:
+        recipe = document["refused"][0]
         return (
-            f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it "
-            "has not: "
-            "--set recipe.precision=float32, or another GPU"
+            f"{left}, but not on {gpus}: recipe {recipe} computes in bfloat16, which it lacks. "
+            "Use --set recipe.precision=float32, or another GPU. "
+            f"Without a GPU: {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
-        unknown = "the time cannot be known: isweep gpu-check measures it"
-        return f"{begin}. On {gpus} {unknown}{assumed}{too_large}"
+        unknown = "how long they take is unknown until isweep gpu-check has measured it"
+        return f"{left}. On {gpus}, {unknown}; {on_cpus}. {memory} {assumed}{_too_large(cluster)}"
+    shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     return (
-        f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
-        f"{amount(result['hours_one_at_a_time'])} h one trial at a time, "
-        f"{amount(cluster['hours'])} h where "
-        "trials share GPUs and fill each other's gaps, under MPS, "
-        f"{100 * cluster['utilisation']:.0f} % "
-        f"used, {roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
-        f"share of a GPU: {shares or 'none'}{assumed}{too_large}"
+        f"{left}: {_time(cluster['hours'])} on {gpus} if trials share GPUs under MPS, "
+        f"{_time(document['hours_one_at_a_time'])} one trial at a time, or {on_cpus}. "
+        f"That is {roughly(document['gpu_hours'])} GPU-hours, with the GPUs in use "
+        f"{100 * cluster['utilisation']:.0f} % of the time. {memory} "
+        f"Share of a GPU for a trial: {shares}. {assumed}{_too_large(cluster)}"
     )
 
 
-def extras_text(found: Mapping[str, Any]) -> str:
-    """Say what :func:`extras` found."""
-    shares = {kind: share for kind, share in found["attack_shares"].items() if share}
-    words = (
-        f"attacks: {sum(shares.values()):.0%} of training"
-        if found["attack_shares"]
-        else "nothing is trained"
+def _time(hours: float) -> str:
+    if hours >= MIN_IN_HOURS:
+        return f"{roughly(hours)} h"
+    return f"{roughly(max(1.0, 60 * hours))} min"
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{amount(num_bytes / 2**30)} GiB"
+
+
+def _too_large(cluster: Mapping[str, Any]) -> str:
+    """Return a warning of models that need more memory than their share has, or nothing."""
+    if not cluster["too_large"]:
+        return ""
+    models = []
+    for name, num_bytes in cluster["too_large"].items():
+        share = min(cluster["shares"][name], 1.0)
+        has = amount(share * cluster["gpu_data"]["memory_gib"])
+        models.append(f"{name} {amount(num_bytes / 2**30)} of {has} GiB")
+    return (
+        f"\nmore memory than the share has: {', '.join(models)}. Such a trial runs out of memory "
+        "and starts again with twice the share, up to a whole GPU. Then it fails, or passes its "
+        "batches in parts if it has no batch norm. Choose a larger GPU, or a smaller "
+        "recipe.batch_size."
     )
-    if len(shares) > 1:
-        words += f" ({', '.join(f'{kind} {one:.0%}' for kind, one in shares.items())})"
-    parts = [f"kept weights: {amount(found['weights_bytes'] / 2**30)} GiB in all"]
-    if kept := found["predictions_bytes"]:
-        parts.append(f"kept predictions: {amount(kept / 2**30)} GiB in all")
-    parts.append(words)
-    if found["num_measured"]:
+
+
+def extras_text(document: Mapping[str, Any]) -> str:
+    """Return what a plan costs besides training.
+
+    Args:
+        document: What :func:`orchestrator.planning.extra_costs.extras` made.
+    """
+    parts = [f"kept weights: {_gib(document['weights_bytes'])} in all"]
+    if document["predictions_bytes"]:
+        parts.append(f"kept predictions: {_gib(document['predictions_bytes'])} in all")
+    parts.append(_attacks_text(document["attack_shares"]))
+    if document["num_measured"]:
         parts.append(
-            f"{found['num_measured']} trained networks are only measured, none of them trained "
+            f"{document['num_measured']} trained networks are only measured, none of them trained "
             "again"
         )
-    if found["num_retrained"]:
+    if document["num_retrained"]:
         parts.append(
-            f"{found['num_retrained']} networks are trained again: their weights were not kept"
+            f"{document['num_retrained']} networks are trained again: their weights were not kept"
         )
-    parts += [
-        f"costs of {name} are guessed from its weights: {w}"
-        for name, w in found["uncounted"].items()
-    ]
+    for name, reason in document["uncounted"].items():
+        parts.append(f"costs of {name} are guessed from its weights: {reason}")
     return "; ".join(parts)
+
+
+def _attacks_text(attack_shares: Mapping[str, float]) -> str:
+    if not attack_shares:
+        return "nothing is trained"
+    requested = {kind: share for kind, share in attack_shares.items() if share}
+    text = f"attacks: {sum(requested.values()):.0%} of training"
+    if len(requested) > 1:
+        text += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in requested.items())})"
+    return text

@@ -10,38 +10,50 @@ from orchestrator.planning.costs.networks import cost_of
 from orchestrator.planning.costs.passes import attack_flops, training_flops
 from orchestrator.planning.plan import SweepPlan
 
-# What a plan costs beside training: attacks and disk.
-
 COLUMN_BYTES = 650
-"""Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
+"""Bytes of a Parquet column besides its values; measured: 520 to 670 at 20 to 750 images."""
+VALUE_BYTES = 4
+"""Bytes of a stored prediction, label or row number."""
 
 
 def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
-    """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
+    """Return what a plan costs besides training.
 
-    ``incomplete`` says of every done trial that lacks a measurement whether its weights are kept:
-    it is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and
-    why.
+    Args:
+        plan: The plan.
+        incomplete: For every finished trial that lacks a measurement: True if its weights are
+            kept, so that it is only measured; False if it must be trained again.
+
+    Returns:
+        A document for ``isweep plan --json``. ``attack_shares`` are operations of attacks over
+        those of training, by kind. ``uncounted`` says for each model whose costs are guessed, why.
     """
     attacks: Counter[str] = Counter()
+    training = 0.0
+    weights_bytes = 0
+    predictions_bytes = 0
+    uncounted: dict[str, str] = {}
     for trial in plan.trials:
+        network = trial.network
+        cost = cost_of(network)
+        training += training_flops(trial)
         attacks.update(attack_flops(trial))
-    training = sum(training_flops(trial) for trial in plan.trials)
-    costs = {trial.network.model.name: cost_of(trial.network) for trial in plan.trials}
-
-    # A column per logit, and image and label.
-    predictions = [
-        (plan.num_outputs(t.network) + 2) * (COLUMN_BYTES + 4 * t.network.subset.test_size)
-        for t in plan.trials
-        if t.predictions
-    ]
+        if plan.keeps_weights(trial):
+            weights_bytes += cost.state_bytes
+        if trial.predictions:
+            num_columns = plan.num_outputs(network) + 2  # a logit each, image and label
+            values_bytes = VALUE_BYTES * network.subset.test_size
+            predictions_bytes += num_columns * (COLUMN_BYTES + values_bytes)
+        if cost.uncounted:
+            uncounted[network.model.name] = cost.uncounted
+    attack_shares = {}
+    if training:
+        attack_shares = {kind: flops / training for kind, flops in attacks.items()}
     return {
-        "num_retrained": sum(not kept for kept in incomplete),
+        "num_retrained": sum(not has_weights for has_weights in incomplete),
         "num_measured": sum(incomplete),
-        "weights_bytes": sum(
-            cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
-        ),
-        "predictions_bytes": sum(predictions),
-        "attack_shares": {kind: spent / training for kind, spent in attacks.items() if training},
-        "uncounted": {name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
+        "weights_bytes": weights_bytes,
+        "predictions_bytes": predictions_bytes,
+        "attack_shares": attack_shares,
+        "uncounted": uncounted,
     }

@@ -1,78 +1,116 @@
-"""YAML 1.2 of plain data: no anchors, tags or dates, and a limit on size."""
+"""YAML 1.2 of plain data: no anchors, tags or dates, and a limit on size.
+
+In YAML 1.2 ``1e-3`` is a number, ``no`` a word, and ``12:30`` not a number of minutes. What a sweep
+file has no use for is refused, so that no value is guessed and a hostile file costs nothing.
+"""
 
 from __future__ import annotations
 
 import io
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    Event,
+    ScalarEvent,
+)
 from ruamel.yaml.nodes import ScalarNode
 
-from search_spaces.errors import (
-    ConfigError,
-)
+from search_spaces.errors import ConfigError
 
-MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_000, 5
-"""Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few
-hundred."""
+MAX_NESTING = 20
+"""Levels of nesting; a sweep has fewer than ten."""
+MAX_VALUES = 20_000
+"""Values of a document. Reading goes at about 50,000 values a second, and a sweep of 100,000
+trials needs a few hundred."""
+LINE_WIDTH = 100
+"""Columns of written YAML."""
+MAX_SHOWN = 60
+"""Characters of a value that a message shows."""
+UNWANTED_TYPES = (":timestamp", ":merge", ":value")
+"""Ends of the names of YAML's types that text without quotes may turn into."""
 
 
-# YAML 1.2 of plain data.
+@dataclass(frozen=True)
+class _ParserError:
+    """What a message of the YAML parser means.
 
-YAML_WORDS = (
-    ("character '\\t'", "a tab; indent with blanks", False),
-    (
+    Attributes:
+        words: Part of the parser's message.
+        meaning: What is wrong, in a user's words.
+        at_start: True to name where the faulty part begins, False for where it was noticed.
+    """
+
+    words: str
+    meaning: str
+    at_start: bool = False
+
+
+PARSER_ERRORS = (
+    _ParserError("character '\\t'", "a tab; indent with blanks"),
+    _ParserError(
         "cannot start any token",
-        ("a sign that no value can begin with; put the text in quotes"),
-        False,
+        "a sign that no value can begin with; put the text in quotes",
     ),
-    (
+    _ParserError(
         "alphabetic or numeric character",
-        ("* or & at the beginning of a value; put the text in quotes"),
-        False,
+        "* or & at the beginning of a value; put the text in quotes",
     ),
-    (
+    _ParserError(
         "mapping values are not allowed",
-        "a colon that cannot be here; write key: value, one a line, "
-        "indented "
-        "like the others, and text with a colon in quotes",
-        False,
+        "a colon that cannot be here; write key: value, one a line, indented like the others, "
+        "and text with a colon in quotes",
     ),
-    ("could not find expected ':'", "no key: value; a blank must stand behind the colon", True),
-    ("parsing a flow", "a bracket that is not closed, or no comma between its values", True),
-    ("found unexpected end of stream", "a quote that is not closed", True),
-    ("escape", "a backslash in double quotes; write / in a path, or take single quotes", False),
-    (
+    _ParserError(
+        "could not find expected ':'",
+        "no key: value; a blank must stand behind the colon",
+        at_start=True,
+    ),
+    _ParserError(
+        "parsing a flow",
+        "a bracket that is not closed, or no comma between its values",
+        at_start=True,
+    ),
+    _ParserError("found unexpected end of stream", "a quote that is not closed", at_start=True),
+    _ParserError(
+        "escape", "a backslash in double quotes; write / in a path, or take single quotes"
+    ),
+    _ParserError(
         "expected <block end>",
-        ("a line that is not indented like those above it, or a sign too many"),
-        False,
+        "a line that is not indented like those above it, or a sign too many",
     ),
-    ("expected the node content", "a sign that cannot be here", False),
-    ("found another document", "a second document; take --- out", False),
+    _ParserError("expected the node content", "a sign that cannot be here"),
+    _ParserError("found another document", "a second document; take --- out"),
 )
-"""Part of what the parser says, what is wrong in a user's words, and whether to name where it
-begins."""
+"""Messages of the parser, the first that fits first."""
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
-    """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is
-    waited for.
+    """Return the text of a file that a user wrote; a named pipe is not waited for.
 
-    FileNotFoundError where there is none; ConfigError where it is no file, too long, or no UTF-8.
+    Args:
+        path: The file.
+        kind: What messages call the file.
+        max_bytes: Largest size.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: It is no regular file, too large, or not UTF-8.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            found = (
-                "a folder; isweep init writes a file for one"
-                if path.is_dir()
-                else "no regular file"
-            )
-            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
+            what = "no regular file"
+            if path.is_dir():
+                what = "a folder; isweep init writes a file for one"
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {what}")
         if status.st_size > max_bytes:
             rule = f"A {kind} may have at most {max_bytes:,} bytes"
             raise ConfigError(rule, f"{path} has {status.st_size:,}", "split it")
@@ -80,66 +118,97 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        way_out = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ConfigError(
-            f"The {kind} must be readable UTF-8 text", f"{path}: {error}", way_out
-        ) from None
+        hint = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        rule = f"The {kind} must be readable UTF-8 text"
+        raise ConfigError(rule, f"{path}: {error}", hint) from None
 
 
 def read_plain(text: str, origin: str) -> object:
-    """Read one YAML document, which messages call ``origin``; a :class:`ConfigError` names a place
-    in it.
+    """Return the content of one YAML document.
+
+    Args:
+        text: The document.
+        origin: What messages call it.
+
+    Raises:
+        ConfigError: It is no YAML, or more than plain values; the message names the place.
     """
     try:
         _check_plain(text, origin)
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
-        told = ", ".join(filter(None, (error.context, error.problem)))
-        found, opened = next((found for part, *found in YAML_WORDS if part in told), (told, False))
-        mark = (opened and error.context_mark) or error.problem_mark or error.context_mark
-        if isinstance(error, DuplicateKeyError):
-            key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
-            found = f"{key} stands twice"
-        place = f"line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{origin} must be valid YAML", f"{place}: {found}") from None
+        raise ConfigError(f"{origin} must be valid YAML", _located(error)) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} must be valid YAML", " ".join(str(error).split())) from None
 
 
+def _located(error: MarkedYAMLError) -> str:
+    """Return where a parser's error is, and what is wrong there."""
+    message = ", ".join(filter(None, (error.context, error.problem)))
+    meaning = message
+    mark = error.problem_mark or error.context_mark
+    for known in PARSER_ERRORS:
+        if known.words in message:
+            meaning = known.meaning
+            if known.at_start and error.context_mark:
+                mark = error.context_mark
+            break
+    if isinstance(error, DuplicateKeyError):
+        problem = str(error.problem).partition(" with value")[0]
+        meaning = f"{problem.removeprefix('found duplicate ')} stands twice"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {meaning}"
+
+
 def write_plain(document: object) -> str:
-    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one
-    line.
-    """
+    """Return plain values as YAML that :func:`read_plain` reads back; short lists take one line."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
-    writer.width = 100
+    writer.width = LINE_WIDTH
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     buffer = io.StringIO()
     writer.dump(document, buffer)
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """What a sweep file has no use for, and what to do instead."""
+
+    what: str
+    hint: str
+
+
 def _check_plain(text: str, origin: str) -> None:
-    """Refuse what a sweep file has no use for, before anything is made of it."""
-    reader, depth = YAML(typ="safe", pure=True), 0
+    """Refuse what a sweep file has no use for, before anything is built from it."""
+    reader = YAML(typ="safe", pure=True)
+    depth = 0
     for number, event in enumerate(reader.parse(text)):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        resolved = ""
-        if isinstance(event, ScalarEvent) and event.implicit[0]:
-            resolved = str(reader.resolver.resolve(ScalarNode, event.value, event.implicit))
-        if number > 2 * MAX_VALUES:
-            what, way_out = f"more than {MAX_VALUES:,} values", "split it"
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        refusal = _refusal_of(reader, event)
+        if number > 2 * MAX_VALUES:  # a value has at most two events
+            refusal = _Refusal(f"more than {MAX_VALUES:,} values", "split it")
         elif depth > MAX_NESTING:
-            what, way_out = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
-        elif isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-            what, way_out = "an anchor or alias", "write it out"
-        elif getattr(event, "version", None) is not None:
-            what, way_out = "a %YAML line", "take it out: the file is read as YAML 1.2"
-        elif (tag := getattr(event, "tag", None)) is not None:
-            what, way_out = f"the tag {str(tag)[:60]}", "take it out"
-        elif resolved.endswith((":timestamp", ":merge", ":value")):
-            what, way_out = repr(event.value[:60]), "put text in quotes"
-        else:
-            continue
-        place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
-        raise ConfigError(f"{origin} must hold plain values only", place, way_out)
+            refusal = _Refusal(f"more than {MAX_NESTING} levels of nesting", "write it flatter")
+        if refusal is not None:
+            mark = event.start_mark
+            place = f"line {mark.line + 1}, column {mark.column + 1}: {refusal.what}"
+            raise ConfigError(f"{origin} must hold plain values only", place, refusal.hint)
+
+
+def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
+    """Return why a part of a document is refused, or None."""
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        return _Refusal("an anchor or alias", "write it out")
+    if getattr(event, "version", None) is not None:
+        return _Refusal("a %YAML line", "take it out: the file is read as YAML 1.2")
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        return _Refusal(f"the tag {str(tag)[:MAX_SHOWN]}", "take it out")
+    if isinstance(event, ScalarEvent) and event.implicit[0]:
+        resolved = reader.resolver.resolve(ScalarNode, event.value, event.implicit)
+        if str(resolved).endswith(UNWANTED_TYPES):
+            return _Refusal(repr(event.value[:MAX_SHOWN]), "put text in quotes")
+    return None

@@ -1,4 +1,8 @@
-"""Recipes in files of their own, and those that a search wrote."""
+"""Recipes in files of their own, and those that a search wrote.
+
+A search writes its recipe below the root. A sweep that names it is cut to the sweep's own models
+and datasets.
+"""
 
 from __future__ import annotations
 
@@ -6,96 +10,132 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plain_yaml import MAX_RECIPE_FILES, read_plain
+from orchestrator.planning.plain_yaml import read_plain
 from orchestrator.planning.sweep_mistakes import RECIPE
 from orchestrator.planning.written_files import is_path, read_file
-from search_spaces.errors import (
-    ConfigError,
-)
+from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.sweeps import RecipeOverride, SweepSpec
 
+MAX_RECIPE_FILES = 5
+"""Recipe files that may start from one another."""
+TUNED = "tuned"
+"""As the name of a recipe: the one that was searched for the sweep itself. As a key of a recipe
+file: the evidence of the search."""
+SEARCHED = ("learning_rate", "weight_decay", "batch_size")
+"""Values of a recipe that a search chooses."""
+MAX_NAMED = 20
+"""Pairs of model and dataset that a message names."""
+
 
 def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
-    """Put the content of a recipe file in place of its path; what stands beside the path holds over
-    it.
+    """Return a recipe with the content of its recipe file in place of the file's path.
+
+    Args:
+        recipe: What a sweep file says of its recipe: a name, a path, or a mapping with ``from``.
+            Values that stand beside a path replace those of the file.
+        folder: Folder at which relative paths start.
+        depth: Number of recipe files that led to this one.
     """
     outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
-    name = outer.get("from") if isinstance(outer, dict) else None
-    if not isinstance(outer, dict) or not isinstance(name, str) or not is_path(name):
+    if not isinstance(outer, dict):
         return recipe
-    path = folder / os.path.expanduser(
-        name
-    )  # the home of nobody stays as it is written, and is not there
+    name = outer.get("from")
+    if not isinstance(name, str) or not is_path(name):
+        return recipe
+    # The home of an unknown user stays as it is written, and is not found.
+    path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError("Recipe files must not start from one another", str(path))
-    content = read_plain(
-        read_file(path, "recipe file"), str(path)
-    )  # as a path, text would be quoted
-    inner = (
-        with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
-    )
+    text = read_file(path, "recipe file", "known recipes", RECIPES)
+    inner = read_plain(text, str(path))
+    if isinstance(inner, dict):
+        inner = with_recipe_file(inner, path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
-    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
-    if not all(isinstance(rows, list) for rows in parts):
-        raise ConfigError(f"overrides of {path} must be a list", "something else", RECIPE)
-    rows = [row for rows in parts for row in rows]
-    merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
-    return {**merged, **({"overrides": rows} if rows else {})}
-
-
-# Recipes that a search wrote, named by a sweep: found below the root, and cut to the sweep's own
-# cells.
-
-TUNED = "tuned"
-"""As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its
-evidence."""
-SEARCHED = ("learning_rate", "weight_decay", "batch_size")
+    beside_path = {key: value for key, value in outer.items() if key != "from"}
+    merged = {**inner, **beside_path}
+    overrides: list[object] = []
+    for part in (inner, outer):
+        rows = part.get("overrides", [])
+        if not isinstance(rows, list):
+            raise ConfigError(f"overrides of {path} must be a list", "something else", RECIPE)
+        overrides += rows
+    if overrides:
+        merged["overrides"] = overrides
+    return merged
 
 
 def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Return ``recipe`` with the path of a searched recipe in place of its name."""
+    """Return a recipe with the path of a searched recipe in place of its name.
+
+    Args:
+        recipe: What a sweep file says of its recipe.
+        sweep: Name of the sweep.
+        recipes: Folder of the searched recipes; None if there is no root.
+
+    Raises:
+        ConfigError: The recipe is called as searched ones are, and there is no such file.
+    """
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     if recipes is None or not isinstance(name, str) or name in RECIPES or is_path(name):
         return recipe
-    path = recipes / f"{f'{TUNED}-{sweep}' if name == TUNED else name}.yaml"
-    if os.path.isfile(path):  # which is no error for a name that no file can have
-        return {**recipe, "from": str(path)} if isinstance(recipe, dict) else str(path)
+    stem = f"{TUNED}-{sweep}" if name == TUNED else name
+    path = recipes / f"{stem}.yaml"
+    if os.path.isfile(path):  # Path.is_file raises for a name that no file can have
+        if isinstance(recipe, dict):
+            return {**recipe, "from": str(path)}
+        return str(path)
     if name != TUNED and not name.startswith(f"{TUNED}-"):
-        return recipe  # reported as any unknown name
-    there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
-    search = name.removeprefix(f"{TUNED}-")
+        return recipe  # an unknown name is reported with all other mistakes
     if name == TUNED:
         search = f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
+    else:
+        search = name.removeprefix(f"{TUNED}-")
+    searched = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
     raise ConfigError(
         "A searched recipe must have been searched below this root",
         f"recipe: {name}, but no {path}",
-        f"run isweep tune {search} first; searched recipes there: {there}",
+        f"run isweep tune {search} first; searched recipes there: {searched}",
     )
 
 
 def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """Return the sweep without searched rows of models and datasets that it does not have."""
+    """Return a sweep without the searched rows of models and datasets that it does not have.
+
+    Args:
+        sweep: The sweep, with all rows of its searched recipe.
+        tuned: Evidence of the search, as the recipe file holds it.
+
+    Raises:
+        ConfigError: The search lacks a model or dataset of the sweep.
+    """
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
-    cells = tuned["cells"] if isinstance(tuned.get("cells"), list) else ()
-    found = [cell for cell in cells if isinstance(cell, dict) and "not_tuned" not in cell]
-    searched = [(cell.get("model"), cell.get("dataset")) for cell in found]
+    combinations = tuned.get("cells")
+    searched = set()
+    for combination in combinations if isinstance(combinations, list) else ():
+        if isinstance(combination, dict) and "not_tuned" not in combination:
+            searched.add((str(combination.get("model")), str(combination.get("dataset"))))
     missing = [
-        f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched
+        f"{model} on {dataset}"
+        for model in sorted(models)
+        for dataset in sorted(datasets)
+        if (model, dataset) not in searched
     ]
     if missing:
         raise ConfigError(
             "A searched recipe must have been searched for every model and dataset of the sweep",
-            f"none for {', '.join(missing[:20])}",
+            f"none for {', '.join(missing[:MAX_NAMED])}",
             f"add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
         )
 
-    def concerns(row: RecipeOverride) -> bool:
-        one_cell = len(row.models) == len(row.datasets) == 1  # as searched rows have
-        return not one_cell or (row.models[0] in models and row.datasets[0] in datasets)
+    def is_wanted(row: RecipeOverride) -> bool:
+        # A searched row names one model and one dataset; others were written by a person.
+        if len(row.models) != 1 or len(row.datasets) != 1:
+            return True
+        return row.models[0] in models and row.datasets[0] in datasets
 
-    rows = tuple(filter(concerns, sweep.recipe.overrides))
+    rows = tuple(filter(is_wanted, sweep.recipe.overrides))
     return sweep.model_copy(update={"recipe": sweep.recipe.model_copy(update={"overrides": rows})})

@@ -7,18 +7,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-
-# Replaying a plan on GPUs that need not be there: how long it takes, how far from the best.
+from typing import NamedTuple
 
 LOOK_AHEAD = 16
-"""Trials that wait for a place at the same time, at most; those behind them are not offered yet."""
-_ROUNDING = 1e-9
+"""Trials that may wait for a GPU at the same time; those behind them are not offered yet."""
+ROUNDING = 1e-9
+"""Tolerance in comparisons of shares and of seconds."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial's seconds on its share of a GPU, and that share: up to 1, or a whole number of
-    GPUs.
+    """A trial to replay.
+
+    ``seconds`` are on its ``share`` of a GPU: up to 1, or a whole number of GPUs.
     """
 
     name: str
@@ -28,9 +29,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found: seconds until the last job has ended, and when each begins, by name.
+    """Result of a replay.
 
-    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly.
+    Attributes:
+        makespan: Seconds until the last job has ended.
+        lower_bound: No order is faster: the longest job, or all work spread evenly.
+        utilisation: Part of the GPUs' time that jobs take.
+        starts: When each job begins, seconds, by its name.
     """
 
     makespan: float
@@ -39,22 +44,56 @@ class Replay:
     starts: Mapping[str, float]
 
 
+class _Running(NamedTuple):
+    """A job that runs; a tuple, so that a heap orders jobs by their end."""
+
+    end: float
+    gpu: int
+    share: float
+
+
+class _Gpus:
+    """Free shares of GPUs, and the GPUs ordered by them: the fullest first."""
+
+    def __init__(self, num_gpus: int) -> None:
+        self._free = [1.0] * num_gpus
+        self._by_free = [(1.0, gpu) for gpu in range(num_gpus)]
+
+    def has_room(self, share: float) -> bool:
+        """Return whether a share fits on a GPU."""
+        return share <= self._by_free[-1][0] + ROUNDING
+
+    def take(self, share: float) -> int:
+        """Take a share of the fullest GPU that has room for it, and return the GPU."""
+        place = bisect_left(self._by_free, (share - ROUNDING, 0))
+        gpu = self._by_free[place][1]
+        self._change(gpu, -share)
+        return gpu
+
+    def give_back(self, gpu: int, share: float) -> None:
+        """Free a share of a GPU."""
+        self._change(gpu, share)
+
+    def _change(self, gpu: int, by: float) -> None:
+        del self._by_free[bisect_left(self._by_free, (self._free[gpu], gpu))]
+        self._free[gpu] += by
+        insort(self._by_free, (self._free[gpu], gpu))
+
+
 def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
-    """Run ``jobs`` in their order on ``num_gpus`` GPUs, at least 1.
+    """Run jobs in their order on GPUs.
 
-    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share spans
-    two GPUs. One that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before
-    it.
+    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share is
+    put together from two GPUs. A job that fits nowhere waits. Of the next :data:`LOOK_AHEAD` jobs,
+    those that fit go before it.
+
+    Args:
+        jobs: The jobs in the order in which they are offered.
+        num_gpus: Number of GPUs, at least 1.
     """
-    free = [1.0] * max(1, min(num_gpus, len(jobs)))
-    fullest_first = [(1.0, gpu) for gpu in range(len(free))]
-
-    def change(gpu: int, by: float) -> None:
-        del fullest_first[bisect_left(fullest_first, (free[gpu], gpu))]
-        free[gpu] += by
-        insort(fullest_first, (free[gpu], gpu))
-
-    queue, running = deque(jobs), list[tuple[float, int, float]]()
+    gpus = _Gpus(max(1, min(num_gpus, len(jobs))))
+    queue = deque(jobs)
+    running: list[_Running] = []
     starts: dict[str, float] = {}
     now = 0.0
     while queue or running:
@@ -62,18 +101,17 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
         while queue and len(waiting) < LOOK_AHEAD:
             job = queue.popleft()
             share = min(job.share, 1.0)
-            if share > fullest_first[-1][0] + _ROUNDING:
+            if gpus.has_room(share):
+                starts[job.name] = now
+                heappush(running, _Running(now + job.seconds, gpus.take(share), share))
+            else:
                 waiting.append(job)
-                continue
-            _, gpu = fullest_first[bisect_left(fullest_first, (share - _ROUNDING, 0))]
-            change(gpu, -share)
-            starts[job.name] = now
-            heappush(running, (now + job.seconds, gpu, share))
         queue.extendleft(reversed(waiting))
-        now = running[0][0]
-        while running and running[0][0] <= now + _ROUNDING:
-            _, gpu, share = heappop(running)
-            change(gpu, share)
+        now = running[0].end
+        while running and running[0].end <= now + ROUNDING:
+            ended = heappop(running)
+            gpus.give_back(ended.gpu, ended.share)
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
-    bound = max(work / num_gpus, max((job.seconds for job in jobs), default=0.0))
-    return Replay(now, bound, work / (now * num_gpus) if now else 0.0, starts)
+    longest = max((job.seconds for job in jobs), default=0.0)
+    utilisation = work / (now * num_gpus) if now else 0.0
+    return Replay(now, max(work / num_gpus, longest), utilisation, starts)

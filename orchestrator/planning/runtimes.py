@@ -16,16 +16,28 @@ from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
-log = logging.getLogger(__name__)
+HANG_FACTOR = 20
+"""A trial counts as hung after this many times its expected seconds: machines are shared."""
+UNTIMED_FACTOR = 5
+"""The expected seconds are multiplied by this on a GPU whose times cannot be predicted."""
+MIN_LIMIT_S = 600.0
+"""Least seconds before a trial counts as hung: libraries, arrays and the GPU's start come before
+the first epoch."""
 
-# What done trials say of those to come: rates, and how far predictions of memory and time were off.
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost in wall time: its ``share`` is of GPUs, or CPU threads.
+    """What a finished trial cost.
 
-    ``gpu`` is as its driver says; ``peak_bytes`` are beside the context, 0 where that is not known.
+    Attributes:
+        spec: The trial.
+        on_gpu: True if it ran on a GPU.
+        share: Its share of GPUs, or its CPU threads.
+        seconds: Wall time.
+        gpu: The driver's name of the GPU.
+        peak_bytes: Peak memory besides the CUDA context; 0 if it is not known.
     """
 
     spec: TrialSpec
@@ -37,14 +49,17 @@ class MeasuredTrial:
 
 
 def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
-    """Return how far predictions of memory, of time on this kind of GPU and of time on cores were
-    off.
+    """Return how far predictions were off for finished trials, by model.
+
+    Args:
+        gpu: The kind of GPU on which times are compared; None compares times on cores only.
+        trials: Finished trials, on any machine.
     """
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
-    core: dict[str, list[float]] = {}
+    seconds_on_cores: dict[str, list[float]] = {}
     for trial in trials:
-        network, ran_on = trial.spec.network, gpu_model_like(trial.gpu)
+        network = trial.spec.network
         name = network.model.name
         if not has_cost(network):
             continue
@@ -54,24 +69,32 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
         if not network.recipe.epochs or trial.seconds <= 0:
             continue
         if not trial.on_gpu:
-            core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
-        elif (
-            gpu is not None and ran_on is not None and ran_on.name == gpu.name
-        ):  # whatever an hour costs
-            predicted = need_of(trial.spec, gpu, given=trial.share).seconds
-            seconds.setdefault(name, []).append(trial.seconds / predicted)
-    medians = [
-        {name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)
-    ]
-    return Corrections(memory, *medians)
+            ratio = trial.seconds * trial.share / core_seconds(trial.spec)
+            seconds_on_cores.setdefault(name, []).append(ratio)
+        elif gpu is not None and _is_model(trial.gpu, gpu):
+            ratio = trial.seconds / need_of(trial.spec, gpu, given=trial.share).seconds
+            seconds.setdefault(name, []).append(ratio)
+    return Corrections(memory, _medians(seconds), _medians(seconds_on_cores))
+
+
+def _is_model(name: str, gpu: GpuModel) -> bool:
+    """Return whether a driver's name means a kind of GPU."""
+    like = gpu_model_like(name)
+    return like is not None and like.name == gpu.name
+
+
+def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in ratios.items()}
 
 
 @dataclass(frozen=True)
 class RuntimeModel:
-    """How long trials are expected to take on a GPU, or on CPUs without one, by what was measured
-    there.
+    """How long trials are expected to take, on a GPU or on CPUs, corrected by finished trials.
 
-    ``share`` of a GPU is what every trial gets; None is what each is predicted to need.
+    Attributes:
+        gpu: The kind of GPU; None for CPUs.
+        corrections: How far predictions were off there.
+        share: Share of a GPU that every trial gets; None for what each is predicted to need.
     """
 
     gpu: GpuModel | None = None
@@ -79,38 +102,32 @@ class RuntimeModel:
     share: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the seconds of one trial, on its share of the GPU or on one core."""
+        """Return the expected seconds of a trial, on its share of the GPU or on one core."""
         if self.gpu is None:
             return core_seconds(trial, self.corrections)
         return need_of(trial, self.gpu, self.corrections, self.share).seconds
 
 
-def expected_seconds(trials: Iterable[TrialSpec], expectation: RuntimeModel) -> dict[str, float]:
-    """Return how long each trial is expected to take, by its id; infinite where nothing is known of
-    it.
-    """
+def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[str, float]:
+    """Return the expected seconds of trials, by id; infinite if nothing can be predicted."""
     seconds: dict[str, float] = {}
     for trial in trials:
         try:
-            seconds[trial.trial_id] = expectation.seconds(trial)
-        except SweepError as error:  # it will say so itself, and soonest when it goes first
+            seconds[trial.trial_id] = model.seconds(trial)
+        except SweepError as error:
+            # The longest trials go first, so this one fails soonest, and reports the error itself.
             log.warning("%s: %s", trial.trial_id, error)
             seconds[trial.trial_id] = math.inf
     return seconds
 
 
-HANG_FACTOR, UNTIMED_FACTOR, MIN_LIMIT_S = 20, 5, 600.0
-"""Libraries, arrays and a GPU's start come before the first epoch, and machines are shared."""
-
-
-def time_limit(
-    trial: TrialSpec, measured: Collection[MeasuredTrial], expectation: RuntimeModel
-) -> float:
+def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    Many times the whole trial by the slowest done one of its model, or else by what is expected of
-    its GPU, more where that has no hours, or by one core; infinite where its network's operations
-    cannot be counted.
+    The limit is :data:`HANG_FACTOR` times the whole trial. On a GPU this is the slower of the
+    slowest finished trial of its model and the expected seconds; on a core it is the slowest
+    finished trial, and the expected seconds only if none has finished. It is infinite for a network
+    whose operations cannot be counted.
     """
     if not has_cost(trial.network):
         return math.inf
@@ -119,7 +136,10 @@ def time_limit(
         for done in measured
         if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
     ]
-    known, usual = expectation.gpu is not None, expectation.seconds(trial)
-    usual *= 1 if expectation.gpu is None or expectation.gpu.timed else UNTIMED_FACTOR
     slowest = max(ratios, default=0.0) * core_seconds(trial)
-    return max(MIN_LIMIT_S, HANG_FACTOR * (max(slowest, usual) if known else slowest or usual))
+    expected = model.seconds(trial)
+    if model.gpu is None:
+        return max(MIN_LIMIT_S, HANG_FACTOR * (slowest or expected))
+    if not model.gpu.timed:
+        expected *= UNTIMED_FACTOR
+    return max(MIN_LIMIT_S, HANG_FACTOR * max(slowest, expected))

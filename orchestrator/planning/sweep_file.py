@@ -1,9 +1,6 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
-The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes)
-of plain values. What it has no use for is refused, so that no value is guessed and a hostile file
-costs nothing: anchors, tags and dates, keys that stand twice, more nesting or values than any sweep
-has.
+The file is YAML of plain values, see :mod:`orchestrator.planning.plain_yaml`.
 """
 
 from __future__ import annotations
@@ -11,11 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.recipe_files import (
@@ -27,13 +25,9 @@ from orchestrator.planning.recipe_files import (
 )
 from orchestrator.planning.sweep_changes import with_changes
 from orchestrator.planning.sweep_mistakes import DATASET, problem_of, raise_problems, unknown_names
-from orchestrator.planning.written_files import is_path, read_file
+from orchestrator.planning.written_files import is_path, preset_names, preset_text, read_file
 from search_spaces.datasets import own_dataset_spec
-from search_spaces.errors import (
-    ConfigError,
-    SweepError,
-    unknown_name,
-)
+from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import DatasetChoice, SweepSpec
 from tasks.prepared.listings import Listings
@@ -47,12 +41,19 @@ SweepSource = str | Path | Mapping[str, Any] | SweepSpec
 Python."""
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = resources.files("search_spaces") / "presets"
-    return sorted(
-        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+@dataclass(frozen=True)
+class _Document:
+    """The content of a sweep file.
+
+    Attributes:
+        content: Keys and values.
+        origin: What messages call the file.
+        folder: Folder at which relative paths of the file start.
+    """
+
+    content: dict[str, Any]
+    origin: str
+    folder: Path = Path()
 
 
 def load_sweep(
@@ -64,155 +65,184 @@ def load_sweep(
 ) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
-    Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in
-    a mapping start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold
-    over what is written; ``recipes`` is the folder of the recipes that searches wrote and that may
-    be named. ``listings`` get those of own data whose class pairs are named. ConfigError names the
-    file and every mistake in it with its key, value and what is allowed.
+    Args:
+        source: The sweep. Text is the name of a preset, or a path if it has a ``/`` or ends in
+            ``.yaml`` or ``.yml``. Paths in a mapping start at the working directory.
+        changes: Values by dotted key (``recipe.epochs``) that replace those of the sweep.
+        recipes: Folder of the recipes that searches wrote; None if the sweep may name none.
+        listings: Gets the listings of your own data whose class pairs are named.
+
+    Raises:
+        ConfigError: The sweep has mistakes. The message names the file and every mistake with its
+            key, its value and what is allowed.
     """
-    changes, folder, origin = changes or {}, Path(), "the sweep"
+    changes = changes or {}
+    if isinstance(source, SweepSpec) and not changes:
+        raise_problems(unknown_names(source.model_dump()))
+        return source
+    document = _read(source)
+    spec = _spec_of(document, changes, recipes)
+    return _with_absolute_paths(spec, document.folder, listings or Listings())
+
+
+def _read(source: SweepSource) -> _Document:
+    """Return the content of a sweep from wherever it is written."""
     if isinstance(source, SweepSpec):
-        if not changes:
-            raise_problems(unknown_names(source.model_dump()))
-            return source
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
-        document = dict(source)
-    elif isinstance(source, Path) or is_path(source):
-        folder, origin = Path(source).parent, str(source)
-        document = _document(read_file(Path(source)), origin)
-        # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        find_modules_in(folder)
-    elif source in preset_names():
-        origin = f"preset {source}"
-        text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(
-            encoding="utf-8"
-        )
-        document = _document(text, origin)
-    else:
+        return _Document(dict(source), "the sweep")
+    if isinstance(source, Path) or is_path(source):
+        path = Path(source)
+        text = read_file(path, "sweep file", "presets", preset_names())
+        document = _Document(_parse(text, str(source)), str(source), path.parent)
+        # Modules of your own networks lie beside the sweep file, as beside a script.
+        find_modules_in(path.parent)
+        return document
+    if source not in preset_names():
         raise unknown_name("preset", source, preset_names())
-    spec = _spec_of(document, origin, folder, changes, recipes)
-    return _own_paths(spec, folder, listings or Listings())
+    origin = f"preset {source}"
+    return _Document(_parse(preset_text(source), origin), origin)
 
 
 def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
-    """Read the text of a sweep file, which messages call ``origin``; its recipe files lie in
-    ``folder``.
+    """Read the text of a sweep file.
+
+    Args:
+        text: Content of the file.
+        origin: What messages call the file.
+        folder: Folder at which paths of recipe files start; None for the working directory.
     """
-    return _spec_of(_document(text, origin), origin, folder or Path(), {}, None)
+    return _spec_of(_Document(_parse(text, origin), origin, folder or Path()), {}, None)
 
 
-def _document(text: str, origin: str) -> dict[str, Any]:
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    """Return the keys and values of a sweep file."""
     if not text.strip():
         raise ConfigError(f"{origin} must not be empty", way_out=SEE)
-    document = read_plain(text, origin)
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"{origin} must be a mapping of keys to values", type(document).__name__, SEE
-        )
-    return document
+    content = read_plain(text, origin)
+    if not isinstance(content, dict):
+        rule = f"{origin} must be a mapping of keys to values"
+        raise ConfigError(rule, type(content).__name__, SEE)
+    return content
 
 
 def sweep_text(spec: SweepSpec) -> str:
-    """Write a sweep as a sweep file that :func:`load_sweep` reads back to an equal one."""
+    """Return a sweep as the text of a sweep file, which reads back to an equal one."""
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 
 def find_modules_in(folder: Path) -> None:
-    """Let modules of one's own networks be found in a folder, after all others of their name."""
-    if (name := str(folder.absolute())) not in sys.path:
+    """Let Python find modules of your own networks in a folder, after all other places."""
+    name = str(folder.absolute())
+    if name not in sys.path:
         sys.path.append(name)
 
 
-def _spec_of(
-    document: dict[str, Any],
-    origin: str,
-    folder: Path,
-    changes: Mapping[str, object],
-    recipes: Path | None,
-) -> SweepSpec:
-    document = with_changes(document, changes)
-    if isinstance(document.get("datasets"), list):
-        document["datasets"] = [
-            {"name": d} if isinstance(d, str) else d for d in document["datasets"]
+def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path | None) -> SweepSpec:
+    """Return the sweep of a file with changed values.
+
+    Args:
+        document: The file.
+        changes: New values by dotted key.
+        recipes: Folder of the recipes that searches wrote.
+    """
+    content = with_changes(document.content, changes)
+    if isinstance(content.get("datasets"), list):
+        content["datasets"] = [
+            {"name": choice} if isinstance(choice, str) else choice
+            for choice in content["datasets"]
         ]
-    named = tuned_path(document.pop("recipe", None), document.get("name"), recipes)
-    recipe, tuned = with_recipe_file(named, folder), None
+    named_recipe = tuned_path(content.pop("recipe", None), content.get("name"), recipes)
+    recipe = with_recipe_file(named_recipe, document.folder)
+    tuned = None
     if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
         tuned = recipe.pop(TUNED)
-    said = [
-        name for name in SEARCHED if tuned is not None and isinstance(named, dict) and name in named
-    ]
-    if said:
-        raise ConfigError(
-            "What was searched of a recipe cannot be changed for all models and datasets beside it",
-            ", ".join(f"recipe.{name}" for name in said),
-            "change it for some in recipe.overrides, or start from another recipe",
-        )
+        _refuse_changes_of_searched(named_recipe)
     if recipe is not None:
-        document["recipe"] = recipe
+        content["recipe"] = recipe
     try:
-        spec = SweepSpec.model_validate_json(_plain_json(document, origin))
+        spec = SweepSpec.model_validate_json(_plain_json(content, document.origin))
     except ValidationError as error:
-        details = error.errors()
-        places = [detail["loc"] for detail in details]
-        problems: list[SweepError] = [
-            problem_of(detail, origin, document)
-            for detail in details
-            # That a list is too short is no fault of its own where only its bad items made it so.
-            if detail["type"] != "too_short"
-            or not any(
-                place != (at := detail["loc"]) and place[: len(at)] == at for place in places
-            )
-        ]
-        if () not in places and not document.get("datasets") and not document.get("worlds"):
-            problems.append(
-                ConfigError(f"{origin}: a sweep needs datasets, or worlds", way_out=DATASET)
-            )
-        names = (
-            document
-            if all(isinstance(document.get(k), list) for k in ("models", "datasets"))
-            else {}
-        )
-        raise_problems(problems + unknown_names(names))
+        raise_problems(_problems_of(error.errors(), content, document.origin))
         raise
     raise_problems(unknown_names(spec.model_dump()))
-    return spec if tuned is None else with_tuned_cells(spec, tuned)
+    if tuned is not None:
+        return with_tuned_cells(spec, tuned)
+    return spec
 
 
-def _own_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
-    """Take paths of own data from the sweep file's folder: the file works from wherever it is
-    run.
+def _refuse_changes_of_searched(recipe: object) -> None:
+    """Refuse to replace values of a searched recipe for all models and datasets at once."""
+    if not isinstance(recipe, dict):
+        return
+    replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
+    if replaced:
+        raise ConfigError(
+            "What was searched of a recipe cannot be changed for all models and datasets beside it",
+            ", ".join(replaced),
+            "change it for some in recipe.overrides, or start from another recipe",
+        )
+
+
+def _problems_of(
+    details: list[ErrorDetails], content: dict[str, Any], origin: str
+) -> list[SweepError]:
+    """Return all mistakes of a sweep file: those that pydantic found, and unknown names."""
+    places = [detail["loc"] for detail in details]
+
+    def is_consequence(detail: ErrorDetails) -> bool:
+        """Return whether a list is too short only because its items are wrong."""
+        place = detail["loc"]
+        is_of_item = any(other != place and other[: len(place)] == place for other in places)
+        return detail["type"] == "too_short" and is_of_item
+
+    problems: list[SweepError] = [
+        problem_of(detail, origin, content) for detail in details if not is_consequence(detail)
+    ]
+    if () not in places and not content.get("datasets") and not content.get("worlds"):
+        rule = f"{origin}: a sweep needs datasets, or worlds"
+        problems.append(ConfigError(rule, way_out=DATASET))
+    if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
+        problems += unknown_names(content)
+    return problems
+
+
+def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
+    """Return a sweep whose paths of your own data start at the root of the file system.
+
+    Relative paths start at the sweep file's folder, so that the file works from wherever it is run.
     """
-
-    def own_path(choice: DatasetChoice) -> DatasetChoice:
-        if choice.own is None:
-            return choice
-        check_own_options(own_dataset_spec(choice.name, choice.own))
-        try:
-            path = folder.absolute() / Path(choice.own.path).expanduser()
-        except RuntimeError:
-            rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
-            raise ConfigError(rule, choice.own.path) from None
-        own = choice.own.model_copy(update={"path": str(path)})
-        pairs = choice.class_pairs or ()
-        if not own.class_names and any(isinstance(name, str) for pair in pairs for name in pair):
-            # A pair names some, and their places are needed; they depend on neither size nor
-            # channels.
-            prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
-            request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
-            names = listings.of(request).label_names
-            own = own.model_copy(update={"class_names": names})
-        return choice.model_copy(update={"own": own})
-
     if all(choice.own is None for choice in spec.datasets):
-        return spec  # a copy would have datasets of its own, which one of worlds must not
-    return spec.model_copy(update={"datasets": tuple(map(own_path, spec.datasets))})
+        return spec  # the copies below are other objects than the datasets that worlds refer to
+    datasets = tuple(_with_absolute_path(choice, folder, listings) for choice in spec.datasets)
+    return spec.model_copy(update={"datasets": datasets})
+
+
+def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
+    """Return a dataset with an absolute path, and with its classes if a class pair names some."""
+    if choice.own is None:
+        return choice
+    check_own_options(own_dataset_spec(choice.name, choice.own))
+    try:
+        path = folder.absolute() / Path(choice.own.path).expanduser()
+    except RuntimeError:
+        rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
+        raise ConfigError(rule, choice.own.path) from None
+    own = choice.own.model_copy(update={"path": str(path)})
+    pairs = choice.class_pairs or ()
+    has_names = any(isinstance(label, str) for pair in pairs for label in pair)
+    if has_names and not own.class_names:
+        # Names become indices, for which all classes are needed. Size and channels do not matter.
+        prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
+        request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
+        own = own.model_copy(update={"class_names": listings.of(request).label_names})
+    return choice.model_copy(update={"own": own})
 
 
 def _plain_json(document: object, origin: str) -> bytes:
-    """Return a sweep as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in
-    them.
+    """Return a sweep as JSON.
+
+    Numbers and arrays of NumPy, which notebooks hold, become plain numbers and lists.
     """
 
     def plain(value: Any) -> object:
@@ -226,6 +256,5 @@ def _plain_json(document: object, origin: str) -> bytes:
         hint = "use numbers, text, lists and mappings"
         raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{origin} must be Unicode text", ascii(error.object[error.start])
-        ) from None
+        letter = ascii(error.object[error.start])
+        raise ConfigError(f"{origin} must be Unicode text", letter) from None

@@ -9,13 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import (
-    ConfigError,
-    SweepError,
-    collect,
-    nearest,
-    unknown_name,
-)
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
@@ -23,75 +17,104 @@ from search_spaces.sweeps import RecipeChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
-"""So many are named; what is behind them is counted."""
+"""Problems that a message names; it counts those behind them."""
+MAX_SHOWN = 200
+"""Characters of a value that a message shows."""
 DATASET = "write e.g. datasets: [digits]; isweep datasets lists them"
 MODEL = (
     "write e.g. models: [small_cnn], or [{from: small_cnn, name: mine}]; isweep models lists "
     "what to name"
 )
 RECIPE = "write e.g. recipe: {from: demo, epochs: 3}; isweep recipes lists what to start from"
-
-
-# What is wrong, in the words of a sweep file.
-
-RULES = dict.fromkeys(("tuple_type", "list_type"), "must be a list, e.g. [a, b]")
-RULES |= dict.fromkeys(("dict_type", "model_type"), "must be a mapping of keys to values")
+A_LIST = "must be a list, e.g. [a, b]"
+A_MAPPING = "must be a mapping of keys to values"
+RULES = {
+    "tuple_type": A_LIST,
+    "list_type": A_LIST,
+    "dict_type": A_MAPPING,
+    "model_type": A_MAPPING,
+}
+"""What is said instead of pydantic's message, by its kind of error."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
-    """Raise all problems as one; the first of them where there are too many to read."""
-    more = len(problems) - MAX_PROBLEMS
-    collect(
-        problems[:MAX_PROBLEMS]
-        + ([ConfigError(f"and {more:,} more like these")] if more > 0 else [])
-    )
+    """Raise all problems as one error, if there are any; too many to read are only counted."""
+    shown = problems[:MAX_PROBLEMS]
+    num_more = len(problems) - len(shown)
+    if num_more:
+        shown.append(ConfigError(f"and {num_more:,} more like these"))
+    collect(shown)
 
 
 def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
-    """Return a mistake that pydantic found, in the words of a sweep file."""
-    loc, kind = detail["loc"], detail["type"]
+    """Return a mistake that pydantic found, in the words of a sweep file.
+
+    Args:
+        detail: Pydantic's account of the mistake.
+        origin: What messages call the file.
+        document: Content of the file.
+    """
+    keys = detail["loc"]
+    if not keys:
+        return ConfigError(f"{origin}: {_message(detail)}")  # a rule over the whole file
     recipe: Any = document.get("recipe")
-    if loc[:1] == ("recipe",) and len(loc) == 3 and not isinstance(recipe[loc[1]], list):
-        loc = loc[:2]  # one value stands for a list of one
-    where = ".".join(str(part) for part in loc) or origin
-    if kind == "extra_forbidden":
-        model: type[BaseModel] = SweepSpec  # whose keys belong there
-        for part in detail["loc"][:-1]:
-            if isinstance(part, str) and part in model.model_fields:
-                model = _model_in(model.model_fields[part].annotation) or model
-        known = [field.alias or name for name, field in model.model_fields.items()]
-        hint = nearest(str(detail["loc"][-1]), known)
-        if len(loc) == 1 and loc[0] in RecipeChoice.model_fields:
-            return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
-        return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")
-    value = detail["input"]
-    shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if kind == "missing":
+    if keys[0] == "recipe" and len(keys) == 3 and not isinstance(recipe[keys[1]], list):
+        keys = keys[:2]  # one value stands for a list of one
+    where = ".".join(str(key) for key in keys)
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(detail["loc"], where)
+    if detail["type"] == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
-        way_out = {"recipe": RECIPE, "models": MODEL}.get(str(loc[0]), "")
-        return ConfigError(f"{where}: this {what} is required", way_out=way_out)
-    if not detail["loc"]:
-        return ConfigError(f"{where}: {message}")  # the rule names what it found
-    message = RULES.get(kind, message)
+        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
+        return ConfigError(f"{where}: this {what} is required", way_out=hint)
+    value = detail["input"]
+    shown = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
+    message = _message(detail)
+    return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:MAX_SHOWN])
+
+
+def _message(detail: ErrorDetails) -> str:
+    """Return what is wrong with a value."""
+    kind = detail["type"]
     if kind == "too_short" and detail["ctx"]["min_length"] == 1:
-        message = "must not be empty"
-    elif kind == "too_long":
-        message = f"must have at most {detail['ctx']['max_length']} values"
-    elif kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
-        message = "must be lower case letters, digits, - and _, at most 64, the first a letter"
-    return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
+        return "must not be empty"
+    if kind == "too_long":
+        return f"must have at most {detail['ctx']['max_length']} values"
+    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
+        return "must be lower case letters, digits, - and _, at most 64, the first a letter"
+    return RULES.get(kind, detail["msg"].removeprefix("Value error, "))
+
+
+def _unknown_key(keys: tuple[int | str, ...], where: str) -> ConfigError:
+    """Return that a key of a sweep file is unknown, with the keys that are known there."""
+    model: type[BaseModel] = SweepSpec
+    for key in keys[:-1]:
+        if isinstance(key, str) and key in model.model_fields:
+            model = _model_in(model.model_fields[key].annotation) or model
+    if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
+        return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    hint = f"{nearest(str(keys[-1]), known)}known keys: {', '.join(known)}"
+    return ConfigError(f"{where}: unknown key", way_out=hint)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Find the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
+    """Return the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    for argument in get_args(annotation):
+        model = _model_in(argument)
+        if model is not None:
+            return model
+    return None
 
 
 def unknown_names(document: dict[str, Any]) -> list[SweepError]:
-    """Return what is wrong with the names of models, datasets, the recipe and estimators."""
+    """Return what is wrong with the names of models, datasets, the recipe and estimators.
+
+    Args:
+        document: Content of a sweep file, or of a part of it.
+    """
     problems: list[SweepError] = []
 
     def check(rule: Callable[[str], object], choice: object) -> None:
@@ -102,30 +125,36 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
             except SweepError as error:
                 problems.append(error)
 
-    def own_name(name: str) -> None:
-        if name in DATASETS:
-            found = f"{name!r} is in the table of datasets"
-            raise ConfigError("Your own dataset needs a name of its own", found, "rename it")
-
-    def known_recipe(name: str) -> None:
-        if name not in RECIPES:
-            raise unknown_name("recipe", name, RECIPES)
-
-    def known_estimator(name: str) -> None:
-        if name not in DEFAULT_ESTIMATORS:
-            from tasks.measures.estimators import find_estimator
-
-            find_estimator(name)
-
     for choice in document.get("models", ()):
         check(model_spec, choice)
-    for choice in filter(lambda choice: isinstance(choice, dict), document.get("datasets", ())):
+    for choice in document.get("datasets", ()):
+        if not isinstance(choice, dict):
+            continue
         own = choice.get("own")
         if isinstance(own, dict):
             check(check_own_kind, own.get("kind"))
-        is_own = own is not None or choice.get("made") is not None
-        check(own_name if is_own else dataset_spec, choice.get("name"))
-    check(known_recipe, document.get("recipe"))
+        is_listed = own is None and choice.get("made") is None
+        check(dataset_spec if is_listed else _check_free_name, choice.get("name"))
+    check(_check_recipe, document.get("recipe"))
     for name in document.get("estimators") or ():
-        check(known_estimator, name)
+        check(_check_estimator, name)
     return problems
+
+
+def _check_free_name(name: str) -> None:
+    """Refuse the name of a listed dataset for images of your own."""
+    if name in DATASETS:
+        rule = "Your own dataset needs a name of its own"
+        raise ConfigError(rule, f"{name!r} is in the table of datasets", "rename it")
+
+
+def _check_recipe(name: str) -> None:
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+
+
+def _check_estimator(name: str) -> None:
+    if name not in DEFAULT_ESTIMATORS:
+        from tasks.measures.estimators import find_estimator  # imports numpy, which takes a second
+
+        find_estimator(name)

@@ -13,13 +13,8 @@ from types import NoneType
 
 from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ray
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.sweep_file import (
-    SweepSource,
-    find_modules_in,
-    load_sweep,
-    preset_names,
-    sweep_text,
-)
+from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
+from orchestrator.planning.written_files import preset_names
 from search_spaces.errors import ConfigError, CorruptStoreError, unknown_name
 from search_spaces.models import source_texts
 from search_spaces.sweeps import SweepSpec

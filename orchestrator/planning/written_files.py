@@ -1,16 +1,29 @@
-"""Files that a user wrote: whether a name is a path, and the text of the file."""
+"""Presets that ship with the package, and sweep and recipe files that a user wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 
-from orchestrator.planning.plain_yaml import MAX_FILE_BYTES, read_text
-from orchestrator.planning.sweep_file import preset_names
-from search_spaces.errors import (
-    ConfigError,
-    nearest_path,
-)
-from search_spaces.recipes import RECIPES
+from orchestrator.planning.plain_yaml import read_text
+from search_spaces.errors import ConfigError, nearest_path
+
+MAX_FILE_BYTES = 1_000_000
+"""Largest sweep or recipe file, bytes: a sweep of 100,000 trials needs some kilobytes."""
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    folder = resources.files("search_spaces") / "presets"
+    files = (Path(entry.name) for entry in folder.iterdir())
+    return sorted(file.stem for file in files if file.suffix == ".yaml")
+
+
+def preset_text(name: str) -> str:
+    """Return the text of a preset."""
+    file = resources.files("search_spaces") / "presets" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8")
 
 
 def is_path(name: str) -> bool:
@@ -18,13 +31,20 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def read_file(path: Path, kind: str = "sweep file") -> str:
-    """Return the text of a sweep or recipe file."""
+def read_file(path: Path, kind: str, what: str, names: Iterable[str]) -> str:
+    """Return the text of a sweep or recipe file.
+
+    Args:
+        path: The file.
+        kind: What messages call the file.
+        what: What messages call the names that can be given instead of a path.
+        names: These names.
+
+    Raises:
+        ConfigError: The file is absent, too large, or not UTF-8.
+    """
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        what, names = (
-            ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
-        )
-        way_out = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
-        raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
+        hint = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
+        raise ConfigError(f"The {kind} must exist", str(path), hint) from None

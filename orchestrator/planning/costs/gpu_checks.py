@@ -12,35 +12,43 @@ from typing import Any
 from orchestrator.planning.costs.gpu_models import GpuModel
 
 PACKING_PAYS = 1.1
-"""Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
+"""Trials share a GPU if two of them process this many times the images per second of one."""
+RATES = tuple(field.name for field in fields(GpuModel) if field.type == "float")
+"""Columns of the table of GPUs that a check may have measured."""
+GAINS = ("pair_gain", "pair_gain_mps")
+"""Keys of the measured gain by sharing, without and with MPS."""
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last of all
-    counts.
+    """Return the summaries of the GPU checks in folders, by the driver's name of the GPU.
+
+    If a GPU was checked several times, the last file of the last folder counts. Damaged files and
+    those with impossible numbers are left out.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            summary = dict(record["parts"]["summary"]["values"])
-            row = summary.get("row") or {}
-            numbers = [
-                row[one.name] for one in fields(GpuModel) if one.type == "float" and one.name in row
-            ]
-            numbers += [
-                summary[gain] for gain in ("pair_gain", "pair_gain_mps") if summary.get(gain)
-            ]
-            if all(0 < float(number) < math.inf for number in numbers):
-                found[str(record["gpu"])] = summary | {"row": row}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    checks: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("gpu-check-*.json")):
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                summary = dict(record["parts"]["summary"]["values"])
+                row = summary.get("row") or {}
+                numbers = [row[name] for name in RATES if name in row]
+                numbers += [summary[gain] for gain in GAINS if summary.get(gain)]
+                if all(0 < float(number) < math.inf for number in numbers):
+                    checks[str(record["gpu"])] = {**summary, "row": row}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return checks
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
-    """Tell whether trials share a GPU: as a pair was measured, with MPS or without; else under
-    MPS.
+    """Return whether trials should share a GPU.
+
+    If a pair of trials was measured on this GPU, the measured gain decides. Otherwise trials share
+    it if, and only if, MPS runs.
     """
-    gain = (checks.get(name) or {}).get("pair_gain_mps" if mps else "pair_gain")
-    return mps if gain is None else float(gain) >= PACKING_PAYS
+    summary = checks.get(name) or {}
+    gain = summary.get("pair_gain_mps" if mps else "pair_gain")
+    if gain is None:
+        return mps
+    return float(gain) >= PACKING_PAYS

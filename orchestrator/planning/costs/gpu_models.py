@@ -1,28 +1,45 @@
-"""Table of GPUs: rates and memory by data sheet, and the shares of them that training reaches."""
+"""Table of GPUs: rates and memory by data sheet, and the share of them that training reaches.
+
+The shares are fitted to published training throughput at 224 pixels, or assumed where a row of
+``gpu_models.csv`` says so. ``isweep gpu-check`` measures them on a GPU of your own.
+"""
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import unknown_name
 
 BFLOAT16_FROM = 8.0
-"""Compute capability."""
+"""Lowest CUDA compute capability that computes in bfloat16."""
+OLDEST = "v100"
+"""GPU whose rates are taken for one that is older than all GPUs of the table."""
+NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
+"""Words of a driver's name that mean a smaller GPU than the table's row of the same number: a slice
+(MIG), and the variants Laptop, Max-Q and D."""
 
 
 @dataclass(frozen=True)
 class GpuModel:
-    """One model of GPU, by its name on the command line.
+    """A model of GPU, by the name that the command line knows it by.
 
-    ``capability`` is CUDA's, ``processors`` are the streaming ones. In 1e12 operations per second
-    are ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without
-    TensorFloat-32), in GB/s the memory's ``bandwidth``; efficiencies are the shares of these that
-    training reaches. ``price`` is an assumed hour's in US dollars, November 2026. Where it is not
-    ``timed``, its hours are unknown.
+    Attributes:
+        capability: CUDA compute capability.
+        processors: Number of streaming multiprocessors.
+        half_tflops: Dense rate in 16 bits (bfloat16, or else float16), 1e12 operations per second.
+        single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
+        bandwidth: Bandwidth of the memory, GB/s.
+        memory_gib: Size of the memory, GiB.
+        compute_efficiency: Share of the arithmetic rates that training reaches.
+        bandwidth_efficiency: Share of the bandwidth that training reaches.
+        origin: Where these numbers come from, in words.
+        timed: False where the time of a trial on this GPU cannot be predicted.
     """
 
     name: str
@@ -34,82 +51,68 @@ class GpuModel:
     memory_gib: float
     compute_efficiency: float
     bandwidth_efficiency: float
-    watts: float
-    price: float
     origin: str = "data sheet; shares fitted to published training"
     timed: bool = True
 
     @property
     def bfloat16(self) -> bool:
-        """Whether it computes in bfloat16: PyTorch tells older GPUs to as well, and emulates it."""
+        """True if the GPU computes in bfloat16; PyTorch emulates it on older ones."""
         return self.capability >= BFLOAT16_FROM
 
 
-LIKE = "data sheet; shares as those of "
-GPU_MODELS = {
-    gpu.name: gpu
-    for gpu in (
-        GpuModel("rtx3090", 8.6, 82, 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
-        GpuModel("a100-40", 8.0, 108, 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
-        GpuModel("a100", 8.0, 108, 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
-        GpuModel("h100-pcie", 9.0, 114, 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
-        GpuModel("h100", 9.0, 132, 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
-        GpuModel("h200", 9.0, 132, 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
-        GpuModel(
-            "rtx4090",
-            8.9,
-            128,
-            165,
-            82.6,
-            1008,
-            24,
-            0.65,
-            0.65,
-            450,
-            0.6,
-            LIKE + "a 3090 and an H100",
-        ),
-        GpuModel(
-            "l4", 8.9, 58, 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, LIKE + "an A100 and an H100"
-        ),
-        GpuModel("l40s", 8.9, 142, 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, LIKE + "an A100"),
-        GpuModel(
-            "a10g", 8.6, 80, 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, LIKE + "a 3090 and an A100"
-        ),
-        GpuModel(
-            "a6000", 8.6, 84, 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, LIKE + "a 3090, its chip"
-        ),
-        GpuModel("t4", 7.5, 40, 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, LIKE + "an A100"),
-        GpuModel("v100", 7.0, 80, 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, LIKE + "an A100"),
-        GpuModel("v100-32", 7.0, 80, 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, LIKE + "an A100"),
-        GpuModel("rtx5090", 12.0, 170, 209, 105, 1792, 32, 0.65, 0.65, 575, 0.9, LIKE + "a 4090"),
-        GpuModel("b200", 10.0, 148, 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, LIKE + "an H100"),
-    )
-}
+def _read_table() -> dict[str, GpuModel]:
+    path = Path(__file__).with_suffix(".csv")
+    models = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            models[row["name"]] = GpuModel(
+                name=row["name"],
+                capability=float(row["capability"]),
+                processors=int(row["processors"]),
+                half_tflops=float(row["half_tflops"]),
+                single_tflops=float(row["single_tflops"]),
+                bandwidth=float(row["bandwidth"]),
+                memory_gib=float(row["memory_gib"]),
+                compute_efficiency=float(row["compute_efficiency"]),
+                bandwidth_efficiency=float(row["bandwidth_efficiency"]),
+                origin=row["origin"],
+            )
+    return models
+
+
+GPU_MODELS = _read_table()
+"""GPUs by name, in the order of the file."""
 
 
 def gpu_model(name: str) -> GpuModel:
-    """Return the GPU of the table; a name that is not in it is a :class:`ConfigError`."""
+    """Return a GPU of the table by its name, in any case.
+
+    Raises:
+        ConfigError: The table has no such GPU.
+    """
     if name.lower() not in GPU_MODELS:
         raise unknown_name("GPU", name, GPU_MODELS)
     return GPU_MODELS[name.lower()]
 
 
 def gpu_model_like(name: str) -> GpuModel | None:
-    """Return the GPU of the table that a driver or Ray names, of several that with least memory, or
-    None.
+    """Return the GPU of the table that a driver or Ray calls by this name, or None.
 
-    A slice of one (MIG) is none, nor are smaller ones of its name: Laptop, Max-Q, D.
+    If several fit, return the one with the least memory. A slice of a GPU (MIG) and its smaller
+    variants are not in the table.
     """
     words = re.split("[-_ ]+", name.lower())
-    words += [first + second for first, second in pairwise(words)]  # RTX 3090
-    if {"mig", "laptop", "max", "d"} & set(words):
+    words += [first + second for first, second in pairwise(words)]  # "RTX 3090" is rtx3090
+    if NOT_WHOLE.intersection(words):
         return None
-    fit = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
-    size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100
-    fit = [gpu for gpu in fit if size and gpu.memory_gib == int(size[1])] or fit
-    fit = [gpu for gpu in fit if ("pcie" in gpu.name) == ("pcie" in words)] or fit
-    return min(fit, key=lambda gpu: gpu.memory_gib, default=None)
+    fitting = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
+    # Ray calls both sizes of an A100 by one name; a driver writes NVIDIA A100-SXM4-80GB.
+    size = re.search(r"\b(\d+)\s?g", name.lower())
+    if size:
+        fitting = [gpu for gpu in fitting if gpu.memory_gib == int(size[1])] or fitting
+    is_pcie = "pcie" in words
+    fitting = [gpu for gpu in fitting if ("pcie" in gpu.name) == is_pcie] or fitting
+    return min(fitting, key=lambda gpu: gpu.memory_gib, default=None)
 
 
 def gpu_model_there(
@@ -119,26 +122,42 @@ def gpu_model_there(
     processors: int,
     checks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GpuModel:
-    """Return the GPU that a node's driver describes so; ``checks`` of :func:`read_checks`.
+    """Return the GPU that the driver of a node describes.
 
-    One that the table lacks, as a slice (MIG), has the rates per processor of the slowest GPU of
-    the table of its capability, or of the last before it.
+    A GPU that the table lacks, for example a slice (MIG), gets the rates per processor of the
+    slowest GPU of its compute capability, or of the last capability before it.
+
+    Args:
+        name: The driver's name of the GPU.
+        memory_gib: Memory that the driver reports, GiB.
+        capability: CUDA compute capability.
+        processors: Number of streaming multiprocessors; 0 if unknown.
+        checks: Measured rates by the driver's name, see
+            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace the table's.
     """
-    gpu = gpu_model_like(name)
-    if gpu is None:
-        older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability] or [
-            GPU_MODELS["v100"]
-        ]
-        like = max(older, key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors))
-        part = processors / like.processors if processors else 1.0
-        rates = {
-            rate: part * getattr(like, rate)
-            for rate in ("half_tflops", "single_tflops", "bandwidth")
-        }
-        gpu = replace(
-            like, **rates, name=name, capability=capability, processors=processors, timed=False
-        )
-        gpu = replace(gpu, origin=f"unknown: no hours; per processor as {like.name}")
-    found = (checks or {}).get(name, {}).get("row", {})
-    measured = {field.name: found[field.name] for field in fields(GpuModel) if field.name in found}
-    return replace(gpu, **{**measured, "name": gpu.name, "memory_gib": memory_gib})
+    gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
+    row = (checks or {}).get(name, {}).get("row", {})
+    measured = {field.name: row[field.name] for field in fields(GpuModel) if field.name in row}
+    measured.update(name=gpu.name, memory_gib=memory_gib)
+    return replace(gpu, **measured)
+
+
+def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
+    """Return a GPU that is not in the table, with the rates per processor of one that is."""
+    older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
+    like = max(
+        older or [GPU_MODELS[OLDEST]],
+        key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors),
+    )
+    part = processors / like.processors if processors else 1.0
+    return replace(
+        like,
+        name=name,
+        capability=capability,
+        processors=processors,
+        half_tflops=part * like.half_tflops,
+        single_tflops=part * like.single_tflops,
+        bandwidth=part * like.bandwidth,
+        timed=False,
+        origin=f"unknown: no hours; per processor as {like.name}",
+    )

@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-# What a network costs: kernels, operations, bytes and memory of its passes.
+PASSES = ("step", "evaluation", "attack")
+"""Fields of :class:`NetworkCost` that hold a pass."""
+STREAMING = ("_fused_adam", "_to_copy", "mm", "addmm")
+"""Beginnings of the names of operations that read and write long arrays in order."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operation of a pass, by PyTorch's name of it.
+    """One operation of a pass.
 
-    ``flops`` are of a convolution or matrix product, 0 for all others; ``num_bytes`` are read and
-    written.
+    Attributes:
+        name: PyTorch's name of the operation.
+        flops: Operations of a convolution or matrix product; 0 for all others.
+        num_bytes: Bytes that are read and written.
     """
 
     name: str
@@ -22,23 +27,27 @@ class Kernel:
 
     @property
     def num_launches(self) -> int:
-        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are
-        two.
-        """
-        return 2 if self.name == "convolution_backward" else 1
+        """Number of kernels that a GPU starts for the operation."""
+        # The gradients of a convolution by its input and by its weight are two kernels.
+        if self.name == "convolution_backward":
+            return 2
+        return 1
 
     @property
     def streams(self) -> bool:
-        """Whether it reads and writes long arrays in order, as an optimiser does with weights."""
-        return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
+        """True if the operation reads and writes long arrays in order, as an optimizer does."""
+        return self.name.startswith(STREAMING)
 
 
-@dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
+@dataclass(frozen=True, eq=False)  # hundreds of trials share one: it is hashed by its identity
 class PassCost:
-    """What one pass costs: its operations in order, and the most memory alive at once, in tensors.
+    """What one pass costs.
 
-    ``workspace_bytes`` are input and output of the largest convolution: libraries' scratch grows
-    with it.
+    Attributes:
+        kernels: The operations of the pass, in order.
+        peak_bytes: The most bytes that tensors hold at once.
+        workspace_bytes: Bytes of input and output of the largest convolution. The scratch memory
+            of a library grows with them.
     """
 
     kernels: tuple[Kernel, ...]
@@ -52,22 +61,25 @@ class PassCost:
 
     @cached_property
     def num_launches(self) -> int:
-        """Kernels that a GPU starts."""
+        """Number of kernels that a GPU starts."""
         return sum(kernel.num_launches for kernel in self.kernels)
-
-
-PASSES = ("step", "evaluation", "attack")
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs in one recipe: weights and buffers kept, operations of one image
-    forward.
+    """What one network costs in one recipe; a multiply-add is two operations.
 
-    A multiply-add is two operations. Passes are a training step on a whole batch;
-    ``evaluation_batch`` images forward, and ``attack_batch`` forward and back to the pixels, both
-    in float32. ``uncounted`` says why they could not be walked: then they are those of one dense
-    layer of as many weights.
+    Attributes:
+        num_parameters: Number of trained parameters.
+        state_bytes: Bytes of the weights and buffers that are stored.
+        forward_flops: Operations of one image forward.
+        step: A training step on a whole batch.
+        evaluation: ``evaluation_batch`` images forward, in float32.
+        attack: ``attack_batch`` images forward, and back to the pixels, in float32.
+        evaluation_batch: Images of an evaluation's pass.
+        attack_batch: Images of an attack's pass.
+        uncounted: Why the passes could not be counted; empty if they were. Uncounted passes are
+            those of one dense layer with as many weights.
     """
 
     num_parameters: int

@@ -1,4 +1,4 @@
-"""Predicted memory of a trial on a GPU."""
+"""Predicted memory of a trial on a GPU: its CUDA context, tensors, and scratch of convolutions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from orchestrator.planning.costs.networks import cost_of
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
-TENSOR_FACTOR, WORKSPACE_FACTOR = 1.1, 2.0
-"""Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions.
-Fitted to published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of
-the measured)."""
+TENSOR_FACTOR = 1.1
+"""Memory that the allocator takes, over the bytes of tensors that are alive. This and the next
+factor are fitted to published A100 measurements of ResNet-50 and VGG-16 at batches of 32 to 128:
+0.89 to 1.10 of the measured memory."""
+WORKSPACE_FACTOR = 2.0
+"""Scratch memory of convolutions, over the bytes of input and output of the largest one."""
 
 
 def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
-    """Return the bytes of a trial's images, one each; of ``train_size`` training images where it is
-    given.
+    """Return the bytes of a trial's training and test images, a byte per value.
+
+    Args:
+        network: The network that is trained.
+        train_size: Number of training images that are loaded; None for those of the network.
     """
     prepared = network.subset.prepared
     num_images = (train_size or network.train_size) + network.subset.test_size
@@ -25,37 +30,36 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict what a process holds on a GPU while it makes this pass, its CUDA context included."""
+    """Predict the bytes that a process holds on a GPU during a pass, with its CUDA context."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
 def peak_bytes(network: NetworkSpec) -> float:
-    """Predict the most memory that a trial holds on a GPU, over training, evaluation and
-    attacks.
-    """
+    """Predict the most bytes that a trial holds on a GPU, in training, evaluation and attacks."""
     cost = cost_of(network)
-    parts = [cost.step, cost.evaluation, cost.attack]
+    passes = [cost.step, cost.evaluation, cost.attack]
     if epochs_to_look_at(network.recipe.epochs):
-        held = cost.evaluation.peak_bytes + _training_bytes(network, cost)
-        parts.append(replace(cost.evaluation, peak_bytes=held))
-    return array_bytes(network) + max(memory_bytes(part) for part in parts)
+        # The test set is evaluated between two epochs, while the training still holds its memory.
+        during_training = cost.evaluation.peak_bytes + _training_bytes(network, cost)
+        passes.append(replace(cost.evaluation, peak_bytes=during_training))
+    return array_bytes(network) + max(memory_bytes(part) for part in passes)
 
 
 def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
-    """Return what a training holds between two epochs, beside weights: moments, gradients and
-    graphs.
-    """
+    """Return the bytes that a training holds between two epochs, besides its weights."""
     recipe = network.recipe
-    gradients = 4 * cost.num_parameters
-    moments = gradients if recipe.optimizer == "sgd" else 2 * gradients
-    if (
-        network.model.library == "own"
-    ):  # whose steps are not captured as graphs: they need not replay
+    gradients = 4 * cost.num_parameters  # float32
+    moments_per_gradient = 1 if recipe.optimizer == "sgd" else 2
+    moments = moments_per_gradient * gradients
+    if network.model.library == "own":
+        # Its steps are not captured as CUDA graphs, so that no activations are held.
         return moments + gradients
-    # A graph keeps the memory of its step, and a last batch of another size has a graph of its own.
+    # A graph keeps the memory of its step. A last batch of another size has a graph of its own.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
-    last = network.train_size % recipe.batch_size
-    if network.train_size < recipe.batch_size or not last:
+    last_batch = network.train_size % recipe.batch_size
+    if network.train_size < recipe.batch_size or not last_batch:
         return moments + gradients + activations
-    size = last if last > 1 else 1 + recipe.batch_size  # a single image joins the batch before it
-    return moments + 2 * gradients + activations + activations * size // recipe.batch_size
+    if last_batch == 1:
+        last_batch = 1 + recipe.batch_size  # a single image joins the batch before it
+    of_last_batch = activations * last_batch // recipe.batch_size
+    return moments + 2 * gradients + activations + of_last_batch

@@ -8,36 +8,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.kernels import PassCost
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.networks import cost_of
-from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
-from orchestrator.planning.costs.passes import num_passes
+from orchestrator.planning.costs.pass_times import (
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
+    PassTime,
+    pass_time,
+)
+from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
 
-TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
-"""Building, copying, d_repr and storing, per trial beside a GPU's work or on a core: assumed."""
+TRIAL_SECONDS = 3.0
+"""Seconds per trial besides the work of its GPU: building, copying, d_repr, storing; assumed."""
+CORE_TRIAL_SECONDS = 0.5
+"""The same seconds per trial on a core; assumed."""
 CORE_FLOPS = 100e9
-"""Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
+"""Operations per second that one core sustains, where nothing was measured
+(benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
-"""What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by
-small_cnn, 52 operations and 0.12 GFLOP, takes 2.9 ms
+"""Seconds that an operation takes on a core besides its arithmetic. A step of small_cnn on 32
+images of 32 pixels, 52 operations and 0.12 GFLOP, takes 2.9 ms
 (benchmarks/results/training_throughput_epyc.json)."""
 MEMORY_MARGIN = 1.15
-"""Shares are this much larger than predicted memory: a trial that asks too little ends out of
+"""Memory of a share of a GPU over predicted memory: a trial whose share is too small runs out of
 memory."""
 BUSY_ENOUGH = 0.95
-"""A GPU this busy gains nothing from another trial; that gaps are filled is known of processes
-under MPS."""
+"""A GPU that works for this part of the time gains nothing from another trial. That a second
+process fills the gaps of the first is known of processes under MPS."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a GPU."""
+MIN_UNTIMED_SHARE = 0.25
+"""Least share of a GPU whose times cannot be predicted."""
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """How far predictions were off, by model: measured over predicted, 1 where unknown.
+    """Measured over predicted values, by model; 1 is taken for a model that is not listed.
 
-    ``memory`` is the worst peak on any GPU; ``seconds``, on one kind of GPU, and ``core_seconds``
-    medians.
+    Attributes:
+        memory: The largest ratio of peak memory, on any GPU.
+        seconds: The median ratio of seconds, on one kind of GPU.
+        core_seconds: The median ratio of seconds on a core.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -47,8 +60,12 @@ class Corrections:
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """What a trial needs of one kind of GPU: peak memory, and seconds on its share (of several on
-    one).
+    """What a trial needs of one kind of GPU.
+
+    Attributes:
+        seconds: Seconds of the trial on its share.
+        share: Share of a GPU, above 0; a whole number above 1 is several GPUs.
+        memory_bytes: Peak memory.
     """
 
     seconds: float
@@ -57,8 +74,16 @@ class GpuNeed:
 
     @property
     def gpu_seconds(self) -> float:
-        """For how long it takes a whole GPU; of several that it is given all are taken."""
+        """Seconds of a whole GPU that the trial takes; several GPUs are taken entirely."""
         return self.seconds * self.share
+
+
+@dataclass(frozen=True)
+class _TimedPasses:
+    """A number of like passes, and the predicted time of each."""
+
+    number: float
+    time: PassTime
 
 
 def need_of(
@@ -67,48 +92,80 @@ def need_of(
     corrections: Corrections | None = None,
     given: float | None = None,
 ) -> GpuNeed:
-    """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to
-    need.
+    """Predict what a trial needs of a GPU.
 
-    Its share is ``given``, or for None (or 0) such that as many trials share a GPU as keep it busy
-    together, fewer where memory is short.
+    Args:
+        trial: The trial.
+        gpu: The kind of GPU.
+        corrections: How far predictions for like trials were off.
+        given: The share of a GPU that the trial gets. If None or 0, as many trials share a GPU as
+            keep it busy together, or as few as its memory holds.
     """
-    corrections, cost, recipe = (
-        corrections or Corrections(),
-        cost_of(trial.network),
-        trial.network.recipe,
-    )
-    interval = EAGER_INTERVAL_S if trial.network.model.library == "own" else GRAPH_INTERVAL_S
-    times = (
-        pass_time(cost.step, gpu, interval=interval, half=recipe.precision != "float32"),
-        pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False),
-        pass_time(cost.attack, gpu, interval=EAGER_INTERVAL_S, half=False),
-    )
-    passes = tuple(zip(num_passes(trial, cost), times, strict=True))
-    alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
-    busy = sum(number * part.busy for number, part in passes) / alone
+    corrections = corrections or Corrections()
+    passes = _timed_passes(trial, gpu)
+    alone_s = TRIAL_SECONDS + sum(part.number * part.time.seconds for part in passes)
+    busy = sum(part.number * part.time.busy for part in passes) / alone_s
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
-    together = max(1, math.ceil(BUSY_ENOUGH / busy))
-    work = (
-        math.floor(SHARE_STEP / together) / SHARE_STEP
-    )  # down: a third is 0.33, three of which fit
-    work = work if gpu.timed else max(work, 0.25)
-    room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (gpu.memory_gib * 2**30)) / SHARE_STEP
-    share = given or min(1.0, max(work, room, 1 / SHARE_STEP))
-    seconds = alone * max(1.0, busy / min(share, 1.0))
+    share = given or _share(gpu, busy, memory)
+    seconds = alone_s * max(1.0, busy / min(share, 1.0))
     return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 
-def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
-    """Predict how long a trial takes one core; a model that was not measured is off as others
-    are.
-    """
-    cost, measured = cost_of(trial.network), corrections.core_seconds if corrections else {}
-    parts = zip(num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
-    predicted = CORE_TRIAL_SECONDS + sum(
-        number * (part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S)
-        for number, part in parts
+def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
+    """Return the passes of a trial with their predicted times on a GPU."""
+    cost = cost_of(trial.network)
+    numbers = batch_passes(trial, cost)
+    # Steps of your own networks are not captured as CUDA graphs.
+    is_captured = trial.network.model.library != "own"
+    step_interval = GRAPH_INTERVAL_S if is_captured else EAGER_INTERVAL_S
+    is_half = trial.network.recipe.precision != "float32"
+    step_time = pass_time(cost.step, gpu, interval=step_interval, half=is_half)
+
+    def eager(part: PassCost) -> PassTime:
+        return pass_time(part, gpu, interval=EAGER_INTERVAL_S, half=False)
+
+    return (
+        _TimedPasses(numbers.steps, step_time),
+        _TimedPasses(numbers.evaluations, eager(cost.evaluation)),
+        _TimedPasses(numbers.gradients, eager(cost.attack)),
     )
+
+
+def _share(gpu: GpuModel, busy: float, memory: float) -> float:
+    """Return the share of a GPU for a trial that keeps it busy for a part of the time.
+
+    Args:
+        gpu: The kind of GPU.
+        busy: Part of the trial's time in which it keeps a whole GPU busy.
+        memory: Peak memory of the trial, bytes.
+    """
+    num_together = max(1, math.ceil(BUSY_ENOUGH / busy))
+    # Rounded down: a third becomes 0.33, and three of these fit on a GPU.
+    for_work = math.floor(SHARE_STEP / num_together) / SHARE_STEP
+    if not gpu.timed:
+        for_work = max(for_work, MIN_UNTIMED_SHARE)
+    gpu_bytes = gpu.memory_gib * 2**30
+    for_memory = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / gpu_bytes) / SHARE_STEP
+    return min(1.0, max(for_work, for_memory, 1 / SHARE_STEP))
+
+
+def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
+    """Predict the seconds of a trial on one core.
+
+    A model that was not measured is corrected by the median over the models that were.
+    """
+    cost = cost_of(trial.network)
+    numbers = batch_passes(trial, cost)
+    predicted = CORE_TRIAL_SECONDS + (
+        numbers.steps * _core_pass_seconds(cost.step)
+        + numbers.evaluations * _core_pass_seconds(cost.evaluation)
+        + numbers.gradients * _core_pass_seconds(cost.attack)
+    )
+    measured = corrections.core_seconds if corrections else {}
     usual = statistics.median(measured.values()) if measured else 1.0
     return predicted * measured.get(trial.network.model.name, usual)
+
+
+def _core_pass_seconds(part: PassCost) -> float:
+    return part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -20,18 +20,19 @@ from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
 from tasks.atomic import write_atomic
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the presets' networks by :func:`cost_key`, so that a plan of them needs no torch and no
-walk."""
+"""Costs of the networks of all presets by :func:`cost_key`: a plan of a preset needs no torch."""
+MAX_REMEMBERED = 4096
+"""Networks whose costs are remembered by the identity of their specs."""
 
 
 @cache
-def _walked() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
-    return found
+def _shipped_costs() -> dict[str, dict[str, Any]]:
+    costs: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
+    return costs
 
 
 def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
-    """Return by what a network's costs are kept; sizes are channels, side in pixels and logits."""
+    """Return the key of a network's costs; sizes are channels, side in pixels and logits."""
     return fingerprint([model, recipe, sizes])[:16]
 
 
@@ -41,101 +42,119 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of a network's passes on square images of ``image_size`` pixels.
 
-    ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built
-    so.
+    ``num_outputs`` is the number of logits if the recipe names none.
+
+    Raises:
+        ConfigError: The network cannot be built with these sizes.
     """
-    key, keeps = cost_key(model, recipe, channels, image_size, num_outputs), model.library != "own"
-    if key in _walked():
-        return _cost_of_plain(_walked()[key])
-    file = user_cache("costs") / f"{key}-{_walked_with()}.json"
-    if keeps:  # files of one's own network may change
+    key = cost_key(model, recipe, channels, image_size, num_outputs)
+    if key in _shipped_costs():
+        return _cost_of_plain(_shipped_costs()[key])
+    can_be_cached = model.library != "own"  # files of your own network may change
+    file = user_cache("costs") / f"{key}-{_code_version()}.json"
+    if can_be_cached:
         with suppress(OSError, ValueError, TypeError, KeyError):
             return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
-    from orchestrator.planning.costs.walk import walk_network
+    from orchestrator.planning.costs.walk import walk_network  # imports torch, which takes seconds
 
-    found = walk_network(model, recipe, channels, image_size, num_outputs)
-    if keeps:
+    cost = walk_network(model, recipe, channels, image_size, num_outputs)
+    if can_be_cached:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps(plain_cost(found)).encode(), durable=False)
-    return found
+            write_atomic(file, json.dumps(plain_cost(cost)).encode(), durable=False)
+    return cost
 
 
 @cache
-def _walked_with() -> str:
-    """Return a hash of what a walk depends on beside its network: PyTorch's packages and our
-    source.
-    """
-    found = hashlib.sha256(
-        " ".join(map(metadata.version, ("torch", "torchvision", "timm"))).encode()
-    )
+def _code_version() -> str:
+    """Return a hash of what a walk depends on besides its network: torch's packages, our source."""
+    versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
+    code = hashlib.sha256(versions.encode())
     trials = Path(__file__).parents[3] / "tasks" / "trials"
     for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+        code.update(path.read_bytes())
+    return code.hexdigest()[:16]
 
 
 def plain_cost(cost: NetworkCost) -> dict[str, Any]:
-    """Return costs as they are kept: kernels that are alike once, with their number."""
+    """Return costs as plain values for JSON; like kernels stand once, with their number."""
     plain = asdict(cost)
     for name in PASSES:
-        kernels = Counter((k.name, k.flops, k.num_bytes) for k in getattr(cost, name).kernels)
-        plain[name]["kernels"] = [[*kernel, number] for kernel, number in kernels.items()]
+        kernels = getattr(cost, name).kernels
+        numbers = Counter((kernel.name, kernel.flops, kernel.num_bytes) for kernel in kernels)
+        plain[name]["kernels"] = [[*kernel, number] for kernel, number in numbers.items()]
     return plain
 
 
-def _cost_of_plain(known: dict[str, Any]) -> NetworkCost:
+def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
+    """Return the costs that :func:`plain_cost` wrote."""
     passes = {}
     for name in PASSES:
-        counted = known[name]["kernels"]
-        kernels = tuple(Kernel(*kernel) for *kernel, number in counted for _ in range(number))
-        passes[name] = PassCost(**{**known[name], "kernels": kernels})
-    return NetworkCost(**{**known, **passes})
+        kernels: list[Kernel] = []
+        for *kernel, number in plain[name]["kernels"]:
+            kernels += [Kernel(*kernel)] * number
+        passes[name] = PassCost(**{**plain[name], "kernels": tuple(kernels)})
+    return NetworkCost(**{**plain, **passes})
 
 
-_KNOWN_COSTS: dict[tuple[int, ...], tuple[tuple[Spec, ...], NetworkCost]] = {}
-"""By the identity of the parts of a spec, which are held so that no others can have it: the trials
-of a plan share them, and hashing their content for each takes longer than all the rest of a
-plan."""
+@dataclass(frozen=True)
+class _Remembered:
+    """Costs of a network, with the specs whose identities are their key.
+
+    The specs are held, so that no other objects can get their identities.
+    """
+
+    specs: tuple[Spec, ...]
+    cost: NetworkCost
+
+
+_REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
+"""Costs by the identity of model, recipe and prepared data. The trials of a plan share these
+objects, and hashing their content for each trial would take longer than the rest of a plan."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe; ConfigError where it cannot be built or fails on
-    all.
+    """Return the costs of a network in its recipe.
+
+    Raises:
+        ConfigError: The network cannot be built, or fails on every image that was tried.
     """
+    specs = (network.model, network.recipe, network.subset.prepared)
+    key = tuple(map(id, specs))
+    if key in _REMEMBERED:
+        return _REMEMBERED[key].cost
     prepared = network.subset.prepared
-    parts = (network.model, network.recipe, prepared)
-    key = tuple(map(id, parts))
-    if key in _KNOWN_COSTS:
-        return _KNOWN_COSTS[key][1]
-    recipe, channels = recipe_of_costs(network), prepared.channels
     try:
         cost = network_cost(
-            network.model, recipe, channels=channels, image_size=prepared.image_size
+            network.model,
+            recipe_of_costs(network),
+            channels=prepared.channels,
+            image_size=prepared.image_size,
         )
     except SweepError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a network does
+    except (Exception, SystemExit) as error:  # code of the user's network may raise anything
+        first_line = str(error).partition("\n")[0]
         raise ConfigError(
             "A network must take a training step, an evaluation and an attack on some image",
-            f"{network.model.library} {network.model.architecture}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}",
+            f"{network.model.library} {network.model.architecture}: "
+            f"{type(error).__name__}: {first_line}",
         ) from error
-    if len(_KNOWN_COSTS) >= 4096:
-        _KNOWN_COSTS.clear()
-    _KNOWN_COSTS[key] = parts, cost
+    if len(_REMEMBERED) >= MAX_REMEMBERED:
+        _REMEMBERED.clear()
+    _REMEMBERED[key] = _Remembered(specs, cost)
     return cost
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network without what changes no cost."""
-    # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
-    decay = 1e-4 if network.recipe.optimizer == "sgd" and network.recipe.weight_decay else 0.0
+    """Return the recipe of a network without the values that change no cost."""
+    # Adam's kernel applies the weight decay in passing; SGD adds it to copies of all gradients.
+    has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
     return network.recipe.model_copy(
         update={
             "name": "cost",
             "learning_rate": 1e-3,
-            "weight_decay": decay,
+            "weight_decay": 1e-4 if has_decay else 0.0,
             "epochs": 1,
             "input_scale": 1.0,
         }
@@ -143,13 +162,17 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
 
 
 def was_built(network: NetworkSpec, num_outputs: int) -> bool:
-    """Tell whether a network is of a preset, whose costs are kept: it was built to count them."""
-    sizes = network.subset.prepared.channels, network.subset.prepared.image_size, num_outputs
-    return cost_key(network.model, recipe_of_costs(network), *sizes) in _walked()
+    """Return whether a network is one of a preset.
+
+    It was then built when its shipped costs were counted, and need not be tried again.
+    """
+    prepared = network.subset.prepared
+    sizes = (prepared.channels, prepared.image_size, num_outputs)
+    return cost_key(network.model, recipe_of_costs(network), *sizes) in _shipped_costs()
 
 
 def has_cost(network: NetworkSpec) -> bool:
-    """Tell whether :func:`cost_of` counts a network, rather than guesses from its weights."""
+    """Return whether the costs of a network are counted, and not guessed from its weights."""
     try:
         return not cost_of(network).uncounted
     except SweepError:
@@ -157,8 +180,11 @@ def has_cost(network: NetworkSpec) -> bool:
 
 
 def has_batch_norm(network: NetworkSpec) -> bool:
-    """Tell whether a network may normalise over the batch; what cannot be counted may have any
-    kernel.
+    """Return whether a network may normalize over the batch.
+
+    A network that could not be counted may have any operation.
     """
     cost = cost_of(network)
-    return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
+    if cost.uncounted:
+        return True
+    return any("batch_norm" in kernel.name for kernel in cost.step.kernels)

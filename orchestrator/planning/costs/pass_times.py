@@ -1,4 +1,8 @@
-"""Predicted time of one pass of a network on a GPU, kernel by kernel."""
+"""Predicted time of one pass of a network on a GPU, kernel by kernel.
+
+A kernel takes as long as its arithmetic or its traffic, whichever is longer, and never less than
+the time between two kernels.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,18 @@ from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.kernels import PassCost
 
 STREAM_EFFICIENCY = 0.85
-"""Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
-EAGER_INTERVAL_S, GRAPH_INTERVAL_S = 10e-6, 3e-6
-"""Time between two kernels that Python starts, and within a captured graph: assumed, not measured
-yet."""
+"""Share of the bandwidth that long reads and writes in order reach: optimizer, casts of weights."""
+EAGER_INTERVAL_S = 10e-6
+"""Seconds between two kernels that Python starts; assumed, not measured yet."""
+GRAPH_INTERVAL_S = 3e-6
+"""Seconds between two kernels of a captured CUDA graph; assumed, not measured yet."""
+SINGLE_EFFICIENCY = 0.7
+"""Least share of the float32 rate that training reaches: the float32 units come closer to their
+data sheet than tensor cores."""
 
 
 class PassTime(NamedTuple):
-    """How many seconds a pass takes alone on a GPU, and for how many of them it is busy."""
+    """Seconds that a pass takes alone on a GPU, and the seconds of them in which the GPU works."""
 
     seconds: float
     busy: float
@@ -24,18 +32,25 @@ class PassTime(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = True) -> PassTime:
-    """Predict one pass, with at least ``interval`` seconds between two kernels.
+    """Predict the time of one pass.
 
-    Products run in 16 bits where ``half`` says so, else in float32 without TensorFloat-32.
+    Args:
+        cost: The kernels of the pass.
+        gpu: The GPU that computes it alone.
+        interval: Least seconds between two kernels.
+        half: True for products in 16 bits; False for float32 without TensorFloat-32.
     """
-    rate = 1e12 * (gpu.half_tflops if half else gpu.single_tflops)
-    # Data sheets of float32 units are reached more easily than those of tensor cores.
-    arithmetic = rate * (gpu.compute_efficiency if half else max(0.7, gpu.compute_efficiency))
-    traffic = 1e9 * gpu.bandwidth
-    seconds = busy = 0.0
+    if half:
+        flops_per_s = 1e12 * gpu.half_tflops * gpu.compute_efficiency
+    else:
+        efficiency = max(SINGLE_EFFICIENCY, gpu.compute_efficiency)
+        flops_per_s = 1e12 * gpu.single_tflops * efficiency
+    bytes_per_s = 1e9 * gpu.bandwidth
+    seconds = 0.0
+    busy = 0.0
     for kernel in cost.kernels:
-        reached = STREAM_EFFICIENCY if kernel.streams else gpu.bandwidth_efficiency
-        work = max(kernel.flops / arithmetic, kernel.num_bytes / (traffic * reached))
+        efficiency = STREAM_EFFICIENCY if kernel.streams else gpu.bandwidth_efficiency
+        work = max(kernel.flops / flops_per_s, kernel.num_bytes / (bytes_per_s * efficiency))
         busy += work
         seconds += max(work, kernel.num_launches * interval)
     return PassTime(seconds, busy)

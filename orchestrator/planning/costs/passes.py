@@ -11,24 +11,42 @@ from search_spaces.attacks import ATTACKS
 from search_spaces.specs import TrialSpec
 from tasks.trials.records import epochs_to_look_at
 
-
-def training_flops(trial: TrialSpec) -> float:
-    """Return the operations of a trial's training."""
-    network = trial.network
-    per_image = cost_of(network).step.flops / network.recipe.batch_size
-    return network.recipe.epochs * network.train_size * per_image
+ROBUSTNESS = "robustness"
+"""Name of the search for the robustness radius among the kinds of attack."""
 
 
 @dataclass(frozen=True)
 class ImagePasses:
-    """How many images pass the network forward and back, and how many forward alone."""
+    """Number of images that pass a network forward and back, and forward only."""
 
     gradients: int
     forwards: int
 
 
+@dataclass(frozen=True)
+class BatchPasses:
+    """Number of batches that a trial sends through its network.
+
+    Attributes:
+        steps: Training steps.
+        evaluations: Batches forward only.
+        gradients: Batches forward, and back to the pixels.
+    """
+
+    steps: float
+    evaluations: float
+    gradients: float
+
+
+def training_flops(trial: TrialSpec) -> float:
+    """Return the operations of a trial's training."""
+    network = trial.network
+    flops_per_image = cost_of(network).step.flops / network.recipe.batch_size
+    return network.recipe.epochs * network.train_size * flops_per_image
+
+
 def attack_flops(trial: TrialSpec) -> dict[str, float]:
-    """Return the floating-point operations of a trial's attacks by kind.
+    """Return the operations of a trial's attacks, by kind.
 
     A gradient by the pixels costs three forward passes.
     """
@@ -40,46 +58,45 @@ def attack_flops(trial: TrialSpec) -> dict[str, float]:
 
 
 def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
-    """Return the passes of every attack by name, and of ``robustness``: 0 if not requested."""
+    """Return the passes of every attack by name, and of ``robustness``; 0 if not requested."""
     test_size = trial.network.subset.test_size
     num_epsilons = len(trial.attacks.epsilons)
-    passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, "robustness")}
+    passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, ROBUSTNESS)}
     for method in trial.attacks.methods:
         per_image = ATTACKS[method].passes(trial.attacks.values(method))
         gradients = per_image.shared_gradients + num_epsilons * per_image.gradients
         passes[method] = ImagePasses(
-            gradients=test_size * gradients, forwards=test_size * num_epsilons * per_image.forwards
+            gradients=test_size * gradients,
+            forwards=test_size * num_epsilons * per_image.forwards,
         )
     robustness = trial.robustness
     if robustness is not None:
         num_images = min(robustness.num_images, test_size)
-        passes["robustness"] = ImagePasses(
+        passes[ROBUSTNESS] = ImagePasses(
             gradients=num_images * robustness.num_steps,
             forwards=2 * num_images * robustness.num_bisections,
         )
     return passes
 
 
-def num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
-    """Return how many training steps, batches of an evaluation and gradients of a batch it
-    takes.
-    """
+def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
+    """Return the batches that a trial sends through its network."""
     network = trial.network
     recipe = network.recipe
-    passes = attack_passes(trial)
-    gradients = sum(kind.gradients for kind in passes.values())
-    forwards = sum(kind.forwards for kind in passes.values())
-    looked_at = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
-    # The pass that gives FGSM its directions gives the test loss too, so it is made without FGSM as
-    # well.
+    passes = attack_passes(trial).values()
+    gradients = sum(kind.gradients for kind in passes)
+    # The pass that gives FGSM its directions also gives the test loss, so that it is made without
+    # FGSM as well.
     has_clean_gradients = any(
         ATTACKS[method].passes(trial.attacks.values(method)).shared_gradients
         for method in trial.attacks.methods
     )
     if not has_clean_gradients:
         gradients += network.subset.test_size
-    return (
-        recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
-        (network.train_size + looked_at + forwards) / cost.evaluation_batch,
-        gradients / cost.attack_batch,
+    tested_images = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
+    forwards = network.train_size + tested_images + sum(kind.forwards for kind in passes)
+    return BatchPasses(
+        steps=recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
+        evaluations=forwards / cost.evaluation_batch,
+        gradients=gradients / cost.attack_batch,
     )

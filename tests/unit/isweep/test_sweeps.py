@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import isweep
-from orchestrator.planning.sweep_file import load_sweep, preset_names, sweep_text
+from orchestrator.planning.sweep_file import load_sweep, sweep_text
+from orchestrator.planning.written_files import preset_names
 
 SMALL = {
     "name": "small",
@@ -42,7 +43,7 @@ def test_changes_hold_over_what_is_written(root):
     assert len(plan.table) == 8
     assert set(plan.table["recipe"]) == {"smoke+epochs=3"}
     assert plan.summary()["trials"].tolist() == [4, 4]
-    assert repr(plan).startswith("Plan of 8 trials; left: 8 trials")
+    assert repr(plan).startswith("Plan of 8 trials; 8 trials left")
 
 
 def test_a_sweep_that_never_ran(root):
@@ -64,7 +65,7 @@ def test_a_sweep_that_never_ran(root):
         ({**SMALL, "model": []}, {}, "model: unknown key; did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "must hold plain values only"),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
-        (SMALL, {"changes": {"models.7": "x"}}, "the list has places 0 to 1"),
+        (SMALL, {"changes": {"models.7": "x"}}, "the list has indices 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
         (
             SMALL,

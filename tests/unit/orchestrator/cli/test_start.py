@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.sweep_file import load_sweep, preset_names
+from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.written_files import preset_names
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
 from tasks.sources.detect import detect_own_kind

@@ -65,9 +65,7 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert plan["estimate"]["trials_left"] == 8
     # No GPU is here and none was named, so no hours of one are told.
     assert (plan["estimate"]["gpu_hours"], plan["estimate"]["cluster"]) == (None, None)
-    assert (
-        "No GPU is here, and none was named: --gpu h100 plans for one" in plan["estimate"]["text"]
-    )
+    assert "This machine has no GPU; --gpu h100 plans for one." in plan["estimate"]["text"]
     named = json.loads(run("plan", "smoke", "--gpu", "l4", "--json")[1])["estimate"]
     # GPU-hours count shares, so a whole GPU for each trial takes more of them than sharing does.
     assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"]

@@ -11,7 +11,7 @@ from orchestrator.planning.costs.memory import (
     peak_bytes,
 )
 from orchestrator.planning.costs.networks import cost_of, network_cost
-from orchestrator.planning.costs.walk import _Walk
+from orchestrator.planning.costs.walk import _PassCounter
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from search_spaces.models import model_spec
@@ -126,16 +126,16 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
         )
         images = torch.zeros(40, *shape, dtype=torch.uint8)
         pixels = torch.zeros(EVALUATION_PASS, *shape)
-        walk = _Walk(built)
+        walk = _PassCounter(built)
         with walk:
             step = Step(built, images, torch.zeros(40, dtype=torch.int64), recipe)
             for _ in range(2):
                 step(torch.arange(8))
-            held = walk._alive
+            held = walk._alive_bytes
             with torch.no_grad():
                 built.eval()(pixels)
     cost = cost_of(planned)
-    most = max(walk._peak, held + cost.evaluation.peak_bytes - cost.state_bytes)
+    most = max(walk._peak_bytes, held + cost.evaluation.peak_bytes - cost.state_bytes)
     expected = (
         CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     )

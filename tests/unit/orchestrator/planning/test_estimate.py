@@ -92,14 +92,14 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 
 @pytest.mark.parametrize(
     ("num_cpus", "minutes", "said"),
-    [(1, 800 / 60, "13 min on 1 CPU;"), (8, 400 / 60, "6.7 min on 8 CPUs;")],
+    [(1, 800 / 60, "13 min on 1 CPU."), (8, 400 / 60, "6.7 min on 8 CPUs.")],
 )
 def test_a_plan_tells_minutes_on_the_cpus_that_are_here(trials, num_cpus, minutes, said):
     """Two trials of 400 s; no number of cores makes one of them shorter."""
     known = measured(done(trials[0], 400.0, threads=1))
     found = estimate(trials[1:], known, gpu=None, num_cpus=num_cpus)
     assert found["cpu_hours"] == pytest.approx(minutes / 60)
-    assert f"left: 2 trials, about {said}" in found["text"]
+    assert found["text"].startswith(f"2 trials left: about {said}")
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -177,12 +177,6 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
     assert two["hours"] <= one["hours"]
     for found in (one, two):
         assert found["hours"] >= found["gpu_hours"] / found["num_gpus"] > 0
-        assert found["dollars"] == pytest.approx(found["hours"] * found["num_gpus"] * H100.price)
-        # GPUs are paid until the last trial ends, and draw a tenth where they have none.
-        draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
-        assert found["kilowatt_hours"] == pytest.approx(
-            found["hours"] * found["num_gpus"] * 0.7 * draw
-        )
     assert set(one["shares"]) == {"small_cnn"}
 
 

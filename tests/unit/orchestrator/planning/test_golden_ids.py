@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.sweep_file import load_sweep, preset_names
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.written_files import preset_names
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "ids.json"
 WHAT_TO_DO = """

@@ -467,8 +467,8 @@ def test_the_document_itself_stays():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("datasets.1.name", "--set datasets.1.name: the list has places 0 to 0; found: 1"),
-        ("datasets.x", "the list has places 0 to 0; found: x"),
+        ("datasets.1.name", "--set datasets.1.name: the list has indices 0 to 0; found: 1"),
+        ("datasets.x", "the list has indices 0 to 0; found: x"),
         ("name.first", "nothing can be set there; found: 'a'"),
     ],
 )

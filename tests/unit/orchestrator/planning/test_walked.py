@@ -105,7 +105,7 @@ def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_p
         file.write_text(text, encoding="utf-8")
         assert cost() == first
     assert len(walks) == 5
-    monkeypatch.setattr(costs_of_networks, "_walked_with", lambda: "another torch")
+    monkeypatch.setattr(costs_of_networks, "_code_version", lambda: "another torch")
     assert (cost(), len(walks)) == (first, 6)
 
 

@@ -89,21 +89,25 @@ class Situation:
 
 
 NO_BFLOAT16 = (
-    "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
+    "left, but not on {}: recipe paper computes in bfloat16, which it lacks. Use --set recipe.prec"
 )
 ON_T4 = (
     r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside "
     r"others hide"
 )
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
+UNKNOWN = "On 1 {}, how long they take is unknown until isweep gpu-check has measured it"
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(
-        node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"
+        node(RTX4090), "rtx4090", 23.6, r"left: about [\d.]+ h on 1 rtx4090 if trials share"
     ),
-    "b: an A100": Situation(node(A100), "a100", 79.3, r"On 1 a100: [\d.]+ h one trial at a time"),
-    "c: eight H100s": Situation(node(*[H100] * 8), "h100", 79.2, r"On 8 h100s: [\d.]+ h one trial"),
+    "b: an A100": Situation(
+        node(A100), "a100", 79.3, r"left: about [\d.]+ h on 1 a100 if trials share"
+    ),
+    "c: eight H100s": Situation(
+        node(*[H100] * 8), "h100", 79.2, r"left: about [\d.]+ \w+ on 8 h100s if trials share"
+    ),
     "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
     "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, ON_MIG, "", False, "MIG-1"),
     "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
