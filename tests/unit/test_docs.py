@@ -114,7 +114,7 @@ def test_every_path_that_a_guide_names_exists(document):
 
 def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    bullets = re.findall(r"^- `.+?(?=^- |^\n|\Z|\n\n)", text, re.MULTILINE | re.DOTALL)
+    bullets = re.findall(r"^(?:-|\d\.) `.+?(?=^- |^\d\. |^\n|\Z|\n\n)", text, re.MULTILINE | re.DOTALL)
     checked = 0
     for bullet in bullets:
         files = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|md))`", bullet)]
