@@ -27,7 +27,6 @@ from tests.demo_page import RESULT, stages
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import (
-    notebook_python,
     readme_commands,
     readme_python,
     write_own_files,
@@ -311,7 +310,7 @@ assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
 """
 
 
-@pytest.mark.parametrize("text", [*readme_python(), notebook_python()], ids=["readme", "notebook"])
+@pytest.mark.parametrize("text", readme_python())
 def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, text):
     write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
