@@ -12,8 +12,6 @@ from pathlib import Path
 
 from orchestrator.cli.options import Place
 from search_spaces.errors import SweepError
-from tasks.sources.base import HASH_PATTERN, KEY_FILE, KEY_VARIABLE
-from tasks.sources.locate import locate
 
 MAX_NAMED = 3
 """Hashes of a message that are named: each one takes a listing of the folder."""
@@ -32,6 +30,8 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
     Returns:
         The message, unchanged if the key or the file is not here.
     """
+    from tasks.sources.base import HASH_PATTERN
+
     hashes = list(dict.fromkeys(HASH_PATTERN.findall(text)))[:MAX_NAMED]
     if not hashes or not has_key(place):
         return text
@@ -45,6 +45,8 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
 
 def has_key(place: Place) -> bool:
     """Return whether the key is here by which the root's hashes were made."""
+    from tasks.sources.base import KEY_FILE, KEY_VARIABLE
+
     if os.environ.get(KEY_VARIABLE):
         return True
     return (place.paths.root / "prepared" / KEY_FILE).exists()
@@ -52,6 +54,8 @@ def has_key(place: Place) -> bool:
 
 def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | None:
     """Return the name of the file with this hash in one of the sources, or None."""
+    from tasks.sources.locate import locate
+
     key_folder = place.paths.root / "prepared"
     for source in sources:
         try:

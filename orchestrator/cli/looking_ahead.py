@@ -129,8 +129,6 @@ def predict(
         target_loss: Test loss to reach (nat).
     """
     from orchestrator.analysis.curve_answers import read_curve
-    from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction import fit_growth
 
     goal = Goal(train_size, target_loss)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
@@ -154,6 +152,8 @@ def predict(
 
     @cache
     def growth() -> Growth:
+        from orchestrator.analysis.prediction import fit_growth
+
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
@@ -162,19 +162,32 @@ def predict(
         if not measured.endswith(".json"):
             growth()  # reports a wrong name before anything is measured
         record = _record(measured, (d_data, label_sharpness), sweep, work)
-    prediction, pilot = predict_sweep(
-        record,
-        growth,
-        _pilot(sweep, trained, model, domain, work),
-        d_data=d_data,
-        label_sharpness=label_sharpness,
-        train_size=train_size,
-        target_loss=target_loss,
-    )
+    pilot = _pilot(sweep, trained, model, domain, work)
+    numbers = {
+        "d_data": d_data,
+        "label_sharpness": label_sharpness,
+        "train_size": train_size,
+        "target_loss": target_loss,
+    }
+    basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
+    _print_prediction(record, growth, pilot, numbers, basis, work)
+
+
+def _print_prediction(
+    record: Mapping[str, Any],
+    growth: Callable[[], Growth],
+    pilot_source: Callable[[], Pilot] | None,
+    numbers: Mapping[str, float | None],
+    basis: str,
+    work: Work,
+) -> None:
+    """Print what a sweep of several datasets predicts for another one."""
+    from orchestrator.analysis.predict_sweep import predict_sweep
+
+    prediction, pilot = predict_sweep(record, growth, pilot_source, **numbers)
     document = {**prediction.to_json(), "pilot": []}
     if pilot is not None:
         document["pilot"] = [asdict(point) for point in pilot.points]
-    basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
     emit(work, document, basis, prediction.lines(), _pilot_lines(pilot))
 
 

@@ -41,7 +41,7 @@ NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
 """Both make MLflow's page open on training runs instead of traces of language models."""
-SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
+SHOWN_TAGS = (c.MODEL, c.TRAIN_SIZE, c.DATASET, c.CLASS_PAIR, c.SEED)
 
 
 @dataclass(frozen=True)

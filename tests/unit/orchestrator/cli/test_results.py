@@ -92,11 +92,11 @@ def test_what_is_left_out_or_means_nothing_is_said(asked):
     diverged = few(status=["diverged", "done", "done"])
     said = "Left out: diverged (loss stopped being a finite number): 1"
     assert said in asked(diverged, "claims")
-    assert "At guessing, or beyond: 2 of 3 losses." in asked(
+    assert "At chance level, or beyond: 2 of 3 losses." in asked(
         few(test_loss=[0.1, 0.6, 3.0]), "results"
     )
     ten = few(test_loss=[0.1, 0.6, 3.0], num_classes=10)
-    assert "At guessing, or beyond: 1 of 3 losses." in asked(ten, "results")
+    assert "At chance level, or beyond: 1 of 3 losses." in asked(ten, "results")
     assert "guessing" not in asked(few(test_loss=0.1), "results")
     # Robustness has a column where it was measured.
     assert "R̂" not in asked(few(r_hat_pred=float("nan")), "results")
