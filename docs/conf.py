@@ -14,7 +14,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PY
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
 project = "isweep"
-author = "The isweep maintainers"
+author = copyright = "The isweep maintainers"
 version = release = metadata.version("isweep")
 
 extensions = [
