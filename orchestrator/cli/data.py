@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from orchestrator.machine.cluster import Cluster
     from orchestrator.measuring.measure_source import Measured
     from tasks.measures.records import MeasureSettings
+    from tasks.measures.sharpness import LabelSharpness
     from tasks.remote import Executor
 
 Side = whole(4, 1025)
@@ -394,8 +395,24 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
         d_data = _value_or_reason(calibration.value, calibration.reason)
         table.add_row("", "calibrated", d_data, interval, "", "")
     yield table
-    if record.label_sharpness is None:
+    sharpness_of_all = record.label_sharpness
+    if sharpness_of_all is None:
         yield "No label sharpness: there are no labels; --labels names a file of them."
+    elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
+        yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
+
+
+def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
+    """Say how K_F of many images was taken, since it is no maximum over all of them."""
+    samples = sharpness.sample_values
+    line = (
+        f"K_F of {num_images:,} images is the mean of the maxima of {len(samples)} samples of "
+        f"{sharpness.num_images:,} images ({min(samples):.4g} to {max(samples):.4g}), as in the "
+        "study."
+    )
+    if sharpness.pair_value is not None:
+        line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."
+    return f"{line} --sharpness-sample 0 takes all images."
 
 
 def _value_or_reason(value: float | None, reason: str | None) -> str:

@@ -387,3 +387,11 @@ def test_a_terminal_shows_the_name_of_a_file_beside_its_hash(run, root, tmp_path
     shown = with_file_names(err, [source], Place(root=root))
     assert re.search(rf"{file_hash} \(cat/[34]\.png\)", shown)
     assert with_file_names(err, [source], Place(root=str(tmp_path / "another root"))) == err
+
+
+def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
+    source = own(np.arange(1100) % 2, pixels(1100, 4, 4))
+    code, out, _ = measure(source)
+    assert code == 0
+    assert "K_F of 1,100 images is the mean of the maxima of 10 samples of 1,000 images" in out
+    assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
