@@ -191,8 +191,8 @@ def _count_table(run_plan: RunPlan) -> Shown:
     """Return a table of done and planned trials, with datasets as rows and models as columns."""
     from orchestrator.planning.plan import CellStatus
 
-    num_planned: Counter[tuple[object, object]] = Counter()
-    num_done: Counter[tuple[object, object]] = Counter()
+    num_planned: Counter[tuple[str | int, str | int]] = Counter()
+    num_done: Counter[tuple[str | int, str | int]] = Counter()
     for row in run_plan.rows:
         combination = (row["dataset"], row["model"])
         num_planned[combination] += 1
