@@ -39,9 +39,7 @@ def predict_sweep(
 
     def complete(numbers: Mapping[str, float]) -> None:
         if missing := [name for name in asked if name not in numbers]:
-            way_out = (
-                "give the numbers, a measurement with labels (--measured), or a pilot that has both"
-            )
+            way_out = "give both numbers, a measurement with labels, or a pilot that has both"
             found = f"no {' and no '.join(missing)}"
             raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
 

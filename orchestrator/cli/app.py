@@ -192,8 +192,11 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in message:
         message = f"Invalid value for {error.argument.name}: {message}"
-    help_command = " ".join(["isweep", *(error.command_chain or ()), "--help"])
-    return ConfigError(message, way_out=f"see: {help_command}")
+    hint = " ".join(["see: isweep", *(error.command_chain or ()), "--help"])
+    message, did_you_mean, name = message.partition(". Did you mean ")
+    if did_you_mean:
+        hint = f"did you mean {name} {hint}"
+    return ConfigError(message, way_out=hint)
 
 
 def application() -> App:

@@ -87,7 +87,7 @@ def ui(
         sweep: Name of a sweep of the root (default: all).
         port: Port of 127.0.0.1 (default: 5000, or any free one).
     """
-    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
+    from orchestrator.results.mlflow_pages import PORT, free_port, served, sweep_pages
     from orchestrator.results.tracking import mlflow_uri
 
     paths = place.paths
@@ -105,6 +105,8 @@ def ui(
             pages: dict[str, dict[str, str]] = {}
             for name in names:
                 pages |= sweep_pages(address, name)
+            if port is None and not address.endswith(f":{PORT}"):
+                tell(f"Port {PORT} is in use; MLflow's page has another one.")
             document = {"address": address, "pages": pages}
             emit(place, document, f"MLflow: {address}", _page_lines(pages))
             if not place.json:
