@@ -13,7 +13,8 @@ from harness import Found, run
 
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-from orchestrator.results.table import COLUMNS, FlatRun
+from orchestrator.results.columns import COLUMNS
+from orchestrator.results.flat_runs import FlatRun
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables lie beside the tests
 from tests.synthetic import synthetic_table
@@ -65,8 +66,9 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     """Seconds of each step for one sweep, and processor seconds of all but writing."""
     import mlflow
 
+    from orchestrator.results.mlflow_connection import connect
     from orchestrator.results.mlflow_pages import Page
-    from orchestrator.results.mlflow_runs import SweepRuns, connect, read_rows
+    from orchestrator.results.mlflow_runs import SweepRuns, read_rows
     from orchestrator.results.tracking import Tracker
 
     sweep, uri, table = (

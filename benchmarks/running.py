@@ -18,11 +18,13 @@ from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.mlflow_connection import connect as connect_mlflow
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
-from orchestrator.results.mlflow_runs import connect as connect_mlflow
-from orchestrator.results.state import Index, StoredResults
-from orchestrator.results.store import Provenance, ResultStore, TrialRecord
+from orchestrator.results.outlines import Index
+from orchestrator.results.records import Provenance, TrialRecord
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials

@@ -22,7 +22,7 @@ from harness import Found, run
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
+from orchestrator.tuning.combinations import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of

@@ -36,7 +36,7 @@ from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.table import measure_metrics
+from orchestrator.results.metrics import measure_metrics
 from orchestrator.running.preparation import load_arrays, measure_subset
 from search_spaces.specs import pair_name
 from tasks.prepared.store import PreparedDataset

@@ -128,7 +128,7 @@ def tune(
         ['small_mlp']
     """
     from orchestrator.tuning.outcome import outcome_rows
-    from orchestrator.tuning.run import tune_sweep
+    from orchestrator.tuning.tune_sweep import tune_sweep
 
     run_options = _run_options(root, options)
     summary = tune_sweep(source, run_options, progress=_progress(progress), changes=changes)

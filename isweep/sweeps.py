@@ -67,7 +67,6 @@ class Sweep(Displayed):
     def predictions(self) -> pd.DataFrame:
         """One row per trial and test image: ``image``, ``label``, ``logit_0``, ``logit_1``, …."""
         from orchestrator.results.store import ResultStore
-        from orchestrator.results.table import predictions_table
 
         return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 

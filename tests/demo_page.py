@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.harness import source
 from orchestrator.analysis.table import POOLED
-from orchestrator.results.table import attack_columns
+from orchestrator.results.columns import attack_columns
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster
-from orchestrator.results.store import CellReport
+from orchestrator.results.records import CellReport
 from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor

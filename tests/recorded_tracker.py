@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.results.store import FailureRecord
-from orchestrator.results.table import FlatRun
+from orchestrator.results.flat_runs import FlatRun
+from orchestrator.results.records import FailureRecord
 from orchestrator.results.tracking import Tracker
 
 

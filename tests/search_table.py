@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.tuning.cells import CellKey, TuningCell
+from orchestrator.tuning.combinations import CellKey, TuningCell
 from orchestrator.tuning.outcome import CellOutcome, outcomes
 from orchestrator.tuning.search import Asked, Search
 from search_spaces.tuning import TuneSpec

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 
 def synthetic_table(

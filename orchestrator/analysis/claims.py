@@ -26,7 +26,7 @@ from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
 from orchestrator.analysis.table import decided, established, interval, number, plural
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 Verdict = Literal["reproduced", "refuted", "cannot be told"]
 NOT_MEASURED = "not measured by a sweep"

@@ -20,7 +20,7 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 NO_DELTA = (
     "this table has no δ, the mean distance to the nearest unlike image "

@@ -33,7 +33,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.design import LEVELS
 from orchestrator.analysis.grouped_tables.fit import GroupedFit
 from orchestrator.analysis.table import interval, number
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from tasks.atomic import write_atomic
 
 # Okabe & Ito (2008), without yellow, which is too faint on white.

@@ -29,7 +29,7 @@ from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.one_dataset import OneDataset
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
 _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}

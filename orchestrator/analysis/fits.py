@@ -27,7 +27,7 @@ from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.analysis.one_dataset import OneDataset, one_dataset
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 #: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log
 #: loss on −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤
@@ -282,7 +282,7 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
-    """Fit the study's law to a table of :mod:`orchestrator.results.table`, one row per trial.
+    """Fit the study's law to a table of :mod:`orchestrator.results.rows`, one row per trial.
 
     Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that
     compare it, or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other

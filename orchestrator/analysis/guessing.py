@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import table as t
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 #: A loss lies at guessing from this share of guessing's own, ln of the number of classes, on.
 AT_GUESSING = 0.8

@@ -23,7 +23,7 @@ import pandas as pd
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
 InterveneOn = Literal["all", "training"]

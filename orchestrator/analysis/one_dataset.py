@@ -18,7 +18,7 @@ from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answ
 from orchestrator.analysis.inference import Interval, t_interval
 from orchestrator.analysis.learning_curves import MIN_SIZES
 from orchestrator.analysis.table import listing, number, plural
-from orchestrator.results.table import (
+from orchestrator.results.columns import (
     CLASS_PAIR,
     DATASET,
     MODEL,

@@ -23,7 +23,7 @@ from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.estimate_text import amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
 

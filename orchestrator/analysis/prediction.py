@@ -24,7 +24,7 @@ from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import Array, Interval, t_quantile
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError, unknown_name
 
 #: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.

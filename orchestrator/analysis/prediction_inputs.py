@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import table as t
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
 
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"

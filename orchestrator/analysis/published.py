@@ -21,7 +21,7 @@ import search_spaces.published
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.

@@ -23,10 +23,10 @@ from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from orchestrator.results.mlflow_pages import read_run_pages
+from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
-from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic

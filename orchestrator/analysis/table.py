@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.inference import LEVEL, Interval, Sums, curve_sums
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 from search_spaces.errors import plural as plural
 from tasks.trials.records import TrialStatus

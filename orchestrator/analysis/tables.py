@@ -19,7 +19,7 @@ from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
 from orchestrator.analysis.guessing import AT_GUESSING, is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from search_spaces.errors import unknown_name
 
 

@@ -87,8 +87,8 @@ def ui(
         sweep: Name of a sweep of the root (default: all).
         port: Port of 127.0.0.1 (default: 5000, or any free one).
     """
-    from orchestrator.results.mlflow_pages import PORT, free_port, served, sweep_pages
-    from orchestrator.results.tracking import mlflow_uri
+    from orchestrator.results.mlflow_connection import mlflow_uri
+    from orchestrator.results.mlflow_server import PORT, free_port, served, sweep_pages
 
     paths = place.paths
     uri = mlflow_uri(paths, place.mlflow_uri)

@@ -193,9 +193,9 @@ def results(
 
 def _write_predictions(sweep: str, file: Path, place: Place) -> None:
     """Write every network's logits of the test images into a Parquet file."""
+    from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.table import predictions_table
 
     workspace = place.open(sweep)
     records = read_state(workspace).records
@@ -212,7 +212,7 @@ def _search_table(sweep: str, place: Place) -> pd.DataFrame:
     """Return the trials of a search, one row each."""
     import pandas as pd
 
-    from orchestrator.tuning.cells import search_rows
+    from orchestrator.tuning.search_records import search_rows
 
     table = pd.DataFrame(search_rows(place.open(sweep)))
     if table.empty:

@@ -74,8 +74,8 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: P
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print where MLflow differs from the store, whose numbers are used either way."""
+    from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()

@@ -10,7 +10,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.progress import read_run, running_trials
-from orchestrator.tuning.cells import search_standing
+from orchestrator.tuning.search_records import search_standing
 from search_spaces.errors import CorruptStoreError
 from tasks.trials.records import TrialStatus
 

@@ -72,8 +72,8 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; print the path of the recipe."""
     from orchestrator.planning.sweep_changes import read_changes
-    from orchestrator.tuning.outcome import BRIEF, outcome_table
-    from orchestrator.tuning.run import tune_sweep
+    from orchestrator.tuning.search_report import BRIEF, outcome_table
+    from orchestrator.tuning.tune_sweep import tune_sweep
 
     options = work.run_options
     again = work.again("tune", sweep)
@@ -114,7 +114,7 @@ def _tell_behind(num_updates: int, command: str) -> None:
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     """Send to MLflow what it lacks of the stored results, and close runs that ended."""
-    from orchestrator.results.state import StoredResults
+    from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
     workspace = place.open(sweep)

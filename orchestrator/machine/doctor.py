@@ -39,9 +39,9 @@ from orchestrator.machine.gpus import (
 )
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.planning.plain_yaml import read_text
+from orchestrator.results.mlflow_connection import check_tracker
+from orchestrator.results.provenance import provenance
 from orchestrator.results.storage import Folder, open_storage
-from orchestrator.results.store import provenance
-from orchestrator.results.tracking import check_tracker
 from search_spaces.errors import ConfigError, SweepError
 from tasks.atomic import read_whole
 

@@ -673,7 +673,7 @@ def graphs_off() -> str:
 
 def self_test(uuid: str) -> dict[str, Any]:
     """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
-    from orchestrator.results.store import provenance
+    from orchestrator.results.provenance import provenance
 
     about = provenance()
     versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]

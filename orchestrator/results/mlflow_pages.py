@@ -1,5 +1,4 @@
-"""What people meet on MLflow's pages: names of runs, descriptions, views; and the server of those
-pages.
+"""What people meet on MLflow's pages: names of runs, descriptions and views.
 
 A view is a filter, an order, columns and a chart. MLflow keeps it as a tag of the experiment, and a
 link that names it opens the page with all of that in place. Importing this module does not import
@@ -8,18 +7,9 @@ link that names it opens the page with all of that in place. Importing this modu
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +17,23 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import table as c
-from search_spaces.errors import SetupError
+from orchestrator.results import columns as c
+from orchestrator.results.flat_runs import CURVE
 from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
 
 log = logging.getLogger(__name__)
 
+
 SWEEP_KEY = "sweep"
 """Run key of the sweep's own run."""
+
 VIEW_TAG, VIEW_KEY = "mlflow.sharedViewState.", "viewStateShareKey"
+
 NOTE_TAG = "mlflow.note.content"
+
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 TRAINING_PAGES = "workflowType=machine_learning"
 """Both make MLflow's page open on training runs instead of traces of language models."""
 SHOWN_TAGS = (c.MODEL, c.TRAIN_SIZE, c.DATASET, c.CLASS_PAIR, c.SEED)
@@ -67,7 +62,7 @@ class View:
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
-        kind = c.CURVE if self.line else "trial"
+        kind = CURVE if self.line else "trial"
         metrics = dict.fromkeys([c.TEST_LOSS, *self.axes])  # in view without scrolling
         state: dict[str, Any] = {
             "searchFilter": f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
@@ -169,7 +164,7 @@ class Page:
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
-        found = {"best": View("Best model"), c.CURVE: View("Test loss over N", line=c.TEST_LOSS)}
+        found = {"best": View("Best model"), CURVE: View("Test loss over N", line=c.TEST_LOSS)}
         if self.loss_gain:
             axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)
@@ -212,100 +207,3 @@ def read_run_pages(path: Path) -> RunPages:
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
         return RunPages()
-
-
-PORT = 5000
-START_S, LOOK_S, ANSWER_S, END_S = 240, 0.5, 10, 10
-"""On a busy machine MLflow took a minute and a half to start."""
-LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
-
-
-def free_port(asked: int | None = None) -> int:
-    """Return a port of loopback that is free: the one asked for (or SetupError), else MLflow's or
-    another.
-    """
-    for port in (asked,) if asked else (PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
-    raise SetupError(
-        "The port must be free", f"{asked} is taken", "name another with --port, or leave it out"
-    )
-
-
-@contextlib.contextmanager
-def served(uri: str, port: int, words: Path) -> Iterator[str]:
-    """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it
-    answers.
-
-    A server's own address is given back as it is, and nothing started. ``words`` takes what the
-    server says; SetupError has the last of them where it does not start.
-    """
-    from orchestrator.results.mlflow_runs import connect
-
-    if uri.startswith(("http://", "https://")):
-        yield uri.rstrip("/")
-        return
-    connect(uri)
-    address = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
-            return True
-        return False
-
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
-    # In the environment, since it may hold a password.
-    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with words.open("wb") as said:
-        server = subprocess.Popen(
-            [*command, "--workers", "1"],
-            env=os.environ | settings,
-            cwd=words.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + START_S
-        while not answers():
-            if server.poll() is not None or time.monotonic() > until:
-                lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                last = lines[-1][:300] if lines else "it said nothing"
-                why = f"no answer in {START_S} s" if server.poll() is None else last
-                raise SetupError("MLflow's page must start", why, f"its log: {words}")
-            time.sleep(LOOK_S)
-        yield address
-    finally:
-        for number in (
-            signal.SIGTERM,
-            signal.SIGKILL,
-        ):  # to its workers too: a session of their own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(END_S)
-                break
-
-
-def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
-    """Return where the server at ``address`` shows a sweep: by experiment and question an address.
-
-    There are several where result stores share the sweep's name.
-    """
-    from orchestrator.results.mlflow_runs import connect
-
-    found = {}
-    for one in connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'"):
-        if one.name.partition("@")[0] == f"isweep/{sweep}":
-            links = LINK.findall(one.tags.get(NOTE_TAG, ""))
-            links = links or [
-                ("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")
-            ]
-            found[one.name] = {question: f"{address}/{link}" for question, link in links}
-    return dict(sorted(found.items()))

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 import posixpath
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,30 +19,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
 
-import sqlalchemy
 from mlflow.entities import Experiment, Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.results import table
+from orchestrator.results import columns
+from orchestrator.results.flat_runs import CURVE, FlatRun, Live, milliseconds
+from orchestrator.results.mlflow_connection import SQLITE
+from orchestrator.results.mlflow_errors import no_answer
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
-from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of
-from orchestrator.results.tracking import DATABASES, Refused, first_line, is_final, no_answer
-from search_spaces.errors import SetupError
-from tasks.atomic import place_once
+from orchestrator.results.rows import Row, row_of
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
+
 INF_AS_STORED = 1.7e308
+
 KEY_TAG, REPORT_TAG, STORAGE_TAG = "isweep.run_key", "isweep.report", "isweep.storage"
+
 KILLED = "killed"
+
 """Value of the tag ``status`` where nobody works on a trial any more and no result came."""
+
 LOCAL_PAGES = "http://127.0.0.1:5000"
-SQLITE = "sqlite:///"
-DAMAGED = re.compile("file is not a database|disk image is malformed")
+
 PERHAPS_RUNNING = "RUNNING?"
+
 OPEN = ("RUNNING", PERHAPS_RUNNING)
 
 
@@ -210,7 +210,7 @@ class SweepRuns:
         ]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
-            self.client.set_tag(known.run_id, table.STATUS, KILLED)
+            self.client.set_tag(known.run_id, columns.STATUS, KILLED)
             self._end(known, "KILLED")
         num_extra = len(self._extra)
         for run_id in self._extra:
@@ -309,15 +309,16 @@ def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> b
     """Tell whether params, data or points are others, or a metric of ours is there that the run has
     not.
     """
-    images = run.tags.get(table.DATA_FINGERPRINT)
+    images = run.tags.get(columns.DATA_FINGERPRINT)
     others = any(data.params.get(name, value) != value for name, value in run.params.items())
-    points = run.tags.get(table.CURVE, "")
-    drawn = data.tags.get(table.CURVE, "of an earlier version" if points else "")
+    points = run.tags.get(CURVE, "")
+    drawn = data.tags.get(CURVE, "of an earlier version" if points else "")
     others |= not {*drawn.split()} <= {*points.split()}
-    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
+    if others or data.tags.get(columns.DATA_FINGERPRINT, images) != images:
         return True
     return any(
-        column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys())
+        column.origin is not None
+        for column in columns.describe(data.metrics.keys() - wanted.keys())
     )
 
 
@@ -430,7 +431,7 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
             rows.append(row_of(run.data.tags, finite))
     except Exception as error:
         raise no_answer(error) from error
-    return sorted(rows, key=lambda row: str(row[table.TRIAL_ID]))
+    return sorted(rows, key=lambda row: str(row[columns.TRIAL_ID]))
 
 
 def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
@@ -441,62 +442,3 @@ def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
         page = client.search_runs([experiment], query, page_token=token or None, **asked)
         yield from page
         token = page.token or None
-
-
-# The other side.
-
-
-def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri`` whose tables exist; SetupError in seconds where it does not
-    answer.
-    """
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It gives tracebacks and rows for what we say in a line.
-    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-    # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look
-    # first.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # Our stdout is for data.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    path = Path(uri.removeprefix(SQLITE))
-    is_file = uri.startswith(SQLITE) and path.name not in ("", ":memory:") and "?" not in uri
-    try:
-        if is_file and not path.exists():
-            # Half of MLflow's tables, by a driver that is killed, nobody can use: they are made
-            # beside, by a name of its own at every try, since MLflow keeps connections by the name
-            # of the file.
-            draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-            try:
-                _client(f"{SQLITE}{draft}")
-                place_once(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
-        return _client(uri)
-    except Exception as error:
-        said = first_line(error, uri)
-        way_out = (
-            "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
-        )
-        if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
-            way_out = "pip install 'isweep[postgres]'"
-        elif DAMAGED.search(said):
-            way_out = (
-                "remove the file, then `isweep reconcile` every sweep: the result stores have all"
-            )
-        kind = Refused if is_final(error) else SetupError
-        raise kind(
-            "The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out
-        ) from None
-
-
-def _client(uri: str) -> MlflowClient:
-    if uri.partition("://")[0].partition("+")[0] in DATABASES:
-        # MLflow tries ten times in 102 s, also where the password is wrong; we try again ourselves.
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        sqlalchemy.inspect(engine)
-        engine.dispose()
-    client = MlflowClient(uri)
-    client.search_experiments(max_results=1)
-    return client

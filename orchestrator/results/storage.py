@@ -30,6 +30,7 @@ from tasks.atomic import read_whole, remove_folder, write_atomic
 from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, REMIND_AFTER_S = 0.5, 10.0, 600.0

@@ -11,301 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import posixpath
 import secrets
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
 from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import Domain, Measurement, MeasureSpec, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
-from tasks.measures.records import MeasureResult
-from tasks.trials.records import KeptFile, SearchResult, TrialResult
+from tasks.trials.records import KeptFile
 
 log = logging.getLogger(__name__)
-
-
-class FailureKind(StrEnum):
-    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what
-    follows.
-    """
-
-    OUT_OF_MEMORY = "out_of_memory"
-    LOST_NODE = "lost_node"
-    WORKER_CRASH = "worker_crash"
-    CLUSTER_ERROR = "cluster_error"
-    """Ray itself could not do what the trial asked of it, such as fetching the images."""
-    DEVICE_ERROR = "device_error"
-    """The device of a process failed, or was not there; the process is never used again."""
-    HUNG = "hung"
-    """No result long after the time that was expected of it."""
-    OTHER_CODE = "other_code"
-    """Its worker runs other code than the driver."""
-    BAD_CONFIG = "bad_config"
-    SETUP = "setup"
-    BAD_DATA = "bad_data"
-    DISK_FULL = "disk_full"
-    CODE_ERROR = "code_error"
-
-
-class Provenance(Finding):
-    """Which code, with a hash of its source, and packages made a result; never a host name or a
-    path.
-    """
-
-    code_version: str = "unknown"
-    commit: str = ""
-    dirty: bool = False
-    code: str = ""
-    python: str = ""
-    machine: str = ""
-    packages: dict[str, str] = Field(default_factory=dict)
-
-
-class SealedRecord(Finding):
-    """What all stored records share: a place in the store, and a schema version of their kind."""
-
-    folder: ClassVar[str]
-    file: ClassVar[str]
-    version: ClassVar[int]
-    id_field: ClassVar[str] = "trial_id"
-
-    schema_version: int
-
-    @property
-    def record_id(self) -> str:
-        """Name of the record's folder in the store."""
-        return str(getattr(self, self.id_field))
-
-    @field_validator("schema_version")
-    @classmethod
-    def _check_version(cls, value: int) -> int:
-        if value != cls.version:
-            raise ValueError(f"schema version {value}, this program reads {cls.version}")
-        return value
-
-
-class MadeRecord(SealedRecord):
-    """A result, and what it was made from and by; times are in seconds since 1970."""
-
-    domain: Domain | None
-    data_fingerprint: str
-    started_at: float
-    finished_at: float
-    provenance: Provenance = Provenance()
-
-
-class ResultRecord(MadeRecord):
-    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of
-    a GPU.
-    """
-
-    folder: ClassVar[str] = "trials"
-
-    trial_id: str
-    sweep: str
-    spec: TrialSpec
-    gpu_share: float = 0.0
-    attempt: int
-    result: TrialResult | SearchResult
-
-
-class TrialRecord(ResultRecord):
-    """One trial with a result.
-
-    Attributes:
-        shared_group_share: Share of test images whose group is also trained on.
-        gpu_name: In its driver's words; empty on a CPU.
-        measured_at: When more was measured on the kept network, if ever; the other times are its
-            training's.
-    """
-
-    file: ClassVar[str] = "result.json"
-    version: ClassVar[int] = 2
-
-    schema_version: int = version
-    shared_group_share: float = 0.0
-    gpu_name: str = ""
-    measured_at: float | None = None
-    result: TrialResult
-
-    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that it lacks, predictions that found no room among
-        them.
-        """
-        result = self.result
-        return missing(
-            self.spec, asked, kept_without=bool(result.weights) and not result.predictions
-        )
-
-
-def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
-    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no
-    predictions.
-    """
-    lacking = made.lacks(asked)
-    if not kept_without:  # spelling out all that is asked for takes longer than all else here
-        return lacking
-    return lacking + tuple(
-        item
-        for item in asked.measurements
-        if isinstance(item, PredictionMeasurement) and item not in lacking
-    )
-
-
-class MeasureRecord(MadeRecord):
-    """The measures of one subset at all its train sizes."""
-
-    folder: ClassVar[str] = "measures"
-    file: ClassVar[str] = "result.json"
-    version: ClassVar[int] = 2
-    id_field: ClassVar[str] = "measure_id"
-
-    schema_version: int = version
-    measure_id: str
-    spec: MeasureSpec
-    result: MeasureResult
-
-
-class TrialFailure(Finding):
-    """Why an attempt failed: its kind, one line for people, the traceback for developers."""
-
-    kind: FailureKind
-    message: str
-    traceback: str = ""
-
-
-class FailureRecord(SealedRecord):
-    """The latest failed attempt at a trial that has no result."""
-
-    folder: ClassVar[str] = "trials"
-    file: ClassVar[str] = "failure.json"
-    version: ClassVar[int] = 2
-
-    schema_version: int = version
-    trial_id: str
-    spec: TrialSpec
-    attempt: int
-    failure: TrialFailure
-
-    def row(self) -> dict[str, str]:
-        """Return the failure as the command line and the report print it."""
-        return {
-            "trial_id": self.trial_id,
-            "kind": str(self.failure.kind),
-            "message": self.failure.message,
-        }
-
-
-class CellReport(Finding):
-    """What a worker hands to the driver about one attempt at a cell: a result or a failure.
-
-    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user,
-    once; a network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of
-    and printed.
-    """
-
-    started_at: float
-    finished_at: float
-    outcome: TrialResult | SearchResult | TrialFailure
-    data_fingerprint: str = ""
-    shared_group_share: float = 0.0
-    gpu_share: float = 0.0
-    gpu_name: str = ""
-    gpu_note: str = ""
-    trained: bool = True
-    provenance: Provenance = Provenance()
-    node: str = ""
-    log: str = ""
-
-
-# Where a result came from: code, versions, never a host name or a path.
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "ray",
-    "mlflow",
-    "zarr",
-)
-SOURCES = ("search_spaces", "tasks", "orchestrator")
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def code_fingerprint() -> str:
-    """Return a hash of our source as it lies here now, the same of a checkout and a wheel of it."""
-    files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
-    stats = [path.stat() for path in files]
-    return _hash_of(
-        tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True))
-    )
-
-
-@lru_cache(maxsize=1)
-def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
-    found = hashlib.sha256()
-    for path, *_ in stamped:
-        found.update(
-            f"{path.relative_to(_PACKAGE.parent).as_posix()}\0".encode() + path.read_bytes()
-        )
-    return found.hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def provenance() -> Provenance:
-    """Return the code version, whether the checkout had uncommitted changes, and package versions.
-
-    The commit is the checkout's, or the one baked into the installed wheel.
-    """
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "absent"
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
-    made: dict[str, Any] = {"commit": "", "dirty": False}
-    if baked.exists():
-        made = json.loads(baked.read_text(encoding="utf-8"))
-    elif (folder / ".git").exists():
-        with suppress(OSError, subprocess.SubprocessError):
-            changes = git("status", "--porcelain", "--untracked-files=no")
-            made = {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    commit, dirty, release = str(made["commit"]), bool(made["dirty"]), version("isweep")
-    return Provenance(
-        code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
-        commit=commit,
-        dirty=dirty,
-        code=code_fingerprint(),
-        python=platform.python_version(),
-        machine=platform.machine(),
-        packages={name: version(name) for name in PACKAGES},
-    )
-
 
 R = TypeVar("R", bound=SealedRecord)
 
@@ -347,6 +71,7 @@ _ENDINGS = {
     FileKind.PREDICTIONS: "parquet",
     FileKind.CHECKPOINT: "pt",
 }
+
 What = Literal["started", "finished", "failed", "stopped"]
 
 

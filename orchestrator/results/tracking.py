@@ -12,61 +12,69 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
 
-from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus
-from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
+from orchestrator.results.flat_runs import FlatRun, Live, Point, curve_runs, milliseconds
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
+from orchestrator.results.records import FailureRecord
 from orchestrator.results.state import State
-from orchestrator.results.store import FailureRecord, ResultStore
-from orchestrator.results.table import FlatRun, Live, Point, Row, curve_runs, milliseconds
-from search_spaces.errors import ConfigError, SetupError, SweepError, plural
+from orchestrator.results.store import ResultStore
 from tasks.atomic import read_whole, write_atomic
 from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
 
+from orchestrator.results.mlflow_connection import connect, mlflow_uri
+from orchestrator.results.mlflow_errors import first_line, is_final, no_answer
+
 log = logging.getLogger(__name__)
+
 Say = Callable[[str], None]
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
+
 """How a sweep ended: it did what it could, it could not go on, or it was stopped."""
 
 GATHER_S = 1.0
+
 """How long rows wait for more, so that many trials cost few calls."""
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
+
 """After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
+
 SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
+
 """After how long a server's absence is told on the terminal, and how long a start waits to be
 refused."""
+
 PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
+
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when
 quiet."""
+
 HEADLINE = "headline.json"
+
 """Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-SCHEMES = ("http", "https", *DATABASES, "databricks")
-"""What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
 _REPORT, _END = "sweep report", "sweep end"
+
 """Keys of rows that are no runs; keys of runs hold no blank."""
+
 _Row = Live | bytes | tuple[Mapping[str, float], Path | None] | Ending | None
+
 """A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the
 report's folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
 
@@ -368,102 +376,6 @@ def _packed(run: FlatRun) -> bytes:
     return zlib.compress(pickle.dumps(run), 1)
 
 
-# What MLflow says when it does not do as asked.
-
-FINAL_CODES = {
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-}
-FINAL_WORDS = re.compile(
-    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ "
-    r"does "
-    r"not exist"
-)
-
-
-class Refused(SetupError):
-    """The server answered, and will answer the same again."""
-
-
-def is_final(error: Exception) -> bool:
-    """Tell whether an error will be the same however often one tries; a driver that is not
-    installed, too.
-    """
-    if isinstance(error, SweepError):
-        return isinstance(error, Refused | ConfigError)
-    if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
-        return True
-    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is
-    # asked.
-    return bool(FINAL_WORDS.search(str(error)[:600]))
-
-
-def no_answer(error: Exception) -> SetupError:
-    """Return what a person reads when MLflow does not answer."""
-    if isinstance(error, SetupError):
-        return error
-    way_out = "the result store has everything: isweep reconcile, later"
-    return SetupError("MLflow must answer", first_line(error), way_out)
-
-
-def first_line(error: Exception, uri: str = "") -> str:
-    """Return what an error says in one line, without secrets.
-
-    A driver may quote the password of ``uri`` whole, decoded, or taken for a part of the host.
-    """
-    if isinstance(error, SweepError):
-        return error.value
-    # SQLAlchemy says first under which circumstances it met the database's error.
-    lines = [
-        line
-        for line in str(error).splitlines()
-        if line.strip() and not line.startswith("(raised as")
-    ]
-    text = (lines or [type(error).__name__])[0]
-    found = re.search(r"://[^:\s]*:(\S*)@", uri)
-    for password in [found[1], unquote(found[1])] if found else []:
-        ends = [f"{password[place + 1 :]}@" for place, sign in enumerate(password) if sign in "@:/"]
-        for secret in filter(lambda spelling: len(spelling) > 1, [password, *ends]):
-            text = text.replace(secret, "…")
-    return without_secrets(text)[:300]
-
-
-# Which MLflow a sweep has.
-
-
-def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
-    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
-
-    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin
-    opens; SetupError below a root whose path is another one in a URL.
-    """
-    if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        scheme, found, _ = named.partition("://")
-        plugins = (plugin.name for plugin in entry_points(group="mlflow.tracking_store"))
-        if not found or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
-            raise ConfigError(
-                "The MLflow URI must be a database or server",
-                without_secrets(named),
-                "e.g. sqlite:////data/mlflow.db or https://…",
-            )
-        return named
-    # A question mark begins options for MLflow, and quoting is no way out: it makes folders by
-    # quoted names.
-    if any(sign in str(paths.root) for sign in "?%"):
-        raise SetupError(
-            "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
-            str(paths.root),
-            (
-                "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
-                "--no-tracking"
-            ),
-        )
-    return f"sqlite:///{paths.mlflow_database}"
-
-
 def make_tracker(
     workspace: Workspace,
     store: ResultStore,
@@ -481,7 +393,7 @@ def make_tracker(
     database = workspace.paths.mlflow_database
 
     def open_runs() -> SweepRuns:
-        from orchestrator.results.mlflow_runs import SweepRuns, connect
+        from orchestrator.results.mlflow_runs import SweepRuns
 
         artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
         runs = SweepRuns(connect(resolved), Page.of(workspace), storage, artifacts)
@@ -525,61 +437,3 @@ def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
         log.info("the numbers of the latest report cannot be read: %s", error)
     counts = {f"trials_{name}": count for name, count in state.counts(workspace.plan).items()}
     tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
-
-
-def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
-    """Return what :func:`read_rows` does of a sweep's MLflow; nothing is made there."""
-    from orchestrator.results.mlflow_runs import connect, read_rows
-
-    resolved = mlflow_uri(workspace.paths, uri)
-    # MLflow would make the file, and the reader is only asking.
-    if resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists():
-        return []
-    return read_rows(connect(resolved), workspace.plan.sweep.name, storage)
-
-
-def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Say in words that MLflow answers, where it does; nothing is made there."""
-    from orchestrator.results.mlflow_runs import connect
-
-    resolved = mlflow_uri(paths, uri)
-    if resolved == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        return f"{paths.mlflow_database}, not made yet"
-    connect(resolved)
-    return f"answers ({resolved.partition('://')[0]})"
-
-
-def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
-    """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way
-    out.
-
-    A column that is absent on one side is a difference too, unless it is none of ours.
-    """
-    ours, theirs = ({str(row[c.TRIAL_ID]): row for row in rows} for rows in (stored, tracked))
-    values, trials = [], set()
-    for trial_id in sorted(ours.keys() & theirs.keys()):
-        row, shown = ours[trial_id], theirs[trial_id]
-        strangers = {column.name for column in c.describe(shown) if column.origin is None}
-        for name in {**row, **shown}:
-            if row.get(name) != shown.get(name) and (name in row or name not in strangers):
-                there, here = (
-                    repr(one[name]) if name in one else "nothing" for one in (shown, row)
-                )
-                values.append(f"{trial_id} {name}: {there}, stored {here}")
-                trials.add(trial_id)
-    missing, strange = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
-    more = [f"and {len(values) - 3} more"] * (len(values) > 3)
-    sentences = {
-        f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-        f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are "
-        "used. "
-        f"Mend MLflow with `{mend}`": values,
-        (
-            f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with "
-            f"`{mend}`"
-        ): missing,
-        f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, "
-        "has no "
-        "result; left out": strange,
-    }
-    return [sentence for sentence, found in sentences.items() if found]

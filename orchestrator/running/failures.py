@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.machine.cluster import answers
 from orchestrator.machine.gpus import NO_GPU, REST_S
-from orchestrator.results.store import CellReport, FailureKind, TrialFailure
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED

@@ -52,7 +52,7 @@ from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTER
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.store import provenance
+from orchestrator.results.provenance import provenance
 from orchestrator.running.failures import classify
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS

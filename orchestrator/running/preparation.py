@@ -23,7 +23,8 @@ from orchestrator.planning.costs.networks import cost_of, was_built
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import MeasureRecord, TrialRecord
 from orchestrator.running.progress import Progress
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
 from search_spaces.models import source_texts

@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import CellReport, FailureKind, TrialFailure
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, keep_out, killed_for_memory
 from orchestrator.running.preparation import own_code

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.machine.locks import locked
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.state import judge
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import log_sweep, make_tracker
 
 if TYPE_CHECKING:

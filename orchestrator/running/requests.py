@@ -25,7 +25,7 @@ from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.costs.networks import has_batch_norm
 from orchestrator.planning.runtimes import MeasuredTrial, RuntimeModel, corrections_for
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec

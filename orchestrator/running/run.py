@@ -38,11 +38,15 @@ from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.mlflow_connection import mlflow_uri
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.state import State, StoredResults, judge
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import State, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import ResultStore, TrialRecord, provenance
-from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
+from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from search_spaces.errors import plural

@@ -24,26 +24,19 @@ from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
 from orchestrator.planning.trial_order import array_key, order_trials
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import (
+from orchestrator.results.flat_runs import FlatRun, Point, epoch_points, flat_trial, trial_tags
+from orchestrator.results.metrics import index_measures
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import (
     CellReport,
-    Event,
     FailureKind,
     FailureRecord,
-    ResultStore,
     TrialFailure,
     TrialRecord,
-    What,
-    provenance,
 )
-from orchestrator.results.table import (
-    FlatRun,
-    Point,
-    epoch_points,
-    flat_trial,
-    index_measures,
-    trial_tags,
-)
+from orchestrator.results.state import State
+from orchestrator.results.store import Event, ResultStore, What
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.failures import (

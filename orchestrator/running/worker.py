@@ -17,15 +17,9 @@ from ray.tune.result import DONE
 
 from orchestrator.machine import gpus
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.results.store import (
-    CellReport,
-    FailureKind,
-    FileKind,
-    TrialFailure,
-    TrialRecord,
-    code_fingerprint,
-    provenance,
-)
+from orchestrator.results.provenance import code_fingerprint, provenance
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure, TrialRecord
+from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import (
     CellFailed,

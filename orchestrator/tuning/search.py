@@ -21,7 +21,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.results.store import ResultStore, Unreadable
-from orchestrator.tuning.cells import AskedRecord, CellKey, Point, Role, SearchRecord, TuningCell
+from orchestrator.tuning.combinations import CellKey, Point, TuningCell
+from orchestrator.tuning.search_records import AskedRecord, Role, SearchRecord
 from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
@@ -238,7 +239,7 @@ class CellSearch:
 
 
 class Search:
-    """A search over all cells of a sweep, see :func:`orchestrator.tuning.cells.tuning_cells`."""
+    """A search over all cells of a sweep, see :func:`.combinations.tuning_cells`."""
 
     def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec) -> None:
         self.tune = tune

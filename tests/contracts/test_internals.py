@@ -20,7 +20,7 @@ import ray
 
 from orchestrator.machine import cluster
 from orchestrator.results import mlflow_pages
-from orchestrator.results.mlflow_runs import connect
+from orchestrator.results.mlflow_connection import connect
 
 RAY = Path(ray.__file__).parent
 ROOT = Path(__file__).parents[2]

@@ -37,8 +37,8 @@ from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport
+from orchestrator.results.records import CellReport
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials

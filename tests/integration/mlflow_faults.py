@@ -24,9 +24,10 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
+from orchestrator.results.flat_runs import FlatRun
+from orchestrator.results.mlflow_connection import connect
 from orchestrator.results.mlflow_pages import Page
-from orchestrator.results.mlflow_runs import SweepRuns, connect
-from orchestrator.results.table import FlatRun
+from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 from tests.unit.orchestrator.results.test_tracking import flat as finished_run

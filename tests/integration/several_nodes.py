@@ -31,8 +31,8 @@ from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.machine.gpus import LOGICAL_GPUS
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport
+from orchestrator.results.records import CellReport
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import IsweepArrays, start_beside_driver
 from orchestrator.running.progress import Progress

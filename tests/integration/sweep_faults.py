@@ -26,8 +26,9 @@ from typing import Any
 import psutil
 
 from orchestrator.machine.locks import FILE as LEASE
+from orchestrator.results.records import TrialRecord
 from orchestrator.results.storage import Found
-from orchestrator.results.store import ResultStore, TrialRecord
+from orchestrator.results.store import ResultStore
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 

@@ -19,7 +19,8 @@ import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli.app import main
-from orchestrator.results.mlflow_runs import connect, read_rows
+from orchestrator.results.mlflow_connection import connect
+from orchestrator.results.mlflow_runs import read_rows
 from orchestrator.running import run
 from orchestrator.running.pilot import run_pilot
 from tests.browser.chromium import mlflow_pages

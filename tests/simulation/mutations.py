@@ -41,8 +41,9 @@ QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py
 FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/locks.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
+STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/machine/ending.py"
-SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
+SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
 REQUESTS = "orchestrator/running/requests.py"
 
 MUTATIONS = tuple(
@@ -407,7 +408,7 @@ MUTATIONS = tuple(
             ("a point is sent once", " if (point.key, point.step, point.value) not in there]", "]"),
             (
                 "a cell that nobody works on does not say that it runs",
-                "            self.client.set_tag(known.run_id, table.STATUS, KILLED)\n",
+                "            self.client.set_tag(known.run_id, columns.STATUS, KILLED)\n",
                 "",
             ),
         ),
@@ -448,6 +449,8 @@ MUTATIONS = tuple(
                 "        return True\n    # An id",
                 "        return False\n    # An id",
             ),
+        ),
+        STORED: (
             (
                 "results that are gone are counted",
                 "        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()\n",
@@ -458,6 +461,8 @@ MUTATIONS = tuple(
                 "if n in files and stamp == files[n].stamp\n",
                 "if n in files\n",
             ),
+        ),
+        OUTLINES: (
             (
                 "a damaged row of the index is not believed",
                 ' if seal == zlib.crc32(f"{stamp} {text}".encode())',

@@ -12,22 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.state import State, StoredResults, judge
-from orchestrator.results.store import FailureRecord, TrialRecord
-from orchestrator.results.table import FlatRun
+from orchestrator.results.flat_runs import FlatRun
+from orchestrator.results.records import FailureRecord, TrialRecord
+from orchestrator.results.state import State, judge
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
-from orchestrator.tuning.cells import (
-    Point,
-    Role,
-    SearchRecord,
-    TuningCell,
-    flat_search,
-    tuning_cells,
-)
+from orchestrator.tuning.combinations import Point, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CellStudy, Earlier, Search
-from orchestrator.tuning.trials import SearchWork
+from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
+from orchestrator.tuning.search_work import SearchWork
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
 from tests.unit.orchestrator.results.examples import diverged, trial_result

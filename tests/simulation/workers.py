@@ -13,7 +13,8 @@ from typing import Any
 from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import CellReport, FailureKind, TrialFailure, provenance
+from orchestrator.results.provenance import provenance
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import EpochReport
 from orchestrator.running.failures import Place
 from orchestrator.running.worker import REPORT

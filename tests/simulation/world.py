@@ -18,9 +18,11 @@ from orchestrator.machine.ending import remove_leftovers
 from orchestrator.machine.locks import EXPIRES_S, Lease
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
-from orchestrator.results.state import Records, StoredResults, TrialOutline
+from orchestrator.results.outlines import TrialOutline
+from orchestrator.results.records import SealedRecord, TrialRecord
 from orchestrator.results.storage import Found, Patience, StorageAway
-from orchestrator.results.store import R, ResultStore, Scan, SealedRecord, TrialRecord
+from orchestrator.results.store import R, ResultStore, Scan
+from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import Run, Trials

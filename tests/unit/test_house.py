@@ -37,9 +37,6 @@ MAX_PER_LINE = {
 }
 """What a line of code may hold on average; the codebases we learn from have 5.6 to 8.5 tokens."""
 KNOWN_CIRCLES = [
-    "orchestrator.results.mlflow_pages",
-    "orchestrator.results.mlflow_runs",
-    "orchestrator.results.tracking",
     "orchestrator.running.queue",
     "orchestrator.running.trials",
 ]

@@ -16,7 +16,7 @@ from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import UNEQUAL_SCALES, interval
 from orchestrator.analysis.tables import to_latex
-from orchestrator.results import table as c
+from orchestrator.results import columns as c
 from tests.synthetic import synthetic_table
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
-from orchestrator.tuning import run as pipeline
-from orchestrator.tuning.cells import tuning_cells
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.store import ResultStore
+from orchestrator.tuning import tune_sweep as pipeline
+from orchestrator.tuning.combinations import tuning_cells
 from orchestrator.tuning.outcome import TuneSummary
 
 SWEEP = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.results.state import State, TrialOutline
-from orchestrator.results.store import (
+from orchestrator.results.outlines import TrialOutline
+from orchestrator.results.records import (
     FailureKind,
     FailureRecord,
     MeasureRecord,
@@ -13,6 +13,7 @@ from orchestrator.results.store import (
     TrialFailure,
     TrialRecord,
 )
+from orchestrator.results.state import State
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec

@@ -6,14 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.results import table as c
-from orchestrator.results.table import (
-    flat_trial,
-    index_measures,
-    measure_rows,
-    rows_of,
-    trial_metrics,
-)
+from orchestrator.results import columns as c
+from orchestrator.results.flat_runs import flat_trial
+from orchestrator.results.metrics import index_measures, trial_metrics
+from orchestrator.results.rows import measure_rows, rows_of
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.records import MeasureSettings
@@ -52,7 +48,7 @@ def real_row():
 
 def test_every_column_of_a_real_row_is_described(real_row):
     strangers = [column.name for column in c.describe(real_row) if column.origin is None]
-    assert not strangers, f"name these in orchestrator/results/table.py: {strangers}"
+    assert not strangers, f"name these in orchestrator/results/columns.py: {strangers}"
     assert {"fgsm_0.5_loss", "fgsm_3_robust_accuracy", "d_repr_gride"} <= set(real_row)
 
 

@@ -13,9 +13,12 @@ from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import Index, StoredResults, judge, read_state
-from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
-from orchestrator.results.table import flat_trial
+from orchestrator.results.flat_runs import flat_trial
+from orchestrator.results.outlines import Index
+from orchestrator.results.records import FailureRecord, TrialRecord
+from orchestrator.results.state import judge, read_state
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
@@ -239,7 +242,7 @@ def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(
     index.write_bytes(whole[:2000])
     assert read_state(workspace, look=True).results == expected
     assert Index(index).read().keys() == expected.keys()
-    monkeypatch.setattr("orchestrator.results.state.INDEX_VERSION", 99)
+    monkeypatch.setattr("orchestrator.results.outlines.INDEX_VERSION", 99)
     assert Index(index).read() == {}
 
 

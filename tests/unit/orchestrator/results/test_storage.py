@@ -7,9 +7,10 @@ import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
 from orchestrator.results import storage
-from orchestrator.results.state import StoredResults
+from orchestrator.results.records import TrialRecord
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import FileKind, ResultStore, TrialRecord
+from orchestrator.results.store import FileKind, ResultStore
+from orchestrator.results.stored_results import StoredResults
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.steady_clock import SteadyClock

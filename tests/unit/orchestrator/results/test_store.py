@@ -5,16 +5,9 @@ import pytest
 
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import (
-    CellReport,
-    Event,
-    FailureRecord,
-    FileKind,
-    ResultStore,
-    TrialFailure,
-    TrialRecord,
-)
+from orchestrator.results.records import CellReport, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.store import Event, FileKind, ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint

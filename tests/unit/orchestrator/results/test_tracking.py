@@ -12,19 +12,16 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import mlflow_runs, tracking
+from orchestrator.results import tracking
+from orchestrator.results.flat_runs import FlatRun, curve_runs
+from orchestrator.results.mlflow_connection import check_tracker, connect, mlflow_uri
+from orchestrator.results.mlflow_differences import differences, tracked_rows
+from orchestrator.results.mlflow_errors import Refused, first_line
 from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
-from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
-from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
-from orchestrator.results.table import FlatRun, curve_runs
-from orchestrator.results.tracking import (
-    Tracker,
-    check_tracker,
-    differences,
-    make_tracker,
-    mlflow_uri,
-    tracked_rows,
-)
+from orchestrator.results.mlflow_runs import SweepRuns, read_rows
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking import Tracker, make_tracker
 from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.unit.orchestrator.results.examples import trial_spec
@@ -604,9 +601,7 @@ def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
     """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
     uri = f"postgresql://lab:{password}@db:5432/isweep"
     host = password.partition("@")[2] or password
-    said = mlflow_runs.first_line(
-        OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri
-    )
+    said = first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
     assert "canary" not in said
     assert said.startswith("failed to resolve host")
 

@@ -7,7 +7,7 @@ import pytest
 import ray.exceptions as rex
 import torch
 
-from orchestrator.results.store import FailureKind
+from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import (
     GPU_ERRORS,
     RETRIES,

@@ -41,7 +41,7 @@ from orchestrator.running.failures import (
 )
 from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
-from orchestrator.tuning.run import tune_sweep
+from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials.records import CAPTURE_FAILED

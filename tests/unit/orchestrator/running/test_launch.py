@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.machine.doctor import check_launch_file
-from orchestrator.results.store import provenance
+from orchestrator.results.provenance import provenance
 from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]

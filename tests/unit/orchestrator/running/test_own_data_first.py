@@ -11,7 +11,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running import preparation
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.tuning.run import tune_sweep
+from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import DataError, SetupError, SweepError
 from tasks.remote import InlineExecutor
 from tasks.sources import folder
@@ -22,7 +22,7 @@ from tests.unit.tasks.sources.conftest import picture, png
 
 WAYS = {
     "run": (run_sweep, "orchestrator.running.run"),
-    "tune": (tune_sweep, "orchestrator.tuning.run"),
+    "tune": (tune_sweep, "orchestrator.tuning.tune_sweep"),
 }
 
 

@@ -15,8 +15,9 @@ from orchestrator.machine.cluster import Cluster, RunOptions
 from orchestrator.machine.ending import remove_orphans
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport, ResultStore
+from orchestrator.results.records import CellReport
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import run as module
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress

@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 import isweep
 from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError

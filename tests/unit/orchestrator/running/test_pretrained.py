@@ -10,7 +10,7 @@ from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
-from orchestrator.tuning.run import tune_sweep
+from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
 from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.results.examples import trial_record, trial_result

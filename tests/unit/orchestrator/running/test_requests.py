@@ -8,7 +8,7 @@ from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.store import TrialFailure
+from orchestrator.results.records import TrialFailure
 from orchestrator.running.requests import Requests
 from tests.small_sweep import small_sweep
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.machine.gpus import NO_GPU, REST_S
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import queue
 from orchestrator.running.failures import (
     DEVICE_ERRORS,

@@ -23,14 +23,10 @@ from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.state import StoredResults
-from orchestrator.results.store import (
-    CellReport,
-    FailureRecord,
-    ResultStore,
-    TrialRecord,
-    code_fingerprint,
-)
+from orchestrator.results.provenance import code_fingerprint
+from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.store import ResultStore
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import failures, queue, trials, worker
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress

@@ -9,9 +9,10 @@ from typing import Any
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.cells import AskedRecord, Point, TuningCell, tuning_cells
+from orchestrator.tuning.combinations import Point, TuningCell, tuning_cells
 from orchestrator.tuning.search import Asked, Search
-from orchestrator.tuning.trials import SearchQueue
+from orchestrator.tuning.search_records import AskedRecord
+from orchestrator.tuning.search_work import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 

@@ -13,19 +13,11 @@ import yaml
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.cells import Point, tuning_cells
-from orchestrator.tuning.outcome import (
-    BRIEF,
-    TuneSummary,
-    gains,
-    outcome_rows,
-    outcome_table,
-    outcomes,
-    trial_table,
-    write_report,
-)
-from orchestrator.tuning.run import write_recipe
+from orchestrator.tuning.combinations import Point, tuning_cells
+from orchestrator.tuning.outcome import TuneSummary, outcome_rows, outcomes
+from orchestrator.tuning.recipe import write_recipe
 from orchestrator.tuning.search import Search
+from orchestrator.tuning.search_report import BRIEF, gains, outcome_table, trial_table, write_report
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
 

@@ -10,15 +10,15 @@ import pytest
 import isweep
 from orchestrator import RunOptions
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.mlflow_runs import connect as connect_mlflow
+from orchestrator.results.mlflow_connection import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running import run as run_pipeline
 from orchestrator.running.progress import Progress
-from orchestrator.tuning import run
-from orchestrator.tuning.cells import Role, SearchRecord, search_rows, search_standing
-from orchestrator.tuning.run import tune_sweep
+from orchestrator.tuning import tune_sweep as pipeline
 from orchestrator.tuning.search import Search
+from orchestrator.tuning.search_records import Role, SearchRecord, search_rows, search_standing
+from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import ConfigError, SweepError
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import load_validation, make_subset
@@ -79,7 +79,7 @@ def mlflow_runs(root):
 def run_nothing(monkeypatch) -> list[Search]:
     """Let searches begin and train nothing; returns where they will be."""
     begun: list[Search] = []
-    monkeypatch.setattr(run._Tuning, "_run", lambda self, search, *_: begun.append(search))
+    monkeypatch.setattr(pipeline._Tuning, "_run", lambda self, search, *_: begun.append(search))
     return begun
 
 
@@ -124,7 +124,7 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
             self.num_behind -= 1
 
     _, root = found
-    monkeypatch.setattr(run, "make_tracker", lambda *_, **__: Slow())
+    monkeypatch.setattr(pipeline, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
 
 
@@ -135,7 +135,7 @@ def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_g
     workspace = Workspace.open(TINY, root)
     (prepared,) = map(workspace.paths.prepared, workspace.plan.prepared)
     shutil.rmtree(prepared)
-    monkeypatch.setattr(run._Tuning, "check_machine", None)  # which would refuse it
+    monkeypatch.setattr(pipeline._Tuning, "check_machine", None)  # which would refuse it
     again = tune_sweep(TINY, RunOptions(root=root))
     assert (again.num_new, again.cells) == (0, summary.cells)
     assert prepared.is_dir()
@@ -259,6 +259,6 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
 )
 def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
     _, root = found
-    monkeypatch.setattr(run._Tuning, "_run", None)
+    monkeypatch.setattr(pipeline._Tuning, "_run", None)
     with pytest.raises(kind, match=message):
         tune_sweep({**TINY, "name": "wrong"}, RunOptions(root=root), changes=changes)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.cells import tuning_cells
+from orchestrator.tuning.combinations import tuning_cells
 from search_spaces.tuning import GRID_RATES, TuneSpec
 from tests.search_table import read_table, replay
 

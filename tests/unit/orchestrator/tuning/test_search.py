@@ -12,10 +12,11 @@ from optuna.trial import TrialState
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.trial_order import array_key
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.cells import Point, Role, SearchRecord, tuning_cells
+from orchestrator.tuning.combinations import Point, tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CellStudy, Search
-from orchestrator.tuning.trials import AHEAD
+from orchestrator.tuning.search_records import Role, SearchRecord
+from orchestrator.tuning.search_work import AHEAD
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from orchestrator.results.table import describe, trial_metrics
+from orchestrator.results.columns import describe
+from orchestrator.results.metrics import trial_metrics
 from search_spaces.errors import DataError
 from search_spaces.specs import FurtherTest, RobustnessSpec
 from tasks.prepared.subsets import FurtherTestImages

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from orchestrator.planning.trial_order import array_key
-from orchestrator.results.store import CellReport
-from orchestrator.results.table import FlatRun, Point
+from orchestrator.results.flat_runs import FlatRun, Point
+from orchestrator.results.records import CellReport
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work
 from orchestrator.running.worker import TrialTrainable
-from orchestrator.tuning.cells import AskedRecord, SearchRecord, flat_search
 from orchestrator.tuning.search import Asked, Earlier, Search
+from orchestrator.tuning.search_records import AskedRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
@@ -21,6 +21,7 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
+
 """Trials that may wait for their worker: a point that is asked for early knows less."""
 
 

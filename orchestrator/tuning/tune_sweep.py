@@ -4,101 +4,32 @@ report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from orchestrator.machine.cluster import RunOptions, reached
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.plain_yaml import write_plain
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import provenance
+from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages
-from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
-from orchestrator.tuning.outcome import (
-    CellOutcome,
-    TuneSummary,
-    outcome_rows,
-    outcomes,
-    write_report,
-)
+from orchestrator.tuning.combinations import TuningCell, tuning_cells
+from orchestrator.tuning.outcome import TuneSummary, outcomes
+from orchestrator.tuning.recipe import write_recipe
 from orchestrator.tuning.search import Earlier, Search
-from search_spaces.errors import DataError, SetupError, SweepError, collect
+from orchestrator.tuning.search_records import SearchRecord, flat_search
+from orchestrator.tuning.search_report import write_report
+from search_spaces.errors import DataError, SweepError, collect
 from search_spaces.specs import SubsetSpec
-from search_spaces.sweeps import SweepSpec
 from search_spaces.tuning import ValidationSpec
-from tasks.atomic import write_atomic
 from tasks.prepared.subsets import TrialData, load_validation, split_validation
-
-HEAD = """# Written by `isweep tune {name}`: the best recipe of each model and dataset, and why.
-# A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
-"""
-
-
-def write_recipe(
-    path: Path, sweep: SweepSpec, found: Sequence[CellOutcome], fingerprints: dict[str, str]
-) -> None:
-    """Write the recipe of a finished search, whole or not at all.
-
-    The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are
-    named in its evidence. ``fingerprints`` are the content hashes of datasets.
-    """
-    base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    rows = [
-        {"models": [cell.model], "datasets": [cell.dataset], **cell.chosen.point.model_dump()}
-        for cell in found
-        if cell.chosen is not None
-    ]
-    cells = [
-        {
-            name: float(f"{value:.4g}") if isinstance(value, float) else value
-            for name, value in row.items()
-        }
-        | ({"not_tuned": "diverged or failed"} if cell.chosen is None else {})
-        for cell, row in zip(found, outcome_rows(found), strict=True)
-    ]
-    origin = provenance()
-    packages = {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages}
-    document = {
-        **base,
-        "overrides": [*base.get("overrides", []), *rows],
-        "tuned": {
-            "sweep": sweep.name,
-            "train_size": sweep.tune.train_size or max(sweep.train_sizes),
-            "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
-            "loss": (
-                "validation cross-entropy in nat, mean over runs; a run has its own seed and "
-                "class pair"
-            ),
-            "cells": cells,
-            "made_by": {
-                "code_version": origin.code_version,
-                "packages": packages,
-                "data": fingerprints,
-            },
-        },
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
-    except OSError as error:
-        raise SetupError(
-            "The recipe of a search must be writable",
-            f"{path}: {error.strerror}",
-            (
-                "make room for it and run the same command again: every trial is kept, none is "
-                "repeated"
-            ),
-        ) from None
 
 
 def tune_sweep(
@@ -205,7 +136,7 @@ class _Tuning(Stages):
         self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker
     ) -> None:
         from orchestrator.running.trials import Trials
-        from orchestrator.tuning.trials import SearchWork
+        from orchestrator.tuning.search_work import SearchWork
 
         self.check_gpus(self.nodes)
         own = [cell.trial(cell.own) for cell in self.cells]
