@@ -66,6 +66,7 @@ class Sweep(Displayed):
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per trial and test image: ``image``, ``label``, ``logit_0``, ``logit_1``, …."""
+        from orchestrator.results.rows import predictions_table
         from orchestrator.results.store import ResultStore
 
         return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
