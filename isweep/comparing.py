@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Displayed):
-    """How the results of two sweeps differ.
+    """Differences between the results of two sweeps.
 
     Attributes:
         record: The change of each quantity, with its 95 % interval over datasets.
@@ -43,7 +43,7 @@ class Comparison(Displayed):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    shown = to_frame
+    displayed = to_frame
 
     def __repr__(self) -> str:
         return f"Comparison: {self.record.second} over {self.record.first}"
@@ -96,7 +96,7 @@ class Claims(Displayed):
         """Return one row per claim: its number, value, 95 % interval, p-values and verdict."""
         return pd.DataFrame(self.record.to_json()["entries"])
 
-    def shown(self) -> pd.DataFrame:
+    def displayed(self) -> pd.DataFrame:
         """Return each claim with its verdict and the reason."""
         return self.to_frame()[["number", "claim", "verdict", "why"]]
 
@@ -137,7 +137,7 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
 
 @dataclass(frozen=True, repr=False)
 class Power(Displayed):
-    """How often a planned sweep would answer its questions.
+    """Chances that a planned sweep answers its questions.
 
     Attributes:
         record: The share of simulated sweeps with an answer, by question.
@@ -153,7 +153,7 @@ class Power(Displayed):
             rows.append({"question": question, "alone": alone, "adjusted": adjusted})
         return pd.DataFrame(rows, columns=["question", "alone", "adjusted"])
 
-    shown = to_frame
+    displayed = to_frame
 
     def __repr__(self) -> str:
         return "\n".join(self.record.lines())

@@ -41,7 +41,7 @@ class LearningCurves(Displayed):
             lines += curve.lines()
         return "\n".join([*lines, *self.remarks])
 
-    def shown(self) -> pd.DataFrame:
+    def displayed(self) -> pd.DataFrame:
         """Return a row per curve: the score at N with its 90 % interval, and the images needed."""
         rows = []
         for curve in self.answers:

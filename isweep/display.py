@@ -1,4 +1,4 @@
-"""How results look in a terminal and in a notebook."""
+"""Display of results in terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TERMINAL_COLUMNS = 80
 class Displayed:
     """A result that a notebook shows as a sentence and a table."""
 
-    def shown(self) -> pd.DataFrame | None:
+    def displayed(self) -> pd.DataFrame | None:
         """Return the table that a notebook shows, or None if the sentence says everything."""
         return None
 
     def _repr_html_(self) -> str:
         sentence = f"<p>{html.escape(repr(self))}</p>"
-        table = self.shown()
+        table = self.displayed()
         if table is None:
             return sentence
         return sentence + table.to_html(index=False, float_format="{:.4g}".format, na_rep="")

@@ -74,7 +74,7 @@ class Measurement(Measured, Displayed):
                 )
         return pd.DataFrame(rows)
 
-    shown = to_frame
+    displayed = to_frame
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON, as ``isweep measure --json`` prints it."""

@@ -86,7 +86,7 @@ class Tuned(Displayed):
         num_tuned = int(self.table["learning_rate"].notna().sum())
         return f"Recipe of {num_tuned} of {len(self.table)} models on datasets: {self.recipe}"
 
-    def shown(self) -> pd.DataFrame:
+    def displayed(self) -> pd.DataFrame:
         """Return the chosen values."""
         columns = ["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]
         return self.table[columns]

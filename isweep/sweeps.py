@@ -114,9 +114,9 @@ class Sweep(Displayed):
         from orchestrator.analysis.result_rows import select_rows
         from orchestrator.analysis.tables import best_models
 
-        wanted = {"dataset": dataset, "train_size": train_size, "model": model}
-        given = {name: value for name, value in wanted.items() if value is not None}
-        return PrintedTable(best_models(select_rows(self.results(), given), metric))
+        filters = {"dataset": dataset, "train_size": train_size, "model": model}
+        filters = {name: value for name, value in filters.items() if value is not None}
+        return PrintedTable(best_models(select_rows(self.results(), filters), metric))
 
     @cached_property
     def fits(self) -> Fits:
@@ -167,7 +167,7 @@ class Sweep(Displayed):
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
 
-    def shown(self) -> pd.DataFrame | None:
+    def displayed(self) -> pd.DataFrame | None:
         """Return the best models if there are results, else None."""
         if not (self.state.results or self.state.partial):
             return None
@@ -221,7 +221,7 @@ class Fits(Displayed):
                 rows.append({**described, **numbers, **basis})
         return pd.DataFrame(rows)
 
-    def shown(self) -> pd.DataFrame:
+    def displayed(self) -> pd.DataFrame:
         """Return the rows of all models together."""
         return self.to_frame().query("model == 'pooled'")
 
@@ -251,7 +251,7 @@ class Plan(Displayed):
         groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
         return groups.agg(trials=("done", "size"), done=("done", "sum"))
 
-    shown = summary
+    displayed = summary
 
     def __repr__(self) -> str:
         return f"Plan of {plural(len(self.table), 'trial')}; {self.estimate['text']}"

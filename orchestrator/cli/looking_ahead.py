@@ -134,8 +134,8 @@ def predict(
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
         if sweep or is_of_new_dataset or domain is not None:
-            other = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError("--curve answers by itself", f"{other} beside it", "leave one out")
+            conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
+            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "leave one out")
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:

@@ -306,7 +306,7 @@ class SweepWork(Work):
 
     @property
     def run_options(self) -> RunOptions:
-        """Where and how to run."""
+        """Options of the run: folders, cluster and device."""
         return self.options(pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist"))
 
     def again(self, command: str, sweep: str) -> str:

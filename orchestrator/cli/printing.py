@@ -175,10 +175,10 @@ def waiting(text: str, *, slow: bool) -> Iterator[None]:
         TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
     )
-    shown = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
-    shown.add_task(f"{text} …", total=None)
-    _waits.append(shown)
-    shown.start()
+    display = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    display.add_task(f"{text} …", total=None)
+    _waits.append(display)
+    display.start()
     try:
         yield
     finally:
@@ -235,10 +235,10 @@ def report_tables(*tables: ReportTable) -> Iterator[Shown]:
     """Yield tables of the report laid out for a terminal, each followed by its note."""
     for table in tables:
         header = map(escape, table.header)
-        shown = grid(*header, numeric_from=table.numeric_from, title=escape(table.title))
+        layout = grid(*header, numeric_from=table.numeric_from, title=escape(table.title))
         for row in table.rows:
-            shown.add_row(*map(escape, row))
-        yield shown
+            layout.add_row(*map(escape, row))
+        yield layout
         if table.note:
             yield table.note
 
