@@ -11,7 +11,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 # Kernels that execute pages import this checkout too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
 project = "isweep"
 author = copyright = "The isweep maintainers"
