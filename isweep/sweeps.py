@@ -147,7 +147,7 @@ class Sweep(Displayed):
             table = self.table
         if table.empty:
             raise DataError(
-                f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)"
+                f"Sweep {self.name!r} has no results yet", hint="run it: isweep.run(...)"
             )
         return table
 

@@ -20,7 +20,7 @@ class AttackParameter:
         default: the value where a sweep file sets none. An int allows whole numbers only.
         low: the smallest value allowed.
         high: the largest value allowed.
-        meaning: what the parameter is, with its unit.
+        meaning: the meaning of the parameter, with its unit.
     """
 
     default: Number

@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row says what a dataset is; the source that it names says how its download is read.
+A row describes a dataset and names its source, which reads the download.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> Datas
         condition: parameters that change its training images after the split.
     """
     kind = MADE[made.from_]
-    parameters = _listed(made.own_dials) or "dials as they stand"
+    parameters = _listed(made.changed_dials) or "dials as they stand"
     description = f"{kind.description} ({parameters})"
     if condition:
         description += (
@@ -99,7 +99,12 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> Datas
             "test images as they are"
         )
     return kind.model_copy(
-        update={"name": name, "title": name, "description": description, "dials": made.own_dials}
+        update={
+            "name": name,
+            "title": name,
+            "description": description,
+            "dials": made.changed_dials,
+        }
     )
 
 

@@ -18,24 +18,24 @@ class SweepError(Exception):
     Args:
         rule: what must hold, one sentence.
         value: the value that broke the rule; empty if the rule names it.
-        way_out: the fix, as an imperative; empty only if nothing can be done.
+        hint: the fix, as an imperative; empty only if nothing can be done.
     """
 
     exit_code = 2
 
-    def __init__(self, rule: str, value: str = "", way_out: str = "") -> None:
-        super().__init__(rule, value, way_out)  # all three, so that it can be pickled
+    def __init__(self, rule: str, value: str = "", hint: str = "") -> None:
+        super().__init__(rule, value, hint)  # all three, so that it can be pickled
         self.rule = rule
         self.value = value
-        self.way_out = way_out
+        self.hint = hint
 
     def __str__(self) -> str:
         """Return one message: the rule, the value, the fix."""
         text = self.rule.rstrip(".")
         if self.value:
             text += f"; found: {self.value}"
-        if self.way_out:
-            text += f"; {self.way_out.rstrip('.')}"
+        if self.hint:
+            text += f"; {self.hint.rstrip('.')}"
         if text.endswith("?"):
             return text
         return f"{text}."

@@ -1,8 +1,10 @@
-"""Experiments of a sweep file, which change one property of a dataset and hold the others.
+"""Experiments of a sweep file, which change one property of a dataset and keep the others.
 
-A sweep file calls a base dataset a *world*: generated images, or real images changed in a known
-way. It calls a condition an *arm*: parameters (*dials*) that have other values in every base
-dataset. Each condition is compared with its own base.
+- A *base dataset* (``worlds`` in a sweep file) holds generated images, or real images that are
+  changed in a known way. An experiment has several base datasets: its replicates.
+- A *parameter* (``dials``) is a property of these images that can be set by itself.
+- A *condition* (``arms``) sets parameters to other values. It is applied to every base dataset, and
+  compared with it.
 
 A condition changes all images before the split, or the training images alone after it
 (:data:`InterveneOn`). In the first case the test images change too, so a higher test loss may come
@@ -20,12 +22,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""The name of the base dataset beside its conditions."""
+"""The name that a base dataset has among its conditions."""
 Moves = Literal["sharpness", "dimension", "nothing"]
 Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 InterveneOn = Literal["all", "training"]
-"""Images that a condition changes: ``all`` before the split, test images among them; or the
-``training`` images after it."""
+"""Images that a condition changes: ``all`` images before the split, so test images too; or only the
+``training`` images, after the split."""
+DIGIT_SETS = (0, 1)
+"""Numbers of those sets of ``pictures`` that show handwritten digits."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Parameter:
 
     Attributes:
         default: its value in a base dataset that does not set it.
-        low: the smallest value.
-        high: the largest value.
-        meaning: what the value is, with its unit.
-        whole: only whole numbers are allowed.
+        low: the smallest allowed value.
+        high: the largest allowed value.
+        meaning: the meaning of the value, with its unit.
+        whole: whether only whole numbers are allowed.
     """
 
     default: float
@@ -53,65 +57,86 @@ class Parameter:
 
 _FLIPS = {
     "flip_share": Parameter(
-        0, 0, 0.5, "share of the images whose label is exchanged, in training and test"
+        0, 0, 0.5, "share of the labels that are flipped, in training and test images"
     ),
-    "flipped": Parameter(0, 0, 100, "this many single images whose label is exchanged", whole=True),
+    "flipped": Parameter(0, 0, 100, "number of labels that are flipped besides", whole=True),
     "pixel_scale": Parameter(1, 0.01, 1, "factor on all pixels"),
 }
 _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
-_BLEND = Parameter(0, 0, 0.49, "share of each image's nearest image with another label blended in")
+_BLEND = Parameter(
+    0, 0, 0.49, "weight of each image's nearest image with another label, which is blended in"
+)
 PARAMETERS: dict[Kind, dict[str, Parameter]] = {
     "generated": {
-        "dimension": Parameter(4, 1, 12, "coordinates of the images' manifold", whole=True),
+        "dimension": Parameter(4, 1, 12, "number of the manifold's coordinates", whole=True),
         "nuisance": Parameter(
-            0, 0, 12, "further coordinates that tell nothing of the label", whole=True
+            0, 0, 12, "number of further coordinates, which do not change the label", whole=True
         ),
-        "bits": Parameter(2, 1, 12, "coordinates that the label is the parity of", whole=True),
-        "bands": Parameter(2, 2, 8, "bands of unlike labels along each of them", whole=True),
-        "gap": Parameter(80, 0, 400, "distance of unlike bands, L2 of pixels 0..255 at 16x16"),
-        "fine_gap": Parameter(28, 0, 400, "distance of the halves of a band, in the same unit"),
-        "contrast": Parameter(1, 0, 4, "factor on the gap between unlike bands"),
+        "bits": Parameter(
+            2, 1, 12, "number of coordinates that decide the label, by their parity", whole=True
+        ),
+        "bands": Parameter(
+            2,
+            2,
+            8,
+            "number of bands along each of these; neighbors have different labels",
+            whole=True,
+        ),
+        "gap": Parameter(
+            80, 0, 400, "distance between bands: L2 of images of 16x16 pixels in 0..255"
+        ),
+        "fine_gap": Parameter(
+            28, 0, 400, "distance between the two halves of a band, in the same unit"
+        ),
+        "contrast": Parameter(1, 0, 4, "factor on the gap between bands"),
         "frequency": Parameter(
-            1, 1, 2, "2: halves of a band are unlike too, on the same images", whole=True
+            1, 1, 2, "2: the halves of a band have different labels; the images stay", whole=True
         ),
-        "num_images": Parameter(4000, 100, 40_000, "how many images are made", whole=True),
+        "num_images": Parameter(4000, 100, 40_000, "number of images", whole=True),
         "draw": Parameter(0, 0, 10_000, "seed of the images", whole=True),
         **_FLIPS,
     },
     "lesions": {
         "contrast": Parameter(1, 0, 1, "factor on the lesions' contrast"),
         "size": Parameter(1, 0.1, 2, "factor on the lesions' radii"),
-        "variations": Parameter(700, 10, 10_000, "of the head, four slices each", whole=True),
+        "variations": Parameter(
+            700, 10, 10_000, "number of variations of the head, with four slices each", whole=True
+        ),
         **_FLIPS,
     },
     "digits_even_odd": {"blend": _BLEND, **_FLIPS},
     "pictures": {
-        "set": Parameter(1, 0, 7, f"number of the set: {_SETS}", whole=True),
-        "first": Parameter(0, 0, 9, "the class that is 0", whole=True),
-        "second": Parameter(1, 0, 9, "the class that is 1", whole=True),
+        "set": Parameter(1, 0, 7, f"number of the set, from 0: {_SETS}", whole=True),
+        "first": Parameter(0, 0, 9, "class of the set whose images have label 0", whole=True),
+        "second": Parameter(1, 0, 9, "class of the set whose images have label 1", whole=True),
         "blend": _BLEND,
         "reach": Parameter(
-            1, 0, 1, "share of the images that are blended, those nearest to the other label"
+            1, 0, 1, "share of the images that are blended: those nearest to the other label"
         ),
         "factors": Parameter(
             0,
             0,
             6,
-            "nuisance factors that vary from image to image, whatever the label: shift, rotation, "
-            "contrast, coarse background, blur, fine background",
+            "number of factors that vary between images of both labels, the first of: shift, "
+            "rotation, contrast, coarse background, blur, fine background",
             whole=True,
         ),
         **_FLIPS,
     },
 }
-"""Parameters by kind of base dataset. The source of that name documents how they act."""
+"""Parameters by kind of base dataset. The source of the same name in :mod:`tasks.sources` applies
+them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {
-    "blend": Parameter(0, 0, 0.49, "share of the nearest training image of another class mixed in"),
-    "reach": Parameter(1, 0, 1, "share of the images that move, those nearest to another class"),
+    "blend": Parameter(
+        0, 0, 0.49, "weight of the nearest training image of another class, which is blended in"
+    ),
+    "reach": Parameter(
+        1, 0, 1, "share of the images that are blended: those nearest to another class"
+    ),
 }
-"""Parameters that can change training images after the split, in any base dataset. The others
-generate every image anew, so they cannot leave a test set as it is."""
+"""Parameters that can change training images after the split, in any base dataset. All others make
+every image again, so the test images would change too."""
 
 
 def check_training_parameters(dials: specs.Dials) -> specs.Dials:
@@ -131,6 +156,7 @@ def check_training_parameters(dials: specs.Dials) -> specs.Dials:
 
 
 def _check_range(name: str, value: float, parameter: Parameter) -> None:
+    """Check the value of one parameter, and raise ValueError if it is not allowed."""
     if not parameter.allows(value):
         kind = "a whole number" if parameter.whole else "a number"
         raise ValueError(
@@ -156,7 +182,12 @@ DialChoice = Annotated[specs.Dials, BeforeValidator(_as_pairs)]
 
 
 class MadeSpec(specs.Spec):
-    """A generated or changed dataset: its kind, and the parameters that are set."""
+    """A generated or changed dataset.
+
+    Attributes:
+        from_: kind of its images, which is also the name of their source.
+        dials: parameters that are set; all others are at their default.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -180,7 +211,7 @@ class MadeSpec(specs.Spec):
         return dict(self.dials).get(name, PARAMETERS[self.from_][name].default)
 
     @property
-    def own_dials(self) -> specs.Dials:
+    def changed_dials(self) -> specs.Dials:
         """The parameters that are not at their default, sorted by name."""
         parameters = PARAMETERS[self.from_]
         return tuple(
@@ -188,23 +219,24 @@ class MadeSpec(specs.Spec):
         )
 
     @property
-    def shows(self) -> tuple[str, ...]:
-        """The digits on its images; empty for other images.
+    def digit_classes(self) -> tuple[str, ...]:
+        """The digits on its images; empty if they show none.
 
-        Both sets of digits show them, so base datasets of the two can have classes in common.
+        There are two sets of handwritten digits. A dataset of one and a dataset of the other can
+        have the same classes.
         """
-        if self.from_ != "pictures" or self.value("set") > 1:
+        if self.from_ != "pictures" or self.value("set") not in DIGIT_SETS:
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
-    def turned(self, dials: specs.Dials) -> MadeSpec:
+    def with_dials(self, dials: specs.Dials) -> MadeSpec:
         """Return this dataset with other values of some parameters."""
         merged = {**dict(self.dials), **dict(dials)}
         return MadeSpec.model_validate({"from": self.from_, "dials": merged})
 
 
 class BaseDatasetSpec(MadeSpec):
-    """A base dataset: one replicate of an experiment, in which every condition is compared."""
+    """A base dataset: a replicate of an experiment, to which all conditions are applied."""
 
     name: specs.Name
 
@@ -215,8 +247,8 @@ class ConditionSpec(specs.Spec):
     Attributes:
         name: of the condition.
         moves: the property that it is meant to change.
-        dials: parameters with their values.
-        worlds: names of the base datasets that have it; empty for all.
+        dials: its parameters with their values.
+        worlds: names of the base datasets to which it is applied; empty for all.
     """
 
     name: specs.Name
@@ -241,9 +273,10 @@ class ExperimentDataset:
         world: name of the base dataset.
         name: of the condition; :data:`BASE` for the base dataset itself.
         moves: the property that the condition is meant to change.
-        made: what the images before the split are made of.
+        made: kind and parameters of the images before the split.
         condition: parameters that change the training images after the split. It is empty for a
-            base dataset, and if a condition changes all images: ``made`` has its parameters then.
+            base dataset. It is also empty if the condition changes all images, because ``made`` has
+            its parameters then.
         intervene_on: images that the condition changes.
     """
 

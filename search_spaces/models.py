@@ -19,7 +19,7 @@ from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch
+"""The six models of Konz & Mazurowski: torchvision's, randomly initialized, VGGs without batch
 norm."""
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose every architecture a sweep file can name."""
@@ -147,7 +147,7 @@ def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
         other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        raise ConfigError(error.rule, error.value, f"{error.way_out}; {other_ways}")
+        raise ConfigError(error.rule, error.value, f"{error.hint}; {other_ways}")
     return MODELS[name]
 
 

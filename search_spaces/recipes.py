@@ -53,7 +53,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # The released optimiser, rates, batch sizes and epochs. Corrected: one logit per class,
+    # The released optimizer, rates, batch sizes and epochs. Corrected: one logit per class,
     # bfloat16 in place of unscaled float16, and the loss as the mean over examples.
     "paper": Recipe(
         "the study's training, corrected; other rates and batches for some networks; for a GPU",

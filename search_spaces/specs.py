@@ -28,17 +28,19 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version for each kind of result. Count it up if the meaning of the kind's specs changes, or
-# one of their defaults, since fields at their default are not part of an id. Then old results of
-# this kind, and of no other, are computed again.
+# One version for each kind of result. Increase it when the numbers of this kind change, the meaning
+# of its specs, or one of their defaults: fields at their default are not part of an id. Then all
+# stored results of this kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-ATTACK_VERSION = 2  # each row of search_spaces.attacks.ATTACKS says at which its numbers changed
+ATTACK_VERSION = (
+    2  # each row of search_spaces.attacks.ATTACKS names the versions at which its numbers changed
+)
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
 FURTHER_TEST_VERSION = 1
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distances in Gride
 
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -46,39 +48,39 @@ ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 V = TypeVar("V", bound=str | int | float)
 
 
-def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
-    """Return ``values`` if each is there once.
+def check_unique(values: tuple[V, ...], *, field: str = "") -> tuple[V, ...]:
+    """Return ``values`` after checking that none is repeated.
 
     Args:
         values: the values of a field.
-        what: the name of the field, where pydantic does not add it to the message.
+        field: the name of the field, where pydantic does not add it to the message.
 
     Raises:
-        ValueError: a value is there more than once.
+        ValueError: a value is repeated.
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
-        raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
+        raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once".lstrip())
     return values
 
 
-def two_rising(limits: object) -> object:
-    """Return ``limits``, the smallest and the largest value of a range.
+def check_range(limits: object) -> object:
+    """Return ``limits``, the smallest and the largest value of a range, after checking them.
 
     Raises:
-        ValueError: they are not two rising numbers.
+        ValueError: they are not two numbers of which the second is larger.
     """
     if not isinstance(limits, list | tuple):
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
-    # Pydantic refuses what is no number, with a message of its own.
+    # Pydantic refuses values that are no numbers, with a message of its own.
     is_falling = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_falling:
         raise ValueError("must be two rising numbers, the smallest and the largest")
     return tuple(limits)
 
 
-Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
 """Names of estimators of intrinsic dimension."""
 
 Domain = Literal["natural", "medical"]
@@ -94,7 +96,8 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""Faults of the released code that change data; ``docs/faults.md`` maps them to F1-F34."""
+"""Faults of the released code that change data. ``docs/faults.md`` explains each under its number,
+F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 RELEASED_SEED = 1337
@@ -149,7 +152,7 @@ Layout = Literal["class/group", "group/class"]
 """Class folders with a folder for each patient in them, or patient folders with classes in them."""
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
-"""``derived``: real images cut into patches or labelled by a rule; ``semi-synthetic``: real images
+"""``derived``: real images cut into patches or labeled by a rule; ``semi-synthetic``: real images
 that were changed."""
 
 
@@ -165,7 +168,7 @@ class DatasetSpec(Spec):
         channels: of the raw images.
         source: name of the source in :mod:`tasks.sources` that reads them.
         description: one or two sentences.
-        terms: licence or access terms, and where to ask for access.
+        terms: license or access terms, and where to ask for access.
         raw_layout: the files that are expected below ``--raw``.
         groups: what a group of images is, which is never split (a patient).
         origin: real or generated images.
@@ -173,7 +176,7 @@ class DatasetSpec(Spec):
         task: which labels, for a download with several.
         class_pairs: binary tasks that presets use; empty if the labels are binary already.
         images_per_class: images of each class, of a dataset that an installed package contains;
-            empty if only reading tells.
+            empty if they are known only after reading.
         max_images_per_class: images of each class that preparation keeps, a seeded choice of whole
             groups; None keeps all.
         label_map: for a user's data, pairs (label as written, class).
@@ -228,7 +231,7 @@ class RecipeSpec(Spec):
         optimizer: ``adam`` has the coupled weight decay of the released code.
         learning_rate: constant over all epochs.
         weight_decay: see ``optimizer``.
-        batch_size: images of one optimisation step.
+        batch_size: images of one optimization step.
         epochs: passes over the training images.
         precision: of the forward pass, see :class:`tasks.trials.training.Step`.
         num_outputs: logits; None for one per class. The released code left torchvision's 1000.
@@ -256,7 +259,7 @@ def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
         raise ValueError(
             "must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255"
         )
-    return each_once(epsilons)
+    return check_unique(epsilons)
 
 
 def _known_attack(name: str) -> str:
@@ -309,7 +312,7 @@ class AttackSpec(Spec):
     """Adversarial attacks on the test images."""
 
     methods: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(each_once)
+        tuple[Annotated[str, AfterValidator(_known_attack)], ...], AfterValidator(check_unique)
     ] = ("fgsm",)
     """Names in :data:`search_spaces.attacks.ATTACKS`."""
     epsilons: Annotated[
@@ -362,7 +365,7 @@ class RepresentationSpec(Spec):
 
     Attributes:
         estimators: names of estimators.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         stages: also measure the activations after every stage of the network.
     """
 
@@ -434,7 +437,7 @@ class SubsetSpec(Spec):
     prepared: PreparedSpec
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = RELEASED_SEED
     condition: TrainingCondition | None = None
 
     @property
@@ -445,7 +448,7 @@ class SubsetSpec(Spec):
         return self.condition.dataset
 
     @property
-    def unmoved(self) -> SubsetSpec:
+    def without_condition(self) -> SubsetSpec:
         """The same subset without a condition: that of the base dataset."""
         if self.condition is None:
             return self
@@ -453,7 +456,10 @@ class SubsetSpec(Spec):
 
     @property
     def depends_on_size(self) -> bool:
-        """True if a fault makes images or the test set depend on the train size (F3, F4, F7)."""
+        """True if a fault makes images or the test set depend on the train size.
+
+        These are F3, F4 and F7 in ``docs/faults.md``.
+        """
         by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
         return not by_size.isdisjoint(self.prepared.faults)
 
@@ -476,7 +482,7 @@ class MeasureSpec(Spec):
     Attributes:
         subset: its training images are measured once, for all models.
         train_sizes: numbers of training images.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
         sharpness_sample: images of which label sharpness is computed, for larger train sizes; None
             takes all.

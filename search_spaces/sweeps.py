@@ -237,7 +237,7 @@ class OwnSourceSpec(specs.Spec):
     label_map: dict[str, str] = Field(default_factory=dict)
     label_columns: tuple[str, ...] = ()
     layout: specs.Layout | None = None
-    pixel_range: Annotated[tuple[float, float], BeforeValidator(specs.two_rising)] | None = None
+    pixel_range: Annotated[tuple[float, float], BeforeValidator(specs.check_range)] | None = None
 
 
 class DatasetChoice(specs.Spec):
@@ -303,7 +303,7 @@ class SweepSpec(specs.Spec):
         d_repr_stages: measure d_repr after every stage of a network, and not only of its last
             hidden layer.
         predictions: store every network's logits of the test images.
-        num_neighbors: nearest neighbours for intrinsic dimensions.
+        num_neighbors: nearest neighbors for intrinsic dimensions.
         estimators: of d_data.
         sharpness_sample: images of which label sharpness is computed; None takes all.
         calibrate: also correct the bias of d_data by simulation, for the report. It takes about a
@@ -327,7 +327,7 @@ class SweepSpec(specs.Spec):
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = specs.RELEASED_SEED
     recipe: RecipeChoice
     data_mode: specs.DataMode = "corrected"
     faults: tuple[specs.Fault, ...] = ()
@@ -345,12 +345,13 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
+        """Check that no model, size, seed, fault or dataset is repeated."""
         counts = Counter(self.models)
         repeated = sorted(choice.from_ for choice, count in counts.items() if count > 1)
         if repeated:
             raise ValueError(f"models names {', '.join(repeated[:20])} more than once")
         for field in ("train_sizes", "seeds", "faults"):
-            specs.each_once(getattr(self, field), what=field)
+            specs.check_unique(getattr(self, field), field=field)
         datasets = self.all_datasets
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
@@ -360,13 +361,14 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
+        """Check that conditions (arms) and base datasets (worlds) fit together."""
         if not self.datasets and not self.worlds:
             raise ValueError("a sweep needs datasets, or worlds")
         if self.arms and not self.worlds:
             raise ValueError("arms need worlds to be arms of")
         world_names = tuple(world.name for world in self.worlds)
-        specs.each_once(world_names, what="worlds")
-        specs.each_once(tuple(arm.name for arm in self.arms), what="arms")
+        specs.check_unique(world_names, field="worlds")
+        specs.check_unique(tuple(arm.name for arm in self.arms), field="arms")
         unknown = sorted({name for arm in self.arms for name in arm.worlds} - set(world_names))
         if unknown:
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
@@ -389,7 +391,7 @@ class SweepSpec(specs.Spec):
                 world=world.name,
                 name=BASE,
                 moves="base",
-                made=world.turned(()),
+                made=world.with_dials(()),
                 intervene_on=self.intervene_on,
             )
             datasets.append(base)
@@ -406,7 +408,7 @@ class SweepSpec(specs.Spec):
             if self.intervene_on == "training":
                 training_parameters = check_training_parameters(arm.dials)
             else:
-                contents = contents.turned(arm.dials)
+                contents = contents.with_dials(arm.dials)
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"arm {arm.name} in world {base.world}: {problem}") from None

@@ -30,9 +30,9 @@ from search_spaces.specs import (
     Optimizer,
     Spec,
     TrialSpec,
-    each_once,
+    check_range,
+    check_unique,
     pair_name,
-    two_rising,
 )
 
 SEARCH_VERSION = 1
@@ -41,10 +41,10 @@ SEARCH_VERSION = 1
 GRID_RATES = 25
 """Learning rates of the exhaustive grid, whose trainings are the unit of a budget."""
 
-Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(two_rising)]
+Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(check_range)]
 Decay = Annotated[float, Field(gt=0, le=1)]
-Decays = Annotated[tuple[Decay, Decay], BeforeValidator(two_rising)]
-Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(each_once)]
+Decays = Annotated[tuple[Decay, Decay], BeforeValidator(check_range)]
+Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(check_unique)]
 
 
 Sampler = Literal["tpe", "gp", "random"]

@@ -20,7 +20,7 @@ MAX_RETRIES = 3
 """Attempts after the first. A worker may die for reasons outside the task (a spot node, the
 kernel's memory killer), but a task whose worker dies four times in a row is itself the reason."""
 ENDING_S = 1.0
-"""Seconds that calls have to end by themselves before they are cancelled."""
+"""Seconds that calls have to end by themselves before they are canceled."""
 PATIENCE_S = 60.0
 """Seconds that calls wait for CPUs of other work before a note is printed."""
 
@@ -253,7 +253,7 @@ def nodes_that_see(path: Path) -> list[str]:
 def _end(calls: list[Any]) -> None:
     """Cancel calls that do not end by themselves soon.
 
-    Ray aborts this process if a call is cancelled at the moment in which it ends: "Tried to
+    Ray aborts this process if a call is canceled at the moment in which it ends: "Tried to
     complete task that was not pending" (ray-project/ray#54798 fixes another cause of it).
     """
     import ray

@@ -234,7 +234,7 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
         curve = LearningCurve(points, question.metric)
     except DataError as error:
         rule = f"The learning curve of {name} cannot be fitted"
-        raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.way_out) from None
+        raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.hint) from None
     asked_size = float(question.train_size or 2 * curve.largest_size)
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:

@@ -181,7 +181,7 @@ class LearningCurve:
         if len(self.points) < MIN_SIZES:
             rule = f"a learning curve needs {MIN_SIZES} train sizes"
             hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
-            raise DataError(rule, way_out=hint)
+            raise DataError(rule, hint=hint)
         self._seed_squares, self._seed_degrees = _scatter_within_sizes(points, metric)
         self.largest_size = self.points[-1].train_size
         log_losses = np.array([_log_loss(point, metric) for point in self.points])
@@ -380,7 +380,7 @@ def _log_loss(point: CurvePoint, metric: Metric) -> float:
         if errors == 0:
             rule = "a perfect score says nothing without the size of its test set"
             hint = "say how many test images it was measured on: --test-size"
-            raise DataError(rule, way_out=hint)
+            raise DataError(rule, hint=hint)
     if metric != "loss" and point.num_test_images:
         errors = np.exp(_log_of_score(point.score, metric))
         num = point.num_test_images

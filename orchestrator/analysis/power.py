@@ -346,7 +346,7 @@ def planned_power(
     design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
     arms = [
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows)
+        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes)
         for arm in plan.sweep.experiment
     ]
     shape = {"num_models": len(design.models), "num_sizes": len(design.train_sizes)}

@@ -39,9 +39,9 @@ def predict_sweep(
 
     def complete(numbers: Mapping[str, float]) -> None:
         if missing := [name for name in asked if name not in numbers]:
-            way_out = "give both numbers, a measurement with labels, or a pilot that has both"
+            hint = "give both numbers, a measurement with labels, or a pilot that has both"
             found = f"no {' and no '.join(missing)}"
-            raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
+            raise ConfigError("A prediction needs d_data and label_sharpness", found, hint)
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
     numbers = values_of(record) | {

@@ -145,8 +145,8 @@ def fit_growth(
             return replace(found, doubts=(*doubts, *found.doubts))
         reason = found
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    way_out = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
-    raise DataError("A prediction needs a fit of how losses grow", reason, way_out)
+    hint = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
+    raise DataError("A prediction needs a fit of how losses grow", reason, hint)
 
 
 def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:

@@ -17,8 +17,8 @@ from orchestrator.analysis import table as t
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
 
-_WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
-_MEASURED_WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
+_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
+_MEASURED_HINT = "write one with: isweep measure SOURCE --json > record.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def read_pilot(path: Path, model: str) -> Pilot:
         table = read_separated(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            "A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT
+            "A pilot must be a readable CSV file", f"{path}: {error}", _HINT
         ) from None
     return pilot_of(table, model, where=str(path))
 
@@ -86,7 +86,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:
         raise ConfigError(
-            "A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _WAY_OUT
+            "A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _HINT
         )
     t.check_values(table)
     rows, notes = table, []
@@ -136,9 +136,9 @@ def read_record(path: Path) -> dict[str, Any]:
         rule = "A measured record must be a readable JSON file"
         why = error.strerror if isinstance(error, OSError) else error
         named = "" if path.suffix else f"; a sweep is named so: sweep='{path}'"
-        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT + named) from None
+        raise ConfigError(rule, f"{path}: {why}", _MEASURED_HINT + named) from None
     if not isinstance(record, dict) or "d_data" not in record:
-        raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_WAY_OUT)
+        raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_HINT)
     return record
 
 
@@ -176,11 +176,11 @@ def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
     if t.UNRECORDED not in theirs and ours != theirs:
         found = f"{ours} beside the sweep's {theirs}"
         (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
-        way_out = (
+        hint = (
             f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is "
             "on its scale"
         )
-        raise ConfigError("K_F must be measured on the sweep's scale", found, way_out)
+        raise ConfigError("K_F must be measured on the sweep's scale", found, hint)
 
 
 def check_numbers(
@@ -209,10 +209,10 @@ def check_numbers(
         asked.append(("train_size", train_size, "give a number of images, e.g. 1000"))
     else:
         asked.append(("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"))
-    for name, given, way_out in asked:
+    for name, given, hint in asked:
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
         if not is_number or not least < given < most:
             rule = f"{name} must be a number between {least:g} and {most:g}"
-            raise ConfigError(rule, repr(given), way_out)
+            raise ConfigError(rule, repr(given), hint)
         if name.endswith("size") and given % 1:
             raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")

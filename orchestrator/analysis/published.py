@@ -220,8 +220,8 @@ def compare(
             "compared on cells that both have",
             f"none of {len(one)} and {len(two)} is shared",
         )
-        way_out = "compare sweeps with equal models, datasets, class pairs and train sizes"
-        raise DataError(f"Two sweeps can be {rule}", found, way_out)
+        hint = "compare sweeps with equal models, datasets, class pairs and train sizes"
+        raise DataError(f"Two sweeps can be {rule}", found, hint)
     changes = []
     for name in (name for name in quantities if name in one and name in two):
         moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()

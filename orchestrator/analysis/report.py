@@ -52,7 +52,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """
     arms = workspace.plan.sweep.experiment
     return tuple(
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows, arm.intervene_on)
+        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes, arm.intervene_on)
         for arm in arms
     )
 

@@ -186,8 +186,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         exact: Any = {"keep_default_na": False, "float_precision": "round_trip"}
         table: pd.DataFrame = pd.read_csv(path, dtype=text, na_values=blank, **exact)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
-        raise DataError(rule, f"{path}: {error}", way_out) from error
+        rule, hint = "A results file must be a CSV table", "write it with `isweep results --csv`"
+        raise DataError(rule, f"{path}: {error}", hint) from error
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name].dtype):
             table[name] = table[name].astype(object).map(unescape_cell)
@@ -205,10 +205,8 @@ def check_values(table: pd.DataFrame) -> None:
     known = [str(status) for status in TrialStatus]
     said = table.get(c.STATUS, pd.Series(dtype=object))
     unknown = sorted({str(value) for value in said if not _is_blank(value)} - set(known))
-    way_out = "correct it, or leave it blank for trials that are done"
-    _refuse(
-        f"The status of a trial is {' or '.join(known)}", listing([*map(repr, unknown)]), way_out
-    )
+    hint = "correct it, or leave it blank for trials that are done"
+    _refuse(f"The status of a trial is {' or '.join(known)}", listing([*map(repr, unknown)]), hint)
     sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
@@ -216,10 +214,10 @@ def check_values(table: pd.DataFrame) -> None:
     _refuse("A train size is a whole number of images", found, "count images in ones")
 
 
-def _refuse(rule: str, found: str, way_out: str) -> None:
+def _refuse(rule: str, found: str, hint: str) -> None:
     """Raise what breaks a rule, if something was found."""
     if found:
-        raise DataError(rule, found, way_out)
+        raise DataError(rule, found, hint)
 
 
 def _truth_values(values: pd.Series) -> pd.Series:

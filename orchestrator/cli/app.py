@@ -159,7 +159,7 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
         ConfigError: If the words are no valid command.
     """
     if not arguments:
-        raise ConfigError("A command is required", way_out="see: isweep --help")
+        raise ConfigError("A command is required", hint="see: isweep --help")
     try:
         function, bound, _ = application().parse_args(
             arguments, print_error=False, exit_on_error=False
@@ -181,10 +181,10 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
             hint = "options stand after the command"
-            return ConfigError(f"Unknown option: {words[0]}", way_out=hint)
+            return ConfigError(f"Unknown option: {words[0]}", hint=hint)
         if words[0] in ("resume", "continue"):
             hint = "isweep run SWEEP does what is left"
-            return ConfigError(f"Unknown command: {words[0]}", way_out=hint)
+            return ConfigError(f"Unknown command: {words[0]}", hint=hint)
         message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         message = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
@@ -196,7 +196,7 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     message, did_you_mean, name = message.partition(". Did you mean ")
     if did_you_mean:
         hint = f"did you mean {name} {hint}"
-    return ConfigError(message, way_out=hint)
+    return ConfigError(message, hint=hint)
 
 
 def application() -> App:

@@ -140,7 +140,7 @@ def predict(
         return
     if not sweep:
         hint = "name a sweep, or a file of results: --curve results.csv"
-        raise ConfigError("A prediction needs a sweep or a learning curve", way_out=hint)
+        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
         if table["dataset"].nunique() == 1:

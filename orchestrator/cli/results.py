@@ -253,7 +253,7 @@ class TableOptions:
 
         if not self.response or not self.on or not self.groups:
             example = f"e.g. isweep fit {path} --response loss --on d --groups dataset"
-            raise ConfigError("A table needs --response, --on and --groups", way_out=example)
+            raise ConfigError("A table needs --response, --on and --groups", hint=example)
         design = Design(self.response, self.on, self.groups, self.within)
         table = read_user_table(path, design)
         grouped_fit = fit_user_table(table, design)
@@ -364,7 +364,7 @@ def claims(
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
+        raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

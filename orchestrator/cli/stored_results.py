@@ -96,4 +96,4 @@ def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
         hint = f"a run works on it; see: {place.hint('status', sweep)}"
     elif not workspace.paths.root.is_dir():
         hint += f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=hint)
+    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)

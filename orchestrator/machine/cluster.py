@@ -122,10 +122,10 @@ def _parted(address: str) -> tuple[str, str]:
     if address == "auto":
         return "", ""
     if "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
-        way_out = (
+        hint = (
             "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
         )
-        raise ConfigError("--address must be host:port of a Ray head, or auto", address, way_out)
+        raise ConfigError("--address must be host:port of a Ray head, or auto", address, hint)
     return host, port
 
 
@@ -140,11 +140,11 @@ def reached(address: str) -> str:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
-        way_out = (
+        hint = (
             "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
             "machine"
         )
-        raise SetupError("The Ray address must answer", f"{address}: {error}", way_out) from None
+        raise SetupError("The Ray address must answer", f"{address}: {error}", hint) from None
     return address if ":" in peer else f"{peer}:{port}"
 
 
@@ -224,8 +224,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
                     f"resources.{name} must fit the machine",
                     f"{asked:,g}, it has {there:,g}",
                 )
-                way_out = "ask for less, run with --device cpu, or run on a larger cluster"
-                raise ConfigError(rule, found, way_out)
+                hint = "ask for less, run with --device cpu, or run on a larger cluster"
+                raise ConfigError(rule, found, hint)
     return wanted
 
 
@@ -272,8 +272,8 @@ def connect(
     with contextlib.ExitStack() as stack:
         if head is None:
             if shutil.which("bash") is None:
-                rule, way_out = "Ray starts its workers with bash", "put the folder of bash on PATH"
-                raise SetupError(rule, "none on PATH", way_out)
+                rule, hint = "Ray starts its workers with bash", "put the folder of bash on PATH"
+                raise SetupError(rule, "none on PATH", hint)
             ending.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
         with ending.stop_held():
@@ -379,9 +379,9 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
                 if again and TOO_SLOW in reason:
                     log.warning("Ray is started again: %s", reason)
                     continue
-                way_out = "run the same command again when the machine has less to do"
-                way_out += "; isweep doctor knows other causes"
-                raise SetupError("Ray must start on this machine", reason, way_out) from error
+                hint = "run the same command again when the machine has less to do"
+                hint += "; isweep doctor knows other causes"
+                raise SetupError("Ray must start on this machine", reason, hint) from error
             yield context
             return
 
@@ -392,21 +392,21 @@ def _attach(ray: Any, said: str, **settings: Any) -> Any:
     except Exception as error:
         rule = "The Ray cluster must accept this driver"
         told = (str(error) or type(error).__name__).splitlines()[0]
-        way_out = (
+        hint = (
             "run isweep on a node of the cluster, with its Ray version; the head's port is "
             "6379 unless "
         )
-        way_out += "`ray start` was told another, and 8265 is the dashboard"
+        hint += "`ray start` was told another, and 8265 is the dashboard"
         # Ray says itself when there is no token; that one was refused stands only in what caused
         # its error.
         refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
         if refused or isinstance(error, ray.exceptions.AuthenticationError):
             rule = "The Ray cluster must accept this driver's token"
             told = "the token is missing or another one" if refused else told.partition(". ")[0]
-            way_out = (
+            hint = (
                 "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
             )
-        raise SetupError(rule, f"{said}: {told}", way_out) from None
+        raise SetupError(rule, f"{said}: {told}", hint) from None
 
 
 def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:

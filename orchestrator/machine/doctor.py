@@ -131,9 +131,7 @@ def run_checks(
         checks["result store"] = lambda: _result_store(storage)
     found = [_found(name, check) for name, check in checks.items()] + nodes
     if launch is not None:
-        told = [
-            (False, f"{one.where}: {one.what}", one.way_out) for one in check_launch_file(launch)
-        ]
+        told = [(False, f"{one.where}: {one.what}", one.hint) for one in check_launch_file(launch)]
         for ok, detail, fix in told or [(True, "nothing is wrong; no provider was asked", "")]:
             found.append(
                 {"name": f"{LAUNCH_FILE} {launch.name}", "ok": ok, "detail": detail, "fix": fix}
@@ -145,7 +143,7 @@ def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
     try:
         ok, detail, fix = check()
     except SweepError as error:
-        ok, detail, fix = False, str(error), error.way_out
+        ok, detail, fix = False, str(error), error.hint
     except Exception as error:
         ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
     return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
@@ -157,10 +155,10 @@ def _gpus(address: str | None) -> tuple[bool, str, str]:
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
-    what, way_out = (
+    what, hint = (
         "; ".join(texts) for texts in zip(*[*gpu_problems(here)] or [("", "")], strict=True)
     )
-    return not what, what or ", ".join(gpu.name for gpu in there), way_out
+    return not what, what or ", ".join(gpu.name for gpu in there), hint
 
 
 def _root(root: str | None) -> tuple[bool, str, str]:
@@ -283,12 +281,12 @@ def _checked(answer: dict[str, Any], node: dict[str, Any]) -> Check:
     }
     of_gpus = () if gpus.logical else gpu_problems(replace(gpus, offered=offered))
     problems = [silent] if silent else [*of_gpus, *_problems(row)]
-    what, way_out = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
+    what, hint = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
     said: Check = {
         "name": f"node {row['address']}",
         "ok": not problems,
         "detail": what,
-        "fix": way_out,
+        "fix": hint,
     }
     return {**said, "detail": what or "nothing is wrong", "node": row}
 
@@ -318,11 +316,11 @@ def versions_here() -> dict[str, str]:
 
 
 class Problem(NamedTuple):
-    """What is wrong in a launch file, where, and the way out."""
+    """What is wrong in a launch file, where, and the hint."""
 
     where: str
     what: str
-    way_out: str
+    hint: str
 
 
 def check_launch_file(path: Path) -> list[Problem]:
@@ -417,7 +415,7 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _texts(config: dict[str, Any]) -> Iterator[Problem]:
     """Find what is still to be filled in, and secrets, which `ray up` copies to the head."""
-    way_out = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+    hint = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
     seen = set[str]()
     for place, value in _values(config):
         if not isinstance(value, str):
@@ -431,17 +429,17 @@ def _texts(config: dict[str, Any]) -> Iterator[Problem]:
         if place.startswith("file_mounts."):
             continue
         if value and SECRET_KEY.search(place.rpartition(".")[2]):
-            yield Problem(place, "a secret stands in the file", way_out)
+            yield Problem(place, "a secret stands in the file", hint)
         for name in SECRET_SET.findall(value):
-            yield Problem(place, f"a secret stands in the file: {name}", way_out)
+            yield Problem(place, f"a secret stands in the file: {name}", hint)
 
 
 def _needed(config: dict[str, Any]) -> Iterator[Problem]:
     values = dict(_values(config))
     account = ("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu")
-    for place, told, way_out in (account, *NEEDED.get(config["provider"].get("type"), ())):
+    for place, told, hint in (account, *NEEDED.get(config["provider"].get("type"), ())):
         if not values.get(place):
-            yield Problem(place, told, way_out)
+            yield Problem(place, told, hint)
     if key := values.get("auth.ssh_private_key"):
         path, place = Path(key).expanduser(), "auth.ssh_private_key"
         if not path.is_file():
@@ -574,7 +572,7 @@ def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
                 f"{place}.InstanceMarketOptions", told, "only workers may be spot instances"
             )
         open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
-        for key, told, way_out in (
+        for key, told, hint in (
             (
                 "ImageId",
                 "no image is named, and Ray takes its own",
@@ -590,7 +588,7 @@ def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
             if not made.get(key) and not (
                 key == "SecurityGroupIds" and made.get("NetworkInterfaces")
             ):
-                yield Problem(f"{place}.{key}", told, way_out)
+                yield Problem(f"{place}.{key}", told, hint)
         place = f"{place}.BlockDeviceMappings"
         disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
         if not disks or not all(disk.get("Encrypted") for disk in disks):

@@ -63,7 +63,7 @@ DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
 """Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of
 devices."""
-WAYS_OUT = {
+DRIVER_HINTS = {
     "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
     "MPS client": "start MPS again (nvidia-cuda-mps-control -d), or unset CUDA_MPS_PIPE_DIRECTORY",
     "system not yet initialized": "start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
@@ -201,11 +201,11 @@ def driver_version() -> str:
     return found[0] if found else ""
 
 
-def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
+def driver_hint(driver: str, cuda: str | None, complaint: str = "") -> str:
     """Return how a driver and a torch that was built for ``cuda`` and says so are brought
     together.
     """
-    if known := next((way_out for words, way_out in WAYS_OUT.items() if words in complaint), ""):
+    if known := next((hint for words, hint in DRIVER_HINTS.items() if words in complaint), ""):
         return known
     if not driver:
         return "install NVIDIA's driver"
@@ -454,11 +454,11 @@ def refuse(
         problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)
     ]
     if problems:
-        what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
+        what, hint = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
         raise SetupError(
             "Every GPU that is offered must be free to run trials",
             what,
-            f"{way_out}, or run with --device cpu",
+            f"{hint}, or run with --device cpu",
         )
     without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
     recipes = {
@@ -482,13 +482,13 @@ def refuse(
 def gpu_problems(
     node: NodeGpus, *, share: float = 1.0, alone: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yield what stands in the way of trials on a node's GPUs, with the way out; see
+    """Yield what stands in the way of trials on a node's GPUs, with the hint; see
     :func:`refuse`.
     """
     where = f"node {node.node}"
     if node.error:
-        way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
-        yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
+        hint = f"see what {Path(sys.executable).name} -c 'import torch' says there"
+        yield f"{where}: torch cannot be asked of its GPUs: {node.error}", hint
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield (
@@ -511,7 +511,7 @@ def gpu_problems(
             + (f": {node.complaint}" if node.complaint else ""),
             f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={reached}"
             if reached
-            else driver_way_out(node.driver, node.cuda, node.complaint),
+            else driver_hint(node.driver, node.cuda, node.complaint),
         )
     for gpu in node.gpus:
         its = f"{where}: {gpu.name} {gpu.uuid}"
@@ -594,7 +594,7 @@ def check_gpu(precision: str) -> None:
             f"{NO_GPU}, and never computes on CPUs instead",
             f"{named()}: NVIDIA driver {driver or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
-            f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
+            f"{driver_hint(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
     if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
         name, uuid = gpu_in_use()

@@ -83,14 +83,14 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
                 time.sleep(PROBE_PAUSE_S)
             except OSError as error:
                 rule = "The file system must have locks, or two runs could work on one root"
-                way_out = (
+                hint = (
                     "keep it on a local disk, or mount the file system with locks (NFS: no nolock)"
                 )
-                raise SetupError(rule, f"{path}: {error.strerror or error}", way_out) from None
+                raise SetupError(rule, f"{path}: {error.strerror or error}", hint) from None
         else:
             found = f"{path.parent} is in use by {_holder(_said(path), 'another process')}"
-            way_out = f"wait for it, stop it with Ctrl-C, or use another --{what}"
-            raise SetupError(RULE.format(what), found, way_out)
+            hint = f"wait for it, stop it with Ctrl-C, or use another --{what}"
+            raise SetupError(RULE.format(what), found, hint)
         file.truncate(0)
         json.dump({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}, file)
         file.flush()
@@ -221,8 +221,8 @@ class Lease:
                     later, other = self._read()
                     if other != tag:
                         told = f"{self._url} is in use by {_holder(later, 'another driver')}"
-                        way_out = "wait for it, stop it there, or use another --storage"
-                        raise SetupError(RULE.format("storage"), told, way_out)
+                        hint = "wait for it, stop it there, or use another --storage"
+                        raise SetupError(RULE.format("storage"), told, hint)
         except FileNotFoundError:
             return None
         return self._files.put(self._path, self._content(), {"e_tag": tag})

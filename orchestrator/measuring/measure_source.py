@@ -345,11 +345,11 @@ def _load_npy(path: Path) -> Images:
         # is taken.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        found, way_out = (
+        found, hint = (
             f"{path.name}: {str(error).splitlines()[0]}",
             "save it with numpy.save(PATH, array)",
         )
-        raise DataError("A .npy file must hold one plain numeric array", found, way_out) from None
+        raise DataError("A .npy file must hold one plain numeric array", found, hint) from None
 
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
@@ -388,8 +388,8 @@ def name_labels(
         labels = class_labels(rows, _raw(own or NOTHING_SAID))
     except DataError as error:
         if own is None:  # arrays in memory have no label_map
-            way_out = "change those labels, or leave their images out, before measuring"
-            raise DataError(error.rule, error.value, way_out) from None
+            hint = "change those labels, or leave their images out, before measuring"
+            raise DataError(error.rule, error.value, hint) from None
         raise
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}

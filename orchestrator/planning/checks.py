@@ -31,7 +31,7 @@ class Counted:
 
 def counted(listing: Listing) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
-    if not listing.one_each or any(item.label is None for item in listing.items):
+    if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     ids: dict[str, int] = {}
     groups = [
@@ -102,8 +102,8 @@ def check_feasible(
                     "class_pairs number classes by place, from 0; these have other numbers as names"
                 )
                 known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
-                way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
-                raise DataError(rule, f"{subset.dataset}: {known}", way_out)
+                hint = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
+                raise DataError(rule, f"{subset.dataset}: {known}", hint)
             given = there.labels, there.groups, subset, there.splits
             make_subset(*given, max_train_size=size, label_names=names)
         except SweepError as error:
@@ -121,9 +121,9 @@ def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
             own[choice.name] = raw.get(choice.name) or Path(choice.own.path)
             if choice.name not in raw and not own[choice.name].exists():
                 near = nearest_path(own[choice.name])
-                way_out = f"a relative path starts at the sweep file; {near}" if near else ""
+                hint = f"a relative path starts at the sweep file; {near}" if near else ""
                 rule = f"datasets.{choice.name}.own.path must exist"
-                problems.append(ConfigError(rule, choice.own.path, way_out))
+                problems.append(ConfigError(rule, choice.own.path, hint))
     collect(problems, ConfigError)
     return own
 
@@ -143,4 +143,4 @@ def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) 
     if subset.class_pair is not None:
         named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
         about += ", classes " + " and ".join(named)
-    return DataError(f"{about}: {error.rule}", error.value, error.way_out)
+    return DataError(f"{about}: {error.rule}", error.value, error.hint)

@@ -142,8 +142,8 @@ def _own(
 ) -> tuple[tuple[str, ...], int, Sizes]:
     """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
     if not source.exists():
-        way_out = f"give a folder, a table or a file of arrays; {nearest_path(source)}".rstrip("; ")
-        raise ConfigError("The images must exist", str(source), way_out)
+        hint = f"give a folder, a table or a file of arrays; {nearest_path(source)}".rstrip("; ")
+        raise ConfigError("The images must exist", str(source), hint)
     kind = detect_own_kind(source)
     if kind is None:
         raise ConfigError("The images must be of a known kind", str(source), own_kinds_text())

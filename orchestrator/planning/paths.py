@@ -145,8 +145,8 @@ def _no_root(path: str | Path, error: Exception) -> SweepError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
-    way_out = "choose another with --root or ISWEEP_ROOT"
-    return kind("The root must be a folder that can be written", f"{path}: {reason}", way_out)
+    hint = "choose another with --root or ISWEEP_ROOT"
+    return kind("The root must be a folder that can be written", f"{path}: {reason}", hint)
 
 
 def check_outlasts_ray(path: Path, what: str, option: str) -> None:

@@ -118,7 +118,7 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
 def _parse(text: str, origin: str) -> dict[str, Any]:
     """Return the keys and values of a sweep file."""
     if not text.strip():
-        raise ConfigError(f"{origin} must not be empty", way_out=SEE)
+        raise ConfigError(f"{origin} must not be empty", hint=SEE)
     content = read_plain(text, origin)
     if not isinstance(content, dict):
         rule = f"{origin} must be a mapping of keys to values"
@@ -201,7 +201,7 @@ def _problems_of(
     ]
     if () not in places and not content.get("datasets") and not content.get("worlds"):
         rule = f"{origin}: a sweep needs datasets, or worlds"
-        problems.append(ConfigError(rule, way_out=DATASET))
+        problems.append(ConfigError(rule, hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)
     return problems

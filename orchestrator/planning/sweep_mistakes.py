@@ -66,7 +66,7 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     if detail["type"] == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
-        return ConfigError(f"{where}: this {what} is required", way_out=hint)
+        return ConfigError(f"{where}: this {what} is required", hint=hint)
     value = detail["input"]
     shown = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
     message = _message(detail)
@@ -92,10 +92,10 @@ def _unknown_key(keys: tuple[int | str, ...], where: str) -> ConfigError:
         if isinstance(key, str) and key in model.model_fields:
             model = _model_in(model.model_fields[key].annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
-        return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
+        return ConfigError(f"{where}: this key belongs into recipe", hint=RECIPE)
     known = [field.alias or name for name, field in model.model_fields.items()]
     hint = f"{nearest(str(keys[-1]), known)}known keys: {', '.join(known)}"
-    return ConfigError(f"{where}: unknown key", way_out=hint)
+    return ConfigError(f"{where}: unknown key", hint=hint)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

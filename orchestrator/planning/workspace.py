@@ -52,8 +52,8 @@ class Workspace:
             rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
             raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
         if not isinstance(changes, (Mapping, NoneType)):
-            way_out = "e.g. changes={'recipe.epochs': 3}"
-            raise ConfigError("changes must be a mapping", type(changes).__name__, way_out)
+            hint = "e.g. changes={'recipe.epochs': 3}"
+            raise ConfigError("changes must be a mapping", type(changes).__name__, hint)
         if not isinstance(storage, (str, NoneType)):
             raise ConfigError("storage must be text: a folder or a URL", repr(storage))
         paths = RootPaths.at(root)

@@ -106,18 +106,18 @@ def connect(uri: str) -> MlflowClient:
         return _client(uri)
     except Exception as error:
         said = first_line(error, uri)
-        way_out = (
+        hint = (
             "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
         )
         if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
-            way_out = "pip install 'isweep[postgres]'"
+            hint = "pip install 'isweep[postgres]'"
         elif DAMAGED.search(said):
-            way_out = (
+            hint = (
                 "remove the file, then `isweep reconcile` every sweep: the result stores have all"
             )
         kind = Refused if is_final(error) else SetupError
         raise kind(
-            "The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out
+            "The MLflow store must answer", f"{without_secrets(uri)}: {said}", hint
         ) from None
 
 

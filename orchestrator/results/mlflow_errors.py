@@ -46,8 +46,8 @@ def no_answer(error: Exception) -> SetupError:
     """Return what a person reads when MLflow does not answer."""
     if isinstance(error, SetupError):
         return error
-    way_out = "the result store has everything: isweep reconcile, later"
-    return SetupError("MLflow must answer", first_line(error), way_out)
+    hint = "the result store has everything: isweep reconcile, later"
+    return SetupError("MLflow must answer", first_line(error), hint)
 
 
 def first_line(error: Exception, uri: str = "") -> str:

@@ -108,7 +108,7 @@ def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.
     if not tables:
         raise DataError(
             "No trial of this sweep has predictions",
-            way_out=(
+            hint=(
                 "set predictions: true and run it again: where weights are kept, nothing is trained"
             ),
         )

@@ -224,14 +224,14 @@ class Folder:
             write_atomic(path, data, durable=durable)
             return _file_stamp(path)
         except OSError as error:
-            rule, way_out = UNWRITABLE
+            rule, hint = UNWRITABLE
             free = "free space unknown"
             for folder in reversed(Path(path).parents):
                 with contextlib.suppress(OSError):
                     free = f"{shutil.disk_usage(folder).free:,} bytes free"
             told = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free}"
             raise (StorageAway if error.errno in PASSING else SetupError)(
-                rule, told, way_out
+                rule, told, hint
             ) from error
 
     def remove(self, path: str) -> None:
@@ -249,8 +249,8 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            rule, way_out = UNREADABLE
-            raise SetupError(rule, f"{folder}: {error.strerror or error}", way_out) from error
+            rule, hint = UNREADABLE
+            raise SetupError(rule, f"{folder}: {error.strerror or error}", hint) from error
         for path in (f"{folder}/{entry}/{name}" for entry in names):
             try:
                 yield Found(path, _file_stamp(path))

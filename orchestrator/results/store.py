@@ -210,8 +210,8 @@ class ResultStore:
                 return data
         except OSError as error:
             found = "gone" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        way_out = "run the sweep again: made anew, from kept weights where there are some"
-        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", way_out)
+        hint = "run the sweep again: made anew, from kept weights where there are some"
+        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", hint)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint; None where there is none that is whole."""
@@ -274,9 +274,9 @@ class ResultStore:
             return []
         except (OSError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            way_out = "delete it: nothing is decided by it"
+            hint = "delete it: nothing is decided by it"
             raise CorruptStoreError(
-                "A cell's story must be whole", f"{path}: {reason}", way_out
+                "A cell's story must be whole", f"{path}: {reason}", hint
             ) from None
 
     def log_path(self, trial_id: str, attempt: int) -> str:
@@ -310,8 +310,8 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     """
 
     def broken(reason: str) -> CorruptStoreError:
-        way_out = "run the sweep again: this cell is done anew and the file replaced"
-        return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
+        hint = "run the sweep again: this cell is done anew and the file replaced"
+        return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", hint)
 
     if isinstance(found, OSError):
         raise broken(found.strerror or type(found).__name__)

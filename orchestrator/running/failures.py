@@ -477,14 +477,14 @@ class Retries:
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
         rule, what = "Some node must give trials a GPU that they can compute on", "had none"
-        way_out = "mend a node, or use --device cpu"
+        hint = "mend a node, or use --device cpu"
         if other_code:
             rule, what = "Some node must run the code of the driver", "found other code"
-            way_out = "install the same everywhere, and leave it as it is while a sweep runs"
+            hint = "install the same everywhere, and leave it as it is while a sweep runs"
         raise SetupError(
             rule,
             f"on each of {len(offered)} nodes the last trials {what}; the last: {last}",
-            f"{way_out}; then run the same command again: what is done is kept. "
+            f"{hint}; then run the same command again: what is done is kept. "
             "isweep doctor --address ADDRESS looks at every node",
         )
 

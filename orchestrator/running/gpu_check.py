@@ -656,8 +656,8 @@ def devices(wanted: str | None) -> list[Gpu | None]:
         return [None]
     found = {str(index): its for index, its in enumerate(() if is_logical() else _seen())}
     if not found:
-        way_out = "isweep doctor says why; --device cpu tries the check"
-        raise SetupError("gpu-check needs a GPU that torch reaches", "none", way_out)
+        hint = "isweep doctor says why; --device cpu tries the check"
+        raise SetupError("gpu-check needs a GPU that torch reaches", "none", hint)
     if wanted is not None and wanted not in found:
         rule = "--device must be the number of a GPU that torch reaches, or cpu"
         raise ConfigError(rule, wanted, f"one of {', '.join(found)}")

@@ -51,9 +51,9 @@ def run_pilot(
     try:
         summary = run_sweep(spec, options, progress=progress)
     except DataError as error:
-        way_out = error.way_out.replace("train_sizes", "--pilot-sizes")
-        way_out = way_out.replace("test_size", "--pilot-test-size")
-        raise DataError(error.rule, error.value, way_out) from None
+        hint = error.hint.replace("train_sizes", "--pilot-sizes")
+        hint = hint.replace("test_size", "--pilot-test-size")
+        raise DataError(error.rule, error.value, hint) from None
     table = results_table(Workspace.open(spec, options.root, options.storage))
     if table.empty:
         why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
@@ -90,11 +90,11 @@ def pilot_sweep(
 
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if model == POOLED:
-        way_out = (
+        hint = (
             f"name one: --model {' or '.join(models)}; a CSV of results has train_size and "
             "test_loss"
         )
-        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", way_out)
+        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", hint)
     if model not in models:
         raise unknown_name("model of the sweep to train a pilot with", model, models)
     if sweep.recipe.axes:

@@ -175,12 +175,10 @@ def check_same_start(
         theirs = ", ".join(
             f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items()
         )
-        way_out = (
+        hint = (
             f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
         )
-        problems.append(
-            ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out)
-        )
+        problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", hint))
     collect(problems)
 
 

@@ -423,8 +423,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
-        if way_out := self._requests.failed(cell, failure):
-            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
+        if hint := self._requests.failed(cell, failure):
+            failure = failure.model_copy(update={"message": f"{hint} ({failure.message})"})
         record = FailureRecord(
             trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure
         )
@@ -434,7 +434,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if gpu and (place := self._places.get(trial_id)):
             self._execution.gpu_failed(place, self._retries.rest_s(place.node, place.gpus))
         decision = self._retries.failed(
-            trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out)
+            trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(hint)
         )
         if decision.pause_s is None:
             self._settled(trial_id)
@@ -473,11 +473,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._waits_again(trial_id, 0.0)
             self._run.monitor.trial_stopped(trial_id)
         if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
-            way_out = (
+            hint = (
                 "run the same command again: what is done is kept; the log below the root says more"
             )
             self._queue.error = SetupError(
-                "Ray Tune must be able to run trials", failure.message, way_out
+                "Ray Tune must be able to run trials", failure.message, hint
             )
 
     def _settled(self, trial_id: str) -> None:

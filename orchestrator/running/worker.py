@@ -233,9 +233,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 f"{provenance().code_version} with source {here} on node "
                 f"{ray.util.get_node_ip_address()}"
             )
-            way_out = "install the same everywhere, and leave it as it is while a sweep runs"
+            hint = "install the same everywhere, and leave it as it is while a sweep runs"
             rule = "A worker must run the code of the driver"
-            raise OtherCodeError(rule, f"{found}, the driver's is {wanted}", way_out)
+            raise OtherCodeError(rule, f"{found}, the driver's is {wanted}", hint)
 
     def save_checkpoint(self, _: Any) -> None:
         """Save and load nothing: a trial's result is the only state worth keeping."""

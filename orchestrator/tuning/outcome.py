@@ -74,7 +74,7 @@ class CellOutcome(Finding):
 
     @property
     def problem(self) -> str:
-        """What to know before using the recipe, and the way out; empty where there is nothing."""
+        """What to know before using the recipe, and the hint; empty where there is nothing."""
         again = "and tune again: what was found is kept"
         found = ""
         if self.chosen is None:

@@ -1,10 +1,10 @@
 """Bias-corrected intrinsic dimension, by simulating manifolds of known dimension.
 
-Neighbour-based estimators are too low if the dimension is high for the number of points. By how
+Neighbor-based estimators are too low if the dimension is high for the number of points. By how
 much depends on the shape as well, but shapes also differ in other statistics of the same distances.
 The correction has three steps:
 
-1. Four statistics of the data: ``ln d`` by MLE; its change from k/2 to k neighbours; the spread of
+1. Four statistics of the data: ``ln d`` by MLE; its change from k/2 to k neighbors; the spread of
    ``ln T_k`` over points, relative to that of even density; and the coefficient of variation of the
    distances between random pairs.
 2. The same statistics are simulated for each family of manifolds, with as many points, over a grid
@@ -138,7 +138,7 @@ class CalibratedDimension:
     Attributes:
         value: The dimension, or None if undefined.
         interval: Central interval of probability ``level``.
-        uncorrected: The MLE normalised by k-1 on the same points.
+        uncorrected: The MLE normalized by k-1 on the same points.
         num_points: Points that were used, and that each simulation had.
         num_neighbors: k of the MLE.
         level: Probability of the interval.
@@ -229,7 +229,7 @@ def calibrate(
     pair_distances = _pair_distances(source, chosen_rows)
     observed = statistics(search.tables[0], pair_distances, num_neighbors)
     if observed is None:
-        return replace(undefined, reason="neighbour distances are zero or all equal")
+        return replace(undefined, reason="neighbor distances are zero or all equal")
     ambient = int(np.prod(source.row_shape))
     grid = dimension_grid(np.exp(observed[0]), ambient)
     simulations = simulate(num_points, num_neighbors, grid, families, executor=executor, seed=seed)
@@ -244,7 +244,7 @@ def statistics(
     """Return the four statistics of step 1, or None if a distance is zero or all are equal.
 
     Args:
-        table: Neighbours of all points.
+        table: Neighbors of all points.
         pair_distances: ``(num_pairs,)`` distances of random pairs.
         num_neighbors: k.
     """
@@ -281,17 +281,17 @@ def simulate(
     """Simulate the statistics of every family at every dimension, ``NUM_REPEATS`` samples each."""
     shape = len(families), len(dimensions), NUM_REPEATS
     result = np.full((*shape, 4), np.nan)
-    places = []
+    grid_indices = []
     arguments = []
-    for place in product(*map(range, shape)):
-        family = families[place[0]]
-        dimension = dimensions[place[1]]
+    for grid_index in product(*map(range, shape)):
+        family = families[grid_index[0]]
+        dimension = dimensions[grid_index[1]]
         if dimension >= 2 or family not in FROM_DIMENSION_2:
-            places.append(place)
-            arguments.append((family, dimension, num_points, num_neighbors, [seed, place[2]]))
+            grid_indices.append(grid_index)
+            arguments.append((family, dimension, num_points, num_neighbors, [seed, grid_index[2]]))
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
-            result[places[index]] = values
+            result[grid_indices[index]] = values
     log_dimensions = np.log(np.asarray(dimensions, float))
     return Simulations(tuple(families), log_dimensions, result)
 
@@ -323,8 +323,8 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     source_rows = np.unique(np.concatenate(slices)).tolist()
     single_rows = [source.read(row, row + 1) for row in source_rows]
     rows = flatten(np.concatenate(single_rows))
-    centre = rows.mean(axis=0, dtype=np.float64)
-    squared, _ = squared_distances(rows, None, centre, Precision())
+    center = rows.mean(axis=0, dtype=np.float64)
+    squared, _ = squared_distances(rows, None, center, Precision())
     return np.sqrt(squared[np.triu_indices(len(rows), 1)])
 
 
@@ -420,10 +420,10 @@ def _weights(
     """
     is_missing = np.asarray(np.isnan(curves).any(axis=2))
     num_present = np.maximum((~is_missing).sum(axis=0), 1)
-    centred = np.where(is_missing[..., None], 0, curves)
-    centred -= centred.sum(axis=0) / num_present[:, None]
-    centred[is_missing] = 0
-    between = np.einsum("fgi,fgj->gij", centred, centred) / len(curves)
+    centered = np.where(is_missing[..., None], 0, curves)
+    centered -= centered.sum(axis=0) / num_present[:, None]
+    centered[is_missing] = 0
+    between = np.einsum("fgi,fgj->gij", centered, centered) / len(curves)
     covariance = noise + spread * between + INTERPOLATION_ERROR**2 * np.eye(4)
     residual = np.where(is_missing[..., None], 0, observed - curves)
     misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)

@@ -8,7 +8,7 @@ numbers divided by 255. All terms are then integers and nothing is rounded, so t
 depend on block size, order, threads or machine.
 
 **Floats.** The expanded form loses digits when two rows are much closer to each other than to the
-origin. Rows are therefore centred first. Products are summed in float32 inside a chunk of features
+origin. Rows are therefore centered first. Products are summed in float32 inside a chunk of features
 and in float64 over chunks. Every pair whose squared distance is a small fraction of ``|a|² + |b|²``
 is recomputed from the differences in float64. If a block has many such pairs, as data on a thin or
 low-dimensional set do, the whole block is recomputed in float64 and checked by the same rule.
@@ -84,11 +84,11 @@ def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
 
 @dataclass(frozen=True)
 class Precision:
-    """A way to compute matrix products. It changes the speed, not which neighbours are nearest.
+    """A way to compute matrix products. It changes the speed, not which neighbors are nearest.
 
     Attributes:
         dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
-        chunk_features: Features per chunk, which bounds the memory of the centred copies.
+        chunk_features: Features per chunk, which bounds the memory of the centered copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
         exact_bytes: Measure rows of bytes in integers, whatever ``dtype`` is.
     """
@@ -99,7 +99,7 @@ class Precision:
     exact_bytes: bool = True
 
 
-def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
+def estimate_center(source: BlockSource, num_rows: int = 512) -> FloatArray:
     """Return the approximate mean row, which is subtracted to keep products small.
 
     Args:
@@ -107,7 +107,7 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
         num_rows: Rows to average, read as slices of 64 that are spread over the source.
 
     Returns:
-        ``(num_features,)`` float64. For integer rows the mean is rounded, so that centred pixels
+        ``(num_features,)`` float64. For integer rows the mean is rounded, so that centered pixels
         stay exact in float32.
     """
     total = source.num_rows
@@ -116,10 +116,10 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
     slices = [flatten(source.read(start, min(start + 64, total))) for start in starts.tolist()]
     means = [rows.mean(axis=0, dtype=np.float64) for rows in slices]
-    centre: FloatArray = np.mean(means, axis=0)
+    center: FloatArray = np.mean(means, axis=0)
     if slices[0].dtype.kind in "biu":
-        return np.rint(centre)
-    return centre
+        return np.rint(center)
+    return center
 
 
 def flatten(rows: AnyArray) -> AnyArray:
@@ -130,7 +130,7 @@ def flatten(rows: AnyArray) -> AnyArray:
 def squared_distances(
     a: AnyArray,
     b: AnyArray | None,
-    centre: FloatArray,
+    center: FloatArray,
     precision: Precision,
 ) -> tuple[FloatArray, str]:
     """Return the squared distances between the rows of two blocks of floats.
@@ -138,7 +138,7 @@ def squared_distances(
     Args:
         a: ``(num_a, num_features)``, any real dtype.
         b: ``(num_b, num_features)``. None for the distances of ``a`` to itself, which cost half.
-        centre: ``(num_features,)`` float64, subtracted from both blocks.
+        center: ``(num_features,)`` float64, subtracted from both blocks.
         precision: How the products are computed.
 
     Returns:
@@ -146,7 +146,7 @@ def squared_distances(
         too many pairs were too close for float32. A caller with more blocks saves time by
         requesting that dtype from then on.
     """
-    squared, norms_a, norms_b = _expanded(a, b, centre, precision)
+    squared, norms_a, norms_b = _expanded(a, b, center, precision)
     close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
     if b is None:
         above_diagonal = close_rows < close_columns
@@ -156,7 +156,7 @@ def squared_distances(
     are_finite = np.isfinite(norms_a).all() and np.isfinite(norms_b).all()
     has_many_close = len(close_rows) > CLOSE_PAIRS_PER_ROW * max(squared.shape)
     if precision.dtype == "float32" and (has_many_close or not are_finite):
-        return squared_distances(a, b, centre, replace(precision, dtype="float64"))
+        return squared_distances(a, b, center, replace(precision, dtype="float64"))
     if len(close_rows):
         columns_of = a if b is None else b
         direct = direct_squared_distances(a, columns_of, close_rows, close_columns)
@@ -197,10 +197,10 @@ def direct_squared_distances(
 def _expanded(
     a: AnyArray,
     b: AnyArray | None,
-    centre: FloatArray,
+    center: FloatArray,
     precision: Precision,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return ``|a|² + |b|² - 2ab`` of centred rows, and the squared norms of both blocks."""
+    """Return ``|a|² + |b|² - 2ab`` of centered rows, and the squared norms of both blocks."""
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
     width = min(precision.chunk_features, num_features)
@@ -218,10 +218,10 @@ def _expanded(
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, num_features, width):
             chunk = slice(start, start + width)
-            chunk_a = _centre_into(buffer_a, a[:, chunk], centre[chunk])
+            chunk_a = _center_into(buffer_a, a[:, chunk], center[chunk])
             chunk_b = chunk_a
             if b is not None:
-                chunk_b = _centre_into(buffer_b, b[:, chunk], centre[chunk])
+                chunk_b = _center_into(buffer_b, b[:, chunk], center[chunk])
                 norms_a += np.square(chunk_a).sum(axis=1)
                 norms_b += np.square(chunk_b).sum(axis=1)
             _product_into(product, chunk_a, chunk_b, precision.device)
@@ -248,17 +248,17 @@ EXACT_IN_FLOAT32 = (
 """Dtypes whose every value float32 represents exactly."""
 
 
-def _centre_into(
+def _center_into(
     buffer: FloatArray,
     rows: AnyArray,
-    centre: FloatArray,
+    center: FloatArray,
 ) -> FloatArray:
-    """Return rows minus centre, in ``buffer``; subtracted in float64 if float32 is too coarse."""
+    """Return rows minus center, in ``buffer``; subtracted in float64 if float32 is too coarse."""
     out = buffer[:, : rows.shape[1]]
     subtract_in: np.dtype[Any] = np.dtype(np.float64)
     if rows.dtype in EXACT_IN_FLOAT32:
         subtract_in = buffer.dtype
-    np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
+    np.subtract(rows, center.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
 
 
@@ -306,7 +306,7 @@ def _close_pairs(
 
 
 UNITS = (1.0, 1 / 255)
-"""Values that one grey level may have in an array: whole numbers, or 255 levels between 0 and 1."""
+"""Values that one gray level may have in an array: whole numbers, or 255 levels between 0 and 1."""
 INT32_FEATURES = (2**31 - 1) // 255**2
 """Features up to which squared distances of bytes fit int32. Longer rows need int64."""
 NORM_ROWS = 64
@@ -389,7 +389,7 @@ def _fill_levels(
     rows: AnyArray,
     unit: float,
 ) -> bool:
-    """Write the grey levels of ``rows`` to ``out``.
+    """Write the gray levels of ``rows`` to ``out``.
 
     Returns:
         Whether all values are levels. The conversion stops at the first piece with another value.

@@ -1,12 +1,12 @@
-"""Intrinsic dimension from neighbour distances: MLE, TwoNN and Gride, with standard errors.
+"""Intrinsic dimension from neighbor distances: MLE, TwoNN and Gride, with standard errors.
 
 T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of T
 and returns a record. A dimension that the points do not allow is None with a reason, never NaN or
 infinity.
 
-An estimator is one function and one row of `ESTIMATORS`. The neighbourhoods of near points overlap,
+An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of near points overlap,
 so resampling single points would underestimate the standard error. The bootstrap therefore draws
-disjoint blocks of neighbouring points.
+disjoint blocks of neighboring points.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tasks.measures.neighbors import NeighborTable
 
 EQUAL_LOG_RATIO = 1e-5
 """Mean log ratio of distances that counts as zero: distances are accurate to 1e-5."""
-EQUALLY_FAR = "neighbours are equally far to within rounding, no finite dimension explains that"
+EQUALLY_FAR = "neighbors are equally far to within rounding, no finite dimension explains that"
 FEW_POINTS = 20
 """Points below which a value gets a remark: with 20 points one standard error of TwoNN is about a
 quarter of its value."""
@@ -42,7 +42,7 @@ Statistic = Callable[[Weights], float | None]
 
 @dataclass(frozen=True)
 class IntrinsicDimension:
-    """An estimate with what is needed to judge it.
+    """An estimate with its standard error, and its reason if there is no value.
 
     Attributes:
         estimator: Name of the row in `ESTIMATORS`.
@@ -50,9 +50,9 @@ class IntrinsicDimension:
         std_error: Standard error by a formula, which ``convention`` names.
         num_points: Points used. For TwoNN this includes the discarded ratios, since they enter the
             empirical distribution.
-        num_neighbors: Neighbours per point.
+        num_neighbors: Neighbors per point.
         convention: The formula, in words.
-        num_dropped: Points left out: they have a neighbour at distance zero, or the two distances
+        num_dropped: Points left out: they have a neighbor at distance zero, or the two distances
             that Gride compares are equal.
         reason: Why ``value`` is None.
         details: Further output of this estimator, such as the estimate at each scale. It includes
@@ -93,7 +93,7 @@ class Neighborhoods:
 
     Attributes:
         distances: ``(num_usable, num_neighbors)``, ascending. All are positive and finite.
-        indices: ``(num_points, num_neighbors)`` neighbours of all points, -1 where there are fewer.
+        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are fewer.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
         parameters: The estimator's own parameters, by name.
         seed: Seed of the bootstrap.
@@ -116,7 +116,7 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension, or None if neighbours are equally far.
+        value: The dimension, or None if neighbors are equally far.
         std_error: Standard error by a formula.
         num_ties: Usable points that were left out because of equal distances.
         details: Further output, plain JSON.
@@ -129,7 +129,7 @@ class Fit:
 
     @classmethod
     def undefined(cls, num_ties: int = 0) -> Fit:
-        """Return the output if neighbours are equally far, which no finite dimension explains."""
+        """Return the output if neighbors are equally far, which no finite dimension explains."""
         return cls(num_ties=num_ties)
 
 
@@ -138,8 +138,8 @@ class Estimator:
     """A row of `ESTIMATORS`. Its parameters are part of what its name means.
 
     Attributes:
-        fit: Estimates the dimension from neighbourhoods.
-        required_neighbors: Returns the neighbours to read when ``num_neighbors`` are requested.
+        fit: Estimates the dimension from neighborhoods.
+        required_neighbors: Returns the neighbors to read when ``num_neighbors`` are requested.
         convention: The formula in words; parameters are filled in by name.
         parameters: The method's own parameters and their values. Register another set of values
             as a row with another name: results are stored under the name.
@@ -174,12 +174,12 @@ def inverse_dimensions(
 
 
 def neighborhood_blocks(indices: AnyArray) -> IntArray:
-    """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighbouring points.
+    """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighboring points.
 
-    Each point that has no block yet takes its free neighbours, in the order of the points.
+    Each point that has no block yet takes its free neighbors, in the order of the points.
 
     Args:
-        indices: ``(num_points, num_neighbors)`` neighbours, -1 where there are fewer.
+        indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer.
 
     Returns:
         ``(num_points,)`` block numbers.
@@ -278,7 +278,7 @@ def _inverse(mean: float) -> float | None:
 
 
 def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
-    """Estimate by the ratio of two neighbours: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
+    """Estimate by the ratio of two neighbors: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
 
     μ is ``T_2/T_1`` and F its empirical distribution ``i/n``. The slope is fitted by least squares
     through the origin, without the fraction ``discard_fraction`` of the largest μ. That is 0.1 in
@@ -339,7 +339,7 @@ def _twonn_slope(
 
 
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
-    """Estimate by generalised ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
+    """Estimate by generalized ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
 
     Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If points have a locally constant density in d
     dimensions, the density of μ is
@@ -454,7 +454,7 @@ def find_estimator(name: str) -> Estimator:
 
 
 def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
-    """Return how many neighbours a table must hold for these estimators.
+    """Return how many neighbors a table must hold for these estimators.
 
     Raises:
         ConfigError: If an estimator is not known.
@@ -471,7 +471,7 @@ def estimate(
     parameters: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbours.
+    """Run several estimators on one table of neighbors.
 
     Args:
         table: As wide as `table_width` returns.
@@ -512,6 +512,7 @@ def _estimate_one(
     distances = table.distances[:, :k]
 
     def undefined(reason: str, num_points: int) -> IntrinsicDimension:
+        """Return a record without a value."""
         num_dropped = table.num_points - num_points
         return IntrinsicDimension(
             estimator=name,
@@ -525,12 +526,12 @@ def _estimate_one(
         )
 
     if table.num_points < k + 1 or distances.shape[1] < k:
-        rule = f"needs at least {k + 1} distinct points for {k} neighbours"
+        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
         return undefined(f"{rule}, has {table.num_points}", table.num_points)
     is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
     num_usable = int(is_usable.sum())
     if num_usable < 2:
-        rule = f"needs two points whose {k} neighbour distances are positive and finite"
+        rule = f"needs two points whose {k} neighbor distances are positive and finite"
         return undefined(f"{rule}, has {num_usable} of {table.num_points}", num_usable)
     indices = table.indices[:, :k]
     fit = row.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))

@@ -34,7 +34,7 @@ from tasks.measures.distances import (
     is_byte_dtype,
 )
 from tasks.measures.estimators import IntrinsicDimension, estimate, table_width
-from tasks.measures.neighbors import EXACT, NeighborSearch, NeighborTable, nested_neighbors
+from tasks.measures.neighbors import NeighborSearch, NeighborTable, nested_neighbors
 from tasks.measures.records import (
     MeasureResult,
     MeasureSettings,
@@ -51,8 +51,9 @@ from tasks.measures.sharpness import (
     UnlikeDistances,
     permuted_sharpness,
     stratified_samples,
-    summarise,
+    summarize,
 )
+from tasks.measures.tile_blocks import EXACT
 from tasks.prepared.subsets import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
@@ -149,7 +150,7 @@ def _find_neighbors(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> SearchedImages:
-    """Find the neighbours of all distinct images, within every train size.
+    """Find the neighbors of all distinct images, within every train size.
 
     ``labels`` and ``sizes`` count source rows; the result counts positions.
     """
@@ -306,13 +307,13 @@ def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConv
 
 @dataclass(frozen=True)
 class SearchedImages:
-    """The distinct images of all sizes, and their nearest neighbours.
+    """The distinct images of all sizes, and their nearest neighbors.
 
     Attributes:
         source: Where images are read.
         source_rows: ``(num_distinct,)`` source row of each position.
         labels: ``(num_distinct,)`` label of each position, or None.
-        neighbors: Neighbours, by position.
+        neighbors: Neighbors, by position.
         samples: ``(num_samples, num_distinct)`` masks of the samples of all sizes.
         sample_slices: The slice of ``samples`` that each size has.
     """
@@ -331,7 +332,7 @@ class SearchedImages:
         table = self.neighbors.tables[size_index]
         labels = self.labels[: table.num_points]
         unlike = self._unlike_distances(table, self.sample_slices[size_index])
-        record = summarise(labels, unlike, convention)
+        record = summarize(labels, unlike, convention)
         if record.value is None:
             return record
         return replace(record, permuted=permuted_sharpness(table, labels, unlike.members))
@@ -393,7 +394,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
     if record.num_duplicates:
         notes.append(
             f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were "
-            "left out of all measures; neighbour distances of zero have no logarithm"
+            "left out of all measures; neighbor distances of zero have no logarithm"
         )
     if record.num_conflicts:
         notes.append(

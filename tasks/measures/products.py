@@ -147,6 +147,7 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     totals = np.zeros((feature_threads, len(a), len(b)), np.int32)
 
     def add_products(share: tuple[int, int]) -> None:
+        """Add the products of one thread's features and columns to its total."""
         feature_thread, column_thread = share
         total = totals[feature_thread]
         buffer_a = np.empty(len(a) * width, np.int8)

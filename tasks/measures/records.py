@@ -36,7 +36,7 @@ class MeasureSettings:
         sharpness_seeds: One sample per seed, for train sizes above ``sharpness_sample``.
         pixel_range: Pixel values of black and white, for the record. None takes the range of an
             integer dtype.
-        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbours.
+        dtype: ``"float32"`` or ``"float64"``, for the products that find neighbors.
         device: ``"cpu"``, or a torch device for the products.
         block_rows: Rows per block. Memory per worker grows with its square.
         calibrate: Also correct the MLE's bias by simulation, at the largest size. Takes about a
@@ -92,6 +92,7 @@ class MeasureSettings:
         self._check(name, is_valid, f"a whole number, {least} or more")
 
     def _check_pixel_range(self) -> None:
+        """Check that black and white are two rising numbers."""
         if self.pixel_range is None:
             return
         limits = _as_tuple(self.pixel_range)
@@ -102,6 +103,7 @@ class MeasureSettings:
             raise ConfigError(f"{rule}, and inverting changes no measure", repr(self.pixel_range))
 
     def _check_estimators(self) -> None:
+        """Check that estimators are known names, each once."""
         names = _as_tuple(self.estimators)
         are_names = not isinstance(self.estimators, str) and all(
             isinstance(name, str) for name in names
@@ -362,7 +364,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
 
 
 CHANNELS = (1, 3, 4)
-"""Lengths of an axis that is taken for channels: grey, RGB, RGB with transparency."""
+"""Lengths of an axis that is taken for channels: gray, RGB, RGB with transparency."""
 
 
 def as_channels_first(array: AnyArray) -> AnyArray:

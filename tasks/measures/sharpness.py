@@ -180,7 +180,7 @@ class UnlikeDistances:
         return [distances[is_member] for distances, is_member in rows]
 
 
-def summarise(
+def summarize(
     labels: AnyArray,
     unlike: UnlikeDistances,
     convention: SharpnessConvention,
@@ -242,11 +242,11 @@ def permuted_sharpness(
 
     - In samples, among the closest pairs of the size that lie in the sample. All closer pairs are
       known, so the result is exact.
-    - Among all images, in the lists of nearest neighbours. The closest pair (a, b) is missed only
-      if all listed neighbours of a have a's label, and those of b have b's.
+    - Among all images, in the lists of nearest neighbors. The closest pair (a, b) is missed only
+      if all listed neighbors of a have a's label, and those of b have b's.
 
     Args:
-        table: Neighbours and closest pairs of this train size.
+        table: Neighbors and closest pairs of this train size.
         labels: ``(num_images,)``.
         members: ``(num_samples, num_images)`` masks of samples; no rows for all images.
         seed: Seed of the permutations.
@@ -281,7 +281,7 @@ def permuted_sharpness(
 
 
 def listed_pairs(table: NeighborTable) -> PairList:
-    """Return the pairs in the lists of nearest neighbours, closest first; most are there twice."""
+    """Return the pairs in the lists of nearest neighbors, closest first; most are there twice."""
     num_points, num_neighbors = table.distances.shape
     first = np.repeat(np.arange(num_points), num_neighbors)
     second = table.indices.ravel()

@@ -166,15 +166,15 @@ def read_if_same(
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
-    """Return the order in which to read items: packed tars can only be read forward.
+    """Return the order in which to read items, since packed tars can only be read forward.
 
     Args:
-        request: What is prepared.
+        request: The dataset that is prepared.
         items: The listed items.
 
     Returns:
-        The places of the items, those of a packed tar in the order in which it stores them. None if
-        every order costs the same.
+        The indices of the items. Those of a packed tar are in stored order. None if every order
+        costs the same.
     """
     tars = [_packed_tar(item.locator) for item in items]
     positions: dict[Tar, dict[str, int]] = {}
@@ -187,13 +187,13 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
     if not positions:
         return None
     keys: list[tuple[Tar, int, int]] = []
-    for place, (tar, item) in enumerate(zip(tars, items, strict=True)):
+    for index, (tar, item) in enumerate(zip(tars, items, strict=True)):
         if tar in positions:
             member = split_locator(item.locator)[-1]
-            keys.append((tar, positions[tar].get(member, 0), place))
+            keys.append((tar, positions[tar].get(member, 0), index))
         else:
-            keys.append(((), place, place))
-    return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
+            keys.append(((), index, index))
+    return np.array([index for _, _, index in sorted(keys)], dtype=np.intp)
 
 
 def _packed_tar(locator: str) -> Tar:

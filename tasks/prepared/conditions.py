@@ -1,11 +1,11 @@
 """Conditions of an experiment that move images after the split.
 
-A training image may only move towards another training image, so nothing of the test set enters
+A training image may only move toward another training image, so nothing of the test set enters
 training. Which images move is chosen among *all* training images of the split. It does not depend
 on the train sizes of a sweep, so training sets of all sizes stay nested.
 
 A further test set is the base's test images, moved by the same rule: those nearest to a training
-image of another class move towards it.
+image of another class move toward it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_subset(
     train_size: int,
     further_tests: tuple[FurtherTest, ...] = (),
 ) -> TrialData:
-    """Read the images of a subset, its training images moved as its condition says.
+    """Read the images of a subset, and apply its condition to the training images.
 
     Args:
         prepared: The prepared dataset.
@@ -66,7 +66,7 @@ def move_images(
     pool_labels: Labels,
     parameters: Dials,
 ) -> tuple[Images, NDArray[np.bool_]]:
-    """Move the images that lie nearest to an image of another class in ``pool`` towards it.
+    """Move the images that lie nearest to an image of another class in ``pool`` toward it.
 
     Args:
         images: ``(num_images, ...)``; their dtype is kept, and uint8 is rounded.

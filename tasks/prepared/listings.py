@@ -65,7 +65,7 @@ def list_raw(request: RawRequest) -> Listing:
         # Without the root's key, no hash in the message can be found again.
         if request.key == UNKEYED or not HASH_PATTERN.search(f"{error.rule} {error.value}"):
             raise
-        hints = [error.way_out, "isweep locate HASH --raw DIR finds a file"]
+        hints = [error.hint, "isweep locate HASH --raw DIR finds a file"]
         raise DataError(error.rule, error.value, "; ".join(filter(None, hints))) from None
     if listing.items:
         return listing

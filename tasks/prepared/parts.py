@@ -73,7 +73,7 @@ class Part:
         skipped: Items that cannot be used.
         conversions: Number of images by conversion.
         flags: Number of images by doubt.
-        traits: Counts of what must not tell the label.
+        traits: Counts of the traits, from which the label must not be predictable.
     """
 
     num_items: int = 0

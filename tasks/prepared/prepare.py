@@ -246,7 +246,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         raise request.error(
             "groups (patients) must be small enough to split the images between training and test",
             f"one group holds {largest} of {num_images} images",
-            "give ids that tell patients apart",
+            "give different ids to different patients",
         )
     # With one group per class, a class is on one side only. One image per class says nothing yet.
     labels = np.unique(images.labels)
@@ -255,7 +255,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         raise request.error(
             "a class must have images of several groups (patients)",
             f"one group for each of the {len(labels)} classes",
-            "the group column or the subfolders must tell patients, not classes",
+            "the group column or the subfolders must name patients, not classes",
         )
 
 

@@ -83,7 +83,7 @@ def build_and_publish(
 
     Args:
         record: The record without its seconds.
-        images: The images to write, with their places in the parts.
+        images: The images to write, with the part and row of each.
         stems: Paths of the part files without their ending.
         destination: Where the store goes.
         executor: Runs the writing tasks.
@@ -119,6 +119,7 @@ def _write_arrays(
     stems: Sequence[Path],
     executor: Executor,
 ) -> None:
+    """Write all arrays of a store: images shard by shard in tasks, then the small arrays."""
     shard_rows = create_store(
         folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
     )
@@ -126,7 +127,7 @@ def _write_arrays(
     calls = []
     for start in starts:
         rows = slice(start, start + shard_rows)
-        calls.append((folder, stems, start, images.places[rows], images.digests[rows]))
+        calls.append((folder, stems, start, images.part_rows[rows], images.digests[rows]))
     num_written = sum(1 for _ in executor.map_unordered(write_shard, calls))
     if num_written < len(starts):
         raise RuntimeError("a store may only be sealed when no shard is missing")
@@ -138,7 +139,7 @@ def write_shard(
     folder: Path,
     stems: Sequence[Path],
     start: int,
-    places: NDArray[np.int32],
+    part_rows: NDArray[np.int32],
     digests: NDArray[np.void],
 ) -> None:
     """Copy one shard's images from their parts.
@@ -147,7 +148,7 @@ def write_shard(
         folder: The store.
         stems: Paths of the part files without their ending.
         start: Row of the first image.
-        places: ``(num_images, 2)`` the part of each image, and its row there.
+        part_rows: ``(num_images, 2)`` the part of each image, and its row there.
         digests: ``(num_images,)`` SHA-256 of each image when it was read.
 
     Raises:
@@ -155,7 +156,7 @@ def write_shard(
     """
     rows: list[Image] = []
     opened_part = -1
-    for (part, row), expected in zip(places.tolist(), digests, strict=True):
+    for (part, row), expected in zip(part_rows.tolist(), digests, strict=True):
         if part != opened_part:  # one mapped part at a time
             part_images = open_images(stems[part])
             opened_part = part

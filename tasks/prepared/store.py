@@ -104,11 +104,12 @@ class ShardedRows:
         ordered = indices[order]
         for span in self._spans(ordered):
             _read_chunk(span.file, span.entry, chunk)
-            wanted = slice(span.start, span.stop)
-            rows[order[wanted]] = chunk[ordered[wanted] - span.first_row]
+            in_span = slice(span.start, span.stop)
+            rows[order[in_span]] = chunk[ordered[in_span] - span.first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:
+        """Read rows that follow each other, straight into the result."""
         rows = self._empty(len(indices))
         unused = self._empty(self.chunk_rows)
         for span in self._spans(indices):
@@ -124,6 +125,7 @@ class ShardedRows:
         return rows
 
     def _empty(self, num_rows: int) -> Array:
+        """Return an array for so many rows, not initialized."""
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
     def _spans(self, ordered: Rows) -> Iterator[_Span]:
@@ -413,6 +415,7 @@ class PreparedDataset:
 
     @cached_property
     def _images(self) -> ShardedRows:
+        """The array of images, opened once."""
         array = self._group["images"]
         return ShardedRows(
             self.path / "images" / "c",
@@ -424,6 +427,9 @@ class PreparedDataset:
         )
 
     def _array(self, name: str) -> Array:
+        """Return a small array as a whole. Raises CorruptStoreError if a file is damaged or
+        missing.
+        """
         all_rows = range(self.num_rows)
         with self._naming_files(name, all_rows):
             # zarr reads a missing file as zeros, so absence is checked here.
@@ -470,6 +476,7 @@ def _marker_body(folder: Path) -> Any:
 
 
 def _check_size(folder: Path, name: str, expected: int) -> None:
+    """Check that a file of the store has the size that its record states."""
     file = folder / name
     problem = "missing"
     if file.is_file():

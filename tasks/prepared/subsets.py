@@ -42,23 +42,22 @@ Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
 """Natural sets read by file name. Fault F4 concerns them, and F3 the other natural sets."""
 MIN_TEST_GROUP_SHARE = 0.3
-"""Least share of the groups from which test images are drawn (750 of 2,500 in the study). A few
-large groups (volumes) must not make up the whole test set.
-"""
+"""Smallest share of the groups from which test images are drawn (750 of 2,500 in the study). The
+test set must not consist of a few large groups (volumes)."""
 IN_TRAINING = 1
-"""Code of an image that the data assign to training, see :attr:`PreparedDataset.splits`."""
+"""Code of an image whose given split is training, see :attr:`PreparedDataset.splits`."""
 IN_TEST = 2
-"""Code of an image that the data assign to testing."""
+"""Code of an image whose given split is test."""
 
 
 @dataclass(frozen=True)
 class FurtherTestImages:
-    """A further test set: the test images of a subset, some of them moved; labels stay.
+    """A further test set: the test images of a subset after a condition changed some of them.
 
     Attributes:
-        name: The condition that moved them.
-        images: ``(test_size, channels, height, width)``, dtype and range of the test images.
-        is_moved: ``(test_size,)`` whether the condition moved an image.
+        name: The condition.
+        images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
+        is_moved: ``(test_size,)`` whether the condition changed an image. Labels are never changed.
     """
 
     name: str
@@ -81,7 +80,7 @@ class TrialData:
         shared_group_share: Share of test images whose group is also in training; 0 without faults.
         test_rows: ``(test_size,)`` indices of the test images in the prepared dataset; None if
             unknown.
-        further_tests: Test images as conditions of an experiment move them, if any are asked for.
+        further_tests: The further test sets that the trial measures.
     """
 
     train_images: NDArray[np.generic]
@@ -100,9 +99,9 @@ class Subset:
     """Rows of a prepared dataset to train and test on.
 
     Attributes:
-        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Every
-            prefix is balanced: class counts differ by at most one. With more than two classes,
-            every prefix is proportional. Some faults break this.
+        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. With two
+            classes, every prefix is balanced: class counts differ by at most one. With more,
+            every prefix has the classes in proportion. Some faults break this.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         test_labels: ``(test_size,)`` labels of these rows.
@@ -149,7 +148,7 @@ class Subset:
 
 
 class _Candidates(NamedTuple):
-    """The images that training and test images are chosen from: those of the subset's classes.
+    """The images of the subset's classes, from which training and test images are chosen.
 
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
@@ -177,20 +176,20 @@ def make_subset(
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
-    The order of the images depends only on ``labels``, on who shares a group, and on ``spec``. It
-    does not depend on the train sizes in use, with one exception: some faults of the released code
-    make the choice depend on ``max_train_size``. Such a subset must be made anew for every size.
+    The order of the images depends only on ``labels``, on which images share a group, and on
+    ``spec``, but not on train sizes. There is one exception: some faults of the released code make
+    the choice depend on ``max_train_size``. Such a subset must be made again for every size.
 
     Args:
         labels: ``(num_images,)`` class indices, as in :class:`PreparedDataset`.
         groups: ``(num_images,)`` group ids; their values do not matter.
         spec: The class pair, the size of the test set, seed and faults.
         splits: ``(num_images,)`` codes of given splits; None if there are none.
-        max_train_size: The largest train size in use, to refuse it here if it is too large.
+        max_train_size: The largest train size in use, for which the subset must have enough images.
         label_names: Names of the classes in messages; indices if empty.
 
     Raises:
-        DataError: A class has no images, or there are too few in all.
+        DataError: A class has no images, or there are too few images.
     """
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
@@ -288,7 +287,10 @@ def _subset(candidates: _Candidates, train: Integers, test: Integers) -> Subset:
 
 
 def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | None) -> Subset:
-    """Split with the faults of the released code that the spec switches on (see above)."""
+    """Split with the faults of the released code that the spec switches on.
+
+    The module's docstring explains the faults.
+    """
     faults = set(spec.prepared.faults)
     dataset = spec.prepared.dataset
     depends_on_size = "test_set_depends_on_size" in faults
@@ -327,19 +329,19 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
 
 
 def _is_held_in_memory(dataset: str) -> bool:
-    """Return whether fault F3 concerns a dataset: natural ones but ImageNet, and your own."""
+    """Return whether fault F3 concerns a dataset: natural ones but ImageNet, and a user's own."""
     if dataset in FILE_LISTS:
         return False
     return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
 
 
 def _misaligned_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
-    """Return the pool with fault F3: its labels, with the first images of any class."""
+    """Return the pool with fault F3: its labels, but the first images whatever their class."""
     return candidates._replace(rows=candidates.rows[: len(pool)], targets=candidates.targets[pool])
 
 
 def _fixed_files_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
-    """Return the pool with fault F4: its indices are taken for rows of the prepared dataset."""
+    """Return the pool with fault F4: its indices are used as rows of the prepared dataset."""
     return candidates._replace(rows=pool, targets=candidates.targets[pool])
 
 
@@ -367,7 +369,7 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
 
 
 def _released_split(candidates: _Candidates, test_size: int) -> Subset:
-    """Split by the permutation of torch's ``random_split``; its first images are for training."""
+    """Split by the permutation of torch's ``random_split``: training images come first."""
     import torch
 
     generator = torch.Generator().manual_seed(RELEASED_SEED)
@@ -395,7 +397,7 @@ def split_validation(
     """
     if spec.prepared.faults:
         raise DataError(
-            "A search validates on groups that no test image is of, which needs corrected data",
+            "A search validates on groups without test images, so it needs corrected data",
             f"{_name(spec)} with faults {', '.join(spec.prepared.faults)}",
             "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
@@ -463,7 +465,7 @@ def load_validation(
     """Read the images of a :func:`split_validation`. No test image is read.
 
     Raises:
-        DataError: The spec's condition moves training images, which a search does not tune for.
+        DataError: The spec's condition changes training images. A search does not tune for that.
     """
     if spec.condition is not None:
         raise DataError(
@@ -483,10 +485,10 @@ def choose_test(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test images from groups in a seeded order, one image of each group in turn.
+    """Draw test images from groups in a seeded order: one image of each group, then a second one.
 
     Test images come from the first 30 % of the groups. More groups are used only if a quota needs
-    them, or if the data name the test images. Groups that give no image stay free for training.
+    them, or if the data give a test split. Groups without a test image stay free for training.
 
     Args:
         targets: ``(num_images,)`` labels.
@@ -526,7 +528,7 @@ def choose_test(
         last_needed = candidates[quota - 1]
         num_groups_used = max(min_groups, int(rank_of_image[last_needed]) + 1)
         candidates = candidates[rank_of_image[candidates] < num_groups_used]
-        # First the first image of every group, then the second of every group, and so on.
+        # The first image of every group comes first, then the second of every group, and so on.
         index_in_group = count_earlier(group_numbers[candidates])
         chosen.append(candidates[np.argsort(index_in_group, kind="stable")[:quota]])
     return np.sort(np.concatenate(chosen))

@@ -95,7 +95,7 @@ class ImageTable:
         groups: ``(num_images,)`` keyed hashes.
         splits: ``(num_images,)`` of :data:`~tasks.prepared.parts.SPLIT_CODES`.
         digests: ``(num_images,)`` SHA-256 of each image.
-        places: ``(num_images, 2)`` the part of each image, and its row there.
+        part_rows: ``(num_images, 2)`` the part of each image, and its row there.
         num_duplicates: Images that equal an earlier one.
         num_conflicts: Images that equal one with another label.
     """
@@ -104,7 +104,7 @@ class ImageTable:
     groups: Integers
     splits: NDArray[np.int8]
     digests: NDArray[np.void]
-    places: NDArray[np.int32]
+    part_rows: NDArray[np.int32]
     num_duplicates: int = 0
     num_conflicts: int = 0
 
@@ -115,7 +115,7 @@ class ImageTable:
             self.groups[rows],
             self.splits[rows],
             self.digests[rows],
-            self.places[rows],
+            self.part_rows[rows],
         )
 
 
@@ -125,20 +125,20 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     The parts' rows become views of the table: the metadata of millions of images is held once.
     """
     table = np.concatenate([part.rows for part in parts])
-    places = np.empty((len(table), 2), np.int32)
+    part_rows = np.empty((len(table), 2), np.int32)
     start = 0
     for number, part in enumerate(parts):
         stop = start + len(part.rows)
         part.rows = table[start:stop]
-        places[start:stop, 0] = number
-        places[start:stop, 1] = np.arange(stop - start)
+        part_rows[start:stop, 0] = number
+        part_rows[start:stop, 1] = np.arange(stop - start)
         start = stop
     return ImageTable(
         labels=table["label"],
         groups=table["group"],
         splits=table["split"],
         digests=table["digest"],
-        places=places,
+        part_rows=part_rows,
     )
 
 

@@ -1,8 +1,9 @@
-"""The table of dataset sources, and the checks that need nothing but its rows.
+"""The table of dataset sources, and the checks that need only its rows.
 
 A new source is one module with a :class:`tasks.sources.base.Source` and one row of :data:`SOURCES`.
-A package of somebody else registers its own by an entry point in the group ``isweep.sources``. The
-entry point names a ``Source``, or any object or class with the same two attributes.
+The constant of the ``Source`` has the lower-case name of the source, by which the row finds it.
+Another package registers a source by an entry point in the group ``isweep.sources``. The entry
+point names a ``Source``, or any object or class with the same two attributes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ ENTRY_POINT_GROUP = "isweep.sources"
 
 @dataclass(frozen=True)
 class OwnKind:
-    """The facts of a source that reads a user's own data.
+    """A kind of a user's own data: a way to store images that a source reads.
 
     Attributes:
-        path: What the user names as its path, for messages.
-        endings: Endings of file names, lower case, by which a file is known to be of this kind.
-        options: Fields of an own dataset that only some kinds have, and this one does.
+        path: The file or folder that the user names as its path, in words for messages.
+        endings: Endings of file names, lower case, by which a file is recognized as this kind.
+        options: Those of :data:`OWN_OPTIONS` that this kind has.
         former_names: Names of this kind in older sweep files.
     """
 
@@ -45,7 +46,7 @@ class SourceRow:
         target: ``module:attribute`` of the :class:`Source`; imported only when it is used.
         download: ``required`` if the user must name a raw download; ``fetched`` if the source can
             also fetch it; ``none`` if it reads no download.
-        own_kind: Facts of a source that also reads a user's own data; None for one that does not.
+        own_kind: The kind, if the source also reads a user's own data; else None.
     """
 
     target: str
@@ -120,7 +121,7 @@ OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
 
 
 def current_name(name: str) -> str:
-    """Return today's name of a source or kind that older sweep files may call otherwise."""
+    """Return today's name of a source or kind, given a name that an older sweep file may use."""
     for kind, facts in OWN_KINDS.items():
         if name in facts.former_names:
             return kind

@@ -174,6 +174,7 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
     row_bytes = int(np.prod(row_shape)) * header.dtype.itemsize
 
     def read_row(index: int) -> NDArray[np.generic]:
+        """Return one row of the array."""
         try:
             file.seek(start + index * row_bytes)
             body = file.read(row_bytes)

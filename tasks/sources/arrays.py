@@ -28,17 +28,18 @@ from tasks.sources.array_files import (
     array_path,
     row_locator,
 )
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, Split
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own import (
     MAX_NAMED,
     TRAITS,
     VALIDATION_LEFT_OUT,
+    GivenSplit,
     JoinedFiles,
     Rows,
     find_columns,
     own_listing,
+    parse_split,
     sort_labels,
-    split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.tables import label_text
@@ -61,8 +62,8 @@ class SplitKeys:
     Attributes:
         images: Name of the images.
         labels: Name of the labels.
-        before: What comes before the usual name of any other array of the split.
-        after: What comes after it.
+        before: Text before the usual name in the name of any other array of the split.
+        after: Text after it.
     """
 
     images: str
@@ -80,16 +81,18 @@ SPLIT_WORDS = ("train", "test", "val", "valid")
 LABEL_NAMES = "label_names"
 SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
 MAX_IMAGES = 10_000_000
-"""Images in a file. A false header would cost gigabytes of labels; ImageNet has 14 million."""
+"""Images in a file, at most. A damaged header could declare labels of many gigabytes. All of
+ImageNet has 14 million images."""
 MAX_TEXT_BYTES = 1 << 28
-"""Bytes of an array of labels, groups or names, which is held as a whole."""
+"""Bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
 """Images that one reading task takes: rows are small and cheap to read in order."""
 CUT = "values outside pixel_range cut"
 MAX_CUT_SHARE = 0.9
-"""Share of all values outside ``pixel_range``; a window of a CT cuts most of the air and table."""
+"""Share of all values that may lie outside ``pixel_range``. It is large because a CT window leaves
+out most values, those of air and of the table."""
 MIN_FILLED_SHARE = 1e-4
-"""Share of ``pixel_range`` that the values must fill."""
+"""Share of ``pixel_range`` that the values must span."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class ImageArray:
 
     images: str
     labels: str
-    split: Split
+    split: GivenSplit
     columns: dict[str, str]
 
 
@@ -131,7 +134,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
     files = JoinedFiles(
         [
-            _cells_of(file, array, header.shape[0], columns.of, request)
+            _cells_of(file, array, header.shape[0], columns.name_in_data, request)
             for array, header in zip(arrays, headers, strict=True)
         ]
     )
@@ -167,7 +170,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
 
 @dataclass(frozen=True)
 class _NamedFirst:
-    """The order of classes: named ones by number, then others as :func:`sort_labels` does."""
+    """The order of classes: first those with a name, by number, then the others, sorted."""
 
     names: tuple[str, ...]
 
@@ -182,14 +185,14 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         The arrays, and the number of images in validation splits, which are left out.
 
     Raises:
-        DataError: There are none, or more than one set of them, or images have no labels.
+        DataError: There are no arrays of images, or several sets of them, or images without labels.
     """
     names = set(file.names())
     sets = []
     for images, labels in KEYS:
         if {images, labels} <= names:
             columns = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
-            sets.append([ImageArray(images, labels, "", columns)])
+            sets.append([ImageArray(images, labels, GivenSplit.NONE, columns)])
     num_validation = 0
     unpaired = []
     for keys in SPLIT_KEYS:
@@ -197,10 +200,10 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         for word in SPLIT_WORDS:
             images = keys.images.format(word)
             labels = keys.labels.format(word)
-            split = split_of(word)
+            split = parse_split(word)
             if not {images, labels} <= names:
                 unpaired.append((images, labels))
-            elif split is None:
+            elif split is GivenSplit.VALIDATION:
                 num_validation += file.header(images).shape[0]
             else:
                 columns = _split_columns(names - {images, labels}, keys, word)
@@ -214,7 +217,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
             raise request.error(
                 f"{images} and {labels} must both be in the file",
                 f"no {labels}",
-                "take the images out, or put their labels in",
+                "take the images out, or add their labels",
             )
     if len(sets) > 1:
         listed = ", ".join(array.images for arrays in sets for array in arrays)
@@ -243,7 +246,7 @@ def _split_columns(names: set[str], keys: SplitKeys, word: str) -> dict[str, str
 
 
 def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return a flag that names the arrays which nothing reads, or none."""
+    """Return a flag that names the arrays that are not read; no flag if all are."""
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
@@ -258,7 +261,11 @@ def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
-    """Return the header of an array of images; raises DataError for another shape or dtype."""
+    """Return the header of an array of images.
+
+    Raises:
+        DataError: Its shape or dtype is not one of images.
+    """
     header = file.header(name)
     shape = header.shape
     has_channels = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
@@ -289,7 +296,11 @@ def _cells_of(
 
 
 def _text_cells(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> list[str]:
-    """Return an array with one entry per image as text."""
+    """Return an array with one entry per image as text.
+
+    Raises:
+        DataError: The array has another shape or dtype, or cannot be read.
+    """
     header = file.header(name)
     has_one_each = header.shape[:1] == (num_images,) and set(header.shape[1:]) <= {1}
     if not has_one_each or header.dtype.kind not in "uibfUSO":
@@ -305,6 +316,11 @@ def _text_cells(file: ArrayFile, name: str, num_images: int, request: RawRequest
 
 
 def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
+    """Return an array as a whole.
+
+    Raises:
+        DataError: It has more than :data:`MAX_TEXT_BYTES` bytes, or is damaged.
+    """
     header = file.header(name)
     if header.num_bytes > MAX_TEXT_BYTES:
         raise request.error(f"{name} must be small", f"{header.dtype} {header.shape}")
@@ -315,7 +331,7 @@ def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.
 
 
 def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) -> tuple[str, ...]:
-    """Return the names of labels 0, 1, ...: the file's, or those of the table of datasets."""
+    """Return the names of labels 0, 1, ... in the file or in the table of datasets, if any."""
     if LABEL_NAMES in file.names():
         stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
         return tuple(map(label_text, stored.tolist()))
@@ -326,7 +342,7 @@ def _class_names(file: ArrayFile, labels: Sequence[str], request: RawRequest) ->
 
 
 def array_reader(file: ArrayFile) -> Reader:
-    """Return a reader of rows; it is cheap if items are read in rising order."""
+    """Return a reader of rows. It is fast if items are read in ascending order."""
     opened = {}
 
     def read(item: Item) -> list[Sample]:
@@ -351,6 +367,7 @@ def array_reader(file: ArrayFile) -> Reader:
 
 
 def _row_of(item: Item) -> int:
+    """Return the row of the array that an item is."""
     return int(item.locator.rsplit("/", 1)[-1])
 
 
@@ -407,9 +424,10 @@ class Scale:
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        low: The value that becomes 0; None if values are taken as stored or by own maximum.
-        high: The value that becomes 255; None likewise.
-        rule: The same in words, for the record.
+        low: The value that becomes 0. None if values stay as stored, or if each image is scaled by
+            its own maximum.
+        high: The value that becomes 255; None as ``low``.
+        rule: The rule in words, for the record.
     """
 
     low: float | None
@@ -423,10 +441,10 @@ def _scale_of(
     headers: Sequence[ArrayHeader],
     request: RawRequest,
 ) -> Scale:
-    """Return the scale of all images; floating-point images are read for it.
+    """Return the scale of all images. Images of floats are read to find their range.
 
     Raises:
-        DataError: The arrays have several types, or see :func:`pixel_scale`.
+        DataError: The arrays have several types, or :func:`pixel_scale` raises it.
     """
     pixel_range = request.dataset.pixel_range
     dtypes = {header.dtype.newbyteorder("=") for header in headers}
@@ -435,7 +453,7 @@ def _scale_of(
         raise request.error(
             "all images must be stored as one type, or their scales may differ",
             ", ".join(sorted(map(str, dtypes))),
-            "save all as the same one",
+            "save all as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         return Scale(None, None, "as stored, 8 bits")
@@ -522,19 +540,19 @@ def pixel_scale(
     arrays: Iterable[Iterable[NDArray[np.generic]]],
     pixel_range: tuple[float, float] | None,
 ) -> tuple[tuple[float, float], str]:
-    """Decide which values are black and white, from those of all images.
+    """Decide which values are black and white, from the values of all images.
 
     Args:
         name: Name of the dataset, for messages.
         arrays: Arrays of images, such as those of training and of test, read one by one.
-        pixel_range: What the user says; None leaves it to the values.
+        pixel_range: The user's choice; None to decide by the values.
 
     Returns:
         The values that become 0 and 255, and the rule in words.
 
     Raises:
-        DataError: The values leave it open, the arrays seem to differ in it, or hardly any value
-            lies within ``pixel_range``.
+        DataError: The values allow several scales, the arrays seem to have different scales, or
+            hardly any value lies within ``pixel_range``.
     """
     values = _ValueRange.of(arrays, pixel_range)
     if pixel_range is not None:
@@ -543,27 +561,27 @@ def pixel_scale(
         return pixel_range, f"[{low:g}, {high:g}] (pixel_range) to [0, 255], cut there"
     if values.low >= 0 and values.high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
-    # Values in [0, 100], say, may be anything: 8 bits of a real dataset reach the upper half.
+    # 8-bit values of a real dataset reach the upper half. If all are below, the scale is unknown.
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
             f"{name}: training and test images must be stored on one scale",
             f"one of them in [0, 1], all in {values.text}",
-            f"save them alike, or say {values.option}",
+            f"save them on the same scale, or give {values.option}",
         )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
-        f"{name}: float images must lie in [0, 1] or [0, 255], and which must be plain",
+        f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
         values.text,
-        f"say which values are black and white; all of these lie in {values.option}",
+        f"give the values of black and white; all values lie in {values.option}",
     )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: tuple[float, float]) -> None:
-    """Check that a range which the user gave fits the values at all."""
+    """Check that the user's range is not far wider than the values, or far from them."""
     low, high = pixel_range
-    hint = f"all of them lie in {values.option}"
+    hint = f"all values lie in {values.option}"
     if values.num_cut > MAX_CUT_SHARE * values.num_values:
         rule = f"{name}: images must have values between the black and white of pixel_range"
         share = values.num_cut / values.num_values

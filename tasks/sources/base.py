@@ -28,11 +28,14 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import write_once
 
 KEY_FILE = ".hash_key"
+"""File that holds the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
+"""Environment variable that holds a lab's own key. It goes before the file."""
 UNKEYED = "unkeyed"
-"""The key of hashes that nobody is meant to find again, where no root is at hand."""
+"""The key if there is no folder of prepared datasets. Everybody knows it, so hashes made with it
+hide nothing, and messages must not show them."""
 MIN_KEY_LENGTH = 16
-"""Characters; ids that were hashed with a shorter key could be guessed by trying all keys."""
+"""Characters of a key. A shorter one could be found by trying all keys, and then every id."""
 
 Split = Literal["", "train", "test"]
 """The split that the data give an image; empty if they give none."""
@@ -41,9 +44,9 @@ Split = Literal["", "train", "test"]
 def hash_key(folder: Path) -> str:
     """Return the key that hides file names and patient ids.
 
-    The key is ``ISWEEP_HASH_KEY``, or a random one that is made once in ``folder`` (mode 0600).
-    With it a lab can find the file behind a hash. Without it nobody can find an id by hashing all
-    that are possible.
+    The key is the value of :data:`KEY_VARIABLE`, or a random key that is written once to ``folder``
+    (mode 0600). Who has the key can find the file behind a hash. Who lacks it cannot find an id by
+    hashing all possible ids.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -59,7 +62,7 @@ def hash_key(folder: Path) -> str:
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
-            # If another process was first, its key holds.
+            # If another process was first, its key is used.
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
         try:
@@ -73,7 +76,7 @@ def hash_key(folder: Path) -> str:
         f"The key that hides patient ids must have {MIN_KEY_LENGTH} characters or more",
         f"{origin}: {len(key)} characters",
         "restore it from a backup, since with another key no hash leads back to its file; "
-        "without one, delete it and prepare the datasets again",
+        "without a backup, delete it and prepare the datasets again",
     )
 
 
@@ -98,11 +101,12 @@ def hash_text(hashed: int) -> str:
 
 @dataclass(frozen=True)
 class RawRequest:
-    """The arguments of a source: which dataset to read, from where, and for which preparation.
+    """The arguments of a source: the dataset, its preparation, and the place of the raw files.
 
     Attributes:
-        dataset: The row of the dataset, from the table or made of a user's own data.
-        spec: The preparation that asks; a few sources depend on its task or faults.
+        dataset: Row of the table of datasets, or a row made for a user's own data.
+        spec: The preparation for which the data are read. A few sources depend on its task or
+            faults.
         raw: Folder or file of the download; None if the user named none.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
@@ -121,8 +125,8 @@ class RawRequest:
 
         Args:
             rule: The rule that the data break.
-            value: What was there instead; names no file or patient.
-            hint: What to do about it.
+            value: The value that breaks it; it must not name a file or patient.
+            hint: The way to correct it.
         """
         return DataError(f"{self.dataset.name}: {rule}", value, hint)
 
@@ -130,7 +134,8 @@ class RawRequest:
         """Return the raw folder or file after checking that it can be read.
 
         Raises:
-            DataError: None was named, or it is absent, unreadable, or no folder and no plain file.
+            DataError: No path was given, or it is missing, unreadable, or neither a folder nor a
+                plain file.
         """
         name = self.dataset.name
         layout = f"expected: {self.dataset.raw_layout}"
@@ -177,13 +182,13 @@ class Item:
     """One thing to open: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Its place below the raw folder, in the form of :mod:`tasks.sources.raw`. Never
-            logged as it stands.
-        label: Class index, or None if only reading tells (slices of a volume).
-        group: Patient or other id whose images must stay on one side of a split; empty if the item
-            is a group of its own.
-        split: A split that the data give, or empty.
-        details: Further facts that the reader needs (JSON values only).
+        locator: Where it is below the raw folder, see :mod:`tasks.sources.raw`. It is only logged
+            as a hash.
+        label: Class index; None if it is known only after reading (slices of a volume).
+        group: Id of a patient, or of another group of images that a split must not divide; empty
+            if the item is a group of its own.
+        split: The split that the data give, or empty.
+        details: Further values that the reader needs (JSON values only).
         traits: Pairs (name, value) as in :class:`Sample`, if a table gives them.
     """
 
@@ -199,19 +204,21 @@ class Item:
 class Sample:
     """One image that was read from an item.
 
-    Mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one of them
-    tells the label, the dataset is flagged. Values of traits are stored as keyed hashes only.
+    Mode and size of ``pixels`` and all ``traits`` are compared between the classes. If the label
+    can be predicted from one of them, the dataset is flagged. Values of traits are stored as keyed
+    hashes only.
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label: Class index, if only reading tells; None takes the item's.
-        group: Group id, if only reading tells; empty takes the item's.
+        label: Class index, if it is known only after reading; None for the item's.
+        group: Group id, if it is known only after reading; empty for the item's.
         conversions: Names of the changes to the stored values, such as
             ``"MONOCHROME1 inverted"``; counted in the record.
         flags: Names of doubts about an image that is used anyway; counted in the record.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not tell the
-            label.
-        patient: Patient id in the file's header. A patient in several groups is flagged.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, from which the label must
+            not be predictable.
+        patient: Patient id in the file's header. If a patient is in several groups, the dataset is
+            flagged.
     """
 
     pixels: NDArray[np.generic]
@@ -228,15 +235,17 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: Their order depends on the raw files only, never on the file system.
+        items: All items. Their order depends on the raw files only, not on the file system.
         label_names: Names of the classes; a label is an index into them.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task takes.
-        excluded: Reason -> number of items that the dataset's own rules leave out; not faults.
+        excluded: Reason -> number of items that the rules of the dataset leave out. They are no
+            faults.
         skipped: Pairs (locator, reason) of items that are already known to be unusable.
-        intensity: The rule by which raw values become pixels in [0, 255].
-        flags: Doubts about the dataset as a whole -> number of items that they concern.
-        one_each: Whether every item is one image, so that images can be counted without reading.
+        intensity: The rule by which raw values become pixels in [0, 255], in words.
+        flags: Doubt about the dataset as a whole -> number of items that it concerns.
+        one_image_per_item: Whether every item is one image, so that images can be counted without
+            reading them.
     """
 
     items: Sequence[Item] = ()
@@ -247,7 +256,7 @@ class Listing:
     skipped: Sequence[tuple[str, str]] = ()
     intensity: str = "as stored, 8 bits"
     flags: dict[str, int] = field(default_factory=dict)
-    one_each: bool = True
+    one_image_per_item: bool = True
 
 
 class SkipItem(Exception):
@@ -268,13 +277,13 @@ Reader = Callable[[Item], Iterable[Sample]]
 
 @dataclass(frozen=True)
 class Source:
-    """One raw layout as two functions; another package may pass any object with these attributes.
+    """A raw layout, as two functions. Another package may use any object with these attributes.
 
     Attributes:
         list_items: Lists all items without reading pixels. Raises DataError if the download is not
             as expected.
         reader: Makes the :data:`Reader` of a request. It is called once per task, so it may open
-            what items share.
+            files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

@@ -9,7 +9,7 @@ pixels changed on purpose, and slices of a brain with a drawn lesion. *Derived* 
 labels by a rule) and *semi-synthetic* ones are called so in their row of the table of datasets,
 which also has the rule.
 
-Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbours, so that only
+Patches cut from one picture do not overlap. A group is a block of 2 x 2 neighbors, so that only
 the borders of blocks touch across a split.
 """
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
-from tasks.sources.made import flipped, list_rows, parameter, row_reader, scaled
+from tasks.sources.made import flip_labels, list_rows, parameter, row_reader, scale_pixels
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.nuisance import vary
 
@@ -160,7 +160,7 @@ def histology() -> Images:
 def retina() -> Images:
     """Return ``retina.jpg``, a fundus of 1411 x 1411, in patches of 32.
 
-    The label is how much of a patch are vessels. A vessel is what a closing by 15 x 15 pixels fills
+    The label is the share of vessels in a patch. A vessel is what a closing by 15 x 15 pixels fills
     in the green channel: dark and thinner than that.
     """
     from scipy.ndimage import grey_closing, uniform_filter
@@ -180,8 +180,8 @@ def retina() -> Images:
 def tissue() -> Images:
     """Return axial patches of 20 x 20 mm of the ICBM 2009a template's T1.
 
-    The label is the tissue, grey or white matter, that the template's maps have more of in a patch.
-    Planes are 5 mm apart. A group is one place in four neighbouring planes.
+    The label is the tissue, gray or white matter, that the template's maps have more of in a patch.
+    Planes are 5 mm apart. A group is one place in four neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -196,10 +196,10 @@ def tissue() -> Images:
     for plane in range(num_planes):
         groups += [f"{place} {plane // 4}" for place in range(patches_per_plane)]
     patches = np.rint(t1.reshape(-1, 20, 20) * 255)
-    grey = patches_of("gm").reshape(len(groups), -1).mean(1)
+    gray = patches_of("gm").reshape(len(groups), -1).mean(1)
     white = patches_of("wm").reshape(len(groups), -1).mean(1)
-    is_brain = grey + white > MIN_BRAIN_SHARE
-    images = _by_amount(patches, groups, white - grey, is_brain, "outside the brain")
+    is_brain = gray + white > MIN_BRAIN_SHARE
+    images = _by_amount(patches, groups, white - gray, is_brain, "outside the brain")
     return replace(images, intensity="template scaled to [0, 255]")
 
 
@@ -278,7 +278,7 @@ def _patches(image: Values, side: int) -> Values:
 
 
 def _blocks(image: Values, side: int) -> list[str]:
-    """Return each patch's group: its block of 2 x 2 neighbours."""
+    """Return each patch's group: its block of 2 x 2 neighbors."""
     rows = range(image.shape[0] // side)
     columns = range(image.shape[1] // side)
     return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
@@ -299,7 +299,7 @@ def _one_class_each(pictures: Sequence[Pixels], side: int) -> Images:
 
 
 def _without_blank(images: Images) -> Images:
-    """Leave out, and count, images of one colour, or nearly so."""
+    """Leave out, and count, images of one color, or nearly so."""
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
     excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
@@ -318,7 +318,7 @@ def _by_amount(
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
         groups: Group of each patch.
-        amounts: ``(num_patches,)`` what the rule measures.
+        amounts: ``(num_patches,)`` the amount that the rule measures.
         usable: ``(num_patches,)`` False for patches that are left out.
         why_unusable: The reason under which these are counted.
     """
@@ -343,15 +343,15 @@ def _by_amount(
 def list_pictures(request: RawRequest) -> Listing:
     """Return the images of two classes of a packaged set, or of the digits of mnist5k.
 
-    Digits are labelled 0 if even, 1 if odd. The dataset's parameters may flip labels.
+    Digits are labeled 0 if even, 1 if odd. The dataset's parameters may flip labels.
     """
     images = _two_classes(request)
-    labels = flipped(images.labels, request)
+    labels = flip_labels(images.labels, request)
     return list_rows(labels, request, images.groups, dtype=_dtype(request))
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of these images in grey, blended and scaled by the dataset's parameters."""
+    """Return a reader of these images in gray, blended and scaled by the dataset's parameters."""
     images = _two_classes(request)
     pixels = images.pixels
     if pixels.ndim == 4:
@@ -363,13 +363,14 @@ def read_pictures(request: RawRequest) -> Reader:
         seed = derive_seed("nuisance factors", *pair)
         pixels = vary(pixels, int(parameter(request, "factors")), seed)
     mixed = blended(pixels, images.labels, parameter(request, "blend"), reach)
-    return row_reader(scaled(mixed, request))
+    return row_reader(scale_pixels(mixed, request))
 
 
 digits_even_odd = pictures = Source(list_pictures, read_pictures)
 
 
 def _two_classes(request: RawRequest) -> Images:
+    """Return the images of the two classes of a dataset, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
     number = int(parameter(request, "set"))
@@ -392,7 +393,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
 
 
 def blended(images: Pixels, labels: Labels, share: float, reach: float) -> Pixels:
-    """Move images towards their nearest image of the other label.
+    """Move images toward their nearest image of the other label.
 
     Args:
         images: ``(num_images, height, width)`` in [0, 255].
@@ -443,7 +444,7 @@ def list_lesions(request: RawRequest) -> Listing:
         variations.append(rng.permutation(half_with_lesion))
     has_lesion = np.concatenate(variations).astype(np.int64)
     items = []
-    for number, label in enumerate(flipped(has_lesion, request).tolist()):
+    for number, label in enumerate(flip_labels(has_lesion, request).tolist()):
         variation, index = divmod(number, SLICES_PER_VARIATION)
         details = (int(has_lesion[number]),)
         items.append(Item(f"{variation}/{index}", label, f"variation {variation}", details=details))
@@ -465,7 +466,7 @@ def read_lesions(request: RawRequest) -> Reader:
         variation, index = map(int, item.locator.split("/"))
         has_lesion = item.details[0] == 1
         pixels = render_slice(variation, index, lesion=has_lesion, contrast=contrast, size=size)
-        return (Sample(scaled(pixels, request)),)
+        return (Sample(scale_pixels(pixels, request)),)
 
     return read
 
@@ -478,7 +479,7 @@ def template(kind: str) -> Plane:
     """Return a volume of the template in [0, 1], one voxel per mm.
 
     Args:
-        kind: ``t1``, or ``gm`` or ``wm`` for the share of grey or white matter.
+        kind: ``t1``, or ``gm`` or ``wm`` for the share of gray or white matter.
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values
@@ -598,6 +599,7 @@ def _with_lesion(
     contrast: float,
     size: float,
 ) -> Plane:
+    """Return a plane with a bright or dark ellipse at a random position in the brain."""
     places = np.argwhere(brain)
     center = places[rng.integers(len(places))]
     radii = size * rng.uniform(16, 32, 2)  # pixels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.sources import OWN_KINDS
 from tasks.sources.dicom import is_single_image_name
-from tasks.sources.own import split_of
+from tasks.sources.own import is_split_word
 from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archive
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
@@ -22,7 +22,7 @@ MAX_SUBFOLDERS = 20
 
 
 def detect_own_kind(path: Path) -> str | None:
-    """Return the kind of own data at a path, or None if no kind can be told from it."""
+    """Return the kind of own data at a path, or None if it is not recognized."""
     if os.path.isdir(path):  # Path.is_dir raises if a folder above may not be entered
         return _folder_kind(path)
     if not os.path.exists(path):
@@ -46,15 +46,15 @@ def _has_webdataset_samples(archive: Path) -> bool:
         members = open_archive(archive).members()
     except RefusedArchive:
         return False
-    labelled_keys = set()
+    labeled_keys = set()
     image_keys = set()
     for member in members:
         key = member.partition(".")[0]
         if member.lower().endswith((".cls", ".json")):
-            labelled_keys.add(key)
+            labeled_keys.add(key)
         if is_single_image_name(member):
             image_keys.add(key)
-    return not labelled_keys.isdisjoint(image_keys)
+    return not labeled_keys.isdisjoint(image_keys)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class _FolderContent:
 
 
 def _folder_kind(path: Path) -> str:
+    """Return the kind of own data in a folder; class folders if nothing else is recognized."""
     try:
         content = _FolderContent.of(path)
     except OSError:
@@ -114,7 +115,7 @@ def _has_table_of_images(content: _FolderContent) -> bool:
     split_tables = [
         entry
         for entry in content.entries
-        if entry.name in MANIFESTS and split_of(entry.parent.name) != ""
+        if entry.name in MANIFESTS and is_split_word(entry.parent.name)
     ]
     return any(_lists_images(table) for table in tables[:1] + split_tables[:1])
 
@@ -129,7 +130,7 @@ def _has_parquet(content: _FolderContent) -> bool:
     return any(
         next(entry.glob("*.parquet"), None) is not None
         for entry in content.entries
-        if split_of(entry.name) != "" or "=" in entry.name
+        if is_split_word(entry.name) or "=" in entry.name
     )
 
 
@@ -137,7 +138,7 @@ def _has_shards(content: _FolderContent) -> bool:
     """Return whether a folder, or its folder of a split, holds tars."""
     if not content.subfolders:
         return _has_ending(content.file_names, TARS)
-    if any(split_of(folder.name) != "" for folder in content.subfolders):
+    if any(is_split_word(folder.name) for folder in content.subfolders):
         return _has_ending(content.entry_names, TARS)
     return False
 

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 PREAMBLE_BYTES = 128
-"""Bytes before the magic ``DICM`` of every file (PS3.10, 7.1)."""
+"""Bytes before the signature of every file (PS3.10, 7.1)."""
+SIGNATURE = b"DICM"
+SIGNATURE_BYTES = PREAMBLE_BYTES + len(SIGNATURE)
+"""First bytes of a file that show whether it is DICOM."""
 HEADER_TAGS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -143,7 +146,7 @@ class Dicom(Header):
         spacing: Row and column spacing in mm, or None.
         inverted: True for MONOCHROME1, where small values are white.
         rescale: Slope and intercept from stored values to Hounsfield units, or None.
-        flags: Names of what is doubtful about the file.
+        flags: Names of doubts about the file.
         traits: Pairs (name, value) that must not predict the label, such as the manufacturer.
         laterality: R, L or B; empty if absent.
         orientation: The direction in which rows run, beginning with L or R; empty if absent.
@@ -177,8 +180,8 @@ def is_single_image_name(name: str) -> bool:
 
 
 def is_dicom(body: bytes) -> bool:
-    """Return whether the first bytes of a file are those of a DICOM file."""
-    return body[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
+    """Return whether a file is DICOM, by its first :data:`SIGNATURE_BYTES` bytes or more."""
+    return body[PREAMBLE_BYTES:SIGNATURE_BYTES] == SIGNATURE
 
 
 def read_header(base: Path, locator: str) -> Header | None:
@@ -213,17 +216,25 @@ def read_header(base: Path, locator: str) -> Header | None:
 
 @contextmanager
 def _silent_pydicom() -> Iterator[None]:
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Print no warnings of pydicom in this block: they quote values of tags."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _text(data: FileDataset, tag: str) -> str:
+    """Return a tag as text; empty if it is missing."""
     return str(data.get(tag) or "").strip()
 
 
 def _header(data: FileDataset) -> Header:
+    """Return the tags of a header that sources need."""
     return Header(
         instance=_text(data, "SOPInstanceUID"),
         series=_text(data, "SeriesInstanceUID"),
@@ -277,7 +288,7 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
 
 
 def _check_declared_pixels(data: FileDataset) -> None:
-    """Check everything that a decoder would believe, before any of it is trusted.
+    """Check the tags by which a decoder reserves memory, before the pixels are decoded.
 
     Raises:
         SkipItem: The pixels are of a kind, size or number that is not read.
@@ -295,7 +306,9 @@ def _check_declared_pixels(data: FileDataset) -> None:
         stored_bytes = len(data.PixelData)
     except Exception:
         raise SkipItem("damaged DICOM header") from None
-    if min(rows, columns) < MIN_SIDE or num_frames < 1:
+    if num_frames < 1:
+        raise SkipItem("damaged DICOM header")
+    if min(rows, columns) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
     if samples != SAMPLES_PER_PIXEL.get(photometric):
         raise SkipItem("palette or other photometric interpretation")
@@ -316,7 +329,7 @@ def _check_declared_pixels(data: FileDataset) -> None:
         _check_compressed_frames(data, num_frames, (rows, columns, samples))
         return
     allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # padded to an even length
-    if photometric == "YBR_FULL_422":  # two pixels share their colour values
+    if photometric == "YBR_FULL_422":  # two pixels share their color values
         allowed_bytes.add(num_bytes * 2 // 3)
     if stored_bytes not in allowed_bytes:
         amount = "less" if stored_bytes < num_bytes else "more"
@@ -328,7 +341,7 @@ def _check_compressed_frames(
 ) -> None:
     """Compare (rows, columns, samples) of each frame's own header with the file's.
 
-    A decoder allocates what the codestream asks for, whatever the file around it declares.
+    A decoder allocates memory for the size in the codestream, whatever the DICOM header declares.
     """
     from pydicom.encaps import generate_frames
 
@@ -398,11 +411,11 @@ def _stored_values(data: FileDataset) -> NDArray[np.generic]:
             name = data.file_meta.TransferSyntaxUID.name
             raise SkipItem(f"no decoder for {name}: pip install 'isweep[medical]'") from None
         raise SkipItem("damaged pixel data") from None
-    is_colour = int(data.SamplesPerPixel) == 3
-    num_frame_axes = 3 if is_colour else 2
+    is_color = int(data.SamplesPerPixel) == 3
+    num_frame_axes = 3 if is_color else 2
     if values.ndim == num_frame_axes:
         values = values[None]
-    if is_colour:
+    if is_color:
         return values
     is_signed = int(data.PixelRepresentation) == 1
     return _without_overlays(values, int(data.BitsStored), signed=is_signed)
@@ -426,6 +439,7 @@ def _without_overlays(
 
 
 def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
+    """Return the decoded file: its values, and the tags that sources need."""
     try:
         spacing = _spacing(data)
         rescale = _rescale(data)
@@ -445,6 +459,7 @@ def _with_header_facts(data: FileDataset, values: NDArray[np.generic]) -> Dicom:
 
 
 def _spacing(data: FileDataset) -> tuple[float, float] | None:
+    """Return row and column spacing in mm, or None if the header lacks them."""
     for tag in ("PixelSpacing", "ImagerPixelSpacing"):
         sizes = data.get(tag)
         if sizes is not None and len(sizes) == 2:
@@ -453,6 +468,7 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
+    """Return slope and intercept to Hounsfield units, or None if the header lacks them."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -465,6 +481,7 @@ def _traits(
     spacing: tuple[float, float] | None,
     rescale: tuple[float, float] | None,
 ) -> tuple[tuple[str, str], ...]:
+    """Return the tags from which the label must not be predictable."""
     traits = {name: _text(data, tag) for name, tag in TRAIT_TAGS.items()}
     traits["pixel spacing"] = f"{spacing[0]:.3g} {spacing[1]:.3g}" if spacing else ""
     traits["rescale slope"] = f"{rescale[0]:.6g}" if rescale else ""
@@ -472,6 +489,7 @@ def _traits(
 
 
 def _header_flags(data: FileDataset) -> tuple[str, ...]:
+    """Return doubts about an image that tags of its header raise."""
     flags = []
     if data.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation")

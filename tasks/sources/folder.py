@@ -1,21 +1,22 @@
-"""Your own images: one folder per class.
+"""A user's images in one folder per class.
 
-Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kaggle named below.
+Layout, as torchvision's ``ImageFolder`` and timm's folder reader have it:
+``<raw>/<class>/image.png``. Images are pictures or DICOM files. A DICOM file on the disk may lack
+an ending. ``<raw>`` may be an archive of such folders.
 
-``<raw>/<class>/image.png``: pictures, or DICOM files, on a disk also without an ending. ``<raw>``
-may be an archive of such folders.
-
-- Groups: images in a subfolder of a class (``<raw>/<class>/<group>/image.png``), however deep,
-  share a group. Equal group names in different classes are one group. A folder called ``images`` is
-  no group (Tiny ImageNet).
+- Groups: all images in a subfolder of a class (``<raw>/<class>/<group>/image.png``), and in its own
+  subfolders, are one group. Equal group names in different classes are one group. A folder called
+  ``images`` is no group (Tiny ImageNet has such folders).
 - Masks are left out and counted: files in a folder called ``masks`` (COVID-19 Radiography
-  Database), a mask beside its image (BUSI's ``x_mask.png`` beside ``x.png``), and a class of masks
-  (``cats_mask`` beside ``cats``).
-- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. ``val`` beside them is left
-  out and counted.
-- Layout ``group/class``: ``<raw>/<group>/<class>/image.png``. It looks like the usual layout if
-  every folder on top has the same folders in it. Then the patients in DICOM headers decide, or else
-  the user's ``layout``.
+  Database), a mask beside its image (BUSI has ``x_mask.png`` beside ``x.png``), and a class of
+  masks (``cats_mask`` beside ``cats``).
+- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
+  beside them are left out and counted.
+- Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. If
+  every top folder has the same subfolders, both layouts are possible. Then the user's ``layout``
+  decides, or else the patient ids in DICOM headers.
+
+*Top folder* means a folder right below ``<raw>``, or right below the folder of a split.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from search_spaces.specs import Layout
-from tasks.sources.base import Listing, RawRequest, Source, Split, first_of
+from tasks.sources.base import Listing, RawRequest, Source, first_of
 from tasks.sources.dicom import (
     INTENSITY,
+    SIGNATURE_BYTES,
+    is_dicom,
     is_dicom_name,
     is_single_image_name,
     read_header,
@@ -38,11 +41,14 @@ from tasks.sources.dicom import (
 from tasks.sources.own import (
     PLACEHOLDERS,
     VALIDATION_LEFT_OUT,
+    GivenSplit,
     Rows,
-    hidden_count,
+    count_hidden,
+    is_split_word,
     own_listing,
+    parse_split,
+    parse_splits,
     plain_id,
-    split_of,
 )
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
@@ -50,19 +56,20 @@ EXPECTED = (
     "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 )
 MAX_SHARED_FOLDERS = 20
-"""Names of folders that several folders on top may share before they are no classes any more."""
+"""Most subfolder names for which the layout may be ``group/class``. If the top folders share more
+names than this, the names are taken for patients."""
 MAX_HEADERS = 200
-"""DICOM headers that are read to find the layout, in all folders together."""
+"""DICOM headers that are read to choose the layout, in all folders together."""
 MAX_NAMED = 20
 """Empty class folders that are flagged by name."""
 SPLIT_WORD = re.compile(
     r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
 )
-"""A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
+"""The word for a split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
-"""Folders in class folders that are no patients, in lower case."""
+"""Names of subfolders that are not groups, in lower case."""
 MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Folders in class folders that hold no images, in lower case."""
+"""Names of subfolders that hold masks, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask; the first group is the name of its image."""
 TABLE_HINT = "with a table of labels beside it, give the table (kind table)"
@@ -82,30 +89,30 @@ HINTS = {
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "files without an ending are looked at on a disk, and taken when they are DICOM",
+    "": "of the files without an ending, those on a disk that are DICOM are read",
 }
-"""Ending of a file in a folder without class folders -> hint for the user."""
+"""Ending of a file that lies where class folders are expected -> hint for the user."""
 
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """An image and the folders around it, below those of a split.
+    """An image and the folders on its path.
 
     Attributes:
-        name: Name of the image in the tree.
-        top: The topmost folder.
-        inner: The folders in it around the image, from the top.
-        split: The split that the folders above ``top`` mean.
+        name: Name of the image in the tree, which is its path below the raw folder.
+        top: The top folder.
+        inner: The folders between ``top`` and the image, from the outermost one.
+        split: The split that the folder above ``top`` means.
     """
 
     name: str
     top: str
     inner: tuple[str, ...]
-    split: Split
+    split: GivenSplit
 
     @property
     def first_inner(self) -> str:
-        """The folder in the topmost one; empty if the image lies right below the top."""
+        """The subfolder of ``top``; empty if the image lies right in ``top``."""
         return self.inner[0] if self.inner else ""
 
 
@@ -116,24 +123,24 @@ class ClassImage:
     Attributes:
         name: Name of the image in the tree.
         label: Name of its class.
-        group: Name of its group; empty if it is its own.
+        group: Name of its group; empty if the image is a group of its own.
         split: Its split.
-        is_deep: Whether it lies in a folder in its group's folder.
+        is_deep: Whether it lies in a subfolder of its group's folder.
     """
 
     name: str
     label: str
     group: str
-    split: Split
+    split: GivenSplit
     is_deep: bool
 
 
 def list_folder(request: RawRequest) -> Listing:
-    """List the images of all class folders; classes are in the order of their names.
+    """List the images of all class folders. Classes are in the order of their names.
 
     Raises:
-        DataError: There are no two class folders, it is unclear which folders are the classes, or
-            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: There are fewer than two class folders, it is unclear which folders are the
+            classes, or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
@@ -147,14 +154,14 @@ def list_folder(request: RawRequest) -> Listing:
     packed = _packed_beside_images(tree, images)
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
-    with_splits = _has_splits(images, wrapper, request)
-    placed, excluded = _place(tree, images, packed, wrapper, with_splits)
-    excluded.update(hidden_count(tree.hidden, is_single_image_name))
+    has_splits = _has_splits(images, wrapper, request)
+    placed, excluded = _place(tree, images, packed, wrapper, has_splits)
+    excluded.update(count_hidden(tree.hidden, is_single_image_name))
     layout, layout_flags = _choose_layout(placed, tree, request)
     class_images = _with_classes(placed, layout)
     excluded["outside the class folders"] += len(placed) - len(class_images)
     _check_two_classes(class_images, excluded["outside the class folders"], tree, request)
-    counts = _empty_folders(tree, class_images, with_splits, layout)
+    counts = _empty_folders(tree, class_images, has_splits, layout)
     labels = []
     locators = []
     num_deep = 0
@@ -187,14 +194,15 @@ folder = Source(list_folder, single_reader)
 
 
 def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
-    """Return images in an archive in the raw archive that lies in a folder of unpacked images.
+    """Return the images of inner archives that lie beside unpacked images, in an archive.
 
-    Such an archive most often holds the same images again.
+    An inner archive is an archive in the raw archive. If there are unpacked images in the same
+    folder, it most often holds these images again.
     """
     parts_by_name = {name: tree.locator(name).split(MARK) for name in images}
     folders = set()
     for name, parts in parts_by_name.items():
-        if len(parts) == 2:  # right in the raw archive, not in one inside it
+        if len(parts) == 2:  # in the raw archive itself, not in an inner archive
             folders.add(name.rpartition("/")[0])
     folders.discard("")
     packed = set()
@@ -206,14 +214,13 @@ def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
 
 
 def _with_classes(placed: Iterable[PlacedImage], layout: Layout) -> list[ClassImage]:
-    """Return the images that lie in a class folder, with class and group."""
+    """Return the class and group of every image that lies in a class folder."""
     images = []
     for image in placed:
         if layout == "class/group":
             label = image.top
             group = image.first_inner
         elif image.inner:
-            # Folders in a patient's folder are visits or series of that patient.
             label = image.inner[0]
             group = image.top
         else:
@@ -225,7 +232,7 @@ def _with_classes(placed: Iterable[PlacedImage], layout: Layout) -> list[ClassIm
 def _check_two_classes(
     images: Iterable[ClassImage], num_outside: int, tree: RawTree, request: RawRequest
 ) -> None:
-    """Check that there are two class folders, and say what else could be read here if not."""
+    """Check that there are two class folders; the error names other ways to read these files."""
     num_classes = len({image.label for image in images})
     if num_classes >= 2:
         return
@@ -238,7 +245,7 @@ def _check_two_classes(
         elif ending in endings:
             hints.append(hint)
     raise request.error(
-        "the folder must hold one subfolder of images per class, two at least",
+        "the folder must hold one subfolder of images per class, and at least two classes",
         f"{num_classes} with images, {num_outside} images outside of any",
         "; ".join(dict.fromkeys(hints)),
     )
@@ -247,13 +254,13 @@ def _check_two_classes(
 def _choose_layout(
     placed: Sequence[PlacedImage], tree: RawTree, request: RawRequest
 ) -> tuple[Layout, list[str]]:
-    """Decide whether classes or groups are on top.
+    """Decide whether the top folders are classes or groups.
 
     Returns:
-        The layout, and a flag if it had to be found by headers.
+        The layout, and a flag if the DICOM headers decided.
 
     Raises:
-        DataError: It is unclear, or the folders on top seem to be splits.
+        DataError: It is unclear, or the top folders seem to be splits.
     """
     tops_by_inner: defaultdict[str, set[str]] = defaultdict(set)
     for image in placed:
@@ -262,14 +269,14 @@ def _choose_layout(
     _check_no_splits(tops, set(tops_by_inner) - {""}, request)
     if request.root().is_file() and any(MARK in image.name for image in placed):
         raise request.error(
-            "a name must be once in an archive and those in it",
-            "the same names in several",
+            "a file name must be in an archive only once, inner archives included",
+            "the same names in several of them",
             "unpack them into one folder",
         )
     if request.dataset.layout is not None:
         return request.dataset.layout, []
-    # Both layouts are possible if every image lies in one of a few folders that several folders on
-    # top have.
+    # Both layouts are possible if all images lie in subfolders, the subfolders have few names, and
+    # every name is in several top folders.
     is_open = (
         1 < len(tops_by_inner) <= MAX_SHARED_FOLDERS
         and "" not in tops_by_inner
@@ -280,57 +287,75 @@ def _choose_layout(
     layout = _layout_by_headers(placed, tree, request)
     if layout is None:
         raise request.error(
-            "it must be plain which folders are the classes",
-            f"{len(tops)} folders on top share {len(tops_by_inner)} folders in them: classes with "
-            "patients or parts in them, or patients, sites or folds with classes in them",
-            "say which: layout: class/group or layout: group/class (--layout), give a table, or of "
-            "folds one",
+            "it must be clear which folders are the classes",
+            f"{len(tops)} top folders have the same {len(tops_by_inner)} subfolders: either may be "
+            "the classes, and the others patients, sites or parts",
+            "choose layout: class/group or layout: group/class (--layout), or give a table; if the "
+            "top folders are folds, give one of them",
         )
     return layout, [f"layout {layout}, by the patients in the headers"]
 
 
 def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) -> None:
-    """Check that neither the folders on top nor those in them are splits by another name."""
-    if len(tops) > 1 and inner and "" not in map(split_of, inner):
+    """Check that neither the top folders nor their subfolders seem to be splits.
+
+    Raises:
+        DataError: All subfolders are splits, or the names of top folders contain words for splits.
+    """
+    if len(tops) > 1 and inner and all(map(is_split_word, inner)):
         raise request.error(
             "splits must be above the classes",
             f"{', '.join(sorted(inner)[:5])} below them",
             EXPECTED,
         )
-    named = []
+    with_split_word = []
     splits = set()
     for top in tops:
-        top_splits = set(map(split_of, SPLIT_WORD.findall(top))) - {""}
+        top_splits = parse_splits(SPLIT_WORD.findall(top))
         splits |= top_splits
         if top_splits:
-            named.append(top)
-    # A class may be called "test strip": it takes train, another split, and half of all folders.
-    if "train" in splits and len(splits) > 1 and 2 * len(named) >= len(tops):
+            with_split_word.append(top)
+    # A class may be called "test strip". So the names must contain "train" and another split, and
+    # at least half of all top folders must have such a name.
+    is_majority = 2 * len(with_split_word) >= len(tops)
+    if GivenSplit.TRAIN in splits and len(splits) > 1 and is_majority:
         raise request.error(
             "the top folders must be classes, or splits called train, test and val",
-            ", ".join(named[:5]),
-            f"call them so, with the classes right below; {EXPECTED}",
+            ", ".join(with_split_word[:5]),
+            f"rename them, with the classes right below; {EXPECTED}",
         )
 
 
 def _layout_by_headers(
     placed: Sequence[PlacedImage], tree: RawTree, request: RawRequest
 ) -> Layout | None:
-    """Return the layout in which every patient of the DICOM headers has one folder, or None."""
+    """Return the layout in which every patient of the DICOM headers has one group folder.
+
+    ===================  ========================  ============
+    one top folder each  one subfolder name each   layout
+    ===================  ========================  ============
+    yes                  no                        group/class
+    no                   yes                       class/group
+    yes                  yes                       None: both are possible
+    no                   no                        None: the headers contradict both
+    ===================  ========================  ============
+
+    It is also None if there are fewer than two patients, or if a patient id is a placeholder.
+    """
     tops: defaultdict[str, set[str]] = defaultdict(set)
     inner: defaultdict[str, set[str]] = defaultdict(set)
     num_read: Counter[tuple[str, str]] = Counter()
     num_folders = len({(image.top, image.first_inner) for image in placed})
-    num_per_folder = MAX_HEADERS // num_folders or 1
+    num_per_folder = max(MAX_HEADERS // num_folders, 1)
     for image in placed:
-        place = (image.top, image.first_inner)
-        if num_read[place] == num_per_folder or not is_dicom_name(image.name):
+        folders = (image.top, image.first_inner)
+        if num_read[folders] == num_per_folder or not is_dicom_name(image.name):
             continue
-        num_read[place] += 1
+        num_read[folders] += 1
         header = read_header(request.base(), tree.locator(image.name))
         patient = plain_id(header.patient) if header else ""
         if patient in PLACEHOLDERS:
-            return None  # an anonymised set, whose headers tell nothing
+            return None  # the dataset is anonymized
         tops[patient].add(image.top)
         inner[patient].add(image.first_inner)
     have_one_top = set(map(len, tops.values())) == {1}
@@ -341,9 +366,9 @@ def _layout_by_headers(
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
-    """Return whether a file on the disk is DICOM by its content, if its ending says nothing.
+    """Return whether a file on the disk is DICOM although it has no ending.
 
-    Scanners name files by numbers, so an ending of digits says nothing, too.
+    Digits behind a dot are no ending: scanners name files by numbers.
     """
     ending = PurePath(name).suffix[1:]
     locator = tree.locator(name)
@@ -351,13 +376,13 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
         return False
     try:
         with (request.base() / locator).open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return is_dicom(file.read(SIGNATURE_BYTES))
     except OSError:
         return False
 
 
 def _masks(images: Sequence[str]) -> set[str]:
-    """Return the images that are masks of others, by their own name or their folder's."""
+    """Return the images that are masks of others, by the name of the file or of its folder."""
     stems = set()
     folders = set()
     for name in images:
@@ -373,7 +398,10 @@ def _masks(images: Sequence[str]) -> set[str]:
 
 
 def _image_of_mask(path: str) -> str | None:
-    """Return the path of the image, or class, that a path is the mask of by its last part."""
+    """Return the path of the image that a path is the mask of, or None if it is no mask.
+
+    Paths are those of files without their endings, or of folders of classes.
+    """
     parent, _, last = path.rpartition("/")
     match = MASK_NAME.fullmatch(last)
     if match is None:
@@ -382,19 +410,19 @@ def _image_of_mask(path: str) -> str | None:
 
 
 def _place(
-    tree: RawTree, images: Sequence[str], packed: set[str], wrapper: str, with_splits: bool
+    tree: RawTree, images: Sequence[str], packed: set[str], wrapper: str, has_splits: bool
 ) -> tuple[list[PlacedImage], Counter[str]]:
-    """Find the folders around all images.
+    """Choose the images to use, and take their paths apart.
 
     Args:
         tree: All files.
-        images: Those that are images.
-        packed: Those in an archive beside images, which are left out.
-        wrapper: Folder around everything, see :func:`_wrapper`.
-        with_splits: Whether the topmost folders are splits.
+        images: Names of the files that are images.
+        packed: Names of files that are left out, see :func:`_packed_beside_images`.
+        wrapper: Path that all images have in common, see :func:`_wrapper`.
+        has_splits: Whether the folders right below ``wrapper`` are splits.
 
     Returns:
-        The images, and reason -> number of files that are left out.
+        The images that are used, and reason -> number of files that are left out.
     """
     masks = _masks(images)
     image_names = set(images)
@@ -402,16 +430,16 @@ def _place(
     placed = []
     for name in tree:
         parts = name.removeprefix(wrapper).split("/")
-        split: Split | None = ""
-        if with_splits and len(parts) > 1:
-            split = split_of(parts.pop(0))
+        split = GivenSplit.NONE
+        if has_splits and len(parts) > 1:
+            split = parse_split(parts.pop(0))
         if name in packed:
             excluded["in an archive beside images"] += 1
         elif name not in image_names:
             excluded["not an image by its ending"] += 1
         elif len(parts) < 2:
             excluded["outside the class folders"] += 1
-        elif split is None:
+        elif split is GivenSplit.VALIDATION:
             excluded[VALIDATION_LEFT_OUT] += 1
         elif name in masks:
             excluded["a mask beside its image"] += 1
@@ -424,29 +452,30 @@ def _place(
 
 
 def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
-    """Return the common parent path of all images, with a slash at its end, or "".
+    """Return the path above the classes or splits that all images share, with a slash, or "".
 
-    Archives often have one folder around everything. The one subfolder of a folder may be a class,
-    so it is only taken for a wrapper if it holds splits.
+    An archive often has one folder, or several nested ones, around all class folders:
+    ``<name>/<name>-v2/<class>/``. If ``<raw>`` is a folder, its only subfolder may be a class, so
+    it is a wrapper only if it holds splits.
     """
     paths = [name.split("/") for name in images]
     wrapper = []
-    # Folders in each other, as <set>/<set>-v2/<class>/, are all around everything.
     while len({path[0] for path in paths}) == 1:
         top = paths[0][0]
-        if split_of(top) != "" or min(map(len, paths)) < 3:
+        has_class_folders = min(map(len, paths)) >= 3  # wrapper, class, image
+        if is_split_word(top) or not has_class_folders:
             break
         paths = [path[1:] for path in paths]
         wrapper.append(f"{top}/")
-    holds_splits = {split_of(path[0]) for path in paths} >= {"train", "test"}
+    holds_splits = parse_splits(path[0] for path in paths) >= {GivenSplit.TRAIN, GivenSplit.TEST}
     return "".join(wrapper) if is_archive or holds_splits else ""
 
 
 def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> bool:
-    """Return whether the top folders are splits; files beside them do not matter.
+    """Return whether the folders below ``wrapper`` are splits; files beside them do not matter.
 
     Raises:
-        DataError: Some top folders are splits and others are not.
+        DataError: Some are splits, and others seem to be splits with another name.
     """
     tops = set()
     inner_of_splits: set[str] = set()
@@ -456,14 +485,14 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
         if len(parts) > 1:
             tops.add(parts[0])
         if len(parts) > 2:
-            inner = inner_of_others if split_of(parts[0]) == "" else inner_of_splits
+            inner = inner_of_splits if is_split_word(parts[0]) else inner_of_others
             inner.add(parts[1])
-    splits = {top for top in tops if split_of(top) != ""}
+    splits = set(filter(is_split_word, tops))
     if splits == tops:
         return bool(tops)
-    # If other top folders hold the same classes, they are splits by another name.
+    # If other top folders hold the same classes, they are splits with another name.
     share_classes = len(inner_of_splits & inner_of_others) > 1
-    if share_classes or set(map(split_of, splits)) >= {"train", "test"}:
+    if share_classes or parse_splits(splits) >= {GivenSplit.TRAIN, GivenSplit.TEST}:
         raise request.error(
             "the top folders must be classes, or splits, not both",
             f"{', '.join(sorted(splits))} beside {first_of(sorted(tops - splits))}",
@@ -473,19 +502,19 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
 
 
 def _empty_folders(
-    tree: RawTree, images: Iterable[ClassImage], with_splits: bool, layout: Layout
+    tree: RawTree, images: Iterable[ClassImage], has_splits: bool, layout: Layout
 ) -> dict[str, int]:
-    """Flag folders without an image where those of classes or groups lie.
+    """Return flags for top folders without an image.
 
     Classes are flagged by name. Groups are only counted, because their names may be patients'.
     """
-    depth = 2 if with_splits else 1
+    depth = 2 if has_splits else 1
     with_images = {tuple(image.name.split("/")[:depth]) for image in images}
     empty = []
     for name in tree.folders:
         parts = tuple(name.split("/"))
-        is_validation_or_other = with_splits and not split_of(parts[0])
-        if len(parts) == depth and parts not in with_images and not is_validation_or_other:
+        is_used = not has_splits or parse_split(parts[0]) in (GivenSplit.TRAIN, GivenSplit.TEST)
+        if len(parts) == depth and parts not in with_images and is_used:
             empty.append(name)
     if layout == "class/group":
         return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}

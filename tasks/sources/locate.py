@@ -19,7 +19,7 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.array_files import ARRAY_FILES, row_locator
 from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
 from tasks.sources.manifest import table_paths
-from tasks.sources.own import split_of
+from tasks.sources.own import is_split_word
 from tasks.sources.parquet_images import holds_images, num_rows
 from tasks.sources.raw import (
     MARK,
@@ -50,7 +50,7 @@ class _Row:
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
-    """Return the locator of what a message is about.
+    """Return the locator of the file or row that a message names.
 
     Args:
         raw: Folder or file that was read.
@@ -81,7 +81,7 @@ def _row_in(text: str) -> _Row | None:
     if match is None:
         return None
     word = match["word"] or ""
-    folder = word if split_of(word) != "" else ""
+    folder = word if is_split_word(word) else ""
     return _Row(folder, match["array"] or "images", int(match["number"]))
 
 

@@ -1,24 +1,40 @@
 """Generated images: two classes on a manifold of known dimension, where every length is known.
 
-``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. A point ``z`` is uniform
-in the d-dimensional unit cube, with angles ``t_j = pi * z_j``. Its image is
+An image is a point on the manifold. Each of the point's coordinates has two patterns of its own,
+``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate
+moves the image along a circle in the plane of its two patterns.
 
-    127.5 + amplitude * sum_j (cos(t_j) * P_2j + sin(t_j) * P_2j+1)
+**Source manifold**: the datasets ``manifold_d4`` and ``manifold_d12``; the number is the intrinsic
+dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles ``t_j = pi * z_j``
+its image is::
 
-with ``amplitude = CONTRAST * side / (2 * sqrt(2) * d)`` and P orthonormal low-frequency cosine
-patterns, ``(side, side)``. So distances along the manifold are those of ``z`` times one constant,
-``factor = pi * amplitude``. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``.
-Points with ``|f| < MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence
-``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
+    127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
+    amplitude = CONTRAST * side / (2 * sqrt(2) * d)
 
-``generated`` changes label, gap and size one by one; its parameters are in
-:data:`search_spaces.interventions.PARAMETERS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) -
-1) . (P_2j, P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j. Lengths
-along a coordinate are lengths in pixels, whatever the number of coordinates. Each of the first
-``bits`` coordinates is cut into ``bands`` bands and each band into two halves. Halves of a band are
-``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the parity of the
-bands over these coordinates; at ``frequency`` 2 it is that of the halves, on the same images to the
-last bit.
+So a distance along the manifold is the distance of the points times ``pi * amplitude``. The label
+is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points with ``|f| < MARGIN`` are not drawn.
+The slope of f is at most 2 pi, so ``label_sharpness <= 2 pi / (2 * MARGIN * pi * amplitude)``.
+
+**Source generated**: its parameters change the label, the gap between classes and the number of
+images one by one. A point has ``dimension`` and ``nuisance`` coordinates ``x_j``, each on an
+interval of :data:`LENGTH`. With angles ``a_j = x_j / RADIUS`` its image is::
+
+    127.5 + RADIUS * side / 16 * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
+
+So a length along a coordinate is a distance between images, however many coordinates there are.
+Along each of the first ``bits`` coordinates, the interval is cut into bands with gaps between them.
+With ``bands`` = 2::
+
+    [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
+    `--------- band 0 ----------'                     `--------- band 1 ----------'
+
+- ``dimension`` coordinates may matter to the label; ``nuisance`` coordinates never do.
+- ``bands`` is the number of bands. Each consists of two halves.
+- ``gap`` and ``contrast`` set the distance between bands, ``fine_gap`` that between halves. No
+  image lies in a gap.
+- ``frequency`` 1: the label is the parity of the point's band numbers, added over the coordinates.
+  ``frequency`` 2: it is the parity of the numbers of the halves. The images are the same.
+- ``num_images`` and ``draw`` are the number of images and the seed of the points.
 """
 
 from __future__ import annotations
@@ -39,25 +55,29 @@ from tasks.sources.pictures import by_own_maximum
 
 Images = NDArray[np.generic]
 Points = NDArray[np.float64]
-"""``(num_images, coordinates)``."""
+"""Coordinates of points on a manifold, ``(num_images, num_coordinates)``."""
 Labels = NDArray[np.int64]
+"""Class indices, ``(num_images,)``."""
 ROWS_PER_TASK = 8_000
-"""Items of a reading task. Every task loads the whole array, once per worker process, so blocks are
-large; there are several, so that workers share them.
-"""
+"""Items of a reading task. Blocks are large because every worker process loads the whole array. A
+dataset still has several blocks, so that several workers can read it."""
 PARAMETERS_BY_SOURCE = {str(kind): parameters for kind, parameters in PARAMETERS.items()}
+"""Name of a source -> its parameters."""
 NUM_IMAGES = 3000
 """Images of a manifold dataset."""
 MARGIN = 0.1
-"""Least ``|f|`` of an image of a manifold dataset."""
+"""Smallest ``|f|`` of an image of a manifold dataset."""
 CONTRAST = 100.0
+"""Largest difference from gray in an image of a manifold dataset, in pixel values."""
 LENGTH = 240.0
-"""Length of a coordinate without its gaps, and radius of its arc, in L2 of pixels 0..255 at 16 x
-16.
-"""
+"""Length of a coordinate of ``generated`` without its gaps: an L2 distance of images with pixels in
+[0, 255], of 16 x 16 pixels."""
+RADIUS = LENGTH
+"""Radius of the circle on which a coordinate of ``generated`` moves an image, in the same unit. A
+coordinate without gaps then turns by one radian."""
 REFERENCE_SIDE = 16
-"""Side in pixels at which lengths are stated."""
-GREY = 127.5
+"""Side of an image, in pixels, for which lengths are stated."""
+GRAY = 127.5
 """Grey value around which patterns are added."""
 INTENSITY = "generated in [0, 255], not rounded"
 
@@ -68,10 +88,10 @@ def parameter(request: RawRequest, name: str) -> float:
     return dict(request.dataset.dials).get(name, default)
 
 
-def flipped(labels: Labels, request: RawRequest) -> Labels:
-    """Return labels of which a seeded choice is flipped (0 and 1), as the parameters say.
+def flip_labels(labels: Labels, request: RawRequest) -> Labels:
+    """Exchange 0 and 1 in some labels: ``flip_share`` of them, and ``flipped`` more.
 
-    A larger share contains a smaller one.
+    The choice is seeded. The labels that a smaller share flips are flipped by a larger one, too.
     """
     num_flipped = round(parameter(request, "flip_share") * len(labels))
     num_flipped += int(parameter(request, "flipped"))
@@ -82,7 +102,7 @@ def flipped(labels: Labels, request: RawRequest) -> Labels:
     return result
 
 
-def scaled(images: Images, request: RawRequest) -> Images:
+def scale_pixels(images: Images, request: RawRequest) -> Images:
     """Multiply pixels by the parameter ``pixel_scale``; the result is float32 if that is not 1."""
     factor = parameter(request, "pixel_scale")
     if factor == 1:
@@ -100,8 +120,8 @@ def list_rows(
 
     Args:
         labels: ``(num_images,)`` class indices.
-        request: What is being prepared.
-        groups: Group of each row; None if each row is its own.
+        request: The dataset and its preparation.
+        groups: Group of each row; None if each row is a group of its own.
         fields: Further fields of the listing.
     """
     items = []
@@ -136,7 +156,9 @@ def list_manifold(request: RawRequest) -> Listing:
 
 
 def read_manifold(request: RawRequest) -> Reader:
-    """Return a reader of a manifold's images at the prepared side: no resize bends them."""
+    """Return a reader of a manifold's images, which are made at the prepared size: a resize would
+    change distances.
+    """
     points, _ = _manifold_points(request)
     return row_reader(embed(points, request.spec.image_size))
 
@@ -145,6 +167,7 @@ manifold = Source(list_manifold, read_manifold)
 
 
 def _manifold_points(request: RawRequest) -> tuple[Points, Labels]:
+    """Return the points and labels of a manifold dataset, whose name holds the dimension."""
     match = re.fullmatch(r"manifold_d(\d{1,2})", request.dataset.name)
     if match is None or int(match[1]) < 1:
         raise ConfigError(
@@ -155,7 +178,7 @@ def _manifold_points(request: RawRequest) -> tuple[Points, Labels]:
 
 @lru_cache(maxsize=4)
 def latent_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
-    """Draw points of the unit cube with ``|f| >= MARGIN``.
+    """Draw points of a manifold dataset, all with ``|f| >= MARGIN``.
 
     Args:
         dimension: Number of coordinates.
@@ -176,9 +199,9 @@ def latent_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
 
 
 def _decision(points: Points) -> Points:
-    """Return f of each point, ``(num_images,)``."""
+    """Return f of each point, ``(num_images,)``. Its sign is the label."""
     dimension = points.shape[1]
-    decision: Points = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
+    decision: NDArray[np.float64] = np.cos(2 * np.pi * points).sum(1) / np.sqrt(dimension)
     return decision
 
 
@@ -189,14 +212,15 @@ def embed(latents: Points, side: int) -> NDArray[np.float32]:
     curve = np.stack([np.cos(angles), np.sin(angles)], axis=2)
     curve = curve.reshape(len(latents), 2 * dimension)
     patterns = low_frequency_patterns(2 * dimension, side)
-    # A pattern's entries are at most 2/side, and a curve has d pairs of coordinates of length 1.
+    # An entry of a pattern is at most 2 / side, and |cos| + |sin| at most sqrt(2). So the d
+    # coordinates change a pixel by at most CONTRAST.
     amplitude = CONTRAST * side / (2 * np.sqrt(2) * dimension)
-    images: Points = GREY + amplitude * np.tensordot(curve, patterns, axes=1)
+    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
     return images.astype(np.float32)
 
 
 def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
-    """Return the lowest orthonormal cosine patterns except the constant one.
+    """Return the orthonormal cosine patterns of lowest frequency, without the constant one.
 
     Args:
         count: Number of patterns.
@@ -206,15 +230,15 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
         ``(count, side, side)``.
 
     Raises:
-        ConfigError: An image of that side does not have so many.
+        ConfigError: An image of this side has fewer such patterns.
     """
     if count >= side * side:
         raise ConfigError(
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
         )
     frequencies = np.arange(side)
-    centres = (np.arange(side) + 0.5) / side
-    waves = np.cos(np.pi * np.outer(frequencies, centres)) * np.sqrt(2 / side)
+    centers = (np.arange(side) + 0.5) / side
+    waves = np.cos(np.pi * np.outer(frequencies, centers)) * np.sqrt(2 / side)
     orders = sorted(np.ndindex(side, side), key=lambda order: (sum(order), order))
     pairs = orders[1 : count + 1]  # the first is the constant
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
@@ -224,9 +248,9 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
 
 
 class Geometry(NamedTuple):
-    """The parameters of ``generated`` that decide where its images lie.
+    """The parameters of ``generated`` that decide the points and labels.
 
-    They are described in :data:`search_spaces.interventions.PARAMETERS`.
+    The module's docstring and :data:`search_spaces.interventions.PARAMETERS` explain them.
     """
 
     dimension: int
@@ -243,21 +267,22 @@ class Geometry(NamedTuple):
 
 def list_generated(request: RawRequest) -> Listing:
     """Return one item per generated image."""
-    _, labels = places(_geometry(request))
-    return list_rows(flipped(labels, request), request, dtype="float32", intensity=INTENSITY)
+    _, labels = draw_points(_geometry(request))
+    return list_rows(flip_labels(labels, request), request, dtype="float32", intensity=INTENSITY)
 
 
 def read_generated(request: RawRequest) -> Reader:
-    """Return a reader of these images, generated at the prepared side."""
-    points, _ = places(_geometry(request))
-    images = images_at(points, request.spec.image_size)
-    return row_reader(scaled(images, request))
+    """Return a reader of the generated images, which are made at the prepared size."""
+    points, _ = draw_points(_geometry(request))
+    images = images_of(points, request.spec.image_size)
+    return row_reader(scale_pixels(images, request))
 
 
 generated = Source(list_generated, read_generated)
 
 
 def _geometry(request: RawRequest) -> Geometry:
+    """Return the geometry that the parameters of the request's dataset describe."""
     values: dict[str, Any] = {}
     for name, description in PARAMETERS_BY_SOURCE["generated"].items():
         if name in Geometry._fields:
@@ -267,10 +292,10 @@ def _geometry(request: RawRequest) -> Geometry:
 
 
 @lru_cache(maxsize=4)
-def places(geometry: Geometry) -> tuple[Points, Labels]:
-    """Draw the images' places, centred on 0, and their labels."""
+def draw_points(geometry: Geometry) -> tuple[Points, Labels]:
+    """Draw the points of ``generated``, with coordinates centered on 0, and their labels."""
     num_images = geometry.num_images
-    # Nuisance has a random stream of its own: its number does not change the other coordinates.
+    # A random stream of its own: the number of nuisance coordinates must not change the others.
     rng = np.random.default_rng(derive_seed("generated", geometry.draw))
     nuisance_rng = np.random.default_rng(derive_seed("generated nuisance", geometry.draw))
     units = rng.random((num_images, geometry.dimension))
@@ -278,11 +303,11 @@ def places(geometry: Geometry) -> tuple[Points, Labels]:
     coordinates = np.concatenate([units, nuisance], axis=1)
     points = (coordinates - 0.5) * LENGTH
     num_halves = 2 * geometry.bands
-    # Gaps before half 1, 2, ...: odd halves end a band.
+    # Gaps before halves 1, 2, 3, ...: the gap before an odd one is inside a band.
     is_inside_band = np.arange(1, num_halves) % 2 == 1
     gaps = np.where(is_inside_band, geometry.fine_gap, geometry.gap * geometry.contrast)
-    starts = np.concatenate([[0.0], np.cumsum(gaps)])
-    offsets = starts - gaps.sum() / 2
+    gaps_before = np.concatenate([[0.0], np.cumsum(gaps)])
+    offsets = gaps_before - gaps.sum() / 2
     parity: Labels = np.zeros(num_images, dtype=np.int64)
     for bit in range(geometry.bits):
         half = (units[:, bit] * num_halves).astype(np.int64)
@@ -292,18 +317,18 @@ def places(geometry: Geometry) -> tuple[Points, Labels]:
     return points, parity % 2
 
 
-def images_at(points: Points, side: int) -> NDArray[np.float32]:
-    """Map places to images ``(num_images, side, side)`` in [0, 255].
+def images_of(points: Points, side: int) -> NDArray[np.float32]:
+    """Return the images of points of ``generated``, ``(num_images, side, side)`` in [0, 255].
 
     Raises:
-        ConfigError: A place is so far out that its image would leave that range.
+        ConfigError: Pixels would be outside that range.
     """
-    angles = points / LENGTH
+    angles = points / RADIUS
     curve = np.stack([np.sin(angles), np.cos(angles) - 1], axis=2)
     curve = curve.reshape(len(points), -1)
     patterns = low_frequency_patterns(curve.shape[1], side)
-    amplitude = LENGTH * side / REFERENCE_SIDE
-    images: Points = GREY + amplitude * np.tensordot(curve, patterns, axes=1)
+    amplitude = RADIUS * side / REFERENCE_SIDE
+    images: Points = GRAY + amplitude * np.tensordot(curve, patterns, axes=1)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
             "The parameters of a generated dataset must keep pixels within 0 and 255",

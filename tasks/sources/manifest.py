@@ -1,13 +1,15 @@
-"""Your own images with a table that lists them: pictures, DICOM files or NIfTI volumes by path.
+"""A user's images with a table of their paths: pictures, DICOM files or NIfTI volumes.
 
-Layout: one table with columns path, label and, if you have them, group and split. Or
-``metadata.csv``, ``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or in each of its
-``train`` and ``test`` (an ``imagefolder`` of ``datasets``). Or a column of 0 and 1 for each class,
-as the ISIC challenges have. Paths are relative to the table's folder, or all absolute.
+The table has the columns ``path``, ``label`` and, if the user has them, ``group`` and ``split``.
+Paths are relative to the table's folder, or all absolute. Two other layouts are common:
 
-A column ``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then
-have several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM
-header.
+- ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder or in
+  each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's ``datasets``).
+- A column of 0 and 1 for each class instead of ``label`` (the ISIC challenges).
+
+A column ``slice`` chooses one axial slice of a volume, counted from 0 at the feet. A volume may
+then have several rows. If there is no column ``group``, each volume is a group, and so are all
+DICOM files with the same patient in their headers.
 
 The kind ``table`` also reads Parquet that holds the images themselves, see
 :mod:`tasks.sources.parquet_images`.
@@ -34,11 +36,12 @@ from tasks.sources.own import (
     JoinedFiles,
     Rows,
     common_columns,
+    count_hidden,
     find_columns,
-    hidden_count,
+    is_split_word,
     own_listing,
+    parse_split,
     plain_id,
-    split_of,
 )
 from tasks.sources.parquet_images import (
     NO_TABLE,
@@ -61,7 +64,7 @@ from tasks.sources.tables import (
 COLUMNS_READ = ("path", "label", "group", "split")
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
-"""Volumes that one reading task takes; a CT has some 100 MiB."""
+"""Volumes that one reading task takes: a CT has about 100 MiB."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,10 @@ class PathTable:
     """A table of paths that was read.
 
     Attributes:
-        folder: As in :class:`TableFile`.
-        numbers: Number of each row for messages, the header's first.
+        folder: See :class:`TableFile`.
+        numbers: Number of each row for messages; that of the header comes first.
         other_sheets: Number of filled sheets of the workbook that are not read.
-        columns: Its columns and what they mean.
+        columns: The columns that are read.
         cells: Its columns under our names; ``path`` is relative to the raw folder.
     """
 
@@ -101,6 +104,7 @@ class PathTable:
 
 
 def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
+    """Return the name of a row in messages, such as ``train row 12``."""
     return f"{folder} row {numbers[row + 1]}".lstrip()
 
 
@@ -130,9 +134,9 @@ def list_table(request: RawRequest) -> Listing:
         locator=paths.__getitem__,
         name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
         counting=lambda row: counting(table_of(row).numbers),
-        split=lambda row: split_of(table_of(row).folder),
+        split=lambda row: parse_split(table_of(row).folder),
     )
-    counts = _mislabelled_folders(joined.cells)
+    counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     flags = columns.flags
     draft = Listing(flags=counts, intensity=INTENSITY)
@@ -145,7 +149,7 @@ def list_table(request: RawRequest) -> Listing:
             draft,
             intensity=VOLUME_INTENSITY,
             block_size=VOLUMES_AT_ONCE,
-            one_each=None not in slices,
+            one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
         flags = (*flags, "columns not used: slice")
@@ -156,19 +160,23 @@ def list_table(request: RawRequest) -> Listing:
 
 
 def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
-    """Return whether a table lists NIfTI volumes; raises DataError if it lists pictures, too."""
+    """Return whether a table lists NIfTI volumes.
+
+    Raises:
+        DataError: It lists both volumes and pictures.
+    """
     num_volumes = sum(map(is_nifti_name, paths))
     if 0 < num_volumes < len(paths):
         raise request.error(
             "a table must list NIfTI volumes or pictures, not both",
             f"{num_volumes} volumes of {len(paths)} rows",
-            "make two tables of them",
+            "make two tables of it",
         )
     return num_volumes > 0
 
 
 def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
-    """Check that no image has two rows: it would count twice, perhaps with two labels."""
+    """Check that no image has two rows: it would be used twice, perhaps with two labels."""
     labels = rows.cells["label"]
     first_rows: dict[tuple[str, int | None], int] = {}
     repeats = []
@@ -181,7 +189,7 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
     if repeats:
         raise request.error(
             "every path must be in the table once",
-            f"repeated in {rows.named(repeats)}; with different labels: {num_unlike}",
+            f"repeated in {rows.describe(repeats)}; with different labels: {num_unlike}",
             "take the repeats out",
         )
 
@@ -207,20 +215,19 @@ table = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths of a table by the number that messages give its rows.
+    """Return the paths of a table by the row numbers that messages show.
 
     Args:
         request: Where the table is.
         folder: Folder of the split whose table it is; empty for the only one.
 
     Returns:
-        Number of a row -> its path below the raw folder. Empty if the table cannot be read: the
-        caller only looks for a name.
+        Number of a row -> its path below the raw folder. Empty if the table cannot be read.
     """
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
         lines = read_lines(file.path, request)
-        name = find_columns(lines.rows[0], ("path",), request).of["path"]
+        name = find_columns(lines.rows[0], ("path",), request).name_in_data["path"]
         column = lines.rows[0].index(name)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
@@ -245,7 +252,7 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     if root.is_file():
         holds_them = is_parquet_name(root.name) and holds_images(root)
         return [] if holds_them else [TableFile(root)]
-    splits = [path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""]
+    splits = [path for path in root.iterdir() if path.is_dir() and is_split_word(path.name)]
     files = []
     for folder in [root, *sorted(splits)]:
         for name in MANIFESTS:
@@ -266,8 +273,8 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
-    needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
-    optional = (*columns.of.values(), "slice")
+    needed = (columns.name_in_data.get("path", "path"), *(columns.labels or ("label",)))
+    optional = (*columns.name_in_data.values(), "slice")
     records = read_table(
         file.path, request, needed, optional, unstripped=columns.labels, lines=lines
     )
@@ -323,7 +330,7 @@ def _paths_from_base(
         request: The raw folder, and for errors.
 
     Raises:
-        DataError: A cell is no single path, or leads elsewhere.
+        DataError: A cell is not one path, or its path leads out of the raw folder.
     """
     if SEVERAL in cells:
         raise request.error(
@@ -354,18 +361,18 @@ def _paths_from_base(
 
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
-    """Return the slice of every row; None leaves the choice to the reader of volumes.
+    """Return the slice of every row; None for all slices that the reader of volumes chooses.
 
     Raises:
-        DataError: A slice is no number, or a volume has several groups, or rows with and without
-            a slice.
+        DataError: A slice is no number, or the rows of a volume have different groups, or only
+            some of them have a slice.
     """
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
     odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if odd:
         raise request.error(
-            "slice must be a whole number from 0", f"another cell in {rows.named(odd)}"
+            "slice must be a whole number from 0", f"another cell in {rows.describe(odd)}"
         )
     groups: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
@@ -384,7 +391,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         raise request.error(
             "a volume's rows must all name a slice, or none",
             f"{num_mixed} volumes with both",
-            "else slices may be taken twice",
+            "else slices might be used twice",
         )
     return [int(cell) if cell else None for cell in cells]
 
@@ -402,8 +409,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     paths = rows.cells["path"]
     named = set(paths)
     hidden: list[str] = []
-    # The walk also refuses links out and FIFOs. It leaves out hidden names and what lies outside
-    # the raw folder, so only those are looked up one by one.
+    # The walk refuses links out of the folder, FIFOs and the like. It does not reach hidden files
+    # and files outside the raw folder, so only those are looked up one by one.
     walked = set(walk(folder, request, hidden=hidden))
     base = folder.resolve()
     absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
@@ -414,28 +421,29 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
         if num_similar:
             hint += (
-                f"; {num_similar} there in other letter case or Unicode form (Macs have one of "
-                "their own)"
+                f"; {num_similar} of them exist with another letter case or Unicode form (macOS "
+                "writes names in a form of its own)"
             )
-        missing = rows.named(row for row, path in enumerate(paths) if path in absent)
+        missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
         raise request.error("every path of the table must be a file", f"missing: {missing}", hint)
-    reads = is_nifti_name if has_volumes else is_single_image_name
-    unnamed = {"image without a row in the table": sum(map(reads, walked - named))}
-    return unnamed | hidden_count({*hidden} - named, reads)
+    is_readable = is_nifti_name if has_volumes else is_single_image_name
+    unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
+    return unnamed | count_hidden({*hidden} - named, is_readable)
 
 
 def _is_plain_file(path: Path) -> bool:
+    """Return whether a path is a file and no link."""
     try:
         return path.is_file() and not path.is_symlink()
     except OSError:  # a name longer than any file's
         return False
 
 
-def _mislabelled_folders(cells: Cells) -> dict[str, int]:
-    """Count rows whose folder has the name of another class than theirs.
+def _mislabeled_folders(cells: Cells) -> dict[str, int]:
+    """Count rows that lie in a folder with the name of another class.
 
-    Folders may have such names for another reason. So they count only if most rows lie in a folder
-    with the name of their class.
+    Folders may have the names of classes for another reason. So the count is used only if most rows
+    lie in a folder with the name of their own class.
     """
     labels = cells["label"]
     classes = set(labels)

@@ -105,7 +105,7 @@ DOWNLOADS = {
 }
 
 
-class LabelledImages(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images ``(num_images, height, width[, 3])`` in [0, 255], and labels ``(num_images,)``."""
 
     images: NDArray[np.uint8]
@@ -152,7 +152,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            "files must lie in the folder of the class that their names say",
+            "files must lie in the folder of the class in their names",
             f"{num_misplaced} elsewhere",
             "unpack the archives again",
         )
@@ -206,7 +206,7 @@ class ArrayFiles:
 
     file_names: Sequence[Iterable[str]]
     description: str
-    load: Callable[[str, list[bytes]], LabelledImages]
+    load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
         """Return the source, which loads the arrays once per process."""
@@ -218,7 +218,8 @@ class ArrayFiles:
     def _reader(self, request: RawRequest) -> Reader:
         return row_reader(self._arrays(request).images, own_maximum=True)
 
-    def _arrays(self, request: RawRequest) -> LabelledImages:
+    def _arrays(self, request: RawRequest) -> LabeledImages:
+        """Find the files and return their arrays, loaded once per process."""
         request = with_download(request)
         locators = find_together(request, self.file_names)
         if locators is None:
@@ -236,7 +237,7 @@ class ArrayFiles:
 @lru_cache(maxsize=4)
 def _loaded(
     files: ArrayFiles, base: Path, name: str, locators: tuple[str, ...], _stamps: object
-) -> LabelledImages:
+) -> LabeledImages:
     """Load and check arrays; kept until the time or size of a file changes (``_stamps``)."""
     arrays = files.load(name, [_read_file(base, name, locator) for locator in locators])
     images, labels = arrays
@@ -252,6 +253,7 @@ def _loaded(
 
 
 def _read_file(base: Path, name: str, locator: str) -> bytes:
+    """Return the bytes of a file or archive member. Raises DataError if it is damaged."""
     try:
         return read_locator(base, locator)
     except SkipItem as skip:
@@ -360,6 +362,7 @@ def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
 
 
 def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> None:
+    """Check that several copies of a download have the same bytes."""
     digests = set()
     for locators in candidates:
         total = hashlib.sha256()
@@ -376,11 +379,13 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
 
 
 def _idx_names(name: str) -> tuple[str, ...]:
+    """Return the names under which mirrors have an IDX file."""
     dotted = name.replace("-idx", ".idx")
     return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
 
-def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of MNIST or Fashion-MNIST, after a check which one it is."""
     images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
     labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
     if len(labels) == OFFICIAL_COUNT:
@@ -390,7 +395,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabelledImages:
                 raise DataError(
                     f"{name}: the files must be those of {name}", dataset, "give its folder"
                 )
-    return LabelledImages(images, labels)
+    return LabeledImages(images, labels)
 
 
 def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
@@ -430,7 +435,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("only numpy arrays are allowed")
 
 
-def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of the five train batches of CIFAR-10."""
     images = []
     labels = []
     for body in bodies:
@@ -444,10 +450,11 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
                 "cifar10: batches must be whole CIFAR-10 files", type(error).__name__
             ) from None
     channels_last = np.concatenate(images).transpose(0, 2, 3, 1)
-    return LabelledImages(channels_last, np.concatenate(labels))
+    return LabeledImages(channels_last, np.concatenate(labels))
 
 
-def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
+def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
+    """Return the images and labels of SVHN, with class 10 as digit 0."""
     try:
         images, labels = _read_matlab(bodies[0])
     except SweepError:
@@ -462,7 +469,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
         raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0
-    return LabelledImages(images.transpose(3, 0, 1, 2), digits)
+    return LabeledImages(images.transpose(3, 0, 1, 2), digits)
 
 
 def _read_matlab(body: bytes) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -50,9 +50,9 @@ class Volume:
 
     Attributes:
         values: ``(right, anterior, superior)`` voxels as stored, scaled as the header says.
-        affine: ``(4, 4)`` from voxel indices to places in mm.
+        affine: ``(4, 4)`` from voxel indices to positions in mm.
         conversions: Names of what was changed.
-        flags: Names of what is doubtful.
+        flags: Names of doubts about the file.
     """
 
     values: NDArray[np.float32]
@@ -121,6 +121,7 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
 def _check_declared_voxels(
     shape: Sequence[int], dtype: np.dtype[np.generic], max_voxels: int
 ) -> None:
+    """Check the shape and type in a header, before voxels are decoded."""
     if len(shape) != 3 or dtype.kind not in "uif":
         raise SkipItem("not a 3-D volume of real numbers")
     num_voxels = int(np.prod(shape, dtype=object))  # exact, whatever the header claims

@@ -99,17 +99,17 @@ def vary(images: Pixels, num_factors: int, seed: int) -> Pixels:
 
 
 def move(images: Floats, turn: Floats, shift: Floats) -> Floats:
-    """Rotate images about their centre, then shift them, by linear interpolation; 0 outside."""
+    """Rotate images about their center, then shift them, by linear interpolation; 0 outside."""
     side = images.shape[1]
-    centre = (side - 1) / 2
-    row, column = np.mgrid[:side, :side] - centre
+    center = (side - 1) / 2
+    row, column = np.mgrid[:side, :side] - center
     down = row - side * shift[:, 0, None, None]
     right = column - side * shift[:, 1, None, None]
     cosine = np.cos(turn)[:, None, None]
     sine = np.sin(turn)[:, None, None]
-    # Places in images with a border of one pixel, so that all four neighbours exist.
-    from_row = np.clip(cosine * down - sine * right + centre + 1, 0, side + 1)
-    from_column = np.clip(sine * down + cosine * right + centre + 1, 0, side + 1)
+    # Places in images with a border of one pixel, so that all four neighbors exist.
+    from_row = np.clip(cosine * down - sine * right + center + 1, 0, side + 1)
+    from_column = np.clip(sine * down + cosine * right + center + 1, 0, side + 1)
     upper = np.minimum(from_row.astype(np.intp), side)
     left = np.minimum(from_column.astype(np.intp), side)
     down_share = from_row - upper

@@ -11,7 +11,7 @@ A radiograph is taken if it is the bilateral PA fixed-flexion view of the knees.
 contradict it.
 
 The study's detector of knees is not available. The image of a knee is ``crops/<ID>_<R|L>.png`` if
-that exists. Otherwise its centre is that of ``knee_centers.csv`` (row and column in pixels of the
+that exists. Otherwise its center is that of ``knee_centers.csv`` (row and column in pixels of the
 file), or else that of :func:`find_centers`. The record counts each way.
 """
 
@@ -226,7 +226,7 @@ def _is_fixed_flexion(description: str) -> bool:
 def read_centers(
     tree: RawTree, radiographs: Mapping[str, Radiograph], request: RawRequest
 ) -> dict[Knee, Center]:
-    """Return the centres of knees in ``knee_centers.csv``, if there is such a table.
+    """Return the centers of knees in ``knee_centers.csv``, if there is such a table.
 
     Raises:
         DataError: A row has no side, lies outside its radiograph, or repeats a knee.
@@ -254,7 +254,7 @@ def read_centers(
 
 
 def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | None:
-    """Return the centre that a row gives, or None if it is no place in the radiograph."""
+    """Return the center that a row gives, or None if it is no place in the radiograph."""
     limits: tuple[float, float] = (math.inf, math.inf)
     if radiograph is not None:
         limits = radiograph.header.sides
@@ -350,7 +350,7 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
 
     The item's details are "radiograph", then label, row and column of the right knee, then of the
-    left knee. The label is None for a knee without a grade, the others for one without a centre.
+    left knee. The label is None for a knee without a grade, the others for one without a center.
     """
     from PIL import Image
 
@@ -402,7 +402,7 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
 
 
 def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
-    """Cut a square around a centre; it is moved inside where it would leave the image."""
+    """Cut a square around a center; it is moved inside where it would leave the image."""
     window = []
     for position, side in zip(center, pixels.shape, strict=True):
         size = min(CROP_PIXELS, side)
@@ -412,9 +412,9 @@ def _crop(pixels: NDArray[np.uint8], center: Center) -> NDArray[np.uint8]:
 
 
 def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
-    """Estimate the centres of both knees of a radiograph from its content.
+    """Estimate the centers of both knees of a radiograph from its content.
 
-    In each half of the image, the column is the middle of the leg: the centre of mass of the
+    In each half of the image, the column is the middle of the leg: the center of mass of the
     columns' brightness above its median. The row is where brightness changes most from row to row
     near that column, in the middle half of the height: the bony edges of the joint. This is a rule
     of thumb, made on drawn legs. Check the crops before relying on it.
@@ -423,7 +423,7 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
         pixels: ``(height, width)`` in [0, 255], both knees side by side.
 
     Returns:
-        The centre in the left half and in the right half of the image.
+        The center in the left half and in the right half of the image.
     """
     middle = pixels.shape[1] // 2
     values = pixels.astype(np.float32)
@@ -433,6 +433,11 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[Center, Center]:
 
 
 def _leg_center(half: NDArray[np.float32], full_width: int) -> Center:
+    """Return the center of the knee in half of a radiograph.
+
+    The column is the center of brightness. The row is that of the strongest vertical change, in the
+    middle half of the image.
+    """
     from scipy.ndimage import gaussian_filter1d
 
     height = len(half)

@@ -1,10 +1,10 @@
-"""The rules for labels, groups and splits of a user's own data, the same for every kind.
+"""The rules for labels, groups and splits of a user's own images, however they are stored.
 
-A kind (table, arrays, tars, folders) finds rows and the text that stands for each of them. Here
-text becomes classes, groups and splits. Text that cannot be meant is refused, with the rows in
-which it stands. No kind has a rule of its own for any of these.
-
-A class has one spelling, and is never a word for "missing".
+A *kind* is a way to store images: one folder per class, a table of paths, array files, Parquet
+files or tars. The module of a kind finds the *rows*, one per image, and the text that the data give
+as label, group and split of each row. This module turns the text into classes, groups and splits.
+It refuses text that is not a plausible label, group or split, and names the rows. All kinds have
+the same rules.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from enum import Enum
 from pathlib import PurePath
 from shlex import quote
 from typing import Any
@@ -25,54 +26,81 @@ import numpy as np
 from tasks.sources.base import Item, Listing, RawRequest, Split, first_of
 from tasks.sources.tables import COLUMNS, SEVERAL, column_key
 
+# Words that say that something is not known, in lower case. There are four sets, because a word may
+# name a class and still be no patient's id:
+# - MISSING is never a label, unless ``label_map`` names it, and never an id.
+# - UNKNOWN is a label only if ``label_map`` says so. It is never an id.
+# - NO_IDS adds the words for a patient whose name was taken out.
+# - PLACEHOLDERS adds ids that look real. One patient may have such an id, but not most of them.
 MISSING = (
     frozenset({"", ".", "?", "na", "n/a"})  # R, SAS and ARFF
     | {"nan", "-nan", "<na>", "none", "nat", "inf", "-inf", "+inf"}  # numpy and pandas
     | {"null", "nil"}  # JSON and databases
     | {"#n/a", "#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}  # spreadsheets
 )
-"""Text that stands for a missing value, in lower case."""
+"""Text that programs write for a missing value."""
 UNKNOWN = (
     frozenset({"-", "--", "missing", "unspecified", "undefined"})
     | {"unknown", "unk", "not known", "not available", "uncertain", "unsure", "undetermined"}
     | {"unlabeled", "unlabelled", "no label", "tbd", "todo"}
     | {"ignore", "ignored", "not applicable", "n.a."}
 )
-"""Words that may name a class but mostly say that the class is not known, in lower case."""
-NOBODY = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
-"""Text that is no patient's id, in lower case."""
-PLACEHOLDERS = NOBODY - {"."} | {"0", "x"}
-"""Ids that anonymisers give to many patients, in lower case."""
+"""Words that people write if they do not know the class; a class may have such a name."""
+NO_IDS = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
+"""Text that is not a patient's id."""
+PLACEHOLDERS = NO_IDS | {"0", "x"}
+"""Ids that programs for anonymization give to many patients."""
 SYNONYMS = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
-"""Word -> the word that it is compared as."""
+"""Word -> the word that stands for it when two names of classes are compared."""
 INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
-"""Letter -> the word that it stands for if the data have that word too; else a class by itself."""
+"""Letter -> the word that it abbreviates, if the data have that word too; else a class by
+itself."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
-"""Characters between classes where one cell lists several."""
+"""Characters between the classes of a cell that lists several."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that mean "unknown" if they lie far above the other classes; 255 is -1 in a byte."""
 MAX_LABEL_LENGTH = 200
+"""Characters of a class name."""
 LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns that must not tell the label; they are compared with it if the data have them."""
+"""Columns that must not predict the label. If the data have them, they are compared with it."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""Text in a one-hot column -> whether the image is of the column's class."""
 MAX_NAMED = 10
 """Names in one flag or message."""
 MAX_NAME_LENGTH = 30
+"""Characters of a column's name in a flag."""
 FROM_ZERO = "the first row is 0"
-"""The way in which numpy and pandas count rows of arrays and Parquet."""
+"""The way in which numpy and pandas count the rows of arrays and Parquet files."""
 HIDDEN = "hidden, by the dot before its name"
+"""Reason for leaving out a file."""
 
-SPLITS: dict[str, Split | None] = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-    **dict.fromkeys(("val", "valid", "validation")),
+
+class GivenSplit(Enum):
+    """The split that the data give a row. An item has no validation split, see `Split`."""
+
+    NONE = ""
+    TRAIN = "train"
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+ITEM_SPLITS: dict[GivenSplit, Split] = {
+    GivenSplit.NONE: "",
+    GivenSplit.TRAIN: "train",
+    GivenSplit.TEST: "test",
 }
-"""Word -> the split that it means; None for validation."""
+"""The split of an item. Rows of a validation split become no items."""
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), GivenSplit.TRAIN),
+    **dict.fromkeys(("test", "testing", "tst"), GivenSplit.TEST),
+    **dict.fromkeys(("val", "valid", "validation"), GivenSplit.VALIDATION),
+}
+"""Word, in lower case -> the split that it means."""
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason for leaving out a validation split: the study trains without one, and tuning draws its
-own."""
+"""Reason for leaving out a row. The study trains without validation images, and tuning draws its
+own from the training images."""
 NO_TEST_SPLIT = (
     "no test split beside train and val: call the validation split test, or give train alone"
 )
@@ -91,29 +119,39 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def split_of(word: str) -> Split | None:
-    """Return the split that a word means: train, test, None for validation, or empty for none.
+def parse_split(word: str) -> GivenSplit:
+    """Return the split that a word means; case does not matter.
 
-    Hugging Face's hub calls the folder of a large split's first files ``partial-train``.
+    The Hugging Face Hub stores the first files of a large split in a folder ``partial-train``.
     """
-    return SPLITS.get(word.strip().casefold().removeprefix("partial-"), "")
+    return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
 
-def split_of_file(name: str, request: RawRequest) -> Split | None:
+def parse_splits(words: Iterable[str]) -> set[GivenSplit]:
+    """Return the splits that words mean; words of no split are ignored."""
+    return set(map(parse_split, words)) - {GivenSplit.NONE}
+
+
+def is_split_word(word: str) -> bool:
+    """Return whether a word means a split."""
+    return parse_split(word) is not GivenSplit.NONE
+
+
+def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     """Return the split that a file's name means, or else that of the nearest folder with one.
 
-    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``. A file
-    that the user named directly has no split, whatever its name.
+    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``. If the
+    user gave the file itself as the raw data, its name means no split.
 
     Raises:
         DataError: The name has the words of two splits.
     """
     if request.root().is_file():
-        return ""
+        return GivenSplit.NONE
     *folders, file_name = name.split("/")
-    # A file's name may hold a split among other words; a folder must be called like one.
+    # The word may be a part of the file's name, but it must be the whole name of a folder.
     for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
-        splits = set(map(split_of, words)) - {""}
+        splits = parse_splits(words)
         if len(splits) > 1:
             raise request.error(
                 "a file's name must say one split",
@@ -122,55 +160,56 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
             )
         if splits:
             return splits.pop()
-    return ""
+    return GivenSplit.NONE
 
 
-def hidden_count(names: Iterable[str], reads: Callable[[str], bool]) -> dict[str, int]:
+def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> dict[str, int]:
     """Count hidden folders, and hidden files that would be read if they were not hidden.
 
     Args:
-        names: Names that a walk left out; folders end with a slash.
-        reads: Whether a file of that name is read.
+        names: Names that the search for files left out; folders end with a slash.
+        is_readable: Returns whether files of that name are read.
     """
     count = 0
     for name in names:
         if PurePath(name).name.startswith("."):
-            count += name.endswith("/") or reads(name)
+            count += name.endswith("/") or is_readable(name)
     return {HIDDEN: count}
 
 
 Cells = Mapping[str, Sequence[str]]
-"""Column -> its text, one entry per row."""
+"""Name of a column -> its text, one entry per row."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of some data that are read, and what they mean.
+    """The columns of the data that are read, and what each of them holds.
 
     Attributes:
-        of: Our name of a column, such as ``group`` -> the name in the data.
-        labels: Columns of labels in the data: one, or one of 0 and 1 for each class.
-        flags: Doubts about the choice, and the columns that nobody reads.
+        name_in_data: Our name of a column, such as ``group`` -> its name in the data, such as
+            ``patient_id``.
+        labels: Columns of labels in the data: one, or a column of 0 and 1 for each class.
+        flags: Doubts about the choice, and the columns that are not read.
     """
 
-    of: dict[str, str]
+    name_in_data: dict[str, str]
     labels: tuple[str, ...]
     flags: tuple[str, ...]
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
-        """Return columns under our names, one-hot labels decoded.
+        """Return the columns under our names. One-hot columns become one column of labels.
 
         Args:
-            data: Columns under the names that the data have.
+            data: Columns under their names in the data.
             request: For errors.
-            row_name: Names a row in messages by its index.
+            row_name: Returns the name of a row in messages.
         """
         labels = {name: data[name] for name in self.labels}
         if len(labels) > 1:
             cells: dict[str, Sequence[str]] = {"label": one_hot(labels, request, row_name)}
         else:
             cells = {"label": labels[self.labels[0]]}
-        for column, name in self.of.items():
+        for column, name in self.name_in_data.items():
             if column != "label" and name in data:
                 cells[column] = data[name]
         return cells
@@ -184,42 +223,30 @@ def find_columns(
     more: Sequence[str] = (),
     fixed: Mapping[str, str] | None = None,
 ) -> Columns:
-    """Find the columns that are read among those that there are.
+    """Choose which columns of the data to read.
 
     Args:
         header: Names of the columns in the data.
-        our_names: Columns to find, of :data:`tasks.sources.tables.COLUMNS`.
-        request: ``label_columns`` of its dataset go before all usual names.
-        more: Further columns that the kind reads by itself.
-        fixed: Our name -> name in the data, for columns that the kind has found already.
+        our_names: Columns to choose, by their names in :data:`tasks.sources.tables.COLUMNS`.
+        request: If its dataset has ``label_columns``, these are the labels.
+        more: Further columns that the kind reads by itself, so that they are not flagged.
+        fixed: Our name -> name in the data, for columns that the kind has chosen already.
 
     Raises:
         DataError: Several columns could be the same one; a guess might train on the wrong label.
     """
     given_labels = request.dataset.label_columns
-    # Reversed, so that the first of several columns with one key is found.
+    # Reversed, so that the first of several columns with one key is chosen.
     by_key = {column_key(name): name for name in reversed(header)}
     names = dict(fixed or {})
-    flags = []
+    flags: list[str] = []
     for column in our_names:
         if column == "label" and given_labels:
             continue
-        chosen = names.get(column) or by_key.get(column_key(column))
-        keys = dict.fromkeys(map(column_key, COLUMNS[column]))
-        aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
-        if chosen is None and len(aliases) > 1:
-            raise request.error(
-                f"one column must be the {column}", ", ".join(sorted(aliases)), f"call it {column}"
-            )
-        if chosen is None and aliases:
-            chosen = aliases.pop()
-            if column_key(chosen) != f"{column}s":  # a plural is no doubt
-                flags.append(f"column {chosen} read as {column}")
+        exact = names.get(column) or by_key.get(column_key(column))
+        chosen = _choose_column(column, exact, by_key, request, flags)
         if chosen is not None:
             names[column] = chosen
-            for alias in aliases:
-                if alias != chosen:
-                    flags.append(f"column {alias} not used, since there is {column}")
     for trait in TRAITS:
         if trait in by_key:
             names[trait] = by_key[trait]
@@ -230,17 +257,58 @@ def find_columns(
     return Columns(names, labels, tuple(flags))
 
 
-def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
-    """Return the columns of all files of a set.
+def _choose_column(
+    column: str,
+    exact: str | None,
+    by_key: Mapping[str, str],
+    request: RawRequest,
+    flags: list[str],
+) -> str | None:
+    """Return the name in the data of one of our columns, or None if the data lack it.
+
+    Args:
+        column: Our name.
+        exact: The column of the data with our name, or None. It goes before all other usual names.
+        by_key: Key of a name -> name, of all columns of the data.
+        request: For errors.
+        flags: Doubts about the choice are added here.
 
     Raises:
-        DataError: Some file calls its columns otherwise than the first.
+        DataError: Several columns have a usual name, and none has ours.
+    """
+    keys = dict.fromkeys(map(column_key, COLUMNS[column]))
+    aliases = [by_key[key] for key in keys if key in by_key and key != column_key(column)]
+    if exact is not None:
+        for alias in aliases:
+            if alias != exact:
+                flags.append(f"column {alias} not used, since there is {column}")
+        return exact
+    if not aliases:
+        return None
+    if len(aliases) > 1:
+        raise request.error(
+            f"one column must be the {column}", ", ".join(sorted(aliases)), f"call it {column}"
+        )
+    alias = aliases[0]
+    is_plural = column_key(alias) == f"{column}s"
+    if not is_plural:
+        flags.append(f"column {alias} read as {column}")
+    return alias
+
+
+def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
+    """Return the columns of a dataset of several files.
+
+    Raises:
+        DataError: A file has other names for its columns than the first file.
     """
     columns = columns_of_files[0]
-    num_others = sum(file_columns.of != columns.of for file_columns in columns_of_files)
+    num_others = sum(
+        file_columns.name_in_data != columns.name_in_data for file_columns in columns_of_files
+    )
     if num_others:
         raise request.error(
-            "all tables of a set must call their columns alike",
+            "all tables of a dataset must have the same names of columns",
             f"other names in {num_others} of {len(columns_of_files)}",
             "rename them",
         )
@@ -250,7 +318,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
 def _unused_columns(
     header: Sequence[str], our_names: Sequence[str], used: Sequence[str]
 ) -> list[str]:
-    """Return printable names of columns that are neither read nor flagged one by one."""
+    """Return the names of columns that are not read, and that have no flag of their own yet."""
     known_keys = set(map(column_key, used))
     for column in our_names:
         known_keys.update(map(column_key, COLUMNS[column]))
@@ -268,7 +336,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     Args:
         cells: Class -> its column of 0 and 1.
         request: For errors.
-        row_name: Names a row in messages by its index.
+        row_name: Returns the name of a row in messages.
 
     Returns:
         The class of every row.
@@ -294,7 +362,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
             f"{len(rows)} {fault}, first {row_name(rows[0])}" for fault, rows in faults.items()
         ]
         raise request.error(
-            f"in every row one of {len(cells)} label columns must be 1, others 0",
+            f"in every row one of {len(cells)} label columns must be 1, the others 0",
             ", ".join(listed),
             "take those rows out; an image of several classes cannot be used",
         )
@@ -328,17 +396,18 @@ class JoinedFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of own data, one per image, as a kind finds them.
+    """The rows of a user's data, one per image, as the module of a kind finds them.
 
     Attributes:
-        cells: The column ``label`` and, if there are any, ``group``, ``split`` and traits.
-        locator: Locator of a row's image.
-        name: Name of a row in messages; no id and no file name.
-        counting: The way in which the row's file counts, such as ``the first row is 0``; empty if
+        cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
+            :data:`TRAITS`.
+        locator: Returns the locator of a row's image.
+        name: Returns the name of a row in messages, which holds no id and no file name.
+        counting: Returns how the row's file counts rows, such as ``the first row is 0``; empty if
             rows have no numbers.
-        default_group: Group of a row if there is no such column, from its folder or volume.
-        split: Split that a row's file or folder means; None for validation.
-        details: Details of a row's item.
+        default_group: Returns the group of a row if there is no such column: its folder or volume.
+        split: Returns the split that a row's file or folder means.
+        details: Returns the details of a row's item.
     """
 
     cells: Cells
@@ -346,7 +415,7 @@ class Rows:
     name: Callable[[int], str] = "row {}".format
     counting: Callable[[int], str] = lambda _: FROM_ZERO
     default_group: Callable[[int], str] = lambda _: ""
-    split: Callable[[int], Split | None] = lambda _: ""
+    split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
 
     def group(self, row: int) -> str:
@@ -355,20 +424,20 @@ class Rows:
             return self.cells["group"][row]
         return self.default_group(row)
 
-    def named(self, rows: Iterable[int]) -> str:
+    def describe(self, rows: Iterable[int]) -> str:
         """Format how many rows these are, and the names of the first ones."""
         listed = list(rows)
-        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.counted(listed)}"
+        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.describe_counting(listed)}"
 
-    def counted(self, rows: Sequence[int]) -> str:
-        """Format how these rows are counted; empty if they have no numbers."""
+    def describe_counting(self, rows: Sequence[int]) -> str:
+        """Format how rows are numbered, with a blank before it; empty if they have no numbers."""
         if not rows or not self.counting(rows[0]):
             return ""
         return f" ({self.counting(rows[0])})"
 
-    def with_labels(self, cells: set[str]) -> str:
-        """Format the rows whose label is written as one of these."""
-        return self.named(row for row, cell in enumerate(self.cells["label"]) if cell in cells)
+    def describe_labeled(self, labels: set[str]) -> str:
+        """Format the rows that have one of these labels, as the data write them."""
+        return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)
 
 
 def own_listing(
@@ -380,18 +449,18 @@ def own_listing(
     order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
     draft: Listing,
 ) -> Listing:
-    """Make the listing of own data: one item per row that is in no validation split.
+    """Return the listing of a user's data: an item for every row outside a validation split.
 
     Args:
         rows: The rows as the kind found them.
-        request: Dataset and key.
+        request: The dataset, and the key of hashes in messages.
         flags: Doubts about all rows.
         names: Names of the labels 0, 1, ... if the data give them.
         order: Sorts the names of the classes.
-        draft: A listing without items and classes; its other fields are kept or added to.
+        draft: A listing without items and classes. Its other fields are kept or added to.
 
     Raises:
-        DataError: Labels, groups or splits cannot be meant as they are.
+        DataError: Labels, groups or splits break a rule of this module.
     """
     labels = class_labels(rows, request, names)
     splits = _row_splits(rows, request)
@@ -399,7 +468,7 @@ def own_listing(
     kept_rows = []
     kept_labels = []
     for row, split in enumerate(splits):
-        if split is not None:
+        if split is not GivenSplit.VALIDATION:
             kept_rows.append(row)
             kept_labels.append(labels[row])
     num_validation = len(splits) - len(kept_rows)
@@ -407,8 +476,8 @@ def own_listing(
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
-            value += f"; {num_validation} rows are of a validation split"
-        raise request.error("labels need two classes", value)
+            value += f"; {num_validation} rows are in a validation split"
+        raise request.error("the labels must have two classes or more", value)
     codes = {label: code for code, label in enumerate(classes)}
     kept_codes = list(map(codes.__getitem__, kept_labels))
     _check_group_splits(rows, kept_rows, splits, request)
@@ -424,13 +493,13 @@ def own_listing(
     return replace(draft, items=items, label_names=classes, excluded=dict(excluded), flags=counts)
 
 
-def _split_flags(rows: Rows, splits: Sequence[Split | None], num_validation: int) -> dict[str, int]:
-    """Return the doubts about the splits of all rows."""
+def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
+    """Return doubts about the splits -> number of rows that they concern."""
     flags = {}
-    num_without = splits.count("")
+    num_without = splits.count(GivenSplit.NONE)
     if "split" in rows.cells and num_without:
         flags["row without a split: used for training or testing"] = num_without
-    if num_validation and set(splits) - {None} == {"train"}:
+    if num_validation and set(splits) - {GivenSplit.VALIDATION} == {GivenSplit.TRAIN}:
         flags[NO_TEST_SPLIT] = num_validation
     return flags
 
@@ -440,19 +509,19 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
-    """The items of rows, made when asked for: millions of small images need no list.
+    """The items of rows, each made when it is read: a list would be large for small images.
 
     Attributes:
         rows: All rows.
         kept_rows: Rows that become items, ``(num_items,)``.
         codes: Class index of every item, ``(num_items,)``.
-        splits: Split of every row.
+        splits: Split of every row, also of those that become no item.
     """
 
     rows: Rows
     kept_rows: Integers
     codes: Integers
-    splits: Sequence[Split | None]
+    splits: Sequence[GivenSplit]
 
     def __len__(self) -> int:
         return len(self.kept_rows)
@@ -466,7 +535,7 @@ class RowItems(Sequence[Item]):
             locator=self.rows.locator(row),
             label=int(self.codes[index]),
             group=self.rows.group(row),
-            split=self.splits[row] or "",
+            split=ITEM_SPLITS[self.splits[row]],
             details=self.rows.details(row),
             traits=tuple((name, cells[name][row]) for name in TRAITS if name in cells),
         )
@@ -477,7 +546,7 @@ class RowItems(Sequence[Item]):
 
 
 def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
-    """Return the class of each row: its label through ``label_map``, or the name of its number.
+    """Return the class of each row: its label, after ``label_map`` and ``names`` are applied.
 
     Args:
         rows: Only the labels are read.
@@ -485,14 +554,15 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
         names: Names of the labels 0, 1, ... if the data give them.
 
     Raises:
-        DataError: Labels are missing, cannot be told apart, or cannot be meant as classes.
+        DataError: Labels are missing, are different spellings of one class, or are not plausible
+            names of classes.
     """
     written = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
     if names:
         check_spellings(names, request)
         if len(set(names)) < len(names):
-            raise request.error("names of classes must differ", "a name twice")
+            raise request.error("names of classes must be different", "a name twice")
     classes = {}
     for cell in dict.fromkeys(written):
         classes[cell] = _class_of(cell, rows, request, names)
@@ -500,7 +570,7 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     if SEVERAL in classes and SEVERAL not in label_map:
         raise request.error(
             "a row must have one label, as text or number",
-            f"several labels, or bytes, in {rows.with_labels({SEVERAL})}",
+            f"several labels, or bytes, in {rows.describe_labeled({SEVERAL})}",
             "write one class per image",
         )
     mapped = set(label_map.values())
@@ -508,7 +578,7 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     if blank:
         raise request.error(
             "every row needs a label",
-            f"blank in {rows.with_labels(blank)}",
+            f"blank in {rows.describe_labeled(blank)}",
             "give them a class or take them out; blank, NaN and NA are classes only if label_map "
             "says so",
         )
@@ -517,7 +587,11 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
 
 
 def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) -> str:
-    """Return the class that a label means, see :func:`class_labels`."""
+    """Return the class of the rows whose label is ``cell``, see :func:`class_labels`.
+
+    Raises:
+        DataError: The data name the labels by number, and ``cell`` is not one of these numbers.
+    """
     label_map = dict(request.dataset.label_map)
     label = label_map.get(cell.strip())
     if label is not None:
@@ -527,7 +601,7 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) 
     if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
         raise request.error(
             f"labels must be numbers of the class names, 0 to {len(names) - 1}",
-            rows.with_labels({cell}),
+            rows.describe_labeled({cell}),
             f"take them out, or {LABEL_MAP_HINT}",
         )
     name = names[int(cell)]
@@ -535,7 +609,7 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) 
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
-    """Check that every label of the map is in the data: a typing error would have no effect."""
+    """Check that every label of the map is in the data: a misspelled one would have no effect."""
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:
         raise request.error(
@@ -545,8 +619,12 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
         )
 
 
-def _row_splits(rows: Rows, request: RawRequest) -> list[Split | None]:
-    """Return the split of every row: that of its cell, or of its file if the cell is blank."""
+def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
+    """Return the split of every row: that of its cell, or of its file if the cell is blank.
+
+    Raises:
+        DataError: A cell is no word for a split, or contradicts the split of the row's file.
+    """
     file_splits = list(map(rows.split, range(len(rows.cells["label"]))))
     cells = rows.cells.get("split")
     if cells is None:
@@ -555,57 +633,60 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[Split | None]:
     contradictory = []
     splits = []
     for row, (cell, file_split) in enumerate(zip(cells, file_splits, strict=True)):
-        split = split_of(cell) if cell.strip() else file_split
-        if cell.strip() and split == "":
+        split = parse_split(cell) if cell.strip() else file_split
+        if cell.strip() and split is GivenSplit.NONE:
             unknown.append(row)
-        if file_split not in ("", split):
+        if file_split not in (GivenSplit.NONE, split):
             contradictory.append(row)
         splits.append(split)
     if unknown:
         raise request.error(
-            f"split must be one of {', '.join(SPLITS)} or blank",
-            f"other cells in {rows.named(unknown)}",
+            f"split must be one of {', '.join(SPLIT_WORDS)} or blank",
+            f"other cells in {rows.describe(unknown)}",
         )
     if contradictory:
         raise request.error(
-            "the column split must say what the folder or file says",
-            f"another split in {rows.named(contradictory)}",
+            "the column split must agree with the name of the folder or file",
+            f"another split in {rows.describe(contradictory)}",
             "drop the column or move the files",
         )
     return splits
 
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that ids in a column tell patients apart: "nan" for all would be one patient."""
+    """Check that the ids of a column are those of different patients.
+
+    A word for "unknown" must not be an id: all rows with it would be images of one patient.
+    """
     groups = rows.cells.get("group", ())
     if not groups:
         return
-    nobody = NOBODY | {SEVERAL}
-    blank = [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]
+    no_ids = NO_IDS | {SEVERAL}
+    blank = [row for row, group in enumerate(groups) if group.strip().casefold() in no_ids]
     if blank:
         raise request.error(
             "every row needs a group when there is such a column",
-            f"blank, NaN, None, a word for unknown or several in {rows.named(blank)}",
-            "give them a patient, or drop them or the column; one who is called so needs another "
-            "id",
+            f"blank, NaN, None, a word for unknown or several in {rows.describe(blank)}",
+            "give them a patient, or drop them or the column; a patient who really has this name "
+            "needs another id",
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
-    # One patient may be called 0. An id of more than half of all rows is a placeholder.
+    # One patient may have the id 0. If more than half of all rows have it, it is a placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
-            "group ids must tell patients apart, or no patient-level split exists",
+            "group ids must be different for different patients, to split by patient",
             f"one id for {count} of {len(groups)} rows",
             "give ids, or drop the column",
         )
 
 
 def _check_group_splits(
-    rows: Rows, kept_rows: Iterable[int], splits: Sequence[Split | None], request: RawRequest
+    rows: Rows, kept_rows: Iterable[int], splits: Sequence[GivenSplit], request: RawRequest
 ) -> None:
     """Check that no group is in training and test, and that every id has one spelling."""
-    first_rows: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
+    first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in kept_rows:
         group = rows.group(row)
@@ -618,60 +699,66 @@ def _check_group_splits(
             doubtful += row_by_spelling.values()
     if doubtful:
         raise request.error(
-            "every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0",
-            rows.named(doubtful),
-            "spell one patient's ids alike",
+            "every group id must have one spelling: not p0 and P0, or 7, 07 and 7.0",
+            rows.describe(doubtful),
+            "write the id of a patient in one way",
         )
-    leaking = [by_split for by_split in first_rows.values() if {"train", "test"} <= by_split.keys()]
+    train_and_test = {GivenSplit.TRAIN, GivenSplit.TEST}
+    leaking = [by_split for by_split in first_rows.values() if train_and_test <= by_split.keys()]
     if leaking:
-        train_row = leaking[0]["train"]
-        pair = f"{rows.name(train_row)} and {rows.name(leaking[0]['test'])}"
+        train_row = leaking[0][GivenSplit.TRAIN]
+        test_row = leaking[0][GivenSplit.TEST]
+        pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
         raise request.error(
             "no group may be in train and test",
-            f"{len(leaking)}, first in {pair}{rows.counted([train_row])}",
+            f"{len(leaking)}, first in {pair}{rows.describe_counting([train_row])}",
             "split by patient, not by image",
         )
 
 
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
-    """Check that every class has a name that can be shown, and only one spelling.
+    """Check that every class has one spelling, and a name that can be printed.
 
-    These make no other class: letter case; blanks, hyphens and underscores between words; quotes;
-    Unicode forms (NFKC); ways to write a number, a truth value, positive or negative. A list of
-    other classes is refused, and a word for "unknown" too, unless ``label_map`` says that it is
-    meant.
+    Names that differ only in these are the same class, so they are refused as two spellings:
+
+    - letter case, quotes, and Unicode forms (NFKC);
+    - blanks, hyphens and underscores between words;
+    - how a number, a truth value, positive or negative is written.
+
+    A list of other classes and a word for "unknown" are refused too, unless ``label_map`` names
+    them.
 
     Raises:
-        DataError: A rule is broken; the message shows the names, which are no secret.
+        DataError: A rule is broken. The message shows the names, which are not confidential.
     """
     classes = set(names)
     unmapped = classes.difference(dict(request.dataset.label_map).values())
     _check_printable(classes, request)
     _check_numbers(classes, request)
-    _check_known(unmapped, request)
-    _check_single(classes, unmapped, request)
-    _check_spelt_once(classes, request)
+    _check_no_unknown_word(unmapped, request)
+    _check_no_list(classes, unmapped, request)
+    _check_one_spelling(classes, request)
 
 
 def _check_printable(classes: set[str], request: RawRequest) -> None:
-    """Check that names can be shown: others look alike, or could drive a terminal."""
+    """Check that names can be printed: control characters could change a user's terminal."""
     odd = []
     for name in sorted(classes):
         if not name.strip() or not name.isprintable() or len(name) > MAX_LABEL_LENGTH:
             odd.append(name)
     if odd:
         raise request.error(
-            f"class names must be printable, not blank, {MAX_LABEL_LENGTH} letters at most",
+            f"class names must be printable, not blank, {MAX_LABEL_LENGTH} characters at most",
             f"{len(odd)}, first {odd[0][:MAX_LABEL_LENGTH]!a}",
             f"rename them, or {LABEL_MAP_HINT}",
         )
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """Check that labels which are all numbers are classes, no measurements or codes for unknown."""
+    """Check that labels, if all are numbers, are not measurements and hold no code for unknown."""
     numerals = set()
     for name in classes:
-        # Word writes a minus sign of its own; half of Europe writes a decimal comma.
+        # Word processors write the minus sign U+2212; many languages have a decimal comma.
         numeral = name.strip().replace("\u2212", "-").replace(",", ".")
         if not re.fullmatch(r"[-+]?\d+([.]\d+)?", numeral, re.ASCII):
             return
@@ -685,12 +772,12 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
             LABEL_MAP_HINT,
         )
     if len(numbers) < 3:
-        return  # of two classes, -1 and 1 or 0 and 255 are common names
+        return  # -1 and 1, or 0 and 255, are common names of two classes
     if numbers[0] < 0:
-        rule = "labels must not be negative beside others"
+        rule = "labels must not be negative if there are three or more classes"
         code = numbers[0]
     elif numbers[-1] in MISSING_CODES and 2 * numbers[-2] < numbers[-1]:
-        rule = "labels must not hold a code for unknown"
+        rule = "labels must not contain a code for unknown"
         code = numbers[-1]
     else:
         return
@@ -701,19 +788,19 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     )
 
 
-def _check_known(unmapped: set[str], request: RawRequest) -> None:
-    """Check that no class is a word for unknown, unless ``label_map`` says that it is meant."""
+def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
+    """Check that no class is a word for unknown, unless ``label_map`` names it."""
     unknown = sorted(name for name in unmapped if name.strip().casefold() in UNKNOWN)
     if unknown:
         option = quote(f"{unknown[0]}={unknown[0]}")
         raise request.error(
-            "a word for unknown must be a class on purpose",
+            "a word for unknown is not the name of a class",
             ", ".join(map(repr, unknown)),
             f"take those images out, or keep it with --label-map {option} or label_map",
         )
 
 
-def _check_single(classes: set[str], unmapped: set[str], request: RawRequest) -> None:
+def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -> None:
     """Check that no name lists other classes, as ``Mass|Nodule`` with ``Mass`` and ``Nodule``."""
     lists = []
     for name in sorted(unmapped):
@@ -728,8 +815,8 @@ def _check_single(classes: set[str], unmapped: set[str], request: RawRequest) ->
         )
 
 
-def _check_spelt_once(classes: set[str], request: RawRequest) -> None:
-    """Check that no two names are spellings of one class."""
+def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
+    """Check that no two names are spellings of the same class."""
     words = {name.strip().casefold() for name in classes}
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in classes:
@@ -741,9 +828,9 @@ def _check_spelt_once(classes: set[str], request: RawRequest) -> None:
             doubtful.append(" / ".join(map(repr, sorted(alike))))
     if doubtful:
         raise request.error(
-            "every class must be spelt one way",
+            "every class must have one spelling",
             first_of(doubtful),
-            f"spell them alike, or {LABEL_MAP_HINT}",
+            f"write them in one way, or {LABEL_MAP_HINT}",
         )
 
 
@@ -761,7 +848,10 @@ def _spelling_key(name: str) -> str:
 
 
 def plain_id(group: str) -> str:
-    """Return an id without case, extra blanks, Unicode forms, leading zeros and a final ``.0``."""
+    """Return a key that is equal for all spellings of one patient's id.
+
+    It is in lower case and NFKC, without extra blanks, leading zeros and a final ``.0``.
+    """
     text = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
     number = re.fullmatch(r"0*(\d+)(?:\.0*)?", text)
     return number[1] if number else text

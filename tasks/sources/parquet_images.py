@@ -1,4 +1,4 @@
-"""Your own images in Parquet files, with their labels beside them.
+"""A user's images in Parquet files, which hold the images and their labels.
 
 Layout: ``datasets`` documentation, "Image dataset" and ``Features``. A column ``image`` of
 ``struct<bytes: binary, path: string>`` or plain ``binary``. Class names stand in the schema's
@@ -25,13 +25,14 @@ from tasks.sources.own import (
     FROM_ZERO,
     Cells,
     Columns,
+    GivenSplit,
     JoinedFiles,
     Rows,
     common_columns,
+    count_hidden,
     find_columns,
-    hidden_count,
+    is_split_word,
     own_listing,
-    split_of,
     split_of_file,
 )
 from tasks.sources.pictures import decode_image
@@ -64,7 +65,7 @@ def holds_images(path: Path) -> bool:
 
 
 def is_parquet_name(name: str) -> bool:
-    """Return whether a file's ending says that it is Parquet."""
+    """Return whether a file has the ending of Parquet."""
     return name.lower().endswith(".parquet")
 
 
@@ -88,9 +89,9 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(NO_TABLE, "none", TABLE_HINT)
     configs = set()
     for name in files:
-        if split_of_file(name, request) != "":
+        if split_of_file(name, request) is not GivenSplit.NONE:
             folder = PurePosixPath(name).parent
-            configs.add(folder if split_of(folder.name) == "" else folder.parent)
+            configs.add(folder.parent if is_split_word(folder.name) else folder)
     if len(configs) > 1:
         raise request.error(
             "the folder must hold one config of a set with splits",
@@ -136,7 +137,7 @@ def list_parquet(request: RawRequest) -> Listing:
         name=row_name,
         split=lambda row: splits[files.file_of(row)],
     )
-    excluded = hidden_count(hidden, is_parquet_name)
+    excluded = count_hidden(hidden, is_parquet_name)
     excluded["not a .parquet by its ending"] = len(all_names) - len(names)
     draft = Listing(excluded=excluded, intensity=INTENSITY)
     return own_listing(rows, request, flags=columns.flags, names=label_names, draft=draft)
@@ -147,7 +148,7 @@ class _FileContent:
     """The columns of a Parquet file but its images.
 
     Attributes:
-        columns: Its columns and what they mean.
+        columns: The columns that are read.
         cells: Labels, groups, splits and traits, one entry per row.
         label_names: Class names in its schema's metadata; empty if there are none.
     """
@@ -187,14 +188,14 @@ def _partitions(name: str) -> dict[str, str]:
 
 def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> None:
     """Check that a file has its columns of images and labels, and each once."""
-    needed = {*columns.labels, columns.of.get("image", "")}
+    needed = {*columns.labels, columns.name_in_data.get("image", "")}
     if not columns.labels or not needed <= set(header):
         raise DataError(
             f"{file_text} must have columns image and label",
             f"it has {', '.join(header[:10])}",
             "or name the column of labels: label_columns: [NAME], or --label-columns NAME",
         )
-    used = {*columns.labels, *columns.of.values()}
+    used = {*columns.labels, *columns.name_in_data.values()}
     repeated = sorted(name for name in used if header.count(name) > 1)
     if repeated:
         raise DataError(
@@ -205,7 +206,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
 def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:
     """Return the columns that are read as text, under the names that the file has."""
     texts: dict[str, list[str]] = {name: [] for name in columns.labels}
-    for column, name in columns.of.items():
+    for column, name in columns.name_in_data.items():
         if column not in ("image", "label"):
             texts[name] = []
     stored = [name for name in texts if name not in partitions]
@@ -279,7 +280,9 @@ class ParquetReader:
     def _open_at(self, name: str, row: int) -> None:
         """Start at the row group that holds a row."""
         file = _open(self._base / name)
-        column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).of["image"]
+        column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).name_in_data[
+            "image"
+        ]
         num_groups = file.metadata.num_row_groups
         sizes = [file.metadata.row_group(group).num_rows for group in range(num_groups)]
         ends = np.cumsum(sizes)

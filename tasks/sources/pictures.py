@@ -70,7 +70,7 @@ WHITE_IS_ZERO = 0
 ORIENTATION = 0x0112
 """Tag of Exif."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow's conversion."""
+"""Weights of red, green and blue in gray: ITU-R BT.601, as in Pillow's conversion."""
 
 
 def is_image_name(name: str) -> bool:
@@ -79,9 +79,9 @@ def is_image_name(name: str) -> bool:
 
 
 def decode_image(body: bytes) -> Sample:
-    """Decode the bytes of an image file to uint8 grey or RGB.
+    """Decode the bytes of an image file to uint8 gray or RGB.
 
-    Transparency is blended on black. Palettes, CMYK and 1-bit images become RGB or grey. EXIF
+    Transparency is blended on black. Palettes, CMYK and 1-bit images become RGB or gray. EXIF
     orientation is applied. More than 8 bits are scaled by the image's own maximum, which is the
     study's rule. The sample names each of these conversions.
 
@@ -132,6 +132,7 @@ def _tiff_tag(image: Image, tag: int) -> int | None:
 
 
 def _check_declared_size(image: Image) -> None:
+    """Check the size in an image's header, before its pixels are decoded."""
     width, height = image.size
     # A tile is decoded whole, however small the image is.
     tile_width = int(_tiff_tag(image, TILE_WIDTH) or 0)
@@ -145,6 +146,7 @@ def _check_declared_size(image: Image) -> None:
 
 
 def _check_single_frame(image: Image) -> None:
+    """Check that an image has one frame."""
     if image.format == "MPO":  # a phone's JPEG: the first frame is the photograph
         return
     try:
@@ -156,6 +158,7 @@ def _check_single_frame(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
+    """Decode an image to 8-bit gray or RGB, and name the changes that this needed."""
     from PIL import ImageOps
 
     conversions = []
@@ -188,6 +191,7 @@ def _convert(image: Image) -> Sample:
 
 
 def _blended_on_black(image: Image) -> NDArray[np.uint8]:
+    """Return RGB pixels of a transparent image on black, strip by strip to save memory."""
     from PIL import Image as Pillow
 
     width, height = image.size
@@ -211,7 +215,7 @@ def negative_flags(values: Values) -> tuple[str, ...]:
 def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Scale values so that their maximum becomes 255; negative values become 0.
 
-    This is the study's rule for every image. Like the study it rounds towards zero.
+    This is the study's rule for every image. Like the study it rounds toward zero.
 
     Args:
         values: ``(height, width[, 3])`` of any number type.
@@ -237,7 +241,7 @@ def by_own_maximum(values: Values) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     for start in range(0, len(values), step):
         stop = start + step
         strip = np.maximum(values[start:stop], 0)
-        # Both divisions, and the conversion to uint8, round towards zero.
+        # Both divisions, and the conversion to uint8, round toward zero.
         if is_small_integer:
             pixels[start:stop] = strip.astype(np.uint32) * 255 // int(maximum)
         else:
@@ -255,7 +259,7 @@ def to_prepared(
 ) -> Values:
     """Resize an image to a square. Its aspect ratio is not kept, as in the study.
 
-    Grey becomes three equal channels; colour becomes luma.
+    Grey becomes three equal channels; color becomes luma.
 
     Args:
         pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].
@@ -283,7 +287,7 @@ def to_prepared(
 
 
 def _luma(pixels: Values) -> Values:
-    """Return the grey of an RGB image, computed in strips."""
+    """Return the gray of an RGB image, computed in strips."""
     step = max(1, STRIP_VALUES // pixels.shape[1])
     strips = []
     for top in range(0, len(pixels), step):
@@ -292,6 +296,7 @@ def _luma(pixels: Values) -> Values:
 
 
 def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
+    """Return one channel as a square of that side, by bilinear interpolation."""
     from PIL import Image
 
     if plane.shape == (side, side):
@@ -304,13 +309,13 @@ def _resized(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArr
 
 
 def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize the rows by interpolation at half-pixel centres, as torch does without antialias."""
+    """Resize the rows by interpolation at half-pixel centers, as torch does without antialias."""
     half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
-    place = (np.arange(size, dtype=np.float32) + half) * scale - half
-    place = np.maximum(place, 0)
-    low = np.minimum(place.astype(np.int64), plane.shape[0] - 1)
+    coordinate = (np.arange(size, dtype=np.float32) + half) * scale - half
+    coordinate = np.maximum(coordinate, 0)
+    low = np.minimum(coordinate.astype(np.int64), plane.shape[0] - 1)
     high = np.minimum(low + 1, plane.shape[0] - 1)
-    weight = (place - low.astype(np.float32))[:, None]
+    weight = (coordinate - low.astype(np.float32))[:, None]
     mixed: NDArray[np.float32] = plane[low] * (1 - weight) + plane[high] * weight
     return mixed

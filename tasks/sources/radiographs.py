@@ -1,4 +1,4 @@
-"""CheXpert, MURA and RSNA: a table of images, and where the images lie in each release.
+"""CheXpert, MURA and RSNA: a table of images, and where each release has the images.
 
 CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with
 ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page); AIMI's
@@ -16,7 +16,7 @@ wherever the train split lies; its header repeats the id as SOP instance UID. ``
 largest of the five subtypes. The group is the patient id in the DICOM header. In corrected data a
 slice is Hounsfield units plus 1024, scaled by its own maximum. With the fault
 ``wrapped_pixel_cast`` the stored values are scaled and cast as by the released extractor (F16):
-negative values wrap around to arbitrary grey.
+negative values wrap around to arbitrary gray.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ TABLE_AGAIN = "download the table again"
 
 
 class _Images:
-    """Matches the rows of a table to the images of a tree, by what a pattern finds in both.
+    """Match the rows of a table to the images of a tree, by the part of both that a pattern
+    matches.
 
     Releases may lie side by side, so images below the table's own folder go first.
     """

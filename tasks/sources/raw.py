@@ -1,16 +1,16 @@
-"""Bytes of a file or archive member below the raw folder, never more than a bound.
+"""Read files and archive members below the raw folder, with a limit on memory.
+
+A *locator* is a name relative to the raw folder. A member of an archive is ``archive!/member``. For
+an archive in an archive (ILSVRC has a tar of tars) the mark ``!/`` is repeated. Nothing is unpacked
+to disk. Every process keeps the archives that it has opened. A compressed tar is read forward only,
+which is fast if members are read in stored order.
+
+Archives may be damaged or hostile, so this module checks what they declare before it reads them. It
+refuses names that lead out of the archive, links, repeated names, encryption, and members that
+declare more bytes than their packed size can hold.
 
 Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
 RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
-
-A *locator* is a name relative to the raw folder. A member of an archive is ``archive!/member``.
-Archives in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened
-archives are kept per process. A packed tar is read forward only, as long as its members are asked
-for in stored order.
-
-What an archive declares is checked here, before it is believed, and nowhere else. Refused are names
-that lead elsewhere, links, repeated names, encryption, and members that would unpack to more than
-their packed size can hold.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
-"""Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a
-computed radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
+"""Largest file or archive member, which is read as a whole. A multi-frame ultrasound has about 100
+MiB, a computed radiograph 30. With the memory for decoding, a reading task stays below one GiB."""
 MAX_DEPTH = 3
-"""Archives in each other."""
+"""Levels of archives in archives."""
 MAX_RATIO = 1040
-"""Unpacked by packed size. Deflate cannot do better than 1032 to 1; more is a lie."""
+"""Largest ratio of unpacked to packed size. Deflate reaches at most 1032, so an archive that
+declares more is damaged or hostile."""
 MAX_MEMBERS = 5_000_000
+"""Members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
 """Bytes. The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -80,12 +82,12 @@ class RefusedArchive(SkipItem):
 
 
 def is_archive_name(name: str) -> bool:
-    """Return whether a file's ending says that it is an archive that we read."""
+    """Return whether a file has the ending of an archive that can be read."""
     return name.lower().endswith(ARCHIVES)
 
 
 def is_noise(name: str) -> bool:
-    """Return whether one part of a name is hidden, or left behind by a file manager."""
+    """Return whether one part of a path is hidden, or left behind by a file manager."""
     return name.startswith(".") or name in NOISE
 
 
@@ -110,19 +112,19 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 
 def split_locator(locator: str) -> list[str]:
-    """Split a locator into the file, the member (or row) in it, the member in that one, ..."""
+    """Split a locator into the file, the member (or row) in it, the member in that member, ..."""
     file, *names = locator.split(MARK)
     parts = [file]
     for part in names:
         if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
             parts.append(part)
-        else:  # a folder whose name ends in "!"
+        else:  # no archive, but a folder whose name ends in "!"
             parts[-1] += MARK + part
     return parts
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
-    """Return the bytes of a plain file; anything else is never opened.
+    """Return the bytes of a plain file. Folders, FIFOs, sockets and devices are never read.
 
     Args:
         path: The file.
@@ -133,7 +135,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
         SkipItem: It is gone, empty, too large or no plain file.
     """
     try:
-        # The opener does not wait: the file may have been swapped for a FIFO after it was listed.
+        # The opener does not wait: a FIFO may have replaced the file after it was listed.
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -142,7 +144,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            # read() takes memory for all that it is asked for, whatever the file has.
+            # read(n) reserves n bytes of memory, even if the file is smaller.
             return file.read(min(status.st_size, max_bytes))
     except IsADirectoryError:
         raise SkipItem("no plain file") from None
@@ -175,25 +177,25 @@ def walk(
 ) -> Iterator[str]:
     """Yield all plain files below a folder as ``/``-separated relative names, in sorted order.
 
-    Hidden files and folders, and what file managers leave behind, are left out. The order is that
-    of the names' parts, so a folder's files lie together whatever characters its name has.
+    Hidden files and folders, and those that file managers leave behind, are left out. Names are
+    sorted part by part, so all files of a folder follow each other.
 
     Args:
         root: The folder.
         request: For errors.
-        folders: A list that gets the names of all folders, empty ones too.
-        hidden: A list that gets the names that are left out; folders end with a slash.
-        strict: Refuse what could lead out of the folder. Otherwise it is yielded, too, and folders
-            that cannot be listed count as empty.
+        folders: If given, the names of all folders are appended, also of empty ones.
+        hidden: If given, the names that are left out are appended; folders end with a slash.
+        strict: Refuse links and other files that could lead out of the folder. Otherwise they are
+            yielded, too, and folders that cannot be listed count as empty.
 
     Raises:
         DataError: There is a link that leaves the root, a linked folder, a FIFO, socket or device,
             or a folder that cannot be listed.
     """
     base = root.resolve()
-    todo = _entries(base, "", request, strict)
-    while todo:
-        name, entry = todo.pop()
+    pending = _entries(base, "", request, strict)
+    while pending:
+        name, entry = pending.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
         if is_noise(entry.name):
             if hidden is not None:
@@ -202,7 +204,7 @@ def walk(
         if is_folder:
             if folders is not None:
                 folders.append(name)
-            todo += _entries(Path(entry.path), f"{name}/", request, strict)
+            pending += _entries(Path(entry.path), f"{name}/", request, strict)
             continue
         if strict and not entry.is_file(follow_symlinks=False):
             _check_inside(base, Path(entry.path), request.hashed(name), request)
@@ -220,7 +222,7 @@ def raw_names(request: RawRequest, hidden: list[str]) -> list[str]:
 def _entries(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return pairs (name below the root, entry) of a folder in reverse order, to be popped."""
+    """Return pairs (name below the root, entry) of a folder, in reverse order for ``pop``."""
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
@@ -237,7 +239,7 @@ def _entries(
 
 
 def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
-    """Check that a link leads to a file in the folder; refuse files that a reader would wait for.
+    """Check that a link leads to a file in the folder, and refuse FIFOs, sockets and devices.
 
     Args:
         base: The folder, resolved.
@@ -273,10 +275,13 @@ def plain_name(name: str) -> str | None:
 
 
 def _checked_member(name: str) -> tuple[str, str]:
-    """Return a member's name in normal form, and the part of it that is hidden.
+    """Return a member's name in normal form, and its hidden part as :func:`walk` reports it.
 
-    The second is what :func:`walk` would call hidden: the path up to the first hidden folder, with
-    a slash, or the whole name of a hidden file. It is empty if nothing is hidden.
+    The hidden part is the path up to the first hidden folder, with a slash, or the whole name of a
+    hidden file. It is empty if nothing is hidden.
+
+    Raises:
+        RefusedArchive: The name leads out of the archive.
     """
     normal_name = plain_name(name)
     if normal_name is None:
@@ -290,11 +295,10 @@ def _checked_member(name: str) -> tuple[str, str]:
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) after checking what it declares.
+    """Open a zip (an archive, an ``.npz`` or an ``.xlsx``) after checking its directory.
 
     Raises:
-        RefusedArchive: It is damaged, or declares something that cannot be true or must not be
-            read.
+        RefusedArchive: It is damaged, its directory is contradictory, or a member must not be read.
     """
     try:
         archive = zipfile.ZipFile(file)
@@ -334,7 +338,7 @@ class ZipArchive:
         self.hidden: dict[str, None] = {}
         for info in self._archive.infolist():
             name, hidden = _checked_member(info.filename)
-            if name in self._members:  # a//b and a\\b are one place, too
+            if name in self._members:  # a//b and a\\b are the same name, too
                 raise RefusedArchive("an archive with repeated names")
             if hidden:
                 self.hidden[hidden] = None
@@ -346,7 +350,11 @@ class ZipArchive:
         return list(self._members)
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes; raises SkipItem if it is gone, damaged or too large."""
+        """Return a member's bytes.
+
+        Raises:
+            SkipItem: The member is missing, damaged or larger than ``max_bytes``.
+        """
         info = self._members.get(member)
         if info is None:
             raise SkipItem(GONE)
@@ -365,15 +373,15 @@ class ZipArchive:
 
 
 class TarArchive:
-    """The members of a tar, plain or packed, which become known as it is read forward.
+    """The members of a tar, plain or compressed. It is read forward until a member is found.
 
     Attributes:
-        hidden: Names of hidden members that were met, as keys.
+        hidden: Names of hidden members that were read so far, as keys.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._packed = name.lower().endswith(PACKED_TARS)
-        # Bytes that the members ahead may declare.
+        # Bytes that the members that are not read yet may declare.
         self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
         self._file = _unpacked(file, name)
@@ -391,7 +399,7 @@ class TarArchive:
             self._is_complete = True
             return False
         name, hidden = _checked_member(info.name)
-        if info.size < 0:  # tarfile would read to the end, or go round in circles
+        if info.size < 0:  # tarfile would read to the end, or loop forever
             raise RefusedArchive("an archive with a negative size")
         if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
@@ -413,7 +421,7 @@ class TarArchive:
     def _check_end(self) -> None:
         """Check that the archive ends with zeros.
 
-        tarfile also takes a damaged header for the end, and a cut between two members.
+        tarfile reports the end also at a damaged header, and where a file was cut between members.
         """
         self._file.seek(self._archive.offset)
         end = self._file.read(tarfile.BLOCKSIZE)
@@ -433,7 +441,7 @@ class TarArchive:
                 while not self._is_complete and self._read_header():
                     pass
         except (RefusedArchive, *DAMAGE) as error:
-            # A second call would go on behind the refused member, as if that were sound.
+            # A second call would go on behind the refused member, so the archive is forgotten.
             _opened.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
@@ -441,7 +449,7 @@ class TarArchive:
         return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
-        """Read forward to a member."""
+        """Read forward to a member. Raises SkipItem if there is none of this name."""
         while member not in self._members and not self._is_complete and self._read_header():
             pass
         if member not in self._members:
@@ -449,7 +457,11 @@ class TarArchive:
         return self._members[member]
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes; raises SkipItem if it is gone, damaged or too large."""
+        """Return a member's bytes.
+
+        Raises:
+            SkipItem: The member is missing, damaged or larger than ``max_bytes``.
+        """
         try:
             with self._lock:
                 info = self._find(member)
@@ -475,15 +487,15 @@ class TarArchive:
 
 
 def _unpacked(file: IO[bytes], name: str) -> Any:
-    """Return a seekable stream of the plain tar in a file, packed as its name says."""
+    """Return a seekable stream of the plain tar in a file; the name's ending tells the format."""
     lower_name = name.lower()
     if lower_name.endswith(GZIP):
         return gzip.GzipFile(fileobj=file)
     if lower_name.endswith(BZIP2):
         return bz2.BZ2File(file)
     if lower_name.endswith(XZ):
-        # LZMAFile cannot be told how much memory a header may ask for. So one byte is unpacked
-        # first, with a limit.
+        # LZMAFile has no limit on the memory that a header may ask for. So one byte is unpacked
+        # first by a decompressor with a limit.
         probe = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
         probe.decompress(file.read(1 << 16), 1)
         file.seek(0)
@@ -495,11 +507,11 @@ Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or one inside it; it is kept until its file changes.
+    """Return an opened archive, or one inside it. It stays open until its file changes.
 
     Args:
         path: The outermost archive.
-        inner: Member that is an archive, member of that one, ...
+        inner: A member that is an archive, the member in that archive, and so on.
 
     Raises:
         RefusedArchive: It is gone, damaged or must not be read.
@@ -533,11 +545,11 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 
 
 class RawTree:
-    """All names in a raw folder or archive, as if the archives in it were unpacked in place.
+    """All file names below a raw folder or archive, as if all archives were unpacked in place.
 
-    The tree is walked once. An unpacked file goes before the same name in an archive. Archives in a
-    folder are opened only on request, so archives that were left beside a complete download cost
-    nothing.
+    The folder is searched once. If a name is both a file and a member of an archive, the file is
+    used. Archives in a folder are opened only on request: a download is often complete without
+    them.
 
     Attributes:
         folders: Names of all folders on the disk, empty ones too.
@@ -557,7 +569,7 @@ class RawTree:
         Args:
             request: Names the folder or archive.
             archives: Open the archives in the folder.
-            wanted: Whether to open an archive, by its name as if unpacked.
+            wanted: Returns whether to open the archive of that name.
 
         Raises:
             DataError: Something there must not be read, see :func:`walk` and :func:`open_archive`.
@@ -605,13 +617,17 @@ class RawTree:
                 continue
             locator = prefix + member
             if MARK in self._locators.get(name, ""):
-                # One name in two archives: OAI's series all hold a file 001.
+                # The same name in two archives: every series of OAI has a file 001.
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)
 
     def _member_names(self, file: str, inner: tuple[str, ...]) -> list[str]:
-        """Return the members of an archive; raises DataError if it cannot be read."""
+        """Return the names of an archive's members.
+
+        Raises:
+            DataError: The archive cannot be read.
+        """
         request = self._request
         try:
             archive = open_archive(request.base() / file, inner)

@@ -1,4 +1,4 @@
-"""Tables of any format, read as text only: ids keep their zeros, and "NA" stays "NA".
+"""Read tables of any format, all cells as text: ids keep their zeros, and "NA" stays "NA".
 
 A table is text with a separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
 openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
@@ -42,17 +42,21 @@ COLUMNS = {
 """Our name of a column, JSON key or array -> other usual names, used if ours is not there."""
 MAX_COLUMNS = 1_000
 MAX_UNPACKED_BYTES = 1 << 30
+"""Bytes of a workbook after unpacking, or characters of a Parquet file's cells."""
 MAX_WORKBOOK_PARTS = 1_000
+"""Members of the zip that an xlsx file is."""
 MAX_CELL_LENGTH = 1 << 20
+"""Characters of a cell in a text table."""
 ROWS_AT_ONCE = 256
 """Rows of Parquet that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Rows of a sheet that is not read in which a filled cell is looked for."""
+"""Rows in which a filled cell is searched, of a sheet that is not read."""
 REPEATED_KEY = "a key twice"
 SEVERAL = "several values"
 """Text of a list, an object or bytes in a cell; none of them can be a path, label or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
+"""Name of a column that may be shown: words without digits, so it is no id, date or path."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table that lies in a folder of images."""
 MAX_SHOWN = 10
@@ -64,13 +68,14 @@ MAX_SHOWN_LENGTH = 30
 class Lines:
     """The rows of a table as text.
 
-    Spreadsheets and editors count the header and blank rows. JSON lines are counted by their line,
-    and rows of Parquet from 0, as in pandas.
+    Row numbers in messages are those that a viewer of the file shows. Spreadsheets and editors
+    number all rows, the header and blank ones too. JSON lines are numbered by line, and rows of
+    Parquet from 0, as in pandas.
 
     Attributes:
         rows: The header, then all rows that are not blank.
-        numbers: The number by which viewers of the file know each row. A header that is no row of
-            the file has the number before the first.
+        numbers: Number of each of these rows. If the header is no row of the file, its number is
+            one below the first.
         other_sheets: Number of sheets of a workbook that hold something and are not read.
     """
 
@@ -87,7 +92,7 @@ def counting(numbers: Sequence[int]) -> str:
 
 
 class TableError(Exception):
-    """A table that cannot be read: the rule that it breaks, and a value; neither quotes a cell."""
+    """A table that cannot be read. Its arguments are a rule and a value; neither quotes a cell."""
 
 
 def read_xlsx(body: bytes) -> Lines:
@@ -103,18 +108,18 @@ def read_xlsx(body: bytes) -> Lines:
     parts = open_zip(io.BytesIO(body), MAX_WORKBOOK_PARTS).infolist()
     if sum(part.file_size for part in parts) > MAX_UNPACKED_BYTES:
         raise TableError(
-            f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "more, by its own account"
+            f"must unpack to less than {MAX_UNPACKED_BYTES:,} bytes", "it declares more"
         )
     stream = io.BytesIO(body)
     book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
-    # openpyxl pads every row to the size that the sheet declares, and a sheet may declare anything.
+    # openpyxl pads every row to the declared size of the sheet, which may be wrong and huge.
     sheet.reset_dimensions()
     rows = []
     numbers = []
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = list(map(_number_text, values))
-        # Sheets are often formatted far beyond their data, which gives blank cells.
+        # Cells that are formatted but empty often follow the data.
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
@@ -129,7 +134,7 @@ def read_xlsx(body: bytes) -> Lines:
 
 
 def _is_filled(sheet: Any) -> bool:
-    """Return whether a sheet has a cell that is not blank, in its first rows."""
+    """Return whether one of the first rows of a sheet has a cell that is not blank."""
     sheet.reset_dimensions()
     first_rows = islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS)
     return any("".join(map(cell_text, row)).strip() for row in first_rows)
@@ -189,6 +194,7 @@ def read_json(text: str) -> Any:
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict. Raises ValueError if a key is repeated."""
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError(REPEATED_KEY)
@@ -270,7 +276,7 @@ def read_text(body: bytes) -> Lines:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter that is most frequent in the first line that is no comment."""
+    """Return the delimiter with the most occurrences in the first line that is no comment."""
     lines = [line for line in text.splitlines() if line.strip()]
     for line in lines:
         if not line.startswith("#"):
@@ -304,19 +310,20 @@ SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format
 
 
 def _check_width(cells: Collection[str]) -> None:
+    """Check that a row has at most :data:`MAX_COLUMNS` cells."""
     if len(cells) > MAX_COLUMNS:
         raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "a cell further right")
 
 
 def label_text(value: object) -> str:
-    """Return a value of an array as text; different bytes that are no UTF-8 stay different."""
+    """Return a value of an array as text. Bytes that are not UTF-8 are escaped."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return cell_text(value)
 
 
 def cell_text(value: object) -> str:
-    """Return a value as in a table of text: None and NaN are empty, lists are :data:`SEVERAL`."""
+    """Return a value as text: empty for None and NaN, :data:`SEVERAL` for lists and bytes."""
     if value is None or value != value:  # NaN and NaT are unequal to themselves
         return ""
     if isinstance(value, (list, dict, bytes)):
@@ -342,8 +349,8 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Return the rows of a table as dicts of text.
 
-    Names of columns are matched without regard to case, blanks, ``_`` and ``-``. No message quotes
-    a cell below the header.
+    Names of columns are compared by their :func:`column_key`. No message quotes a cell below the
+    header.
 
     Args:
         path: Path or locator of the table.
@@ -405,11 +412,11 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
     """Return the header and rows of a table.
 
     Args:
-        path: Path or locator of the table; its ending says which format it has.
+        path: Path or locator of the table; its ending is that of its format.
         request: Where locators start, and for errors.
 
     Raises:
-        DataError: It cannot be read as its ending says.
+        DataError: It cannot be read, or not in this format.
     """
     text = TableFormat(read_text, "text")
     table_format = READERS.get(PurePath(path).suffix.lower(), text)
@@ -436,7 +443,7 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
 
 
 def column_key(name: str) -> str:
-    """Return a column's name without what people write differently: case, blanks, ``_``, ``-``."""
+    """Return a column's name without case, blanks, ``_`` and ``-``, to compare names."""
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
@@ -448,15 +455,20 @@ KNOWN_KEYS = frozenset(
 def _error(
     request: RawRequest, path: Path | str, rule: str, value: str, hint: str = ""
 ) -> DataError:
+    """Return an error about a table, which it names by a hash."""
     return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", value, hint)
 
 
 def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
-    """Format the names in a header line; nothing of a line that may be data.
+    """Format the names in a header line for a message, unless the line may hold data.
 
-    A table may have no header. Its first line then holds a patient's data, which must not be
-    shown. Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their
-    line. A header has a name that is usual or ``asked_for``.
+    If a table has no header, its first line holds the data of a patient, which must not be shown.
+    So the line is shown only if it has no digit, dot or slash, as ids, dates, class numbers and
+    paths have, and if it contains a usual name of a column.
+
+    Args:
+        row: The cells of the line.
+        asked_for: Further names that only a header contains.
     """
     names = list(map(str.strip, row))
     known_keys = KNOWN_KEYS.union(map(column_key, asked_for))

@@ -102,21 +102,21 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
         )
     excluded = Counter[str]()
     skipped: list[tuple[str, str]] = []
-    slices = _labelled_slices(rows, boxes, excluded, skipped)
+    slices = _labeled_slices(rows, boxes, excluded, skipped)
     if rows and INSTANCE not in rows[0]:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
     labels: list[tuple[str, int | None]] = []
-    for labelled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
+    for labeled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
         if name is None:
-            skipped.append((labelled.row[ORIGINAL], FILE_MISSING))
+            skipped.append((labeled.row[ORIGINAL], FILE_MISSING))
             continue
-        labels.append((name, labelled.label))
+        labels.append((name, labeled.label))
         item = Item(
             locator=tree.locator(name),
-            label=labelled.label,
-            group=labelled.patient,
-            details=(labelled.instance,),
+            label=labeled.label,
+            group=labeled.patient,
+            details=(labeled.instance,),
         )
         items.setdefault(name, item)
     return Listing(
@@ -179,7 +179,7 @@ def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
     return None
 
 
-def _labelled_slices(
+def _labeled_slices(
     rows: Sequence[Mapping[str, str]],
     boxes: Mapping[str, Sequence[Box]],
     excluded: Counter[str],
@@ -217,17 +217,17 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
         above, collection, below = name.partition(COLLECTION)
         names_by_path.setdefault((below if collection else above).casefold(), name)
     files: list[str | None] = []
-    for labelled in slices:
-        matches = filter(None, map(names_by_path.get, _paths(labelled.row)))
+    for labeled in slices:
+        matches = filter(None, map(names_by_path.get, _paths(labeled.row)))
         files.append(next(matches, None))
-    doubtful = _doubtful_places(slices, files, tree, request)
+    doubtful = _doubtful_slices(slices, files, tree, request)
     if doubtful:
-        patients = {slices[place].patient for place in doubtful}
+        patients = {slices[index].patient for index in doubtful}
         names = _files_of_patients(patients, tree)
         names_by_instance = _by_header("instance", names, tree, request)
-        for place in doubtful:
-            same_instance = names_by_instance.get(slices[place].instance, ())
-            files[place] = next(iter(same_instance), None)
+        for index in doubtful:
+            same_instance = names_by_instance.get(slices[index].instance, ())
+            files[index] = next(iter(same_instance), None)
     return files
 
 
@@ -246,30 +246,30 @@ def _paths(row: Mapping[str, str]) -> Iterator[str]:
                 yield f"{folder}/{match[1]}{digits.zfill(width)}{match[3]}".casefold()
 
 
-def _doubtful_places(
+def _doubtful_slices(
     slices: Sequence[Slice], files: Sequence[str | None], tree: RawTree, request: RawRequest
 ) -> list[int]:
-    """Return the places of slices whose file is not sure to have their UID.
+    """Return the indices of slices whose file may not have their UID.
 
     A folder is trusted if the headers of its first and its last file agree with the table.
     """
-    places_by_folder: defaultdict[str, list[int]] = defaultdict(list)
-    for place, file in enumerate(files):
+    indices_by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for index, file in enumerate(files):
         folder = "" if file is None else file.rpartition("/")[0]
-        places_by_folder[folder].append(place)
+        indices_by_folder[folder].append(index)
 
-    def agrees(place: int) -> bool:
-        file = files[place]
-        instance = slices[place].instance
+    def agrees(index: int) -> bool:
+        file = files[index]
+        instance = slices[index].instance
         if file is None or not instance:
             return True
         header = read_header(request.base(), tree.locator(file))
         return header is None or header.instance == instance
 
     doubtful: list[int] = []
-    for folder, places in places_by_folder.items():
-        if not folder or not all(map(agrees, {places[0], places[-1]})):
-            doubtful += [place for place in places if slices[place].instance]
+    for folder, indices in indices_by_folder.items():
+        if not folder or not all(map(agrees, {indices[0], indices[-1]})):
+            doubtful += [index for index in indices if slices[index].instance]
     return doubtful
 
 
@@ -357,6 +357,7 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> list[Target]:
+    """Read the scored targets of a table; rows without series or score are counted."""
     targets: list[Target] = []
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]):

@@ -1,12 +1,13 @@
-"""Your own images in WebDataset tars.
+"""A user's images in WebDataset tars.
 
-Layout: README of ``webdataset/webdataset``. Files of one sample lie beside each other and share
-their name up to the first dot. ``.cls`` holds the class as text. ``.json`` may hold it under
-``label`` or another usual name, and group and split, too. The image is ``.jpg``, ``.png`` and the
-like.
+Layout, as in the README of ``webdataset/webdataset``: the files of one sample follow each other in
+the tar, and share their name up to the first dot. The image is ``.jpg``, ``.png`` or another format
+of pictures. ``.cls`` holds the class as text. ``.json`` may hold the class under ``label`` or
+another usual name, and also group and split.
 
-``<raw>`` is one tar or a folder of shards. A sample that gives no split takes it from a word of the
-shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's.
+``<raw>`` is one tar, or a folder of tars, called shards. If a sample has no split of its own, its
+split is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the
+shard's folder.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import (
     Rows,
+    count_hidden,
     find_columns,
-    hidden_count,
     own_listing,
     split_of_file,
 )
@@ -56,7 +57,7 @@ class _Sample:
 
 
 def list_samples(request: RawRequest) -> Listing:
-    """List all samples, in the order of shards and of their place in them.
+    """List all samples, shard after shard, in stored order.
 
     Raises:
         DataError: A shard is damaged or unsafe, a sample contradicts itself, or labels, groups or
@@ -75,8 +76,8 @@ def list_samples(request: RawRequest) -> Listing:
     header = list(dict.fromkeys(name for sample in all_samples for name in sample.values))
     columns = find_columns(header, ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""
-    excluded = Counter(hidden_count(hidden, _is_shard))
-    excluded.update(hidden_count(hidden_members, is_single_image_name))
+    excluded = Counter(count_hidden(hidden, _is_shard))
+    excluded.update(count_hidden(hidden_members, is_single_image_name))
     excluded["not a .tar by its ending"] = len(names) - len(shards)
     skipped = []
     samples = []
@@ -90,7 +91,7 @@ def list_samples(request: RawRequest) -> Listing:
     if not samples:
         raise request.error("the shards must hold samples", "none", EXPECTED)
     cells = {}
-    for column, name in columns.of.items():
+    for column, name in columns.name_in_data.items():
         cells[column] = [sample.values.get(name, "") for sample in samples]
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
     splits = {shard: split_of_file(shard, request) for shard in shards}

@@ -42,7 +42,8 @@ class CleanPass:
         logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nat.
         correct: ``(num_images,)`` bool, whether the largest logit is the label's.
-        gradient_sign: int8, shape of the images: the sign of each loss's gradient by the pixels.
+        gradient_sign: int8, shape of the images: the sign of each loss's gradient with respect to
+            the pixels.
     """
 
     logits: Tensor
@@ -167,10 +168,10 @@ def pgd(
             adversarial = low + noise * (high - low)
         for _ in range(num_steps):
             margins, gradient = margin_gradient(model, adversarial, batch.labels)
-            best.offer(adversarial, margins)
+            best.update(adversarial, margins)
             adversarial = adversarial - step_size * gradient.sign()
             adversarial = torch.minimum(torch.maximum(adversarial, low), high)
-        best.offer(adversarial, margins_at(model, adversarial, batch.labels))
+        best.update(adversarial, margins_at(model, adversarial, batch.labels))
     return best.images
 
 
@@ -181,10 +182,10 @@ class _SmallestMargins:
         self.images = batch.pixels
         self._margins = torch.full_like(batch.labels, torch.inf, dtype=torch.float32)
 
-    def offer(self, candidates: Tensor, margins: Tensor) -> None:
+    def update(self, candidates: Tensor, margins: Tensor) -> None:
         """Keep each candidate whose margin is smaller than before; NaN margins are ignored."""
         is_smaller = margins < self._margins
-        self.images = torch.where(per_image(is_smaller, candidates), candidates, self.images)
+        self.images = torch.where(expand_like(is_smaller, candidates), candidates, self.images)
         self._margins = torch.where(is_smaller, margins, self._margins)
 
 
@@ -276,6 +277,7 @@ def _attack_record(
     batches: Sequence[AttackOutcome],
     rule: LossRule,
 ) -> AttackRecord:
+    """Return the record of one attack at one strength, from its outcomes on all batches."""
     correct = torch.cat([batch.correct for batch in batches])
     unchanged = torch.cat([batch.unchanged for batch in batches])
     before = clean.evaluation(rule)
@@ -326,7 +328,9 @@ def margins_at(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
 
 
 def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logit margins of ``pixels``, and the gradient of each margin by its pixels."""
+    """Return the logit margins of ``pixels``, and each margin's gradient with respect to the
+    pixels.
+    """
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad():
         margins = logit_margins(model(pixels).float(), classes)
@@ -334,6 +338,6 @@ def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[
     return margins.detach(), gradient
 
 
-def per_image(values: Tensor, like: Tensor) -> Tensor:
+def expand_like(values: Tensor, like: Tensor) -> Tensor:
     """Return ``values`` ``(num_images,)`` in a shape that broadcasts over images ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))

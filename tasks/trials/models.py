@@ -28,13 +28,13 @@ from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
 from search_spaces.models import NETWORK_FUNCTIONS, code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials.isolation import contained, seeded
-from tasks.trials.weights import Normalisation, normalisation, start_from
+from tasks.trials.weights import Normalisation, normalization, start_from
 
 
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    With ``normalised`` it is ``network((pixels / 255 - mean) / std)`` and ``input_scale`` is not
+    With ``normalized`` it is ``network((pixels / 255 - mean) / std)`` and ``input_scale`` is not
     used: pretrained weights need the pixels that they were trained on.
     """
 
@@ -42,20 +42,20 @@ class PixelModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, input_scale: float, normalised: Normalisation | None = None
+        self, network: nn.Module, input_scale: float, normalized: Normalisation | None = None
     ) -> None:
         super().__init__()
         self.network = network
         self.input_scale = input_scale
-        self.normalised = normalised is not None
-        if normalised is not None:
-            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalised)
+        self.normalized = normalized is not None
+        if normalized is not None:
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalized)
             self.register_buffer("mean", mean, persistent=False)
             self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits ``(num_images, num_outputs)`` for float pixels in [0, 255]."""
-        if self.normalised:
+        if self.normalized:
             pixels = (pixels / 255 - self.mean) / self.std
         elif self.input_scale != 1:
             pixels = pixels * self.input_scale
@@ -92,7 +92,7 @@ def build_model(
 
     Any classification architecture of torchvision or timm works by its name there. If the first
     convolution of a torchvision network is replaced for one-channel images, the new one keeps
-    PyTorch's default initialisation, as in the released code of Konz & Mazurowski (ICLR 2024).
+    PyTorch's default initialization, as in the released code of Konz & Mazurowski (ICLR 2024).
 
     Args:
         spec: library, architecture and arguments.
@@ -116,8 +116,8 @@ def build_model(
         _set_dropout(spec, network, dropout)
     if pretrained is not None:
         start_from(network, pretrained, spec)
-    normalised = normalisation(spec, in_channels) if spec.pretrained else None
-    model = PixelModel(network, input_scale, normalised)
+    normalized = normalization(spec, in_channels) if spec.pretrained else None
+    model = PixelModel(network, input_scale, normalized)
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
         if parameter.dim() == 4:
@@ -132,6 +132,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Build a classifier of torchvision without pretrained weights."""
     import torchvision
 
     architectures = torchvision.models.list_models(module=torchvision.models)
@@ -159,6 +160,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 
 def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Build a classifier of timm without pretrained weights."""
     import timm
 
     if not timm.is_model(spec.architecture):
@@ -226,6 +228,7 @@ def _set_input_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> None:
+    """Set the probability of all dropout layers of a network."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
@@ -315,6 +318,7 @@ def check_buildable(
 
 
 def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
+    """Return the error of a network that cannot be built for images of this size."""
     reason = type(error).__name__
     if str(error):
         reason = str(error).splitlines()[0]

@@ -22,7 +22,7 @@ diverged says nothing."""
 EVALUATION_PASS = 16
 """Images per float32 forward pass. With so few no network needs more memory than its training."""
 CONTEXT_BYTES = int(0.7 * 2**30)
-"""Bytes that a process holds of a GPU beside its tensors: its CUDA context and kernels. Others
+"""Bytes that a process needs on a GPU besides its tensors: its CUDA context and kernels. Others
 report 0.3 to 0.9 GiB (pytorch#58466, #107667); not measured here."""
 CAPTURE_FAILED = "a step could not be captured"
 """Beginning of the error message of a step that cannot be captured as a CUDA graph."""
@@ -86,7 +86,7 @@ class SearchResult(Finding):
 
     @property
     def capped_loss(self) -> float:
-        """The loss as a search minimises it: always finite, see :func:`capped`."""
+        """The loss as a search minimizes it: always finite, see :func:`capped`."""
         return capped(self.loss, self.chance_loss)
 
 

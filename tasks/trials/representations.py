@@ -161,7 +161,7 @@ def estimate_dimension(
     Args:
         features: ``(num_images, num_features)``, or a source that computes them block by block.
         estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
-        num_neighbors: nearest neighbours of each image.
+        num_neighbors: nearest neighbors of each image.
         discard_fraction: share of the largest distance ratios that TwoNN leaves out.
         seed: of the bootstrap.
         block_rows: images in one block; two blocks are in memory at a time.
@@ -202,7 +202,7 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
 BATCH_SIZE = 32
 """Images per pass of :class:`StageRows`."""
 BLOCK_BYTES = 256 << 20
-"""Bytes of one block of activations in float32. The search for neighbours holds two, and centred
+"""Bytes of one block of activations in float32. The search for neighbors holds two, and centered
 copies of a part of them."""
 
 
@@ -307,6 +307,7 @@ class StageRows:
         return rows
 
     def _activations(self, images: Tensor) -> NDArray[np.float32]:
+        """Return the activations of a batch of images after this stage."""
         outputs: list[Tensor] = []
 
         def keep_copy(module: nn.Module, inputs: object, output: Tensor) -> None:

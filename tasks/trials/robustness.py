@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.errors import DataError
-from tasks.trials.attacks import PIXEL_MAX, margin_gradient, per_image
+from tasks.trials.attacks import PIXEL_MAX, expand_like, margin_gradient
 from tasks.trials.records import RadiusRecord, RadiusSummary
 from tasks.trials.training import evaluation_mode
 
@@ -155,18 +155,18 @@ def minimal_perturbations(
             is_adversarial = (margins < 0) & ~gradient.flatten(1).isnan().any(1)
             norms = _norms(perturbations)
             is_better = is_adversarial & (norms < best_norms)
-            best = torch.where(per_image(is_better, images), perturbations, best)
+            best = torch.where(expand_like(is_better, images), perturbations, best)
             best_norms = torch.where(is_better, norms, best_norms)
             rate = _annealed(RADIUS_RATE, step, num_steps)
             step_size = _annealed(STEP_SIZE, step, num_steps)
             shrunk = torch.minimum(radii, best_norms) * (1 - rate)
             radii = torch.where(is_adversarial, shrunk, radii * (1 + rate))
-            descent = per_image(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
+            descent = expand_like(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
             directions = perturbations - descent
-            # Zero gradient at the image itself: move towards the starting point.
-            has_no_direction = per_image(_norms(directions) == 0, images)
+            # Zero gradient at the image itself: move toward the starting point.
+            has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
-            on_sphere = images + _unit(directions) * per_image(radii, images)
+            on_sphere = images + _unit(directions) * expand_like(radii, images)
             perturbations = on_sphere.clamp(0, PIXEL_MAX) - images
         return _bisect(model, images, classes, best, num_bisections)
 
@@ -189,10 +189,10 @@ def nearest_of_another_class(
     distances = torch.cat(blocks, dim=1)
     distances[classes[:, None] == pool_classes[None]] = math.inf
     nearest, rows = distances.min(1)
-    return torch.where(per_image(nearest.isinf(), images), math.nan, pool[rows].float())
+    return torch.where(expand_like(nearest.isinf(), images), math.nan, pool[rows].float())
 
 
-def summarise_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
+def summarize_radii(radii: NDArray[np.float64], num_values: int) -> RadiusSummary | None:
     """Summarise radii ``(num_images,)`` of images with ``num_values`` pixel values each.
 
     Returns:
@@ -239,11 +239,11 @@ def _radius_record(
         share_at_limit = float(at_pixel_limit[has_radius].mean())
         # A misclassified image needs no perturbation, even if none was found.
         true_radii = np.where(is_wrong, 0.0, radii)
-        true = summarise_radii(true_radii[np.isfinite(true_radii)], num_values)
+        true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
     # Without any radius there is no mean to report: one over the misclassified images alone would
     # be 0, however robust the network is on the others.
     return RadiusRecord(
-        pred=summarise_radii(radii[has_radius], num_values),
+        pred=summarize_radii(radii[has_radius], num_values),
         true=true,
         radii=tuple(radius if math.isfinite(radius) else None for radius in radii.tolist()),
         rows=tuple(rows.tolist()),
@@ -264,7 +264,7 @@ def _bisect(
     high = torch.ones(len(images), device=images.device)
 
     def perturbed(shares: Tensor) -> Tensor:
-        return (images + per_image(shares, images) * perturbations).clamp(0, PIXEL_MAX)
+        return (images + expand_like(shares, images) * perturbations).clamp(0, PIXEL_MAX)
 
     with torch.no_grad():
         for _ in range(num_bisections):
@@ -296,4 +296,4 @@ def _norms(perturbations: Tensor) -> Tensor:
 def _unit(perturbations: Tensor) -> Tensor:
     """Return perturbations scaled to norm 1; a zero one stays zero."""
     norms = _norms(perturbations).clamp_min(torch.finfo(torch.float32).tiny)
-    return perturbations / per_image(norms, perturbations)
+    return perturbations / expand_like(norms, perturbations)

@@ -84,6 +84,10 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: NDArray[np.
 
 
 def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
+    """Return the AUROC: of two classes, or the mean of each class against the rest.
+
+    It is None if a logit is not finite, or if no class can be compared with the others.
+    """
     if not np.isfinite(logits).all():
         return None
     if num_classes == 2:

@@ -6,7 +6,7 @@ each epoch. Pixels stay in their stored type (normally uint8) and become float32
 batch by batch. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels
 are ``(num_images,)`` int64. Both are on the device of the model, which maps pixels to logits.
 
-Python runs one optimisation step, :class:`Step`, on any device. On a GPU a step can also be
+Python runs one optimization step, :class:`Step`, on any device. On a GPU a step can also be
 captured as a graph and replayed. At the study's batches (6 to 40 images) a ResNet spends its time
 starting its 274 to 687 kernels per step, and a graph starts them all at once. A graph replays what
 was captured, so a step touches only tensors that keep their memory. :class:`Checkpoints` let a
@@ -61,10 +61,10 @@ class Step:
         model: trained in place.
         images: never written to.
         labels: one for each image.
-        recipe: optimiser, rates and precision.
+        recipe: optimizer, rates and precision.
         micro_batch: images that pass the network at once; None for the whole batch. The step is
             that of the whole batch, but batch norm sees the parts.
-        capturable: let the optimiser count its steps on the device, as a graph needs it.
+        capturable: let the optimizer count its steps on the device, as a graph needs it.
 
     Raises:
         ConfigError: ``micro_batch`` is below 1.
@@ -243,14 +243,14 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a layer of ``model`` normalises over the batch."""
+    """Return whether a layer of ``model`` normalizes over the batch."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def make_optimizer(
     model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser; ``capturable`` lets a graph capture its steps."""
+    """Return the recipe's optimizer; ``capturable`` lets a graph capture its steps."""
     parameters = list(model.parameters())
     rate = recipe.learning_rate
     decay = recipe.weight_decay
@@ -272,13 +272,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 class Checkpoints:
     """Save the state of a training between epochs, and restore it.
 
-    A checkpoint holds the weights, the optimiser's state, the generators of batch order and
+    A checkpoint holds the weights, the optimizer's state, the generators of batch order and
     dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
-    same to the last bit. A training that began on a CPU does not continue on a GPU, nor the other
-    way round: its numbers would be those of neither.
+    same to the last bit. A training that began on a CPU starts again on a GPU, and the other way
+    round: its numbers would be those of neither.
 
     Args:
-        read: returns the latest state, or None where there is none that is complete.
+        read: returns the latest complete state, or None if there is none.
         save: stores a state, completely or not at all.
         interval_s: seconds between two saves.
 
@@ -303,7 +303,7 @@ class Checkpoints:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        order: torch.Generator,
+        order_generator: torch.Generator,
         device: torch.device,
     ) -> list[EpochRecord]:
         """Restore the latest state.
@@ -325,7 +325,7 @@ class Checkpoints:
         # Only the moments: whether a graph captures the steps may differ from the last attempt.
         moments = {"state": state["optimizer"]["state"]}
         optimizer.load_state_dict(optimizer.state_dict() | moments)
-        order.set_state(state["order"])
+        order_generator.set_state(state["order"])
         torch.set_rng_state(state["dropout"])
         if was_on_gpu:
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
@@ -334,15 +334,15 @@ class Checkpoints:
         self.notes[:] = state["notes"]
         return [EpochRecord(**record) for record in state["history"]]
 
-    def offer(
+    def save_if_due(
         self,
         history: list[EpochRecord],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        order: torch.Generator,
+        order_generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        """Save the state after the last epoch of ``history`` if a save is due."""
+        """Save the state after the last epoch of ``history`` if the interval has passed."""
         if time.monotonic() - self._saved_at < self._interval_s:
             return
         dropout_cuda = None
@@ -351,7 +351,7 @@ class Checkpoints:
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "order": order.get_state(),
+            "order": order_generator.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": dropout_cuda,
             "outside_torch": states_outside_torch(),
@@ -392,18 +392,18 @@ def train(
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant learning rate.
 
     Every epoch takes all images once, in batches of :func:`split_batches`. The weights after the
-    last epoch count.
+    last epoch are kept, not the best ones.
 
     Args:
         model: moved to ``device``.
         images: moved to ``device``.
         labels: moved to ``device``.
-        recipe: optimiser, rates, batch size, epochs and precision.
+        recipe: optimizer, rates, batch size, epochs and precision.
         seed: of batch order and dropout.
         device: where the training runs.
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: see :class:`Step`.
-        checkpoints: restored at the start and offered a state after every epoch.
+        checkpoints: restored at the start, and saved between epochs.
         graphs: on a GPU, capture the steps as graphs and replay them.
 
     Returns:
@@ -419,16 +419,16 @@ def train(
     graphs = graphs and device.type == "cuda"
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     take: Callable[[Tensor], None] = CapturedSteps(step) if graphs else step
-    order = torch.Generator().manual_seed(derive_seed("batch order", seed))
+    order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
     # A graph captures the work of the current device. Device -1 changes nothing.
     current_device = torch.cuda.device(device if graphs else -1)
     with current_device, seeded(derive_seed("dropout", seed), device):
         history: list[EpochRecord] = []
         if checkpoints is not None:
-            history = checkpoints.restore(model, step.optimizer, order, device)
+            history = checkpoints.restore(model, step.optimizer, order_generator, device)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
-            permutation = torch.randperm(len(images), generator=order).to(device)
+            permutation = torch.randperm(len(images), generator=order_generator).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
                 take(rows)
             loss, accuracy = step.read_totals()
@@ -439,12 +439,13 @@ def train(
             if on_epoch is not None:
                 on_epoch(record)
             if checkpoints is not None:
-                checkpoints.offer(history, model, step.optimizer, order, device)
+                checkpoints.save_if_due(history, model, step.optimizer, order_generator, device)
     model.zero_grad(set_to_none=True)
     return history
 
 
 def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | None) -> None:
+    """Check that no batch of a network with batch norm has only one image."""
     if not has_batch_norm(model):
         return
     sizes = {"batch_size": recipe.batch_size, "micro_batch": micro_batch}

@@ -1,8 +1,8 @@
 """One trial as a pure function: its spec and its images go in, a result record comes out.
 
-Nothing is read or written. Nothing of the process's random state, thread counts or determinism
-switches is left changed. On a CPU the same spec, data and ``num_threads`` give the same numbers to
-the last bit, whatever ran before.
+No files are read or written, except through the callbacks that the caller passes. The random state,
+thread counts and determinism switches of the process are restored at the end. On a CPU the same
+spec, data and ``num_threads`` give the same numbers to the last bit, whatever ran before.
 """
 
 from __future__ import annotations
@@ -244,16 +244,16 @@ def run_search_trial(
             if on_epoch is not None:
                 on_epoch(record)
 
+        status = SearchStatus.COMPLETE
+        reason = ""
         num_diverged_epochs = 0
         try:
-            reason = trial.train(validate_epoch)
-            if not curve and not reason:  # a recipe of no epochs
+            trial.fit(validate_epoch)
+            if not curve:  # a recipe of no epochs
                 curve.append(trial.validate(0))
         except _Diverged as diverged:
-            reason = str(diverged)
-        status = SearchStatus.COMPLETE
-        if reason:
             status = SearchStatus.DIVERGED
+            reason = str(diverged)
             num_diverged_epochs = 1
         return SearchResult(
             status=status,
@@ -272,7 +272,7 @@ def run_search_trial(
 
 
 class _Diverged(Exception):
-    """The validation loss is NaN or infinite."""
+    """A loss is NaN or infinite, so the trial ends. The text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -289,10 +289,13 @@ class _Measured:
 
     def added_to(self, earlier: TrialResult) -> TrialResult:
         """Return an earlier result with these measurements; the others stay as they are."""
+        predictions_note = earlier.predictions_note
+        if self.predictions is not None or self.predictions_note:  # predictions were made now
+            predictions_note = self.predictions_note
         attacks = {(attack.method, attack.epsilon): attack for attack in earlier.attacks}
         further_tests = {test.name: test for test in earlier.further_tests}
         for attack in self.attacks:
-            # Removed first: a new measurement stands behind all earlier ones.
+            # Removed first, so that new measurements come after all earlier ones.
             attacks.pop((attack.method, attack.epsilon), None)
             attacks[attack.method, attack.epsilon] = attack
         for test in self.further_tests:
@@ -306,7 +309,7 @@ class _Measured:
                 "robustness": self.robustness or earlier.robustness,
                 "further_tests": tuple(further_tests.values()),
                 "predictions": self.predictions or earlier.predictions,
-                "predictions_note": self.predictions_note,
+                "predictions_note": predictions_note,
             }
         )
 
@@ -317,8 +320,8 @@ class _Trial:
     Attributes:
         device: holds the model and all images.
         pass_size: images per forward pass.
-        gradient_pass: images per forward and backward pass to the pixels.
-        features: last hidden layer of the training images, if it was read in the evaluation.
+        gradient_pass: images per pass that also computes the gradient of the pixels.
+        features: last hidden layer of the training images; None until they are scored.
         timings: seconds of each stage so far.
     """
 
@@ -343,7 +346,6 @@ class _Trial:
         self.features: NDArray[np.float32] | None = None
         self.scores: NetworkScores | None = None
         self.history: list[EpochRecord] = []
-        self.test_history: list[EpochScore] = []
         self.timings: dict[str, float] = {}
         self._clean: CleanPass | None = None
 
@@ -352,14 +354,14 @@ class _Trial:
     def isolated(
         cls, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int | None = None
     ) -> Iterator[_Trial]:
-        """Yield a trial that does not depend on its process, and leaves nothing of it changed.
+        """Yield a trial whose result does not depend on the process, whose state is restored.
 
-        The seed is for networks that draw random numbers in evaluation too.
+        Evaluation has a seed too, because some networks draw random numbers in it.
 
         Args:
             spec: the trial.
             data: the subset's arrays.
-            machine: where it runs.
+            machine: device, threads and memory.
             num_train: training images; None for the spec's train size.
         """
         device = torch.device(machine.device)
@@ -381,7 +383,7 @@ class _Trial:
         checkpoints: Checkpoints | None,
         pretrained: bytes | None,
     ) -> TrialResult:
-        """Run all stages in order; stop if the network diverged. Arguments as :func:`run_trial`."""
+        """Run all stages in order, until a loss diverges. Arguments as :func:`run_trial`."""
         with self._timed("build"):
             self.build(pretrained)
         # The scores on the test images continue after a restart, so they are in the checkpoints.
@@ -397,17 +399,16 @@ class _Trial:
             if on_epoch is not None:
                 on_epoch(record)
 
-        with self._timed("train"):
-            reason = self.train(score_epoch, checkpoints)
-        self.test_history = [EpochScore.model_validate(note) for note in notes]
-        if not reason:
+        try:
+            with self._timed("train"):
+                self.fit(score_epoch, checkpoints)
             with self._timed("evaluate"):
-                reason = self.evaluate()
-        if reason:
-            return self._result(TrialStatus.DIVERGED, reason)
+                self.score_network()
+        except _Diverged as diverged:
+            return self._result(TrialStatus.DIVERGED, notes, reason=str(diverged))
         weights, weights_note = _stored(keep, lambda: to_bytes(self.model))
         measured = self.measure(self.spec.measurements, keep_predictions)
-        result = self._result(TrialStatus.DONE)
+        result = self._result(TrialStatus.DONE, notes)
         return result.model_copy(
             update={"weights": weights, "weights_note": weights_note, **vars(measured)}
         )
@@ -426,10 +427,14 @@ class _Trial:
             pretrained=pretrained,
         ).to(self.device)
 
-    def train(
+    def fit(
         self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None
-    ) -> str:
-        """Train the network; return why it diverged, or an empty text."""
+    ) -> None:
+        """Train the network.
+
+        Raises:
+            _Diverged: the training loss of an epoch is NaN or infinite.
+        """
         history = train(
             self.model,
             self.images,
@@ -444,13 +449,17 @@ class _Trial:
         )
         self.history = [record for record in history if not record.diverged]
         if history and history[-1].diverged:
-            return f"the training loss was {history[-1].train_loss} in epoch {history[-1].epoch}"
-        return ""
+            last = history[-1]
+            raise _Diverged(f"the training loss was {last.train_loss} in epoch {last.epoch}")
 
-    def evaluate(self) -> str:
-        """Score the trained network; return why it diverged, or an empty text.
+    def score_network(self) -> None:
+        """Compute losses and accuracies of the trained network, in one pass over all images.
 
-        Every image passes once: features come with the train loss, gradients with the test loss.
+        The pass over the training images also gives their features, and that over the test images
+        the gradients for attacks.
+
+        Raises:
+            _Diverged: a loss is NaN or infinite.
         """
         rule = self.recipe.test_loss
         with features_read(self.model, len(self.images)) as features:
@@ -462,7 +471,7 @@ class _Trial:
         test_scores = clean.evaluation(rule)
         for name, scores in (("train", train_scores), ("test", test_scores)):
             if not math.isfinite(scores.loss):
-                return f"the trained network's {name} loss is {scores.loss}"
+                raise _Diverged(f"the trained network's {name} loss is {scores.loss}")
         self.scores = NetworkScores(
             num_parameters=num_parameters(self.model),
             train_loss=train_scores.loss,
@@ -473,7 +482,6 @@ class _Trial:
                 clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
             ),
         )
-        return ""
 
     def _test_scores(self, rule: LossRule) -> Evaluation:
         """Score the test images, which in a search are the validation images."""
@@ -500,7 +508,7 @@ class _Trial:
         return ValidationScore(epoch=epoch, loss=scores.loss, accuracy=scores.accuracy)
 
     def clean_pass(self) -> CleanPass:
-        """Return outputs and gradient signs on the test images, which pass once."""
+        """Return logits and gradient signs of the test images, computed at the first call."""
         if self._clean is None:
             self._clean = run_clean_pass(
                 self.model, self.test_images, self.test_labels, batch_size=self.gradient_pass
@@ -534,62 +542,66 @@ class _Trial:
         of_last_layer = [m.estimator for m in representations if not m.stages]
         of_stages = [m.estimator for m in representations if m.stages]
         with self._timed("d_repr"):
-            d_repr = self._d_repr(of_last_layer)
-            d_repr_stages = self._d_repr_stages(of_stages)
+            d_repr = self._measure_d_repr(of_last_layer)
+            d_repr_stages = self._measure_d_repr_stages(of_stages)
         predictions = None
         predictions_note = ""
         if _of_type(missing, PredictionMeasurement):
-            predictions, predictions_note = _stored(keep_predictions, self._predictions)
+            predictions, predictions_note = _stored(keep_predictions, self._predictions_file)
         with self._timed("attack"):
-            attacks = self._attacks(_of_type(missing, AttackMeasurement))
+            attacks = self._measure_attacks(_of_type(missing, AttackMeasurement))
         robustness = None
         for radii in _of_type(missing, RobustnessMeasurement):
             with self._timed("robustness"):
-                robustness = self._radii(self.test_images, radii.robustness)
+                robustness = self._measure_radii(self.test_images, radii.robustness)
         return _Measured(
             d_repr=d_repr,
             d_repr_stages=d_repr_stages,
             attacks=attacks,
             robustness=robustness,
-            further_tests=self._further_tests(_of_type(missing, FurtherTestMeasurement)),
+            further_tests=self._measure_further_tests(_of_type(missing, FurtherTestMeasurement)),
             predictions=predictions,
             predictions_note=predictions_note,
         )
 
-    def _predictions(self) -> bytes:
+    def _predictions_file(self) -> bytes:
+        """Return a Parquet file with the logits and labels of the test images."""
         logits = self.clean_pass().logits.cpu().numpy()
         return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
 
-    def _d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
+    def _measure_d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
+        """Return the intrinsic dimension of the last hidden layer, by estimator."""
         if not estimators:
             return {}
         features = self.features
         if features is None:
             features = extract_features(self.model, self.images)
-        return self._dimension(features, estimators)
+        return self._estimate_dimension(features, estimators)
 
-    def _d_repr_stages(self, estimators: Sequence[str]) -> tuple[StageRecord, ...]:
+    def _measure_d_repr_stages(self, estimators: Sequence[str]) -> tuple[StageRecord, ...]:
+        """Return the intrinsic dimension of the activations after every stage."""
         if not estimators:
             return ()
-        # All are looked up before the first is measured: an error of one costs no measuring.
+        # All stages are looked up before the first is measured, so that errors come early.
         sources = [
             StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])
         ]
         records: list[StageRecord] = []
         for source in sources:
-            d_repr = self._dimension(source, estimators, block_rows=source.block_rows)
+            d_repr = self._estimate_dimension(source, estimators, block_rows=source.block_rows)
             num_features = math.prod(source.row_shape)
             records.append(
                 StageRecord(module=source.module, num_features=num_features, d_repr=d_repr)
             )
         return tuple(records)
 
-    def _dimension(
+    def _estimate_dimension(
         self,
         features: NDArray[np.float32] | StageRows,
         estimators: Sequence[str],
         block_rows: int = BLOCK_ROWS,
     ) -> dict[str, IntrinsicDimension]:
+        """Return the intrinsic dimension of features, with the options of this trial."""
         return estimate_dimension(
             features,
             estimators,
@@ -599,7 +611,8 @@ class _Trial:
             block_rows=block_rows,
         )
 
-    def _attacks(self, missing: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+    def _measure_attacks(self, missing: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+        """Attack the test images; all strengths of a method in one call."""
         by_method: dict[str, list[AttackMeasurement]] = {}
         for measurement in missing:
             by_method.setdefault(measurement.method, []).append(measurement)
@@ -624,8 +637,8 @@ class _Trial:
             )
         return tuple(records)
 
-    def _radii(self, images: Tensor, robustness: RobustnessSpec) -> RadiusRecord:
-        """Measure the robustness R on ``images``, one for each of the test labels."""
+    def _measure_radii(self, images: Tensor, robustness: RobustnessSpec) -> RadiusRecord:
+        """Measure the robustness R on ``images``, which have the labels of the test images."""
         return measure_radii(
             self.model,
             images,
@@ -635,14 +648,19 @@ class _Trial:
             batch_size=self.gradient_pass,
             # The seed of the data, not of the network: all networks of a subset, and of its
             # conditions, are measured on the same images.
-            seed=derive_seed("r_hat", self.network.subset.unmoved),
+            seed=derive_seed("r_hat", self.network.subset.without_condition),
             num_steps=robustness.num_steps,
             num_bisections=robustness.num_bisections,
         )
 
-    def _further_tests(
+    def _measure_further_tests(
         self, missing: Sequence[FurtherTestMeasurement]
     ) -> tuple[FurtherTestRecord, ...]:
+        """Score the network on further test sets.
+
+        Raises:
+            DataError: the images of a set were not given.
+        """
         image_sets = {images.name: images for images in self.data.further_tests}
         records: list[FurtherTestRecord] = []
         for measurement in missing:
@@ -652,12 +670,13 @@ class _Trial:
                     "A further test set must come with the images of a trial",
                     f"none is named {name}",
                 )
-            records.append(self._further_test(image_sets[name], measurement.robustness))
+            records.append(self._measure_further_test(image_sets[name], measurement.robustness))
         return tuple(records)
 
-    def _further_test(
+    def _measure_further_test(
         self, test: FurtherTestImages, robustness: RobustnessSpec | None
     ) -> FurtherTestRecord:
+        """Score one further test set: all its images, those that were changed, and the others."""
         images = resident(test.images, self.device)
         clean = run_clean_pass(self.model, images, self.test_labels, batch_size=self.gradient_pass)
         is_moved = torch.from_numpy(test.is_moved).to(self.device)
@@ -673,10 +692,20 @@ class _Trial:
         )
         if robustness is None:
             return record
-        return record.model_copy(update={"robustness": self._radii(images, robustness)})
+        return record.model_copy(update={"robustness": self._measure_radii(images, robustness)})
 
-    def _result(self, status: TrialStatus, reason: str = "") -> TrialResult:
-        best = min(self.test_history, key=lambda score: score.test_loss, default=None)
+    def _result(
+        self, status: TrialStatus, notes: Sequence[dict[str, Any]], reason: str = ""
+    ) -> TrialResult:
+        """Return the result without the measurements.
+
+        Args:
+            status: whether the trial is done or diverged.
+            notes: scores on the test images after some epochs, as checkpoints hold them.
+            reason: the reason why it diverged.
+        """
+        test_history = [EpochScore.model_validate(note) for note in notes]
+        best = min(test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
             reason=reason,
@@ -685,7 +714,7 @@ class _Trial:
             num_threads=self.num_threads,
             scores=self.scores,
             history=tuple(self.history),
-            test_history=tuple(self.test_history),
+            test_history=tuple(test_history),
             best_epoch=None if best is None else best.epoch,
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
@@ -695,12 +724,18 @@ class _Trial:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Measure the seconds of a stage, until the GPU has finished it."""
+        """Measure the seconds of a stage, until the GPU has finished it or a loss diverged."""
         start = time.perf_counter()
-        yield
+        diverged = None
+        try:
+            yield
+        except _Diverged as error:
+            diverged = error
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = time.perf_counter() - start
+        if diverged is not None:
+            raise diverged
 
 
 # A kind of measurement.
@@ -708,6 +743,7 @@ M = TypeVar("M", bound=Measurement)
 
 
 def _of_type(measurements: Sequence[Measurement], kind: type[M]) -> list[M]:
+    """Return the measurements of one kind."""
     return [measurement for measurement in measurements if isinstance(measurement, kind)]
 
 
@@ -756,6 +792,7 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
 def _check_arrays(
     name: str, images: NDArray[Any], labels: NDArray[np.int64], num_classes: int
 ) -> None:
+    """Check that pixels and labels are in range; ``name`` says which images these are."""
     # A comparison with NaN is false, so NaN is refused as well.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(

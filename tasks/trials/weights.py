@@ -64,7 +64,7 @@ def download(spec: ModelSpec) -> bytes:
         ConfigError: the library has no weights for the architecture.
         SetupError: the weights cannot be downloaded.
     """
-    normalisation(spec)  # raises if the library has no weights
+    normalization(spec)  # raises if the library has no weights
     try:
         if spec.library == "timm":
             import timm
@@ -111,15 +111,15 @@ def _asking_the_hub_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = was_offline
 
 
-def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
+def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     """Return the mean and standard deviation that the library's pretrained weights expect.
 
-    For one channel they are the means over the three colours.
+    For one channel they are the means over the three colors.
 
     Raises:
         ConfigError: the library has no weights for the architecture.
     """
-    three_channels = _library_normalisation(spec)
+    three_channels = _library_normalization(spec)
     if three_channels is None:
         raise ConfigError(
             "pretrained needs a network for which its library has weights",
@@ -132,7 +132,7 @@ def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     return (sum(mean) / len(mean),), (sum(std) / len(std),)
 
 
-def _library_normalisation(spec: ModelSpec) -> Normalisation | None:
+def _library_normalization(spec: ModelSpec) -> Normalisation | None:
     """Return mean and standard deviation for three channels; None without pretrained weights."""
     if spec.library == "timm":
         import timm
@@ -155,8 +155,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Load pretrained weights into a network.
 
     The classifier stays random if its number of outputs differs. For one-channel images the first
-    convolution takes the sum over the three colours, as timm does: the output for a grey image is
-    that for the same image in colour.
+    convolution takes the sum over the three colors, as timm does: the output for a gray image is
+    that for the same image in color.
 
     Raises:
         ConfigError: the weights do not fit, e.g. those of a transformer for another image size.
@@ -173,8 +173,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     first_weight = f"{layers[0]}.weight"
     head = layers[-1]
     if first_weight in pretrained:
-        has_colours = pretrained[first_weight].shape[1] == 3
-        if has_colours and state[first_weight].shape[1] == 1:
+        has_colors = pretrained[first_weight].shape[1] == 3
+        if has_colors and state[first_weight].shape[1] == 1:
             pretrained[first_weight] = pretrained[first_weight].sum(1, keepdim=True)
     fitting: dict[str, Tensor] = {}
     misfits: list[str] = []

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.measures import neighbors
+from tasks.measures import tile_blocks
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.neighbors import ClosestPairs, Span, TileResult, nested_neighbors, update_minima
+from tasks.measures.nearest import ClosestPairs, TileResult, update_minima
+from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
+from tasks.measures.tile_blocks import Span
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
@@ -112,7 +114,7 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
     rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3
     members = np.random.default_rng(seed).random((3, NUM_BYTE_ROWS)) < [[0.2], [0.5], [0.9]]
-    with mock.patch.object(neighbors, "choose_product", return_value=product):
+    with mock.patch.object(tile_blocks, "choose_product", return_value=product):
         search = nested_neighbors(
             as_type(rows, kind),
             labels,

@@ -141,7 +141,7 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
         ([0, 1] * 50, subset_spec(None), 91, r"at most 90 .*lower train_sizes to at most 90"),
     ],
 )
-def test_too_few_images_are_refused_with_the_numbers_and_the_way_out(labels, spec, size, message):
+def test_too_few_images_are_refused_with_the_numbers_and_the_hint(labels, spec, size, message):
     with pytest.raises(DataError, match=message):
         make_subset(np.array(labels), np.arange(len(labels)), spec, max_train_size=size)
 

@@ -23,6 +23,8 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/trials/",
     "tasks/measures/",
     "tasks/prepared/",
+    "tasks/sources/",
+    "tasks/",
     "orchestrator/analysis/grouped_tables/",
     "isweep/",
     "orchestrator/cli/",

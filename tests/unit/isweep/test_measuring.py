@@ -134,7 +134,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             FOUR,
             ["Cat", "cat", "dog", "dog"],
             {},
-            "every class must be spelt one way; found: 'Cat' / 'cat'",
+            "every class must have one spelling; found: 'Cat' / 'cat'",
         ),
         (FOUR[:3], [-1, 0, 1], {}, "often means unknown; change those labels, or leave their"),
         (

@@ -18,9 +18,9 @@ FAMILY = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(
 
 @pytest.mark.parametrize("error", FAMILY)
 def test_errors_survive_pickling(error):
-    again = pickle.loads(pickle.dumps(error("a rule", "a value", "a way out")))
+    again = pickle.loads(pickle.dumps(error("a rule", "a value", "a hint")))
     assert type(again) is error
-    assert str(again) == "a rule; found: a value; a way out."
+    assert str(again) == "a rule; found: a value; a hint."
 
 
 def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():

@@ -169,7 +169,7 @@ def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, 
 
 
 def test_a_range_that_is_asked_for_can_be_said(measure, own):
-    """A float slightly above 1: the message shows it, and its way out works."""
+    """A float slightly above 1: the message shows it, and its hint works."""
     images = pixels(40) / 255
     images[3, 2, 2] = 1.0000002
     source, given = (
@@ -328,7 +328,7 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
+        (["cat", "CAT", "dog"], "every class must have one spelling; found: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
         ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
         ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
@@ -365,7 +365,7 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
 """)
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert (code, "every class must be spelt one way; found: 'CAT' / 'cat'" in err) == (2, True)
+    assert (code, "every class must have one spelling; found: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out

@@ -255,7 +255,7 @@ def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "not text", "a number", "deep", "a directory"])
-def test_a_damaged_store_id_is_refused_with_the_way_out(tmp_path, damage):
+def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
     store = ResultStore(str(tmp_path))
     assert store.identity() is None
     made = store.identity(make=True)

@@ -71,17 +71,17 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
         f"torch {torch.__version__}",
         "built for CUDA 13.0",
     )
-    way_out = (
+    hint = (
         "CUDA 13.0 needs a driver of branch 580 or later, this is 570.82.01: install one, or "
         "a torch of"
     )
-    for words in (*named, way_out):
+    for words in (*named, hint):
         assert words in str(caught.value)
     assert classify(caught.value).kind == "setup"
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "way_out"),
+    ("driver", "cuda", "hint"),
     [
         ("", "13.0", "install NVIDIA's driver"),
         ("580.1", None, "install a torch with CUDA"),
@@ -94,8 +94,8 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
         ("580.65", "13.0", "the driver is new enough"),
     ],
 )
-def test_what_brings_driver_and_torch_together(driver, cuda, way_out):
-    assert re.search(way_out, gpus.driver_way_out(driver, cuda))
+def test_what_brings_driver_and_torch_together(driver, cuda, hint):
+    assert re.search(hint, gpus.driver_hint(driver, cuda))
 
 
 @pytest.mark.usefixtures("without_cuda")
@@ -291,7 +291,7 @@ def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_
 
 
 @pytest.mark.parametrize(
-    ("said", "way_out"),
+    ("said", "hint"),
     [
         (
             "Error 34: CUDA driver is a stub library",
@@ -301,13 +301,13 @@ def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_
         ("CUDA unknown error", "see what nvidia-smi says"),
     ],
 )
-def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch, said, way_out):
+def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch, said, hint):
     def init():
         raise RuntimeError(f"Unexpected error from cudaGetDeviceCount(). {said}\nmore")
 
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
-    with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
+    with pytest.raises(SetupError, match=rf"{said}; {hint}"):
         gpus.check_gpu("float32")
     node = gpus.NodeGpus(
         "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu()
@@ -317,7 +317,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
         "reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
         f"{said}"
     )
-    assert how.startswith(way_out)
+    assert how.startswith(hint)
 
 
 @pytest.fixture
@@ -615,9 +615,9 @@ def test_gpus_that_torch_reaches_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
 def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus.describe("")
-    (what, way_out), *more = gpus.gpu_problems(replace(found, offered=8.0))
+    (what, hint), *more = gpus.gpu_problems(replace(found, offered=8.0))
     assert (what.partition(": ")[2], more) == ("torch cannot be asked of its GPUs: exit code 1", [])
-    assert "import torch" in way_out
+    assert "import torch" in hint
 
 
 def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cuda, monkeypatch):

@@ -50,7 +50,7 @@ def problems(**changes: Any) -> list[str]:
         ),
     ],
 )
-def test_each_fault_is_said_with_its_way_out(changes, said):
+def test_each_fault_is_said_with_its_hint(changes, said):
     (problem,) = problems(**changes)
     assert said in problem
 
@@ -155,13 +155,13 @@ def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them
     here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
     monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
     monkeypatch.setattr(doctor, "describe", lambda visible: here)
-    ok, found, way_out = doctor._gpus(None)
+    ok, found, hint = doctor._gpus(None)
     assert not ok
     assert (
         "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54"
         in found
     )
-    assert "needs a driver of branch 580 or later" in way_out
+    assert "needs a driver of branch 580 or later" in hint
 
 
 def test_a_root_that_a_run_would_refuse_is_told(tmp_path):

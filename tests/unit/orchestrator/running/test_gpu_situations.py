@@ -214,7 +214,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (node(replace(A100, has_kernels=False)), 1.0, "no kernels for compute capability 8.0"),
     ],
 )
-def test_what_stands_in_the_way_is_refused_with_the_way_out(plan, there, share, words):
+def test_what_stands_in_the_way_is_refused_with_the_hint(plan, there, share, words):
     with pytest.raises(SetupError, match=words):
         refuse([there], plan.trials, share=share, alone=True)
 

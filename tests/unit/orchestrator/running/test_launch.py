@@ -1,4 +1,4 @@
-"""Each wrong field of a launch file is told with its place and the way out."""
+"""Each wrong field of a launch file is told with its place and the hint."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def filled_in(name: str) -> dict[str, Any]:
 def told(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return [f"{one.where}: {one.what}; {one.way_out}" for one in check_launch_file(path)]
+    return [f"{one.where}: {one.what}; {one.hint}" for one in check_launch_file(path)]
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, OWN])
@@ -234,9 +234,7 @@ WRONG = {
     ("name", "place", "value", "message"),
     [(name, *row) for name, rows in WRONG.items() for row in rows],
 )
-def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
-    checkout, name, place, value, message
-):
+def test_a_wrong_field_is_told_with_its_place_and_the_hint(checkout, name, place, value, message):
     pytest.importorskip("boto3") if name == AWS else None
     found = told(checkout, changed(filled_in(name), place, value))
     assert any(message in one for one in found), found
@@ -335,7 +333,7 @@ def test_what_is_no_launch_file(tmp_path, text, message):
         text(path)
     (found,) = check_launch_file(path)
     assert message in found.what
-    assert found.way_out
+    assert found.hint
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
         ("gpu: something new", "monitor"),
     ],
 )
-def test_the_way_out_follows_the_providers_words(message, what):
+def test_the_hint_follows_the_providers_words(message, what):
     assert what in told_of(status(message)).partition("What to do: ")[2]
 
 

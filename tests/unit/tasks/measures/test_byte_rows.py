@@ -12,8 +12,8 @@ from tasks.measures.distances import (
     gram,
     squared_norms,
 )
-from tasks.measures.neighbors import no_pair
 from tasks.measures.products import MAX_FEATURES, to_signed
+from tasks.measures.tile_blocks import no_pair
 from tests.unit.tasks.measures.test_products import PRODUCTS
 
 

@@ -209,7 +209,7 @@ class TestUndefined:
         record = estimate_one("mle", table_from(distances), num_neighbors=5)
         assert record.value is None
         assert record.reason == (
-            "needs two points whose 5 neighbour distances are positive and finite, " + reason
+            "needs two points whose 5 neighbor distances are positive and finite, " + reason
         )
         assert (record.num_points, record.num_dropped) == (num_usable, 30 - num_usable)
 

@@ -153,7 +153,7 @@ def test_too_few_distinct_images_are_explained(images, labels):
     assert record["d_data"]["mle"]["value"] is record["label_sharpness"]["value"] is None
     assert (
         record["d_data"]["mle"]["reason"]
-        == "needs at least 21 distinct points for 20 neighbours, has 1"
+        == "needs at least 21 distinct points for 20 neighbors, has 1"
     )
     json.dumps(record, allow_nan=False)
     record = measure_array(images[:15], labels[:15]).to_json()

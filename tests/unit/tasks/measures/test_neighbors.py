@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import CorruptStoreError
-from tasks.measures import measure, neighbors
-from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
+from tasks.measures import measure, neighbors, tile_blocks
+from tasks.measures.distances import ArraySource, Precision, estimate_center, squared_distances
 from tasks.measures.measure import profile_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
 from tasks.remote import InlineExecutor
@@ -106,10 +106,10 @@ def test_long_searches_are_spread_over_the_nodes(monkeypatch, work, spread):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_bytes_are_held_in_parts_and_pass_by_in_pieces_of_bounded_size(monkeypatch, in_memory):
+def test_bytes_are_held_in_parts_and_streamed_in_pieces_of_bounded_size(monkeypatch, in_memory):
     rows = cases()["uint8 images"]
     for name, limit in {"PIECE_BYTES": 3 * 243, "HELD_BYTES": 7 * 243}.items():
-        monkeypatch.setattr(neighbors, name, limit)
+        monkeypatch.setattr(tile_blocks, name, limit)
     source = reference.Stream(rows)
     table = nested_neighbors(rows if in_memory else source, None, [150], 5).tables[0]
     assert in_memory or {*source.reads} == {1, 3, 6}
@@ -117,8 +117,8 @@ def test_bytes_are_held_in_parts_and_pass_by_in_pieces_of_bounded_size(monkeypat
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(neighbors, "HELD_BYTES", 1)
-    monkeypatch.setattr(neighbors, "PIECE_ROWS", 16)
+    monkeypatch.setattr(tile_blocks, "HELD_BYTES", 1)
+    monkeypatch.setattr(tile_blocks, "PIECE_ROWS", 16)
 
     with pytest.raises(CorruptStoreError, match="must match its checksum; found: shard 3"):
         nested_neighbors(reference.CorruptFrom(np.zeros((150, 4), np.uint8), 100), None, [150], 2)
@@ -127,7 +127,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
 def test_torch_gives_the_same_distances_as_numpy():
     rng = np.random.default_rng(0)
     a, b = rng.random((30, 500), dtype=np.float32), rng.random((20, 500), dtype=np.float32)
-    centre = estimate_centre(ArraySource(a))
+    centre = estimate_center(ArraySource(a))
     for other in (None, b):
         ours, _ = squared_distances(a, other, centre, Precision(chunk_features=128))
         theirs, _ = squared_distances(
@@ -137,7 +137,7 @@ def test_torch_gives_the_same_distances_as_numpy():
 
 
 def test_integer_rows_get_a_whole_numbered_centre():
-    centre = estimate_centre(
+    centre = estimate_center(
         ArraySource(np.random.default_rng(0).integers(0, 9, (30, 4), dtype=np.uint8))
     )
     assert (centre == np.rint(centre)).all()

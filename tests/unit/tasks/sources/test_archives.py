@@ -56,7 +56,7 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
     )
     with zipfile.ZipFile(outer, "a") as archive:
         archive.write(inner, "inner.zip")
-    with pytest.raises(DataError, match="a name must be once in an archive and those in it"):
+    with pytest.raises(DataError, match="a file name must be in an archive only once"):
         prepare("folder", outer)
 
 

@@ -165,9 +165,8 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST),
         {},
         (
-            r"training and test images must be stored on one scale.*save them alike, or "
-            r"say "
-            r"pixel_range"
+            r"training and test images must be stored on one scale.*save them on the same scale, or "
+            r"give pixel_range"
         ),
     ),
     "what was proposed": (

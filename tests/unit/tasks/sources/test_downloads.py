@@ -409,7 +409,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a file of another class": (
         "imagenet",
         in_another_class,
-        ("that their names say; found: 1 elsewhere"),
+        ("in their names; found: 1 elsewhere"),
     ),
     "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
     "no volumes": (

@@ -15,7 +15,7 @@ from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write
 CATS = ("cat/", "dog/")
 TWO = {"classes": ("cat", "dog")}
 BOTH = [2] * 6 + [1] * 6
-ASKED = "it must be plain which folders are the classes"
+ASKED = "it must be clear which folders are the classes"
 NOT_BOTH = "top folders must be classes, or splits, not both"
 OTHER_NAME = "must be classes, or splits called train, test and val"
 NO_CLASSES = "one subfolder of images per class.*; "
@@ -58,7 +58,7 @@ CASES = {
         "b.png",
         refused="0 with images, 2 images outside of any; expected: FOLDER/<class>/image.png",
     ),
-    "no image": case("cat/notes.txt", refused="two at least; found: 0 with images"),
+    "no image": case("cat/notes.txt", refused="at least two classes; found: 0 with images"),
     "an empty class": case(
         *CATS, "horse/notes.txt", flags={("class folder without an image: horse"): 1}
     ),
@@ -191,11 +191,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=(
-                rf"{ASKED}; found: \d folders "
-                r"on "
-                r"top share 2"
-            ),
+            refused=rf"{ASKED}; found: \d top folders have the same 2",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },
@@ -219,7 +215,7 @@ CASES = {
                 "write what datasets' save_to_disk made with to_parquet"
             ),
             "a/x.nii.gz": "NIfTI volumes are read by a table",
-            "a/IM0001": "files without an ending are looked at on a disk, and taken when",
+            "a/IM0001": "of the files without an ending, those on a disk that are DICOM are read",
         }.items()
     },
 }

@@ -78,10 +78,10 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 NO_LABEL = "every row needs a label; found: blank in 4: "
 UNKNOWN_CODE = "which often means unknown"
-SPELT = "every class must be spelt one way"
-APART = "group ids must tell patients apart"
+ONE_SPELLING = "every class must have one spelling"
+APART = "group ids must be different for different patients"
 EVERY_GROUP = "every row needs a group when there is such a column"
-ONE_WAY = "every group id must be spelt one way.*found: 2: "
+ONE_WAY = "every group id must have one spelling.*found: 2: "
 MAPPED = {"-1": "unsure"}
 
 CASES: dict[str, Case] = {
@@ -119,10 +119,11 @@ CASES: dict[str, Case] = {
     "unknown on purpose": labels(
         "cat", "unknown", classes=("cat", "unknown"), label_map={"unknown": "unknown"}
     ),
-    "a blank behind it": labels("cat", "cat ", "dog", refused=SPELT),
+    "a blank behind it": labels("cat", "cat ", "dog", refused=ONE_SPELLING),
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
     "one class": labels(
-        "cat", refused=("labels need two classes|the folder must hold one subfolder")
+        "cat",
+        refused=("the labels must have two classes or more|the folder must hold one subfolder"),
     ),
     "a list beside its parts": labels(
         "cat", "dog", "cat|dog", refused=("one class, not a list of them")
@@ -228,7 +229,7 @@ CASES: dict[str, Case] = {
         splits=(1,) * 6,
         groups=6,
         classes=("cat",),
-        refused="labels need two classes; found: one only: cat; 6 rows are of a validation split",
+        refused="the labels must have two classes or more; found: one only: cat; 6 rows are in a validation split",
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(
@@ -299,7 +300,9 @@ TAKEN = (
     ),
     "\u03b1-synuclein \u5317\u4eac \u043a\u043e\u0442",
 )
-CASES |= {f"one class twice: {words}": labels(*words.split(), refused=SPELT) for words in TWICE}
+CASES |= {
+    f"one class twice: {words}": labels(*words.split(), refused=ONE_SPELLING) for words in TWICE
+}
 CASES |= {
     f"no label: {word!r}": labels(
         "cat",
@@ -315,7 +318,9 @@ CASES |= {
     for words, code in CODES.items()
 }
 CASES |= {
-    f"a word for unknown: {word}": labels("cat", "dog", word, refused="must be a class on purpose")
+    f"a word for unknown: {word}": labels(
+        "cat", "dog", word, refused="a word for unknown is not the name of a class"
+    )
     for word in ("Unknown", "unknown", "-", "uncertain")
 }
 CASES |= {

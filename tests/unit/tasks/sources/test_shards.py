@@ -40,7 +40,7 @@ SIDES = {"splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
 WHOLE = {"images": slice(12)}
 PATIENTS = [f"p{row // 3}" for row in range(12)]
 ONE_CONFIG = "must hold one config of a set with splits; found: full, small"
-DENIED = "must say what the folder or file says; found: another split in "
+DENIED = "must agree with the name of the folder or file; found: another split in "
 
 
 def named(form: str) -> Parts:

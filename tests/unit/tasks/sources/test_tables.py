@@ -133,7 +133,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "in other letters": (
         TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n",
         {},
-        "missing: 2: row 2, row 12 .*; 2 there in other letter case or Unicode form",
+        "missing: 2: row 2, row 12 .*; 2 of them exist with another letter case or Unicode form",
     ),
     "longer than any file": (TEXT + f"{'x' * 5000}.png,2\n", {}, "missing: 1: row 12"),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
@@ -320,7 +320,7 @@ class TestImageFolder:
 SPLITS = {
     "a column that denies its folder": (
         {"train": {"split": "train"}, "test": {"split": "train"}},
-        "must say what the folder or file says; found: another split in 10: test row 2",
+        "must agree with the name of the folder or file; found: another split in 10: test row 2",
     ),
     "tables on top and in a split": (
         {"train": {}, ".": {}},

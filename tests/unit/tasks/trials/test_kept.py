@@ -49,7 +49,7 @@ def test_a_training_goes_on_by_graphs_where_it_was_plain_and_begins_anew_on_anot
     model(torch.ones(1, 2)).sum().backward()
     plain.step()
     checkpoints = Checkpoints(shelf.read, shelf.save, interval_s=0.0)
-    checkpoints.offer([EpochRecord(1, 0.5, 0.5, 1.0)], model, plain, order, cpu)
+    checkpoints.save_if_due([EpochRecord(1, 0.5, 0.5, 1.0)], model, plain, order, cpu)
     assert checkpoints.restore(model, captured, order, torch.device("cuda")) == []
     assert not captured.state
     assert len(checkpoints.restore(model, captured, order, cpu)) == 1

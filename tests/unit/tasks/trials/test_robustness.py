@@ -14,7 +14,7 @@ from tasks.trials.robustness import (
     measure_radii,
     minimal_perturbations,
     nearest_of_another_class,
-    summarise_radii,
+    summarize_radii,
 )
 from tasks.trials.training import train
 from tests.unit.tasks.trials.conftest import built, equal, weights
@@ -347,7 +347,7 @@ def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
 
 def test_summaries_follow_from_the_radii():
     radii = np.array([1.0, 2.0, 4.0, 8.0])
-    summary = summarise_radii(radii, num_values=16)
+    summary = summarize_radii(radii, num_values=16)
     assert (summary.mean, summary.median, summary.geometric_mean) == (
         3.75,
         3.0,
@@ -356,8 +356,8 @@ def test_summaries_follow_from_the_radii():
     assert summary.std_error == pytest.approx(np.std(radii, ddof=1) / 2)
     assert summary.quantiles["0.25"] == 1.75
     assert summary.mean_per_pixel == 3.75 / 4
-    assert summarise_radii(radii[:0], 16) is None
-    assert summarise_radii(radii[:1], 16).std_error is None
+    assert summarize_radii(radii[:0], 16) is None
+    assert summarize_radii(radii[:1], 16).std_error is None
 
 
 def test_no_images_are_refused():

@@ -1,0 +1,356 @@
+"""The nearest rows so far: the k nearest, the nearest with another label, and the closest pairs.
+
+Blocks of squared distances are merged by "keep the k smallest" and "keep the minimum". Ties go to
+the smaller position. So a result depends neither on the order of blocks nor on how they were
+divided over workers. Positions and shells are explained in :mod:`tasks.measures.neighbors`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from tasks.measures.products import in_threads
+from tasks.measures.tile_blocks import EXACT, Block, SearchJob, Span, TileBlock, no_pair
+
+DENSE_FRACTION = 0.25
+"""Share of a block's columns. If a sample has more, masking the other columns is faster than
+copying those of the sample."""
+
+
+def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
+    """Return limits in the dtype of a block, below "no pair"."""
+    largest = no_pair(dtype) - 1
+    if dtype.kind == "f":
+        largest = float(np.finfo(dtype).max)
+    return np.minimum(limits, largest).astype(dtype)
+
+
+PAIR = np.dtype(
+    [
+        ("squared", np.float64),
+        ("first", np.int32),
+        ("second", np.int32),
+    ]
+)
+"""Dtype of a pair of positions and its squared distance."""
+
+
+class ClosestPairs:
+    """All pairs with a squared distance below a limit, which falls as pairs are added.
+
+    After `prune` the limit is the ``capacity + 1``-th smallest squared distance of all pairs that
+    were added. So it does not depend on the order of adding and merging.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.limit = np.inf
+        self._parts = [np.zeros(0, PAIR)]
+
+    @property
+    def pairs(self) -> AnyArray:
+        """The pairs, ``(num_pairs,)`` of dtype ``PAIR``, in no order."""
+        return np.concatenate(self._parts)
+
+    def update(
+        self,
+        block: Block,
+        first_row: int,
+        first_column: int,
+    ) -> None:
+        """Add the pairs of a block.
+
+        Only pairs with the smaller position first are added: a block on the diagonal has both.
+
+        Args:
+            block: ``(num_rows, num_columns)`` squared distances.
+            first_row: Position of the block's first row.
+            first_column: Position of the block's first column.
+        """
+        limit = self.limit
+        num_enough = 2 * self.capacity  # a block on the diagonal has each pair twice
+        if np.isinf(limit) and block.size > num_enough:
+            # First block of a shell: only its own closest pairs can be among the closest.
+            limit = float(np.partition(block, num_enough, axis=None)[num_enough])
+        # Pairs at the limit are added: `prune` needs the (capacity + 1)-th pair to set its limit.
+        entries = np.flatnonzero(block <= _limits_as(np.array(limit), block.dtype))
+        rows, columns = np.divmod(entries, block.shape[1])
+        pairs = np.empty(len(rows), PAIR)
+        pairs["squared"] = block[rows, columns]
+        pairs["first"] = rows + first_row
+        pairs["second"] = columns + first_column
+        self._parts.append(pairs[pairs["first"] < pairs["second"]])
+        if sum(map(len, self._parts)) > 2 * self.capacity:
+            self.prune()
+
+    def merge(self, more: ClosestPairs) -> None:
+        """Add a collection of further pairs of the same shell."""
+        self.limit = min(self.limit, more.limit)
+        self._parts += more._parts
+        self.prune()
+
+    def prune(self) -> None:
+        """Lower the limit, so that at most ``capacity`` pairs remain."""
+        pairs = self.pairs
+        squared = pairs["squared"]
+        if len(squared) > self.capacity:
+            limit = np.partition(squared, self.capacity)[self.capacity]
+            self.limit = min(self.limit, float(limit))
+        # Drop all pairs at the limit: which of several equal ones fit would depend on the order.
+        self._parts = [pairs[squared < self.limit]]
+
+
+class TileResult:
+    """The nearest rows found so far of the positions of one side of a tile.
+
+    Attributes:
+        span: The positions.
+        squared: ``(num_shells, num_positions, num_neighbors)`` squared distances to the nearest
+            neighbors, ascending, infinite where there are fewer.
+        ids: Their positions, -1 where there are fewer.
+        unlike_squared: ``(num_shells + num_samples, num_positions)`` squared distances to the
+            nearest row with another label, of each shell and then inside each sample.
+        unlike_ids: Their positions, -1 where there is none.
+        closest_pairs: The closest pairs of each shell; empty if none are wanted.
+        precision: The dtype that the products needed, or ``EXACT``.
+    """
+
+    def __init__(self, job: SearchJob, span: Span) -> None:
+        num_positions = span.stop - span.start
+        num_lists = job.num_shells + len(job.samples)
+        self.span = span
+        self.squared = np.full((job.num_shells, num_positions, job.num_neighbors), np.inf)
+        self.ids = np.full(self.squared.shape, -1, np.int64)
+        self.unlike_squared = np.full((num_lists, num_positions), np.inf)
+        self.unlike_ids = np.full(self.unlike_squared.shape, -1, np.int64)
+        self.closest_pairs = [ClosestPairs(capacity) for capacity in job.pair_capacities]
+        self.precision = EXACT if job.is_exact else job.precision.dtype
+
+    def merge(self, part: TileResult) -> None:
+        """Merge a result for a part of the same positions into this one."""
+        positions = part.span.within(self.span)
+        self.squared[:, positions], self.ids[:, positions] = merge_nearest(
+            self.squared[:, positions], self.ids[:, positions], part.squared, part.ids
+        )
+        # Views: assigning to them changes this result.
+        squared = self.unlike_squared[:, positions]
+        ids = self.unlike_ids[:, positions]
+        is_tie = part.unlike_squared == squared
+        wins_tie = is_tie & (part.unlike_ids < ids)
+        is_better = wins_tie | (part.unlike_squared < squared)
+        squared[is_better] = part.unlike_squared[is_better]
+        ids[is_better] = part.unlike_ids[is_better]
+        for pairs, more_pairs in zip(self.closest_pairs, part.closest_pairs, strict=True):
+            pairs.merge(more_pairs)
+        if part.precision == "float64":  # the wider dtype was needed at least once
+            self.precision = part.precision
+
+    def update_neighbors(
+        self,
+        shell: int,
+        rows: slice,
+        first_column: int,
+        block: Block,
+    ) -> None:
+        """Merge a block of squared distances into the neighbors of one shell.
+
+        Args:
+            shell: The shell of the block's pairs.
+            rows: The block's rows, as an index of this result's positions.
+            first_column: Position of the block's first column.
+            block: ``(num_rows, num_columns)`` squared distances.
+        """
+        best_squared = self.squared[shell, rows]
+        best_ids = self.ids[shell, rows]
+        num_rows, k = best_squared.shape
+        limits = best_squared[:, -1]
+        is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
+        has_many = np.count_nonzero(is_candidate) > 4 * num_rows * k
+        if has_many and k < block.shape[1]:
+            # First blocks of a shell: only the block's own k nearest can enter the table.
+            kth_smallest = np.partition(block, k - 1, axis=1)[:, k - 1]
+            limits = np.minimum(limits, kth_smallest)
+            is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
+        active, columns, squared = _by_row(is_candidate, block)
+        if len(active):
+            ids = np.where(np.isfinite(squared), columns + first_column, -1)
+            best_squared[active], best_ids[active] = merge_nearest(
+                best_squared[active], best_ids[active], squared, ids
+            )
+
+
+def merge_nearest(
+    squared: FloatArray,
+    ids: IntArray,
+    more_squared: FloatArray,
+    more_ids: IntArray,
+) -> tuple[FloatArray, IntArray]:
+    """Merge two sets of lists of nearest neighbors.
+
+    Args:
+        squared: ``(..., num_neighbors)`` squared distances.
+        ids: Their positions.
+        more_squared: ``(..., any number)`` further squared distances.
+        more_ids: Their positions.
+
+    Returns:
+        The ``num_neighbors`` smallest distances, ascending, and their positions. Ties are broken by
+        position, so the result does not depend on the order of merging.
+    """
+    all_squared = np.concatenate([squared, more_squared], axis=-1)
+    all_ids = np.concatenate([ids, more_ids], axis=-1)
+    num_neighbors = squared.shape[-1]
+    order = np.lexsort((all_ids, all_squared), axis=-1)[..., :num_neighbors]
+    return (
+        np.take_along_axis(all_squared, order, axis=-1),
+        np.take_along_axis(all_ids, order, axis=-1),
+    )
+
+
+def update_minima(
+    minima: FloatArray,
+    ids: IntArray,
+    rows: IntArray,
+    columns: IntArray,
+    block: Block,
+) -> None:
+    """Lower minima in place where a block has smaller distances.
+
+    Args:
+        minima: ``(num_positions,)`` smallest squared distances so far.
+        ids: ``(num_positions,)`` positions at that distance.
+        rows: ``(num_rows,)`` entries of ``minima`` that the block's rows belong to.
+        columns: ``(num_columns,)`` positions of the block's columns.
+        block: ``(num_rows, num_columns)`` squared distances.
+    """
+    nearest_column = block.argmin(axis=1)
+    squared = block[np.arange(len(block)), nearest_column]
+    nearest = columns[nearest_column]
+    best = minima[rows]
+    wins_tie = (squared == best) & (nearest < ids[rows])
+    is_better = wins_tie | (squared < best)
+    is_better &= squared < no_pair(block.dtype)
+    minima[rows[is_better]] = squared[is_better]
+    ids[rows[is_better]] = nearest[is_better]
+
+
+def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the chosen entries of a block row by row, padded to the longest row.
+
+    Returns:
+        The rows that have chosen entries, ``(num_active,)``. The entries' columns, 0 for padding,
+        and the entries as float64, infinite for padding; both ``(num_active, most)``.
+    """
+    # np.flatnonzero takes a tenth of the time of np.nonzero on two axes, if it follows the memory.
+    if is_chosen.strides[0] >= is_chosen.strides[1]:
+        entries = np.flatnonzero(is_chosen)
+        rows, columns = np.divmod(entries, is_chosen.shape[1])
+    else:
+        entries = np.flatnonzero(is_chosen.T)
+        columns, rows = np.divmod(entries, is_chosen.shape[0])
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        columns = columns[order]
+    active, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    padded_row = np.repeat(np.arange(len(active)), counts)
+    padded_column = np.arange(len(rows)) - np.repeat(first, counts)
+    longest = counts.max(initial=0)
+    padded_columns = np.zeros((len(active), longest), np.int64)
+    padded_squared = np.full(padded_columns.shape, np.inf)
+    padded_columns[padded_row, padded_column] = columns
+    padded_squared[padded_row, padded_column] = block[rows, columns]
+    return active, padded_columns, padded_squared
+
+
+def add_block(
+    job: SearchJob,
+    results: list[TileResult],
+    block: TileBlock,
+) -> None:
+    """Add the distances of a block to the shells of its pairs, for its rows and its columns."""
+    sides = [(results[0], block)]
+    if block.rows != block.columns:  # a block on the diagonal holds each pair twice already
+        sides.append((results[-1], block.transposed()))
+    # The sides have different positions, so they can be added at the same time.
+    in_threads(lambda side: _add_side(job, *side), sides)
+
+
+def _add_side(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+) -> None:
+    """Add the distances from a block's rows to its columns to the result of its rows."""
+    unlike = None
+    if job.label_codes is not None:
+        row_labels = job.label_codes[block.rows.positions]
+        column_labels = job.label_codes[block.columns.positions]
+        is_unlike = row_labels[:, None] != column_labels
+        sentinel = block.squared.dtype.type(no_pair(block.squared.dtype))
+        unlike = np.where(is_unlike, block.squared, sentinel)
+        _add_samples(job, result, block, unlike)
+    for row_run in _runs_of_one_shell(job.shells, block.rows):
+        rows = row_run.within(result.span)
+        for column_run in _runs_of_one_shell(job.shells, block.columns):
+            row_shell = job.shells[row_run.start]
+            column_shell = job.shells[column_run.start]
+            shell = int(max(row_shell, column_shell))
+            in_block = row_run.within(block.rows), column_run.within(block.columns)
+            squared = block.squared[in_block]
+            result.update_neighbors(shell, rows, column_run.start, squared)
+            if result.closest_pairs and row_run.start <= column_run.start:
+                result.closest_pairs[shell].update(squared, row_run.start, column_run.start)
+            if unlike is not None:
+                update_minima(
+                    result.unlike_squared[shell],
+                    result.unlike_ids[shell],
+                    np.arange(rows.start, rows.stop),
+                    np.arange(*column_run),
+                    unlike[in_block],
+                )
+
+
+def _add_samples(
+    job: SearchJob,
+    result: TileResult,
+    block: TileBlock,
+    unlike: Block,
+) -> None:
+    """Add the nearest rows with another label inside each sample.
+
+    ``unlike`` has the block's squared distances, and "no pair" where the labels are equal.
+    """
+    for sample_index, members in enumerate(job.samples):
+        is_column = members[block.columns.positions]
+        rows = np.flatnonzero(members[block.rows.positions])
+        columns = np.flatnonzero(is_column)
+        if not len(rows) or not len(columns):
+            continue
+        inside = unlike[rows]
+        if len(columns) > DENSE_FRACTION * len(is_column):
+            # The maximum with 0 changes nothing; that with the sentinel leaves "no pair".
+            sentinel = no_pair(unlike.dtype)
+            floor = np.where(is_column, 0, sentinel).astype(unlike.dtype)
+            np.maximum(inside, floor, out=inside)
+            columns = np.arange(len(is_column))
+        else:
+            inside = inside[:, columns]
+        update_minima(
+            result.unlike_squared[job.num_shells + sample_index],
+            result.unlike_ids[job.num_shells + sample_index],
+            rows + block.rows.start - result.span.start,
+            columns + block.columns.start,
+            inside,
+        )
+
+
+def _runs_of_one_shell(shells: IntArray, span: Span) -> list[Span]:
+    """Cut a span where the shell changes."""
+    steps = np.diff(shells[span.positions])
+    changes = np.flatnonzero(steps) + span.start + 1
+    edges = [span.start, *changes.tolist(), span.stop]
+    return [Span(start, stop) for start, stop in pairwise(edges)]
