@@ -63,7 +63,7 @@ plan smoke --preset x | Unknown option: --preset; did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
 measure https://a.org/b.zip | ; found: https://a.org/b.zip; download it, then name the folder
 plan / | A sweep file must be a file; found: / is a folder
-run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mea
+run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
 run smoke --raw =x | --raw must be NAME=DIR; found: =x
