@@ -21,7 +21,8 @@ import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw, share
 from harness import Found, run
 
-from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
+from orchestrator.analysis.loss_growth import GrowthCurve, growth_of
+from orchestrator.analysis.prediction_inputs import PilotPoint
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise
 
@@ -43,13 +44,22 @@ DRAWN = (
 
 
 class Outcome(NamedTuple):
-    """Whether the interval held the loss, and by how much it was shorter than one that knows
-    nothing.
+    """How one prediction did.
+
+    Attributes:
+        dataset: The dataset that was left out.
+        held: Whether the interval held the loss.
+        shorter: By which share it was shorter than one that knows nothing of the dataset.
+        error: Error of the predicted log loss.
+        error_informed, error_plain: The same with d_data and K_F, and without them.
     """
 
     dataset: str
     held: bool
     shorter: float
+    error: float
+    error_informed: float
+    error_plain: float
 
 
 def points_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -75,12 +85,18 @@ def predicted(
             continue
         before = mine.iloc[:-1].head(size)
         pilot = [PilotPoint(row["train_size"], row["test_loss"]) for _, row in before.iterrows()]
-        curve = Curve(growth, last["d_reference"], last["label_sharpness"], pilot)
+        curve = GrowthCurve(growth, last["d_reference"], last["label_sharpness"], pilot)
         value, reach = curve.at(last["train_size"])
         shorter = curve.shorter(last["train_size"])
         if reach is not None and shorter is not None:
             held = bool(abs(value - last["log_loss"]) <= reach)
-            found[kind] = Outcome(str(last["dataset"]), held, shorter)
+            errors = [value - last["log_loss"]]
+            for informed in (True, False):
+                other = GrowthCurve(
+                    growth, last["d_reference"], last["label_sharpness"], pilot, informed=informed
+                )
+                errors.append(other.moments(last["train_size"])[0] - last["log_loss"])
+            found[kind] = Outcome(str(last["dataset"]), held, shorter, *errors)
     return found
 
 
@@ -120,6 +136,12 @@ def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str
         median = round(float(np.median([row.shorter for row in rows])), 4)
         result[kind] = {"predictions": held.pop("tables"), "coverage": held.pop("share"), **held}
         result[kind]["shorter (median)"] = median
+        for name, errors in (
+            ("error", [row.error for row in rows]),
+            ("error with d_data and K_F", [row.error_informed for row in rows]),
+            ("error without", [row.error_plain for row in rows]),
+        ):
+            result[kind][name] = round(float(np.sqrt(np.mean(np.square(errors)))), 4)
         if named:
             result[kind]["datasets"] = len({row.dataset for row in rows})
             result[kind]["missed"] = dict(Counter(row.dataset for row in rows if not row.held))

@@ -1,9 +1,12 @@
 """How well are learning curves extrapolated, beside the methods that others use?
 
-Every curve's largest train size is foretold from its first 3, 4 and 5 sizes, with a prior that was
-fitted without the *set* that the curve belongs to. Sets: all pairs of classes of the UCI digits, MNIST
-and Fashion-MNIST; the losses that the study published; and, where the package ``lcdb`` is installed
-beside (its wheel carries log losses of tabular data), three learners of it. Rivals get the same points:
+Every curve's largest train size is foretold from its first 3, 4 and 5 sizes, by a prior that was fitted
+without the *set* that the curve belongs to. Its shares of the plain fits and the widening of its
+intervals are chosen inside the other sets, each of which is left out in turn once more, so nothing is
+chosen on the set that is foretold. Sets: all pairs of classes of the UCI digits, MNIST and
+Fashion-MNIST; the losses that the study published; and three learners of LCDB (``pip install lcdb``).
+"Alone" knows one network's points; "ours" also knows those of the other networks on the same images, up
+to the same train size. Rivals get one network's points:
 
 - last value: no change;
 - power law: a line in logarithms (M1 of Alabdulmohsin, Neyshabur & Zhai 2022);
@@ -13,36 +16,57 @@ beside (its wheel carries log losses of tabular data), three learners of it. Riv
 Scores: root mean squared error of log loss; share of needed train sizes within a factor of two, of
 *all* cases; coverage of 90 % intervals with exact 95 % bounds, by set and by third of the last loss.
 
+Bounds say what could be reached at all:
+
+- noise: how far the largest size's loss lies from a line through all points of its curve, itself among
+  them. Who knew the true line would still be so far off.
+- best mix: the convex mean of all methods that suits the foretold losses best, chosen on these.
+- needed size of the whole curve: where M2, fitted to all points, the largest size among them, reaches
+  the loss that was measured there.
+- by chance: the probability that a perfect 90 % interval covers 86 to 94 % of so few curves.
+
 ``python benchmarks/prediction_rivals.py --json > benchmarks/results/prediction_rivals.json``
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from harness import Found, run
-from learning_curve_prior import Curve, fit_prior, pair_curves, published_curves, world_curves
-from scipy.stats import beta
+from learning_curve_prior import (
+    LCDB,
+    PUBLISHED,
+    Case,
+    Cases,
+    Curve,
+    all_curves,
+    calibrated,
+    calibration_sets,
+    cases_of,
+    foretell,
+    priors_without,
+    without,
+)
+from scipy.optimize import brentq, nnls
+from scipy.stats import beta, binom
 
 from orchestrator.analysis.learning_curves import (
     LARGEST_TRAIN_SIZE,
-    CurvePoint,
+    CurveArrays,
     CurvePrior,
+    GridFit,
     LearningCurve,
 )
+from orchestrator.analysis.simple_curves import RATES, floored_power_law, power_law
 
 PILOT_SIZES = (3, 4, 5)
-LCDB_LEARNERS = ("LogisticRegression", "MLPClassifier", "RandomForestClassifier")
-LCDB_SIZES = [64 * 2**k for k in range(12)]
-CURVES_PER_LEARNER, LCDB_SEEDS, MIN_LCDB_SIZES = 60, 3, 6
-RATES = np.linspace(0.02, 3.0, 60)
-FLOOR_SHARES = np.concatenate([[0.0], np.linspace(0.02, 0.995, 50)])
 BENDS = np.concatenate([[0.0], np.exp(np.linspace(np.log(1e-3), np.log(20.0), 60))])
+BOOTSTRAPS = 2000
+LEAST_COVERAGE, MOST_COVERAGE = 0.86, 0.94
 Array = np.ndarray
 Rival = Callable[[Array, Array, float], float]
 """Train sizes and log losses of a pilot, and N: the log loss expected there."""
@@ -51,25 +75,6 @@ Rival = Callable[[Array, Array, float], float]
 def last_value(sizes: Array, log_losses: Array, size: float) -> float:
     """Expect no change."""
     return float(log_losses[-1])
-
-
-def power_law(sizes: Array, log_losses: Array, size: float) -> float:
-    """Draw a straight line in logarithms."""
-    return float(np.polyval(np.polyfit(np.log(sizes), log_losses, 1), np.log(size)))
-
-
-def m2(sizes: Array, log_losses: Array, size: float) -> float:
-    """Fit loss = b N^-c + floor to log losses, over a grid of c and floor."""
-    losses = np.exp(log_losses)
-    best = (np.inf, 0.0)
-    for rate in RATES:
-        powers = sizes**-rate
-        for floor in FLOOR_SHARES * losses.min():
-            factor = np.exp(np.mean(np.log(losses - floor) - np.log(powers)))
-            error = ((log_losses - np.log(factor * powers + floor)) ** 2).sum()
-            if error < best[0]:
-                best = (error, float(np.log(factor * size**-rate + floor)))
-    return best[1]
 
 
 def m3(sizes: Array, log_losses: Array, size: float) -> float:
@@ -108,106 +113,120 @@ def pow3(sizes: Array, log_losses: Array, size: float) -> float:
 RIVALS: dict[str, Rival] = {
     "last value": last_value,
     "power law": power_law,
-    "M2": m2,
+    "M2": floored_power_law,
     "M3": m3,
     "pow3": pow3,
 }
 
 
-def lcdb_curves() -> list[Curve]:
-    """Log-loss curves of LCDB's wheel: geometric means of three seeds at doubling sizes."""
-    spec = importlib.util.find_spec("lcdb")
-    if spec is None or spec.submodule_search_locations is None:
-        return []
-    path = Path(spec.submodule_search_locations[0]) / "database-logloss.csv"
-    columns = ["openmlid", "learner", "size_train", "outer_seed", "inner_seed", "score_test"]
-    table = pd.read_csv(path, usecols=columns)
-    table = table[(table["score_test"] > 0) & table["size_train"].isin(LCDB_SIZES)]
-    curves = []
-    for learner in LCDB_LEARNERS:
-        rows = table[table["learner"].str.endswith(learner)]
-        mine = []
-        for dataset, trainings in rows.groupby("openmlid"):
-            points = _lcdb_points(trainings)
-            if len(points) >= MIN_LCDB_SIZES:
-                mine.append(Curve(f"LCDB {learner}", str(dataset), points))
-        curves += mine[:CURVES_PER_LEARNER]
-    return curves
+def foretold(curves: Sequence[Curve], prior: CurvePrior) -> list[dict[str, Any]]:
+    """Return what ours and every rival expect at the largest size of every curve."""
+    cases = cases_of(curves, PILOT_SIZES, last_only=True)
+    fit = GridFit(CurveArrays(cases.pilots, "loss"), prior)
+    return [_foretold(case, cases, fit) for case in cases.cases]
 
 
-def _lcdb_points(trainings: pd.DataFrame) -> tuple[CurvePoint, ...]:
-    """Return the points at which the three most complete seeds all have a loss."""
-    seeds = trainings.groupby(["outer_seed", "inner_seed"])["size_train"].nunique()
-    if len(seeds) < LCDB_SEEDS:
-        return ()
-    chosen = seeds.sort_values(ascending=False).index[:LCDB_SEEDS]
-    kept = trainings.set_index(["outer_seed", "inner_seed"]).loc[list(chosen)]
-    logs = np.log(kept["score_test"]).groupby(kept["size_train"]).agg(["mean", "count"])
-    whole = logs[logs["count"] == LCDB_SEEDS].sort_index()
-    return tuple(
-        CurvePoint(train_size=float(size), score=float(np.exp(mean)), num_trainings=LCDB_SEEDS)
-        for size, mean in whole["mean"].items()
-    )
-
-
-def foretold(curve: Curve, num_points: int, prior: CurvePrior) -> dict[str, Any]:
-    """Return what ours and every rival expect at the largest size, from the first sizes."""
-    pilot, last = curve.points[:num_points], curve.points[-1]
-    posterior = LearningCurve(pilot, "loss", prior)
-    estimate = posterior.score_at(last.train_size)
-    reachable = posterior.probability_met(last.score, LARGEST_TRAIN_SIZE)
-    needed = posterior.size_for(last.score, assurance=reachable / 2, limit=np.inf)
+def _foretold(case: Case, cases: Cases, fit: GridFit) -> dict[str, Any]:
+    last = case.target
+    truth = float(np.log(last.score))
+    pilot = cases.pilots[case.pilot]
     sizes = np.array([point.train_size for point in pilot])
     log_losses = np.log([point.score for point in pilot])
+    ours = LearningCurve.of_fit(fit, case.pilot, case.siblings)
+    alone = LearningCurve.of_fit(fit, case.pilot)
+    estimate = ours.log_estimate_at(last.train_size)
     slope, intercept = np.polyfit(np.log(sizes), log_losses, 1)
-    by_power_law = (np.log(last.score) - intercept) / slope if slope < 0 else np.inf
-    return {
-        "population": population_of(curve.source),
-        "set": curve.source,
-        "points": num_points,
-        "truth": float(np.log(last.score)),
+    by_power_law = (truth - intercept) / slope if slope < 0 else np.inf
+    row = {
+        "population": population_of(case.curve.source),
+        "set": case.curve.source,
+        "images": f"{case.curve.source} {case.curve.images}",
+        "points": case.num_points,
+        "truth": truth,
         "level": log_losses[-1],
-        "ours": float(np.log(estimate.value)),
-        "low": float(np.log(estimate.low)),
-        "high": float(np.log(estimate.high)),
-        "size error, ours": float(np.log(needed / last.train_size)),
+        "ours": estimate.value,
+        "alone": alone.log_estimate_at(last.train_size).value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "size error, ours": float(np.log(middle_size(ours, last.score) / last.train_size)),
         "size error, power law": float(by_power_law - np.log(last.train_size)),
-        **{name: rival(sizes, log_losses, last.train_size) for name, rival in RIVALS.items()},
+        "size error, whole curve": size_error_of_whole_curve(case.curve),
+        "noise": noise_of(case.curve),
     }
+    for name, rival in RIVALS.items():
+        row[name] = rival(sizes, log_losses, last.train_size)
+    return row
+
+
+def middle_size(curve: LearningCurve, score: float) -> float:
+    """Return the median N of the curves that reach a score at all, as the product answers."""
+    reachable = curve.probability_met(score, LARGEST_TRAIN_SIZE)
+    return curve.size_for(score, assurance=reachable / 2, limit=np.inf)
+
+
+def noise_of(curve: Curve) -> float:
+    """Return how far the last loss lies from a line through the whole curve, its leverage undone.
+
+    Its mean square is the variance of one loss around a straight curve (a studentized residual).
+    """
+    log_sizes = np.log([point.train_size for point in curve.points])
+    log_losses = np.log([point.score for point in curve.points])
+    design = np.column_stack([np.ones(len(log_sizes)), log_sizes])
+    hat = design @ np.linalg.pinv(design)
+    residual = log_losses[-1] - (hat @ log_losses)[-1]
+    return float(residual / np.sqrt(1 - hat[-1, -1]))
+
+
+def size_error_of_whole_curve(curve: Curve) -> float:
+    """Return log(N/N_true) where M2 of all points reaches the last loss; inf if it does nowhere."""
+    sizes = np.array([point.train_size for point in curve.points])
+    log_losses = np.log([point.score for point in curve.points])
+
+    def distance(log_size: float) -> float:
+        return floored_power_law(sizes, log_losses, float(np.exp(log_size))) - log_losses[-1]
+
+    low, high = float(np.log(sizes[0])), float(np.log(LARGEST_TRAIN_SIZE))
+    if distance(low) < 0 or distance(high) > 0:
+        return float("inf")
+    return float(brentq(distance, low, high, xtol=1e-3) - np.log(sizes[-1]))
 
 
 def population_of(source: str) -> str:
     """Return whether a set is one of class pairs, published, or LCDB's."""
-    if source.startswith("LCDB"):
-        return "LCDB"
-    return "published" if source == "published" else "class pairs"
+    return source if source in (LCDB, PUBLISHED) else "class pairs"
 
 
 def rivals() -> Found:
     """Foretell every curve without its set, and score all methods."""
-    pairs, published, lcdb = pair_curves("loss"), published_curves(), lcdb_curves()
-    everything = [*pairs, *published, *lcdb]
-    training = [*everything, *world_curves("loss")]
-    rows = []
-    for left_out in sorted({curve.source for curve in everything}):
-        others = [curve for curve in training if not _alike(curve.source, left_out)]
-        prior = fit_prior(others, "loss")
-        for curve in everything:
-            if curve.source != left_out:
+    curves = all_curves("loss")
+    sets = calibration_sets(curves)
+    choices = [*((name,) for name in sets), *combinations(sets, 2)]
+    priors = priors_without(curves, "loss", choices)
+    rows: list[dict[str, Any]] = []
+    chosen = {}
+    for left_out in sets:
+        of_others = []
+        for other in sets:
+            if other == left_out:
                 continue
-            known = (k for k in PILOT_SIZES if len(curve.points) > k)
-            rows += [foretold(curve, num_points, prior) for num_points in known]
+            pair = (left_out, other) if (left_out, other) in priors else (other, left_out)
+            of_set = [curve for curve in curves if curve.source == other]
+            of_others.append(foretell(of_set, priors[pair], "loss"))
+        prior = calibrated(priors[left_out,], of_others)
+        chosen[left_out] = {
+            "share of power law": prior.power_law_share,
+            "share of M2": prior.floored_share,
+            "widening": prior.widening,
+            "fitted to": sorted({curve.source for curve in without(curves, [left_out])}),
+        }
+        rows += foretold([curve for curve in curves if curve.source == left_out], prior)
     table = pd.DataFrame(rows)
-    return {"errors": errors_of(table), "coverage": coverage_of(table)}
-
-
-def _alike(source: str, left_out: str) -> bool:
-    """Return whether a set goes with the one left out: LCDB's three, and the digits' worlds."""
-    if left_out.startswith("LCDB"):
-        return source.startswith("LCDB")
-    if population_of(left_out) == "class pairs":
-        return source in (left_out, "base datasets")
-    return source == left_out
+    return {
+        "errors": errors_of(table),
+        "coverage": coverage_of(table),
+        "all cells by chance": by_chance(coverage_of(table)),
+        "chosen": chosen,
+    }
 
 
 def errors_of(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -216,17 +235,50 @@ def errors_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     for (population, num_points), cases in table.groupby(["population", "points"]):
         row: dict[str, Any] = {"population": population, "points": num_points}
         row["curves"] = len(cases)
-        for name in ("ours", *RIVALS):
-            row[name] = float(np.sqrt(((cases[name] - cases["truth"]) ** 2).mean()))
+        for name in ("ours", "alone", *RIVALS):
+            row[name] = error_of(cases, name)
         best = min(RIVALS, key=lambda name: row[name])
         row["best rival"] = best
         row["ours / best rival"] = row["ours"] / row[best]
-        for name in ("ours", "power law"):
+        row["its 90 % interval"] = ratio_interval(cases, best)
+        row["alone / best rival"] = row["alone"] / row[best]
+        row["noise / best rival"] = float(np.sqrt((cases["noise"] ** 2).mean())) / row[best]
+        row["best mix / best rival"] = error_of_best_mix(cases) / row[best]
+        for name in ("ours", "power law", "whole curve"):
             within = cases[f"size error, {name}"].abs() < np.log(2)
             row[f"N within 2, {name}"] = float(within.mean())
         row["N told"] = float(np.isfinite(cases["size error, ours"]).mean())
         rows.append(row)
     return rows
+
+
+def error_of(cases: pd.DataFrame, name: str) -> float:
+    """Return a method's root mean squared error of log loss."""
+    return float(np.sqrt(((cases[name] - cases["truth"]) ** 2).mean()))
+
+
+def ratio_interval(cases: pd.DataFrame, rival: str) -> list[float]:
+    """Return the 90 % bootstrap interval of our error over a rival's; images are drawn."""
+    generator = np.random.default_rng(0)
+    squares = pd.DataFrame(
+        {
+            "ours": (cases["ours"] - cases["truth"]) ** 2,
+            "rival": (cases[rival] - cases["truth"]) ** 2,
+        }
+    )
+    sums = squares.groupby(cases["images"]).sum().to_numpy()
+    draws = generator.integers(0, len(sums), (BOOTSTRAPS, len(sums)))
+    ratios = np.sqrt(sums[draws, 0].sum(axis=1) / sums[draws, 1].sum(axis=1))
+    return [float(bound) for bound in np.quantile(ratios, (0.05, 0.95))]
+
+
+def error_of_best_mix(cases: pd.DataFrame) -> float:
+    """Return the error of the convex mean of all methods that is best on these very cases."""
+    methods = cases[["ours", *RIVALS]].to_numpy()
+    truth = cases["truth"].to_numpy()
+    one = 1e3  # weighs the condition that shares add up to 1
+    shares, _ = nnls(np.vstack([methods, one * np.ones(methods.shape[1])]), np.append(truth, one))
+    return float(np.sqrt(((methods @ shares - truth) ** 2).mean()))
 
 
 def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -240,20 +292,35 @@ def coverage_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for kind, keys in (("set", table["set"]), ("third", table["population"] + ", " + names)):
         for (name, num_points), index in held.groupby([keys, table["points"]]).groups.items():
-            num, of = int(held[index].sum()), len(index)
+            num_held, num = int(held[index].sum()), len(index)
             rows.append(
                 {
                     "by": kind,
                     "name": name,
                     "points": num_points,
-                    "curves": of,
-                    "coverage": num / of,
-                    "low": float(beta.ppf(0.025, num, of - num + 1)) if num else 0.0,
-                    "high": float(beta.ppf(0.975, num + 1, of - num)) if num < of else 1.0,
+                    "curves": num,
+                    "coverage": num_held / num,
+                    "low": float(beta.ppf(0.025, num_held, num - num_held + 1)),
+                    "high": float(beta.ppf(0.975, num_held + 1, num - num_held))
+                    if num_held < num
+                    else 1.0,
                     "half width": float(width[index].median()),
+                    "by chance": chance_of_goal(num),
                 }
             )
     return rows
+
+
+def chance_of_goal(num: int) -> float:
+    """Return the probability that 90 % intervals cover 86 to 94 % of so many independent cases."""
+    low, high = np.ceil(LEAST_COVERAGE * num - 1e-9), np.floor(MOST_COVERAGE * num + 1e-9)
+    return float(binom.cdf(high, num, 0.9) - binom.cdf(low - 1, num, 0.9))
+
+
+def by_chance(rows: Sequence[dict[str, Any]]) -> float:
+    """Return the probability that all sets with 3 and 4 points meet the goal by chance."""
+    by_set = [row for row in rows if row["by"] == "set" and row["points"] < 5]
+    return float(np.prod([row["by chance"] for row in by_set]))
 
 
 if __name__ == "__main__":

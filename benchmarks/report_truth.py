@@ -31,7 +31,8 @@ from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.prediction import fit_growth, predict
+from orchestrator.analysis.loss_growth import fit_growth
+from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 

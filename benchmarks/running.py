@@ -21,7 +21,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_connection import connect as connect_mlflow
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
-from orchestrator.results.outlines import Index
+from orchestrator.results.outlines import OutlineIndex
 from orchestrator.results.records import Provenance, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
@@ -285,7 +285,7 @@ def looks(*, cells: int = 50_000) -> Found:
         first = command("status", *places)
         later = {name: command(name, *places) for name in ("status", "plan")}
         began = time.perf_counter()
-        known = len(Index(index).read())
+        known = len(OutlineIndex(index).read())
         return {
             "ours": later,
             "theirs": {"every record read": first},

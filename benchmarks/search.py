@@ -22,8 +22,8 @@ from harness import Found, run
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.combinations import CellKey, TuningCell, tuning_cells
-from orchestrator.tuning.outcome import CellOutcome
+from orchestrator.tuning.combinations import Combination, CombinationKey, combinations_to_tune
+from orchestrator.tuning.outcome import CombinationOutcome
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of
 
@@ -34,21 +34,23 @@ from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
 SEEDS_OF_TABLE = 3
-Table = dict[CellKey, TabulatedCell]
+Table = dict[CombinationKey, TabulatedCell]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
 TWICE = 0.4
 """Budget at which samplers differ: at the default one the first four points of five are drawn at
 random."""
 
 
-def cells_of(table: Table, tune: TuneSpec) -> dict[CellKey, TuningCell]:
+def cells_of(table: Table, tune: TuneSpec) -> dict[CombinationKey, Combination]:
     """Return the cells of a table, on the demo's own recipe."""
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))
-    return {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
+    return {cell.key: cell for cell in combinations_to_tune(plan) if cell.key in table}
 
 
-def search(table: Table, sampler: Sampler, budget: float, seed: int) -> dict[CellKey, CellOutcome]:
+def search(
+    table: Table, sampler: Sampler, budget: float, seed: int
+) -> dict[CombinationKey, CombinationOutcome]:
     """Return what one search finds."""
     # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
     tune = TuneSpec(
@@ -58,7 +60,7 @@ def search(table: Table, sampler: Sampler, budget: float, seed: int) -> dict[Cel
 
 
 def measure(
-    table: dict[CellKey, TabulatedCell],
+    table: dict[CombinationKey, TabulatedCell],
     samplers: Iterable[Sampler],
     budget: float,
     seeds: int,

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from isweep.display import Displayed
-from orchestrator.analysis.curve_answers import (
-    CurveAnswer,
-    CurveQuestion,
-    answers,
-    metric_of,
-    of_model,
-    read_curve,
-)
+from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
+from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import DEFAULT_ASSURANCE, Metric
 
 if TYPE_CHECKING:
@@ -53,7 +47,7 @@ class LearningCurves(Displayed):
                     "low": curve.score.low,
                     "high": curve.score.high,
                     "probability_flat": curve.probability_flat,
-                    "needed_train_size": curve.needed,
+                    "needed_train_size": curve.images.assured if curve.images else None,
                 }
             )
         return pd.DataFrame(rows)
@@ -76,7 +70,8 @@ def learning_curves(
             score), or the path of a CSV file of such rows.
         metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]); None takes
             the first of them that the results hold.
-        model: One network of the results; None for each of them.
+        model: Answer for one network of the results; None for each of them. Networks on the same
+            images inform each other either way.
         train_size: N whose score is asked; None for twice the largest train size.
         target: Score to reach; None asks for no number of images.
         assurance: Probability with which the target is to be met, between 0 and 1.
@@ -92,7 +87,7 @@ def learning_curves(
         >>> import isweep, pandas as pd
         >>> table = pd.DataFrame({"train_size": [60, 120, 240], "accuracy": [0.71, 0.78, 0.83]})
         >>> curves = isweep.learning_curves(table, target=0.86, test_size=200)
-        >>> 240 < curves.answers[0].needed < 2000
+        >>> 240 < curves.answers[0].images.assured < 4000
         True
     """
     if isinstance(results, (str, Path)):
@@ -101,10 +96,8 @@ def learning_curves(
         table = results
     else:
         table = results.table
-    if model is not None:
-        table = of_model(table, model)
     if metric is None:
         metric = metric_of(table)
     question = CurveQuestion(metric, train_size, target, assurance, test_size)
-    report = answers(table, question)
+    report = answers(table, question, model)
     return LearningCurves(report.curves, report.remarks)

@@ -12,7 +12,8 @@ from isweep.sweeps import Fits, Sweep, open
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.prediction import Growth, Prediction
+    from orchestrator.analysis.loss_growth import Growth
+    from orchestrator.analysis.prediction import Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
 
 
@@ -65,8 +66,8 @@ def predict(
         >>> answer.quantity
         'loss'
     """
+    from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.analysis.report import arms_of
 

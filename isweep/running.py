@@ -133,7 +133,7 @@ def tune(
     run_options = _run_options(root, options)
     summary = tune_sweep(source, run_options, progress=_progress(progress), changes=changes)
     return Tuned(
-        table=pd.DataFrame(outcome_rows(summary.cells)),
+        table=pd.DataFrame(outcome_rows(summary.combinations)),
         recipe=str(summary.recipe),
         report=summary.report,
         problems=summary.problems,

@@ -1,5 +1,5 @@
 from .analysis.fits import fit_scaling_laws as fit_scaling_laws
-from .analysis.prediction import fit_growth as fit_growth
+from .analysis.loss_growth import fit_growth as fit_growth
 from .analysis.prediction import predict as predict
 from .analysis.report import results_table as results_table
 from .machine.cluster import RunOptions as RunOptions

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster
 from orchestrator.results.records import CellReport
+from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
@@ -57,7 +57,7 @@ class HereExecution:
         worker = SimpleNamespace(
             cell=cell, keeper=self._keeper, epochs=None, pretrained=self._work.pretrained
         )
-        found, trained = self._work.perform(worker, data, gpus.trial_options(cell)[0])
+        found, trained = self._work.perform(worker, data, trial_device.trial_options(cell)[0])
         return CellReport(
             started_at=started_at,
             finished_at=time.time(),

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.tuning.combinations import CellKey, TuningCell
-from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.search import Asked, Search
+from orchestrator.tuning.combinations import Combination, CombinationKey
+from orchestrator.tuning.outcome import CombinationOutcome, outcomes
+from orchestrator.tuning.search import RequestedTrial, Search
 from search_spaces.tuning import TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
@@ -78,7 +78,7 @@ class TabulatedCell:
             losses.setdefault(rate, []).append(self.result(rate, seed).capped_loss)
         return {rate: statistics.fmean(found) for rate, found in losses.items()}
 
-    def regret(self, outcome: CellOutcome) -> float:
+    def regret(self, outcome: CombinationOutcome) -> float:
         """Return how many nat the chosen rate is worse than the grid's best; guessing counts for
         none."""
         if outcome.chosen is None:
@@ -86,11 +86,11 @@ class TabulatedCell:
         return self.mean_loss(outcome.chosen.point.learning_rate) - self.best_loss
 
 
-def read_table(path: Path) -> dict[CellKey, TabulatedCell]:
+def read_table(path: Path) -> dict[CombinationKey, TabulatedCell]:
     """Read a table as ``benchmarks/search.py`` writes it: cells by model and subset."""
-    curves: dict[CellKey, dict[tuple[float, int], tuple[float, ...]]] = {}
-    chance: dict[CellKey, float] = {}
-    lengths: dict[CellKey, int] = {}
+    curves: dict[CombinationKey, dict[tuple[float, int], tuple[float, ...]]] = {}
+    chance: dict[CombinationKey, float] = {}
+    lengths: dict[CombinationKey, int] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             key = (row["model"], row["subset"].split(" ")[0])
@@ -102,12 +102,12 @@ def read_table(path: Path) -> dict[CellKey, TabulatedCell]:
 
 
 def replay(
-    cells: Mapping[CellKey, TuningCell],
-    table: Mapping[CellKey, TabulatedCell],
+    cells: Mapping[CombinationKey, Combination],
+    table: Mapping[CombinationKey, TabulatedCell],
     tune: TuneSpec,
     *,
     num_workers: int = 2,
-) -> dict[CellKey, CellOutcome]:
+) -> dict[CombinationKey, CombinationOutcome]:
     """Search every cell on its table; only the learning rate counts.
 
     Args:
@@ -117,14 +117,14 @@ def replay(
         num_workers: Trainings at the same time.
     """
     search = Search(cells.values(), tune)
-    ends: list[tuple[float, int, Asked]] = []  # when, order of coming, what runs
+    ends: list[tuple[float, int, RequestedTrial]] = []  # when, order of coming, what runs
     clock, number = 0.0, 0
     while True:
         while len(ends) < num_workers and (asked := search.next()) is not None:
             number += 1
-            heapq.heappush(ends, (clock + table[asked.cell.key].num_epochs, number, asked))
+            heapq.heappush(ends, (clock + table[asked.combination.key].num_epochs, number, asked))
         if not ends:
             return {(cell.model, cell.dataset): cell for cell in outcomes(search)}
         clock, _, asked = heapq.heappop(ends)
-        result = table[asked.cell.key].result(asked.point.learning_rate, asked.run)
+        result = table[asked.combination.key].result(asked.point.learning_rate, asked.run)
         search.finished(asked.spec.trial_id, result)

@@ -1,21 +1,30 @@
-"""What one dataset's learning curves answer, in sentences: how good at N, and how many images.
+"""Answers of one dataset's learning curves, in sentences: how good at N, and how many images.
 
 The curves come from a sweep of one dataset or from a user's CSV file. One answer per network (and
 class pair): the curve so far, whether it flattens, what twice the images would bring, and the N at
-which a target is met with a stated probability.
+which a target is met with a stated probability. Networks on the same images inform each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.curve_tables import (
+    METRIC_WORDS,
+    MODEL_COLUMN,
+    PAIR_COLUMN,
+    SCORE_COLUMNS,
+    checked_table,
+    curve_points,
+    varies,
+    with_article,
+)
 from orchestrator.analysis.learning_curves import (
     DEFAULT_ASSURANCE,
     INTERVAL_LEVEL,
@@ -28,36 +37,23 @@ from orchestrator.analysis.learning_curves import (
     LearningCurve,
     Metric,
 )
-from orchestrator.analysis.prediction_inputs import read_separated
 from orchestrator.analysis.table import number
-from search_spaces.errors import ConfigError, DataError, nearest, unknown_name
+from search_spaces.errors import ConfigError, DataError, unknown_name
 
-SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
-    "loss": ("test_loss", "log_loss", "loss"),
-    "error": ("test_error", "error", "error_rate"),
-    "accuracy": ("test_accuracy", "accuracy"),
-    "auroc": ("auc", "auroc", "test_auc"),
-}
-"""Names under which a table may hold each score, the sweep's own first."""
-SIZE_COLUMNS = ("train_size", "N", "n")
-STATUS_COLUMN = "status"
-MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
-"""Columns of which one learning curve has one value: others make it another experiment."""
-TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
-SEED_COLUMN, MODEL_COLUMN, PAIR_COLUMN = "seed", "model", "class_pair"
 LIKELY, UNLIKELY = 0.9, 0.1
 """Probabilities from which a curve is said to have flattened, or to go on falling."""
-WORDS: Mapping[Metric, str] = {
-    "loss": "test loss",
-    "error": "error rate",
-    "accuracy": "accuracy",
-    "auroc": "AUROC",
-}
+LEAST_SIZE_ASSURANCE = 0.1
+"""Probability of the smallest N that may reach a target: fewer images suffice in 1 of 10 cases."""
+CHANCE_MARGIN = 0.05
+"""Share of chance level's loss or errors by which a score must be better, if the size of the test
+set is unknown."""
+CHANCE_STANDARD_ERRORS = 2.0
+"""Standard errors of the test set by which a score must be better than chance level."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurveQuestion:
-    """What is asked of learning curves.
+    """A question to learning curves.
 
     Args:
         metric: The score that is extrapolated.
@@ -76,16 +72,14 @@ class CurveQuestion:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise unknown_name("metric", self.metric, METRICS)
-        for name in ("assurance", "target"):
-            value = getattr(self, name)
+        for name, value in (("assurance", self.assurance), ("target", self.target)):
             if value is not None and not _is_number(value):
                 raise ConfigError(f"{name} is a number", repr(value), "e.g. 0.8")
         if self.train_size is not None and not (
             _is_number(self.train_size) and self.train_size >= 1
         ):
-            raise ConfigError(
-                "A train size is a number of images", repr(self.train_size), "e.g. 500"
-            )
+            rule = "A train size is a number of images"
+            raise ConfigError(rule, repr(self.train_size), "e.g. 500")
         if self.test_size is not None and not (_is_number(self.test_size) and self.test_size >= 2):
             raise ConfigError("A test set has 2 images or more", repr(self.test_size), "e.g. 200")
         if not 0 < self.assurance < 1:
@@ -96,13 +90,48 @@ class CurveQuestion:
         if self.metric == "loss" and not self.target > 0:
             raise ConfigError("A target loss is above 0", f"{self.target:g}", "e.g. 0.3")
         if self.metric != "loss" and not 0 < self.target < 1:
-            rule = f"A target {WORDS[self.metric]} lies between 0 and 1"
+            rule = f"A target {METRIC_WORDS[self.metric]} lies between 0 and 1"
             raise ConfigError(rule, f"{self.target:g}", "write 90 % as 0.9")
+
+
+@dataclass(frozen=True, slots=True)
+class ChanceLevel:
+    """The score of a network that has learned nothing, where a curve is no better at any size.
+
+    Attributes:
+        score: That score.
+        num_classes: Number of classes that it holds for.
+        is_assumed: The table does not say how many classes there are, and two are assumed.
+    """
+
+    score: float
+    num_classes: int
+    is_assumed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeededImages:
+    """The images that a target needs.
+
+    Attributes:
+        assured: N at which the target is met with the assurance; inf if that lies beyond the range
+            that is extrapolated to.
+        middle: Median N of the curves that reach the target at all; inf if none does.
+        least: One-sided bound: with a probability of 90 % the target needs more images.
+        probability_reachable: Probability that some number of images reaches the target.
+        probability_at_limit: Probability that the target is met at the end of that range.
+    """
+
+    assured: float
+    middle: float
+    least: float
+    probability_reachable: float
+    probability_at_limit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveAnswer:
-    """What the learning curve of one network answers.
+    """The answers of one network's learning curve.
 
     Attributes:
         name: The network, with its class pair where there are several.
@@ -111,11 +140,9 @@ class CurveAnswer:
         score: The score at ``asked_size``, with its interval.
         rate: Local rate at the largest train size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
-        needed: N at which the target is met with the assurance; inf if that lies beyond the range
-            that is extrapolated to; None without a target.
-        likely_needed: Median N of the curves that reach the target at all.
-        probability_reachable: Probability that some number of images reaches the target.
-        probability_at_limit: Probability that the target is met at the end of that range.
+        images: How many images the target needs; None without a target, and at chance level.
+        chance: Chance level, if the curve is no better at any size.
+        num_siblings: Curves of other networks on the same images that informed this one.
         prior_sources: The sets of curves that the prior was fitted to.
     """
 
@@ -126,10 +153,9 @@ class CurveAnswer:
     score: Estimate
     rate: Estimate
     probability_flat: float
-    needed: float | None
-    likely_needed: float | None
-    probability_reachable: float | None
-    probability_at_limit: float | None
+    images: NeededImages | None
+    chance: ChanceLevel | None
+    num_siblings: int
     prior_sources: tuple[str, ...]
 
     @property
@@ -137,8 +163,14 @@ class CurveAnswer:
         """The largest train size measured."""
         return self.points[-1].train_size
 
+    @property
+    def limit(self) -> float:
+        """The largest train size that is extrapolated to."""
+        return self.largest_size * MAX_EXTRAPOLATION
+
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON; a number of images beyond the range is null."""
+        images = self.images
         return {
             "name": self.name,
             "metric": self.question.metric,
@@ -147,27 +179,47 @@ class CurveAnswer:
             "score": _as_json(self.score),
             "rate": _as_json(self.rate),
             "probability_flat": self.probability_flat,
+            "at_chance_level": self.chance is not None,
             "target": self.question.target,
             "assurance": self.question.assurance,
-            "needed_train_size": _finite(self.needed),
-            "likely_train_size": _finite(self.likely_needed),
-            "probability_reachable": self.probability_reachable,
-            "extrapolated_up_to": self.largest_size * MAX_EXTRAPOLATION,
+            "needed_train_size": _finite(images.assured) if images else None,
+            "likely_train_size": _finite(images.middle) if images else None,
+            "least_train_size": _finite(images.least) if images else None,
+            "probability_reachable": images.probability_reachable if images else None,
+            "extrapolated_up_to": self.limit,
+            "sibling_curves": self.num_siblings,
             "prior": list(self.prior_sources),
         }
 
     def lines(self) -> list[str]:
         """Return the answer in sentences."""
-        lines = [f"{self.name}: {self._measured()}", f"  {self._score()} {self._shape()}"]
-        if self.question.target is not None:
-            lines.append(f"  {self._images()}")
+        lines = [f"{self.name}: {self._measured()}"]
+        if self.chance is not None:
+            return [*lines, f"  {self._at_chance(self.chance)}"]
+        lines.append(f"  {self._score()} {self._shape()}")
+        if self.images is not None:
+            lines.append(f"  {self._images(self.images)}")
         return lines
 
     def _measured(self) -> str:
         scores = ", ".join(
             f"{number(point.score)} at {number(point.train_size)}" for point in self.points
         )
-        return f"{WORDS[self.question.metric]} {scores} images."
+        return f"{METRIC_WORDS[self.question.metric]} {scores} images."
+
+    def _at_chance(self, chance: ChanceLevel) -> str:
+        word = METRIC_WORDS[self.question.metric]
+        level = f"chance level of {chance.num_classes} classes, {number(chance.score)}"
+        doubt = ""
+        if chance.is_assumed:
+            level = f"chance level of two classes, {number(chance.score)}"
+            doubt = " If you have more classes, add a column num_classes."
+        return (
+            f"At {level}: no {word} is better, so nothing was learned yet and nothing can be said "
+            f"of more images. They may bring no gain at all.{doubt} Train with "
+            f"{number(2 * self.largest_size)} images next. If that is at chance level too, check "
+            "the labels and the recipe."
+        )
 
     def _score(self) -> str:
         bounds = f"{number(self.score.low)} to {number(self.score.high)}"
@@ -179,7 +231,8 @@ class CurveAnswer:
     def _shape(self) -> str:
         first, last = self.points[0].score, self.points[-1].score
         rises = self.question.metric in RISING_METRICS
-        if (last <= first) if rises else (last >= first):
+        has_improved = last > first if rises else last < first
+        if not has_improved:
             return (
                 "The score has not improved with N so far: that it will is the expectation of "
                 "other datasets' curves, not of yours."
@@ -191,29 +244,40 @@ class CurveAnswer:
             return "The curve still improves with more images."
         return f"Whether the curve has flattened is undecided ({share})."
 
-    def _images(self) -> str:
+    def _images(self, images: NeededImages) -> str:
         question = self.question
-        article = "a" if question.metric == "loss" else "an"
-        goal = f"{article} {WORDS[question.metric]} of {number(question.target)}"
-        if self.needed is None or self.likely_needed is None:
-            return ""
+        goal = f"{with_article(question.metric)} of {number(question.target)}"
         sure = f"with a probability of {_percent(question.assurance)}"
-        if self.needed <= self.points[0].train_size:
-            return f"For {goal}: your smallest size, {number(self.needed)}, reaches it {sure}."
-        limit = self.largest_size * MAX_EXTRAPOLATION
-        reachable = self.probability_reachable or 0.0
-        likely = ""
-        if reachable >= 0.5 and self.likely_needed <= limit:
-            likely = f" {number(self.likely_needed)} is the middle guess."
-        never = f" No number of images reaches it with a probability of {_percent(1 - reachable)}."
-        if np.isfinite(self.needed):
-            return f"For {goal}: {number(self.needed)} images reach it {sure}.{likely}{never}"
-        there = _percent(self.probability_at_limit or 0.0)
-        return (
-            f"For {goal}: no number of images up to {number(limit)} reaches it {sure} (there "
-            f"{there}).{likely}{never} Train with {number(2 * self.largest_size)} images next, and "
-            "ask again."
+        if images.assured <= self.points[0].train_size:
+            return f"For {goal}: your smallest size, {number(images.assured)}, reaches it {sure}."
+        if np.isfinite(images.assured):
+            lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
+            advice = ""
+        else:
+            at_limit = _percent(images.probability_at_limit)
+            lead = (
+                f"For {goal}: no number of images up to {number(self.limit)} reaches it {sure} "
+                f"(there {at_limit})."
+            )
+            advice = f" Train with {number(2 * self.largest_size)} images next, and ask again."
+        return lead + self._guess(images) + advice
+
+    def _guess(self, images: NeededImages) -> str:
+        """Return the middle guess and its lower bound, however uncertain they are."""
+        never = (
+            " No number of images reaches it with a probability of "
+            f"{_percent(1 - images.probability_reachable)}."
         )
+        if not np.isfinite(images.middle):
+            return never
+        distance = ", far beyond your sizes" if images.middle > self.limit else ""
+        least = ""
+        if np.isfinite(images.least) and images.least > self.points[0].train_size:
+            least = f" Fewer than {number(images.least)} suffice in 1 of 10 cases."
+        lead = f"{number(images.middle)} is the middle guess{distance}."
+        if images.probability_reachable < 0.5:
+            lead = f"If it is reached at all, {lead}"
+        return f" {lead}{least}{never}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +288,29 @@ class CurveReport:
     remarks: tuple[str, ...] = ()
 
 
-def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> CurveAnswer:
+def answer(
+    points: Sequence[CurvePoint],
+    name: str,
+    question: CurveQuestion,
+    *,
+    siblings: Sequence[Sequence[CurvePoint]] = (),
+    chance: ChanceLevel | None = None,
+) -> CurveAnswer:
     """Return what one learning curve answers.
+
+    Args:
+        points: Its trainings.
+        name: How sentences call it.
+        question: What is asked.
+        siblings: Trainings of other networks on the same images, a sequence per network.
+        chance: Chance level, if no point is better.
 
     Raises:
         DataError: If there are fewer than two train sizes, or a score is out of range.
+        ConfigError: If the asked train size lies too far ahead.
     """
     try:
-        curve = LearningCurve(points, question.metric)
+        curve = LearningCurve(points, question.metric, siblings=siblings)
     except DataError as error:
         rule = f"The learning curve of {name} cannot be fitted"
         raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.hint) from None
@@ -244,140 +323,173 @@ def answer(points: Sequence[CurvePoint], name: str, question: CurveQuestion) -> 
             number(asked_size),
             f"train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
-    needed = likely = reachable = at_limit = None
-    if question.target is not None:
-        needed = curve.size_for(question.target, assurance=question.assurance)
-        reachable = curve.probability_met(question.target, LARGEST_TRAIN_SIZE)
-        likely = curve.size_for(question.target, assurance=reachable / 2, limit=np.inf)
-        at_limit = curve.probability_met(question.target, limit)
+    num_test_images = question.test_size or curve.points[-1].num_test_images
+    score = curve.score_at(asked_size, num_test_images=num_test_images)
+    images = None
+    if chance is not None:
+        score = _without_gain(score, curve.points)
+    elif question.target is not None:
+        images = _needed_images(curve, question.target, question.assurance)
     return CurveAnswer(
         name=name,
         question=question,
         points=curve.points,
         asked_size=asked_size,
-        score=curve.score_at(asked_size, num_test_images=question.test_size),
+        score=score,
         rate=curve.rate,
         probability_flat=curve.probability_flat,
-        needed=needed,
-        likely_needed=likely,
-        probability_reachable=reachable,
-        probability_at_limit=at_limit,
+        images=images,
+        chance=chance,
+        num_siblings=len(siblings),
         prior_sources=curve.prior.sources,
     )
 
 
-def answers(table: pd.DataFrame, question: CurveQuestion) -> CurveReport:
+def _needed_images(curve: LearningCurve, target: float, assurance: float) -> NeededImages:
+    reachable = curve.probability_met(target, LARGEST_TRAIN_SIZE)
+    return NeededImages(
+        assured=curve.size_for(target, assurance=assurance),
+        middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
+        least=curve.size_for(target, assurance=LEAST_SIZE_ASSURANCE, limit=np.inf),
+        probability_reachable=reachable,
+        probability_at_limit=curve.probability_met(target, curve.largest_size * MAX_EXTRAPOLATION),
+    )
+
+
+def _without_gain(score: Estimate, points: Sequence[CurvePoint]) -> Estimate:
+    """Return the mean of the measured scores, with an interval that holds it."""
+    mean = float(np.mean([point.score for point in points]))
+    return Estimate(value=mean, low=min(score.low, mean), high=max(score.high, mean))
+
+
+def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = None) -> CurveReport:
     """Return an answer per network and class pair of a table, one row per training.
 
     Args:
-        table: Columns of train size and score, optionally model, class pair, seed and test size.
+        table: Columns of train size and score, optionally model, class pair, seed, number of
+            classes and test size.
         question: What is asked.
+        model: Answer for this network alone; the others inform it all the same.
 
     Raises:
+        ConfigError: If the table holds no network of that name.
         DataError: If the table has no such columns, a value that is no number or out of range, no
             finished training, or no curve of two train sizes.
     """
-    rows, remarks = checked_rows(table, question)
-    names = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if _varies(rows, name)]
-    parts = [(_only(rows, MODEL_COLUMN) or "curve", rows)]
-    if names:
-        filled = rows.assign(**{name: rows[name].fillna("(no name)") for name in names})
-        grouped = filled.groupby(names, sort=True)
-        parts = [(" ".join(map(str, key)), part) for key, part in grouped]
-    curves, failures = [], []
-    for name, part in parts:
+    models = sorted({str(name) for name in table.get(MODEL_COLUMN, ())})
+    if model is not None and model not in models:
+        raise unknown_name("model", model, models)
+    checked = checked_table(table, question.metric, question.test_size)
+    parts = _curves_of(checked.rows)
+    curves, remarks, failures = [], [*checked.remarks], []
+    for part in parts:
+        if model is not None and part.rows[MODEL_COLUMN].iloc[0] != model:
+            continue
+        siblings = [
+            curve_points(sibling.rows)
+            for sibling in parts
+            if sibling is not part and sibling.images == part.images
+        ]
+        chance = chance_level(part.rows, question.metric)
+        if chance is not None and _has_learned(part.rows):
+            remarks.append(_overconfident(part.name))
+            chance = None
+        points = curve_points(part.rows)
         try:
-            curves.append(answer(_points(part), name, question))
+            curves.append(answer(points, part.name, question, siblings=siblings, chance=chance))
         except DataError as error:
             failures.append(error)
-    if not curves:
+    if not curves and failures:
         raise failures[0]
+    if not curves:
+        rule = f"A learning curve of {model} needs trainings with {with_article(question.metric)}"
+        raise DataError(rule, "no row with one", "fill in the scores")
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
 
-def checked_rows(
-    table: pd.DataFrame, question: CurveQuestion
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the usable rows with the columns ``size``, ``score`` and ``tested``, and remarks.
+@dataclass(frozen=True, slots=True)
+class _CurveRows:
+    """The rows of one curve: its name, the images that it shares with siblings, and its rows."""
 
-    Raises:
-        DataError: If a value is no number or out of range, or rows of unlike trainings are mixed.
+    name: str
+    images: str
+    rows: pd.DataFrame
+
+
+def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
+    """Return the rows of every network and class pair."""
+    names = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if varies(rows, name)]
+    if not names:
+        only = str(rows[MODEL_COLUMN].iloc[0]) if MODEL_COLUMN in rows else ""
+        return [_CurveRows(only or "curve", "", rows)]
+    filled = rows.assign(**{name: rows[name].fillna("(no name)") for name in names})
+    parts = []
+    for key, part in filled.groupby(names, sort=True):
+        values = dict(zip(names, map(str, key), strict=True))
+        parts.append(_CurveRows(" ".join(values.values()), values.get(PAIR_COLUMN, ""), part))
+    return parts
+
+
+def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
+    """Return chance level if no train size has a score that is clearly better, else None.
+
+    If the number of classes is unknown, two are assumed. A curve is then at chance level only if
+    all its scores lie close to it, on both sides: that of ten classes may cross it.
+
+    Args:
+        rows: Rows of one curve, as of :func:`checked_table`.
+        metric: Their score.
     """
-    size_column = _column(table, SIZE_COLUMNS, "train size")
-    scores = _scores(table, question.metric)
-    is_done = pd.Series(True, index=table.index)
-    if STATUS_COLUMN in table:
-        is_done = table[STATUS_COLUMN].fillna("done").eq("done")
-    usable = is_done & scores.notna()
-    remarks = []
-    if num_left_out := int((~usable).sum()):
-        what = WORDS[question.metric]
-        remarks.append(f"Left out: {num_left_out} of {len(table)} rows, which have no {what}.")
-    if not usable.any():
-        rule = f"A learning curve needs trainings with {_article(question.metric)}"
-        raise DataError(rule, f"{len(table)} rows, none of them with one", "fill in the scores")
-    rows = table[usable].copy()
-    rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
-    if rows["size"].isna().any():
-        line = int(rows.index[rows["size"].isna()][0]) + 2
-        rule = f"Each row with a score has a {size_column}"
-        raise DataError(rule, f"an empty cell in line {line} of the table", "fill it in")
-    rows["score"] = scores[usable]
-    tested = next((name for name in TEST_SIZE_COLUMNS if name in rows), None)
-    rows["tested"] = float(question.test_size) if question.test_size else np.nan
-    if tested is not None and question.test_size is None:
-        is_test_size = _numbers(rows[tested], tested, "2 images or more", lambda value: value >= 2)
-        rows["tested"] = is_test_size
-    for name in MIXED_COLUMNS:
-        if _varies(rows, name):
-            values = sorted(map(str, rows[name].unique()))[:5]
-            rule = f"Rows of one learning curve have one {name}"
-            raise DataError(rule, ", ".join(values), f"keep the rows of one {name}")
-    if num_repeated := int(table[usable].duplicated().sum()):
-        remarks.append(f"{num_repeated} rows repeat another one; each counts as a training.")
-    return rows, tuple(remarks)
+    class_counts = rows["classes"].dropna()
+    is_assumed = class_counts.empty and metric != "auroc"
+    num_classes = int(class_counts.max()) if len(class_counts) else 2
+    levels = {
+        "loss": float(np.log(num_classes)),
+        "error": 1 - 1 / num_classes,
+        "accuracy": 1 / num_classes,
+        "auroc": 0.5,
+    }
+    level = levels[metric]
+    for _, at_size in rows.groupby("size"):
+        gain = float(at_size["score"].mean()) - level
+        if metric not in RISING_METRICS:
+            gain = -gain
+        margin = _chance_margin(level, metric, at_size["tested"])
+        if gain > margin or (is_assumed and abs(gain) > margin):
+            return None
+    return ChanceLevel(level, num_classes, is_assumed)
 
 
-def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
-    """Return a score per row, NaN if its cell is empty; errors are 1 − accuracy, and back."""
-    complement: dict[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
-    names = [name for name in SCORE_COLUMNS[metric] if name in table]
-    other = complement.get(metric)
-    if not names and other is not None:
-        others = [name for name in SCORE_COLUMNS[other] if name in table]
-        if others:
-            return 1 - _checked_scores(table[others[0]], others[0], other)
-    column = _column(table, SCORE_COLUMNS[metric], WORDS[metric])
-    return _checked_scores(table[column], column, metric)
+def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> float:
+    """Return by how much a score must be better than chance level to count as learned."""
+    num_test_images = float(np.min(list(tested)))
+    if metric == "loss" or np.isnan(num_test_images):
+        return CHANCE_MARGIN * (1 - level if metric in RISING_METRICS else level)
+    # At chance level an AUROC of balanced classes has a variance of about 1/(3 n).
+    variance = 1 / (3 * num_test_images) if metric == "auroc" else (1 - level) * level
+    if metric != "auroc":
+        variance /= num_test_images
+    return float(CHANCE_STANDARD_ERRORS * np.sqrt(variance))
 
 
-def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
-    if metric == "loss":
-        return _numbers(cells, column, "a finite loss above 0", lambda value: 0 < value < np.inf)
-    rule = "a share from 0 to 1: write 70 % as 0.7"
-    return _numbers(cells, column, rule, lambda value: 0 <= value <= 1)
+def _has_learned(rows: pd.DataFrame) -> bool:
+    """Return whether accuracy or AUROC of a table are better than chance where its loss is not."""
+    for metric in ("accuracy", "auroc"):
+        for name in SCORE_COLUMNS[metric]:
+            if name in rows:
+                scores = pd.to_numeric(rows[name], errors="coerce")
+                with_score = rows.assign(score=scores).dropna(subset=["score"])
+                if len(with_score) and chance_level(with_score, metric) is None:
+                    return True
+    return False
 
 
-def _numbers(
-    cells: pd.Series, column: str, rule: str, is_allowed: Callable[[float], bool]
-) -> pd.Series:
-    """Return cells as numbers, NaN where they are empty.
-
-    Raises:
-        DataError: If a cell is no number, or not allowed; it names the line of the file.
-    """
-    is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
-    numbers = pd.to_numeric(cells, errors="coerce")
-    for place, (value, empty) in enumerate(zip(numbers, is_empty, strict=True)):
-        if not empty and (pd.isna(value) or not is_allowed(float(value))):
-            where = f"line {int(cells.index[place]) + 2} of the table, column {column}"
-            shown = repr(cells.iloc[place]) if pd.isna(value) else f"{value:g}"
-            raise DataError(f"Each {column} is {rule}", f"{shown} in {where}", "correct it")
-    return numbers.astype(float)
-
-
-def _is_size(value: float) -> bool:
-    return 1 <= value < LARGEST_TRAIN_SIZE and value == int(value)
+def _overconfident(name: str) -> str:
+    """Return the remark on losses at chance level of a network that has learned."""
+    return (
+        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
+        "network is over-confident, so its loss says little: ask for accuracy or AUROC."
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -393,94 +505,9 @@ def _percent(share: float) -> str:
     return "under 1%" if share < 0.005 else f"{share:.0%}"
 
 
-def _article(metric: Metric) -> str:
-    return f"{'a' if metric == 'loss' else 'an'} {WORDS[metric]}"
-
-
-def of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Return the rows of one network; ConfigError if the table holds none of that name."""
-    models = sorted({str(name) for name in table.get(MODEL_COLUMN, ())})
-    if model not in models:
-        raise unknown_name("model", model, models)
-    return table[table[MODEL_COLUMN] == model]
-
-
-def read_curve(path: Path) -> pd.DataFrame:
-    """Read a CSV file of results, with commas, tabs, or a spreadsheet's semicolons and 0,5.
-
-    Returns:
-        The table; names of columns are stripped and in lower case.
-
-    Raises:
-        ConfigError: If the file cannot be read as a table.
-    """
-    hint = (
-        "give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
-    )
-    rule = "A learning curve must be a CSV file"
-    if path.is_dir():
-        raise ConfigError(rule, f"{path}: a folder", hint)
-    try:
-        table = read_separated(path)
-    except UnicodeDecodeError:
-        raise ConfigError(rule, f"{path}: not in UTF-8", hint) from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(rule, f"{path}: {reason}", hint) from None
-    names = [name.strip().lower() for name in map(str, table.columns)]
-    if len(set(names)) < len(names):
-        raise ConfigError("A table names each column once", ", ".join(names), "rename one")
-    return table.set_axis(names, axis=1)
-
-
-def metric_of(table: pd.DataFrame) -> Metric:
-    """Return the first score that a table holds: loss, error, accuracy or AUROC.
-
-    Raises:
-        DataError: If it holds none.
-    """
-    for metric in METRICS:
-        if any(name in table for name in SCORE_COLUMNS[metric]):
-            return metric
-    known = ", ".join(names[0] for names in SCORE_COLUMNS.values())
-    hint = f"name the column of scores {known}"
-    found = ", ".join(map(str, table.columns[:12]))
-    raise DataError("A table of results needs a column of scores", f"columns {found}", hint)
-
-
-def _points(rows: pd.DataFrame) -> list[CurvePoint]:
-    """Return a point per row of :func:`checked_rows`."""
-    return [
-        CurvePoint(
-            train_size=size,
-            score=score,
-            num_test_images=None if np.isnan(tested) else int(tested),
-        )
-        for size, score, tested in zip(rows["size"], rows["score"], rows["tested"], strict=True)
-    ]
-
-
-def _column(table: pd.DataFrame, names: Sequence[str], what: str) -> str:
-    for name in names:
-        if name in table:
-            return name
-    columns = [str(column) for column in table.columns]
-    hint = f"{nearest(names[0], columns)}call it {names[0]}"
-    found = ", ".join(columns[:12])
-    raise DataError(f"A learning curve needs a column of the {what}", f"columns {found}", hint)
-
-
-def _varies(rows: pd.DataFrame, name: str) -> bool:
-    return name in rows and rows[name].nunique(dropna=False) > 1
-
-
-def _only(rows: pd.DataFrame, name: str) -> str:
-    return str(rows[name].iloc[0]) if name in rows else ""
-
-
 def _as_json(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

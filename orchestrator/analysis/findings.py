@@ -87,20 +87,18 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> tuple[Finding, ...]
         measured, *expected = (line.strip() for line in curve.lines())
         short = " ".join(expected)
         answers.append(Finding(question, "described", short.rstrip("."), f"{measured} {short}"))
-    (dataset,) = fits.datasets
-    if dataset.loss_gain is not None:
+    if single.robustness:
         question = "How easily are the networks fooled?"
-        line = (
-            f"the strongest attack up to 8/255 ({dataset.attack}) raises the loss by "
-            f"{number(dataset.loss_gain)} nat at the largest N"
-        )
+        line = single.robustness_line
         answers.append(Finding(question, "described", line, f"{line}."))
     representation = _representation(fits)
     if representation.verdict == "described":
         answers.append(representation)
     reason = "the study's questions compare datasets, and here is one"
     to_add = "add datasets: isweep power says how many they need"
-    return (*answers, _untested("What do d_data and K_F decide?", reason, to_add))
+    untested = _untested("What do d_data and K_F decide?", reason, to_add)
+    place = single.dimension_line
+    return (*answers, replace(untested, caveats=(place,)) if place else untested)
 
 
 def family(fits: ScalingFits) -> str:

@@ -281,16 +281,19 @@ def fit_scaling_laws(
     sharpness_policy: t.Policy = "refuse",
     arms: Sequence[Arm] = (),
     explore: bool = False,
+    predictions: pd.DataFrame | None = None,
 ) -> ScalingFits:
     """Fit the study's law to a table of :mod:`orchestrator.results.rows`, one row per trial.
 
     Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that
     compare it, or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other
-    fit takes the bases alone. ``explore``: single models, domains and other d, too. DataError if a
-    column lacks or contradicts.
+    fit takes the bases alone. ``explore``: single models, domains and other d, too.
+    ``predictions`` of each test image, where they are stored, compare the networks of one dataset.
+    DataError if a column lacks or contradicts.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
-    fits = replace(fits_of(ready, explore=explore), one_dataset=one_dataset(ready.full))
+    single = one_dataset(ready.full, predictions)
+    fits = replace(fits_of(ready, explore=explore), one_dataset=single)
     return replace(fits, interventions=fit_interventions(table, arms)) if arms else fits
 
 

@@ -1,8 +1,9 @@
-"""What a sweep of one dataset answers: the best network, the learning curve, the test set it needs.
+"""Answers of a sweep of one dataset: the best network, the learning curve, the test set it needs.
 
 The study's four questions compare datasets, so one dataset cannot answer them. It can answer which
-network does best at each train size, how its losses fall, what twice the images would bring, and
-how large a test set must be to tell two networks apart.
+network does best at each train size and how sure that is, how losses fall, what twice the images
+would bring, how robust networks are at each size, how large a test set must be to tell two networks
+apart, and where the dataset stands among the published ones.
 """
 
 from __future__ import annotations
@@ -12,27 +13,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
 from orchestrator.analysis.inference import Interval, t_interval
 from orchestrator.analysis.learning_curves import MIN_SIZES
+from orchestrator.analysis.paired_networks import (
+    PairedComparison,
+    independent_test_size,
+    paired_comparison,
+)
 from orchestrator.analysis.table import listing, number, plural
 from orchestrator.results.columns import (
     CLASS_PAIR,
+    D_DATA_MLE,
     DATASET,
     MODEL,
     SEED,
     TEST_ACCURACY,
     TEST_LOSS,
     TRAIN_SIZE,
+    attack_columns,
 )
 from search_spaces.errors import DataError
+from search_spaces.published import read_published
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Seeds of one train size from which the difference of two networks gets an interval."""
-ALPHA, POWER = 0.05, 0.80
-"""Level and power of the comparison that a test set is sized for: 8 of 10 studies detect it."""
+SIGNIFICANCE_LEVEL = 0.05
+"""p-value up to which a difference on the test images is called detected."""
+ROBUSTNESS_BUDGET = 8.0
+"""Largest attack that is reported, in 1/255 of the pixel range: beyond it images look changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +52,9 @@ class BestNetwork:
     Attributes:
         difference: Log of the ratio of their losses (runner-up over best), by seed paired; its 95 %
             interval where there are three seeds or more.
+        paired: How they differ on the same test images; None if predictions are not stored.
         test_images_needed: Images of a test set on which their accuracies would be told apart in 8
-            of 10 studies, if each network erred independently; None where they are equal. Networks
-            that err on the same images need fewer.
+            of 10 studies; None where they are equal.
     """
 
     train_size: int
@@ -53,16 +63,38 @@ class BestNetwork:
     runner_up: str
     runner_up_loss: float
     difference: Interval | None
+    paired: PairedComparison | None
     test_images_needed: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RobustnessAtSize:
+    """How much an attack raises the mean test loss of one network at one train size, in nat."""
+
+    model: str
+    train_size: int
+    attack: str
+    loss_gain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OneDataset:
-    """The answers of a sweep of one dataset: the best network per train size, and its curves."""
+    """The answers of a sweep of one dataset.
+
+    Attributes:
+        best: The best network per train size, rising; empty if there is one network alone.
+        curves: The learning curve of each network.
+        robustness: Loss gains under the strongest small attack, by network and train size.
+        d_data: Intrinsic dimension at the largest train size that has it.
+        num_seeds: Seeds of the sweep.
+        why_no_curves: Reason that there are no learning curves.
+    """
 
     dataset: str
     best: tuple[BestNetwork, ...]
     curves: tuple[CurveAnswer, ...]
+    robustness: tuple[RobustnessAtSize, ...]
+    d_data: float | None
     num_seeds: int
     why_no_curves: str = ""
 
@@ -72,9 +104,10 @@ class OneDataset:
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
-            where = f"at all {plural(len(self.best), 'train size')}"
-            where = where if len(self.best) > 1 else f"at N = {number(last.train_size)}"
-            lead = f"the lowest test loss {where} is that of {winners[0]}"
+            sizes = f"at all {plural(len(self.best), 'train size')}"
+            if len(self.best) == 1:
+                sizes = f"at N = {number(last.train_size)}"
+            lead = f"the lowest test loss {sizes} is that of {winners[0]}"
         else:
             by_size = [f"{at_size.model} at {number(at_size.train_size)}" for at_size in self.best]
             lead = f"the best network depends on N: {listing(by_size)}"
@@ -83,14 +116,22 @@ class OneDataset:
 
     def _certainty(self) -> str:
         last = self.best[-1]
-        if last.difference is None:
-            return (
+        sentences = []
+        if last.paired is not None:
+            sentences.append(_on_images(last, last.paired))
+        if last.difference is not None:
+            low, high = (number(float(np.exp(bound))) for bound in last.difference)
+            is_detected = last.difference[0] > 0
+            detected = "the networks differ" if is_detected else "no difference is detected"
+            sentences.append(
+                f"By seeds, {detected}: losses are {low} to {high} times apart (95 % interval)."
+            )
+        else:
+            sentences.append(
                 f"With {plural(self.num_seeds, 'seed')}, another training could change this; "
                 f"{MIN_SEEDS_FOR_INTERVAL} seeds give it an interval."
             )
-        low, high = (number(float(np.exp(bound))) for bound in last.difference)
-        detected = "the networks differ" if last.difference[0] > 0 else "no difference is detected"
-        return f"By seeds, {detected}: losses are {low} to {high} times apart (95 % interval)."
+        return " ".join(sentences)
 
     @property
     def test_set_line(self) -> str:
@@ -98,26 +139,87 @@ class OneDataset:
         last = self.best[-1]
         if last.test_images_needed is None:
             return ""
-        return (
+        lead = (
             f"To tell {last.model} from {last.runner_up} by accuracy in 8 of 10 studies, a test "
-            f"set needs about {number(last.test_images_needed)} images; fewer if both err on the "
-            "same ones."
+            f"set needs about {number(last.test_images_needed)} images"
+        )
+        if last.paired is not None:
+            return f"{lead}, both tried on the same ones."
+        return (
+            f"{lead}; fewer if both err on the same ones. To compare them image by image, store "
+            "predictions: isweep run SWEEP --set predictions=true."
+        )
+
+    @property
+    def robustness_line(self) -> str:
+        """Say how much the attack raises the loss at the smallest and at the largest train size."""
+        parts = []
+        for model in sorted({at_size.model for at_size in self.robustness}):
+            of_model = [at_size for at_size in self.robustness if at_size.model == model]
+            first, last = of_model[0], of_model[-1]
+            gains = f"{number(last.loss_gain)} nat at {number(last.train_size)} images"
+            if first is not last:
+                start = f"{number(first.loss_gain)} nat at {number(first.train_size)}"
+                gains = f"{start}, {gains}"
+            parts.append(f"{model}: {gains}")
+        return f"{self.robustness[0].attack} raises the loss by ({'; '.join(parts)})"
+
+    @property
+    def dimension_line(self) -> str:
+        """Say where the dataset's intrinsic dimension stands among the published ones."""
+        if self.d_data is None:
+            return ""
+        published = published_dimensions()
+        num_below = sum(value < self.d_data for value in published)
+        return (
+            f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
+            f"{len(published)} published datasets. The study's law expects images of a higher "
+            "dimension to need more of them for the same loss; isweep measure compares K_F too."
         )
 
 
-def one_dataset(table: pd.DataFrame) -> OneDataset | None:
+def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
+    """Say whether the two networks differ on the test images of the sweep."""
+    low, high = (number(bound) for bound in paired.loss_interval)
+    p_value = f"McNemar's p = {paired.p_value:.2g}"
+    is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
+    verdict = "accuracies differ" if is_detected else "no difference of accuracy is detected"
+    return (
+        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}): only "
+        f"{best.model} is right on {number(paired.only_first_right)}, only {best.runner_up} on "
+        f"{number(paired.only_second_right)}. The loss of {best.runner_up} is {low} to {high} nat "
+        "higher (95 % interval, for these trainings)."
+    )
+
+
+def published_dimensions() -> list[float]:
+    """Return d_data of the published datasets, each at its largest train size."""
+    largest: dict[str, tuple[int, float]] = {}
+    for row in read_published("d_data"):
+        at_size = int(row["train_size"]), float(row["d_data"])
+        largest[row["dataset"]] = max(largest.get(row["dataset"], (0, 0.0)), at_size)
+    return [d_data for _, d_data in largest.values()]
+
+
+def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) -> OneDataset | None:
     """Return what a table of one dataset answers; None for several datasets or class pairs.
 
     Args:
         table: One row per finished training, with the columns of a sweep's table.
+        predictions: One row per training and test image, as
+            :func:`orchestrator.results.rows.predictions_table` returns it; None if none are
+            stored.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
     names = table[[DATASET, CLASS_PAIR]].drop_duplicates()
     if len(names) != 1 or done.empty:
         return None
-    sizes = sorted(done[TRAIN_SIZE].unique())
-    by_size = (best_network(done[done[TRAIN_SIZE] == size]) for size in sizes)
+    best = []
+    for size in sorted(done[TRAIN_SIZE].unique()):
+        at_size = best_network(done[done[TRAIN_SIZE] == size], predictions)
+        if at_size is not None:
+            best.append(at_size)
     with_sizes = done.groupby(MODEL)[TRAIN_SIZE].transform("nunique") >= MIN_SIZES
     curves: tuple[CurveAnswer, ...] = ()
     why_no_curves = ""
@@ -128,46 +230,86 @@ def one_dataset(table: pd.DataFrame) -> OneDataset | None:
             why_no_curves = str(error)
     return OneDataset(
         dataset=str(names[DATASET].iloc[0]),
-        best=tuple(best for best in by_size if best is not None),
+        best=tuple(best),
         curves=curves,
+        robustness=robustness_by_size(done),
+        d_data=_at_largest_size(done, D_DATA_MLE),
         why_no_curves=why_no_curves,
         num_seeds=max(1, int(done[SEED].nunique())),
     )
 
 
-def best_network(rows: pd.DataFrame) -> BestNetwork | None:
-    """Return the two best networks of one train size; None if there is only one network."""
+def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) -> BestNetwork | None:
+    """Return the two best networks of one train size; None if there is only one network.
+
+    Args:
+        rows: Trainings of one train size.
+        predictions: Stored predictions of the sweep.
+    """
     means = rows.groupby(MODEL)[TEST_LOSS].mean().sort_values()
     if len(means) < 2:
         return None
     best, runner_up = (str(name) for name in means.index[:2])
+    train_size = int(rows[TRAIN_SIZE].iloc[0])
     seeds = rows[SEED].fillna(0)  # a table that is not a sweep's may name none
     by_seed = np.log(rows[TEST_LOSS]).groupby([seeds, rows[MODEL]]).mean().unstack()
     differences = (by_seed[runner_up] - by_seed[best]).dropna().to_numpy(dtype=float)
     accuracies = rows.groupby(MODEL)[TEST_ACCURACY].mean()
+    paired = None
+    if predictions is not None:
+        at_size = predictions[predictions[TRAIN_SIZE] == train_size]
+        paired = paired_comparison(
+            at_size[at_size[MODEL] == best], at_size[at_size[MODEL] == runner_up]
+        )
+    if paired is not None:
+        needed = paired.images_needed
+    else:
+        needed = independent_test_size(accuracies[best], accuracies[runner_up])
     return BestNetwork(
-        train_size=int(rows[TRAIN_SIZE].iloc[0]),
+        train_size=train_size,
         model=best,
         loss=float(means[best]),
         runner_up=runner_up,
         runner_up_loss=float(means[runner_up]),
         difference=_interval(differences),
-        test_images_needed=size_of_test_set(accuracies[best], accuracies[runner_up]),
+        paired=paired,
+        test_images_needed=needed,
     )
 
 
-def size_of_test_set(first: float, second: float) -> int | None:
-    """Return the size of a test set that tells two accuracies apart; None if they are equal.
+def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
+    """Return loss gains by network and train size, under the strongest attack up to 8/255."""
+    columns = [
+        column
+        for column in attack_columns(map(str, rows))
+        if column.epsilon <= ROBUSTNESS_BUDGET and rows[column.name].notna().any()
+    ]
+    if not columns:
+        return ()
+    strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
+    means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
+    gains = []
+    for model, train_size, gain in means.itertuples(index=False, name=None):
+        gains.append(
+            RobustnessAtSize(
+                model=str(model),
+                train_size=int(train_size),
+                attack=strongest.words,
+                loss_gain=float(gain),
+            )
+        )
+    return tuple(gains)
 
-    n = (z₁₋α⸝₂ + z_power)² (p₁ (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)², the usual size for two
-    independent proportions. Both networks see the same images, whose errors usually go together, so
-    McNemar's test needs no more.
-    """
-    if pd.isna(first) or pd.isna(second) or first == second:
+
+def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
+    """Return the mean of a measure at the largest train size that has it."""
+    if column not in rows:
         return None
-    quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
-    variance = first * (1 - first) + second * (1 - second)
-    return int(np.ceil(quantiles**2 * variance / (first - second) ** 2))
+    measured = rows[rows[column].notna()]
+    if measured.empty:
+        return None
+    is_largest = measured[TRAIN_SIZE] == measured[TRAIN_SIZE].max()
+    return float(measured.loc[is_largest, column].mean())
 
 
 def _interval(differences: Sequence[float]) -> Interval | None:

@@ -13,12 +13,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import table as t
-from orchestrator.results import columns as c
+from orchestrator.analysis.table import (
+    LARGEST_VALUE,
+    POOLED,
+    UNRECORDED,
+    SharpnessScale,
+    check_values,
+    finished_trials,
+    listing,
+    plural,
+    spell_scale,
+)
+from orchestrator.results.columns import (
+    D_DATA_MLE,
+    DATASET,
+    LABEL_SHARPNESS,
+    MODEL,
+    TEST_LOSS,
+    TRAIN_SIZE,
+)
 from search_spaces.errors import ConfigError, unknown_name
 
-_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
-_MEASURED_HINT = "write one with: isweep measure SOURCE --json > record.json"
+PILOT_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
+RECORD_HINT = "write one with: isweep measure SOURCE --json > record.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +48,53 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Mean losses by train size, d_data and K_F at the largest that has them, and what was left
-    out.
+    """Small trainings on the user's own data.
+
+    Attributes:
+        points: Mean losses by train size, rising.
+        d_data, label_sharpness: Measures at the largest train size that has them.
+        notes: What was left out, in sentences without their end.
+        d_data_size: Train size at which d_data was measured; None if that is not known.
     """
 
     points: tuple[PilotPoint, ...]
     d_data: float | None = None
     label_sharpness: float | None = None
     notes: tuple[str, ...] = ()
+    d_data_size: float | None = None
+
+    def measures_suit(self, largest_size: float) -> bool:
+        """Return whether d_data was measured at about as many images as a sweep's.
+
+        Estimates rise with N, so one of far fewer images would predict too steep a fall.
+
+        Args:
+            largest_size: The largest N of the sweep, at which its own d_data is taken.
+        """
+        return self.d_data_size is None or self.d_data_size >= largest_size / 2
 
 
 def is_pilot_table(path: Path) -> bool:
-    """Tell a CSV file of results from a table of images: its first line names train_size or
-    test_loss.
+    """Return whether a file is a CSV file of results rather than a table of images.
+
+    The first line of results names train_size or test_loss.
     """
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         names = re.split("[,;\t]", file.readline().strip())
-    return not {c.TRAIN_SIZE, c.TEST_LOSS}.isdisjoint(name.strip(' "') for name in names)
+    return not {TRAIN_SIZE, TEST_LOSS}.isdisjoint(name.strip(' "') for name in names)
+
+
+def separator_of(path: Path) -> str:
+    """Return the separator of a CSV file: a comma, a semicolon or a tab.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        UnicodeDecodeError: If it is not in UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return max(",;\t", key=file.readline().count)
 
 
 def read_separated(path: Path) -> pd.DataFrame:
@@ -59,160 +104,197 @@ def read_separated(path: Path) -> pd.DataFrame:
         OSError: If the file cannot be opened.
         ValueError: If it is no table, or not in UTF-8.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        separator = max(",;\t", key=file.readline().count)
+    separator = separator_of(path)
     decimal = "," if separator == ";" else "."
     return pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and
-    0,5.
+    """Read a pilot from a CSV file of results, with commas, tabs or semicolons.
+
+    Raises:
+        ConfigError: If the file is no pilot of this model.
     """
     try:
         table = read_separated(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "A pilot must be a readable CSV file", f"{path}: {error}", _HINT
-        ) from None
+        rule = "A pilot must be a readable CSV file"
+        raise ConfigError(rule, f"{path}: {error}", PILOT_HINT) from None
     return pilot_of(table, model, where=str(path))
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table
-    called ``where``. ConfigError, or DataError, where that is none, or of several models or
-    datasets.
+    """Return the pilot of a model in a results table.
+
+    Args:
+        table: One row per training.
+        model: The predicted model; ``pooled`` takes the only one of the table.
+        where: How messages call the table.
+
+    Raises:
+        ConfigError: If columns or the model are missing, or the pilot is of several models or
+            datasets, or holds no finite loss above 0.
+        DataError: If a value of the table is impossible.
     """
-    missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
+    missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
     if missing:
-        raise ConfigError(
-            "A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _HINT
-        )
-    t.check_values(table)
+        rule = "A pilot must have its columns"
+        raise ConfigError(rule, f"{where} lacks {listing(missing)}", PILOT_HINT)
+    check_values(table)
     rows, notes = table, []
-    if c.MODEL in table and model != t.POOLED:
-        rows = table[table[c.MODEL] == model]
+    if MODEL in table and model != POOLED:
+        rows = table[table[MODEL] == model]
         if rows.empty:
-            known = sorted(map(str, table[c.MODEL].unique()))
-            raise unknown_name(f"model of the pilot {where}", model, known)
-        if others := len(table) - len(rows):
-            notes.append(f"{t.plural(others, 'training')} of other models in the pilot left out")
-    for name in (c.MODEL, c.DATASET):
+            models = sorted(map(str, table[MODEL].unique()))
+            raise unknown_name(f"model of the pilot {where}", model, models)
+        num_others = len(table) - len(rows)
+        if num_others:
+            notes.append(f"{plural(num_others, 'training')} of other models in the pilot left out")
+    for name in (MODEL, DATASET):
         if name in rows and rows[name].nunique() > 1:
-            found = t.listing(sorted(map(str, rows[name].unique())))
+            values = listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(
-                f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them"
+                f"A pilot must be of one {name}", f"{where} has {values}", "keep one of them"
             )
-    num, (rows, _) = len(rows), t.finished_trials(rows)
-    rows = rows[(rows[c.TRAIN_SIZE] > 0) & (rows[c.TEST_LOSS] > 0)]
+    num_rows = len(rows)
+    rows, _ = finished_trials(rows)
+    rows = rows[(rows[TRAIN_SIZE] > 0) & (rows[TEST_LOSS] > 0)]
     if rows.empty:
-        raise ConfigError(
-            "A pilot must hold a finite loss above 0", f"{where} has none", "train it longer"
-        )
-    if lost := num - len(rows):
-        what = "of the pilot without a usable train size and loss left out"
-        notes.append(f"{t.plural(lost, 'training')} {what}")
-    means = np.exp(np.log(rows[c.TEST_LOSS]).groupby(rows[c.TRAIN_SIZE]).mean())
+        rule = "A pilot must hold a finite loss above 0"
+        raise ConfigError(rule, f"{where} has none", "train it longer")
+    num_lost = num_rows - len(rows)
+    if num_lost:
+        lost = plural(num_lost, "training")
+        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
+    means = np.exp(np.log(rows[TEST_LOSS]).groupby(rows[TRAIN_SIZE]).mean())
     return Pilot(
-        points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
-        d_data=_at_largest(rows, c.D_DATA_MLE),
-        label_sharpness=_at_largest(rows, c.LABEL_SHARPNESS),
+        points=tuple(PilotPoint(float(size), float(loss)) for size, loss in means.items()),
+        d_data=_at_largest_size(rows, D_DATA_MLE),
+        label_sharpness=_at_largest_size(rows, LABEL_SHARPNESS),
         notes=tuple(notes),
+        d_data_size=_largest_size(rows, D_DATA_MLE),
     )
 
 
-def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
-    """Mean over class pairs of a measure at the largest train size that has it."""
-    known = rows[rows.get(name, pd.Series(np.nan, rows.index)).notna()]
-    last = known[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max()]
-    return None if last.empty else float(last[name].mean())
+def _largest_size(rows: pd.DataFrame, name: str) -> float | None:
+    """Return the largest train size that has a measure."""
+    if name not in rows or rows[name].isna().all():
+        return None
+    return float(rows.loc[rows[name].notna(), TRAIN_SIZE].max())
+
+
+def _at_largest_size(rows: pd.DataFrame, name: str) -> float | None:
+    """Return the mean over class pairs of a measure at the largest train size that has it."""
+    size = _largest_size(rows, name)
+    if size is None:
+        return None
+    return float(rows.loc[rows[TRAIN_SIZE] == size, name].mean())
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the JSON that ``isweep measure --json`` wrote."""
+    """Read the JSON that ``isweep measure --json`` wrote.
+
+    Raises:
+        ConfigError: If the file is no such record.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         rule = "A measured record must be a readable JSON file"
-        why = error.strerror if isinstance(error, OSError) else error
-        named = "" if path.suffix else f"; a sweep is named so: sweep='{path}'"
-        raise ConfigError(rule, f"{path}: {why}", _MEASURED_HINT + named) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        hint = RECORD_HINT
+        if not path.suffix:
+            hint = f"{RECORD_HINT}; a sweep is named so: sweep='{path}'"
+        raise ConfigError(rule, f"{path}: {reason}", hint) from None
     if not isinstance(record, dict) or "d_data" not in record:
-        raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_HINT)
+        raise ConfigError("A measured record must hold d_data", str(path), RECORD_HINT)
     return record
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return ``d_data`` (maximum likelihood) and ``label_sharpness`` of a record, as far as it has
+    """Return ``d_data`` (maximum likelihood) and ``label_sharpness``, as far as a record has
     them.
     """
-    dimension = record.get("d_data")
-    values = {
-        "d_data": dimension.get("mle") if isinstance(dimension, Mapping) else dimension,
-        "label_sharpness": record.get("label_sharpness"),
+    d_data = record.get("d_data")
+    sharpness = record.get("label_sharpness")
+    numbers = {
+        "d_data": d_data.get("mle") if isinstance(d_data, Mapping) else d_data,
+        "label_sharpness": sharpness,
     }
-    plain = {name: v.get("value") if isinstance(v, Mapping) else v for name, v in values.items()}
-    # A boolean passes for an integer, and whole numbers of JSON have no largest one.
-    return {
-        name: float(v)
-        for name, v in plain.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < t.LARGEST_VALUE
-    }
+    values = {}
+    for name, number in numbers.items():
+        if isinstance(number, Mapping):
+            number = number.get("value")
+        # A boolean passes for an integer, and whole numbers of JSON have no largest one.
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        if abs(number) < LARGEST_VALUE:
+            values[name] = float(number)
+    return values
 
 
-def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
-    """Refuse a K_F on another scale than a sweep's one, or on none that is recorded; plain numbers
-    pass.
+def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
+    """Refuse a K_F on another scale than a sweep's only one, or on none; plain numbers pass.
+
+    Raises:
+        ConfigError: If the scales differ.
     """
     sharpness = record.get("label_sharpness")
     if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
         return
-    theirs = scale.scales[0][0]
+    of_sweep = scale.scales[0][0]
     try:
-        (low, high), (height, width) = sharpness["pixel_range"], sharpness["side"]
-        ours = t.spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
+        low, high = sharpness["pixel_range"]
+        height, width = sharpness["side"]
+        of_record = spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
     except (KeyError, TypeError, ValueError):
-        ours = f"{t.UNRECORDED} scale"
-    if t.UNRECORDED not in theirs and ours != theirs:
-        found = f"{ours} beside the sweep's {theirs}"
-        (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
-        hint = (
-            f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is "
-            "on its scale"
-        )
-        raise ConfigError("K_F must be measured on the sweep's scale", found, hint)
+        of_record = f"{UNRECORDED} scale"
+    if UNRECORDED in of_sweep or of_record == of_sweep:
+        return
+    side, channels = re.findall(r"(?:^|, )(\d+)", of_sweep)[:2]
+    hint = (
+        f"isweep measure SOURCE --image-size {side} --channels {channels} --json > record.json is "
+        "on its scale"
+    )
+    rule = "K_F must be measured on the sweep's scale"
+    raise ConfigError(rule, f"{of_record} beside the sweep's {of_sweep}", hint)
 
 
 def check_numbers(
-    d_data: float,
-    label_sharpness: float,
+    d_data: float | None,
+    label_sharpness: float | None,
     train_size: float | None,
     target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:
-    """Refuse a question that is none, and numbers that cannot be."""
+    """Check a question and its numbers. Measures that are None are not checked.
+
+    Raises:
+        ConfigError: If not exactly one question is asked, or a number is out of range.
+    """
     if (train_size is None) == (target_loss is None):
-        found = "neither" if train_size is None else "both"
+        given_goals = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"
-        raise ConfigError(rule, found, "give exactly one of them")
-    least, most, measured = 1 / t.LARGEST_VALUE, t.LARGEST_VALUE, "measure the dataset first"
-    asked: list[tuple[str, Any, str]] = [
-        ("d_data", d_data, measured),
-        ("label_sharpness", label_sharpness, measured),
-        *(("pilot train size", point.train_size, "give what was trained") for point in pilot),
-        *(
-            ("pilot loss", point.test_loss, "give the test loss of a finished training")
-            for point in pilot
-        ),
-    ]
+        raise ConfigError(rule, given_goals, "give exactly one of them")
+    for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
+        if measure is not None:
+            _check_number(name, measure, "measure the dataset first")
+    for point in pilot:
+        _check_number("pilot train size", point.train_size, "give what was trained")
+        hint = "give the test loss of a finished training"
+        _check_number("pilot loss", point.test_loss, hint)
     if target_loss is None:
-        asked.append(("train_size", train_size, "give a number of images, e.g. 1000"))
+        _check_number("train_size", train_size, "give a number of images, e.g. 1000")
     else:
-        asked.append(("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"))
-    for name, given, hint in asked:
-        is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
-        if not is_number or not least < given < most:
-            rule = f"{name} must be a number between {least:g} and {most:g}"
-            raise ConfigError(rule, repr(given), hint)
-        if name.endswith("size") and given % 1:
-            raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")
+        _check_number("target_loss", target_loss, "give a test loss in nat, e.g. 0.3")
+
+
+def _check_number(name: str, value: Any, hint: str) -> None:
+    """Raise a ConfigError unless a value is a number in range, and whole if it counts images."""
+    least, most = 1 / LARGEST_VALUE, LARGEST_VALUE
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not is_number or not least < value < most:
+        rule = f"{name} must be a number between {least:g} and {most:g}"
+        raise ConfigError(rule, repr(value), hint)
+    if name.endswith("size") and value % 1:
+        raise ConfigError(f"{name} must be a whole number of images", repr(value), "round it")

@@ -25,10 +25,11 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results import columns as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.rows import Row, measure_rows
+from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
+from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import HEADLINE
-from search_spaces.errors import SetupError
+from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 
@@ -57,6 +58,26 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     )
 
 
+def stored_predictions(
+    workspace: Workspace, state: State, table: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Return the predictions of each test image of a sweep of one dataset, None if none are stored.
+
+    With several datasets nothing compares them image by image, so they are not read.
+
+    Args:
+        workspace: The sweep.
+        state: What its result store holds.
+        table: Its results table.
+    """
+    if table[c.DATASET].nunique() != 1:
+        return None
+    try:
+        return predictions_table(state.records, ResultStore(workspace.results_url))
+    except (DataError, CorruptStoreError):
+        return None
+
+
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
     """Fit and write the report of what the result store has; return the page, None without a
     result.
@@ -64,7 +85,12 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
     table = results_table(workspace, state=state)
     if table.empty:
         return None
-    fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
+    fits = fit_scaling_laws(
+        table,
+        arms=arms_of(workspace),
+        explore=True,
+        predictions=stored_predictions(workspace, state, table),
+    )
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
     path = write_report(table, fits, folder, sweep=name, summary=summary, formats=formats)

@@ -26,7 +26,7 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.ending import is_stop, stop_on_signals
+from orchestrator.machine.signals import is_stop, stop_on_signals
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError

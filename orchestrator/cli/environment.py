@@ -88,7 +88,7 @@ def ui(
         port: Port of 127.0.0.1 (default: 5000, or any free one).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
-    from orchestrator.results.mlflow_server import PORT, free_port, served, sweep_pages
+    from orchestrator.results.mlflow_server import PORT, find_sweep_pages, free_port, serve_pages
 
     paths = place.paths
     uri = mlflow_uri(paths, place.mlflow_uri)
@@ -101,10 +101,10 @@ def ui(
     if sweep is not None:
         names = [sweep]
     try:
-        with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
+        with serve_pages(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
             for name in names:
-                pages |= sweep_pages(address, name)
+                pages |= find_sweep_pages(address, name)
             if port is None and not address.endswith(f":{PORT}"):
                 tell(f"Port {PORT} is in use; MLflow's page has another one.")
             document = {"address": address, "pages": pages}
@@ -198,7 +198,7 @@ def gpu_check(
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
         into: Where the files go, instead of the root's gpu folder.
     """
-    from orchestrator.running.gpu_check import check, devices
+    from orchestrator.machine.gpu_check import check, devices
 
     folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
     files = []

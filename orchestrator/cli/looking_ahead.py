@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from orchestrator.analysis.curve_answers import CurveQuestion
     from orchestrator.analysis.learning_curves import Metric
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from search_spaces.specs import Domain
 
@@ -128,7 +128,7 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach (nat).
     """
-    from orchestrator.analysis.curve_answers import read_curve
+    from orchestrator.analysis.curve_tables import read_curve
 
     goal = Goal(train_size, target_loss)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
@@ -152,7 +152,7 @@ def predict(
 
     @cache
     def growth() -> Growth:
-        from orchestrator.analysis.prediction import fit_growth
+        from orchestrator.analysis.loss_growth import fit_growth
 
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
@@ -225,7 +225,8 @@ def _pilot_lines(pilot: Pilot | None) -> list[str]:
 
 def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> CurveQuestion:
     """Return the question about learning curves; the target decides the score."""
-    from orchestrator.analysis.curve_answers import CurveQuestion, metric_of
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_tables import metric_of
 
     targets: dict[Metric, float | None] = {
         "loss": goal.target_loss,
@@ -253,12 +254,13 @@ def _print_curves(
     work: Work,
 ) -> None:
     """Print the answers of the learning curves of one dataset, network by network."""
-    from orchestrator.analysis.curve_answers import answers, of_model
+    from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(options, goal, table)
-    if model != "pooled":
-        table = of_model(table, model)
-    report = answers(table, question)
+    network = model
+    if model == "pooled":
+        network = None
+    report = answers(table, question, network)
     lines = [f"Learning curves of {source}:"]
     for curve in report.curves:
         lines += curve.lines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,6 +170,7 @@ def results(
             trial and image; the sweep needs predictions: true.
     """
     from orchestrator.analysis.table import write_csv
+    from orchestrator.results.rows import json_rows
 
     if predictions is not None:
         _write_predictions(sweep, predictions, place)
@@ -187,7 +187,7 @@ def results(
         written(parquet, lambda path: table.to_parquet(path, index=False), counted_rows)
     if (csv is not None or parquet is not None) and not place.json:
         return
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json_rows(table)
     emit(place, rows, chosen.shown(rows))
 
 
@@ -285,13 +285,17 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if user_table != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         user_table.fit(Path(sweep), place)
         return
-    table, arms = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    predictions = stored_predictions(workspace, state, table)
+    arms = arms_of(workspace)
+    fits = fit_scaling_laws(table, arms=arms, explore=all_, predictions=predictions)
     answers = summary(fits, width=min(MAX_ANSWER_WIDTH, stdout.width))
     document = fits.to_json()
     if not all_:

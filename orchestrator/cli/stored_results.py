@@ -78,7 +78,7 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
     from orchestrator.results.store import ResultStore
 
     try:
-        storage = ResultStore(workspace.results_url).identity()
+        storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         tell(f"Not compared with MLflow: {error} The numbers are the result store's.")

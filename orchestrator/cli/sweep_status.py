@@ -26,7 +26,7 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
         now = run.now
         seconds_left = run.seconds_left
         trials = {name: trial.model_dump() for name, trial in run.running.items()}
-    state = read_state(workspace, trials, look=True)
+    state = read_state(workspace, trials, quick=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     num_diverged = sum(result.status == TrialStatus.DIVERGED for result in state.results.values())
     unfinished = {name: trial for name, trial in trials.items() if name not in state.results}
@@ -43,7 +43,7 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
         "running_trials": unfinished,
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
-        "foreign": sorted(state.foreign),
+        "foreign": sorted(state.unplanned),
         "cost": state.cost(),
         "search": search_standing(workspace),
     }
@@ -59,17 +59,17 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
     Returns:
         Its attempts, nodes, failures and logs as a document, and the log of its last attempt.
     """
-    state = read_state(workspace, running_trials(workspace), look=True)
+    state = read_state(workspace, running_trials(workspace), quick=True)
     store = ResultStore(workspace.results_url)
     events: list[Event] = []
     problem = ""
     try:
-        events = store.story(trial_id)
+        events = store.events(trial_id)
     except CorruptStoreError as error:
         problem = str(error)
     log_by_attempt: dict[int, str] = {}
     for attempt in sorted({event.attempt for event in events}):
-        text = store.log(trial_id, attempt)
+        text = store.attempt_log(trial_id, attempt)
         if text is not None:
             log_by_attempt[attempt] = text
     failure = None
@@ -80,7 +80,9 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
         "trial_id": trial_id,
         "status": str(state.status(trial_id)),
         "events": [event.plain() for event in events],
-        "logs": {str(attempt): store.log_path(trial_id, attempt) for attempt in log_by_attempt},
+        "logs": {
+            str(attempt): store.attempt_log_path(trial_id, attempt) for attempt in log_by_attempt
+        },
         "failure": failure,
         "unreadable": problem,
     }

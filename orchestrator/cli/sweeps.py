@@ -87,7 +87,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         tell(problem)
     _tell_behind(summary.num_behind, again)
     paths = [str(path) for path in (summary.report, summary.recipe) if path is not None]
-    emit(work, summary.document(), report_tables(outcome_table(summary.cells, BRIEF)), paths)
+    emit(work, summary.document(), report_tables(outcome_table(summary.combinations, BRIEF)), paths)
     return summary.exit_code
 
 

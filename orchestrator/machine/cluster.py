@@ -1,4 +1,4 @@
-"""Connecting to Ray: a private local cluster by default, or one that is already running.
+"""Connect to Ray: to a private cluster on this machine by default, or to one that is running.
 
 Settings that Ray reads from the environment are all set here.
 """
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.machine import ending
+from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus import check_driver, gpus_here, has_devices, is_logical, visible_gpus
 from orchestrator.planning.replay import LOOK_AHEAD
 from search_spaces.errors import ConfigError, SetupError
@@ -33,20 +33,24 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
+"""Older ones run the code of anyone who reaches them."""
 LARGEST_PORT = 65_535
 ANSWER_TIMEOUT_S = 5.0
+"""Seconds that the head of a running cluster may take to accept a connection."""
 LOOK_EVERY_S = 2.0
 HEAD_ANSWER_TIMEOUT_S = 2.0
 PRIVATE_PATIENCE_S = 4.0
-"""A process of a private cluster never comes back; one that is merely busy has its connections
-accepted."""
+"""Seconds of silence after which a private cluster is lost. Its processes never come back, and one
+that is merely busy accepts connections."""
 SHARED_PATIENCE_S = 120.0
-"""That of a shared one may: a network heals, an operator starts it again."""
-SAID_AFTER_S = 30.0
+"""The same for a shared cluster: a network heals, an operator starts it again."""
+WARN_AFTER_S = 30.0
 DISCONNECT_S = 10.0
+"""Seconds that Ray may take to disconnect from a lost cluster."""
 TOO_SLOW = "timed out during startup"
-"""What Ray says when its own node took more than 30 s, which no setting changes and a busy machine
-needs."""
+"""Ray's words if its own node took more than 30 s, as on a busy machine. No setting changes that
+limit."""
+START_ATTEMPTS = 3
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,7 +61,7 @@ _ALWAYS = {
     "RAY_NUM_REDIS_GET_RETRIES": "1",
     # A process per CPU that mostly nobody needs.
     "RAY_prestart_worker_first_driver": "0",
-    # What a trial says that ends with the sweep is for nobody's terminal.
+    # Errors of trials that end with the sweep are for nobody's terminal.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Without a bound, a task killed for memory is retried for ever.
     "RAY_task_oom_retries": "2",
@@ -73,7 +77,7 @@ _ALWAYS = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Nothing is ever restored from Tune's own state.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Cells are asked for one by one; this many may wait for their worker.
+    # Trials are suggested one by one; this many may wait for their worker.
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
 }
 _LOCAL_ONLY = {
@@ -84,19 +88,19 @@ _LOCAL_ONLY = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how to run; nothing here can change a result.
+    """Options of a run that cannot change a result: its place and its means.
 
     Attributes:
-        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: Folder or URL of the result store; None keeps it below the root.
-        address: Running Ray cluster; None starts a private one.
+        root: folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: folder or URL of the result store; None keeps it below the root.
+        address: running Ray cluster; None starts a private one.
         num_cpus: CPUs of the private cluster.
-        device: See :func:`trial_resources`.
-        dashboard: Whether the private cluster serves its dashboard.
+        device: see :func:`trial_resources`.
+        dashboard: whether the private cluster serves its dashboard.
         mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
         tracking: False keeps MLflow out of it.
-        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
-        max_skipped_share: Largest share of a dataset's files that may be unusable.
+        raw: folders of raw downloads by dataset, for datasets that are not prepared yet.
+        max_skipped_share: largest share of a dataset's files that may be unusable.
     """
 
     root: str | None = None
@@ -113,43 +117,59 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse an address that cannot be one while nothing has started yet."""
         if self.address is not None:
-            _parted(self.address)
+            _HeadAddress.parse(self.address)
 
 
-def _parted(address: str) -> tuple[str, str]:
-    """Return host and port of a Ray head; both are empty for ``auto``."""
-    host, _, port = address.rpartition(":")
-    if address == "auto":
-        return "", ""
-    if "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
-        hint = (
-            "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
-        )
-        raise ConfigError("--address must be host:port of a Ray head, or auto", address, hint)
-    return host, port
+@dataclass(frozen=True)
+class _HeadAddress:
+    """Host and port of a Ray head; both are empty for ``auto``."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, address: str) -> _HeadAddress | None:
+        """Return the address; None for ``auto``."""
+        if address == "auto":
+            return None
+        host, _, port = address.rpartition(":")
+        is_port = port.isdecimal() and int(port) <= LARGEST_PORT
+        if "://" in address or not host or not is_port:
+            raise ConfigError(
+                "--address must be host:port of a Ray head, or auto",
+                address,
+                "on the head itself use auto; from elsewhere submit the command with "
+                "`ray job submit`",
+            )
+        return cls(host, int(port))
 
 
 def reached(address: str) -> str:
-    """Return an address that answers, where Ray would wait, with its host's name looked up for
-    gRPC.
+    """Return an address that answers, with its host's name looked up for gRPC.
+
+    Raises:
+        SetupError: it does not answer. Ray itself would wait.
     """
-    host, port = _parted(address)
-    if not host:
+    head = _HeadAddress.parse(address)
+    if head is None:
         return address
     try:
-        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
+        with socket.create_connection(
+            (head.host, head.port), timeout=ANSWER_TIMEOUT_S
+        ) as connection:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
-        hint = (
+        raise SetupError(
+            "The Ray address must answer",
+            f"{address}: {error}",
             "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
-            "machine"
-        )
-        raise SetupError("The Ray address must answer", f"{address}: {error}", hint) from None
-    return address if ":" in peer else f"{peer}:{port}"
+            "machine",
+        ) from None
+    return address if ":" in peer else f"{peer}:{head.port}"
 
 
 def answers(host: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
+    """Return whether somebody listens there."""
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
             return True
@@ -159,9 +179,10 @@ def answers(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a command is connected to, which is ``local`` where the command started it.
+    """The cluster that a command is connected to.
 
-    Amounts are logical ones, over all nodes; the object store is the smallest of any node.
+    Amounts are logical ones, over all nodes; the object store is the smallest of any node. It is
+    ``local`` if the command started it.
     """
 
     num_cpus: float
@@ -175,10 +196,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial gets: a share of 0 is of no GPU, and 0 bytes ask Ray for no memory.
+    """The resources of one trial.
 
-    ``fast`` and ``micro_batches`` are those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches
-    pass the network whole, or ``micro_batch`` images at once.
+    A GPU share of 0 means no GPU; 0 bytes ask Ray for no memory. ``fast`` and ``micro_batches`` are
+    those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches pass the network whole, or
+    ``micro_batch`` images at once.
     """
 
     num_cpus: float
@@ -190,52 +212,70 @@ class Resources:
 
     def as_ray(self) -> dict[str, float]:
         """Return the request in Ray Tune's words."""
-        asked = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
-        return {name: amount for name, amount in asked.items() if amount}
+        amounts = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     def for_worker(self) -> dict[str, Any]:
-        """Return what a trial's process is told of it; torch threads are its CPU share, at least
-        one.
-        """
-        told = {name: getattr(self, name) for name in ("num_gpus", "fast", "micro_batch")}
-        return told | {"num_threads": max(1, int(self.num_cpus)), "request": self.as_ray()}
+        """Return the fields that a trial's process needs; its torch threads are its whole CPUs."""
+        return {
+            "num_gpus": self.num_gpus,
+            "fast": self.fast,
+            "micro_batch": self.micro_batch,
+            "num_threads": max(1, int(self.num_cpus)),
+            "request": self.as_ray(),
+        }
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
-    """Return what each trial asks for on this cluster.
+    """Return what each trial asks for on a cluster.
 
-    ``device`` ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for
-    clusters that grow on demand; ``cpu`` never does. What a private cluster has not raises a
-    ``SweepError``.
+    Args:
+        spec: the sweep's request.
+        cluster: where trials run.
+        device: ``auto`` uses GPUs if the cluster has some now; ``gpu`` asks for them even so, for
+            clusters that grow on demand; ``cpu`` never does.
+
+    Raises:
+        ConfigError: a private cluster has less than a trial asks for.
+        SetupError: NVIDIA's driver does not answer.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
-    wanted = Resources(
+    request = Resources(
         spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
     )
-    if cluster.local:
-        if device != "cpu" and not cluster.num_gpus:
-            check_driver()
-        # A private cluster never grows: such a trial would wait for ever, without a word.
-        for name in ("num_cpus", "num_gpus", "memory_bytes"):
-            asked, there = getattr(wanted, name), getattr(cluster, name)
-            if asked > there:
-                rule, found = (
-                    f"resources.{name} must fit the machine",
-                    f"{asked:,g}, it has {there:,g}",
-                )
-                hint = "ask for less, run with --device cpu, or run on a larger cluster"
-                raise ConfigError(rule, found, hint)
-    return wanted
+    if not cluster.local:
+        return request
+    if device != "cpu" and not cluster.num_gpus:
+        check_driver()
+    # A private cluster never grows: such a trial would wait for ever, silently.
+    for name in ("num_cpus", "num_gpus", "memory_bytes"):
+        requested = getattr(request, name)
+        available = getattr(cluster, name)
+        if requested > available:
+            raise ConfigError(
+                f"resources.{name} must fit the machine",
+                f"{requested:,g}, it has {available:,g}",
+                "ask for less, run with --device cpu, or run on a larger cluster",
+            )
+    return request
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the private cluster that this machine could give at most; starts none and looks for no
-    GPUs.
+    """Return the largest private cluster that this machine could give.
+
+    Nothing is started, and no GPUs are looked for.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    there = float(num_cpus or len(os.sched_getaffinity(0)))
-    return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Cluster(
+        num_cpus=float(num_cpus or len(os.sched_getaffinity(0))),
+        num_gpus=0.0,
+        num_nodes=1,
+        object_store_bytes=0,
+        dashboard="",
+        local=True,
+        memory_bytes=float(memory_bytes),
+    )
 
 
 @contextlib.contextmanager
@@ -250,105 +290,162 @@ def connect(
     """Connect to Ray for the duration of a ``with`` block.
 
     Args:
-        address: Of a running cluster; None starts a private one on loopback, with its own temporary
+        address: of a running cluster; None starts a private one on loopback, with its own temporary
             folder and token, that ends with the block.
         num_cpus: CPUs of the private cluster; None takes all that this process may use.
-        dashboard: Whether the private cluster serves its dashboard.
-        token_file: Where to write the private cluster's token (mode 600), for opening its
+        dashboard: whether the private cluster serves its dashboard.
+        token_file: where to write the private cluster's token (mode 600), for opening its
             dashboard.
-        job: What Ray's dashboard says of this driver's job, by key.
+        job: what Ray's dashboard says of this driver's job, by key.
 
     Raises:
-        SweepError: when Ray does not answer, start or accept us, or has known holes.
+        SweepError: Ray does not answer, start or accept us, or has known holes.
     """
-    # Ray takes a child of process 1 for an orphan, which it ends without a word where its raylet is
-    # gone.
+    # Ray takes a child of process 1 for an orphan, which it ends silently if its raylet is gone.
     os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Of cells that were tried again and are done; what one fails of has a line of ours.
+    # Tune logs errors of trials that were tried again and are done; ours are logged elsewhere.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     head = None if address is None else reached(address)
     with contextlib.ExitStack() as stack:
         if head is None:
-            if shutil.which("bash") is None:
-                rule, hint = "Ray starts its workers with bash", "put the folder of bash on PATH"
-                raise SetupError(rule, "none on PATH", hint)
-            ending.remove_leftovers()
+            _check_bash()
+            ray_folders.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
-        with ending.stop_held():
-            import ray
-
-            if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
-                rule = "Ray must be 2.56 or newer: older ones run code of anyone who reaches them"
-                raise SetupError(rule, ray.__version__, "pip install -U 'ray[default,tune]'")
-            _read_settings_again()
+        with signals.stop_held():
+            ray = _imported_ray()
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if job:
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
         if head is not None:
-            with ending.own_signals(ray.shutdown):
+            with signals.own_signals(ray.shutdown):
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
-            # Ray counts slices (MIG) as their one GPU, one where CUDA_VISIBLE_DEVICES=-1 hides all,
-            # and hangs with a driver that hangs.
-            if not is_logical() and (
-                (there := gpus_here()) or visible_gpus() == [] or has_devices()
-            ):
-                settings["num_gpus"] = len(there)
+            settings |= _gpu_settings()
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
-        stack.enter_context(
-            _watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S)
-        )
+        patience_s = PRIVATE_PATIENCE_S if head is None else SHARED_PATIENCE_S
+        stack.enter_context(_watched(ray, patience_s))
         yield _describe(ray, context, local=head is None)
+
+
+def _check_bash() -> None:
+    if shutil.which("bash") is None:
+        raise SetupError(
+            "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
+        )
+
+
+def _imported_ray() -> Any:
+    import ray
+
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
+        raise SetupError(
+            "Ray must be 2.56 or newer: older ones run code of anyone who reaches them",
+            ray.__version__,
+            "pip install -U 'ray[default,tune]'",
+        )
+    _read_settings_again()
+    return ray
+
+
+def _gpu_settings() -> dict[str, int]:
+    """Return the number of GPUs of a private cluster, unless Ray may count them itself.
+
+    Ray counts slices (MIG) as their one GPU, counts one where ``CUDA_VISIBLE_DEVICES=-1`` hides
+    all, and hangs with a driver that hangs.
+    """
+    if is_logical():
+        return {}
+    gpus = gpus_here()
+    if gpus or visible_gpus() == [] or has_devices():
+        return {"num_gpus": len(gpus)}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A process of Ray that must accept connections."""
+
+    description: str
+    host: str
+    port: int
+
+
+class _ServerCheck:
+    """Checks, time after time, whether Ray's servers answer.
+
+    Checks are counted, not hours: the driver may itself have been stopped.
+    """
+
+    def __init__(self, servers: Mapping[str, _Server], patience_s: float) -> None:
+        self._servers = servers
+        self._patience_s = patience_s
+        self._silent_s = 0.0
+        self._has_warned = False
+
+    def __call__(self) -> SetupError | None:
+        """Return why the cluster is lost, or None."""
+        # Connections to a stopped process are accepted.
+        child = processes.stopped_child()
+        stopped = "" if child is None else child.name
+        silent = [
+            server
+            for name, server in self._servers.items()
+            if name == stopped or not answers(server.host, server.port)
+        ]
+        if not silent:
+            if self._has_warned:
+                log.warning("The Ray cluster answers again; going on")
+            self._silent_s = 0.0
+            self._has_warned = False
+            return None
+        self._silent_s += LOOK_EVERY_S
+        server = silent[0]
+        if self._silent_s >= self._patience_s:
+            self._kill_stopped_servers()
+            return SetupError(
+                f"{server.description} must be there",
+                f"{server.host}:{server.port}: no answer for {self._silent_s:.0f} s",
+                "run the same command again, on a shared cluster when it is back: what is done "
+                "is kept",
+            )
+        if self._silent_s >= WARN_AFTER_S and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s at %s:%d does not answer; waiting for it",
+                server.description,
+                server.host,
+                server.port,
+            )
+        return None
+
+    def _kill_stopped_servers(self) -> None:
+        """Kill stopped processes of Ray, for which a shutdown would wait."""
+        child = processes.stopped_child()
+        while child is not None and child.name in self._servers:
+            os.kill(child.pid, signal.SIGKILL)
+            child = processes.stopped_child()
 
 
 @contextlib.contextmanager
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for
-    them.
+    """Watch the head and this node's raylet during a block, then disconnect.
+
+    Ray itself would wait for them.
     """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    watched = {
-        "gcs_server": ("The head of the Ray cluster", host, int(port)),
-        "raylet": ("The raylet of this node", here["NodeManagerAddress"], here["NodeManagerPort"]),
+    this_node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    # By the names of their processes.
+    servers = {
+        "gcs_server": _Server("The head of the Ray cluster", host, int(port)),
+        "raylet": _Server(
+            "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
+        ),
     }
-    silent_s, said = 0.0, False
-
-    def look() -> SetupError | None:
-        """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
-        nonlocal silent_s, said
-        pid, stopped = ending.stopped_child()  # connections to it are accepted
-        silent = [one for name, one in watched.items() if name == stopped or not answers(*one[1:])]
-        if not silent:
-            if said:
-                log.warning("The Ray cluster answers again; going on")
-            silent_s, said = 0.0, False
-            return None
-        silent_s += LOOK_EVERY_S
-        name, *address = silent[0]
-        if silent_s >= patience_s:
-            while stopped in watched:  # the way out would wait for it
-                os.kill(pid, signal.SIGKILL)
-                pid, stopped = ending.stopped_child()
-            return SetupError(
-                f"{name} must be there",
-                "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
-                (
-                    "run the same command again, on a shared cluster when it is back: what is done "
-                    "is "
-                    "kept"
-                ),
-            )
-        if silent_s >= SAID_AFTER_S and not said:
-            said = True
-            log.warning("%s at %s:%d does not answer; waiting for it", name, *address)
-        return None
-
-    watch = ending.Watch("head-watch", LOOK_EVERY_S, look)
+    watch = signals.Watch("head-watch", LOOK_EVERY_S, _ServerCheck(servers, patience_s))
     try:
         with watch:
             yield
@@ -363,50 +460,55 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster in a folder that goes with the block, again where the machine was too
-    busy.
+    """Start a private cluster in a folder that goes with the block.
+
+    If the machine was too busy, it is started again.
     """
-    for again in (True, True, False):
-        with ending.private_folder() as folder:
+    for attempt in range(1, START_ATTEMPTS + 1):
+        with ray_folders.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
-                # Ray's dashboard and its workers are killed at the end, and would leave their files
-                # for ever.
-                with ending.own_signals(ray.shutdown), ending.environment(TMPDIR=folder):
+                # Ray's dashboard and its workers are killed at the end. Their temporary files would
+                # stay for ever outside the folder.
+                with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                if again and TOO_SLOW in reason:
+                if attempt < START_ATTEMPTS and TOO_SLOW in reason:
                     log.warning("Ray is started again: %s", reason)
                     continue
-                hint = "run the same command again when the machine has less to do"
-                hint += "; isweep doctor knows other causes"
-                raise SetupError("Ray must start on this machine", reason, hint) from error
+                raise SetupError(
+                    "Ray must start on this machine",
+                    reason,
+                    "run the same command again when the machine has less to do; isweep doctor "
+                    "knows other causes",
+                ) from error
             yield context
             return
 
 
-def _attach(ray: Any, said: str, **settings: Any) -> Any:
+def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
+    """Connect to a running cluster, with Ray's errors in words."""
     try:
         return ray.init(**settings)
     except Exception as error:
         rule = "The Ray cluster must accept this driver"
-        told = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         hint = (
-            "run isweep on a node of the cluster, with its Ray version; the head's port is "
-            "6379 unless "
+            "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 "
+            "unless `ray start` was told another, and 8265 is the dashboard"
         )
-        hint += "`ray start` was told another, and 8265 is the dashboard"
-        # Ray says itself when there is no token; that one was refused stands only in what caused
-        # its error.
-        refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
-        if refused or isinstance(error, ray.exceptions.AuthenticationError):
+        # Ray says itself if there is no token. A refused one stands only in its error's cause.
+        is_refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
+        if is_refused or isinstance(error, ray.exceptions.AuthenticationError):
             rule = "The Ray cluster must accept this driver's token"
-            told = "the token is missing or another one" if refused else told.partition(". ")[0]
+            reason = reason.partition(". ")[0]
+            if is_refused:
+                reason = "the token is missing or another one"
             hint = (
                 "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
             )
-        raise SetupError(rule, f"{said}: {told}", hint) from None
+        raise SetupError(rule, f"{typed_address}: {reason}", hint) from None
 
 
 def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
@@ -427,6 +529,8 @@ def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
 
 @contextlib.contextmanager
 def _local_environment(token_file: Path | None) -> Iterator[None]:
+    """Set what keeps a private cluster private, and write its token for the block."""
+
     def remove() -> None:
         if token_file is not None:
             token_file.unlink(missing_ok=True)
@@ -434,12 +538,12 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
     token = secrets.token_hex(32)
     remove()
     if token_file is not None:
-        with os.fdopen(
-            os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
-        ) as file:
+        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
             file.write(token)
+    variables = processes.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token)
     try:
-        with ending.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), ending.at_forced_end(remove):
+        with variables, signals.at_forced_end(remove):
             yield
     finally:
         _read_settings_again()
@@ -447,9 +551,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 
 def _read_settings_again() -> None:
-    """Make Ray, which may have been imported earlier, take its settings from the environment as it
-    is now.
-    """
+    """Make Ray, which may have been imported earlier, read the environment as it is now."""
     # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")

@@ -1,5 +1,7 @@
-"""One driver per root and per store: a lock that the operating system drops with its holder, or a
-lease.
+"""One driver per root and per result store.
+
+A root has a lock file, which the operating system unlocks when its holder ends. An object store has
+no locks; there a driver holds a lease, a file that it renews.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import os
 import posixpath
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
-from orchestrator.machine.ending import Interrupt, Watch
+from orchestrator.machine.signals import Interrupt, Watch
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
+from orchestrator.results.storage import Bucket, Storage, no_conditional_writes, open_storage
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
@@ -27,86 +31,173 @@ from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
 
-FILE = "driver-lease.json"
-BEAT_S = 10.0
+LEASE_FILE = "driver-lease.json"
+RENEW_EVERY_S = 10.0
 EXPIRES_S = 60.0
+"""Seconds without a renewal after which a lease belongs to a driver that is gone."""
 LOOK_EVERY_S = 2.0
 RULE = "Only one isweep command may work on a {} at a time"
-PROBE_ATTEMPTS = 10
-PROBE_PAUSE_S = 0.02
-"""A look at the lock (:func:`is_held`) holds it, shared, for microseconds: no reason for a run to
-give up."""
+LOCK_ATTEMPTS = 10
+LOCK_PAUSE_S = 0.02
+"""Seconds between two attempts: :func:`is_held` holds the lock for microseconds, which is no reason
+to give up."""
 
 
 @contextlib.contextmanager
 def locked(
     workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
-    """Hold the locks of a sweep's root and, since two roots may share one, of its result store."""
-    store = ResultStore(workspace.results_url).lock
+    """Hold the locks of a sweep's root and of its result store, which two roots may share.
+
+    Args:
+        workspace: the sweep's root and store.
+        purpose: what the holder does, for those who find the lock taken.
+        say: prints what is waited for.
+
+    Raises:
+        SetupError: another command holds one of them.
+    """
+    store_lock = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
         locks.enter_context(exclusive(workspace.paths.lock, purpose))
-        if store is not None:
-            locks.enter_context(exclusive(store, purpose, "storage"))
+        if store_lock is not None:
+            locks.enter_context(exclusive(store_lock, purpose, "storage"))
         else:
-            identity = workspace.paths.identity
-            try:
-                if not identity.exists():
-                    write_atomic(str(identity), secrets.token_hex(8).encode())
-                # What tells this root from every other one, copies on other hosts too.
-                name = f"{socket.gethostname()}-{identity.read_text(encoding='ascii')[:16]}"
-            except (OSError, ValueError) as error:
-                rule, found = "A root's own id must be a file of 16 letters", f"{identity}: {error}"
-                raise SetupError(rule, found, "delete it: the next run makes another") from None
+            name = _root_name(workspace.paths.identity)
             locks.enter_context(Lease(workspace.results_url, name, purpose, say))
         yield
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
-    """Hold the lock at ``path``, of a ``what``, during a ``with`` block."""
+def _root_name(identity: Path) -> str:
+    """Return what tells a root from every other one, also from its copies on other hosts."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8", opener=_no_link)  # noqa: SIM115 (closed by the block below)
-    except OSError as error:
-        rule = "The lock of a root must be a file that can be written"
-        found = f"{path}: {error.strerror or error}"
+        if not identity.exists():
+            write_atomic(str(identity), secrets.token_hex(8).encode())
+        return f"{socket.gethostname()}-{identity.read_text(encoding='ascii')[:16]}"
+    except (OSError, ValueError) as error:
         raise SetupError(
-            rule, found, "remove what is in its place or mend its permissions"
+            "A root's own id must be a file of 16 letters",
+            f"{identity}: {error}",
+            "delete it: the next run makes another",
         ) from None
-    with file:
-        for _ in range(PROBE_ATTEMPTS):
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
+    """Hold a lock file during a block.
+
+    Somebody may delete the file meanwhile, and a second command would make and lock another one.
+    So a thread looks whether the file is still there, and takes a new one at once.
+
+    Args:
+        path: the lock file.
+        purpose: what the holder does.
+        kind: what the lock is of, ``root`` or ``storage``.
+
+    Raises:
+        SetupError: another process holds it, or it cannot be locked.
+    """
+    lock = _LockFile(path, purpose, kind)
+    try:
+        lock.take()
+        with Watch("lock", LOOK_EVERY_S, lock.take_again):
+            yield
+    finally:
+        lock.release()
+
+
+class _LockFile:
+    """A lock file that this process holds; several files if some were deleted meanwhile."""
+
+    def __init__(self, path: Path, purpose: str, kind: str) -> None:
+        self._path = path
+        self._kind = kind
+        self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
+        self._files: list[TextIO] = []
+        self._mutex = threading.Lock()
+        """Held while files change: one thread looks at them, another one releases them."""
+
+    def take(self) -> None:
+        """Lock the file at the path, or raise a SetupError."""
+        file = self._open()
+        self._files.append(file)
+        if not self._lock(file):
+            self._files.remove(file)
+            file.close()
+            holder = _holder_text(_read_holder(self._path), "another process")
+            raise SetupError(
+                RULE.format(self._kind),
+                f"{self._path.parent} is in use by {holder}",
+                f"wait for it, stop it with Ctrl-C, or use another --{self._kind}",
+            )
+        file.truncate(0)
+        json.dump(self._about, file)
+        file.flush()
+
+    def take_again(self) -> SetupError | None:
+        """Lock a new file if the locked one was deleted; return an error if another one did."""
+        with self._mutex:
+            if not self._files or self._is_at_path():
+                return None
+            try:
+                self.take()
+            except SetupError as error:
+                return error
+            log.warning("the lock %s was deleted; it is taken again", self._path)
+            return None
+
+    def release(self) -> None:
+        """Unlock all files."""
+        with self._mutex:
+            for file in self._files:
+                file.truncate(0)
+                file.close()
+            self._files.clear()
+
+    def _is_at_path(self) -> bool:
+        """Return whether the file locked last is the one at the path."""
+        try:
+            at_path = os.stat(self._path)
+        except OSError:
+            return False
+        return os.path.samestat(os.fstat(self._files[-1].fileno()), at_path)
+
+    def _open(self) -> TextIO:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return open(self._path, "a+", encoding="utf-8", opener=_open_no_link)
+        except OSError as error:
+            raise SetupError(
+                "The lock of a root must be a file that can be written",
+                f"{self._path}: {error.strerror or error}",
+                "remove what is in its place or correct its permissions",
+            ) from None
+
+    def _lock(self, file: TextIO) -> bool:
+        """Lock an open file, and return whether it succeeded."""
+        for _ in range(LOCK_ATTEMPTS):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
-                time.sleep(PROBE_PAUSE_S)
+                time.sleep(LOCK_PAUSE_S)
             except OSError as error:
-                rule = "The file system must have locks, or two runs could work on one root"
-                hint = (
-                    "keep it on a local disk, or mount the file system with locks (NFS: no nolock)"
-                )
-                raise SetupError(rule, f"{path}: {error.strerror or error}", hint) from None
-        else:
-            found = f"{path.parent} is in use by {_holder(_said(path), 'another process')}"
-            hint = f"wait for it, stop it with Ctrl-C, or use another --{what}"
-            raise SetupError(RULE.format(what), found, hint)
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}, file)
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+                raise SetupError(
+                    "The file system must have locks, or two runs could work on one root",
+                    f"{self._path}: {error.strerror or error}",
+                    "keep it on a local disk, or mount the file system with locks (NFS: no nolock)",
+                ) from None
+            else:
+                return True
+        return False
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Open a file for :func:`open`; a link is an error, or what it leads to would be emptied."""
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file for :func:`open`. A link is an error: what it leads to would be emptied."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether some process holds the lock now."""
+    """Return whether some process holds the lock now."""
     with contextlib.suppress(OSError):  # no lock, or none that could be held
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -114,47 +205,63 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
         finally:
-            os.close(file)  # and so the lock goes
+            os.close(file)  # which unlocks it
     return False
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the id of the process that holds the lock now; None when nobody does or it has not
-    said yet.
-    """
-    pid = _said(path).get("pid") if is_held(path) else None
+    """Return the id of the process that holds the lock; None if nobody does or it is unknown."""
+    if not is_held(path):
+        return None
+    pid = _read_holder(path).get("pid")
     return pid if isinstance(pid, int) else None
 
 
-def _said(path: Path) -> dict[str, Any]:
+def _read_holder(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError):
-        return _parsed(read_whole(path))
+        return _parse_holder(read_whole(path))
     return {}
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
-    """Return what a holder says; nothing where that cannot be read."""
+def _parse_holder(content: bytes) -> dict[str, Any]:
+    """Return what a holder wrote about itself; empty if that cannot be read."""
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(content)
-        return found if isinstance(found, dict) else {}
+        fields = json.loads(content)
+        return fields if isinstance(fields, dict) else {}
     return {}
 
 
-def _holder(about: dict[str, Any], unknown: str) -> str:
-    if not {"pid", "purpose", "since"} <= about.keys():
+def _holder_text(fields: dict[str, Any], unknown: str) -> str:
+    if not {"pid", "purpose", "since"} <= fields.keys():
         return unknown
-    host = f" of {about['host']}" if "host" in about else ""
-    return f"process {about['pid']}{host} ({about['purpose']}, since {about['since']})"
+    host = f" of {fields['host']}" if "host" in fields else ""
+    return f"process {fields['pid']}{host} ({fields['purpose']}, since {fields['since']})"
+
+
+@dataclass(frozen=True)
+class _LeaseFile:
+    """A lease as it lies in the store: its fields, and the store's tag of this version."""
+
+    fields: dict[str, Any]
+    tag: str
 
 
 class Lease:
-    """One driver per object store, which has no locks: held during a ``with`` block.
+    """A driver's lease of an object store, held during a ``with`` block.
 
-    It is one file, written only over what is known to be there, so that of many that start at once
-    exactly one has it. Whether its holder lives is told by the file changing, never by a clock: one
-    that stays as it is for :data:`EXPIRES_S` belongs to a driver that is gone. An earlier lease of
-    ``name``, of a root whose own lock is held, is dead. ``say`` is told of what is waited for,
-    ``interrupt`` ends the main thread where the lease is lost.
+    It is one file, which is only written over a version that is known to be there. So of many
+    drivers that start at once exactly one gets it. Whether its holder lives is seen from the file
+    changing, never from a clock: a lease that stays as it is for :data:`EXPIRES_S` belongs to a
+    driver that is gone. An earlier lease of the same ``name`` is dead, because the lock of its root
+    is held.
+
+    Args:
+        url: the store.
+        name: identity of the root.
+        purpose: what the holder does.
+        say: prints what is waited for.
+        clock: of waits and renewals.
+        interrupt: ends the main thread if the lease is lost.
     """
 
     def __init__(
@@ -166,116 +273,137 @@ class Lease:
         clock: Clock = SYSTEM,
         interrupt: Interrupt | None = None,
     ) -> None:
-        self._say, self._clock = say, clock
+        self._say = say
+        self._clock = clock
         self._files = cast("Bucket", open_storage(url))
         self._url = url if isinstance(url, str) else url.base
-        self._path = posixpath.join(self._files.base, FILE)
-        self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
-        self._who = {
+        self._path = posixpath.join(self._files.base, LEASE_FILE)
+        self._token = secrets.token_hex(8)
+        self._beats = 0
+        self._tag = ""
+        self._owner = {
             "name": name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "purpose": purpose,
+            "token": self._token,
+            "since": time.strftime("%F %T"),
         }
-        self._who |= {"token": self._token, "since": time.strftime("%F %T")}
-        self._writing, self._away_since = clock.condition(), 0.0
-        self.watch = Watch("lease", BEAT_S, self._beat, clock, interrupt)
+        self._writing = clock.condition()
+        self._away_since = 0.0
+        self.watch = Watch("lease", RENEW_EVERY_S, self._renew_or_say_why, clock, interrupt)
 
     def __enter__(self) -> Watch:
-        """Take it."""
-        while not (tag := self._files.put(self._path, self._content(), "create")):
-            if tag := self._taken_over():
-                break
+        """Take the lease and start to renew it."""
+        tag = None
+        while tag is None:
+            tag = self._files.put(self._path, self._content(), "create") or self._take_over()
         self._tag = tag
+        # A store that ignores conditions would give two drivers the lease.
         if self._files.put(self._path, self._content(), "create") is not None:
             self._files.remove(self._path)
-            raise unconditional(self._url)
+            raise no_conditional_writes(self._url)
         return self.watch.__enter__()
 
-    def __exit__(self, *ended_by: Any) -> None:
-        """Give it back."""
+    def __exit__(self, *exception: Any) -> None:
+        """Give the lease back."""
         with self._writing:
             self.watch.end()
         try:
-            if self._read()[0].get("token") == self._token:
+            if self._read().fields.get("token") == self._token:
                 self._files.remove(self._path)
-        except (SetupError, OSError) as problem:
+        except (SetupError, OSError) as error:
             log.warning(
-                "the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, problem
+                "the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, error
             )
-        self.watch.__exit__(*ended_by)
+        self.watch.__exit__(*exception)
 
-    def _taken_over(self) -> str | None:
-        """Take the lease of a driver that is gone; None when it is another one, or none, by now."""
+    def _take_over(self) -> str | None:
+        """Take the lease of a driver that is gone and return its tag.
+
+        Returns None if the lease is another driver's by now, or there is none.
+
+        Raises:
+            SetupError: the other driver lives.
+        """
         try:
-            found, tag = self._read()
-            if found.get("name") != self._who["name"]:
-                self._say(
-                    f"{self._url} was or is in use by {_holder(found, 'another driver')}; looking "
-                    "for up to "
-                    f"{EXPIRES_S:g} s whether that driver lives"
-                )
-                until = self._clock.monotonic() + EXPIRES_S
-                while self._clock.monotonic() < until:
-                    self._clock.sleep(LOOK_EVERY_S)
-                    later, other = self._read()
-                    if other != tag:
-                        told = f"{self._url} is in use by {_holder(later, 'another driver')}"
-                        hint = "wait for it, stop it there, or use another --storage"
-                        raise SetupError(RULE.format("storage"), told, hint)
+            lease = self._read()
+            if lease.fields.get("name") != self._owner["name"]:
+                self._wait_until_expired(lease)
         except FileNotFoundError:
             return None
-        return self._files.put(self._path, self._content(), {"e_tag": tag})
+        return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
-    def _beat(self) -> SetupError | None:
-        """Renew the lease; returns why the driver must end when another one has it."""
+    def _wait_until_expired(self, lease: _LeaseFile) -> None:
+        holder = _holder_text(lease.fields, "another driver")
+        self._say(
+            f"{self._url} was or is in use by {holder}; looking for up to {EXPIRES_S:g} s whether "
+            "that driver lives"
+        )
+        deadline = self._clock.monotonic() + EXPIRES_S
+        while self._clock.monotonic() < deadline:
+            self._clock.sleep(LOOK_EVERY_S)
+            later = self._read()
+            if later.tag != lease.tag:
+                raise SetupError(
+                    RULE.format("storage"),
+                    f"{self._url} is in use by {_holder_text(later.fields, 'another driver')}",
+                    "wait for it, stop it there, or use another --storage",
+                )
+
+    def _renew_or_say_why(self) -> SetupError | None:
+        """Renew the lease; return why the driver must end if another one has it."""
         try:
-            renewed = self._renewed()
+            is_ours = self._renew()
         except (SetupError, OSError) as error:
-            # Who starts elsewhere cannot look now either.
+            # A driver that starts elsewhere cannot look now either.
             if not self._away_since:
                 self._away_since = self._clock.monotonic()
                 reason = error.value if isinstance(error, SetupError) else error
                 self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
             return None
         if self._away_since:
-            self._say(
-                "The storage answers again after "
-                f"{self._clock.monotonic() - self._away_since:.0f} "
-                "s"
-            )
+            seconds = self._clock.monotonic() - self._away_since
+            self._say(f"The storage answers again after {seconds:.0f} s")
             self._away_since = 0.0
-        if renewed:
+        if is_ours:
             return None
-        told = (
+        return SetupError(
+            RULE.format("storage"),
             f"{self._url}: another driver took it over; this one had not renewed it for "
-            f"{EXPIRES_S:g} s"
+            f"{EXPIRES_S:g} s",
+            "let that one end; what is done is kept",
         )
-        return SetupError(RULE.format("storage"), told, "let that one end; what is done is kept")
 
-    def _renewed(self) -> bool:
-        """Renew the lease; False when it is another driver's."""
+    def _renew(self) -> bool:
+        """Renew the lease and return whether it is still this driver's."""
         with self._writing:
             if self.watch.ended.is_set():
                 return True
             tag = self._files.put(self._path, self._content(), {"e_tag": self._tag})
             if tag is None:
-                try:
-                    found, there = self._read()
-                except FileNotFoundError:  # whoever takes over leaves one: files were lost
-                    tag = self._files.put(self._path, self._content(), "create")
-                else:
-                    tag = (
-                        there if found.get("token") == self._token else None
-                    )  # only the reply was lost
-            self._tag = tag or self._tag
-            return tag is not None
+                tag = self._tag_after_refusal()
+            if tag is None:
+                return False
+            self._tag = tag
+            return True
+
+    def _tag_after_refusal(self) -> str | None:
+        """Return the lease's tag if it is this driver's although a renewal was refused."""
+        try:
+            lease = self._read()
+        except FileNotFoundError:
+            # Whoever takes a lease over leaves one: files were lost.
+            return self._files.put(self._path, self._content(), "create")
+        # Perhaps only the reply to an earlier renewal was lost.
+        if lease.fields.get("token") == self._token:
+            return lease.tag
+        return None
 
     def _content(self) -> bytes:
         self._beats += 1
-        return json.dumps({"beat": self._beats, **self._who}).encode()
+        return json.dumps({"beat": self._beats, **self._owner}).encode()
 
-    def _read(self) -> tuple[dict[str, Any], str]:
-        """Return what the lease says, and its tag."""
+    def _read(self) -> _LeaseFile:
         content, tag = self._files.read_tagged(self._path)
-        return _parsed(content), tag
+        return _LeaseFile(_parse_holder(content), tag)

@@ -1,58 +1,64 @@
-"""``isweep ls`` and ``isweep rm``: what lies in a root, and removing a part of it."""
+"""``isweep ls`` and ``isweep rm``: the contents of a root, and the removal of a part of it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.paths import RootPaths
-from search_spaces.errors import (
-    plural,
-)
+from search_spaces.errors import plural
 from tasks.atomic import remove_folder
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class RootPart:
+    """A sweep, prepared dataset, recipe or store of a root.
+
+    Attributes:
+        what: what kind of part it is.
+        name: the names of removable parts differ.
+        path: file or folder.
+        bytes: its size.
+        about: a note for people.
+        removable: whether :func:`remove_from_root` may remove it.
+    """
+
+    what: str
+    name: str
+    path: str
+    bytes: int
+    about: str = ""
+    removable: bool = False
+
+    @classmethod
+    def at(cls, what: str, path: Path, about: str = "", *, removable: bool = False) -> RootPart:
+        """Return the part that lies at a path."""
+        return cls(what, path.name, str(path), size_bytes(path), about, removable)
 
 
-# What lies in a root.
+def size_bytes(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
 
 
 def list_root(paths: RootPaths) -> list[dict[str, Any]]:
-    """Return one row per sweep, prepared dataset, recipe and store of a root, with its size in
-    bytes.
-
-    The names of what :func:`remove_from_root` may remove, sweeps and prepared data, differ.
-    """
-
-    def size(path: Path) -> int:
-        files = path.rglob("*") if path.is_dir() else [path]
-        return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
-
-    sweeps = [paths.sweep(name).folder for name in paths.sweep_names()]
-    results = [len([*path.glob("trials/*/result.json")]) for path in sweeps]
-    found = [
-        ("sweep", path, plural(count, "result"))
-        for path, count in zip(sweeps, results, strict=True)
-    ]
-    found += [
-        ("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))
-    ]
-    found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
-    stores = {"MLflow's store": paths.mlflow_database, "log": paths.log}
-    found += [(what, path, "") for what, path in stores.items() if path.exists()]
-    return [
-        {
-            "what": what,
-            "name": path.stem if what == "recipe" else path.name,
-            "path": str(path),
-            "bytes": size(path),
-            "about": about,
-            "removable": what in ("sweep", "prepared data"),
-        }
-        for what, path, about in found
-    ]
+    """Return one row per part of a root."""
+    parts = []
+    for name in paths.sweep_names():
+        folder = paths.sweep(name).folder
+        num_results = len(list(folder.glob("trials/*/result.json")))
+        parts.append(RootPart.at("sweep", folder, plural(num_results, "result"), removable=True))
+    for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
+        parts.append(RootPart.at("prepared data", folder, removable=True))
+    for file in sorted(paths.recipes.glob("*.yaml")):
+        parts.append(RootPart("recipe", file.stem, str(file), size_bytes(file)))
+    for what, path in (("MLflow's store", paths.mlflow_database), ("log", paths.log)):
+        if path.exists():
+            parts.append(RootPart.at(what, path))
+    return [asdict(part) for part in parts]
 
 
 def remove_from_root(paths: RootPaths, folder: str) -> None:

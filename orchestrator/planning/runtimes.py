@@ -80,7 +80,8 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 def _is_model(name: str, gpu: GpuModel) -> bool:
     """Return whether a driver's name means a kind of GPU."""
     like = gpu_model_like(name)
-    return like is not None and like.name == gpu.name
+    # A GPU that the table lacks, or a slice, is planned for by its driver's name.
+    return gpu.name == (name if like is None else like.name)
 
 
 def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What was found: typed records, their columns, the sealed store, tracking."""
+"""Results: typed records, the store that keeps them, their columns, and MLflow."""
 
 import os
 

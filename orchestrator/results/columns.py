@@ -1,7 +1,7 @@
 """The columns of the results table: name, meaning, unit, type and origin.
 
-A column is entered once. Rows, MLflow, CSV files and the report take names and kinds from here, and
-so does ``docs/results-columns.md``.
+Each column is defined once, here. Rows, MLflow, CSV files and the report take names and types from
+this module, and so does ``docs/results-columns.md``.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Where a column comes from: the choices, the run that made the result, the trained network's
-scores, its representation, attacks on it, or the measures of its training images."""
-
+"""Origin of a column: the choices, the run that made the result, the trained network's
+scores, its representation, attacks on it, distances to its decision boundary, or the measures of
+its training images."""
 Kind = Literal["text", "integer", "number"]
+"""Type of a column's values. Texts and integers are tags in MLflow, numbers are metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column; ``origin`` is None for one that is not ours.
+    """A column of the results table.
 
-    Text and integers are tags in MLflow, numbers are metrics.
+    Attributes:
+        name: of the column.
+        meaning: what its values are.
+        unit: of its values; a dash if they have none.
+        kind: type of its values.
+        origin: where it comes from; None for a column that this program does not define.
     """
 
     name: str
@@ -36,102 +42,73 @@ class Column:
     origin: Origin | None = None
 
 
-_ENTERED: dict[str, Column] = {}
+_DEFINED: dict[str, Column] = {}
 
 
-def _enter(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Kind = "number") -> str:
-    """Enter a column, and return its name."""
-    _ENTERED[name] = Column(name, meaning, unit, kind, origin)
+def _define(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Kind = "number") -> str:
+    """Define a column, and return its name."""
+    _DEFINED[name] = Column(name, meaning, unit, kind, origin)
     return name
 
 
-_text = partial(_enter, "spec", kind="text")
-
-_choice = partial(_enter, "spec", kind="integer")
-
-_run = partial(_enter, "run")
-
-_score = partial(_enter, "network")
-
-_robust = partial(_enter, "robustness")
-
-_measure = partial(_enter, "measure")
-
-_PIXELS, _PER_PIXELS = "L2 pixel distance", "1 / L2 pixel distance"
+_text = partial(_define, "spec", kind="text")
+_choice = partial(_define, "spec", kind="integer")
+_run = partial(_define, "run")
+_score = partial(_define, "network")
+_robust = partial(_define, "robustness")
+_measure = partial(_define, "measure")
+_PIXELS = "L2 pixel distance"
+_PER_PIXELS = "1 / L2 pixel distance"
 
 TRIAL_ID = _text(
     "trial_id", "identity of the trial: readable part, and hash of all that decides its network"
 )
-
 SWEEP = _text("sweep", "name of the sweep")
-
 MODEL = _text("model", "network architecture")
-
 RECIPE = _text(
     "recipe", "how it was trained: recipe, and what was changed of it, as `paper+epochs=30`"
 )
-
 DATASET = _text("dataset", "dataset key")
-
 DOMAIN = _text("domain", "`natural` or `medical`; empty where none was given")
-
 CLASS_PAIR = _text(
     "class_pair", "the two classes used, as `3-8`; empty when the dataset is used whole"
 )
-
 TRAIN_SIZE = _choice("train_size", "number of training images N", "images")
-
 SEED = _choice("seed", "repeat number: decides initial weights and batch order")
-
 DATA_MODE = _text(
     "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
 )
-
 IMAGE_SIZE = _choice(
     "image_size", "side of the square images that were trained on and measured", "pixels"
 )
-
 CHANNELS = _choice("channels", "image channels that were trained on")
-
 STATUS = _run(
     "status", "`done`, or `diverged` when the loss stopped being a finite number", kind="text"
 )
-
 TEST_LOSS = _score(
     "test_loss", "cross-entropy, mean over the test images, after the last epoch", "nat"
 )
-
 TEST_ACCURACY = _score("test_accuracy", "share of test images classified correctly", "fraction")
-
 AUC = _score(
     "auc", "area under the ROC curve, test images; several classes: mean of each against the rest"
 )
-
 BALANCED_ACCURACY = _score(
     "balanced_accuracy", "`test_accuracy` of a class, mean over classes", "fraction"
 )
-
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error, test images, 15 bins", "fraction"
 )
-
 NUM_CLASSES = _score("num_classes", "classes; guessing has the loss ln of it")
-
 BEST_EPOCH = _score(
     "best_epoch", "epoch with the smallest test loss, of about ten looked at", "epochs"
 )
-
 TRAIN_LOSS = _score("train_loss", "`test_loss`, of the training images", "nat")
-
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
-
 _LAST = "intrinsic dimension of the last hidden layer's activations of the training images"
-
-D_REPR_MLE = _enter("d_repr", "d_repr_mle", f"{_LAST}, maximum-likelihood estimator")
-
-D_REPR_TWONN = _enter("d_repr", "d_repr_twonn", "the same by the two-nearest-neighbours estimator")
+D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST}, maximum-likelihood estimator")
+D_REPR_TWONN = _define("d_repr", "d_repr_twonn", "the same by the two-nearest-neighbours estimator")
 
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
@@ -139,52 +116,49 @@ ATTACK_QUANTITIES = {
     "accuracy_drop": ("clean test accuracy minus accuracy under {}", "fraction"),
     "robust_accuracy": ("share of test images right with and without {}", "fraction"),
 }
-"""What an attack's columns are named after, fields of
+"""Meaning and unit of an attack's columns by the fields of
 :class:`tasks.trials.records.AttackRecord`."""
 
 
-def _attack_columns(stem: str, words: str) -> tuple[Column, ...]:
-    return tuple(
-        Column(f"{stem}_{name}", meaning.format(words), unit, origin="attack")
-        for name, (meaning, unit) in ATTACK_QUANTITIES.items()
-    )
+def columns_of_attack(attack: str, description: str) -> tuple[Column, ...]:
+    """Return the columns of one attack at one strength.
+
+    Args:
+        attack: the attack and its strength as columns name it, ``fgsm_8``.
+        description: the same in words.
+    """
+    columns = []
+    for quantity, (meaning, unit) in ATTACK_QUANTITIES.items():
+        name = f"{attack}_{quantity}"
+        columns.append(Column(name, meaning.format(description), unit, origin="attack"))
+    return tuple(columns)
 
 
 FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
-"""Epsilons of the attack where a sweep names no others, in 1/255 of the pixel range."""
-
+"""Strengths of FGSM if a sweep names no others, in 1/255 of the pixel range."""
 for _epsilon in FGSM_EPSILONS:
-    for _found in _attack_columns(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
-        _ENTERED[_found.name] = _found
+    for _column in columns_of_attack(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
+        _DEFINED[_column.name] = _column
 
 R_HAT_PRED = _robust(
     "r_hat_pred", "mean distance to the nearest image with another decision (R)", _PIXELS
 )
-
 _robust("r_hat_pred_std_error", "its standard error over the test images", _PIXELS)
-
 _robust("r_hat_pred_median", "the same, median", _PIXELS)
-
 _robust(
     "r_hat_pred_geometric_mean", "the same, geometric mean; absent where a distance is 0", _PIXELS
 )
-
 R_HAT_PRED_PER_PIXEL = _robust(
     "r_hat_pred_per_pixel", "`r_hat_pred` / √(number of pixel values)", _PIXELS
 )
-
 R_HAT_TRUE = _robust(
     "r_hat_true", "as `r_hat_pred`, with distance 0 where the network is wrong", _PIXELS
 )
-
 R_HAT_NOT_FOUND = _robust(
     "r_hat_not_found", "test images without a distance, left out of these", "images"
 )
-
 _IN_PIXELS = "intrinsic dimension of the training images in pixel space"
-
 D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, maximum-likelihood estimator")
-
 _measure(
     "d_data_mle_std_error",
     "standard error of `d_data_mle` over the points of the one training subset",
@@ -192,138 +166,115 @@ _measure(
 
 
 def d_data_at(num_neighbors: int) -> str:
-    """Return the column of the maximum-likelihood d_data from that many neighbours."""
+    """Return the column of the maximum-likelihood d_data from ``num_neighbors`` neighbors."""
     return f"{D_DATA_MLE}_k{num_neighbors}"
 
 
 NEIGHBORS_TOO = (5, 10)
-"""Neighbours from which d_data is shown too, to see what it owes to their number."""
-
-for _k in NEIGHBORS_TOO:
-    _measure(d_data_at(_k), f"`d_data_mle` from the {_k} nearest neighbours instead of 20")
-
+"""Further numbers of neighbors for d_data, to see how much it depends on their number."""
+for _num_neighbors in NEIGHBORS_TOO:
+    _measure(
+        d_data_at(_num_neighbors),
+        f"`d_data_mle` from the {_num_neighbors} nearest neighbours instead of 20",
+    )
 D_DATA_TWONN = _measure("d_data_twonn", "the same by the two-nearest-neighbours estimator")
-
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
-
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
     "K_F: largest label difference per distance over pairs of training images",
     _PER_PIXELS,
 )
-
 LABEL_SHARPNESS_MEAN = _measure(
     "label_sharpness_mean",
     "mean over images of 1 / distance to the nearest with another label",
     _PER_PIXELS,
 )
-
 MEAN_UNLIKE_DISTANCE = _measure(
     "mean_unlike_distance",
     "δ: mean over training images of the distance to the nearest with another label "
     "(mean nearest-enemy distance); absent from measures stored before it existed",
     _PIXELS,
 )
-
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
     "`label_sharpness`, had labels nothing to do with the images",
     _PER_PIXELS,
 )
-
 SHARPNESS_PIXEL_RANGE = _measure(
     "sharpness_pixel_range", "largest pixel value that K_F was measured with"
 )
-
 SHARPNESS_CHANNELS = _measure("sharpness_channels", "image channels that K_F was measured on")
-
 NUM_DUPLICATES = _measure(
     "num_duplicates", "exact duplicates found in the training subset", "images"
 )
-
 NUM_CONFLICTS = _measure(
     "num_conflicts", "identical training images with different labels", "images"
 )
-
 _SHARED = (
     "share of test images whose group (patient) is also trained on; 0 unless a released fault is on"
 )
-
 SHARED_GROUP_SHARE = _run("shared_group_share", _SHARED, "fraction")
-
 ATTEMPT = _run("attempt", "which attempt at the trial succeeded, from 1", kind="integer")
 
+GPU = _run(
+    "gpu", "GPU that trained the network, by its driver's name; absent on a CPU", kind="text"
+)
 STEP_PATH = _run(
     "step_path", "training steps: eager (by Python) or graph (replayed by a GPU)", kind="text"
 )
-
 _MICRO = (
     "images of a batch that passed at once where memory was short: batch norm sees these; "
     "else absent"
 )
-
 MICRO_BATCH = _run("micro_batch", _MICRO, "images", kind="integer")
-
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
-
 IMAGES_PER_SECOND = _run(
     "images_per_second", "training images per second of training", "images / s"
 )
-
 PEAK_MEMORY_BYTES = _run(
     "peak_memory_bytes", "peak of the trial: on the GPU, or of its process", "bytes"
 )
-
 ENERGY_J = _run("energy_j", "energy of the GPU meanwhile; absent where no GPU counts it", "J")
-
 NUM_PARAMETERS = _score("num_parameters", "trainable parameters of the network")
-
 DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
-
 CODE_VERSION = _run(
     "code_version", "commit, or package version, that produced the row", kind="text"
 )
 
-COLUMNS = tuple(_ENTERED.values())
-"""Of the table. What is entered below is shown beside it: in the report's table of measures, which
-has a row per train size, and by MLflow, epoch by epoch."""
-
+COLUMNS = tuple(_DEFINED.values())
+"""The columns of the results table. Those defined below are shown elsewhere: in the report's table
+of measures, which has a row per train size, and in MLflow's curves over epochs."""
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99", "sharpness that 99 % of the images stay below", _PER_PIXELS
 )
-
 D_DATA_CALIBRATED = _measure(
     "d_data_calibrated", "d_data corrected for its bias, with its 90 % interval"
 )
-
 EPOCH_PREFIX = "epoch_"
-
-for _seen, _images in (("train", "training images, during it"), ("test", "test images, after it")):
-    _score(f"{EPOCH_PREFIX}{_seen}_loss", f"mean cross-entropy, by epoch: {_images}", "nat")
+"""Prefix of the metrics that MLflow shows as curves over epochs."""
+for _part, _images in (("train", "training images, during it"), ("test", "test images, after it")):
+    _score(f"{EPOCH_PREFIX}{_part}_loss", f"mean cross-entropy, by epoch: {_images}", "nat")
     _score(
-        f"{EPOCH_PREFIX}{_seen}_accuracy",
+        f"{EPOCH_PREFIX}{_part}_accuracy",
         f"share classified correctly, by epoch: {_images}",
         "fraction",
     )
 
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
-
 REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
-"""Without these a row is no trial at all; every other column may be absent, which reads as
-missing."""
-
-NATURAL, MEDICAL = DOMAINS = ("natural", "medical")
-
+"""Columns that every table of trials needs. Any other column may be absent."""
+NATURAL = "natural"
+MEDICAL = "medical"
+DOMAINS = (NATURAL, MEDICAL)
 DONE = str(TrialStatus.DONE)
+"""Value of ``status`` of a trial that was trained to its end."""
 
 _ATTACK = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_"
     rf"(?P<what>{'|'.join(ATTACK_QUANTITIES)})"
 )
-
 FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set, before the name of its condition."""
-
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("test images that the condition `{}` moves", "images"),
     "loss": ("`test_loss` on the test images moved by the condition `{}`", "nat"),
@@ -343,21 +294,23 @@ FURTHER_TEST_QUANTITIES = {
         "L2 pixel distance",
     ),
 }
-"""What a further test set's columns are named after."""
-
+"""Meaning and unit of a further test set's columns."""
 _FURTHER_TEST = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
     rf"(?P<what>{'|'.join(sorted(FURTHER_TEST_QUANTITIES, key=len, reverse=True))})"
 )
-
 _DIMENSION = re.compile(
-    r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<place>\d+))?"
+    r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<stage>\d+))?"
 )
 
 
 class AttackColumn(NamedTuple):
-    """A ``{attack}_{epsilon}_loss_gain`` column taken apart; ``epsilon`` is in 1/255 of the pixel
-    range.
+    """An attack's column of loss gains, ``{attack}_{epsilon}_loss_gain``.
+
+    Attributes:
+        name: of the column.
+        attack: the method.
+        epsilon: strength in 1/255 of the pixel range.
     """
 
     name: str
@@ -366,45 +319,62 @@ class AttackColumn(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Say it as people do."""
+        """Attack and strength as people write them."""
         return f"{self.attack.upper()} at {self.epsilon:g}/255"
 
 
 def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
-    """Return the loss-gain columns among ``names``, ordered by attack and then by epsilon."""
-    matches = ((name, _ATTACK.fullmatch(name)) for name in names)
-    gains = ((name, m) for name, m in matches if m and m["what"] == "loss_gain")
-    found = [AttackColumn(name, m["attack"], float(m["eps"])) for name, m in gains]
-    return tuple(sorted(found, key=lambda column: (column.attack, column.epsilon)))
+    """Return the loss-gain columns among ``names``, ordered by attack and then by strength."""
+    columns = []
+    for name in names:
+        match = _ATTACK.fullmatch(name)
+        if match and match["what"] == "loss_gain":
+            columns.append(AttackColumn(name, match["attack"], float(match["eps"])))
+    return tuple(sorted(columns, key=lambda column: (column.attack, column.epsilon)))
 
 
 def further_test_column(condition: str, quantity: str) -> str:
-    """Return the column of a further test set: ``test_on_near_loss``."""
+    """Return the column of a further test set, such as ``test_on_near_loss``."""
     return f"{FURTHER_TEST_PREFIX}{condition}_{quantity}"
 
 
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
-    """Return the column of each name, in the order given; strangers say so and have no origin."""
-    return tuple(_ENTERED.get(name) or _described(name) for name in names)
+    """Return the column of each name, in order.
+
+    A name that this program does not define gets a column without an origin, which says so.
+    """
+    return tuple(_DEFINED.get(name) or _describe_by_pattern(name) for name in names)
 
 
-def _described(name: str) -> Column:
-    """Describe a column by the pattern of its name."""
-    if m := _ATTACK.fullmatch(name):
-        columns = _attack_columns(
-            f"{m['attack']}_{m['eps']}", f"{m['attack']} at epsilon {m['eps']}/255"
-        )
-        return next(column for column in columns if column.name == name)
-    if m := _FURTHER_TEST.fullmatch(name):
-        meaning, unit = FURTHER_TEST_QUANTITIES[m["what"]]
-        return Column(name, meaning.format(m["condition"]), unit, origin="network")
-    if m := _DIMENSION.fullmatch(name):
-        origin: Origin = "d_repr" if m["dimension"] == "d_repr" else "measure"
-        if m["place"] and origin == "d_repr":
-            where = f"activations after stage {m['place']} of the network, counted from the pixels"
-            words = f"intrinsic dimension of the {where}, by the estimator `{m['estimator']}`"
-        else:
-            estimator = name.removeprefix(f"{m['dimension']}_")
-            words = f"{m['dimension']} by the estimator `{estimator}` (docs/measures.md)"
-        return Column(name, words, origin=origin)
+def _describe_by_pattern(name: str) -> Column:
+    """Return the column of a name that has a pattern, such as that of an attack's columns."""
+    attack = _ATTACK.fullmatch(name)
+    if attack:
+        meaning, unit = ATTACK_QUANTITIES[attack["what"]]
+        description = f"{attack['attack']} at epsilon {attack['eps']}/255"
+        return Column(name, meaning.format(description), unit, origin="attack")
+    further_test = _FURTHER_TEST.fullmatch(name)
+    if further_test:
+        meaning, unit = FURTHER_TEST_QUANTITIES[further_test["what"]]
+        return Column(name, meaning.format(further_test["condition"]), unit, origin="network")
+    dimension = _DIMENSION.fullmatch(name)
+    if dimension:
+        return _describe_dimension(name, dimension)
     return Column(name, "not part of the standard table")
+
+
+def _describe_dimension(name: str, match: re.Match[str]) -> Column:
+    """Return the column of an intrinsic dimension, of data or of a representation."""
+    kind = match["dimension"]
+    if kind == "d_repr" and match["stage"]:
+        meaning = (
+            "intrinsic dimension of the activations after stage "
+            f"{match['stage']} of the network, counted from the pixels, by the estimator "
+            f"`{match['estimator']}`"
+        )
+        return Column(name, meaning, origin="d_repr")
+    estimator = name.removeprefix(f"{kind}_")
+    meaning = f"{kind} by the estimator `{estimator}` (docs/measures.md)"
+    if kind == "d_repr":
+        return Column(name, meaning, origin="d_repr")
+    return Column(name, meaning, origin="measure")

@@ -1,18 +1,17 @@
-"""Stored results in the flat form in which MLflow keeps them: tags, params, metrics and curves."""
+"""Stored results in the flat form in which MLflow keeps them: tags, params, metrics and curves.
+
+The results table is made from the same form, so the table read from MLflow equals the one read from
+the store.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from orchestrator.results.records import MeasureRecord, ResultRecord, TrialRecord
-from search_spaces.specs import TrialSpec, pair_name
-from tasks.trials.records import EpochRecord, EpochScore
-
-if TYPE_CHECKING:
-    pass
 from orchestrator.results.columns import (
     ATTEMPT,
     CHANNELS,
@@ -23,6 +22,7 @@ from orchestrator.results.columns import (
     DATASET,
     DOMAIN,
     EPOCH_PREFIX,
+    GPU,
     IMAGE_SIZE,
     MICRO_BATCH,
     MODEL,
@@ -41,53 +41,85 @@ from orchestrator.results.columns import (
     WALL_TIME_S,
 )
 from orchestrator.results.metrics import measure_metrics, trial_metrics
-
-Point = tuple[str, int, float, int]
-"""A point of a curve: metric, step (epoch, number of results), value, milliseconds since 1970."""
+from orchestrator.results.records import MeasureRecord, ResultRecord, TrialRecord
+from search_spaces.specs import TrialSpec, pair_name
+from tasks.trials.records import EpochRecord, EpochScore
 
 CURVE = "curve"
-"""Kind, and beginning of the key, of runs that hold the curve of a model on a dataset over N."""
+"""Tag ``kind`` and first word of the key of runs that hold the curve over N of a model on a
+dataset."""
+MAX_TAG_LENGTH = 5000
+"""Characters of a tag's value that every MLflow server takes."""
 
-MOST_TAG = 5000
-"""Letters of a tag's value that every MLflow takes."""
+
+class CurvePoint(NamedTuple):
+    """A point of a metric's curve.
+
+    Attributes:
+        metric: name of the metric.
+        step: epoch, train size or number of finished trials.
+        value: of the metric.
+        at_ms: milliseconds since 1970.
+    """
+
+    metric: str
+    step: int
+    value: float
+    at_ms: int
 
 
 @dataclass(frozen=True)
 class FlatRun:
-    """A trial with a result as MLflow keeps it; times are in milliseconds since 1970.
+    """A stored result as MLflow keeps it.
 
-    ``run_key``, the trial's id, is the tag by which its run is found. ``params`` are choices,
-    ``metrics`` final finite numbers, the newest made at ``metrics_ms``: of two values MLflow shows
-    the later one.
+    Attributes:
+        run_key: the trial's id; the tag by which its run is found.
+        tags: texts and integers that may change.
+        params: the choices that define the trained network.
+        metrics: final numbers, all finite.
+        series: points of curves.
+        started_ms: milliseconds since 1970; likewise ``finished_ms``.
+        metrics_ms: when the newest metric was made. MLflow shows the later of two values.
     """
 
     run_key: str
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
-    series: tuple[Point, ...] = ()
+    series: tuple[CurvePoint, ...] = ()
     started_ms: int = 0
     finished_ms: int = 0
     metrics_ms: int = 0
 
 
 @dataclass(frozen=True)
-class Live:
-    """What MLflow shows of a run without a result: it is running, or its latest attempt has failed.
+class LiveRun:
+    """A run without a result as MLflow shows it: running, or with a failed attempt.
 
-    ``tags`` are of its start or failure, None where it is open already; ``points`` are not sent
-    yet.
+    Attributes:
+        tags: of its start or failure; None if the run is open already.
+        at_ms: when it started or failed, in milliseconds since 1970.
+        points: points of curves that were not sent yet.
+        failed: whether its last attempt failed.
     """
 
     tags: Mapping[str, str] | None = None
     at_ms: int = 0
-    points: tuple[Point, ...] = ()
+    points: tuple[CurvePoint, ...] = ()
     failed: bool = False
 
 
 def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) -> dict[str, str]:
-    """Return the tags of a trial's run that are known when it starts, and its status."""
-    network, prepared = trial.network, trial.network.subset.prepared
+    """Return the tags of a trial's run that are known when it starts.
+
+    Args:
+        trial: the trial.
+        domain: of its dataset; None if none was given.
+        status: of the trial.
+        attempt: number of the attempt, from 1.
+    """
+    network = trial.network
+    prepared = network.subset.prepared
     return {
         TRIAL_ID: trial.trial_id,
         MODEL: network.model.name,
@@ -106,48 +138,58 @@ def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) 
 
 
 def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRecord]) -> FlatRun:
-    """Return a stored trial as one flat run; its measures are joined from
-    :func:`index_measures`.
+    """Return a stored trial as a flat run, with the measures of its training images.
+
+    Args:
+        record: the trial.
+        measures: of :func:`.metrics.index_measures`. A measure of other data is left out.
     """
-    network, result = record.spec.network, record.result
+    network = record.spec.network
+    result = record.result
     # Tags, not params: more may be measured on the same network later, and MLflow's params never
     # change.
-    measured = record.spec.model_dump(
-        mode="json", include={"attacks", "representation", "robustness"}
-    )
-    tags = spelled_params(measured)
+    requested = {"attacks", "representation", "robustness"}
+    tags = flatten_params(record.spec.model_dump(mode="json", include=requested))
     if result.step_path:
         tags[STEP_PATH] = result.step_path
+    if record.gpu_name:
+        tags[GPU] = record.gpu_name
     if result.micro_batch is not None:
         tags[MICRO_BATCH] = str(result.micro_batch)
-    metrics = trial_metrics(result, network.train_size) | {
-        SHARED_GROUP_SHARE: record.shared_group_share
-    }
+    metrics = trial_metrics(result, network.train_size)
+    metrics[SHARED_GROUP_SHARE] = record.shared_group_share
     newest = max(record.finished_at, record.measured_at or 0.0)
     measure = measures.get((network.subset.subset_id, network.train_size))
     if measure is not None and measure.data_fingerprint == record.data_fingerprint:
         tags["measure_id"] = measure.measure_id
         metrics.update(measure_metrics(measure, network.train_size))
         newest = max(newest, measure.finished_at)
-    started = milliseconds(record.started_at)
-    epochs = [point for epoch in result.history for point in epoch_points(epoch, None, started)]
-    scores = [
-        point for score in result.test_history for point in epoch_points(None, score, started)
-    ]
-    return flat_run(record, tags, metrics, (*epochs, *scores), newest)
+    started_ms = milliseconds(record.started_at)
+    series: list[CurvePoint] = []
+    for epoch in result.history:
+        series += epoch_points(epoch, None, started_ms)
+    for score in result.test_history:
+        series += epoch_points(None, score, started_ms)
+    return flat_run(record, tags, metrics, tuple(series), newest)
 
 
 def flat_run(
     record: ResultRecord,
     tags: Mapping[str, str],
     metrics: dict[str, float],
-    series: tuple[Point, ...],
+    series: tuple[CurvePoint, ...],
     newest: float,
 ) -> FlatRun:
-    """Return a stored result as one flat run: what all say, and these; ``newest`` metric in s since
-    1970.
+    """Return a stored result as a flat run.
+
+    Args:
+        record: the result, whose spec, times and provenance are added.
+        tags: further tags.
+        metrics: its numbers.
+        series: points of its curves.
+        newest: when the newest metric was made, in seconds since 1970.
     """
-    said = {
+    common_tags = {
         **trial_tags(record.spec, record.domain, record.result.status, record.attempt),
         TRIAL_ID: record.trial_id,
         SWEEP: record.sweep,
@@ -155,72 +197,99 @@ def flat_run(
         CODE_VERSION: record.provenance.code_version,
     }
     return FlatRun(
-        record.trial_id,
-        {**said, **tags},
-        spelled_params(record.spec.network.model_dump(mode="json")),
-        metrics | {WALL_TIME_S: record.finished_at - record.started_at},
-        series,
-        milliseconds(record.started_at),
-        milliseconds(record.finished_at),
-        milliseconds(newest),
+        run_key=record.trial_id,
+        tags={**common_tags, **tags},
+        params=flatten_params(record.spec.network.model_dump(mode="json")),
+        metrics=metrics | {WALL_TIME_S: record.finished_at - record.started_at},
+        series=series,
+        started_ms=milliseconds(record.started_at),
+        finished_ms=milliseconds(record.finished_at),
+        metrics_ms=milliseconds(newest),
     )
 
 
 def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
-    """Yield a run per model, recipe and dataset with the curve over N that their trials make.
+    """Yield a run per model, recipe and dataset with its learning curve.
 
-    Its loss and accuracy at step N are means over class pairs and seeds. Its tag has them too:
-    MLflow forgets no point, so a curve with other means needs another run, and one with more N does
-    not.
+    Loss and accuracy at step N are means over class pairs and seeds. The losses are also in the
+    tag ``curve``: MLflow never forgets a point, so a curve with other means needs a new run, while
+    a curve with more train sizes does not.
     """
-    groups: dict[tuple[str, ...], dict[int, list[FlatRun]]] = {}
+    runs_by_curve: defaultdict[tuple[str, ...], list[FlatRun]] = defaultdict(list)
     for run in trials:
-        sizes = groups.setdefault(tuple(run.tags[name] for name in (MODEL, RECIPE, DATASET)), {})
-        sizes.setdefault(int(run.tags[TRAIN_SIZE]), []).append(run)
-    for whose, sizes in groups.items():
-        points = [
-            (name, size, fmean(values), max(run.metrics_ms for run in runs))
-            for size, runs in sorted(sizes.items())
-            for name in (TEST_LOSS, TEST_ACCURACY)
-            if (values := [run.metrics[name] for run in runs if name in run.metrics])
+        runs_by_curve[run.tags[MODEL], run.tags[RECIPE], run.tags[DATASET]].append(run)
+    for names, runs in runs_by_curve.items():
+        points = _curve_points(runs)
+        if not points:
+            continue
+        losses = [
+            f"{point.step}:{point.value:.10g}" for point in points if point.metric == TEST_LOSS
         ]
-        tags = dict(zip((MODEL, RECIPE, DATASET), whose, strict=True)) | {"kind": CURVE}
-        shown = " ".join(
-            f"{size}:{value:.10g}" for name, size, value, _ in points if name == TEST_LOSS
+        tags = dict(zip((MODEL, RECIPE, DATASET), names, strict=True))
+        tags["kind"] = CURVE
+        tags[CURVE] = " ".join(losses)[:MAX_TAG_LENGTH]
+        times = [run.finished_ms for run in runs]
+        yield FlatRun(
+            run_key=" ".join((CURVE, *names)),
+            tags=tags,
+            params={},
+            metrics={},
+            series=tuple(points),
+            started_ms=min(times),
+            finished_ms=max(times),
         )
-        tags[CURVE] = shown[:MOST_TAG]
-        times = [run.finished_ms for runs in sizes.values() for run in runs]
-        if points:
-            key = " ".join((CURVE, *whose))
-            yield FlatRun(key, tags, {}, {}, (*points,), min(times), max(times))
+
+
+def _curve_points(runs: Iterable[FlatRun]) -> list[CurvePoint]:
+    """Return mean loss and accuracy by train size, ordered by train size."""
+    runs_by_size: defaultdict[int, list[FlatRun]] = defaultdict(list)
+    for run in runs:
+        runs_by_size[int(run.tags[TRAIN_SIZE])].append(run)
+    points = []
+    for train_size, runs_of_size in sorted(runs_by_size.items()):
+        newest_ms = max(run.metrics_ms for run in runs_of_size)
+        for metric in (TEST_LOSS, TEST_ACCURACY):
+            values = [run.metrics[metric] for run in runs_of_size if metric in run.metrics]
+            if values:
+                points.append(CurvePoint(metric, train_size, fmean(values), newest_ms))
+    return points
 
 
 def epoch_points(
     epoch: EpochRecord | None, score: EpochScore | None, at_ms: int
-) -> tuple[Point, ...]:
-    """Return the points of one epoch: what training saw of it, and what the test images gave after
-    it.
+) -> tuple[CurvePoint, ...]:
+    """Return the points of one epoch.
+
+    Args:
+        epoch: loss and accuracy during training; None to leave them out.
+        score: loss and accuracy of the test images after the epoch; None to leave them out.
+        at_ms: time of the points, in milliseconds since 1970.
     """
-    seen = ((epoch, (TRAIN_LOSS, TRAIN_ACCURACY)), (score, (TEST_LOSS, TEST_ACCURACY)))
-    return tuple(
-        (EPOCH_PREFIX + name, record.epoch, getattr(record, name), at_ms)
-        for record, names in seen
-        if record is not None
-        for name in names
-    )
+    points = []
+    if epoch is not None:
+        for name in (TRAIN_LOSS, TRAIN_ACCURACY):
+            value = getattr(epoch, name)
+            points.append(CurvePoint(EPOCH_PREFIX + name, epoch.epoch, value, at_ms))
+    if score is not None:
+        for name in (TEST_LOSS, TEST_ACCURACY):
+            value = getattr(score, name)
+            points.append(CurvePoint(EPOCH_PREFIX + name, score.epoch, value, at_ms))
+    return tuple(points)
 
 
-def spelled_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return one entry of text per field of a spec, by its dotted name."""
-    flat: dict[str, str] = {}
+def flatten_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return the fields of a spec as texts by their dotted names; None becomes an empty text."""
+    params: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, dict):
-            flat.update(spelled_params(value, f"{prefix}{name}."))
+            params.update(flatten_params(value, f"{prefix}{name}."))
+        elif value is None:
+            params[f"{prefix}{name}"] = ""
         else:
-            flat[f"{prefix}{name}"] = "" if value is None else str(value)
-    return flat
+            params[f"{prefix}{name}"] = str(value)
+    return params
 
 
 def milliseconds(seconds: float) -> int:
-    """Return whole milliseconds."""
+    """Return seconds as whole milliseconds."""
     return round(seconds * 1000)

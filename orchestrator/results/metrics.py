@@ -1,16 +1,13 @@
-"""The numbers of a stored trial or measure, under the names of their columns."""
+"""The numbers of a stored trial or measure, by the columns of the results table.
+
+A number that is undefined has no entry. The stored result says why.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-from orchestrator.results.records import MeasureRecord
-from tasks.trials.records import TrialResult
-
-if TYPE_CHECKING:
-    pass
 from orchestrator.results.columns import (
     ATTACK_QUANTITIES,
     AUC,
@@ -38,90 +35,151 @@ from orchestrator.results.columns import (
     d_data_at,
     further_test_column,
 )
+from orchestrator.results.records import MeasureRecord
+from tasks.measures.records import SizeRecord
+from tasks.trials.records import TrialResult
+
+Numbers = dict[str, float | None]
+"""Numbers by column; None if a number is undefined."""
 
 
 def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
-    """Return a trial's numbers under their column names; undefined ones are absent, the result says
-    why.
+    """Return the numbers of a trial's result.
+
+    Args:
+        result: of the trial.
+        train_size: number of training images, for the speed; 0 if that is not wanted.
     """
-    found: dict[str, float | None] = {ENERGY_J: result.energy_j}
-    if (scores := result.scores) is not None:
-        found.update({name: float(value) for name, value in scores if name != "classification"})
-        if scores.classification is not None:
-            for name in (AUC, BALANCED_ACCURACY, CALIBRATION_ERROR):
-                found[name] = getattr(scores.classification, name)
-            found[NUM_CLASSES] = len(scores.classification.per_class_accuracy)
-        found[BEST_EPOCH] = result.best_epoch
+    numbers: Numbers = {ENERGY_J: result.energy_j}
+    numbers.update(_score_numbers(result))
     seconds = sum(epoch.seconds for epoch in result.history)
     if seconds > 0 and train_size:
-        found[IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
+        numbers[IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
     if result.peak_memory_bytes:
-        found[PEAK_MEMORY_BYTES] = result.peak_memory_bytes
-    if (robustness := result.robustness) is not None:
-        found[R_HAT_NOT_FOUND] = robustness.num_not_found
-        if robustness.true is not None:
-            found[R_HAT_TRUE] = robustness.true.mean
-        if (pred := robustness.pred) is not None:
-            found[R_HAT_PRED], found[R_HAT_PRED_PER_PIXEL] = pred.mean, pred.mean_per_pixel
-            for name in ("std_error", "median", "geometric_mean"):
-                found[f"{R_HAT_PRED}_{name}"] = getattr(pred, name)
-    found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
-    for place, stage in enumerate(result.d_repr_stages, start=1):
-        found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
-    for test in result.further_tests:
-        for name in FURTHER_TEST_QUANTITIES:
-            found[further_test_column(test.name, name)] = getattr(test, name, None)
-        if test.robustness is not None and test.robustness.pred is not None:
-            found[further_test_column(test.name, R_HAT_PRED)] = test.robustness.pred.mean
+        numbers[PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    numbers.update(_robustness_numbers(result))
+    numbers.update(_dimension_numbers(result))
+    numbers.update(_further_test_numbers(result))
     for attack in result.attacks:
-        found.update({f"{attack.name}_{name}": getattr(attack, name) for name in ATTACK_QUANTITIES})
-    return _finite(found)
+        for quantity in ATTACK_QUANTITIES:
+            numbers[f"{attack.name}_{quantity}"] = getattr(attack, quantity)
+    return _finite(numbers)
+
+
+def _score_numbers(result: TrialResult) -> Numbers:
+    """Return the losses and accuracies of the trained network."""
+    scores = result.scores
+    if scores is None:
+        return {}
+    numbers: Numbers = {name: float(value) for name, value in scores if name != "classification"}
+    classification = scores.classification
+    if classification is not None:
+        for name in (AUC, BALANCED_ACCURACY, CALIBRATION_ERROR):
+            numbers[name] = getattr(classification, name)
+        numbers[NUM_CLASSES] = len(classification.per_class_accuracy)
+    numbers[BEST_EPOCH] = result.best_epoch
+    return numbers
+
+
+def _robustness_numbers(result: TrialResult) -> Numbers:
+    """Return the distances to the decision boundary."""
+    robustness = result.robustness
+    if robustness is None:
+        return {}
+    numbers: Numbers = {R_HAT_NOT_FOUND: robustness.num_not_found}
+    if robustness.true is not None:
+        numbers[R_HAT_TRUE] = robustness.true.mean
+    predicted = robustness.pred
+    if predicted is not None:
+        numbers[R_HAT_PRED] = predicted.mean
+        numbers[R_HAT_PRED_PER_PIXEL] = predicted.mean_per_pixel
+        for statistic in ("std_error", "median", "geometric_mean"):
+            numbers[f"{R_HAT_PRED}_{statistic}"] = getattr(predicted, statistic)
+    return numbers
+
+
+def _dimension_numbers(result: TrialResult) -> Numbers:
+    """Return the intrinsic dimensions of the representations."""
+    numbers: Numbers = {}
+    for estimator, estimate in result.d_repr.items():
+        numbers[f"d_repr_{estimator}"] = estimate.value
+    for stage_number, stage in enumerate(result.d_repr_stages, start=1):
+        for estimator, estimate in stage.d_repr.items():
+            numbers[f"d_repr_{estimator}_stage{stage_number}"] = estimate.value
+    return numbers
+
+
+def _further_test_numbers(result: TrialResult) -> Numbers:
+    """Return the scores on test images that a condition changes."""
+    numbers: Numbers = {}
+    for test in result.further_tests:
+        for quantity in FURTHER_TEST_QUANTITIES:
+            numbers[further_test_column(test.name, quantity)] = getattr(test, quantity, None)
+        if test.robustness is not None and test.robustness.pred is not None:
+            column = further_test_column(test.name, R_HAT_PRED)
+            numbers[column] = test.robustness.pred.mean
+    return numbers
 
 
 def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
-    """Return a measure's numbers at one train size under their column names; undefined ones are
-    absent.
-    """
-    size = next((size for size in record.result.sizes if size.train_size == train_size), None)
-    if size is None:
-        return {}
-    found: dict[str, float | None]
-    found = {NUM_DUPLICATES: size.num_duplicates, NUM_CONFLICTS: size.num_conflicts}
+    """Return the numbers of a measure at one train size; empty if it was not measured there."""
+    for size in record.result.sizes:
+        if size.train_size == train_size:
+            numbers: Numbers = {
+                NUM_DUPLICATES: size.num_duplicates,
+                NUM_CONFLICTS: size.num_conflicts,
+            }
+            numbers.update(_sharpness_numbers(size))
+            numbers.update(_data_dimension_numbers(size))
+            return _finite(numbers)
+    return {}
+
+
+def _sharpness_numbers(size: SizeRecord) -> Numbers:
     sharpness = size.label_sharpness
-    if sharpness is not None:
-        pixel_range = sharpness.convention.pixel_range
-        found[LABEL_SHARPNESS] = sharpness.value
-        found[SHARPNESS_PIXEL_RANGE] = (
-            None if pixel_range is None else pixel_range[1] - pixel_range[0]
-        )
-        found[SHARPNESS_CHANNELS] = sharpness.convention.channels
-        found[LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
-        found[LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
-        found[MEAN_UNLIKE_DISTANCE] = sharpness.mean_unlike_distance
-    for name in ("mle", "twonn"):
-        if name in size.d_data:
-            found[f"d_data_{name}"] = size.d_data[name].value
-            found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    if sharpness is None:
+        return {}
+    largest_pixel = None
+    if sharpness.convention.pixel_range is not None:
+        low, high = sharpness.convention.pixel_range
+        largest_pixel = high - low
+    return {
+        LABEL_SHARPNESS: sharpness.value,
+        SHARPNESS_PIXEL_RANGE: largest_pixel,
+        SHARPNESS_CHANNELS: sharpness.convention.channels,
+        LABEL_SHARPNESS_MEAN: (sharpness.percentiles or {}).get("mean"),
+        LABEL_SHARPNESS_PERMUTED: sharpness.permuted,
+        MEAN_UNLIKE_DISTANCE: sharpness.mean_unlike_distance,
+    }
+
+
+def _data_dimension_numbers(size: SizeRecord) -> Numbers:
+    numbers: Numbers = {}
+    for estimator in ("mle", "twonn"):
+        if estimator in size.d_data:
+            estimate = size.d_data[estimator]
+            numbers[f"d_data_{estimator}"] = estimate.value
+            numbers[f"d_data_{estimator}_std_error"] = estimate.std_error
     if "mle" in size.d_data:
         points = size.d_data["mle"].details.get("curve", ())
-        curve = {point["num_neighbors"]: point["value"] for point in points}
-        found.update({d_data_at(k): curve.get(k) for k in NEIGHBORS_TOO})
-    return _finite(found)
+        by_neighbors = {point["num_neighbors"]: point["value"] for point in points}
+        for num_neighbors in NEIGHBORS_TOO:
+            numbers[d_data_at(num_neighbors)] = by_neighbors.get(num_neighbors)
+    return numbers
 
 
 def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:
-    """Index measure records by subset id and train size; of two for one cell, the newer."""
+    """Return measure records by subset id and train size; the newest of several."""
     index: dict[tuple[str, int], MeasureRecord] = {}
     for record in sorted(measures, key=lambda record: record.finished_at):
-        index.update(
-            {(record.spec.subset.subset_id, size): record for size in record.spec.train_sizes}
-        )
+        for train_size in record.spec.train_sizes:
+            index[record.spec.subset.subset_id, train_size] = record
     return index
 
 
-def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in numbers.items()
         if value is not None and math.isfinite(value)
     }

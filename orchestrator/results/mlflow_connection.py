@@ -1,4 +1,7 @@
-"""Which MLflow store a sweep uses, and the client that is connected to it."""
+"""The MLflow store that a sweep uses, and the client that is connected to it.
+
+Importing this module does not import ``mlflow``.
+"""
 
 from __future__ import annotations
 
@@ -19,106 +22,112 @@ from tasks.atomic import place_once
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
+"""Databases that MLflow opens. A URL may also name the driver, ``postgresql+psycopg``."""
 SCHEMES = ("http", "https", *DATABASES, "databricks")
-"""What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
-
-
-# Which MLflow a sweep has.
+"""Schemes of URLs that MLflow opens without a plugin."""
+SQLITE = "sqlite:///"
+REQUEST_TIMEOUT_S = 15
+"""Seconds that one request may take, unless the environment says otherwise."""
+_DAMAGED_FILE = re.compile("file is not a database|disk image is malformed")
 
 
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
-    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
+    """Return the URI of the MLflow store to use.
 
-    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin
-    opens; SetupError below a root whose path is another one in a URL.
+    Args:
+        paths: of the root, below which the default SQLite file lies.
+        uri: requested by the user; None takes the environment's, or the default.
+
+    Raises:
+        ConfigError: neither MLflow nor a plugin opens the URI. MLflow has closed file stores.
+        SetupError: the root's path would be another one inside a URL.
     """
-    if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        scheme, found, _ = named.partition("://")
-        plugins = (plugin.name for plugin in entry_points(group="mlflow.tracking_store"))
-        if not found or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
+    requested = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if requested:
+        scheme, mark, _ = requested.partition("://")
+        plugins = [plugin.name for plugin in entry_points(group="mlflow.tracking_store")]
+        if not mark or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
             raise ConfigError(
                 "The MLflow URI must be a database or server",
-                without_secrets(named),
+                without_secrets(requested),
                 "e.g. sqlite:////data/mlflow.db or https://…",
             )
-        return named
-    # A question mark begins options for MLflow, and quoting is no way out: it makes folders by
-    # quoted names.
+        return requested
+    # A question mark begins options for MLflow. Quoting does not help: MLflow creates folders with
+    # the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
             "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
             str(paths.root),
-            (
-                "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
-                "--no-tracking"
-            ),
+            "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
+            "--no-tracking",
         )
-    return f"sqlite:///{paths.mlflow_database}"
+    return f"{SQLITE}{paths.mlflow_database}"
 
 
 def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Say in words that MLflow answers, where it does; nothing is made there."""
+    """Return in words that MLflow answers; nothing is created there.
+
+    Raises:
+        SetupError: it does not answer.
+    """
     resolved = mlflow_uri(paths, uri)
-    if resolved == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
+    if resolved == f"{SQLITE}{paths.mlflow_database}" and not paths.mlflow_database.exists():
         return f"{paths.mlflow_database}, not made yet"
     connect(resolved)
     return f"answers ({resolved.partition('://')[0]})"
 
 
-SQLITE = "sqlite:///"
-
-DAMAGED = re.compile("file is not a database|disk image is malformed")
-
-
-# The other side.
-
-
 def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri`` whose tables exist; SetupError in seconds where it does not
-    answer.
+    """Return a client for ``uri`` whose tables exist.
+
+    Raises:
+        Refused: MLflow answered that it refuses us.
+        SetupError: MLflow does not answer. This is known within seconds.
     """
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It gives tracebacks and rows for what we say in a line.
-    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-    # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look
-    # first.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # Our stdout is for data.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    _set_up_mlflow()
     path = Path(uri.removeprefix(SQLITE))
     is_file = uri.startswith(SQLITE) and path.name not in ("", ":memory:") and "?" not in uri
     try:
         if is_file and not path.exists():
-            # Half of MLflow's tables, by a driver that is killed, nobody can use: they are made
-            # beside, by a name of its own at every try, since MLflow keeps connections by the name
-            # of the file.
-            draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-            try:
-                _client(f"{SQLITE}{draft}")
-                place_once(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
+            _create_database(path)
         return _client(uri)
     except Exception as error:
-        said = first_line(error, uri)
-        hint = (
-            "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
-        )
-        if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
-            hint = "pip install 'isweep[postgres]'"
-        elif DAMAGED.search(said):
-            hint = (
-                "remove the file, then `isweep reconcile` every sweep: the result stores have all"
-            )
         kind = Refused if is_final(error) else SetupError
-        raise kind(
-            "The MLflow store must answer", f"{without_secrets(uri)}: {said}", hint
-        ) from None
+        reason = first_line(error, uri)
+        address_and_reason = f"{without_secrets(uri)}: {reason}"
+        hint = _fix(error, reason)
+        raise kind("The MLflow store does not answer", address_and_reason, hint) from None
+
+
+def _set_up_mlflow() -> None:
+    """Make MLflow quiet, and let it neither repeat calls nor print to stdout."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs tracebacks and rows for what we report in one line.
+    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
+    # MLflow's client would repeat a call whose reply is lost, and so create two runs. We look
+    # whether there is a run before we repeat a call.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
+    # Our stdout is for data.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+
+def _create_database(path: Path) -> None:
+    """Create MLflow's tables in a new SQLite file, complete or not at all.
+
+    A driver that is killed while MLflow creates them would leave a file that nobody can use. So
+    they are created in a draft beside it. Every attempt has a new draft, because MLflow keeps
+    connections by the name of the file.
+    """
+    draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    try:
+        _client(f"{SQLITE}{draft}")
+        place_once(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -126,10 +135,19 @@ def _client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     if uri.partition("://")[0].partition("+")[0] in DATABASES:
-        # MLflow tries ten times in 102 s, also where the password is wrong; we try again ourselves.
+        # MLflow tries ten times in 102 s, also with a wrong password. We repeat calls ourselves.
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine)
         engine.dispose()
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)
     return client
+
+
+def _fix(error: Exception, reason: str) -> str:
+    """Return what a user does about an MLflow store that cannot be opened."""
+    if isinstance(error, ModuleNotFoundError) and "psycopg" in reason:
+        return "pip install 'isweep[postgres]'"
+    if _DAMAGED_FILE.search(reason):
+        return "remove the file, then `isweep reconcile` every sweep: the result stores have all"
+    return "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"

@@ -1,59 +1,108 @@
-"""Where MLflow shows other results than the store, in sentences."""
+"""Sentences that say how MLflow's results differ from those of the store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import columns as c
-from orchestrator.results.mlflow_connection import connect, mlflow_uri
+from orchestrator.results.columns import TRIAL_ID, describe
+from orchestrator.results.mlflow_connection import SQLITE, connect, mlflow_uri
 from orchestrator.results.rows import Row
 from search_spaces.errors import plural
 
+MAX_VALUES = 3
+"""Different values that a sentence lists."""
+
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
-    """Return what :func:`read_rows` does of a sweep's MLflow; nothing is made there."""
+    """Return the rows of a sweep's finished trials from MLflow; nothing is created there.
+
+    Args:
+        workspace: the sweep.
+        uri: of the MLflow store; None for the default.
+        storage: id of the result store whose runs are wanted.
+    """
     from orchestrator.results.mlflow_runs import read_rows
 
     resolved = mlflow_uri(workspace.paths, uri)
-    # MLflow would make the file, and the reader is only asking.
-    if resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists():
+    # MLflow would create the file.
+    if resolved.startswith(SQLITE) and not Path(resolved.removeprefix(SQLITE)).exists():
         return []
     return read_rows(connect(resolved), workspace.plan.sweep.name, storage)
 
 
-def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
-    """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way
-    out.
+@dataclass(frozen=True)
+class _Difference:
+    """A column of a trial with another value in MLflow than in the store."""
 
-    A column that is absent on one side is a difference too, unless it is none of ours.
+    trial_id: str
+    column: str
+    tracked: str
+    stored: str
+
+    def __str__(self) -> str:
+        return f"{self.trial_id} {self.column}: {self.tracked}, stored {self.stored}"
+
+
+def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> list[str]:
+    """Return sentences that say how MLflow's rows differ from the store's; none if they do not.
+
+    A column that is absent on one side is a difference too, unless this program does not define it.
+
+    Args:
+        stored: rows from the store.
+        tracked: rows from MLflow.
+        command: the command that corrects MLflow.
     """
-    ours, theirs = ({str(row[c.TRIAL_ID]): row for row in rows} for rows in (stored, tracked))
-    values, trials = [], set()
-    for trial_id in sorted(ours.keys() & theirs.keys()):
-        row, shown = ours[trial_id], theirs[trial_id]
-        strangers = {column.name for column in c.describe(shown) if column.origin is None}
-        for name in {**row, **shown}:
-            if row.get(name) != shown.get(name) and (name in row or name not in strangers):
-                there, here = (
-                    repr(one[name]) if name in one else "nothing" for one in (shown, row)
-                )
-                values.append(f"{trial_id} {name}: {there}, stored {here}")
-                trials.add(trial_id)
-    missing, strange = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
-    more = [f"and {len(values) - 3} more"] * (len(values) > 3)
-    sentences = {
-        f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-        f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are "
-        "used. "
-        f"Mend MLflow with `{mend}`": values,
-        (
+    stored_rows = {str(row[TRIAL_ID]): row for row in stored}
+    tracked_by_id = {str(row[TRIAL_ID]): row for row in tracked}
+    values: list[_Difference] = []
+    for trial_id in sorted(stored_rows.keys() & tracked_by_id.keys()):
+        values += _row_differences(trial_id, stored_rows[trial_id], tracked_by_id[trial_id])
+    missing = stored_rows.keys() - tracked_by_id.keys()
+    unplanned = tracked_by_id.keys() - stored_rows.keys()
+    sentences = []
+    if values:
+        examples = [str(value) for value in values[:MAX_VALUES]]
+        if len(values) > MAX_VALUES:
+            examples.append(f"and {len(values) - MAX_VALUES} more")
+        num_trials = len({value.trial_id for value in values})
+        sentences.append(
+            f"MLflow differs from the result store in {plural(len(values), 'value')} of "
+            f"{plural(num_trials, 'trial')} ({'; '.join(examples)}); the store's are used. "
+            f"Correct MLflow with `{command}`"
+        )
+    if missing:
+        sentences.append(
             f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with "
-            f"`{mend}`"
-        ): missing,
-        f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, "
-        "has no "
-        "result; left out": strange,
-    }
-    return [sentence for sentence, found in sentences.items() if found]
+            f"`{command}`"
+        )
+    if unplanned:
+        sentences.append(
+            f"MLflow shows {plural(len(unplanned), 'trial')} of which the sweep, as it is planned "
+            "now, has no result; left out"
+        )
+    return sentences
+
+
+def _row_differences(trial_id: str, stored: Row, tracked: Row) -> list[_Difference]:
+    """Return the columns of a trial that differ."""
+    foreign_columns = {column.name for column in describe(tracked) if column.origin is None}
+    row_differences = []
+    for name in {**stored, **tracked}:
+        if stored.get(name) == tracked.get(name):
+            continue
+        if name not in stored and name in foreign_columns:
+            continue
+        tracked_value = _value_of(tracked, name)
+        stored_value = _value_of(stored, name)
+        row_differences.append(_Difference(trial_id, name, tracked_value, stored_value))
+    return row_differences
+
+
+def _value_of(row: Row, name: str) -> str:
+    if name not in row:
+        return "nothing"
+    return repr(row[name])

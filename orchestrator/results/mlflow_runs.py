@@ -1,8 +1,8 @@
-"""The runs of one sweep in MLflow: found by tag, one per key for ever, compared with what they
-should show.
+"""The runs of one sweep in MLflow: one per run key, compared with what they should show.
 
 Every call may be repeated after a lost reply. A run that was perhaps created is looked up by its
-tag before another one is; of several runs for one key the oldest counts and the others are deleted.
+tag before another one is created. Of several runs with one key the oldest counts, and the others
+are deleted.
 """
 
 from __future__ import annotations
@@ -13,151 +13,174 @@ import math
 import posixpath
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.results import columns
-from orchestrator.results.flat_runs import CURVE, FlatRun, Live, milliseconds
+from orchestrator.results.columns import DATA_FINGERPRINT, STATUS, SWEEP, TRIAL_ID, describe
+from orchestrator.results.flat_runs import CURVE, CurvePoint, FlatRun, LiveRun, milliseconds
 from orchestrator.results.mlflow_connection import SQLITE
-from orchestrator.results.mlflow_errors import no_answer
+from orchestrator.results.mlflow_errors import no_answer_error
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
 from orchestrator.results.rows import Row, row_of
 
-MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
-
+MAX_METRICS = 900
+MAX_PARAMS = 100
+MAX_TAGS = 100
+"""Items of one call that MLflow takes; it refuses 1,000 items in all."""
+MAX_SEARCHED = 5000
+"""Runs in one answer of a search."""
 INF_AS_STORED = 1.7e308
-
-KEY_TAG, REPORT_TAG, STORAGE_TAG = "isweep.run_key", "isweep.report", "isweep.storage"
-
+"""Numbers from here on are infinite: a database stores infinity as the largest float."""
+KEY_TAG = "isweep.run_key"
+REPORT_TAG = "isweep.report"
+"""Tag of the sweep's own run: hash of the report's files."""
+STORAGE_TAG = "isweep.storage"
+"""Tag of an experiment: id of the result store that it shows."""
 KILLED = "killed"
-
-"""Value of the tag ``status`` where nobody works on a trial any more and no result came."""
-
+"""Value of the tag ``status`` of a trial that nobody works on any more and that has no result."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
-
+"""Address at which ``mlflow ui`` shows a database."""
 PERHAPS_RUNNING = "RUNNING?"
-
+"""Status of a run whose status was changed, until MLflow's reply is here."""
 OPEN = ("RUNNING", PERHAPS_RUNNING)
+NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
-class _Known:
-    """What is known of a run without asking: a digest of what it shows, if any; points sent while
-    it ran.
+class _TrackedRun:
+    """A run as it was last seen in MLflow.
+
+    Attributes:
+        run_id: MLflow's id.
+        status: MLflow's status, or :data:`PERHAPS_RUNNING`.
+        digest: of everything that it shows; empty if that is unknown.
+        sent_points: metric, step and value of points that were sent while it ran.
     """
 
     run_id: str
     status: str
-    shown: str = ""
-    live: set[tuple[str, int, float]] = field(default_factory=set)
+    digest: str = ""
+    sent_points: set[tuple[str, int, float]] = field(default_factory=set)
 
 
 class SweepRuns:
-    """Runs of one sweep by run key, in the experiment called ``name``.
+    """The runs of one sweep by run key, in one experiment of MLflow.
 
-    ``storage``, the identity of the result store that they mirror, keeps sweeps of one name apart;
-    a new experiment keeps ``artifacts`` there, None leaves it to the server.
+    Args:
+        client: of the MLflow store.
+        page: what MLflow's pages say about the sweep.
+        storage: id of the result store that is shown. It keeps sweeps of the same name apart.
+        artifacts: where a new experiment stores files; None leaves that to the server.
+
+    Attributes:
+        name: of the experiment.
     """
 
     def __init__(
         self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None
     ) -> None:
-        self.client, self._page = client, page
+        self.client = client
+        self._page = page
         experiment = claim_experiment(client, page.sweep, storage, artifacts)
-        self._experiment, self.name = str(experiment.experiment_id), str(experiment.name)
+        self._experiment = str(experiment.experiment_id)
+        self.name = str(experiment.name)
         self._sweep_tags = page.sweep_tags(self._experiment)
         for tag, text in page.experiment_tags(self._experiment).items():
             if experiment.tags.get(tag) != text:
                 client.set_experiment_tag(self._experiment, tag, text)
-        self._extra: list[str] = []
-        self._uncertain, self._sent = set[str](), set[tuple[str, str]]()
+        self._duplicate_ids: list[str] = []
+        self._uncertain_keys = set[str]()
+        self._sent_files = set[tuple[str, str]]()
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return where the server shows the runs that are known; for a database, where `mlflow ui`
-        would.
-        """
+        """Return the addresses of the known runs; of a database, those of ``mlflow ui``."""
+        server = LOCAL_PAGES
         uri = str(self.client.tracking_uri)
-        server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
-        ids = {key: known.run_id for key, known in self._runs.copy().items()}
+        if uri.startswith("http"):
+            server = without_secrets(uri).rstrip("/")
+        ids = {key: tracked.run_id for key, tracked in self._runs.copy().items()}
         return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
-    def show_live(self, key: str, live: Live) -> None:
-        """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent
-        before.
+    def show_live(self, key: str, live: LiveRun) -> None:
+        """Make a run RUNNING or FAILED, with new tags and the points that were not sent yet.
 
-        Points alone are for a run that is RUNNING: one that has ended has all from its result.
+        Points without tags are for a run that is RUNNING: one that has ended has all of them from
+        its result.
         """
-        known, tags = self._find(key), live.tags or {}
-        if live.tags is None and (known is None or known.status not in OPEN):
+        tracked = self._find(key)
+        tags = live.tags or {}
+        if live.tags is None and (tracked is None or tracked.status not in OPEN):
             return
-        failed = known if live.failed and known is not None and known.status == "FAILED" else None
+        failed = None
+        if live.failed and tracked is not None and tracked.status == "FAILED":
+            failed = tracked
         if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():
             return
         if key == SWEEP_KEY and live.tags is not None:
             tags = self._sweep_tags
-        new = [point for point in live.points if known is None or point[:3] not in known.live]
-        known = self._open(
-            key, tags, live.at_ms, [Metric(n, value, at, step) for n, step, value, at in new]
-        )
-        known.live.update(point[:3] for point in new)
+        sent_points: set[tuple[str, int, float]] = set()
+        if tracked is not None:
+            sent_points = tracked.sent_points
+        new_points = [point for point in live.points if point[:3] not in sent_points]
+        tracked = self._open(key, tags, live.at_ms, map(_metric_of, new_points))
+        tracked.sent_points.update(point[:3] for point in new_points)
         if live.failed:
-            self._end(known, "FAILED")
+            self._end(tracked, "FAILED")
 
     def show(self, run: FlatRun) -> bool:
-        """Make the key's run FINISHED with exactly these values; returns whether anything had to be
-        done.
+        """Make a run FINISHED with exactly these values.
 
-        A run that never can, since MLflow keeps params and metrics for ever, is deleted for a new
-        one.
+        MLflow never changes a param and never forgets a point of a metric. A run that has others
+        than ``run`` is deleted, and a new one is created.
+
+        Returns:
+            Whether MLflow had to be changed.
         """
-        # MLflow shows the last point of a series.
-        series = sorted(run.series, key=lambda point: (point[1], point[3]))
-        wanted = run.metrics | {name: value for name, _, value, _ in series if math.isfinite(value)}
-        known, history = self._find(run.run_key), dict[str, list[Metric]]()
-        digest = _digest(run.tags, run.params, wanted)
-        if known is not None:
-            finished = known.status == "FINISHED"
-            if finished and known.shown == digest:
+        shown_metrics = _shown_metrics(run)
+        tracked = self._find(run.run_key)
+        history: dict[str, list[Metric]] = {}
+        digest = _digest({SWEEP: self._page.sweep, **run.tags}, run.params, shown_metrics)
+        if tracked is not None:
+            finished = tracked.status == "FINISHED"
+            if finished and tracked.digest == digest:
                 return False
-            data = self.client.get_run(known.run_id).data
-            if _has_too_much(run, wanted, data):
-                self.client.delete_run(known.run_id)
+            data = self.client.get_run(tracked.run_id).data
+            if _has_too_much(run, shown_metrics, data):
+                self.client.delete_run(tracked.run_id)
                 del self._runs[run.run_key]
-            elif (
-                finished
-                and wanted.items() <= data.metrics.items()
-                and run.tags.items() <= data.tags.items()
-                and run.params.items() <= data.params.items()
-            ):
-                known.shown = digest
+            elif finished and _has_all(run, shown_metrics, data):
+                tracked.digest = digest
                 return False
             else:
-                curves = {name for name, *_ in run.series}
-                unsure = {
-                    name
-                    for name in wanted
-                    if name in curves or data.metrics.get(name) != wanted[name]
-                }
-                there = unsure & data.metrics.keys()
-                history = {
-                    name: self.client.get_metric_history(known.run_id, name) for name in there
-                }
-        points = _missing_points(run, wanted, history)
-        known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
-        self._end(known, "FINISHED", run.finished_ms)
-        known.shown = digest
-        known.live.clear()
+                history = self._history(tracked, run, shown_metrics, data)
+        points = _missing_points(run, shown_metrics, history)
+        tracked = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
+        self._end(tracked, "FINISHED", run.finished_ms)
+        tracked.digest = digest
+        tracked.sent_points.clear()
         return True
+
+    def _history(
+        self, tracked: _TrackedRun, run: FlatRun, shown_metrics: Mapping[str, float], data: RunData
+    ) -> dict[str, list[Metric]]:
+        """Return all points of those metrics that MLflow may lack points of."""
+        curves = {point.metric for point in run.series}
+        history = {}
+        for name, value in shown_metrics.items():
+            is_uncertain = name in curves or data.metrics.get(name) != value
+            if is_uncertain and name in data.metrics:
+                history[name] = self.client.get_metric_history(tracked.run_id, name)
+        return history
 
     def show_report(
         self,
@@ -165,92 +188,119 @@ class SweepRuns:
         folder: Path | None,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make the sweep's own run show final finite numbers and the report's files; its status
-        stays.
+        """Make the sweep's own run show final numbers and the report's files; its status stays.
 
-        Each file is sent by itself, and not again after a lost reply; ``sent`` is called whenever
-        one was.
+        Args:
+            numbers: final numbers by name; those that are not finite are left out.
+            folder: of the report; None if there is none.
+            sent: called after each file. A file is sent alone, and not again after a lost reply.
         """
-        own = self._own().run_id
-        data, points = self.client.get_run(own).data, []
+        run_id = self._sweep_run().run_id
+        data = self.client.get_run(run_id).data
+        points = []
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
-                old = self.client.get_metric_history(own, name) if name in data.metrics else []
-                last = max(
-                    old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0)
-                )
-                points.append(Metric(name, value, last.timestamp + 1, last.step))
+                points.append(self._point_shown_last(run_id, name, value, data))
         tags = {
             name: text for name, text in self._sweep_tags.items() if data.tags.get(name) != text
         }
-        self._log(own, points, {}, tags)
-        paths = sorted(filter(Path.is_file, folder.rglob("*"))) if folder else []
-        files = {str(path.relative_to(folder or "")): _hash(path.read_bytes()) for path in paths}
-        whole = _hash(json.dumps(files).encode())
-        there = self._artifacts("report") if data.tags.get(REPORT_TAG) == whole else set[str]()
-        for name, digest in files.items():
-            place = f"report/{name}"
-            if place not in there and (name, digest) not in self._sent:
-                self.client.log_artifact(own, f"{folder}/{name}", posixpath.dirname(place))
-                self._sent.add((name, digest))
-                sent()
-        if files and not there:
-            self.client.set_tag(own, REPORT_TAG, whole)
+        self._log(run_id, points, {}, tags)
+        if folder is not None:
+            self._send_files(run_id, folder, data, sent)
 
-    def end_running(self, but: Collection[str] = ()) -> tuple[int, int]:
-        """Let none be RUNNING but the sweep's own and ``but``, nor two of a key count; returns how
-        many.
+    def _point_shown_last(self, run_id: str, name: str, value: float, data: RunData) -> Metric:
+        """Return a point that MLflow shows as the metric's value, later than all points there."""
+        last = Metric(name, value, milliseconds(time.time()), 0)
+        if name in data.metrics:
+            earlier = self.client.get_metric_history(run_id, name)
+            last = max(earlier, key=_shown_last, default=last)
+        return Metric(name, value, last.timestamp + 1, last.step)
+
+    def _send_files(
+        self, run_id: str, folder: Path, data: RunData, sent: Callable[[], None]
+    ) -> None:
+        """Send the files of a report that MLflow does not have."""
+        hashes = {}
+        for path in sorted(filter(Path.is_file, folder.rglob("*"))):
+            hashes[str(path.relative_to(folder))] = _hash(path.read_bytes())
+        report_hash = _hash(json.dumps(hashes).encode())
+        stored: set[str] = set()
+        if data.tags.get(REPORT_TAG) == report_hash:
+            stored = self._artifacts("report")
+        for name, file_hash in hashes.items():
+            artifact = f"report/{name}"
+            if artifact not in stored and (name, file_hash) not in self._sent_files:
+                self.client.log_artifact(run_id, f"{folder}/{name}", posixpath.dirname(artifact))
+                self._sent_files.add((name, file_hash))
+                sent()
+        if hashes and not stored:
+            self.client.set_tag(run_id, REPORT_TAG, report_hash)
+
+    def end_running(self, busy: Collection[str] = ()) -> tuple[int, int]:
+        """End all runs that nobody works on, and delete second runs of a key.
+
+        Args:
+            busy: keys of runs that stay open besides the sweep's own.
+
+        Returns:
+            How many runs were ended, and how many were deleted.
         """
-        if self._uncertain:
-            self._load()  # a create whose reply was lost may have been carried out after we looked
-            self._uncertain.clear()
-        kept = {SWEEP_KEY, *but}
-        left = [
-            known for key, known in self._runs.items() if known.status in OPEN and key not in kept
+        if self._uncertain_keys:
+            # A run whose creation got no reply may have been created after we looked.
+            self._load()
+            self._uncertain_keys.clear()
+        abandoned = [
+            tracked
+            for key, tracked in self._runs.items()
+            if tracked.status in OPEN and key != SWEEP_KEY and key not in busy
         ]
-        for known in left:
-            # Its tags are those of its start, and would say for ever that it is running.
-            self.client.set_tag(known.run_id, columns.STATUS, KILLED)
-            self._end(known, "KILLED")
-        num_extra = len(self._extra)
-        for run_id in self._extra:
+        for tracked in abandoned:
+            # Its tags are those of its start, and would always say that it is running.
+            self.client.set_tag(tracked.run_id, STATUS, KILLED)
+            self._end(tracked, "KILLED")
+        num_duplicates = len(self._duplicate_ids)
+        for run_id in self._duplicate_ids:
             self.client.delete_run(run_id)
-        self._extra = []
-        return len(left), num_extra
+        self._duplicate_ids = []
+        return len(abandoned), num_duplicates
 
     def end_sweep(self, status: str) -> None:
-        """End the sweep's own run; one that ended before and was not begun again can only become
-        FINISHED.
-        """
-        own = self._own()
-        if own.status in OPEN or (status == "FINISHED" and own.status != status):
-            self._end(own, status)
+        """End the sweep's own run. One that has ended can only become FINISHED."""
+        tracked = self._sweep_run()
+        if tracked.status in OPEN or (status == "FINISHED" and tracked.status != status):
+            self._end(tracked, status)
 
-    def _own(self) -> _Known:
-        """Return the sweep's own run, as it ended until something is done: a start may yet be
-        refused.
+    def _sweep_run(self) -> _TrackedRun:
+        """Return the sweep's own run, which is created if there is none.
+
+        A run that has ended stays so until something is done: a start may still be refused.
         """
-        return self._find(SWEEP_KEY) or self._open(
-            SWEEP_KEY, self._sweep_tags, milliseconds(time.time())
-        )
+        tracked = self._find(SWEEP_KEY)
+        if tracked is None:
+            tracked = self._open(SWEEP_KEY, self._sweep_tags, milliseconds(time.time()))
+        return tracked
 
     def _load(self) -> None:
-        self._runs, self._extra = dict[str, _Known](), []
-        self._take(search(self.client, self._experiment, ""))
+        """Read all runs of the experiment."""
+        self._runs: dict[str, _TrackedRun] = {}
+        self._duplicate_ids = []
+        self._add_known(search(self.client, self._experiment, ""))
 
-    def _take(self, runs: Iterable[Run]) -> None:
+    def _add_known(self, runs: Iterable[Run]) -> None:
         for run in runs:
-            key, data = run.data.tags.get(KEY_TAG), run.data
+            data = run.data
+            key = data.tags.get(KEY_TAG)
             if key in self._runs:
-                self._extra.append(run.info.run_id)
+                self._duplicate_ids.append(run.info.run_id)
             elif key is not None:
-                shown = _digest(data.tags, data.params, data.metrics)
-                self._runs[key] = _Known(run.info.run_id, run.info.status, shown)
+                digest = _digest(data.tags, data.params, data.metrics)
+                self._runs[key] = _TrackedRun(run.info.run_id, run.info.status, digest)
 
-    def _find(self, key: str) -> _Known | None:
-        """Return a key's run; one that was perhaps created although no reply came is looked for."""
-        if key in self._uncertain and key not in self._runs:
-            self._take(search(self.client, self._experiment, f"tags.`{KEY_TAG}` = '{key}'"))
+    def _find(self, key: str) -> _TrackedRun | None:
+        """Return a key's run; MLflow is asked for one that was perhaps created without a reply."""
+        if key in self._uncertain_keys and key not in self._runs:
+            query = f"tags.`{KEY_TAG}` = '{key}'"
+            self._add_known(search(self.client, self._experiment, query))
         return self._runs.get(key)
 
     def _open(
@@ -259,104 +309,151 @@ class SweepRuns:
         tags: Mapping[str, str],
         start_ms: int,
         points: Iterable[Metric] = (),
-        params: Mapping[str, str] = MappingProxyType({}),
-    ) -> _Known:
-        """Make or reopen the key's one run, and log to it."""
-        known = self._find(key)
-        if known is None:
-            base = {KEY_TAG: key, "kind": SWEEP_KEY, "sweep": self._page.sweep}
-            if key != SWEEP_KEY:
-                base |= {"kind": "trial", "mlflow.parentRunId": self._own().run_id}
-            self._uncertain.add(key)
-            run = self.client.create_run(
-                self._experiment, start_ms, {**base, **tags}, self._page.run_name(key, tags)
-            )
-            self._uncertain.discard(key)
-            known, tags = _Known(str(run.info.run_id), "RUNNING"), {}
-            self._runs[key] = known
-        elif known.status != "RUNNING":
-            known.status, known.shown = PERHAPS_RUNNING, ""  # until the reply is here
-            self.client.update_run(known.run_id, status="RUNNING")
-            known.status = "RUNNING"
-        known.shown = ""
-        self._log(known.run_id, [*points], params, tags)
-        return known
+        params: Mapping[str, str] = NO_PARAMS,
+    ) -> _TrackedRun:
+        """Create or reopen a key's run, and log to it."""
+        tracked = self._find(key)
+        if tracked is None:
+            tracked = self._create(key, tags, start_ms)
+            tags = {}
+        elif tracked.status != "RUNNING":
+            tracked.status = PERHAPS_RUNNING
+            tracked.digest = ""
+            self.client.update_run(tracked.run_id, status="RUNNING")
+            tracked.status = "RUNNING"
+        tracked.digest = ""
+        self._log(tracked.run_id, [*points], params, tags)
+        return tracked
+
+    def _create(self, key: str, tags: Mapping[str, str], start_ms: int) -> _TrackedRun:
+        base_tags = {KEY_TAG: key, "kind": SWEEP_KEY, SWEEP: self._page.sweep}
+        if key != SWEEP_KEY:
+            base_tags["kind"] = "trial"
+            base_tags["mlflow.parentRunId"] = self._sweep_run().run_id
+        self._uncertain_keys.add(key)
+        name = self._page.run_name(key, tags)
+        run = self.client.create_run(self._experiment, start_ms, {**base_tags, **tags}, name)
+        self._uncertain_keys.discard(key)
+        self._runs[key] = _TrackedRun(str(run.info.run_id), "RUNNING")
+        return self._runs[key]
 
     def _log(
         self, run_id: str, points: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
     ) -> None:
         """Send points, params and tags in calls of a size that MLflow takes."""
-        chosen = [Param(*item) for item in params.items()]
-        labels = [RunTag(*item) for item in tags.items()]
-        while points or chosen or labels:
+        param_items = [Param(name, text) for name, text in params.items()]
+        tag_items = [RunTag(name, text) for name, text in tags.items()]
+        while points or param_items or tag_items:
             self.client.log_batch(
-                run_id, points[:MOST_METRICS], chosen[:MOST_PARAMS], labels[:MOST_TAGS]
+                run_id, points[:MAX_METRICS], param_items[:MAX_PARAMS], tag_items[:MAX_TAGS]
             )
-            points, chosen, labels = points[MOST_METRICS:], chosen[MOST_PARAMS:], labels[MOST_TAGS:]
+            points = points[MAX_METRICS:]
+            param_items = param_items[MAX_PARAMS:]
+            tag_items = tag_items[MAX_TAGS:]
 
     def _artifacts(self, folder: str) -> set[str]:
-        found = self.client.list_artifacts(self._own().run_id, folder)
-        inner = [self._artifacts(item.path) for item in found if item.is_dir]
-        return {item.path for item in found if not item.is_dir}.union(*inner)
+        """Return the paths of all files below a folder of the sweep's own run."""
+        paths: set[str] = set()
+        for item in self.client.list_artifacts(self._sweep_run().run_id, folder):
+            if item.is_dir:
+                paths |= self._artifacts(item.path)
+            else:
+                paths.add(item.path)
+        return paths
 
-    def _end(self, known: _Known, status: str, end_ms: int | None = None) -> None:
-        known.status = PERHAPS_RUNNING  # until the reply is here
-        self.client.set_terminated(known.run_id, status, end_ms)
-        known.status = status
+    def _end(self, tracked: _TrackedRun, status: str, end_ms: int | None = None) -> None:
+        tracked.status = PERHAPS_RUNNING
+        self.client.set_terminated(tracked.run_id, status, end_ms)
+        tracked.status = status
 
 
-def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
-    """Tell whether params, data or points are others, or a metric of ours is there that the run has
-    not.
+def _metric_of(point: CurvePoint) -> Metric:
+    return Metric(point.metric, point.value, point.at_ms, point.step)
+
+
+def _shown_metrics(run: FlatRun) -> dict[str, float]:
+    """Return the values that MLflow shows of a run: of a curve, its last point."""
+    shown_metrics = dict(run.metrics)
+    for point in sorted(run.series, key=lambda point: (point.step, point.at_ms)):
+        if math.isfinite(point.value):
+            shown_metrics[point.metric] = point.value
+    return shown_metrics
+
+
+def _has_too_much(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
+    """Return whether MLflow has values of a run that it can never lose.
+
+    They are other params, results of other data, other points of a learning curve, or a metric that
+    this program defines and the run lacks.
     """
-    images = run.tags.get(columns.DATA_FINGERPRINT)
-    others = any(data.params.get(name, value) != value for name, value in run.params.items())
-    points = run.tags.get(CURVE, "")
-    drawn = data.tags.get(CURVE, "of an earlier version" if points else "")
-    others |= not {*drawn.split()} <= {*points.split()}
-    if others or data.tags.get(columns.DATA_FINGERPRINT, images) != images:
+    for name, text in run.params.items():
+        if data.params.get(name, text) != text:
+            return True
+    if not _is_extended_curve(run.tags.get(CURVE, ""), data.tags):
         return True
-    return any(
-        column.origin is not None
-        for column in columns.describe(data.metrics.keys() - wanted.keys())
-    )
+    fingerprint = run.tags.get(DATA_FINGERPRINT)
+    if data.tags.get(DATA_FINGERPRINT, fingerprint) != fingerprint:
+        return True
+    extra_columns = describe(data.metrics.keys() - shown_metrics.keys())
+    return any(column.origin is not None for column in extra_columns)
+
+
+def _is_extended_curve(curve: str, tags: Mapping[str, str]) -> bool:
+    """Return whether all points of MLflow's learning curve are in ``curve``; empty has none."""
+    shown_curve = tags.get(CURVE)
+    if shown_curve is None:
+        # A run of a curve without the tag was made by an earlier version, with points unknown.
+        return not curve
+    return set(shown_curve.split()) <= set(curve.split())
+
+
+def _has_all(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
+    """Return whether MLflow has all values of a run."""
+    has_tags = run.tags.items() <= data.tags.items()
+    has_params = run.params.items() <= data.params.items()
+    has_metrics = shown_metrics.items() <= data.metrics.items()
+    return bool(has_tags and has_params and has_metrics)
 
 
 def _missing_points(
-    run: FlatRun, wanted: Mapping[str, float], history: Mapping[str, list[Metric]]
+    run: FlatRun, shown_metrics: Mapping[str, float], history: Mapping[str, list[Metric]]
 ) -> list[Metric]:
-    """Return the points to send beside ``history``: every one is there once then, and ``wanted`` is
-    shown.
+    """Return the points to send.
+
+    Args:
+        run: whose points MLflow should have, each once.
+        shown_metrics: the values that MLflow should show.
+        history: points that MLflow has, by metric.
     """
-    there = {
-        (name, point.step, point.value) for name, points in history.items() for point in points
-    }
-    points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
-    points += [Metric(name, value, at, step) for name, step, value, at in run.series]
-    points = [point for point in points if (point.key, point.step, point.value) not in there]
-    for name, old in history.items():
-        last = max([*old, *(point for point in points if point.key == name)], key=_shown_last)
-        if last.value != wanted[name]:
-            points.append(Metric(name, wanted[name], last.timestamp + 1, last.step))
-    return points
+    stored = defaultdict(set)
+    for name, points in history.items():
+        stored[name] = {(point.step, point.value) for point in points}
+    all_points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
+    all_points += map(_metric_of, run.series)
+    missing = [point for point in all_points if (point.step, point.value) not in stored[point.key]]
+    for name, stored_points in history.items():
+        new_points = [point for point in missing if point.key == name]
+        last = max([*stored_points, *new_points], key=_shown_last)
+        if last.value != shown_metrics[name]:
+            missing.append(Metric(name, shown_metrics[name], last.timestamp + 1, last.step))
+    return missing
 
 
 def _shown_last(point: Metric) -> tuple[int, int, float]:
-    """Return a key by which the greatest point is the one that MLflow shows of a metric."""
+    """Return a sort key by which the last point is the one that MLflow shows of a metric."""
     return point.step, point.timestamp, point.value
 
 
 def _digest(
     tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]
 ) -> str:
-    """Return a digest of what a run shows, without the tags that MLflow and we keep beside it."""
-    beside = {"kind", "sweep"}
-    kept = {
-        k: v
-        for k, v in tags.items()
-        if k not in beside and not k.startswith(("mlflow.", "isweep."))
+    """Return a digest of what a run shows, without the tags that are not of its result."""
+    result_tags = {
+        name: text
+        for name, text in tags.items()
+        if name != "kind" and not name.startswith(("mlflow.", "isweep."))
     }
-    return _hash(json.dumps([kept, dict(params), dict(metrics)], sort_keys=True).encode())
+    return _hash(json.dumps([result_tags, dict(params), dict(metrics)], sort_keys=True).encode())
 
 
 def _hash(data: bytes) -> str:
@@ -364,48 +461,68 @@ def _hash(data: bytes) -> str:
 
 
 def experiment_names(sweep: str, storage: str | None) -> list[str]:
-    """Return the experiments that may hold a sweep's runs, the first choice first."""
-    return [f"isweep/{sweep}"] + ([] if storage is None else [f"isweep/{sweep}@{storage[:8]}"])
+    """Return the names of experiments that may hold a sweep's runs, the first choice first."""
+    names = [f"isweep/{sweep}"]
+    if storage is not None:
+        names.append(f"isweep/{sweep}@{storage[:8]}")
+    return names
 
 
 def claim_experiment(
     client: MlflowClient, sweep: str, storage: str | None, artifacts: Path | None
 ) -> Experiment:
-    """Return the experiment for this sweep of this store, made where missing.
+    """Return the experiment of a sweep, which is created if there is none.
 
-    One that belongs to another store is left alone: two roots on one server keep their runs apart.
+    An experiment of another store is left alone, so two roots on one server keep their runs apart.
+    Arguments as of :class:`SweepRuns`.
     """
-    location = artifacts.absolute().as_uri() if artifacts else ""
-    own = {STORAGE_TAG: storage} if storage else {}
+    location = ""
+    if artifacts:
+        location = artifacts.absolute().as_uri()
+    storage_tags = {}
+    if storage:
+        storage_tags[STORAGE_TAG] = storage
     for name in experiment_names(sweep, storage):
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            made = client.create_experiment(name, location or None, tags={**EXPERIMENT_TAGS, **own})
-            return client.get_experiment(made)
-        if storage is None or found.tags.get(STORAGE_TAG, storage) == storage:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            tags = {**EXPERIMENT_TAGS, **storage_tags}
+            return client.get_experiment(client.create_experiment(name, location or None, tags))
+        if storage is None or experiment.tags.get(STORAGE_TAG, storage) == storage:
             break
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    if storage is not None and STORAGE_TAG not in found.tags:
-        client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
-    before = str(found.artifact_location)
-    if artifacts and before != location and before.endswith(f"/{artifacts.name}"):
-        _follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
-    return found
+    experiment_id = str(experiment.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment_id)
+    if storage is not None and STORAGE_TAG not in experiment.tags:
+        client.set_experiment_tag(experiment_id, STORAGE_TAG, storage)
+    old_location = str(experiment.artifact_location)
+    if artifacts and old_location != location and old_location.endswith(f"/{artifacts.name}"):
+        _move_artifacts(str(client.tracking_uri), experiment_id, old_location, location)
+    return experiment
 
 
-def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
-    """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
+def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
+    """Let an experiment in an SQLite file store its files where the root is now.
 
-    MLflow notes whole paths and has no call that changes them: after a move it would make the old
-    folder again, open to everybody, and from a copy of a root write over the first one's artifacts.
+    MLflow stores absolute paths, and has no call that changes them. After a move it would create
+    the old folder again, readable for everybody. From a copy of a root it would overwrite the files
+    of the first one.
+
+    Args:
+        uri: of the SQLite file.
+        experiment: its id.
+        old: location of its files until now.
+        new: location from now on.
     """
-    runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
-    where = " AND substr(artifact_uri, 1, ?) = ?"
+    runs = (
+        "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+        " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?"
+    )
     experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
-    try:  # private: MLflow's tables; without them a root that was moved has no mirror, and says so
+    # Private: MLflow's tables. Without them a root that was moved has no runs in MLflow, which the
+    # error says.
+    try:
         with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
-            database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
+            database.execute(runs, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
             database.execute(experiments, (new, experiment))
     except sqlite3.Error as error:
         raise MlflowException(
@@ -414,31 +531,48 @@ def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
 
 
 def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
-    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when
-    unknown.
+    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id.
 
-    ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears
-    the name.
+    Args:
+        client: of the MLflow store.
+        sweep: name of the sweep; one that MLflow does not know has no rows.
+        storage: id of the result store whose runs are wanted; None takes any of that name.
+
+    Raises:
+        SetupError: MLflow does not answer.
     """
     rows: list[Row] = []
     try:
-        known = [client.get_experiment_by_name(name) for name in experiment_names(sweep, storage)]
-        whose = (None, storage)
-        ours = [one for one in known if one and (not storage or one.tags.get(STORAGE_TAG) in whose)]
-        query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
-        for run in search(client, str(ours[0].experiment_id), query) if ours else ():
-            finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
-            rows.append(row_of(run.data.tags, finite))
+        for name in experiment_names(sweep, storage):
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                continue
+            if storage and experiment.tags.get(STORAGE_TAG) not in (None, storage):
+                continue
+            query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
+            for run in search(client, str(experiment.experiment_id), query):
+                metrics = {
+                    name: value
+                    for name, value in run.data.metrics.items()
+                    if abs(value) < INF_AS_STORED
+                }
+                rows.append(row_of(run.data.tags, metrics))
+            break
     except Exception as error:
-        raise no_answer(error) from error
-    return sorted(rows, key=lambda row: str(row[columns.TRIAL_ID]))
+        raise no_answer_error(error) from error
+    return sorted(rows, key=lambda row: str(row[TRIAL_ID]))
 
 
 def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
     """Yield all runs of an experiment that fit ``query``, oldest first."""
     token: str | None = ""
-    asked: dict[str, Any] = {"max_results": 5000, "order_by": ["attribute.start_time ASC"]}
     while token is not None:
-        page = client.search_runs([experiment], query, page_token=token or None, **asked)
+        page = client.search_runs(
+            [experiment],
+            query,
+            page_token=token or None,
+            max_results=MAX_SEARCHED,
+            order_by=["attribute.start_time ASC"],
+        )
         yield from page
         token = page.token or None

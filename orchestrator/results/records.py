@@ -1,4 +1,8 @@
-"""The records that a sweep's store keeps, and what a worker reports to the driver."""
+"""The records that a sweep stores: results of trials, measures of datasets, failures.
+
+Every kind of record counts its own schema version. A new optional field keeps the version: records
+without it are read with its default. A change of what a field means counts the version up.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,19 @@ from tasks.trials.records import SearchResult, TrialResult
 
 
 class FailureKind(StrEnum):
-    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what
-    follows.
-    """
+    """Cause of a failed attempt; :mod:`orchestrator.running.failures` says what follows."""
 
     OUT_OF_MEMORY = "out_of_memory"
     LOST_NODE = "lost_node"
     WORKER_CRASH = "worker_crash"
     CLUSTER_ERROR = "cluster_error"
-    """Ray itself could not do what the trial asked of it, such as fetching the images."""
+    """Ray itself could not do what the trial needed, such as fetching the images."""
     DEVICE_ERROR = "device_error"
-    """The device of a process failed, or was not there; the process is never used again."""
+    """The process's device failed or was missing. The process is never used again."""
     HUNG = "hung"
-    """No result long after the time that was expected of it."""
+    """No result long after the expected time."""
     OTHER_CODE = "other_code"
-    """Its worker runs other code than the driver."""
+    """The worker runs other code than the driver."""
     BAD_CONFIG = "bad_config"
     SETUP = "setup"
     BAD_DATA = "bad_data"
@@ -37,8 +39,16 @@ class FailureKind(StrEnum):
 
 
 class Provenance(Finding):
-    """Which code, with a hash of its source, and packages made a result; never a host name or a
-    path.
+    """Code and packages that made a result; never a host name or a path.
+
+    Attributes:
+        code_version: package version, and the commit if it is known.
+        commit: Git commit of the code; empty if unknown.
+        dirty: whether the checkout had uncommitted changes.
+        code: hash of the source files.
+        python: version of Python.
+        machine: architecture of the processor.
+        packages: versions by package.
     """
 
     code_version: str = "unknown"
@@ -50,12 +60,21 @@ class Provenance(Finding):
     packages: dict[str, str] = Field(default_factory=dict)
 
 
-class SealedRecord(Finding):
-    """What all stored records share: a place in the store, and a schema version of their kind."""
+class StoredRecord(Finding):
+    """A record with a place in the store and a schema version of its kind.
+
+    Attributes:
+        folder: folder of all records of this kind, below the store.
+        file: name of the record's file in the folder of its id.
+        version: schema version that this program writes.
+        oldest_version: oldest schema version that it reads; None if that is ``version``.
+        id_field: field that holds the record's id.
+    """
 
     folder: ClassVar[str]
     file: ClassVar[str]
     version: ClassVar[int]
+    oldest_version: ClassVar[int | None] = None
     id_field: ClassVar[str] = "trial_id"
 
     schema_version: int
@@ -68,13 +87,24 @@ class SealedRecord(Finding):
     @field_validator("schema_version")
     @classmethod
     def _check_version(cls, value: int) -> int:
-        if value != cls.version:
-            raise ValueError(f"schema version {value}, this program reads {cls.version}")
-        return value
+        oldest = cls.oldest_version or cls.version
+        if oldest <= value <= cls.version:
+            return value
+        versions = str(cls.version)
+        if oldest < cls.version:
+            versions = f"{oldest} to {cls.version}"
+        raise ValueError(f"schema version {value}, this program reads {versions}")
 
 
-class MadeRecord(SealedRecord):
-    """A result, and what it was made from and by; times are in seconds since 1970."""
+class ComputedRecord(StoredRecord):
+    """A record of something computed from prepared data.
+
+    Attributes:
+        domain: ``natural`` or ``medical``; None if none was given.
+        data_fingerprint: content hash of the prepared dataset.
+        started_at: seconds since 1970; likewise ``finished_at``.
+        provenance: the code that computed it.
+    """
 
     domain: Domain | None
     data_fingerprint: str
@@ -83,9 +113,13 @@ class MadeRecord(SealedRecord):
     provenance: Provenance = Provenance()
 
 
-class ResultRecord(MadeRecord):
-    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of
-    a GPU.
+class ResultRecord(ComputedRecord):
+    """The result of a trial, of a grid or of a search.
+
+    Attributes:
+        sweep: name of the sweep that ran the trial.
+        gpu_share: share of a GPU that the trial had; 0 on a CPU.
+        attempt: the attempt that succeeded, from 1.
     """
 
     folder: ClassVar[str] = "trials"
@@ -99,13 +133,13 @@ class ResultRecord(MadeRecord):
 
 
 class TrialRecord(ResultRecord):
-    """One trial with a result.
+    """A trial of a grid with its result.
 
     Attributes:
-        shared_group_share: Share of test images whose group is also trained on.
-        gpu_name: In its driver's words; empty on a CPU.
-        measured_at: When more was measured on the kept network, if ever; the other times are its
-            training's.
+        shared_group_share: share of test images whose group is also trained on.
+        gpu_name: the GPU by its driver's name; empty on a CPU.
+        measured_at: seconds since 1970 of the latest measurement on the stored network; None if
+            there was none after training. The other times are those of the training.
     """
 
     file: ClassVar[str] = "result.json"
@@ -117,31 +151,37 @@ class TrialRecord(ResultRecord):
     measured_at: float | None = None
     result: TrialResult
 
-    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that it lacks, predictions that found no room among
-        them.
-        """
-        result = self.result
-        return missing(
-            self.spec, asked, kept_without=bool(result.weights) and not result.predictions
-        )
+    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``requested`` that the result lacks."""
+        has_weights = self.result.weights is not None
+        has_predictions = self.result.predictions is not None
+        lost_predictions = has_weights and not has_predictions
+        return missing_measurements(self.spec, requested, lost_predictions=lost_predictions)
 
 
-def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
-    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no
-    predictions.
+def missing_measurements(
+    performed: TrialSpec, requested: TrialSpec, *, lost_predictions: bool
+) -> tuple[Measurement, ...]:
+    """Return the measurements of ``requested`` that a trial lacks.
+
+    Args:
+        performed: the trial as it was run.
+        requested: the same trial as it is planned now.
+        lost_predictions: the trial has stored weights, but its predictions could not be stored.
     """
-    lacking = made.lacks(asked)
-    if not kept_without:  # spelling out all that is asked for takes longer than all else here
+    lacking = performed.lacks(requested)
+    # Listing all requested measurements takes longer than everything else here.
+    if not lost_predictions:
         return lacking
-    return lacking + tuple(
-        item
-        for item in asked.measurements
-        if isinstance(item, PredictionMeasurement) and item not in lacking
-    )
+    predictions = [
+        measurement
+        for measurement in requested.measurements
+        if isinstance(measurement, PredictionMeasurement)
+    ]
+    return lacking + tuple(item for item in predictions if item not in lacking)
 
 
-class MeasureRecord(MadeRecord):
+class MeasureRecord(ComputedRecord):
     """The measures of one subset at all its train sizes."""
 
     folder: ClassVar[str] = "measures"
@@ -156,14 +196,20 @@ class MeasureRecord(MadeRecord):
 
 
 class TrialFailure(Finding):
-    """Why an attempt failed: its kind, one line for people, the traceback for developers."""
+    """Why an attempt at a trial failed.
+
+    Attributes:
+        kind: the cause, by which decisions are made.
+        message: one line for the user.
+        traceback: for developers; empty for a user's mistake.
+    """
 
     kind: FailureKind
     message: str
     traceback: str = ""
 
 
-class FailureRecord(SealedRecord):
+class FailureRecord(StoredRecord):
     """The latest failed attempt at a trial that has no result."""
 
     folder: ClassVar[str] = "trials"
@@ -186,11 +232,20 @@ class FailureRecord(SealedRecord):
 
 
 class CellReport(Finding):
-    """What a worker hands to the driver about one attempt at a cell: a result or a failure.
+    """A worker's answer about one attempt at a trial: a result or a failure.
 
-    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user,
-    once; a network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of
-    and printed.
+    Attributes:
+        started_at: time by the worker's clock, in seconds since 1970; likewise ``finished_at``.
+        outcome: the result, or why there is none.
+        data_fingerprint: content hash of the prepared dataset.
+        shared_group_share: share of test images whose group is also trained on.
+        gpu_share: share of a GPU that the trial had; 0 on a CPU.
+        gpu_name: the GPU by its driver's name; empty on a CPU.
+        gpu_note: something about the GPU that the user should know; shown once.
+        trained: whether a network was trained; False if a stored one was measured.
+        provenance: code and packages of the worker.
+        node: address of the worker's node.
+        log: what the attempt logged, warned of and printed.
     """
 
     started_at: float

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.results.records import MeasureRecord, TrialRecord
-from orchestrator.results.store import FileKind, ResultStore
-from search_spaces.errors import DataError
-from search_spaces.specs import pair_name
-
-if TYPE_CHECKING:
-    import pandas as pd
 from orchestrator.results.columns import (
     CLASS_PAIR,
     COLUMNS,
@@ -30,29 +24,78 @@ from orchestrator.results.columns import (
 )
 from orchestrator.results.flat_runs import flat_trial
 from orchestrator.results.metrics import index_measures
+from orchestrator.results.records import MeasureRecord, TrialRecord
+from orchestrator.results.store import FileKind, ResultStore
+from search_spaces.errors import DataError
+from search_spaces.specs import pair_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, str | int | float]
 """One line of the results table, by column."""
+MeasureRow = dict[str, str | int | float | None]
+"""One line of the table of measures, by column; None if a number is undefined."""
 
 
-def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
-    """Return a stored measure as the rows of a table for people: one per train size, every
-    estimator.
+def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return a row of the results table from the tags and metrics of a trial's run."""
+    row: Row = {}
+    for column in COLUMNS:
+        if column.kind == "text":
+            row[column.name] = tags.get(column.name, "")
+        elif column.kind == "integer" and column.name in tags:
+            row[column.name] = int(tags[column.name])
+    for name, value in metrics.items():
+        if not name.startswith(EPOCH_PREFIX):
+            row[name] = value
+    return row
+
+
+def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
+    """Return the rows of stored trials, ordered by trial id."""
+    index = index_measures(measures)
+    rows = []
+    for record in trials:
+        run = flat_trial(record, index)
+        rows.append(row_of(run.tags, run.metrics))
+    return sorted(rows, key=lambda row: str(row[TRIAL_ID]))
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as JSON values, with all digits of its numbers.
+
+    A number that is missing or infinite becomes None. pandas' own ``to_json`` cuts numbers after 15
+    decimals.
     """
-    subset = record.spec.subset
-    about = {DATASET: subset.dataset, CLASS_PAIR: pair_name(subset.class_pair)}
-    rows: list[dict[str, str | int | float | None]] = [
-        {
-            **about,
-            TRAIN_SIZE: size.train_size,
-            **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
-            LABEL_SHARPNESS: sharpness.value if (sharpness := size.label_sharpness) else None,
-            LABEL_SHARPNESS_P99: (sharpness.percentiles or {}).get("99") if sharpness else None,
-            NUM_DUPLICATES: size.num_duplicates,
-            NUM_CONFLICTS: size.num_conflicts,
-        }
-        for size in record.result.sizes
+    is_defined = table.notna() & ~table.isin([math.inf, -math.inf])
+    objects = table.astype(object).where(is_defined, None)
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in objects.to_dict(orient="records")
     ]
+
+
+def measure_rows(record: MeasureRecord) -> list[MeasureRow]:
+    """Return a stored measure as rows for people: one per train size, with every estimator."""
+    subset = record.spec.subset
+    rows: list[MeasureRow] = []
+    for size in record.result.sizes:
+        row: MeasureRow = {
+            DATASET: subset.dataset,
+            CLASS_PAIR: pair_name(subset.class_pair),
+            TRAIN_SIZE: size.train_size,
+        }
+        for estimator, estimate in size.d_data.items():
+            row[f"d_data_{estimator}"] = estimate.value
+        row[LABEL_SHARPNESS] = None
+        row[LABEL_SHARPNESS_P99] = None
+        if size.label_sharpness is not None:
+            row[LABEL_SHARPNESS] = size.label_sharpness.value
+            row[LABEL_SHARPNESS_P99] = (size.label_sharpness.percentiles or {}).get("99")
+        row[NUM_DUPLICATES] = size.num_duplicates
+        row[NUM_CONFLICTS] = size.num_conflicts
+        rows.append(row)
     calibration = record.result.calibration
     if (
         calibration is not None
@@ -64,52 +107,38 @@ def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | No
     return rows
 
 
-def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
-    """Return one row of the results table from a trial's tags and metrics."""
-    row: Row = {}
-    for column in COLUMNS:
-        if column.kind == "text":
-            row[column.name] = tags.get(column.name, "")
-        elif column.kind == "integer" and column.name in tags:
-            row[column.name] = int(tags[column.name])
-    row.update(
-        {name: value for name, value in metrics.items() if not name.startswith(EPOCH_PREFIX)}
-    )
-    return row
-
-
-def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
-    """Return the rows of stored trials, ordered by trial id."""
-    index = index_measures(measures)
-    flat = (flat_trial(record, index) for record in trials)
-    return sorted(
-        (row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[TRIAL_ID])
-    )
-
-
 def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.DataFrame:
-    """Return one row per trial with predictions and test image: what it is, ``image``, ``label``,
-    logits.
+    """Return a table with one row per trial and test image.
 
-    DataError when no trial has predictions, CorruptStoreError when a trial's are gone or damaged.
+    Args:
+        records: trials; those without predictions are left out.
+        store: where the predictions are stored.
+
+    Returns:
+        A table of the trial's choices, ``image``, ``label`` and the logits.
+
+    Raises:
+        DataError: no trial has predictions.
+        CorruptStoreError: the predictions of a trial are gone or damaged.
     """
     import pandas as pd
 
     from tasks.trials.scores import from_parquet
 
-    columns = (TRIAL_ID, MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE, SEED)
+    choices = (TRIAL_ID, MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE, SEED)
     tables = []
     for record in sorted(records, key=lambda record: record.trial_id):
-        if record.result.predictions is not None:
-            kept = store.get(FileKind.PREDICTIONS, record.trial_id, record.result.predictions)
-            (row,), table = rows_of([record], ()), from_parquet(kept)
-            about = {name: [row[name]] * len(table) for name in columns}
-            tables.append(pd.concat([pd.DataFrame(about), table], axis=1))
+        if record.result.predictions is None:
+            continue
+        data = store.get(FileKind.PREDICTIONS, record.trial_id, record.result.predictions)
+        predictions = from_parquet(data)
+        row = rows_of([record], measures=())[0]
+        repeated = pd.DataFrame({name: [row[name]] * len(predictions) for name in choices})
+        tables.append(pd.concat([repeated, predictions], axis=1))
     if not tables:
         raise DataError(
             "No trial of this sweep has predictions",
-            hint=(
-                "set predictions: true and run it again: where weights are kept, nothing is trained"
-            ),
+            hint="set predictions: true and run it again: where weights are stored, nothing is "
+            "trained",
         )
     return pd.concat(tables, ignore_index=True)

@@ -1,8 +1,8 @@
-"""What a sweep's store holds, and what of the plan is therefore done, failed or left."""
+"""The state of a sweep: which trials of its plan are done, failed or left."""
 
 from __future__ import annotations
 
-import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,31 +14,29 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.flat_runs import FlatRun, flat_trial
 from orchestrator.results.metrics import index_measures
 from orchestrator.results.outlines import TrialOutline
-from orchestrator.results.records import (
-    FailureRecord,
-    MeasureRecord,
-    TrialRecord,
-)
+from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
 from orchestrator.results.rows import Row, rows_of
 from orchestrator.results.store import Unreadable
 from orchestrator.results.stored_results import StoredResults
-from search_spaces.specs import MeasureSpec, TrialSpec
+from search_spaces.specs import MeasureSpec, SubsetSpec
 from tasks.trials.records import TrialStatus
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class State:
-    """What is done, failed and left of a plan; everything by id.
+    """The done, failed and remaining trials of a plan; everything by id.
 
     Attributes:
-        results: Outlines of the believed results of planned trials that have everything asked for.
-        trials: Records of these and other results.
-        stale: Planned trials whose result was made from other data, or other choices under the same
+        results: outlines of planned trials that have everything that is requested.
+        trials: records of these and all other results.
+        measures: of the plan's datasets.
+        failures: latest failed attempts of planned trials without a result.
+        running: trials that a live driver is running.
+        outdated: planned trials whose result is of other data, or of other choices under the same
             id.
-        partial: Outlines of believed results that lack a measurement that is asked for now.
-        foreign: Results of trials that are not in the plan (kept, not used).
+        partial: outlines of results that lack a measurement that is requested now.
+        unplanned: results of trials that are not in the plan. They are kept and not used.
+        unreadable: files that are not used.
     """
 
     results: dict[str, TrialOutline]
@@ -46,140 +44,189 @@ class State:
     measures: dict[str, MeasureRecord] = field(default_factory=dict)
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
-    stale: frozenset[str] = frozenset()
+    outdated: frozenset[str] = frozenset()
     partial: dict[str, TrialOutline] = field(default_factory=dict)
-    foreign: frozenset[str] = frozenset()
+    unplanned: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
 
     def status(self, trial_id: str) -> CellStatus:
-        """Return where a planned trial stands."""
+        """Return the status of a planned trial."""
         if trial_id in self.results:
             return CellStatus.DONE
         if trial_id in self.running:
             return CellStatus.RUNNING
         if trial_id in self.failures:
             return CellStatus.FAILED
-        return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
+        if trial_id in self.outdated:
+            return CellStatus.STALE
+        return CellStatus.PENDING
 
     def counts(self, plan: SweepPlan) -> dict[str, int]:
-        """Return how many trials are planned and in each state."""
+        """Return how many trials are planned, done, failed and diverged."""
+        diverged = [
+            outline for outline in self.results.values() if outline.status == TrialStatus.DIVERGED
+        ]
         return {
             "planned": len(plan.trials),
             "done": len(self.results),
             "failed": len(self.failures),
-            "diverged": sum(one.status == TrialStatus.DIVERGED for one in self.results.values()),
+            "diverged": len(diverged),
         }
 
     def flat_runs(self) -> Iterator[FlatRun]:
         """Yield all results of planned trials as MLflow shows them."""
         index = index_measures(self.measures.values())
-        return (flat_trial(record, index) for record in self.records)
+        for record in self.records:
+            yield flat_trial(record, index)
 
     @property
     def records(self) -> list[TrialRecord]:
-        """Records of all results of planned trials, with everything asked for or not."""
+        """Records of all planned trials with a result, complete or partial."""
         return [self.trials[trial_id] for trial_id in (*self.results, *self.partial)]
 
     def rows(self) -> list[Row]:
-        """Return the rows of all results of planned trials, ordered by trial id."""
+        """Return the rows of all planned trials with a result, ordered by trial id."""
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures as the command line and the report print them, ordered by trial
-        id.
-        """
-        return [record.row() for _, record in sorted(self.failures.items())]
+        """Return the failures as commands and the report print them, ordered by trial id."""
+        return [self.failures[trial_id].row() for trial_id in sorted(self.failures)]
 
     def measured_trials(self) -> list[MeasuredTrial]:
-        """Return what done trials cost; diverged ones stopped at an unknown epoch."""
-        return [
-            MeasuredTrial(
-                spec=outline.spec,
-                on_gpu=(on_gpu := outline.device.startswith("cuda")),
-                # Older records know no share: the trial had the GPU to itself.
-                share=(outline.gpu_share or 1.0) if on_gpu else outline.num_threads,
-                seconds=outline.finished_at - outline.started_at,
-                gpu=outline.gpu_name,
-                peak_bytes=outline.peak_bytes,
-            )
-            for outline in (*self.results.values(), *self.partial.values())
-            if outline.status == TrialStatus.DONE
-        ]
+        """Return what each done trial cost. A diverged one stopped at an unknown epoch."""
+        trials = []
+        for outline in (*self.results.values(), *self.partial.values()):
+            if outline.status == TrialStatus.DONE:
+                trials.append(_measured_trial(outline))
+        return trials
 
     def cost(self) -> dict[str, Any]:
-        """Return what the trials that have a result cost, in words too; failed attempts leave no
-        times.
+        """Return what the trials with a result cost; failed attempts leave no times.
 
-        Hours are of whole GPUs, time times share, or of cores where a trial ran without one.
+        Returns:
+            ``gpu_hours``: duration times share of a GPU, over trials on a GPU. ``core_hours``:
+            duration times cores, over the others. ``text``: both in words.
         """
-        hours = {True: 0.0, False: 0.0}
+        gpu_hours = 0.0
+        core_hours = 0.0
         for trial in self.measured_trials():
-            hours[trial.on_gpu] += trial.seconds * trial.share / 3600
-        gpu, core = hours[True], hours[False]
-        said = [f"{amount(gpu)} GPU-hours"] * bool(gpu)
-        said += [f"{amount(core)} core-hours"] * bool(core or not gpu)
-        return {"gpu_hours": gpu, "core_hours": core, "text": f"cost so far {' and '.join(said)}"}
+            hours = trial.seconds * trial.share / 3600
+            if trial.on_gpu:
+                gpu_hours += hours
+            else:
+                core_hours += hours
+        parts = []
+        if gpu_hours:
+            parts.append(f"{amount(gpu_hours)} GPU-hours")
+        if core_hours or not gpu_hours:
+            parts.append(f"{amount(core_hours)} core-hours")
+        text = f"cost so far {' and '.join(parts)}"
+        return {"gpu_hours": gpu_hours, "core_hours": core_hours, "text": text}
 
 
-def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
-    """Read the store of a sweep and judge it; a ``look``, for what no network found, uses the
-    index.
+def _measured_trial(outline: TrialOutline) -> MeasuredTrial:
+    on_gpu = outline.device.startswith("cuda")
+    share: float = outline.num_threads
+    if on_gpu:
+        # Older records have no share: the trial had the GPU to itself.
+        share = outline.gpu_share or 1.0
+    return MeasuredTrial(
+        spec=outline.spec,
+        on_gpu=on_gpu,
+        share=share,
+        seconds=outline.finished_at - outline.started_at,
+        gpu=outline.gpu_name,
+        peak_bytes=outline.peak_bytes,
+    )
+
+
+def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool = False) -> State:
+    """Read a sweep's store and compare it with the plan.
+
+    Args:
+        workspace: plan and store.
+        running: ids of trials that a live driver is running.
+        quick: use the index of outlines. It is for commands that show no number of a network.
     """
-    index = workspace.sweep_paths.index if look else None
-    return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
+    index_path = None
+    if quick:
+        index_path = workspace.sweep_paths.index
+    stored = StoredResults.read(workspace.results_url, index_path, quick=quick)
+    return compare_with_plan(workspace, stored, running)
 
 
-def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
-    """Compare what is stored with the plan, the data prepared now, and what a live driver is
-    ``running``.
+def compare_with_plan(
+    workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()
+) -> State:
+    """Compare what is stored with the plan and with the data that are prepared now.
+
+    Args:
+        workspace: the plan and its prepared data.
+        stored: results, measures and failures.
+        running: ids of trials that a live driver is running.
     """
     planned = workspace.plan.trials_by_id
-    known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
-    stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
-    believed = {i: outline for i, outline in known.items() if i not in stale}
-    partial = {i: outline for i, outline in believed.items() if outline.lacks(planned[i])}
-    results = {i: outline for i, outline in believed.items() if i not in partial}
+    results: dict[str, TrialOutline] = {}
+    partial: dict[str, TrialOutline] = {}
+    outdated = set()
+    for trial_id, outline in stored.trials.outlines.items():
+        if trial_id not in planned:
+            continue
+        trial = planned[trial_id]
+        # An id leaves out choices that have their default. A default that changed without a new
+        # version is found here.
+        is_same_network = outline.spec.network == trial.network
+        if not is_same_network or _has_other_data(
+            workspace, trial.network.subset, outline.data_fingerprint
+        ):
+            outdated.add(trial_id)
+        elif outline.lacks(trial):
+            partial[trial_id] = outline
+        else:
+            results[trial_id] = outline
+    failures = {
+        trial_id: failure
+        for trial_id, failure in stored.failures.items()
+        if trial_id in planned and trial_id not in results
+    }
     return State(
         results=results,
         trials=stored.trials,
-        measures=_measures(workspace, stored),
-        failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
+        measures=_planned_measures(workspace, stored),
+        failures=failures,
         running=frozenset(running),
-        stale=frozenset(stale),
+        outdated=frozenset(outdated),
         partial=partial,
-        foreign=frozenset(stored.trials.keys() - planned.keys()),
+        unplanned=frozenset(stored.trials.keys() - planned.keys()),
         unreadable=list(stored.unreadable),
     )
 
 
-def _measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
-    """Return the believed measures of the plan; for one that is not made yet, those of other train
-    sizes.
+def _planned_measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
+    """Return the measures of the plan.
 
-    What is found at a train size does not depend on the others: a sweep file that was extended
-    keeps it.
+    The measure at a train size does not depend on the other train sizes. So a measure that is not
+    made yet, as after more sizes were added, is replaced by those of other train sizes.
     """
-    alike: dict[MeasureSpec, dict[str, MeasureRecord]] = {}
-    for name, record in stored.measures.items():
-        if not _is_stale(workspace, record.spec, record):
-            alike.setdefault(record.spec.model_copy(update={"train_sizes": ()}), {})[name] = record
-    found: dict[str, MeasureRecord] = {}
+    by_subset: defaultdict[MeasureSpec, dict[str, MeasureRecord]] = defaultdict(dict)
+    for measure_id, record in stored.measures.items():
+        if not _has_other_data(workspace, record.spec.subset, record.data_fingerprint):
+            by_subset[_without_sizes(record.spec)][measure_id] = record
+    measures: dict[str, MeasureRecord] = {}
     for spec in workspace.plan.measures:
-        same = alike.get(spec.model_copy(update={"train_sizes": ()}), {})
-        own = same.get(spec.measure_id)
-        found |= same if own is None else {spec.measure_id: own}
-    return found
+        candidates = by_subset[_without_sizes(spec)]
+        if spec.measure_id in candidates:
+            measures[spec.measure_id] = candidates[spec.measure_id]
+        else:
+            measures.update(candidates)
+    return measures
 
 
-def _is_stale(
-    workspace: Workspace, spec: TrialSpec | MeasureSpec, record: TrialOutline | MeasureRecord
-) -> bool:
-    subset = spec.network.subset if isinstance(spec, TrialSpec) else spec.subset
+def _without_sizes(spec: MeasureSpec) -> MeasureSpec:
+    return spec.model_copy(update={"train_sizes": ()})
+
+
+def _has_other_data(workspace: Workspace, subset: SubsetSpec, data_fingerprint: str) -> bool:
+    """Return whether a result is of other data than those that are prepared now, if any."""
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
-    if dataset is not None and dataset.fingerprint != record.data_fingerprint:
-        return True
-    # An id leaves out what has its default: one that changed under the same version must not go
-    # unseen.
-    return (spec.network if isinstance(spec, TrialSpec) else spec) != (
-        record.spec.network if isinstance(record, TrialOutline) else record.spec
-    )
+    return dataset is not None and dataset.fingerprint != data_fingerprint

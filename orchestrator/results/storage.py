@@ -1,8 +1,8 @@
-"""Where results and weights are kept: a local folder, or an object store by its URL.
+"""Storage of results and weights: a local folder, or an object store by its URL.
 
-Both are asked in the same words. A write is whole or not there: locally a flushed sibling is
-renamed, and an object store's put is atomic by itself, and may be made to depend on what is there,
-which a lease needs.
+Both have the same methods. A write is complete or absent. Locally a flushed temporary file is
+renamed. An object store's put is atomic by itself; a lease also needs puts that depend on what is
+there.
 """
 
 from __future__ import annotations
@@ -30,47 +30,71 @@ from tasks.atomic import read_whole, remove_folder, write_atomic
 from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S, REMIND_AFTER_S = 0.5, 10.0, 600.0
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH}
-"""What an operating system says of a disk that may have room again, or of a file system that may be
-back."""
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+"""Seconds between two attempts to write; each pause is twice as long as the one before."""
+REMIND_AFTER_S = 600.0
+"""Seconds between two messages that the sweep is paused."""
 
-LASTING = ("s3", "gs", "az", "abfs", "abfss")
-"""Schemes of stores that keep what is written and let it be replaced."""
-CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
+TEMPORARY_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
+"""Errors of a disk that may have room again, or of a file system that may come back."""
+
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+"""URL schemes of stores that keep what is written and let it be replaced."""
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
 TRIES = 3
-"""Of one request, by the client itself; what lasts longer pauses a sweep."""
-READ_TOGETHER = 32
-
-AGAIN = "then run the same command again: what is done is kept"
-UNREADABLE = "The result store must be readable", f"mend the permissions or the connection, {AGAIN}"
-UNWRITABLE = (
-    "The result store must be writable",
-    (
-        "free space (keep_weights: none takes the least), mend the permissions or remove what is "
-        "in "
-        "the way, "
-    )
-    + AGAIN,
-)
+"""Attempts of one request by the client itself. An outage that lasts longer pauses the sweep."""
+PARALLEL_READS = 32
+"""Files that are read from an object store at the same time."""
+MAX_REASON_LENGTH = 300
+"""Characters of an object store's error that a message quotes."""
 
 Content = bytes | OSError
+"""The content of a file, or why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A kind of error of the storage: the rule that was broken, and the fix."""
+
+    rule: str
+    hint: str
+
+
+AGAIN = "then run the same command again: finished trials are kept"
+UNREADABLE = _Problem(
+    "The result store must be readable", f"correct the permissions or the connection, {AGAIN}"
+)
+UNWRITABLE = _Problem(
+    "The result store must be writable",
+    "free space (keep_weights: none takes the least), correct the permissions or remove what is "
+    f"in the way, {AGAIN}",
+)
 
 
 class StorageAway(SetupError):
-    """Storage that took nothing just now and may again: it is full, or does not answer."""
+    """Storage that is full or does not answer now, and may take a write later."""
 
 
 @dataclass
-class Patience:
-    """Repeats a write while storage is full or away, ``limit_s`` seconds at most: a sweep pauses,
-    not ends.
+class RetryWithBackoff:
+    """Repeats a write while the storage is full or away: the sweep pauses instead of ending.
 
-    ``say`` is told when a pause begins, now and then while it lasts, and when it ends.
+    Attributes:
+        say: prints when a pause begins, every ten minutes while it lasts, and when it ends.
+        limit_s: longest pause, in seconds.
+        clock: of the pauses.
     """
 
     say: Callable[[str], None] = log.warning
@@ -78,145 +102,180 @@ class Patience:
     clock: Clock = SYSTEM
 
     def until_done(self, write: Callable[[], T]) -> T:
-        """Return what ``write`` returns as soon as storage takes it; raises what waiting does not
-        mend.
+        """Return what ``write`` returns as soon as the storage takes it.
+
+        Raises:
+            StorageAway, OSError: waiting does not help, or ``limit_s`` is over.
         """
-        began, said, pause = None, -math.inf, FIRST_PAUSE_S
+        paused_since: float | None = None
+        reminded_at = -math.inf
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
-                done = write()
+                result = write()
             except (StorageAway, OSError) as error:
                 now = self.clock.monotonic()
-                began = now if began is None else began
-                waits = isinstance(error, StorageAway) or error.errno in PASSING
-                if not waits or now - began > self.limit_s:
+                if paused_since is None:
+                    paused_since = now
+                if not _is_temporary(error) or now - paused_since > self.limit_s:
                     raise
-                if now - said > REMIND_AFTER_S:
-                    said, file = now, getattr(error, "filename", None) or "a file"
-                    why = (
-                        error.value
-                        if isinstance(error, StorageAway)
-                        else f"{file}: {error.strerror}"
-                    )
+                if now - reminded_at > REMIND_AFTER_S:
+                    reminded_at = now
                     self.say(
-                        f"Paused: {why}. The sweep goes on by itself when there is room and an "
-                        "answer; "
-                        "Ctrl-C stops it, and what is done is kept"
+                        f"Paused: {_reason(error)}. The sweep goes on by itself when there is room "
+                        "and an answer; Ctrl-C stops it, and what is done is kept"
                     )
-                self.clock.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                self.clock.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
-                if began is not None:
-                    lasted = self.clock.monotonic() - began
-                    self.say(f"Storage takes results again after {lasted:.0f} s; going on")
-                return done
+                if paused_since is not None:
+                    paused_s = self.clock.monotonic() - paused_since
+                    self.say(f"Storage takes results again after {paused_s:.0f} s; going on")
+                return result
+
+
+def _is_temporary(error: StorageAway | OSError) -> bool:
+    return isinstance(error, StorageAway) or error.errno in TEMPORARY_ERRORS
+
+
+def _reason(error: StorageAway | OSError) -> str:
+    if isinstance(error, StorageAway):
+        return error.value
+    return f"{error.filename or 'a file'}: {error.strerror}"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file that is there; its ``stamp``, of size and time or tag, changes whenever it is
-    replaced.
-    """
+class StoredFile:
+    """A file in the storage; its ``stamp`` changes whenever the file is replaced."""
 
     path: str
     stamp: str
 
 
 def open_storage(url: str | Storage) -> Storage:
-    """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or
-    made.
+    """Open the store at ``url``; nothing is requested or created.
 
-    One that is open is given back. ConfigError for a URL that is none, holds a password, or keeps
-    nothing.
+    Args:
+        url: a local path, or the URL of an object store. A store that is open is returned.
+
+    Raises:
+        ConfigError: the URL is none, holds a password, or is of a store that keeps nothing.
     """
     if isinstance(url, Folder | Bucket):
         return url
-    scheme, mark, rest = url.partition("://")
-    if not mark or scheme == "file":
-        return Folder(os.path.abspath(rest if mark else os.path.expanduser(url)))
-    if scheme not in LASTING:
+    scheme, mark, address = url.partition("://")
+    if not mark:
+        return Folder(os.path.abspath(os.path.expanduser(url)))
+    if scheme == "file":
+        return Folder(os.path.abspath(address))
+    if scheme not in SCHEMES:
         raise ConfigError(
             "--storage must be a folder or a store that keeps results when the command has ended",
             f"{scheme}://…",
-            f"use a path, or a URL of {', '.join(LASTING)}",
+            f"use a path, or a URL of {', '.join(SCHEMES)}",
         )
+    _check_url(url, scheme)
+    bucket_name = address.partition("/")[0]
+    return Bucket(_object_store(scheme, bucket_name), address.rstrip("/"), f"{scheme}://")
+
+
+def _check_url(url: str, scheme: str) -> None:
+    """Refuse the URL of an object store that holds a password or more than a bucket and a path."""
     try:
         parts = urlsplit(url)
-        secret, host = parts.password, parts.hostname
+        password = parts.password
+        host = parts.hostname
     except ValueError:
-        secret, host = None, None
-    if secret:
+        password = None
+        host = None
+    if password:
         raise ConfigError(
             "--storage must hold no password: every user of the machine can read a command line",
             f"{scheme}://…@{host}",
-            (
-                "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or "
-                "a "
-                "role"
-            ),
+            "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or a "
+            "role",
         )
     if not host or parts.query or parts.fragment:
-        what = f"{scheme}://{host or ''}"
         raise ConfigError(
-            "--storage must name a bucket or host, and no more than a path in it", what
+            "--storage must name a bucket or host, and no more than a path in it",
+            f"{scheme}://{host or ''}",
         )
-    return Bucket(_object_store(scheme, rest.partition("/")[0]), rest.rstrip("/"), f"{scheme}://")
 
 
 def _object_store(scheme: str, bucket: str) -> Any:
+    """Return obstore's client of a bucket, set up by the environment, files or a role."""
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    # As every program of AWS does, by environment, file or role; boto3 reads what obstore does not.
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    waits = {
+    client_options: dict[str, Any] = {
         "connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds",
         "timeout": f"{ANSWER_TIMEOUT_S:g} seconds",
+        "allow_http": address.startswith("http://"),
     }
-    again = {"max_retries": TRIES - 1, "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S)}
-    client: dict[str, Any] = {**waits, "allow_http": address.startswith("http://")}
-    settings: dict[str, Any] = {"client_options": client, "retry_config": again}
+    settings: dict[str, Any] = {
+        "client_options": client_options,
+        "retry_config": {
+            "max_retries": TRIES - 1,
+            "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S),
+        },
+    }
+    # boto3 reads AWS's configuration files and roles, which obstore does not.
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        with contextlib.suppress(
-            ValueError
-        ):  # nobody's: the store may be open, or says who it wants
+        # Without credentials the store may still be open, or say which ones it wants.
+        with contextlib.suppress(ValueError):
             settings["credential_provider"] = Boto3CredentialProvider()
     try:
         return from_url(f"{scheme}://{bucket}", **settings)
     except (BaseError, ValueError) as error:
-        told = f"{scheme}://…: {str(error).splitlines()[0]}"
         raise ConfigError(
-            "--storage must be a URL that can be opened", told, "see docs/cluster.md"
+            "--storage must be a URL that can be opened",
+            f"{scheme}://…: {str(error).splitlines()[0]}",
+            "see docs/cluster.md",
         ) from None
 
 
 class Folder:
-    """A local folder; methods raise StorageAway or SetupError where nothing else is said."""
+    """A local folder as storage, at the absolute path ``base``."""
 
     def __init__(self, base: str) -> None:
         self.base = base
 
     def read(self, path: str) -> bytes:
-        """Return a file's content; raises FileNotFoundError, or OSError where it cannot be read."""
+        """Return a file's content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+        """
         return read_whole(path)
 
-    def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
-        """Yield files with their content, in order; an error for a local one that cannot be
-        read.
+    def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
+        """Yield files with their content, in order; an error in place of an unreadable content.
+
+        A file that was removed since it was listed is left out.
         """
-        for found in files:
+        for file in files:
             try:
-                yield found, self.read(found.path)
+                yield file, self.read(file.path)
             except FileNotFoundError:
-                continue  # removed since it was listed
+                continue
             except OSError as error:
-                yield found, error
+                yield file, error
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
-        """Replace a file, whole or not at all; returns its stamp. No power cut takes a ``durable``
-        one.
+        """Replace a file completely or not at all, and return its stamp.
+
+        Args:
+            path: the file.
+            data: its new content.
+            durable: wait until the disk has the file. False is for files that a power cut may lose.
+
+        Raises:
+            StorageAway: the disk is full or away.
+            SetupError: the file cannot be written for another reason.
         """
         try:
             if os.path.isdir(path):
@@ -224,15 +283,10 @@ class Folder:
             write_atomic(path, data, durable=durable)
             return _file_stamp(path)
         except OSError as error:
-            rule, hint = UNWRITABLE
-            free = "free space unknown"
-            for folder in reversed(Path(path).parents):
-                with contextlib.suppress(OSError):
-                    free = f"{shutil.disk_usage(folder).free:,} bytes free"
-            told = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free}"
-            raise (StorageAway if error.errno in PASSING else SetupError)(
-                rule, told, hint
-            ) from error
+            kind = StorageAway if error.errno in TEMPORARY_ERRORS else SetupError
+            reason = error.strerror or error
+            details = f"{path} ({len(data):,} bytes needed): {reason}; {_free_space(path)}"
+            raise kind(UNWRITABLE.rule, details, UNWRITABLE.hint) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder in its place, if there is one."""
@@ -242,77 +296,88 @@ class Folder:
         else:
             Path(path).unlink(missing_ok=True)
 
-    def find(self, folder: str, name: str) -> Iterator[Found]:
+    def find(self, folder: str, name: str) -> Iterator[StoredFile]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
         try:
-            names = sorted(os.listdir(folder))
+            entries = sorted(os.listdir(folder))
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            rule, hint = UNREADABLE
-            raise SetupError(rule, f"{folder}: {error.strerror or error}", hint) from error
-        for path in (f"{folder}/{entry}/{name}" for entry in names):
+            details = f"{folder}: {error.strerror or error}"
+            raise SetupError(UNREADABLE.rule, details, UNREADABLE.hint) from error
+        for entry in entries:
+            path = f"{folder}/{entry}/{name}"
             try:
-                yield Found(path, _file_stamp(path))
+                yield StoredFile(path, _file_stamp(path))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                yield Found(path, "")  # reading it says why
+                yield StoredFile(path, "")  # Reading it raises an error with the reason.
 
 
 class Bucket:
-    """An object store asked as a :class:`Folder` is: bucket and path are its ``base``, reads are
-    parallel.
-    """
+    """A bucket of an object store as storage; ``base`` is the bucket and a path in it."""
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
-        self._store, self.base, self._prefix = store, base, prefix
+        self.base = base
+        self._store = store
+        self._prefix = prefix
 
     def read(self, path: str) -> bytes:
-        """Return a file's content; raises FileNotFoundError when there is none."""
+        """Return a file's content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageAway, SetupError: the store does not give it.
+        """
         return self.read_tagged(path)[0]
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        """Return a file's content, and the tag by which :meth:`put` knows it."""
+        """Return a file's content, and the tag of this version for :meth:`put`."""
         import obstore
 
-        with self._told(path):
-            found = obstore.get(self._store, _key(path))
-            return bytes(found.bytes()), str(found.meta["e_tag"])
+        with self._translated_errors(path):
+            response = obstore.get(self._store, _key(path))
+            return bytes(response.bytes()), str(response.meta["e_tag"])
 
-    def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
-        """Yield files with their content, in order."""
+    def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
+        """Yield files with their content, in order; reads are parallel."""
 
-        def content(found: Found) -> list[tuple[Found, Content]]:
+        def read_one(file: StoredFile) -> list[tuple[StoredFile, Content]]:
             with contextlib.suppress(FileNotFoundError):
-                return [(found, self.read(found.path))]
+                return [(file, self.read(file.path))]
             return []
 
-        with ThreadPoolExecutor(READ_TOGETHER) as pool:
-            yield from chain.from_iterable(pool.map(content, files))
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            yield from chain.from_iterable(pool.map(read_one, files))
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
-        """Replace a file; returns its stamp. What a store has taken is always durable."""
+        """Replace a file and return its stamp; a store's files are always durable."""
         return f"{len(data)}-{self.put(path, data, 'overwrite')}"
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
-        """Write a file where ``mode`` lets it; returns its tag, None where it does not.
+        """Write a file if ``mode`` allows it.
 
-        ``"create"`` demands that there is none, ``{"e_tag": tag}`` that one, ``"overwrite"``
-        nothing.
+        Args:
+            path: the file.
+            data: its content.
+            mode: ``"create"`` requires that there is no file, ``{"e_tag": tag}`` that the file is
+                still this version; ``"overwrite"`` requires nothing.
+
+        Returns:
+            The tag of the new version; None if the file was not as required.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         try:
-            with self._told(path, UNWRITABLE):
-                return str(
-                    obstore.put(self._store, _key(path), data, mode=cast("Any", mode))["e_tag"]
-                )
+            with self._translated_errors(path, UNWRITABLE):
+                written = obstore.put(self._store, _key(path), data, mode=cast("Any", mode))
+                return str(written["e_tag"])
         except (AlreadyExistsError, PreconditionError):
             return None
         except NotSupportedError:
-            raise unconditional(f"{self._prefix}{self.base}") from None
+            raise no_conditional_writes(f"{self._prefix}{self.base}") from None
         except FileNotFoundError:
             if isinstance(mode, str):
                 raise self._no_bucket() from None
@@ -322,64 +387,71 @@ class Bucket:
         """Remove a file, if there is one."""
         import obstore
 
-        with contextlib.suppress(FileNotFoundError), self._told(path):
+        with contextlib.suppress(FileNotFoundError), self._translated_errors(path):
             obstore.delete(self._store, _key(path))
 
-    def find(self, folder: str, name: str) -> Iterator[Found]:
+    def find(self, folder: str, name: str) -> Iterator[StoredFile]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
         import obstore
 
-        bucket, depth = folder.partition("/")[0], folder.count("/") + 2
+        bucket = folder.partition("/")[0]
+        depth = folder.count("/") + 2
         try:
-            with self._told(folder):
-                listed = [one for part in obstore.list(self._store, _key(folder)) for one in part]
+            with self._translated_errors(folder):
+                pages = obstore.list(self._store, _key(folder))
+                objects = list(chain.from_iterable(pages))
         except FileNotFoundError:
             raise self._no_bucket() from None
-        for one in sorted(listed, key=lambda one: str(one["path"])):
-            path = f"{bucket}/{one['path']}"
+        for item in sorted(objects, key=lambda item: str(item["path"])):
+            path = f"{bucket}/{item['path']}"
             if posixpath.basename(path) == name and path.count("/") == depth:
-                yield Found(path, f"{one['size']}-{one['e_tag']}")
+                yield StoredFile(path, f"{item['size']}-{item['e_tag']}")
 
     def _no_bucket(self) -> SetupError:
         name = self.base.partition("/")[0]
         rule = "The bucket of the result store must exist"
-        return SetupError(rule, f"{self._prefix}{name}", "make it, or correct --storage")
+        return SetupError(rule, f"{self._prefix}{name}", "create it, or correct --storage")
 
     @contextlib.contextmanager
-    def _told(self, path: str, problem: tuple[str, str] = UNREADABLE) -> Iterator[None]:
-        """Say in our words what the store says; whether it may answer again decides if a sweep
-        waits.
-        """
-        from obstore import exceptions as of
+    def _translated_errors(self, path: str, problem: _Problem = UNREADABLE) -> Iterator[None]:
+        """Translate errors of the store into ours, by whether it may answer again later."""
+        from obstore import exceptions
 
         try:
             yield
-        except (of.GenericError, of.PermissionDeniedError, of.UnauthenticatedError) as error:
+        except (
+            exceptions.GenericError,
+            exceptions.PermissionDeniedError,
+            exceptions.UnauthenticatedError,
+        ) as error:
             text = " ".join(str(error).partition("Debug source")[0].split())
             status = re.search(r"status code: (\d+)", text)
-            code = int(status[1]) if status else 0
+            code = 0
+            if status:
+                code = int(status[1])
             if code == 404:
                 raise FileNotFoundError(path) from error
-            passing = isinstance(error, of.GenericError) and (
-                not code or code in (408, 429) or code >= 500
-            )
-            kind = StorageAway if passing else SetupError
-            raise kind(problem[0], f"{self._prefix}{path}: {text[:300]}", problem[1]) from error
-        except (of.AlreadyExistsError, of.PreconditionError, of.NotSupportedError):
+            kind = SetupError
+            if isinstance(error, exceptions.GenericError) and _may_answer_later(code):
+                kind = StorageAway
+            details = f"{self._prefix}{path}: {text[:MAX_REASON_LENGTH]}"
+            raise kind(problem.rule, details, problem.hint) from error
+        except (
+            exceptions.AlreadyExistsError,
+            exceptions.PreconditionError,
+            exceptions.NotSupportedError,
+        ):
             raise
-        except of.BaseError as error:
-            raise SetupError(
-                "The result store must do as asked", f"{self._prefix}{path}: {error}"
-            ) from error
+        except exceptions.BaseError as error:
+            rule = "The result store must do what is requested"
+            raise SetupError(rule, f"{self._prefix}{path}: {error}") from error
 
 
 Storage = Folder | Bucket
 
 
-def unconditional(url: str) -> SetupError:
-    """Return the error for an object store whose writes cannot be made to depend on what is
-    there.
-    """
+def no_conditional_writes(url: str) -> SetupError:
+    """Return the error for an object store whose writes cannot depend on what is there."""
     return SetupError(
         "An object store must take conditional writes, by which one driver at a time holds it",
         f"{url}: it writes over what is there",
@@ -387,10 +459,24 @@ def unconditional(url: str) -> SetupError:
     )
 
 
+def _may_answer_later(status_code: int) -> bool:
+    """Return whether an HTTP status, 0 if there is none, may be another one later."""
+    return not status_code or status_code in (408, 429) or status_code >= 500
+
+
 def _file_stamp(path: str) -> str:
-    about = os.stat(path)
-    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
+    status = os.stat(path)
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _free_space(path: str) -> str:
+    """Return the free space of the disk of ``path``, in words."""
+    for folder in Path(path).parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(folder).free:,} bytes free"
+    return "free space unknown"
 
 
 def _key(path: str) -> str:
+    """Return the key of a path in its bucket."""
     return path.partition("/")[2]

@@ -1,9 +1,8 @@
-"""What a sweep's store seals, and the store itself: one sealed JSON file per finished trial or
-measure.
+"""The result store of a sweep: one JSON file with its checksum per finished trial or measure.
 
-A file is believed only when its checksum matches its content, it lies in its own cell's folder and
-its schema is one that we read: each kind counts its own version. Records are written by the driver
-alone; a reader sees the old one, the new one, or none: :mod:`.storage`.
+A file is used only if its checksum fits, it lies in the folder of its own id, and its schema
+version is one that this program reads. Only the driver writes records. A reader finds the old
+record, the new one, or none: see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
+from orchestrator.results.records import FailureRecord, StoredRecord, TrialRecord
+from orchestrator.results.storage import Content, Folder, Storage, StoredFile, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.finding import Finding
@@ -31,16 +30,23 @@ from tasks.trials.records import KeptFile
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=SealedRecord)
+R = TypeVar("R", bound=StoredRecord)
 
-MOST_EVENTS = 200
-"""Of one cell; lost nodes are tried again without limit. The oldest go."""
+MAX_EVENTS = 200
+"""Events that are kept of one trial. A trial on lost nodes is retried without limit; the oldest
+events are dropped."""
+CHECKSUM_BYTES = 32
+"""Bytes of the SHA-256 digest before a checkpoint's content."""
 
 
 @dataclass
 class Unreadable:
-    """A stored file that is not believed, and why; nothing may be written over one that is
-    ``newer``.
+    """A stored file that is not used, and why.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        newer: whether a newer version of this program wrote it; then nothing may replace it.
     """
 
     path: str
@@ -50,20 +56,19 @@ class Unreadable:
 
 @dataclass
 class Scan(Generic[R]):
-    """All records of one kind that are believed, by id, and what was left out."""
+    """All usable records of one kind by id, and the files that are not used."""
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
 class FileKind(StrEnum):
-    """A kind of file that is kept of a trial beside its result; the folder that it lies in."""
+    """A kind of file that is stored for a trial beside its result; the folder of such files."""
 
     WEIGHTS = "weights"
     PREDICTIONS = "predictions"
     CHECKPOINT = "checkpoints"
-    """The state of a training so far, which lives while its trial does, with its checksum before
-    it."""
+    """The state of an unfinished training, after its checksum. It is removed with the result."""
 
 
 _ENDINGS = {
@@ -72,19 +77,24 @@ _ENDINGS = {
     FileKind.CHECKPOINT: "pt",
 }
 
-What = Literal["started", "finished", "failed", "stopped"]
+
+EventKind = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):
-    """Something that happened to a cell, in seconds since 1970 by the driver's clock; attempts are
-    from 1.
+    """Something that happened to a trial.
 
-    ``said`` is of a failure its kind and reason, and whether there is another attempt; of an end,
-    how.
+    Attributes:
+        at: seconds since 1970 by the driver's clock.
+        what: what happened.
+        attempt: the attempt that it happened to, from 1.
+        node: address of the worker's node.
+        said: for people: of a failure its kind, its reason and whether there is another attempt;
+            of an end, how it ended.
     """
 
     at: float
-    what: What
+    what: EventKind
     attempt: int
     node: str = ""
     said: str = ""
@@ -94,254 +104,325 @@ _EVENTS = TypeAdapter(list[Event])
 
 
 class ResultStore:
-    """What one sweep keeps below ``url``, a local path or the URL of an object store.
+    """The result store of one sweep, at a local path or the URL of an object store.
 
-    ``trials/<trial_id>/`` has ``result.json`` (the completion marker), ``failure.json`` (the latest
-    failed attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story),
+    ``trials/<trial_id>/`` has ``result.json``, which marks the trial as done, ``failure.json`` of
+    the latest failed attempt, ``history.json`` with the trial's events, and ``attempt-<n>.log``.
     ``measures/<measure_id>/`` has ``result.json``. ``weights``, ``predictions`` and ``checkpoints``
-    of trials are written before the result that names their checksums, and never go to MLflow.
+    are written before the result, which has their checksums.
 
-    Methods raise SetupError where the storage is full, away, or not to be read or written, which
-    leaves whole what was there; and CorruptStoreError for a file that is there and cannot be
-    believed.
+    Methods raise a SetupError if the storage is full, away or not accessible; what was there stays
+    as it was. They raise a CorruptStoreError for a file that is damaged.
     """
 
     def __init__(self, url: str | Storage) -> None:
-        """Open it, see :func:`open_storage`; nothing is asked or made."""
+        """Open the store, see :func:`open_storage`; nothing is requested or created."""
         self.url = url
         self._files = open_storage(url)
 
-    def save(self, record: SealedRecord) -> str:
-        """Write a record; returns its file's stamp. A trial that has its result has no failure any
-        more.
+    def save(self, record: StoredRecord) -> str:
+        """Write a record, and return the stamp of its file.
+
+        A trial's result removes its failure.
         """
         plain = record.plain()
+        # The keys are those of every stored file: they must not change.
         data = to_json({"sha256": fingerprint(plain), "record": plain}, indent=1)
         stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
-            self._files.remove(
-                self._path(FailureRecord.folder, record.record_id, FailureRecord.file)
-            )
+            failure = self._path(FailureRecord.folder, record.record_id, FailureRecord.file)
+            self._files.remove(failure)
         return stamp
 
-    def listing(self, kind: type[SealedRecord]) -> dict[str, Found]:
-        """Return the files of ``kind``, by id, without reading them."""
+    def listing(self, kind: type[StoredRecord]) -> dict[str, StoredFile]:
+        """Return the files of a kind of record by id, without reading them."""
         return {_id(file): file for file in self._files.find(self._path(kind.folder), kind.file)}
 
-    def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
-        """Read all records of ``kind``, or those in ``files`` alone, by id."""
-        scan, files = Scan[R](), self.listing(kind).values() if files is None else files
-        scan.records.update(self.each(kind, files, scan.unreadable))
+    def scan(self, kind: type[R]) -> Scan[R]:
+        """Read all records of a kind."""
+        scan = Scan[R]()
+        files = self.listing(kind).values()
+        scan.records.update(self.read_each(kind, files, scan.unreadable))
         return scan
 
-    def each(
-        self, kind: type[R], files: Iterable[Found], unreadable: list[Unreadable]
+    def read_each(
+        self, kind: type[R], files: Iterable[StoredFile], unreadable: list[Unreadable]
     ) -> Iterator[tuple[str, R]]:
-        """Yield the records in ``files`` with their ids; those that are not believed go to
-        ``unreadable``.
+        """Yield the usable records in ``files`` with their ids.
+
+        Args:
+            kind: the kind of record.
+            files: of :meth:`listing`.
+            unreadable: files that are not used are added to it.
         """
         for file, content in self._files.read_many(files):
             try:
-                yield _id(file), _believed(file.path, content, kind, _id(file))
+                yield _id(file), _parse_record(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 reason = error.value.removeprefix(f"{file.path}: ")
-                unreadable.append(
-                    Unreadable(file.path, reason, isinstance(error, NewerRecordError))
-                )
+                is_newer = isinstance(error, NewerRecordError)
+                unreadable.append(Unreadable(file.path, reason, is_newer))
 
     def read(self, kind: type[R], record_id: str) -> R | None:
-        """Read one record; None when there is none, and NewerRecordError when a newer version made
-        it.
+        """Return one record, or None if there is none.
+
+        Raises:
+            CorruptStoreError: it is damaged.
+            NewerRecordError: a newer version of this program wrote it.
         """
         path = self._path(kind.folder, record_id, kind.file)
+        content: Content
         try:
-            found: Content = self._files.read(path)
+            content = self._files.read(path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            found = error
-        return _believed(path, found, kind, record_id)
+            content = error
+        return _parse_record(path, content, kind, record_id)
 
     @property
     def lock(self) -> Path | None:
-        """File that the one driver of a store holds; None for an object store, which has no
-        locks.
-        """
-        return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
+        """Lock file of the store's one driver; None for an object store, which has no locks."""
+        if isinstance(self._files, Folder):
+            return Path(self._files.base) / "driver.lock"
+        return None
 
-    def identity(self, *, make: bool = False) -> str | None:
-        """Return what tells this store from every other one, wherever it is moved; made if asked,
-        or None.
+    def store_id(self, *, create: bool = False) -> str | None:
+        """Return the id of this store, which it keeps wherever it is moved.
+
+        Args:
+            create: create the id if there is none.
+
+        Returns:
+            The id; None if there is none.
         """
-        path, found = self._path("store.json"), None
+        path = self._path("store.json")
         try:
             return str(json.loads(self._files.read(path))["store_id"])
         except FileNotFoundError:
-            if make:
-                found = secrets.token_hex(8)
-                self._files.write(path, json.dumps({"store_id": found}).encode())
-            return found
+            if not create:
+                return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
-                "The result store's own id must be whole",
+                "The result store's own id is damaged",
                 f"{path}: {error}",
-                (
-                    "delete the file: the next run makes a new one, and MLflow gets the runs again "
-                    "under it"
-                ),
+                "delete the file: the next run creates a new id, and MLflow gets the runs again "
+                "under it",
             ) from None
+        store_id = secrets.token_hex(8)
+        self._files.write(path, json.dumps({"store_id": store_id}).encode())
+        return store_id
 
-    # Files of trials, whole or not at all.
+    # Files of trials.
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
-        """Keep a file of a trial."""
-        seal = hashlib.sha256(data)
-        sealed = seal.digest() + data if kind == FileKind.CHECKPOINT else data
-        self._files.write(self._file(kind, trial_id), sealed)
-        return KeptFile(sha256=seal.hexdigest(), num_bytes=len(data))
+        """Store a file of a trial, and return its checksum and size."""
+        checksum = hashlib.sha256(data)
+        content = data
+        if kind == FileKind.CHECKPOINT:
+            # No record has a checkpoint's checksum: it is written before its training has a result.
+            content = checksum.digest() + data
+        self._files.write(self._file_path(kind, trial_id), content)
+        return KeptFile(sha256=checksum.hexdigest(), num_bytes=len(data))
 
-    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
-        """Return a file that was kept; CorruptStoreError where it is gone or not what was kept."""
-        path, found = self._file(kind, trial_id), "checksum does not match"
+    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
+        """Return a stored file of a trial.
+
+        Args:
+            kind: what the file holds.
+            trial_id: the trial.
+            file: its checksum, from the trial's record.
+
+        Raises:
+            CorruptStoreError: the file is gone or has another checksum.
+        """
+        path = self._file_path(kind, trial_id)
+        problem = "checksum does not match"
         try:
             data = self._files.read(path)
-            if hashlib.sha256(data).hexdigest() == kept.sha256:
+            if hashlib.sha256(data).hexdigest() == file.sha256:
                 return data
+        except FileNotFoundError:
+            problem = "gone"
         except OSError as error:
-            found = "gone" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        hint = "run the sweep again: made anew, from kept weights where there are some"
-        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", hint)
+            problem = error.strerror or str(error)
+        hint = "run the sweep again: the file is made again, from stored weights if there are any"
+        raise CorruptStoreError(f"The stored {kind} cannot be used", f"{path}: {problem}", hint)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; None where there is none that is whole."""
+        """Return a trial's checkpoint; None if there is none or it is damaged."""
         try:
-            sealed = self._files.read(self._file(FileKind.CHECKPOINT, trial_id))
+            content = self._files.read(self._file_path(FileKind.CHECKPOINT, trial_id))
         except OSError:
             return None
-        return sealed[32:] if hashlib.sha256(sealed[32:]).digest() == sealed[:32] else None
+        checksum = content[:CHECKSUM_BYTES]
+        data = content[CHECKSUM_BYTES:]
+        if hashlib.sha256(data).digest() != checksum:
+            return None
+        return data
 
-    def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
+    def remove_checkpoint(self, trial_id: str) -> None:
+        """Remove the checkpoint of a trial that has a result; one that stays only takes space."""
         try:
-            self._files.remove(self._file(FileKind.CHECKPOINT, trial_id))
+            self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
         except (SetupError, OSError) as error:
             log.warning("the checkpoint of %s stays: %s", trial_id, error)
 
-    def damaged(self, kind: FileKind, kept: Mapping[str, KeptFile]) -> set[str]:
-        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by
-        trial id.
+    def damaged_files(self, kind: FileKind, expected: Mapping[str, KeptFile]) -> set[str]:
+        """Return the ids of trials whose file is gone or damaged.
+
+        Args:
+            kind: what the files hold.
+            expected: checksums of the files by trial id.
         """
-        ids = {self._file(kind, trial_id): trial_id for trial_id in kept}
-        found = self._files.read_many(Found(path, "") for path in ids) if ids else ()
-        whole = {
-            ids[file.path]
-            for file, data in found
-            if isinstance(data, bytes)
-            and hashlib.sha256(data).hexdigest() == kept[ids[file.path]].sha256
-        }
-        return kept.keys() - whole
+        trial_ids = {self._file_path(kind, trial_id): trial_id for trial_id in expected}
+        intact = set()
+        if trial_ids:
+            files = [StoredFile(path, stamp="") for path in trial_ids]
+            for file, content in self._files.read_many(files):
+                trial_id = trial_ids[file.path]
+                if isinstance(content, bytes):
+                    checksum = hashlib.sha256(content).hexdigest()
+                    if checksum == expected[trial_id].sha256:
+                        intact.add(trial_id)
+        return expected.keys() - intact
 
-    # The story of each cell, for people: nothing is decided by it, and one that is not kept costs
-    # nothing.
+    # Events and logs of trials are for people. No decision depends on them, so a failure to write
+    # them is only logged.
 
-    def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
-        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended
-        then.
+    def log_event(self, trial_id: str, event: Event, attempt_log: str = "") -> None:
+        """Add an event to a trial's history.
+
+        Args:
+            trial_id: the trial.
+            event: what happened.
+            attempt_log: everything that the attempt logged, if it has ended.
         """
         try:
-            events = []
+            earlier = []
             try:
-                events = self.story(trial_id)
+                earlier = self.events(trial_id)
             except CorruptStoreError as error:
-                log.warning("the story of %s begins anew: %s", trial_id, error)
-            story = _EVENTS.dump_json([*events, event][-MOST_EVENTS:], indent=1)
-            path = self._path(TrialRecord.folder, trial_id, "history.json")
-            self._files.write(path, story, durable=False)
-            if log_text:
-                self._files.write(
-                    self.log_path(trial_id, event.attempt), log_text.encode(), durable=False
-                )
+                log.warning("the history of %s starts again: %s", trial_id, error)
+            history = _EVENTS.dump_json([*earlier, event][-MAX_EVENTS:], indent=1)
+            self._files.write(self._history_path(trial_id), history, durable=False)
+            if attempt_log:
+                path = self.attempt_log_path(trial_id, event.attempt)
+                self._files.write(path, attempt_log.encode(), durable=False)
         except SweepError as error:
-            log.warning("the story of %s is not kept: %s", trial_id, error)
+            log.warning("the history of %s is not stored: %s", trial_id, error)
 
-    def story(self, trial_id: str) -> list[Event]:
-        """Return what happened to a cell, oldest first."""
-        path = self._path(TrialRecord.folder, trial_id, "history.json")
+    def events(self, trial_id: str) -> list[Event]:
+        """Return what happened to a trial, oldest first."""
+        path = self._history_path(trial_id)
         try:
             return _EVENTS.validate_json(self._files.read(path))
         except FileNotFoundError:
             return []
         except (OSError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            hint = "delete it: nothing is decided by it"
             raise CorruptStoreError(
-                "A cell's story must be whole", f"{path}: {reason}", hint
+                "A trial's history is damaged",
+                f"{path}: {reason}",
+                "delete it: no decision depends on it",
             ) from None
 
-    def log_path(self, trial_id: str, attempt: int) -> str:
-        """Return where an attempt's log is, if it left one."""
+    def attempt_log_path(self, trial_id: str, attempt: int) -> str:
+        """Return the path of an attempt's log, whether or not there is one."""
         return self._path(TrialRecord.folder, trial_id, f"attempt-{attempt}.log")
 
-    def log(self, trial_id: str, attempt: int) -> str | None:
-        """Return what an attempt logged; None where it left nothing."""
+    def attempt_log(self, trial_id: str, attempt: int) -> str | None:
+        """Return what an attempt logged; None if it left nothing."""
         try:
-            return self._files.read(self.log_path(trial_id, attempt)).decode(errors="replace")
+            content = self._files.read(self.attempt_log_path(trial_id, attempt))
         except OSError:
             return None
+        return content.decode(errors="replace")
 
-    def _file(self, kind: FileKind, trial_id: str) -> str:
+    def _history_path(self, trial_id: str) -> str:
+        return self._path(TrialRecord.folder, trial_id, "history.json")
+
+    def _file_path(self, kind: FileKind, trial_id: str) -> str:
         return self._path(kind, f"{trial_id}.{_ENDINGS[kind]}")
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._files.base, *parts)
 
 
-def _id(file: Found) -> str:
-    """Return whose a file is: the name of its folder."""
+def _id(file: StoredFile) -> str:
+    """Return the id of a record: the name of its file's folder."""
     return posixpath.basename(posixpath.dirname(file.path))
 
 
-def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
-    """Return the record that a file holds, when its seal is whole and it lies in its own cell's
-    folder.
+def _parse_record(path: str, content: Content, kind: type[R], record_id: str) -> R:
+    """Return the record in a file.
 
-    CorruptStoreError says why it is not believed; NewerRecordError, that a newer version made it.
+    Args:
+        path: the file, for messages.
+        content: what is in it, or why it cannot be read.
+        kind: the kind of record.
+        record_id: the id to which the file's folder belongs.
+
+    Raises:
+        CorruptStoreError: the record is damaged, or is of another trial.
+        NewerRecordError: a newer version of this program wrote it.
     """
-
-    def broken(reason: str) -> CorruptStoreError:
-        hint = "run the sweep again: this cell is done anew and the file replaced"
-        return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", hint)
-
-    if isinstance(found, OSError):
-        raise broken(found.strerror or type(found).__name__)
-    try:
-        sealed = from_json(found)
-        record = sealed["record"]
-        # The fingerprint of what was read: plain values need no spelling of our own.
-        text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        intact = sealed["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise broken("truncated or not a sealed record") from None
-    version = record.get("schema_version") if isinstance(record, dict) else None
-    if not intact:
-        raise broken("checksum does not match its content")
+    if isinstance(content, OSError):
+        raise _damaged(path, content.strerror or type(content).__name__)
+    fields = _checked_fields(path, content)
+    version = fields.get("schema_version")
     if version is None:
-        raise broken("it has no schema version")
+        raise _damaged(path, "it has no schema version")
     if isinstance(version, int) and version > kind.version:
-        reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
-        rule = "A stored record must be of a version that this isweep knows"
-        raise NewerRecordError(
-            rule, f"{path}: {reason}", "update isweep; the file is left as it is"
-        )
+        raise _newer(path, f"schema version {version}, this one reads {kind.version}")
     try:
-        read = kind.model_validate(record, strict=False)
+        record = kind.model_validate(fields, strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        problems = error.errors()
+        first = problems[0]
+        field_name = ".".join(map(str, first["loc"]))
+        # A newer version may have optional fields that this one does not know.
+        if all(problem["type"] == "extra_forbidden" for problem in problems):
+            raise _newer(path, f"this one does not know the field {field_name}") from None
+        raise _damaged(
+            path, f"{field_name}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     except (SweepError, KeyError, TypeError, AttributeError) as error:
-        raise broken(f"not a record of this kind: {error}") from None
-    if read.record_id != record_id:
-        raise broken(f"the record of another cell, {read.record_id}")
-    return read
+        raise _damaged(path, f"not a record of this kind: {error}") from None
+    if record.record_id != record_id:
+        raise _damaged(path, f"the record of another cell, {record.record_id}")
+    return record
+
+
+def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
+    """Return the fields of a record whose checksum fits, or raise a CorruptStoreError."""
+    try:
+        document = from_json(content)
+        fields = document["record"]
+        # The fingerprint of plain values, which needs no canonical form of our own types.
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        is_intact = document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(path, "truncated or not a stored record") from None
+    if not is_intact:
+        raise _damaged(path, "checksum does not match its content")
+    if not isinstance(fields, dict):
+        raise _damaged(path, "it has no schema version")
+    return fields
+
+
+def _damaged(path: str, reason: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        "A stored record is damaged",
+        f"{path}: {reason}",
+        "run the sweep again: this trial is run again and the file replaced",
+    )
+
+
+def _newer(path: str, reason: str) -> NewerRecordError:
+    return NewerRecordError(
+        "A stored record is of a version that this isweep does not know",
+        f"{path}: made by a newer isweep ({reason})",
+        "update isweep; the file is left as it is",
+    )

@@ -1,4 +1,4 @@
-"""All that is stored of a sweep, read once and kept up to date by writing through it."""
+"""All stored results of a sweep, read once and then kept up to date by writing through them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from orchestrator.results.outlines import Index, TrialOutline
-from orchestrator.results.records import (
-    FailureRecord,
-    MeasureRecord,
-    SealedRecord,
-    TrialRecord,
-)
-from orchestrator.results.storage import Patience, Storage
+from orchestrator.results.outlines import IndexEntry, OutlineIndex, TrialOutline
+from orchestrator.results.records import FailureRecord, MeasureRecord, StoredRecord, TrialRecord
+from orchestrator.results.storage import RetryWithBackoff, Storage
 from orchestrator.results.store import FileKind, ResultStore, Unreadable
 from search_spaces.errors import NewerRecordError
 
 
 class Records(MutableMapping[str, TrialRecord]):
-    """Results of trials by id: an outline of each, and its record, held or read when it is asked
-    for.
+    """Results of trials by id: all outlines, and records that are held or read when needed.
 
-    As an object a record takes 15 to 100 kB; what a run adds is held as compressed text of 1 to 5
-    kB.
+    A record takes 15 to 100 kB as an object. Records that a run adds are held as compressed text of
+    1 to 5 kB.
+
+    Args:
+        store: where records are read.
+        outlines: of all results, by trial id.
+        records: those that were read already.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class Records(MutableMapping[str, TrialRecord]):
         outlines: dict[str, TrialOutline],
         records: Mapping[str, TrialRecord],
     ) -> None:
-        self._store, self.outlines = store, outlines
+        self.outlines = outlines
+        self._store = store
         self._held: dict[str, TrialRecord | bytes] = dict(records)
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
-        found = None
-        if trial_id in self.outlines:
-            found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
-        if found is None:
+        if trial_id not in self.outlines:
             raise KeyError(trial_id)
-        return (
-            TrialRecord.model_validate_json(zlib.decompress(found))
-            if isinstance(found, bytes)
-            else found
-        )
+        record = self._held.get(trial_id)
+        if record is None:
+            record = self._store.read(TrialRecord, trial_id)
+        if record is None:
+            raise KeyError(trial_id)
+        if isinstance(record, bytes):
+            return TrialRecord.model_validate_json(zlib.decompress(record))
+        return record
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        self._held[trial_id] = zlib.compress(
-            record.text().encode(), 1
-        )  # more takes longer and saves a tenth
+        # A higher level takes longer and saves a tenth.
+        self._held[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
@@ -69,12 +69,30 @@ class Records(MutableMapping[str, TrialRecord]):
         return len(self.outlines)
 
 
+class PredictionLosses(NamedTuple):
+    """Numbers of trials whose predictions were lost.
+
+    Attributes:
+        num_from_weights: trials whose predictions are made again from the stored network.
+        num_retrained: trials that are trained again, because no network is stored.
+    """
+
+    num_from_weights: int
+    num_retrained: int
+
+
 @dataclass
 class StoredResults:
-    """All that is stored of a sweep, by id: read once, then kept up to date by writing through it.
+    """Everything that is stored of a sweep, by id.
 
-    ``unreadable`` files are not believed. ``index`` keeps outlines for the next look, and
-    ``patience`` waits for storage that is full or away, if they are there.
+    Attributes:
+        store: where it is stored.
+        trials: results of trials.
+        measures: of datasets, by measure id.
+        failures: of the latest attempts, by trial id.
+        unreadable: files that are not used.
+        index: keeps outlines for the next command; None without one.
+        retry: repeats writes while the storage is full or away; None without one.
     """
 
     store: ResultStore
@@ -82,101 +100,124 @@ class StoredResults:
     measures: dict[str, MeasureRecord]
     failures: dict[str, FailureRecord]
     unreadable: list[Unreadable]
-    index: Index | None = None
-    patience: Patience | None = None
+    index: OutlineIndex | None = None
+    retry: RetryWithBackoff | None = None
 
     @classmethod
     def read(
-        cls, url: str | Storage, index: Path | None = None, *, look: bool = False
+        cls, url: str | Storage, index_path: Path | None = None, *, quick: bool = False
     ) -> StoredResults:
-        """Read every record below ``url``; for a ``look``, no result whose outline the index
-        has.
-        """
-        store, kept = ResultStore(url), None if index is None else Index(index)
-        files, known = store.listing(TrialRecord), kept.read() if kept and look else {}
-        believed = {
-            n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp
-        }
-        left = [file for name, file in files.items() if name not in believed]
-        new, held, unreadable = (
-            dict[str, TrialOutline](),
-            dict[str, TrialRecord](),
-            list[Unreadable](),
-        )
-        for name, record in store.each(TrialRecord, left, unreadable):
-            new[name] = TrialOutline.of(record)
-            if not look:
-                held[name] = record
-        if kept is not None and new:
-            kept.add((files[name].stamp, outline) for name, outline in new.items())
-        found, measures, failures = (
-            believed | new,
-            store.scan(MeasureRecord),
-            store.scan(FailureRecord),
-        )
-        outlines = {name: found[name] for name in files if name in found}
-        trials = Records(store, outlines, held)
-        unreadable += failures.unreadable + measures.unreadable
-        return cls(store, trials, measures.records, failures.records, unreadable, kept)
+        """Read every record of a store.
 
-    def forget_lost(self) -> int:
-        """Forget results and measures whose file was removed since it was known; returns how
-        many.
+        Args:
+            url: of the store.
+            index_path: file with the outlines of results; None without one.
+            quick: read no result whose outline the index has. A run reads them all.
         """
+        store = ResultStore(url)
+        index = None
+        if index_path is not None:
+            index = OutlineIndex(index_path)
+        files = store.listing(TrialRecord)
+        indexed: dict[str, TrialOutline] = {}
+        if index is not None and quick:
+            for trial_id, entry in index.read().items():
+                if trial_id in files and entry.stamp == files[trial_id].stamp:
+                    indexed[trial_id] = entry.outline
+        unread = [file for trial_id, file in files.items() if trial_id not in indexed]
+        unreadable: list[Unreadable] = []
+        records: dict[str, TrialRecord] = {}
+        new_outlines: dict[str, TrialOutline] = {}
+        for trial_id, record in store.read_each(TrialRecord, unread, unreadable):
+            new_outlines[trial_id] = TrialOutline.of(record)
+            if not quick:
+                records[trial_id] = record
+        if index is not None and new_outlines:
+            index.add(
+                IndexEntry(files[trial_id].stamp, outline)
+                for trial_id, outline in new_outlines.items()
+            )
+        unordered = indexed | new_outlines
+        outlines = {trial_id: unordered[trial_id] for trial_id in files if trial_id in unordered}
+        measures = store.scan(MeasureRecord)
+        failures = store.scan(FailureRecord)
+        return cls(
+            store=store,
+            trials=Records(store, outlines, records),
+            measures=measures.records,
+            failures=failures.records,
+            unreadable=unreadable + failures.unreadable + measures.unreadable,
+            index=index,
+        )
+
+    def forget_removed(self) -> int:
+        """Forget results and measures whose file was removed meanwhile; return how many."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
-        gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
+        lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
             del self.trials[trial_id]
-        for measure_id in gone:
+        for measure_id in lost_measures:
             del self.measures[measure_id]
-        return len(lost) + len(gone)
+        return len(lost) + len(lost_measures)
 
-    def forget_damaged(self, planned: Iterable[str]) -> tuple[int, int]:
-        """Take predictions that are gone or damaged for not made, in memory, so that a run makes
-        them again.
+    def forget_damaged(self, planned: Iterable[str]) -> PredictionLosses:
+        """Treat predictions that are gone or damaged as not made, so that a run makes them again.
 
-        A trial without kept weights is taken for not done; its stored result stays until it is
-        replaced. Returns how many are made from kept weights, and how many networks are trained
-        again.
+        This changes only what is in memory. The stored result of a trial that is trained again
+        stays until it is replaced.
+
+        Args:
+            planned: ids of the trials to check.
         """
-        known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
-        kept = {
-            trial_id: one.result.predictions
-            for trial_id, one in known.items()
-            if one.result.predictions
-        }
-        damaged = self.store.damaged(FileKind.PREDICTIONS, kept)
-        lost = {trial_id for trial_id in damaged if known[trial_id].result.weights is None}
-        for trial_id in damaged - lost:
-            without = known[trial_id].result.model_copy(update={"predictions": None})
-            self.trials[trial_id] = known[trial_id].model_copy(update={"result": without})
-        for trial_id in lost:
-            del self.trials[trial_id]
-        return len(damaged - lost), len(lost)
+        records = {}
+        predictions = {}
+        for trial_id in planned:
+            if trial_id in self.trials:
+                records[trial_id] = self.trials[trial_id]
+                file = records[trial_id].result.predictions
+                if file:
+                    predictions[trial_id] = file
+        damaged = self.store.damaged_files(FileKind.PREDICTIONS, predictions)
+        num_from_weights = 0
+        for trial_id in damaged:
+            record = records[trial_id]
+            if record.result.weights is None:
+                del self.trials[trial_id]
+                continue
+            num_from_weights += 1
+            result = record.result.model_copy(update={"predictions": None})
+            self.trials[trial_id] = record.model_copy(update={"result": result})
+        return PredictionLosses(num_from_weights, len(damaged) - num_from_weights)
 
     def check_writable(self) -> None:
-        """Refuse a store in which a newer version wrote: a run would replace what that one
-        found.
+        """Refuse a store with records of a newer isweep, which a run would replace.
+
+        Raises:
+            NewerRecordError: there is such a record.
         """
         newer = [item for item in self.unreadable if item.newer]
-        if newer:
-            more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
-            raise NewerRecordError(
-                "A run needs a result store whose records it knows",
-                f"{newer[0].path}: {newer[0].reason}{more}",
-                "update isweep, or keep these results apart with another --root or --storage",
-            )
+        if not newer:
+            return
+        further_files = ""
+        if len(newer) > 1:
+            further_files = f" (and {len(newer) - 1:,} more files)"
+        raise NewerRecordError(
+            "A run needs a result store whose records it knows",
+            f"{newer[0].path}: {newer[0].reason}{further_files}",
+            "update isweep, or keep these results apart with another --root or --storage",
+        )
 
-    def save(self, record: SealedRecord) -> None:
-        """Seal a record, and know it without reading again; one that cannot be stored changes
-        nothing.
+    def save(self, record: StoredRecord) -> None:
+        """Store a record, and know it without reading it again.
+
+        A record that cannot be stored changes nothing.
         """
         write = partial(self.store.save, record)
-        stamp = write() if self.patience is None else self.patience.until_done(write)
+        stamp = write() if self.retry is None else self.retry.until_done(write)
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
             if self.index is not None:
-                self.index.add([(stamp, self.trials.outlines[record.trial_id])])
+                self.index.add([IndexEntry(stamp, self.trials.outlines[record.trial_id])])
             self.failures.pop(record.trial_id, None)
         elif isinstance(record, MeasureRecord):
             self.measures[record.measure_id] = record

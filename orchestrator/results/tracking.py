@@ -1,11 +1,11 @@
-"""What MLflow should show of a sweep, and the thread that makes it so.
+"""The tracker: a thread that makes MLflow show a sweep.
 
-The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow
-does not show yet: a run that is running or failed, a result, the sweep's report. One thread makes
-MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a
-pause. A newer state of a run replaces its row. Nothing of this is on disk: what a killed driver did
-not send, ``reconcile`` finds by putting the whole store into the table. Importing this module does
-not import ``mlflow``.
+The result store is the truth, and MLflow shows it. :class:`Tracker` keeps a table of updates that
+MLflow does not show yet: a run that is running or failed, a result, the sweep's report. A thread
+makes MLflow show one update after the other and removes it from the table. An update that failed
+stays and is tried again after a pause. A newer update of a run replaces the older one. Nothing of
+this is on the disk: ``reconcile`` puts the whole store into the table, and so finds what a killed
+driver did not send. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,29 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import columns as c
-from orchestrator.results.flat_runs import FlatRun, Live, Point, curve_runs, milliseconds
+from orchestrator.results.columns import ATTEMPT, STATUS
+from orchestrator.results.flat_runs import (
+    CurvePoint,
+    FlatRun,
+    LiveRun,
+    curve_runs,
+    milliseconds,
+)
+from orchestrator.results.mlflow_connection import SQLITE, connect, mlflow_uri
+from orchestrator.results.mlflow_errors import (
+    MISSING_CODE,
+    error_code,
+    first_line,
+    is_final,
+    no_answer_error,
+)
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.records import FailureRecord
 from orchestrator.results.state import State
@@ -36,57 +50,87 @@ from tasks.clock import SYSTEM, Clock
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
 
-from orchestrator.results.mlflow_connection import connect, mlflow_uri
-from orchestrator.results.mlflow_errors import first_line, is_final, no_answer
-
 log = logging.getLogger(__name__)
-
 Say = Callable[[str], None]
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
-
-"""How a sweep ended: it did what it could, it could not go on, or it was stopped."""
+"""End of a sweep: it did what it could, it could not go on, or it was stopped."""
 
 GATHER_S = 1.0
-
-"""How long rows wait for more, so that many trials cost few calls."""
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
-
-"""After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
-
-SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
-
-"""After how long a server's absence is told on the terminal, and how long a start waits to be
-refused."""
-
-PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
-
-"""How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when
-quiet."""
-
+"""Seconds that updates wait for more, so that many trials cost few calls."""
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 15.0
+PAUSE_GROWTH = 1.6
+"""Pauses after failures, in seconds, and by how much each is longer than the one before. A lost
+reply is repeated at once, and a server that is down is not flooded."""
+WARN_AFTER_S = 2.0
+"""Seconds without an answer after which the user is told."""
+FIRST_ANSWER_S = 5.0
+"""Seconds that a start waits for MLflow's first answer, which may be a refusal."""
+FLUSH_S = 60.0
+"""Seconds without progress after which the end of a sweep stops waiting for MLflow. A new SQLite
+file takes 5 s on a quiet machine."""
+STOP_FLUSH_S = 8.0
+"""The same for a sweep that was stopped by Ctrl-C or an error."""
+JOIN_S = 1.0
+"""Seconds that the thread may take to end before it is left alone, waiting for a server."""
+MAX_MESSAGE_LENGTH = 4000
+"""Characters of a failure's message that MLflow shows."""
 HEADLINE = "headline.json"
+"""File of a report with the numbers that the sweep's own run shows: best losses and claims."""
 
-"""Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
+_REPORT = "sweep report"
+_END = "sweep end"
+"""Keys of updates that are of no run; the key of a run has no blank but a curve's."""
 
-_REPORT, _END = "sweep report", "sweep end"
 
-"""Keys of rows that are no runs; keys of runs hold no blank."""
+@dataclass(frozen=True)
+class _Result:
+    """A finished run, compressed to 2 kB: 10,000 may wait for a night."""
 
-_Row = Live | bytes | tuple[Mapping[str, float], Path | None] | Ending | None
+    packed: bytes
 
-"""A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the
-report's folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
+    @classmethod
+    def of(cls, run: FlatRun) -> _Result:
+        """Compress a run."""
+        return cls(zlib.compress(pickle.dumps(run), level=1))
+
+    def run(self) -> FlatRun:
+        """Return the run."""
+        unpacked: FlatRun = pickle.loads(zlib.decompress(self.packed))  # noqa: S301 (our own bytes)
+        return unpacked
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The final numbers of the sweep, and the folder of its report if there is one."""
+
+    numbers: Mapping[str, float]
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of runs that nobody works on; with an ending, also of the sweep's own run."""
+
+    ending: Ending | None
+
+
+_Update = LiveRun | _Result | _Report | _End
 
 
 class Tracker:
-    """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it
-    is away.
+    """Makes MLflow show a sweep, in the background.
 
-    ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None
-    tracks nothing. ``say`` is told what a person should know, such as a server that does not
-    answer. One that ``waits``, since nobody is there yet who could refuse us, begins when there is
-    something to show.
+    No method waits for MLflow unless its docstring says so, and none raises if MLflow is away.
+
+    Args:
+        open_runs: returns the sweep's runs in MLflow; called in the background until it works. None
+            tracks nothing.
+        say: prints what the user should know, such as that a server does not answer.
+        clock: of pauses and times.
+        waits: start with the first update. It is for a store that does not exist yet, so that
+            nobody is there who could refuse us.
     """
 
     def __init__(
@@ -97,34 +141,46 @@ class Tracker:
         *,
         waits: bool = False,
     ) -> None:
-        self._open_runs, self._say, self._clock = open_runs, say, clock
+        self._open_runs = open_runs
+        self._say = say
+        self._clock = clock
+        self._waits = waits
         self._runs: SweepRuns | None = None
-        # The first row connects: a server that refuses us should do so before anything is trained.
-        self._behind: dict[str, _Row] = {SWEEP_KEY: Live()} if open_runs else {}
-        self._refused, self._running = set[str](), set[str]()
+        self._behind: dict[str, _Update] = {}
+        if open_runs:
+            # This update connects: a server that refuses us should do so before any training.
+            self._behind[SWEEP_KEY] = LiveRun()
+        self._refused = set[str]()
+        self._running = set[str]()
         self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
-        self._begun = self._stopped = self._reported = False
+        self._begun = False
+        self._stopped = False
+        self._warned = False
         self._error: Exception | None = None
         self._failing_since: float | None = None
-        self._progress, self._pause, self._hurried = 0, 0.0, False
+        self._progress = 0
+        self._pause_s = 0.0
+        self._hurried = False
         self._changed = clock.condition()
-        self._thread, self._waits = clock.thread(self._work, "mlflow"), waits
+        self._thread = clock.thread(self._work, "mlflow")
         if open_runs and not waits:
             self._thread.start()
 
     @property
     def num_behind(self) -> int:
-        """Rows that MLflow does not show: not sent yet, or refused."""
+        """Updates that MLflow does not show: not sent yet, or refused."""
         return len(self._behind)
 
     def check(self) -> None:
-        """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always
-        will.
+        """Wait a few seconds for MLflow's first answer.
+
+        Raises:
+            SetupError: MLflow refuses us, and always will.
         """
         if self._waits or not self._open_runs:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._progress or self._error, FIRST_TRY_S)
+            self._changed.wait_for(lambda: self._progress or self._error, FIRST_ANSWER_S)
         if self._error and self._runs is None and self._refused:
             raise self._error
 
@@ -135,43 +191,42 @@ class Tracker:
             self._running.add(trial_id)
             self._change(trial_id, tags=tags, failed=False)
 
-    def log_points(self, trial_id: str, points: Sequence[Point]) -> None:
+    def log_points(self, trial_id: str, points: Sequence[CurvePoint]) -> None:
         """Add points to the curves of a running trial."""
         with self._changed:
             if trial_id in self._running:
                 self._change(trial_id, points)
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
-        """Add to the curves of the sweep's own run how many trials are done, failed and so on."""
-        at = milliseconds(self._clock.time())
+        """Add numbers of trials by state to the curves of the sweep's own run."""
+        at_ms = milliseconds(self._clock.time())
+        points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
         with self._changed:
             self._begin()
-            self._change(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
+            self._change(SWEEP_KEY, points)
 
     def finish(self, run: FlatRun) -> None:
         """Show the result of a trial or measure."""
         with self._changed:
             self._begin()
             self._running.discard(run.run_key)
-            self._want(run.run_key, _packed(run))
+            self._want(run.run_key, _Result.of(run))
 
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show that an attempt at a trial failed, with kind and message."""
         tags = {
-            c.STATUS: str(CellStatus.FAILED),
-            c.ATTEMPT: str(failure.attempt),
+            STATUS: str(CellStatus.FAILED),
+            ATTEMPT: str(failure.attempt),
             "failure_kind": str(failure.failure.kind),
-            "failure_message": failure.failure.message[:4000],
+            "failure_message": failure.failure.message[:MAX_MESSAGE_LENGTH],
         }
         with self._changed:
             self._running.discard(failure.trial_id)
             self._change(failure.trial_id, tags=tags, failed=True)
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-        """Show the final numbers of the sweep in its own run, and the files of its report, if it
-        has one.
-        """
-        self._want(_REPORT, (numbers, folder))
+        """Show the final numbers of the sweep in its own run, and the files of its report."""
+        self._want(_REPORT, _Report(numbers, folder))
 
     def reconcile(
         self,
@@ -180,90 +235,109 @@ class Tracker:
         *,
         wait: bool = True,
     ) -> dict[str, int]:
-        """Show exactly these results, and failures of cells without one; nothing runs.
+        """Show exactly these results and failures, and that nothing runs.
 
-        Every value is compared; second runs of one key are deleted, RUNNING ones are closed.
-        ``wait=False`` leaves it to the background and returns no counts; else SetupError without an
-        answer.
+        Every value is compared. Second runs of one key are deleted, and RUNNING ones are closed.
+
+        Args:
+            results: of all trials.
+            failures: of trials without a result.
+            wait: wait until all is shown; False leaves it to the background.
+
+        Returns:
+            How many runs were changed, closed, deleted or up to date; empty if ``wait`` is False.
+
+        Raises:
+            SetupError: MLflow does not answer.
         """
-        before = self._counts.copy()
+        counts_before = self._counts.copy()
         for run in results:
-            self._want(run.run_key, _packed(run))
+            self._want(run.run_key, _Result.of(run))
         self._running.clear()
         for failure in failures:
             self.fail_trial(failure)
-        self._want(_END, None)
+        self._want(_END, _End(None))
         if not wait:
             return {}
         if not self.flush() or self._refused:
-            raise no_answer(self._error or TimeoutError("no answer"))
-        return {name: n - before[name] for name, n in self._counts.items()}
+            raise no_answer_error(self._error or TimeoutError("no answer"))
+        return {name: count - counts_before[name] for name, count in self._counts.items()}
 
-    def flush(self, patience: float | None = None) -> bool:
-        """Wait until all is shown that is not refused; False after ``patience`` seconds without
-        progress.
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until all is shown that is not refused.
+
+        Args:
+            timeout_s: seconds without progress after which waiting ends.
+
+        Returns:
+            Whether all is shown.
         """
+        if timeout_s is None:
+            timeout_s = FLUSH_S
         self._wake()
-        patience = PATIENCE_S if patience is None else patience
         with self._changed:
-            self._hurried, self._pause = True, FIRST_PAUSE_S
+            self._hurried = True
+            self._pause_s = FIRST_PAUSE_S
             self._changed.notify_all()
-            moves = True
-            while moves and self._is_dirty() and self._thread.is_alive():
-                moves = self._changed.wait_for(partial(self._is_past, self._progress), patience)
+            has_progress = True
+            while has_progress and self._is_dirty() and self._thread.is_alive():
+                is_past = partial(self._is_past, self._progress)
+                has_progress = self._changed.wait_for(is_past, timeout_s)
             return not self._is_dirty()
 
-    def keep_pages(self, path: Path) -> None:
-        """Keep at ``path`` where MLflow's server shows the runs that are known, for reports to link
-        there.
-        """
-        if self._runs is not None:
-            try:
-                write_atomic(path, self._runs.run_pages().model_dump_json().encode(), durable=False)
-            except OSError as error:
-                log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
+    def save_run_pages(self, path: Path) -> None:
+        """Write the addresses of the known runs' pages to a file, so that reports link to them."""
+        if self._runs is None:
+            return
+        try:
+            pages = self._runs.run_pages()
+            write_atomic(path, pages.model_dump_json().encode(), durable=False)
+        except OSError as error:
+            log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
 
     def close(self, ending: Ending) -> None:
-        """Send what is behind for as long as MLflow takes something, then end every run that is
-        open.
+        """Send what is behind as long as MLflow takes something, then end every open run.
 
-        A sweep that ended before, and in which nothing was done since, stays as it was unless it is
-        finished.
+        A sweep that ended before, and in which nothing was done since, only becomes FINISHED.
         """
         if self._waits:
             return
         self._running.clear()
-        self._want(_END, ending)
-        self.flush(PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S)
+        self._want(_END, _End(ending))
+        if ending == "FINISHED":
+            self.flush(FLUSH_S)
+        else:
+            self.flush(STOP_FLUSH_S)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(1.0)  # left alone where the other side does not let go of it
+            self._thread.join(JOIN_S)
 
     def _begin(self) -> None:
+        """Open the sweep's own run again, once something is done."""
         if not self._begun:
             self._begun = True
             self._change(SWEEP_KEY, tags={})
 
-    def _change(self, key: str, points: Sequence[Point] = (), **state: Any) -> None:
-        """Change what is wanted of a live run; points not sent yet stay, of an earlier attempt
-        too.
-        """
-        row = self._behind.get(key)
-        live = row if isinstance(row, Live) else Live()
+    def _change(self, key: str, points: Sequence[CurvePoint] = (), **state: Any) -> None:
+        """Change the wanted state of a live run; points that were not sent yet stay."""
+        update = self._behind.get(key)
+        live = update if isinstance(update, LiveRun) else LiveRun()
         if state:
             state["at_ms"] = milliseconds(self._clock.time())
         self._want(key, replace(live, points=(*live.points, *points), **state))
 
-    def _want(self, key: str, row: _Row) -> None:
-        if self._open_runs is not None:
-            with self._changed:
-                self._behind[key] = row
-                self._refused.discard(key)
-                self._changed.notify_all()
-            if row is not None:
-                self._wake()
+    def _want(self, key: str, update: _Update) -> None:
+        """Put an update into the table, in place of an older one of the same key."""
+        if self._open_runs is None:
+            return
+        with self._changed:
+            self._behind[key] = update
+            self._refused.discard(key)
+            self._changed.notify_all()
+        if update != _End(None):
+            self._wake()
 
     def _wake(self) -> None:
         with self._changed:
@@ -275,105 +349,114 @@ class Tracker:
         return self._progress > progress
 
     def _is_dirty(self) -> bool:
+        """Return whether there are updates that were not refused."""
         return len(self._behind) > len(self._refused)
 
     def _work(self) -> None:
-        if self._open_runs is None:
+        """Send updates until the tracker is stopped; the thread runs this."""
+        open_runs = self._open_runs
+        if open_runs is None:
             return
-        while rows := self._due():
-            for key, row in rows:
-                if self._stopped or self._behind.get(key) is not row or key in self._refused:
-                    continue  # a newer one comes with the next round
+        while True:
+            updates = self._wait_for_updates()
+            if not updates:
+                return
+            for key, update in updates:
+                if self._stopped or self._behind.get(key) is not update or key in self._refused:
+                    continue  # A newer one comes with the next round.
                 try:
-                    self._runs = self._runs or self._open_runs()
-                    self._show(self._runs, key, row)
+                    if self._runs is None:
+                        self._runs = open_runs()
+                    self._show(self._runs, key, update)
                 except Exception as error:
-                    if not self._is_refused(error, key, row):
+                    if not self._note_failure(error, key, update):
                         break
                 else:
-                    self._shown(key, row)
+                    self._note_success(key, update)
 
-    def _due(self) -> list[tuple[str, _Row]]:
-        """Wait for rows, and for a pause; nothing when stopped."""
+    def _wait_for_updates(self) -> list[tuple[str, _Update]]:
+        """Wait for updates and for the pause; return none if the tracker is stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._is_dirty())
-            self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause)
-            self._hurried, self._pause = (
-                False,
-                GATHER_S if self._failing_since is None else self._pause,
-            )
-            rows = [] if self._stopped else [*self._behind.items()]
+            self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause_s)
+            self._hurried = False
+            if self._failing_since is None:
+                self._pause_s = GATHER_S
+            if self._stopped:
+                return []
+            updates = [*self._behind.items()]
         # Final numbers come after the points of their curves, and the end last.
-        return sorted(rows, key=lambda item: (item[0] == _END, item[0] == _REPORT))
+        return sorted(updates, key=lambda item: (item[0] == _END, item[0] == _REPORT))
 
-    def _show(self, runs: SweepRuns, key: str, row: _Row) -> None:
-        """Make MLflow show a row; may be repeated whatever became of the last try."""
-        if isinstance(row, Live):
-            runs.show_live(key, row)
-        elif isinstance(row, bytes):
-            wrote = runs.show(pickle.loads(zlib.decompress(row)))  # noqa: S301 (our own bytes)
-            self._counts["replayed" if wrote else "up_to_date"] += 1
-        elif isinstance(row, tuple):
-            runs.show_report(*row, self._moved)
+    def _show(self, runs: SweepRuns, key: str, update: _Update) -> None:
+        """Make MLflow show an update. This may be repeated whatever became of the last attempt."""
+        if isinstance(update, LiveRun):
+            runs.show_live(key, update)
+        elif isinstance(update, _Result):
+            if runs.show(update.run()):
+                self._counts["replayed"] += 1
+            else:
+                self._counts["up_to_date"] += 1
+        elif isinstance(update, _Report):
+            runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
             with self._changed:
                 busy = self._running | self._behind.keys() - self._refused
             closed, duplicates = runs.end_running(busy)
             self._counts.update(closed=closed, duplicates=duplicates)
-            if row is not None:
-                runs.end_sweep(row)
+            if update.ending is not None:
+                runs.end_sweep(update.ending)
 
-    def _shown(self, key: str, row: _Row) -> None:
-        if self._reported:
-            self._reported = False
+    def _note_success(self, key: str, update: _Update) -> None:
+        if self._warned:
+            self._warned = False
             self._say("MLflow answers again")
         with self._changed:
-            if self._behind.get(key) is row:
+            if self._behind.get(key) is update:
                 del self._behind[key]
                 self._refused.discard(key)
-        self._moved()
+        self._note_progress()
 
-    def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
-        """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a
-        newer.
+    def _note_failure(self, error: Exception, key: str, update: _Update) -> bool:
+        """Note why an update is not shown, and return whether it is refused for good.
+
+        A refused update waits for a newer one. If MLflow lets nobody in, all updates are refused.
         """
-        why, now = first_line(error), self._clock.monotonic()
-        log.warning("MLflow does not show %s: %s", key, why)
+        reason = first_line(error)
+        now = self._clock.monotonic()
+        log.warning("MLflow does not show %s: %s", key, reason)
         with self._changed:
             self._error = error
             if is_final(error):
-                self._refused.update(
-                    self._behind if self._runs is None else {key} & self._behind.keys()
-                )
-                self._moved()
+                refused = {key} & self._behind.keys()
+                if self._runs is None:
+                    refused = set(self._behind)
+                self._refused.update(refused)
+                self._note_progress()
                 return True
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                self._runs = (
-                    None  # MLflow is an older one than it was: what we know of it holds no more
-                )
-            self._pause = (
-                min(GROWTH * self._pause, LONGEST_PAUSE_S) if self._failing_since else FIRST_PAUSE_S
-            )
-            self._failing_since = self._failing_since or now
-            if self._behind.get(key) is row:
-                self._behind[key] = self._behind.pop(key)  # behind the others
+            if error_code(error) == MISSING_CODE:
+                # MLflow was set back to an older state: what we know of it is wrong.
+                self._runs = None
+            if self._failing_since is None:
+                self._failing_since = now
+                self._pause_s = FIRST_PAUSE_S
+            else:
+                self._pause_s = min(PAUSE_GROWTH * self._pause_s, LONGEST_PAUSE_S)
+            if self._behind.get(key) is update:
+                self._behind[key] = self._behind.pop(key)  # Behind the others.
             self._changed.notify_all()
-        if not self._reported and now - self._failing_since >= SAID_AFTER_S:
-            self._reported = True
+        if not self._warned and now - self._failing_since >= WARN_AFTER_S:
+            self._warned = True
             self._say(
-                f"MLflow does not answer ({why}); the sweep goes on, and MLflow is updated later"
+                f"MLflow does not answer ({reason}); the sweep goes on, and MLflow is updated later"
             )
         return False
 
-    def _moved(self) -> None:
+    def _note_progress(self) -> None:
         with self._changed:
             self._progress += 1
             self._failing_since = None
             self._changed.notify_all()
-
-
-def _packed(run: FlatRun) -> bytes:
-    return zlib.compress(pickle.dumps(run), 1)
 
 
 def make_tracker(
@@ -384,34 +467,48 @@ def make_tracker(
     used: bool = True,
     say: Say = log.info,
 ) -> Tracker:
-    """Return the sweep's tracker, which connects in the background; not ``used``, it tracks
-    nothing.
+    """Return a sweep's tracker, which connects in the background.
+
+    Args:
+        workspace: the sweep.
+        store: its result store.
+        uri: of the MLflow store; None for the default.
+        used: False returns a tracker that tracks nothing.
+        say: prints what the user should know.
     """
     if not used:
         return Tracker(None)
-    resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
+    resolved = mlflow_uri(workspace.paths, uri)
+    store_id = store.store_id(create=True)
     database = workspace.paths.mlflow_database
 
     def open_runs() -> SweepRuns:
         from orchestrator.results.mlflow_runs import SweepRuns
 
-        artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
-        runs = SweepRuns(connect(resolved), Page.of(workspace), storage, artifacts)
+        artifacts = None
+        if resolved.startswith("sqlite"):
+            artifacts = workspace.paths.mlflow_artifacts
+        runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
         if "@" in runs.name:
             usual = runs.name.partition("@")[0]
             say(f"MLflow's {usual} is another result store's; this one's runs are in {runs.name}")
         return runs
 
-    return Tracker(
-        open_runs, say, waits=resolved == f"sqlite:///{database}" and not database.exists()
-    )
+    waits = resolved == f"{SQLITE}{database}" and not database.exists()
+    return Tracker(open_runs, say, waits=waits)
 
 
 @contextmanager
 def open_tracker(
     tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
 ) -> Iterator[Tracker]:
-    """Bring a tracker up to what is stored, and close it whatever happens in the block."""
+    """Bring a tracker up to date, and close it whatever happens in the block.
+
+    Args:
+        tracker: to open.
+        results: stored results.
+        failures: of trials without a result.
+    """
     ending: Ending = "FAILED"
     try:
         tracker.reconcile(results, failures, wait=False)
@@ -425,15 +522,15 @@ def open_tracker(
 
 
 def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest
-    report.
-    """
+    """Show the sweep's learning curves, its numbers of trials and its latest report in MLflow."""
     for run in curve_runs(state.flat_runs()):
         tracker.finish(run)
-    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
+    folder = workspace.sweep_paths.report
+    numbers: dict[str, float] = {}
     try:
         numbers = json.loads(read_whole(folder / HEADLINE))
     except (OSError, ValueError) as error:
         log.info("the numbers of the latest report cannot be read: %s", error)
-    counts = {f"trials_{name}": count for name, count in state.counts(workspace.plan).items()}
-    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
+    for name, count in state.counts(workspace.plan).items():
+        numbers[f"trials_{name}"] = count
+    tracker.log_report(numbers, folder if folder.is_dir() else None)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.failures import Place
 from search_spaces.errors import SetupError
@@ -169,7 +169,7 @@ class IsweepKeeper:
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         self._files = ResultStore(url)
-        self._patience = Patience(limit_s=PATIENCE_S)
+        self._patience = RetryWithBackoff(limit_s=PATIENCE_S)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of :class:`ResultStore`; of a file that could not be kept, return why."""

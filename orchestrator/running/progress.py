@@ -19,8 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.machine.ending import raise_if_asked
 from orchestrator.machine.locks import holder_pid
+from orchestrator.machine.signals import raise_if_asked
 from orchestrator.planning.workspace import Workspace
 from search_spaces.specs import NetworkSpec
 from tasks.atomic import read_whole, write_atomic

@@ -17,8 +17,9 @@ from pathlib import Path
 import ray
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.ending import answer_of
-from orchestrator.machine.gpus import MOST_HELD, NodeGpus
+from orchestrator.machine.gpu_problems import MOST_HELD
+from orchestrator.machine.gpus import NodeGpus
+from orchestrator.machine.processes import run_program
 from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import peak_bytes
@@ -37,7 +38,7 @@ TIMES_OUT_OF_MEMORY = 4
 """That a trial, or the trials of a network, may be as they are where others may have used the
 memory up."""
 HELD = re.compile(r"others hold ([\d.]+) of ([\d.]+) GiB")
-"""As :func:`orchestrator.machine.gpus.held_by_others` says it."""
+"""As :func:`orchestrator.running.trial_device.held_by_others` says it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3
@@ -354,8 +355,7 @@ def launch_report() -> str | None:
         "--address",
         address,
     )
-    said, _ = answer_of(*status)
-    return told_of(said)
+    return told_of(run_program(*status).output)
 
 
 def told_of(status: str) -> str | None:

@@ -23,16 +23,11 @@ from orchestrator.machine.cluster import (
     this_machine,
     trial_resources,
 )
-from orchestrator.machine.ending import at_forced_end, remove_orphans, stop_heard
-from orchestrator.machine.gpus import (
-    NodeGpus,
-    gpu_check_folders,
-    gpus_here,
-    is_logical,
-    refuse,
-    survey,
-)
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
 from orchestrator.machine.locks import locked
+from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.machine.signals import at_forced_end, stop_heard
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
@@ -42,8 +37,8 @@ from orchestrator.results.mlflow_connection import mlflow_uri
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import State, judge
-from orchestrator.results.storage import Patience
+from orchestrator.results.state import State, compare_with_plan
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
@@ -282,7 +277,7 @@ class _Sweep(Stages):
     @property
     def state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
-        return judge(self.workspace, self.stored)
+        return compare_with_plan(self.workspace, self.stored)
 
 
 def _begin(sweep: _Sweep) -> None:
@@ -316,7 +311,7 @@ def _begin(sweep: _Sweep) -> None:
             monitor.note(
                 f"{name}, another sweep of this root, has {both} of these cells: trained again here"
             )
-    stored.patience = Patience(monitor.note)
+    stored.retry = RetryWithBackoff(monitor.note)
 
 
 def _start(sweep: _Sweep) -> None:
@@ -393,7 +388,7 @@ def _report(sweep: _Sweep) -> RunSummary:
         sweep.monitor,
     )
     monitor.stage("report")
-    if lost := stored.forget_lost():
+    if lost := stored.forget_removed():
         monitor.note(
             f"{lost} finished results were removed from the store while this command ran: "
             "run it again, and they are made anew"
@@ -401,8 +396,8 @@ def _report(sweep: _Sweep) -> RunSummary:
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    tracker.keep_pages(workspace.sweep_paths.run_pages)
-    written = Patience(monitor.note).until_done(lambda: _written(workspace, state))
+    tracker.save_run_pages(workspace.sweep_paths.run_pages)
+    written = RetryWithBackoff(monitor.note).until_done(lambda: _written(workspace, state))
     log_sweep(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)
     return RunSummary(

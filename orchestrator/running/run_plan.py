@@ -55,7 +55,7 @@ def plan_run(
     if num_gpus is None and gpu is None and num_here:
         num_gpus = num_here
     unopened = check_feasible(workspace)
-    state = read_state(workspace, running_trials(workspace), look=True)
+    state = read_state(workspace, running_trials(workspace), quick=True)
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus

@@ -18,13 +18,13 @@ from typing import Any, cast
 from ray import tune
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.ending import at_forced_end, raise_if_asked
+from orchestrator.machine.signals import at_forced_end, raise_if_asked
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.runtimes import RuntimeModel, expected_seconds, time_limit
 from orchestrator.planning.trial_order import array_key, order_trials
-from orchestrator.results.flat_runs import FlatRun, Point, epoch_points, flat_trial, trial_tags
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, epoch_points, flat_trial, trial_tags
 from orchestrator.results.metrics import index_measures
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import (
@@ -35,7 +35,7 @@ from orchestrator.results.records import (
     TrialRecord,
 )
 from orchestrator.results.state import State
-from orchestrator.results.store import Event, ResultStore, What
+from orchestrator.results.store import Event, EventKind, ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
@@ -144,7 +144,9 @@ class Work:
         """Return the network of a cell, with the number of images that it is trained on."""
         return cell.network
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
         """Return what the tracker is told of an epoch while its trial runs."""
         return epoch_points(epoch, score, at_ms)
 
@@ -228,7 +230,7 @@ class GridWork(Work):
             if note:
                 self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
-            ResultStore(self.keep_url).forget_checkpoint(cell.trial_id)
+            ResultStore(self.keep_url).remove_checkpoint(cell.trial_id)
         return flat_trial(record, self._measures)
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
@@ -491,7 +493,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
-    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
+    def _tell(self, trial_id: str, what: EventKind, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell, and tell how far the sweep is."""
         if what in ("finished", "failed"):
             counts = self._run.monitor.counts()
@@ -500,7 +502,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         event = Event(
             at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said
         )
-        self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
+        self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
         return self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]

@@ -20,6 +20,7 @@ from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure, TrialRecord
 from orchestrator.results.store import FileKind
+from orchestrator.running import trial_device
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import (
     CellFailed,
@@ -175,7 +176,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        options, note = gpus.trial_options(self.cell)
+        options, note = trial_device.trial_options(self.cell)
         if options["device"] == "cuda":
             self._gpu = gpus.gpu_in_use()  # one that failed cannot be asked any more
         found, trained = self._perform(self, data, options)
@@ -197,16 +198,16 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         # Of a share that is too small its limit tells, not what other trials hold.
         if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"] >= 1:
             failure = failure.model_copy(
-                update={"message": f"{gpus.held_by_others()}{failure.message}"}
+                update={"message": f"{trial_device.held_by_others()}{failure.message}"}
             )
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
         of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing
-        if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
+        if not self._has_run and (of_node or failure.message.startswith(trial_device.NO_GPU)):
             time.sleep(
-                gpus.REST_S
+                trial_device.REST_S
             )  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
-            gpu = f" ({gpus.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
+            gpu = f" ({trial_device.gpu_and_node(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
         return failure
 

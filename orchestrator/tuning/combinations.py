@@ -1,8 +1,9 @@
-"""What is searched: a combination of model and dataset, and the trials of its points."""
+"""Combinations of model and dataset that a search tunes, and the trials of their points."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +24,12 @@ from search_spaces.specs import (
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
 
-CellKey = tuple[str, str]
-"""Model and dataset, by name."""
+CombinationKey = tuple[str, str]
+"""Names of a model and a dataset."""
 
 
 class Point(Spec):
-    """One point of a search space."""
+    """A point of a search space."""
 
     learning_rate: LearningRate
     weight_decay: WeightDecay
@@ -36,16 +37,22 @@ class Point(Spec):
 
     @classmethod
     def of(cls, recipe: RecipeSpec) -> Point:
-        """Return the point that a recipe stands at."""
+        """Return the point of a recipe."""
         return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
 
 
 @dataclass(frozen=True)
-class TuningCell:
-    """One model on one dataset; ``choice`` is the sweep's recipe, over which a point holds.
+class Combination:
+    """A model on a dataset, which is tuned.
 
-    Of ``subsets``, the class pairs, the search is on the first; finalists are trained on all in
-    turn.
+    Attributes:
+        model: the model.
+        subsets: the class pairs of the dataset. The search is on the first one; finalists are
+            trained on all in turn.
+        train_size: number of images, before the validation images are split off.
+        choice: the sweep's recipe, in which a point replaces three fields.
+        space: the ranges that are searched.
+        validation: how the validation images are split off.
     """
 
     model: ModelSpec
@@ -61,88 +68,144 @@ class TuningCell:
         return self.subsets[0].prepared.dataset
 
     @property
-    def key(self) -> CellKey:
+    def key(self) -> CombinationKey:
         """Names of model and dataset."""
         return self.model.name, self.dataset
 
     @cached_property
-    def own(self) -> Point:
-        """The point that the sweep's own recipe stands at."""
-        return Point.of(self.own_recipe)
+    def sweep_point(self) -> Point:
+        """The point of the sweep's own recipe, with which every point is compared."""
+        return Point.of(self.sweep_recipe)
 
     @cached_property
-    def own_recipe(self) -> RecipeSpec:
+    def sweep_recipe(self) -> RecipeSpec:
         """The sweep's own recipe."""
         return recipe_grid(self.choice, *self.key)[0]
 
     def contains(self, point: Point) -> bool:
-        """Tell whether a point lies in the space."""
-        return self.nearest(point) == point
+        """Return whether a point lies in the search space."""
+        return self.clip(point) == point
 
-    def nearest(self, point: Point) -> Point:
-        """Return the point of the space nearest to one of another space."""
+    def clip(self, point: Point) -> Point:
+        """Return the nearest point that lies in the search space."""
         space = self.space
+
+        def distance(batch_size: int) -> float:
+            return abs(math.log(batch_size / point.batch_size))
+
         return Point(
-            learning_rate=min(
-                max(point.learning_rate, space.learning_rate[0]), space.learning_rate[1]
-            ),
-            weight_decay=min(max(point.weight_decay, space.weight_decay[0]), space.weight_decay[1]),
-            batch_size=min(
-                space.batch_size, key=lambda size: abs(math.log(size / point.batch_size))
-            ),
+            learning_rate=_clip_to(point.learning_rate, space.learning_rate),
+            weight_decay=_clip_to(point.weight_decay, space.weight_decay),
+            batch_size=min(space.batch_size, key=distance),
         )
 
     def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
-        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and
-        pairs.
+        """Return a trial of a point.
 
-        Another split each, or a choice would be that of one split.
+        Args:
+            point: of the search space, or of the sweep's own recipe.
+            run: 0 for the search's own training. Later runs have other seeds, class pairs and
+                validation images, so that no choice depends on one split.
         """
-        recipe = self.own_recipe
-        if point != self.own:  # as a sweep with this point in its overrides makes it, name and all
-            cell = {"models": (self.model.name,), "datasets": (self.dataset,)}
-            row = RecipeOverride.model_validate({**cell, **point.model_dump()})
-            changes = {"overrides": (*self.choice.overrides, row)}
-            recipe = recipe_grid(self.choice.model_copy(update=changes), *self.key)[0]
         network = NetworkSpec(
             model=self.model,
             subset=self.subsets[run % len(self.subsets)],
             train_size=self.train_size,
-            recipe=recipe,
+            recipe=self._recipe_at(point),
             seed=run,
         )
-        validation = self.validation.model_copy(update={"split": run}) if run else self.validation
+        validation = self.validation
+        if run:
+            validation = validation.model_copy(update={"split": run})
         return SearchTrialSpec(network=network, validation=validation)
 
+    def _recipe_at(self, point: Point) -> RecipeSpec:
+        """Return the recipe, and its name, that a sweep with this point in its overrides has."""
+        if point == self.sweep_point:
+            return self.sweep_recipe
+        override = RecipeOverride.model_validate(
+            {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
+        )
+        changes = {"overrides": (*self.choice.overrides, override)}
+        return recipe_grid(self.choice.model_copy(update=changes), *self.key)[0]
 
-def tuning_cells(
+
+def _clip_to(value: float, limits: tuple[float, float]) -> float:
+    low, high = limits
+    return min(max(value, low), high)
+
+
+def combinations_to_tune(
     plan: SweepPlan, num_train: Mapping[str, int] | None = None
-) -> tuple[TuningCell, ...]:
-    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be
-    searched.
+) -> tuple[Combination, ...]:
+    """Return the combinations of a sweep, model by model.
 
-    Batches fit what is trained on: ``num_train`` images by subset id, or as many as the share says.
+    Args:
+        plan: of the sweep.
+        num_train: number of training images by subset id, to which batches are limited; None
+            computes it from the validation share.
+
+    Raises:
+        ConfigError: something cannot be searched; the error names everything.
     """
-    sweep, tune = plan.sweep, plan.sweep.tune
+    _check_searchable(plan)
+    sweep = plan.sweep
+    tune = sweep.tune
     train_size = tune.train_size or plan.largest_size
+    num_train_by_share = round(train_size * (1 - tune.validation_share))
+    models: dict[str, ModelSpec] = {}
+    subsets: defaultdict[CombinationKey, dict[str, SubsetSpec]] = defaultdict(dict)
+    for trial in plan.trials:
+        network = trial.network
+        subset = network.subset
+        models[network.model.name] = network.model
+        subsets[network.model.name, subset.dataset][subset.subset_id] = subset
+    model_order = list(models)
+    combinations: list[Combination] = []
+    problems: dict[str, SweepError] = {}
+    for key in sorted(subsets, key=lambda key: model_order.index(key[0])):
+        model_name, dataset = key
+        sizes = [(num_train or {}).get(name, num_train_by_share) for name in subsets[key]]
+        recipe = recipe_grid(sweep.recipe, model_name, dataset)[0]
+        try:
+            if not recipe.epochs:
+                value = f"0 for {model_name} on {dataset}"
+                raise ConfigError("A search needs a recipe with epochs", value)
+            space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
+        except SweepError as error:
+            problems.setdefault(str(error), error)
+            continue
+        combinations.append(
+            Combination(
+                model=models[model_name],
+                subsets=tuple(subsets[key].values()),
+                train_size=train_size,
+                choice=sweep.recipe,
+                space=space,
+                validation=ValidationSpec(share=tune.validation_share),
+            )
+        )
+    collect(problems.values())
+    return tuple(combinations)
+
+
+def _check_searchable(plan: SweepPlan) -> None:
+    """Refuse a sweep that no search can tune, whatever its sizes."""
+    sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
             "A sweep to be tuned has a recipe with one value of each field",
             f"several of {', '.join(sweep.recipe.axes)}",
             "give one; ranges to search stand under tune:",
         )
-    if sweep.all_faults:  # seen in the data too, but only once they are prepared
+    # The prepared data show this too, but only once they are prepared.
+    if sweep.all_faults:
         raise ConfigError(
             "A search validates on groups that no test image is of, which needs corrected data",
             f"faults {', '.join(sweep.all_faults)}",
             "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
-    subsets: dict[CellKey, dict[str, SubsetSpec]] = {}
-    models: dict[str, ModelSpec] = {}
-    for network in (trial.network for trial in plan.trials):
-        models[network.model.name] = network.model
-        found = subsets.setdefault((network.model.name, network.subset.dataset), {})
-        found[network.subset.subset_id] = network.subset
+    models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
@@ -150,28 +213,3 @@ def tuning_cells(
             ", ".join(pretrained),
             "leave these models out of the sweep that is searched",
         )
-    by_share = round(train_size * (1 - tune.validation_share))
-    validation = ValidationSpec(share=tune.validation_share)
-    cells: list[TuningCell] = []
-    problems: dict[str, SweepError] = {}
-    for (name, dataset), found in sorted(
-        subsets.items(), key=lambda item: list(models).index(item[0][0])
-    ):
-        recipe = recipe_grid(sweep.recipe, name, dataset)[0]
-        try:
-            if not recipe.epochs:
-                raise ConfigError(
-                    "A search needs a recipe with epochs", f"0 for {name} on {dataset}"
-                )
-            fewest = min((num_train or {}).get(subset_id, by_share) for subset_id in found)
-            space = space_of(models[name], recipe.optimizer, tune, fewest)
-        except SweepError as error:
-            problems.setdefault(str(error), error)
-            continue
-        cells.append(
-            TuningCell(
-                models[name], tuple(found.values()), train_size, sweep.recipe, space, validation
-            )
-        )
-    collect(problems.values())
-    return tuple(cells)

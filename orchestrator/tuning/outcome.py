@@ -1,6 +1,4 @@
-"""What a search found: per cell the chosen point and what speaks for it, as tables and as a
-page.
-"""
+"""The outcome of a search: per combination the chosen point, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -13,18 +11,22 @@ from typing import Any
 
 from orchestrator.analysis.guessing import AT_GUESSING
 from orchestrator.tuning.combinations import Point
-from orchestrator.tuning.search import CellSearch, Search
+from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
 from tasks.finding import Finding
 from tasks.trials.records import SearchResult, SearchStatus
 
 
 class Candidate(Finding):
-    """A finalist: a point and the capped validation losses of the runs that it is judged by, in
-    nat.
+    """A finalist, and the runs by which it is judged.
 
-    Runs have other seeds, splits and class pairs, the same ones for every finalist. The error is of
-    the mean, from the spread over runs, and None for one.
+    Attributes:
+        point: of the search space.
+        losses: capped validation losses of the runs, in nat. Runs have other seeds, splits and
+            class pairs; they are the same for every finalist.
+        mean: of the losses.
+        std_error: of the mean, from the spread over runs; None for one run.
+        diverged: number of runs that diverged.
     """
 
     point: Point
@@ -34,17 +36,22 @@ class Candidate(Finding):
     diverged: int
 
 
-class CellOutcome(Finding):
-    """What was found for one model on one dataset.
+class CombinationOutcome(Finding):
+    """The outcome of a search for one model on one dataset.
 
     Attributes:
-        chosen: See :func:`_choice`; None when none was trained to its end.
-        own: The sweep's own recipe, trained as often; None when it failed.
-        gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or
-            own kept.
-        num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
-        spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are
-            beside it.
+        chosen: see :func:`_choose`; None if no point was trained to its end.
+        own: the sweep's own recipe, trained as often; None if it failed.
+        finalists: the best first.
+        gain: mean loss of ``own`` minus that of ``chosen``.
+        gain_std_error: of the difference, run by run; None for one run, or if ``own`` was chosen.
+        num_trials: points that were tried.
+        num_diverged: of these.
+        num_failed: points without a result in the last run.
+        spent: trainings of the search, in whole trainings.
+        finalist_trainings: further trainings of finalists, in whole trainings.
+        budget: whole trainings that the search may take.
+        chance_loss: loss of guessing, in nat; None if nothing was tried.
     """
 
     model: str
@@ -64,49 +71,65 @@ class CellOutcome(Finding):
 
     @property
     def divergence_rate(self) -> float:
-        """Share of the points tried that diverged."""
-        return self.num_diverged / self.num_trials if self.num_trials else 0.0
+        """Share of the tried points that diverged."""
+        if not self.num_trials:
+            return 0.0
+        return self.num_diverged / self.num_trials
 
     @property
     def keeps_own(self) -> bool:
-        """Whether nothing was better than the sweep's own recipe by more than chance."""
+        """Whether no point was better than the sweep's own recipe by more than one error."""
         return self.own is not None and self.chosen == self.own
 
     @property
     def problem(self) -> str:
-        """What to know before using the recipe, and the hint; empty where there is nothing."""
+        """What to know before using the recipe, and what to do; empty if there is nothing."""
+        text = self._problem_text()
+        if not text:
+            return ""
+        return f"{self.model} on {self.dataset}: {text}"
+
+    def _problem_text(self) -> str:
         again = "and tune again: what was found is kept"
-        found = ""
-        if self.chosen is None:
-            found = (
-                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} "
-                "diverged, "
-                f"{self.num_failed} failed), so there is no recipe; lower tune.learning_rate where "
-                "they "
-                "diverged, mend what failed, or raise tune.budget,"
+        if self.chosen is None and self.num_trials > self.num_diverged:
+            return (
+                "further trainings of every finalist failed or diverged, so there is no recipe; "
+                f"correct what failed, {again}"
             )
-            if self.num_trials > self.num_diverged:
-                why = "further trainings of every finalist failed or diverged"
-                found = f"{why}, so there is no recipe; mend what failed,"
-        elif self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
-            again = "and tune again"
-            found = (
+        if self.chosen is None:
+            return (
+                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} "
+                f"diverged, {self.num_failed} failed), so there is no recipe; lower "
+                "tune.learning_rate where they diverged, correct what failed, or raise "
+                f"tune.budget, {again}"
+            )
+        if self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
+            return (
                 "the best recipe found is hardly better than guessing "
                 f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
-                "tune.learning_rate, raise tune.budget or recipe.epochs,"
+                "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
             )
-        elif self.own is None:
-            found = "the sweep's own recipe failed, so there is no gain to tell; mend what failed,"
-        return found and f"{self.model} on {self.dataset}: {found} {again}"
+        if self.own is None:
+            return (
+                "the sweep's own recipe failed, so its gain is unknown; correct what failed, "
+                f"{again}"
+            )
+        return ""
 
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended: ``num_new`` trials of this start, ``num_behind`` updates that MLflow
-    lacks.
+    """How a search ended.
+
+    Attributes:
+        combinations: outcomes by model and dataset.
+        recipe: path of the recipe.
+        report: path of the page; None if nothing was tried.
+        num_new: trials of this run.
+        num_behind: updates that MLflow lacks.
     """
 
-    cells: tuple[CellOutcome, ...]
+    combinations: tuple[CombinationOutcome, ...]
     recipe: Path
     report: Path | None
     num_new: int
@@ -114,128 +137,142 @@ class TuneSummary:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
-        return tuple(cell.problem for cell in self.cells if cell.problem)
+        """What the user should know about combinations; see :attr:`CombinationOutcome.problem`."""
+        return tuple(outcome.problem for outcome in self.combinations if outcome.problem)
 
     @property
     def exit_code(self) -> int:
-        """0 when every cell has a recipe, 1 otherwise."""
-        return int(any(cell.chosen is None for cell in self.cells))
+        """0 if every combination has a recipe, 1 otherwise."""
+        return int(any(outcome.chosen is None for outcome in self.combinations))
 
     def document(self) -> dict[str, Any]:
         """Return what ``isweep tune --json`` prints."""
         return {
-            "table": outcome_rows(self.cells),
+            "table": outcome_rows(self.combinations),
             "recipe": str(self.recipe),
             "report": None if self.report is None else str(self.report),
             "new_trials": self.num_new,
         }
 
 
-def outcomes(search: Search) -> tuple[CellOutcome, ...]:
-    """Return what was found so far, cell by cell."""
-    return tuple(map(_outcome, search.cells.values()))
+def outcomes(search: Search) -> tuple[CombinationOutcome, ...]:
+    """Return the outcome of every combination as far as it is known."""
+    return tuple(map(_outcome, search.searches.values()))
 
 
-def _outcome(search: CellSearch) -> CellOutcome:
+def _outcome(search: CombinationSearch) -> CombinationOutcome:
+    combination = search.combination
     tried = [result for (_, run), result in search.results.items() if run == 0]
     points = search.finalists()
-    # Finalists of earlier starts have all their runs too: a search that goes on forgets none.
+    # Finalists of earlier runs have all their trainings too: a search that goes on forgets none.
     points += [point for point, _ in search.complete() if point not in points]
-    finalists = [_candidate(search, point) for point in points]
-    # Of equal means the first, the better one of the search.
-    ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
-    own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
-    chosen = _choice(ranked, own)
-    gains = [] if chosen is None or own is None else _differences(own, chosen)
-    further = sum(result.epochs for (_, run), result in search.results.items() if run)
-    return CellOutcome(
-        model=search.cell.key[0],
-        dataset=search.cell.key[1],
+    candidates = [_candidate(search, point) for point in points]
+    # Of equal means the first one, which was better in the search.
+    finalists = sorted(filter(None, candidates), key=lambda candidate: candidate.mean)
+    own = None
+    for candidate in finalists:
+        if candidate.point == combination.sweep_point:
+            own = candidate
+    chosen = _choose(finalists, own)
+    gains = []
+    if chosen is not None and own is not None:
+        gains = _differences(own, chosen)
+    finalist_epochs = sum(result.epochs for (_, run), result in search.results.items() if run)
+    model, dataset = combination.key
+    return CombinationOutcome(
+        model=model,
+        dataset=dataset,
         chosen=chosen,
         own=own,
-        finalists=tuple(ranked),
+        finalists=tuple(finalists),
         gain=statistics.fmean(gains) if gains else None,
         gain_std_error=None if chosen == own else _std_error(gains),
         num_trials=len(tried),
         num_diverged=sum(result.status == SearchStatus.DIVERGED for result in tried),
         num_failed=search.num_failed,
         spent=search.spent,
-        finalist_trainings=further / search.cell.own_recipe.epochs,
+        finalist_trainings=finalist_epochs / combination.sweep_recipe.epochs,
         budget=search.tune.num_trainings,
         chance_loss=tried[0].chance_loss if tried else None,
     )
 
 
-def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
-    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of
-    it.
+def _choose(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
+    """Return the finalist of lowest mean loss, or the sweep's own recipe if it is nearly as good.
 
-    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what
-    is not better by more than the error of the difference, run by run, is not worth leaving what is
-    known. One run alone has no error, and the lowest loss is taken.
+    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
+    1984. A point that is not better by more than the error of the difference, run by run, is not
+    worth leaving the known recipe. One run alone has no error: then the lowest loss is taken.
+
+    Args:
+        ranked: finalists, the best first.
+        own: the sweep's own recipe; None if it failed.
     """
-    best = next(
-        (candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None
-    )
-    if best is None or own is None or own.diverged == len(own.losses):
+    trained = [candidate for candidate in ranked if candidate.diverged < len(candidate.losses)]
+    if not trained:
+        return None
+    best = trained[0]
+    if own is None or own.diverged == len(own.losses):
         return best
     gains = _differences(own, best)
-    return best if statistics.fmean(gains) > (_std_error(gains) or 0.0) else own
+    if statistics.fmean(gains) > (_std_error(gains) or 0.0):
+        return best
+    return own
 
 
-def _candidate(search: CellSearch, point: Point) -> Candidate | None:
-    """Return a finalist with all its runs; None where one gave nothing: means are over the same
-    runs.
+def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
+    """Return a finalist with all its runs; None if a run has no result.
 
-    The first made it a finalist, by its luck too, and so is judged by only where there is no other.
+    The first run made it a finalist, partly by luck. So it is left out if there are others.
     """
-    runs = [search.results.get((point, run)) for run in range(search.tune.seeds)]
-    found: list[SearchResult] = [result for result in runs if result is not None]
-    if len(found) < len(runs):
-        return None
-    found = found[1:] or found
-    losses = tuple(result.capped_loss for result in found)
+    results: list[SearchResult] = []
+    for run in range(search.tune.seeds):
+        result = search.results.get((point, run))
+        if result is None:
+            return None
+        results.append(result)
+    judged = results[1:] or results
+    losses = tuple(result.capped_loss for result in judged)
     return Candidate(
         point=point,
         losses=losses,
         mean=statistics.fmean(losses),
         std_error=_std_error(losses),
-        diverged=sum(result.status == SearchStatus.DIVERGED for result in found),
+        diverged=sum(result.status == SearchStatus.DIVERGED for result in judged),
     )
 
 
 def _differences(own: Candidate, chosen: Candidate) -> list[float]:
+    """Return how much lower the loss of ``chosen`` is, run by run."""
     return [before - after for before, after in zip(own.losses, chosen.losses, strict=True)]
 
 
 def _std_error(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    """Return the standard error of a mean; None for one value."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
+def outcome_rows(outcomes: Iterable[CombinationOutcome]) -> list[Row]:
     """Return one row per model and dataset; losses are of the validation images, in nat."""
+    return list(map(_outcome_row, outcomes))
 
-    def row(cell: CellOutcome) -> Row:
-        chosen, own = cell.chosen, cell.own
-        points = {
-            name: getattr(chosen.point, name) if chosen else None for name in Point.model_fields
-        }
-        return {
-            "model": cell.model,
-            "dataset": cell.dataset,
-            **points,
-            "validation_loss": chosen.mean if chosen else None,
-            "std_error": chosen.std_error if chosen else None,
-            "own_validation_loss": own.mean if own else None,
-            "own_std_error": own.std_error if own else None,
-            "gain": cell.gain,
-            "gain_std_error": cell.gain_std_error,
-            "num_trials": cell.num_trials,
-            "divergence_rate": cell.divergence_rate,
-            "trainings": cell.spent,
-            "finalist_trainings": cell.finalist_trainings,
-            "budget": cell.budget,
-        }
 
-    return list(map(row, cells))
+def _outcome_row(outcome: CombinationOutcome) -> Row:
+    row: Row = {"model": outcome.model, "dataset": outcome.dataset}
+    for name in Point.model_fields:
+        row[name] = getattr(outcome.chosen.point, name) if outcome.chosen else None
+    return row | {
+        "validation_loss": outcome.chosen.mean if outcome.chosen else None,
+        "std_error": outcome.chosen.std_error if outcome.chosen else None,
+        "own_validation_loss": outcome.own.mean if outcome.own else None,
+        "own_std_error": outcome.own.std_error if outcome.own else None,
+        "gain": outcome.gain,
+        "gain_std_error": outcome.gain_std_error,
+        "num_trials": outcome.num_trials,
+        "divergence_rate": outcome.divergence_rate,
+        "trainings": outcome.spent,
+        "finalist_trainings": outcome.finalist_trainings,
+        "budget": outcome.budget,
+    }

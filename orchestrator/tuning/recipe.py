@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.planning.plain_yaml import write_plain
 from orchestrator.results.provenance import provenance
-from orchestrator.tuning.outcome import CellOutcome, outcome_rows
+from orchestrator.tuning.outcome import CombinationOutcome, outcome_rows
+from orchestrator.tuning.search_records import Row
 from search_spaces.errors import SetupError
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
@@ -15,60 +17,87 @@ from tasks.atomic import write_atomic
 HEAD = """# Written by `isweep tune {name}`: the best recipe of each model and dataset, and why.
 # A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
 """
+PACKAGES = ("torch", "ray")
+"""Packages whose versions the recipe names."""
 
 
 def write_recipe(
-    path: Path, sweep: SweepSpec, found: Sequence[CellOutcome], fingerprints: dict[str, str]
+    path: Path,
+    sweep: SweepSpec,
+    outcomes: Sequence[CombinationOutcome],
+    fingerprints: dict[str, str],
 ) -> None:
-    """Write the recipe of a finished search, whole or not at all.
+    """Write the recipe of a finished search, completely or not at all.
 
-    The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are
-    named in its evidence. ``fingerprints`` are the content hashes of datasets.
+    Fields that were not searched are those of the sweep's recipe. Combinations without a chosen
+    point are named in the evidence.
+
+    Args:
+        path: of the recipe.
+        sweep: the sweep that was tuned.
+        outcomes: of its combinations.
+        fingerprints: content hashes of the datasets.
+
+    Raises:
+        SetupError: the file cannot be written.
     """
-    base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    rows = [
-        {"models": [cell.model], "datasets": [cell.dataset], **cell.chosen.point.model_dump()}
-        for cell in found
-        if cell.chosen is not None
-    ]
-    cells = [
-        {
-            name: float(f"{value:.4g}") if isinstance(value, float) else value
-            for name, value in row.items()
-        }
-        | ({"not_tuned": "diverged or failed"} if cell.chosen is None else {})
-        for cell, row in zip(found, outcome_rows(found), strict=True)
-    ]
-    origin = provenance()
-    packages = {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages}
+    recipe = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    overrides = list(recipe.get("overrides", []))
+    for outcome in outcomes:
+        if outcome.chosen is not None:
+            point = outcome.chosen.point.model_dump()
+            overrides.append({"models": [outcome.model], "datasets": [outcome.dataset], **point})
     document = {
-        **base,
-        "overrides": [*base.get("overrides", []), *rows],
-        "tuned": {
-            "sweep": sweep.name,
-            "train_size": sweep.tune.train_size or max(sweep.train_sizes),
-            "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
-            "loss": (
-                "validation cross-entropy in nat, mean over runs; a run has its own seed and "
-                "class pair"
-            ),
-            "cells": cells,
-            "made_by": {
-                "code_version": origin.code_version,
-                "packages": packages,
-                "data": fingerprints,
-            },
-        },
+        **recipe,
+        "overrides": overrides,
+        "tuned": _evidence(sweep, outcomes, fingerprints),
     }
+    text = HEAD.format(name=sweep.name) + write_plain(document)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+        write_atomic(path, text.encode())
     except OSError as error:
         raise SetupError(
             "The recipe of a search must be writable",
             f"{path}: {error.strerror}",
-            (
-                "make room for it and run the same command again: every trial is kept, none is "
-                "repeated"
-            ),
+            "make room for it and run the same command again: every trial is kept, none is "
+            "repeated",
         ) from None
+
+
+def _evidence(
+    sweep: SweepSpec, outcomes: Sequence[CombinationOutcome], fingerprints: dict[str, str]
+) -> dict[str, Any]:
+    """Return how the recipe was found, as its file says it."""
+    origin = provenance()
+    rows = outcome_rows(outcomes)
+    combinations = [
+        _evidence_row(outcome, row) for outcome, row in zip(outcomes, rows, strict=True)
+    ]
+    packages = {name: origin.packages[name] for name in PACKAGES if name in origin.packages}
+    return {
+        "sweep": sweep.name,
+        "train_size": sweep.tune.train_size or max(sweep.train_sizes),
+        "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
+        "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and "
+        "class pair",
+        # The key is that of every recipe that was written: it must not change.
+        "cells": combinations,
+        "made_by": {
+            "code_version": origin.code_version,
+            "packages": packages,
+            "data": fingerprints,
+        },
+    }
+
+
+def _evidence_row(outcome: CombinationOutcome, row: Row) -> Row:
+    """Return a combination's row with numbers of four digits."""
+    evidence: Row = {}
+    for name, value in row.items():
+        evidence[name] = value
+        if isinstance(value, float):
+            evidence[name] = float(f"{value:.4g}")
+    if outcome.chosen is None:
+        evidence["not_tuned"] = "diverged or failed"
+    return evidence

@@ -1,8 +1,7 @@
-"""Who is trained next: the state of a whole search, told what was found, or reads it from the
-store.
+"""A search: which trial is run next, decided from what is known.
 
-In this order: every cell's own recipe; then points of cells, one cell after another; then
-finalists, which need nothing new and fill what is left of the cluster.
+The order is: the sweep's own recipe of every combination; then sampled points, one combination
+after the other; then finalists, which need no new points and fill what is left of the cluster.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -21,69 +20,82 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.results.store import ResultStore, Unreadable
-from orchestrator.tuning.combinations import CellKey, Point, TuningCell
-from orchestrator.tuning.search_records import AskedRecord, Role, SearchRecord
+from orchestrator.tuning.combinations import Combination, CombinationKey, Point
+from orchestrator.tuning.search_records import RequestRecord, Role, SearchRecord
 from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-# Where the next point comes from: an Optuna study per cell, made anew from what is known for every
-# proposal: ``docs/decisions/0012-own-ask-and-tell.md``.
-
 STARTUP_TRIALS = 4
-"""Points that are drawn at random before a model of the loss is believed, the given ones
-included."""
-MANY_REPEATS = 25
-"""Points in a row that were all known: the space has no more."""
+"""Points, the given ones included, before the sampler uses a model of the loss. They are random."""
+MAX_REPEATED_PROPOSALS = 25
+"""Known points that the sampler may propose in a row; after that the space has no new ones."""
+BUDGET_TOLERANCE = 1e-9
+"""Whole trainings by which the budget may be exceeded: sums of fractions are not exact."""
+SEED_RANGE = 2**32
+"""Seeds of Optuna's samplers are below this."""
 
 
-class CellStudy:
-    """What the sampler is told of one cell, point by point; the seed is that of the whole
-    search.
+class CombinationStudy:
+    """The sampler's view of one combination, told point by point.
+
+    There is an Optuna study per combination, made anew for every proposal from what is known:
+    ``docs/decisions/0012-own-ask-and-tell.md``.
+
+    Args:
+        combination: whose space is searched.
+        sampler: proposes points.
+        seed: of the whole search.
     """
 
-    def __init__(self, cell: TuningCell, sampler: Sampler, seed: int = 0) -> None:
+    def __init__(self, combination: Combination, sampler: Sampler, seed: int = 0) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._cell, self._sampler, self._seed = cell, sampler, seed
+        self._combination = combination
+        self._sampler = sampler
+        self._seed = seed
+        space = combination.space
         self._space: dict[str, BaseDistribution] = {
-            "learning_rate": FloatDistribution(*cell.space.learning_rate, log=True),
-            "weight_decay": FloatDistribution(*cell.space.weight_decay, log=True),
-            "batch_size": CategoricalDistribution(cell.space.batch_size),
+            "learning_rate": FloatDistribution(*space.learning_rate, log=True),
+            "weight_decay": FloatDistribution(*space.weight_decay, log=True),
+            "batch_size": CategoricalDistribution(space.batch_size),
         }
         self.trials: list[FrozenTrial] = []
 
-    def propose(self, again: int = 0) -> Point:
-        """Return the sampler's next point, which nobody has asked for yet.
+    def propose(self, repeat: int = 0) -> Point:
+        """Return the sampler's next point.
 
-        It follows from the seed, the points in their order and what is known of them, so that a
-        kill changes nothing; ``again`` counts proposals that nothing was told between.
+        It depends on the seed, on the known points in their order, and on ``repeat`` alone, so that
+        a search that was killed proposes the same points.
+
+        Args:
+            repeat: number of proposals since the study was last told something.
         """
-        seed = (
-            derive_seed("sampler", self._seed, list(self._cell.key), len(self.trials), again)
-            % 2**32
-        )
+        key = list(self._combination.key)
+        seed = derive_seed("sampler", self._seed, key, len(self.trials), repeat) % SEED_RANGE
         study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         study.add_trials(self.trials)
-        # Of four digits: what people copy is what was run.
-        params = study.ask(self._space).params
-        rounded = {name: type(value)(f"{value:.4g}") for name, value in params.items()}
-        return self._cell.nearest(Point.model_validate(rounded))
+        proposed = study.ask(self._space).params
+        # Four digits, so that what people copy is what was run.
+        rounded = {name: type(value)(f"{value:.4g}") for name, value in proposed.items()}
+        return self._combination.clip(Point.model_validate(rounded))
 
     def ask(self, point: Point) -> int:
-        """Begin a point, which must lie in the space; returns its place among the trials."""
+        """Add a point that now runs and lies in the space, and return its index."""
         self.trials.append(self._trial(point.model_dump(), TrialState.RUNNING))
         return len(self.trials) - 1
 
-    def tell(self, place: int, result: SearchResult | None) -> None:
-        """Tell what a point that was asked for gave, if anything."""
-        state, value = (
-            (TrialState.COMPLETE, result.capped_loss) if result else (TrialState.FAIL, None)
-        )
-        self.trials[place] = self._trial(self.trials[place].params, state, value)
+    def tell(self, index: int, result: SearchResult | None) -> None:
+        """Add the result of a point; None if it has none."""
+        params = self.trials[index].params
+        if result is None:
+            self.trials[index] = self._trial(params, TrialState.FAIL)
+        else:
+            self.trials[index] = self._trial(params, TrialState.COMPLETE, result.capped_loss)
 
     def add(self, point: Point, result: SearchResult) -> None:
-        """Tell of a point that an earlier start asked for, in its turn."""
-        self.trials.append(self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss))
+        """Add a finished point from an earlier run, in the original order."""
+        trial = self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss)
+        self.trials.append(trial)
 
     def _trial(
         self, params: dict[str, Any], state: TrialState, value: float | None = None
@@ -94,7 +106,7 @@ class CellStudy:
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Return a sampler; see ``benchmarks/search.py`` for how they compare."""
+    """Return an Optuna sampler; ``benchmarks/search.py`` compares them."""
     if name == "random":
         return RandomSampler(seed=seed)
     with warnings.catch_warnings():
@@ -107,267 +119,338 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A trial to run; ``run`` is 0 for the search's own training of a point.
+class RequestedTrial:
+    """A trial that the search wants to be run.
 
-    ``told`` is its place in the cell's study; None where the study is not told.
+    Attributes:
+        combination: its model and dataset.
+        spec: the trial.
+        point: of the search space.
+        role: why it is run.
+        run: 0 for the search's own training of a point.
+        study_index: index of the point in the combination's study; None if it is not told there.
     """
 
-    cell: TuningCell
+    combination: Combination
     spec: SearchTrialSpec
     point: Point
     role: Role
     run: int = 0
-    told: int | None = None
+    study_index: int | None = None
 
     @property
-    def key(self) -> CellKey:
-        """Whose it is."""
-        return self.cell.key
+    def key(self) -> CombinationKey:
+        """Names of its model and dataset."""
+        return self.combination.key
 
 
-Training = tuple[Asked | AskedRecord | SearchRecord, SearchResult | None]
-"""What was asked for, and what it gave, if anything."""
+class EarlierTrial(NamedTuple):
+    """A trial that was requested by an earlier run, and its result if there is one."""
+
+    record: RequestRecord | SearchRecord
+    result: SearchResult | None
 
 
 @dataclass
-class CellSearch:
-    """The search of one cell: results by point and run, what runs now by trial id.
+class CombinationSearch:
+    """The search of one combination.
 
-    ``num_failed`` points of this start gave nothing, each counted as a whole training, and runs
-    ``given_up``; it is ``exhausted`` when the sampler has no new points.
+    Attributes:
+        combination: its model and dataset.
+        study: tells the sampler what is known.
+        tune: settings of the search.
+        results: by point and run.
+        running: trials that run now, by trial id.
+        num_failed: points without a result since this start; each counts as a whole training.
+        given_up: points and runs without a result since this start.
+        exhausted: whether the sampler has no new points.
     """
 
-    cell: TuningCell
-    study: CellStudy
+    combination: Combination
+    study: CombinationStudy
     tune: TuneSpec
     results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
-    running: dict[str, Asked] = field(default_factory=dict)
+    running: dict[str, RequestedTrial] = field(default_factory=dict)
     num_failed: int = 0
     given_up: set[tuple[Point, int]] = field(default_factory=set)
     exhausted: bool = False
 
     @property
     def spent(self) -> float:
-        """What the search took so far, in whole trainings; finalists are counted apart."""
+        """Whole trainings that the search took so far, without those of finalists."""
         epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
-        return epochs / self.cell.own_recipe.epochs + self.num_failed
+        return epochs / self.combination.sweep_recipe.epochs + self.num_failed
 
     @property
     def num_searching(self) -> int:
-        """How many trainings of the search itself run."""
-        return sum(asked.run == 0 for asked in self.running.values())
+        """Number of trainings that run now, without those of finalists."""
+        return sum(trial.run == 0 for trial in self.running.values())
 
     @property
     def known_runs(self) -> set[tuple[Point, int]]:
-        """Points and runs that were found, given up or run now."""
-        running = {(asked.point, asked.run) for asked in self.running.values()}
+        """Points and runs that have a result, were given up, or run now."""
+        running = {(trial.point, trial.run) for trial in self.running.values()}
         return self.results.keys() | self.given_up | running
 
     @property
-    def may_ask(self) -> bool:
-        """Whether one more whole training is in the budget, when all that run take a whole one
-        too.
-        """
-        return (
-            not self.exhausted
-            and self.spent + self.num_searching + 1 <= self.tune.num_trainings + 1e-9
-        )
+    def may_sample(self) -> bool:
+        """Whether the budget has room for one more training, if all that run take a whole one."""
+        if self.exhausted:
+            return False
+        planned = self.spent + self.num_searching + 1
+        return planned <= self.tune.num_trainings + BUDGET_TOLERANCE
 
     @property
-    def owes_own(self) -> bool:
-        """Whether the sweep's own recipe is still to be trained, budget or not: all is compared
-        with it.
-        """
-        return (self.cell.own, 0) not in self.known_runs
+    def needs_sweep_point(self) -> bool:
+        """Whether the sweep's own recipe is still to be trained, whatever the budget."""
+        return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
     def searched(self) -> bool:
-        """Whether the search of this cell is over, its finalists excepted."""
-        return not self.num_searching and not self.may_ask and not self.owes_own
+        """Whether the search is over, except for its finalists."""
+        return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
     def num_left(self) -> int:
-        """Trainings that run or are to come, at most."""
+        """Largest number of trainings that run or are to come."""
         if self.searched:
-            return len(self.running) + len(self.further())
-        budget = 0 if self.exhausted else math.floor(self.tune.num_trainings - self.spent + 1e-9)
-        further = (self.tune.finalists + 1) * (self.tune.seeds - 1)
-        return len(self.running) + max(budget - self.num_searching, int(self.owes_own)) + further
+            return len(self.running) + len(self.remaining_finalist_runs())
+        budget = 0
+        if not self.exhausted:
+            budget = math.floor(self.tune.num_trainings - self.spent + BUDGET_TOLERANCE)
+        num_samples = max(budget - self.num_searching, int(self.needs_sweep_point))
+        num_finalist_runs = (self.tune.finalists + 1) * (self.tune.seeds - 1)
+        return len(self.running) + num_samples + num_finalist_runs
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
-        """Return the points that were trained to the end, the best first; of equal ones the lowest
-        rate.
+        """Return the points that were trained to the end, the best first.
+
+        Of points with equal losses the one with the lowest learning rate comes first.
         """
-        found = [
+        complete = [
             (point, result)
             for (point, run), result in self.results.items()
             if run == 0 and result.status == SearchStatus.COMPLETE
         ]
-        return sorted(found, key=lambda item: (item[1].capped_loss, *item[0].model_dump().values()))
+        return sorted(
+            complete, key=lambda item: (item[1].capped_loss, *item[0].model_dump().values())
+        )
 
     def finalists(self) -> list[Point]:
-        """Return the best points, and the sweep's own."""
+        """Return the best points, and that of the sweep's own recipe."""
         best = [point for point, _ in self.complete()[: self.tune.finalists]]
-        own = self.cell.own
-        return best if own in best or (own, 0) not in self.results else [*best, own]
+        sweep_point = self.combination.sweep_point
+        if sweep_point not in best and (sweep_point, 0) in self.results:
+            best.append(sweep_point)
+        return best
 
-    def further(self) -> list[tuple[Point, int]]:
-        """Return the runs of finalists that are to come, with what is known of the search now."""
-        known, runs = self.known_runs, range(1, self.tune.seeds)
-        return [
-            (point, run) for point in self.finalists() for run in runs if (point, run) not in known
-        ]
+    def remaining_finalist_runs(self) -> list[tuple[Point, int]]:
+        """Return the runs of finalists that are to come, as far as the search is known now."""
+        known_runs = self.known_runs
+        remaining = []
+        for point in self.finalists():
+            for run in range(1, self.tune.seeds):
+                if (point, run) not in known_runs:
+                    remaining.append((point, run))
+        return remaining
 
     def new_point(self) -> Point | None:
-        """Return a new point; None where the space has none left, which is noted."""
-        known = self.known_runs
-        for again in range(MANY_REPEATS):
-            point = self.study.propose(again)
-            if (point, 0) not in known:
+        """Return a new point; None, for the rest of this run, if the space has no more."""
+        known_runs = self.known_runs
+        for repeat in range(MAX_REPEATED_PROPOSALS):
+            point = self.study.propose(repeat)
+            if (point, 0) not in known_runs:
                 return point
         self.exhausted = True
         return None
 
     def wants(self, point: Point, run: int) -> bool:
-        """Tell whether the search as it is set now has a use for a training that was asked for."""
+        """Return whether the search, as it is set up now, needs a trial of an earlier run."""
         if run:
-            return self.searched and (point, run) in self.further()
-        return (
-            self.owes_own if point == self.cell.own else self.may_ask and self.cell.contains(point)
-        )
+            return self.searched and (point, run) in self.remaining_finalist_runs()
+        if point == self.combination.sweep_point:
+            return self.needs_sweep_point
+        return self.may_sample and self.combination.contains(point)
 
 
 class Search:
-    """A search over all cells of a sweep, see :func:`.combinations.tuning_cells`."""
+    """The search of all combinations of a sweep.
 
-    def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec) -> None:
+    Args:
+        combinations: of :func:`.combinations.combinations_to_tune`.
+        tune: settings of the search.
+
+    Attributes:
+        searches: searches by the names of model and dataset.
+    """
+
+    def __init__(self, combinations: Iterable[Combination], tune: TuneSpec) -> None:
         self.tune = tune
-        self.cells: dict[CellKey, CellSearch] = {
-            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, tune.seed), tune)
-            for cell in cells
-        }
-        self._again: deque[Asked] = deque()
+        self.searches: dict[CombinationKey, CombinationSearch] = {}
+        for combination in combinations:
+            study = CombinationStudy(combination, tune.sampler, tune.seed)
+            self.searches[combination.key] = CombinationSearch(combination, study, tune)
+        self._resumed: deque[RequestedTrial] = deque()
 
-    def go_on(self, earlier: Iterable[Training]) -> None:
-        """Take what earlier starts asked for, in the order of asking; what gave nothing yet runs
-        next.
+    def resume(self, earlier: Iterable[EarlierTrial]) -> None:
+        """Go on with a search of earlier runs. Trials without a result run next.
 
-        What the search has no more room for, or no use, is left out.
+        Args:
+            earlier: trials in the order in which they were requested. Those for which the search
+                has no room any more are left out.
         """
         earlier = list(earlier)
-        for one, result in earlier:
+        for record, result in earlier:
             if result is not None:
-                self.cells[one.key].results[one.point, one.run] = result
-        for one, result in earlier:
-            search = self.cells[one.key]
+                self.searches[record.key].results[record.point, record.run] = result
+        for record, result in earlier:
+            search = self.searches[record.key]
             if result is None:
-                if search.wants(one.point, one.run):
-                    self._again.append(self._run(search, one.point, one.role, one.run))
-            elif one.run == 0 and search.cell.contains(one.point):
-                search.study.add(one.point, result)
-        for search in self.cells.values():  # a search that is over is known to be
-            if search.may_ask:
+                if search.wants(record.point, record.run):
+                    trial = self._request(search, record.point, record.role, record.run)
+                    self._resumed.append(trial)
+            elif record.run == 0 and search.combination.contains(record.point):
+                search.study.add(record.point, result)
+        # A search whose space has no new points is known to be over.
+        for search in self.searches.values():
+            if search.may_sample:
                 search.new_point()
 
-    def next(self) -> Asked | None:
-        """Return a trial to run now; None when none may be, until another ends."""
-        if self._again:
-            return self._again.popleft()
-        for search in self.cells.values():
-            if search.owes_own:
-                return self._run(search, search.cell.own, Role.OWN)
-        for search in self.cells.values():
-            if search.may_ask and (new := search.new_point()) is not None:
-                return self._run(search, new, Role.SAMPLED)
-        for search in self.cells.values():
-            for point, run in search.further() if search.searched else ():
-                return self._run(search, point, Role.FINALIST, run)
+    def next(self) -> RequestedTrial | None:
+        """Return a trial to run now; None if there is none until another ends."""
+        if self._resumed:
+            return self._resumed.popleft()
+        searches = self.searches.values()
+        for search in searches:
+            if search.needs_sweep_point:
+                return self._request(search, search.combination.sweep_point, Role.OWN)
+        for search in searches:
+            if search.may_sample:
+                point = search.new_point()
+                if point is not None:
+                    return self._request(search, point, Role.SAMPLED)
+        for search in searches:
+            if search.searched:
+                for point, run in search.remaining_finalist_runs():
+                    return self._request(search, point, Role.FINALIST, run)
         return None
 
     @property
     def done(self) -> bool:
         """Whether nothing runs and nothing is left."""
-        return all(
-            one.searched and not one.running and not one.further() for one in self.cells.values()
-        )
+        for search in self.searches.values():
+            if not search.searched or search.running or search.remaining_finalist_runs():
+                return False
+        return True
 
     @property
     def num_left(self) -> int:
-        """Trainings that run or are to come, at most."""
-        return sum(search.num_left for search in self.cells.values())
+        """Largest number of trainings that run or are to come."""
+        return sum(search.num_left for search in self.searches.values())
 
     def finished(self, trial_id: str, result: SearchResult | None) -> None:
-        """Take a result; None of a trial that gave nothing, and will not be tried again at this
-        start.
-        """
-        asked = self.asked(trial_id)
-        search = self.cells[asked.key]
+        """Take the result of a running trial; None if it has none and is not tried again."""
+        trial = self.running_trial(trial_id)
+        search = self.searches[trial.key]
         del search.running[trial_id]
         if result is not None:
-            search.results[asked.point, asked.run] = result
+            search.results[trial.point, trial.run] = result
         else:
-            search.given_up.add((asked.point, asked.run))
-            search.num_failed += asked.run == 0
-        if asked.told is not None:
-            search.study.tell(asked.told, result)
+            search.given_up.add((trial.point, trial.run))
+            if trial.run == 0:
+                search.num_failed += 1
+        if trial.study_index is not None:
+            search.study.tell(trial.study_index, result)
 
-    def asked(self, trial_id: str) -> Asked:
-        """Return what a running trial is."""
-        return next(one.running[trial_id] for one in self.cells.values() if trial_id in one.running)
+    def running_trial(self, trial_id: str) -> RequestedTrial:
+        """Return a running trial by its id."""
+        for search in self.searches.values():
+            if trial_id in search.running:
+                return search.running[trial_id]
+        raise KeyError(trial_id)
 
-    def _run(self, search: CellSearch, point: Point, role: Role, run: int = 0) -> Asked:
-        told = search.study.ask(point) if run == 0 and search.cell.contains(point) else None
-        asked = Asked(search.cell, search.cell.trial(point, run), point, role, run, told)
-        search.running[asked.spec.trial_id] = asked
-        return asked
+    def _request(
+        self, search: CombinationSearch, point: Point, role: Role, run: int = 0
+    ) -> RequestedTrial:
+        """Begin a trial."""
+        combination = search.combination
+        study_index = None
+        if run == 0 and combination.contains(point):
+            study_index = search.study.ask(point)
+        spec = combination.trial(point, run)
+        trial = RequestedTrial(combination, spec, point, role, run, study_index)
+        search.running[spec.trial_id] = trial
+        return trial
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What is stored of a search, by trial id; records are in the order in which they ended.
+class EarlierTrials:
+    """The stored trials of a search, by trial id.
 
-    ``num_others`` are results of another train size, recipe, split or prepared data; kept and not
-    used.
+    Attributes:
+        requests: trials that were requested.
+        records: trials with a result, in the order in which they ended.
+        num_others: number of results of another train size, recipe, split or prepared data. They
+            are kept and not used.
+        unreadable: files that are not used.
     """
 
-    asked: dict[str, AskedRecord]
+    requests: dict[str, RequestRecord]
     records: dict[str, SearchRecord]
     num_others: int
     unreadable: list[Unreadable]
 
     @classmethod
     def read(
-        cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
-    ) -> Earlier:
-        """Read what the store has of these cells; ``fingerprints`` of datasets are by prepared
-        id.
+        cls,
+        store: ResultStore,
+        combinations: Iterable[Combination],
+        fingerprints: Mapping[str, str],
+    ) -> EarlierTrials:
+        """Read the stored trials of some combinations.
+
+        Args:
+            store: of the search.
+            combinations: as they are searched now.
+            fingerprints: content hashes of the datasets by prepared id.
         """
-        by_key = {cell.key: cell for cell in cells}
+        by_key = {combination.key: combination for combination in combinations}
 
-        def belongs(record: AskedRecord | SearchRecord) -> bool:
-            cell, prepared = by_key.get(record.key), record.spec.network.subset.prepared.prepared_id
-            is_ours = cell is not None and cell.trial(record.point, record.run) == record.spec
-            return is_ours and fingerprints.get(prepared) == record.data_fingerprint
+        def belongs(record: RequestRecord | SearchRecord) -> bool:
+            combination = by_key.get(record.key)
+            if combination is None or combination.trial(record.point, record.run) != record.spec:
+                return False
+            prepared_id = record.spec.network.subset.prepared.prepared_id
+            return fingerprints.get(prepared_id) == record.data_fingerprint
 
-        asked, found = store.scan(AskedRecord), store.scan(SearchRecord)
+        requests = store.scan(RequestRecord)
+        results = store.scan(SearchRecord)
         records = sorted(
-            filter(belongs, found.records.values()), key=lambda record: record.finished_at
+            filter(belongs, results.records.values()), key=lambda record: record.finished_at
         )
         return cls(
-            {name: one for name, one in asked.records.items() if belongs(one)},
-            {record.trial_id: record for record in records},
-            len(found.records) - len(records),
-            asked.unreadable + found.unreadable,
+            requests={
+                trial_id: record for trial_id, record in requests.records.items() if belongs(record)
+            },
+            records={record.trial_id: record for record in records},
+            num_others=len(results.records) - len(records),
+            unreadable=requests.unreadable + results.unreadable,
         )
 
-    def trainings(self) -> list[Training]:
-        """Return everything in the order in which it was asked for; what is of no known place comes
-        first.
+    def trials(self) -> list[EarlierTrial]:
+        """Return all trials in the order in which they were requested.
+
+        Results without a request, whose order is unknown, come first.
         """
-        every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
-        ordered = sorted(
-            every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1
-        )
-        results = {name: record.result for name, record in self.records.items()}
-        return [(one, results.get(one.trial_id)) for one in ordered]
+        every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
+        trials = []
+        for record in sorted(every.values(), key=_request_number):
+            result = None
+            if record.trial_id in self.records:
+                result = self.records[record.trial_id].result
+            trials.append(EarlierTrial(record, result))
+        return trials
+
+
+def _request_number(record: RequestRecord | SearchRecord) -> int:
+    return record.number if isinstance(record, RequestRecord) else -1

@@ -1,4 +1,4 @@
-"""What is stored of a search's trials, and how it is shown."""
+"""The records of a search's trials, and what commands show of them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from pydantic import Field
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.columns import EPOCH_PREFIX
-from orchestrator.results.flat_runs import FlatRun, flat_run, milliseconds
-from orchestrator.results.records import FailureRecord, ResultRecord, SealedRecord
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, flat_run, milliseconds
+from orchestrator.results.records import FailureRecord, ResultRecord, StoredRecord
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.combinations import CellKey, Point
+from orchestrator.tuning.combinations import CombinationKey, Point
 from search_spaces.errors import plural
-from search_spaces.specs import (
-    pair_name,
-)
+from search_spaces.specs import pair_name
 from search_spaces.tuning import SearchTrialSpec
 from tasks.trials.records import SearchResult
 
 Row = dict[str, str | int | float | None]
-
-
-VALIDATION_LOSS, VALIDATION_ACCURACY = "validation_loss", "validation_accuracy"
+"""A line of a table about a search, by column."""
+VALIDATION_LOSS = "validation_loss"
+VALIDATION_ACCURACY = "validation_accuracy"
 
 
 class Role(StrEnum):
-    """Why a trial was run."""
+    """Why a trial is run."""
 
     OWN = "own"
-    """At the sweep's own recipe, to compare with."""
+    """At the sweep's own recipe, with which all points are compared."""
     SAMPLED = "sampled"
+    """At a point that the sampler proposed."""
     FINALIST = "finalist"
-    """One of the best, with another seed or class pair."""
+    """At one of the best points, with another seed or class pair."""
 
 
-class _OfATrial(SealedRecord):
-    """What both kinds of records say of their trial; ``run`` is 0 for the search's own training of
-    a point, then one per seed.
+class _SearchTrialRecord(StoredRecord):
+    """A record about a trial of a search.
+
+    Attributes:
+        role: why the trial is run.
+        run: 0 for the search's own training of a point; then one per seed.
+        spec: the trial.
+        data_fingerprint: content hash of the prepared dataset.
     """
 
     folder: ClassVar[str] = "trials"
@@ -51,22 +55,24 @@ class _OfATrial(SealedRecord):
     data_fingerprint: str
 
     @property
-    def key(self) -> CellKey:
-        """Whose it is."""
+    def key(self) -> CombinationKey:
+        """Names of the trial's model and dataset."""
         network = self.spec.network
         return network.model.name, network.subset.dataset
 
     @property
     def point(self) -> Point:
-        """Where in its space the trial lies."""
+        """The trial's point of the search space."""
         return Point.of(self.spec.network.recipe)
 
 
-class AskedRecord(_OfATrial):
-    """A training that a search has asked for, stored before it begins: a killed search goes on with
-    it.
+class RequestRecord(_SearchTrialRecord):
+    """A trial that a search has requested.
 
-    ``number`` is how many the search had asked for before.
+    It is stored before the training begins, so that a search that is killed goes on with it.
+
+    Attributes:
+        number: how many trials the search had requested before.
     """
 
     file: ClassVar[str] = "asked.json"
@@ -76,8 +82,8 @@ class AskedRecord(_OfATrial):
     number: int
 
 
-class SearchRecord(_OfATrial, ResultRecord):
-    """One trial of a search with its result."""
+class SearchRecord(_SearchTrialRecord, ResultRecord):
+    """A trial of a search with its result."""
 
     file: ClassVar[str] = "search.json"
     version: ClassVar[int] = 1
@@ -88,11 +94,14 @@ class SearchRecord(_OfATrial, ResultRecord):
     result: SearchResult
 
     def scores(self) -> dict[str, float | None]:
-        """Return epochs that it took, and loss and accuracy on the validation images; None when
-        diverged.
+        """Return the epochs, and loss and accuracy on the validation images.
+
+        Loss and accuracy of a trial that diverged are None.
         """
         result = self.result
-        accuracy = None if result.loss is None else result.curve[-1].accuracy
+        accuracy = None
+        if result.loss is not None:
+            accuracy = result.curve[-1].accuracy
         return {
             "epochs": result.epochs,
             VALIDATION_LOSS: result.loss,
@@ -101,61 +110,80 @@ class SearchRecord(_OfATrial, ResultRecord):
 
 
 def flat_search(record: SearchRecord) -> FlatRun:
-    """Return a stored trial of a search as one flat run: its validation losses are a series over
-    epochs.
-    """
-    started = milliseconds(record.started_at)
-    series = tuple(
-        (EPOCH_PREFIX + name, score.epoch, value, started)
-        for score in record.result.curve
-        for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
-    )
+    """Return a trial of a search as a flat run, with its validation losses as a curve."""
+    started_ms = milliseconds(record.started_at)
+    series: list[CurvePoint] = []
+    for score in record.result.curve:
+        for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy)):
+            series.append(CurvePoint(EPOCH_PREFIX + name, score.epoch, value, started_ms))
     metrics = {name: value for name, value in record.scores().items() if value is not None}
-    return flat_run(record, {"role": str(record.role)}, metrics, series, record.finished_at)
+    tags = {"role": str(record.role)}
+    return flat_run(record, tags, metrics, tuple(series), record.finished_at)
 
 
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:
-    """Return what is stored of a sweep's search, trials of finalists too; None where nothing was
-    searched.
+    """Return what is stored of a sweep's search, its finalists included.
 
-    Counts are of trials, by status, without a result, and of unreadable files; then come paths
-    where written.
+    Returns:
+        Numbers of ``trials``, of ``failed`` ones and of ``unreadable`` files, numbers of trials
+        ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` for people.
+        None if nothing was searched.
     """
     store = ResultStore(workspace.search_url)
-    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord).records
-    if not (scan.records or scan.unreadable or failures):
+    results = store.scan(SearchRecord)
+    failures = store.scan(FailureRecord).records
+    if not (results.records or results.unreadable or failures):
         return None
-    by_status = Counter(str(record.result.status) for record in scan.records.values())
-    num_failed, num_unreadable = len(failures.keys() - scan.records.keys()), len(scan.unreadable)
     paths = {
         "recipe": workspace.paths.tuned_recipe(workspace.plan.sweep.name),
         "report": workspace.sweep_paths.search_report / "search.html",
     }
     written = {name: str(path) if path.is_file() else None for name, path in paths.items()}
-    ways = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
-    text = f"search: {plural(len(scan.records), 'trial')}" + f" ({ways})" * bool(ways)
-    text += f", {num_failed} failed" * bool(num_failed)
-    text += f"; {plural(num_unreadable, 'file')} not believed" * bool(num_unreadable)
-    text += f"; recipe {written['recipe']}" if written["recipe"] else "; no recipe yet"
-    counts = {"trials": len(scan.records), "failed": num_failed, "unreadable": num_unreadable}
-    return counts | written | {"by_status": dict(by_status), "text": text}
+    by_status = Counter(str(record.result.status) for record in results.records.values())
+    standing = {
+        "trials": len(results.records),
+        "failed": len(failures.keys() - results.records.keys()),
+        "unreadable": len(results.unreadable),
+        **written,
+        "by_status": dict(by_status),
+    }
+    return standing | {"text": _standing_text(standing)}
+
+
+def _standing_text(standing: dict[str, Any]) -> str:
+    """Return the standing of a search in words."""
+    text = f"search: {plural(standing['trials'], 'trial')}"
+    if standing["by_status"]:
+        counts = [f"{count} {status}" for status, count in sorted(standing["by_status"].items())]
+        text += f" ({', '.join(counts)})"
+    if standing["failed"]:
+        text += f", {standing['failed']} failed"
+    if standing["unreadable"]:
+        text += f"; {plural(standing['unreadable'], 'file')} not used"
+    if standing["recipe"]:
+        return f"{text}; recipe {standing['recipe']}"
+    return f"{text}; no recipe yet"
 
 
 def search_rows(workspace: Workspace) -> list[Row]:
-    """Return one row per stored trial of a search, the first to finish first."""
+    """Return one row per trial of a search, the first to finish first."""
     records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
-    return [
-        {
-            "trial_id": record.trial_id,
-            "model": record.key[0],
-            "dataset": record.key[1],
-            "class_pair": pair_name(record.spec.network.subset.class_pair),
-            "train_size": record.spec.network.train_size,
-            **record.point.model_dump(),
-            "role": str(record.role),
-            "seed": record.spec.network.seed,
-            "status": str(record.result.status),
-            **record.scores(),
-        }
-        for record in sorted(records, key=lambda record: record.finished_at)
-    ]
+    rows: list[Row] = []
+    for record in sorted(records, key=lambda record: record.finished_at):
+        network = record.spec.network
+        model, dataset = record.key
+        rows.append(
+            {
+                "trial_id": record.trial_id,
+                "model": model,
+                "dataset": dataset,
+                "class_pair": pair_name(network.subset.class_pair),
+                "train_size": network.train_size,
+                **record.point.model_dump(),
+                "role": str(record.role),
+                "seed": network.seed,
+                "status": str(record.result.status),
+                **record.scores(),
+            }
+        )
+    return rows

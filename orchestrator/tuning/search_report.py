@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,200 +12,264 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis import figures as palette
+from orchestrator.analysis import figures
 from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.table import interval, number, write_csv
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.outcome import Candidate, CellOutcome
-from orchestrator.tuning.search import CellSearch, Search
+from orchestrator.tuning.outcome import Candidate, CombinationOutcome
+from orchestrator.tuning.search import CombinationSearch, Search
 from search_spaces.specs import DatasetSpec
 from tasks.atomic import write_atomic
 from tasks.trials.records import SearchStatus, capped
 
 
-def _spelled(value: float | None, std_error: float | None) -> str:
+def _with_error(value: float | None, std_error: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" + ("" if std_error is None else f" ± {std_error:.3f}")
+    if std_error is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} ± {std_error:.3f}"
 
 
 def _loss(candidate: Candidate | None) -> str:
-    return "–" if candidate is None else _spelled(candidate.mean, candidate.std_error)
+    if candidate is None:
+        return "–"
+    return _with_error(candidate.mean, candidate.std_error)
 
 
-COLUMNS: dict[str, Callable[[CellOutcome], str]] = {
-    "model": lambda cell: cell.model,
-    "dataset": lambda cell: cell.dataset,
-    "learning rate": lambda cell: (
-        f"{cell.chosen.point.learning_rate:.3g}" if cell.chosen else "none"
-    ),
-    "weight decay": lambda cell: f"{cell.chosen.point.weight_decay:.2g}" if cell.chosen else "",
-    "batch": lambda cell: str(cell.chosen.point.batch_size) if cell.chosen else "",
-    "validation loss": lambda cell: _loss(cell.chosen),
-    "own recipe": lambda cell: _loss(cell.own),
-    "gain": lambda cell: "own kept" if cell.keeps_own else _spelled(cell.gain, cell.gain_std_error),
-    "trials": lambda cell: str(cell.num_trials),
-    "diverged": lambda cell: f"{cell.divergence_rate:.0%}",
-    "trainings": lambda cell: (
-        f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}"
-    ),
+def _learning_rate(outcome: CombinationOutcome) -> str:
+    if outcome.chosen is None:
+        return "none"
+    return f"{outcome.chosen.point.learning_rate:.3g}"
+
+
+def _weight_decay(outcome: CombinationOutcome) -> str:
+    if outcome.chosen is None:
+        return ""
+    return f"{outcome.chosen.point.weight_decay:.2g}"
+
+
+def _batch_size(outcome: CombinationOutcome) -> str:
+    if outcome.chosen is None:
+        return ""
+    return str(outcome.chosen.point.batch_size)
+
+
+def _gain(outcome: CombinationOutcome) -> str:
+    if outcome.keeps_own:
+        return "own kept"
+    return _with_error(outcome.gain, outcome.gain_std_error)
+
+
+def _trainings(outcome: CombinationOutcome) -> str:
+    return f"{outcome.spent:.2g} of {outcome.budget:g} + {outcome.finalist_trainings:.2g}"
+
+
+COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
+    "model": lambda outcome: outcome.model,
+    "dataset": lambda outcome: outcome.dataset,
+    "learning rate": _learning_rate,
+    "weight decay": _weight_decay,
+    "batch": _batch_size,
+    "validation loss": lambda outcome: _loss(outcome.chosen),
+    "own recipe": lambda outcome: _loss(outcome.own),
+    "gain": _gain,
+    "trials": lambda outcome: str(outcome.num_trials),
+    "diverged": lambda outcome: f"{outcome.divergence_rate:.0%}",
+    "trainings": _trainings,
 }
-
+"""Columns of the page's table, and how they are made."""
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
-"""What of the table fits a terminal; the page has it all."""
+"""Columns that fit a terminal."""
+TABLE_NOTE = (
+    "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
+    "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than "
+    "an error); trainings: of the search + of finalists."
+)
+CAPTION = (
+    "Validation loss against learning rate. Weight decay and batch size differ from point to "
+    "point; a loss of more than twice that of guessing, or of a diverged trial, is drawn at twice "
+    "that."
+)
 
 
-def outcome_table(cells: Iterable[CellOutcome], names: Iterable[str] = COLUMNS) -> Table:
+def outcome_table(outcomes: Iterable[CombinationOutcome], names: Iterable[str] = COLUMNS) -> Table:
     """Return the table for people, of the columns ``names``."""
-    note = (
-        "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much "
-        "lower than "
-        "with the sweep's own recipe, in the same runs (own kept: nothing was better by more than "
-        "an error); "
-        "trainings: of the search + of finalists."
-    )
     columns = {name: COLUMNS[name] for name in names}
-    return laid_out("tuned", "Searched recipes", note, cells, columns, numeric_from=2)
+    return laid_out("tuned", "Searched recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
 
 
-def gains(cells: Iterable[CellOutcome]) -> str:
-    """Say how much lower validation loss is than with the sweep's own recipe, with an interval."""
-    by_dataset: dict[str, list[float]] = {}
-    for cell in cells:
-        if cell.gain is not None:
-            by_dataset.setdefault(cell.dataset, []).append(cell.gain)
-    if not by_dataset:
+def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
+    """Return how much lower the validation loss is than with the sweep's own recipe."""
+    gains_by_dataset: defaultdict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.gain is not None:
+            gains_by_dataset[outcome.dataset].append(outcome.gain)
+    if not gains_by_dataset:
         return "No cell has both a chosen recipe and its own to compare."
-    mean, _, bounds = mean_interval(
-        np.array([statistics.fmean(values) for values in by_dataset.values()])
-    )
+    dataset_means = [statistics.fmean(gains) for gains in gains_by_dataset.values()]
+    mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
         f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
-        f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both "
-        "had. The "
-        "chosen recipe is the best of several in these very trainings, so its own loss is a little "
-        "too low; "
-        "the test images know nothing of the choice."
+        f"{len(gains_by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that "
+        "both had. The chosen recipe is the best of several in these very trainings, so its own "
+        "loss is a little too low; the test images know nothing of the choice."
     )
 
 
-def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
-    """Return one row per point tried: where, how it ended, and its capped validation loss then."""
-    rows = [
-        {
-            "model": search.cell.key[0],
-            "dataset": search.cell.dataset,
-            **point.model_dump(),
-            "status": str(result.status),
-            "epochs": result.epochs,
-            "loss": result.curve[-1].loss if result.curve else None,
-            "shown": capped(result.loss, result.chance_loss),
-            "chance_loss": result.chance_loss,
-        }
-        for search in cells
-        for (point, run), result in search.results.items()
-        if run == 0
-    ]
+def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
+    """Return one row per tried point, with its status and its loss; ``shown`` is the capped one."""
+    rows = []
+    for search in searches:
+        model, dataset = search.combination.key
+        for (point, run), result in search.results.items():
+            if run:
+                continue
+            rows.append(
+                {
+                    "model": model,
+                    "dataset": dataset,
+                    **point.model_dump(),
+                    "status": str(result.status),
+                    "epochs": result.epochs,
+                    "loss": result.curve[-1].loss if result.curve else None,
+                    "shown": capped(result.loss, result.chance_loss),
+                    "chance_loss": result.chance_loss,
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutcome]) -> Path | None:
-    """Write the page and ``trials.csv`` of what a search found; None where nothing was tried."""
-    states, sweep, tune = list(search.cells.values()), workspace.plan.sweep, search.tune
-    trials = trial_table(states)
+def write_report(
+    workspace: Workspace, search: Search, outcomes: Sequence[CombinationOutcome]
+) -> Path | None:
+    """Write the page of a search and ``trials.csv`` beside it.
+
+    Returns:
+        The path of the page; None if nothing was tried.
+    """
+    searches = list(search.searches.values())
+    trials = trial_table(searches)
     if trials.empty:
         return None
     folder = workspace.sweep_paths.search_report
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(trials, folder / "trials.csv")
     loader = PackageLoader("orchestrator.tuning", package_path="")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = environment.get_template("report.html").render(
-        sweep=sweep.name,
-        settings=f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole "
-        "trainings per "
-        f"model and dataset; {states[0].cell.train_size} training images, "
-        f"{tune.validation_share:.0%} of "
-        f"them, in whole groups, to validate on; {tune.finalists} finalists and the sweep's own "
-        "recipe "
-        f"trained {tune.seeds} times. No test image was read.",
-        gains=gains(cells),
-        problems=[cell.problem for cell in cells if cell.problem],
-        table=outcome_table(cells),
+        sweep=workspace.plan.sweep.name,
+        settings=_settings_sentence(search),
+        gains=gain_sentence(outcomes),
+        problems=[outcome.problem for outcome in outcomes if outcome.problem],
+        table=outcome_table(outcomes),
         caption=CAPTION,
-        figure=loss_against_rate(states, trials, cells, workspace.plan.datasets),
+        figure=loss_against_rate(searches, trials, outcomes, workspace.plan.datasets),
     )
     path = folder / "search.html"
     write_atomic(path, page.encode())
     return path
 
 
-CAPTION = (
-    "Validation loss against learning rate. Weight decay and batch size differ from point to "
-    "point; a loss "
-    "of more than twice that of guessing, or of a diverged trial, is drawn at twice that."
-)
+def _settings_sentence(search: Search) -> str:
+    tune = search.tune
+    train_size = next(iter(search.searches.values())).combination.train_size
+    return (
+        f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
+        f"model and dataset; {train_size} training images, {tune.validation_share:.0%} of them, in "
+        f"whole groups, to validate on; {tune.finalists} finalists and the sweep's own recipe "
+        f"trained {tune.seeds} times. No test image was read."
+    )
 
 
 def loss_against_rate(
-    cells: Sequence[CellSearch],
-    table: pd.DataFrame,
-    found: Iterable[CellOutcome],
+    searches: Sequence[CombinationSearch],
+    trials: pd.DataFrame,
+    outcomes: Iterable[CombinationOutcome],
     datasets: Mapping[str, DatasetSpec],
 ) -> str:
-    """Draw loss against rate of a :func:`trial_table`, a panel per model; returns SVG in base64."""
-    models = list(dict.fromkeys(table["model"]))
-    chosen = {
-        (one.model, one.dataset): one.chosen.point.learning_rate for one in found if one.chosen
+    """Draw validation loss against learning rate, with a panel per model.
+
+    Args:
+        searches: of all combinations.
+        trials: of :func:`trial_table`.
+        outcomes: of all combinations, for the chosen points.
+        datasets: by name.
+
+    Returns:
+        An SVG file in base64.
+    """
+    chosen_rates = {
+        (outcome.model, outcome.dataset): outcome.chosen.point.learning_rate
+        for outcome in outcomes
+        if outcome.chosen
     }
-    marks = palette.dataset_marks(
-        {one: datasets[one].domain or "natural" for one in set(table["dataset"])}
-    )
-    with palette.styled():
-        figure, axes = palette.panels(len(models), share=False)
+    domains: dict[str, str] = {
+        name: datasets[name].domain or "natural" for name in set(trials["dataset"])
+    }
+    marks = figures.dataset_marks(domains)
+    models = list(dict.fromkeys(trials["model"]))
+    with figures.styled():
+        figure, axes = figures.panels(len(models), share=False)
         for panel, model in zip(axes, models, strict=True):
             panel.set_title(model)
-            for search in (one for one in cells if one.cell.key[0] == model):
-                colour, marker = marks[search.cell.dataset]
-                rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
-                for status, shape in (
-                    (SearchStatus.COMPLETE, marker),
-                    (SearchStatus.DIVERGED, "x"),
-                ):
-                    some = rows[rows["status"] == str(status)]
-                    x, y = some["learning_rate"], some["shown"]
-                    drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
-                    drawn.set(edgecolor=colour, facecolor=colour)
+            for search in searches:
+                combination = search.combination
+                if combination.key[0] != model:
+                    continue
+                is_shown = (trials["model"] == model) & (trials["dataset"] == combination.dataset)
+                color, marker = marks[combination.dataset]
+                _draw_points(panel, trials[is_shown], color, marker)
                 panel.axvline(
-                    search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1
+                    combination.sweep_point.learning_rate,
+                    color=figures.GREY,
+                    linestyle=":",
+                    linewidth=1,
                 )
-                rate = chosen.get(search.cell.key)
-                best = rows[rows["learning_rate"] == rate]["shown"]
-                if rate is not None:
-                    star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "black"}
-                    panel.plot([rate], [best.min()], "*", color=colour, **star)
-            palette.log_ticks(panel, "x", table["learning_rate"])
+                if combination.key in chosen_rates:
+                    rate = chosen_rates[combination.key]
+                    _draw_chosen(panel, trials[is_shown], rate, color)
+            figures.log_ticks(panel, "x", trials["learning_rate"])
             panel.set_yscale("log")
-        grey: dict[str, Any] = {"color": palette.GREY}
-        no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
-        extra = [
-            Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
-            Line2D(
-                [],
-                [],
-                color="white",
-                marker="*",
-                markeredgecolor="black",
-                markersize=11,
-                label="chosen",
-            ),
-            Line2D([], [], marker="o", label="to the end", **grey, **no_line),
-            Line2D([], [], marker="x", label="diverged", **grey, **no_line),
-        ]
-        handles = palette.mark_handles(marks, table["dataset"]) + extra
-        palette.frame(figure, "learning rate", "validation loss (nat)", handles)
-        return base64.b64encode(palette.rendered(figure, "svg")).decode("ascii")
+        handles = figures.mark_handles(marks, trials["dataset"]) + _legend_handles()
+        figures.frame(figure, "learning rate", "validation loss (nat)", handles)
+        return base64.b64encode(figures.rendered(figure, "svg")).decode("ascii")
+
+
+def _draw_points(panel: Axes, rows: pd.DataFrame, color: str, marker: str) -> None:
+    """Draw the points of one combination; a diverged one is a cross."""
+    for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
+        points = rows[rows["status"] == str(status)]
+        drawn = panel.scatter(
+            points["learning_rate"], points["shown"], s=22, linewidths=1, marker=shape
+        )
+        drawn.set(edgecolor=color, facecolor=color)
+
+
+def _draw_chosen(panel: Axes, rows: pd.DataFrame, rate: float, color: str) -> None:
+    """Draw a star at the chosen learning rate."""
+    losses = rows[rows["learning_rate"] == rate]["shown"]
+    panel.plot([rate], [losses.min()], "*", color=color, markersize=13, markeredgecolor="black")
+
+
+def _legend_handles() -> list[Line2D]:
+    """Return the legend's entries for marks that are of no dataset."""
+    grey: dict[str, Any] = {"color": figures.GREY}
+    mark_alone: dict[str, Any] = {"linestyle": "none", "markersize": 4}
+    star: dict[str, Any] = {"marker": "*", "markeredgecolor": "black", "markersize": 11}
+    return [
+        Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
+        Line2D([], [], color="white", label="chosen", **star),
+        Line2D([], [], marker="o", label="to the end", **grey, **mark_alone),
+        Line2D([], [], marker="x", label="diverged", **grey, **mark_alone),
+    ]

@@ -1,4 +1,4 @@
-"""The trials of a search as :class:`orchestrator.running.trials.Work`."""
+"""The trials of a search, as the loop that runs trials wants them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from orchestrator.planning.trial_order import array_key
-from orchestrator.results.flat_runs import FlatRun, Point
+from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.results.records import CellReport
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work
 from orchestrator.running.worker import TrialTrainable
-from orchestrator.tuning.search import Asked, Earlier, Search
-from orchestrator.tuning.search_records import AskedRecord, SearchRecord, flat_search
+from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
+from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
@@ -22,7 +22,7 @@ from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
 
-"""Trials that may wait for their worker: a point that is asked for early knows less."""
+"""Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
 
 
 def perform_search(
@@ -43,20 +43,24 @@ def perform_search(
 
 
 class SearchQueue(CellQueue):
-    """Trials of a search that wait, run, or are tried again later; those taken are added to
-    ``cells``.
+    """The trials of a search that wait, run, or are tried again later.
 
-    ``note`` is told of a trial before it is given out; an error of it ends the search.
+    Args:
+        search: decides which trial comes next.
+        trials: by trial id; trials that are taken are added.
+        store_request: called with a trial before it is given out. An error ends the search.
     """
 
     def __init__(
         self,
         search: Search,
-        cells: dict[str, TrialSpec],
-        note: Callable[[Asked], None] = lambda asked: None,
+        trials: dict[str, TrialSpec],
+        store_request: Callable[[RequestedTrial], None] = lambda trial: None,
     ) -> None:
         super().__init__(deque())
-        self._search, self._cells, self._note = search, cells, note
+        self._search = search
+        self._trials = trials
+        self._store_request = store_request
 
     @property
     def empty(self) -> bool:
@@ -64,28 +68,35 @@ class SearchQueue(CellQueue):
         return self.error is not None or (not (self.later or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial, which runs from now on; None when none may be taken yet."""
-        taken = super().take(now)
-        if taken is None and self.error is None and len(self.running - self.begun) < AHEAD:
-            if (asked := self._search.next()) is None:
-                return None
-            try:
-                self._note(asked)
-            except SweepError as error:
-                self.error = error
-                return None
-            taken = asked.spec.trial_id
-            self._cells[taken] = asked.spec
-            self.running.add(taken)
-        return taken
+        """Return the next trial, which runs from now on; None if none may be taken yet."""
+        retried = super().take(now)
+        if retried is not None:
+            return retried
+        if self.error is not None or len(self.running - self.begun) >= AHEAD:
+            return None
+        trial = self._search.next()
+        if trial is None:
+            return None
+        try:
+            self._store_request(trial)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = trial.spec.trial_id
+        self._trials[trial_id] = trial.spec
+        self.running.add(trial_id)
+        return trial_id
 
 
 class SearchWork(Work):
-    """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and
-    added to.
+    """The trials of a search, each of which is made when it is taken.
 
-    ``load`` reads the arrays of a subset, given how many images and how they are split;
-    ``fingerprints`` of prepared datasets are by prepared id.
+    Args:
+        run: what all trials share.
+        search: decides which trial comes next.
+        earlier: what is stored of the search; it is kept up to date.
+        load: reads the arrays of a subset, given the number of images and how they are split.
+        fingerprints: content hashes of the datasets by prepared id.
     """
 
     perform = staticmethod(perform_search)
@@ -94,24 +105,25 @@ class SearchWork(Work):
         self,
         run: Run,
         search: Search,
-        earlier: Earlier,
+        earlier: EarlierTrials,
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
         fingerprints: Mapping[str, str],
     ) -> None:
-        runs = range(search.tune.seeds)
-        trials = [
-            one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs
-        ]
-        # The source of one's own networks is sent along at the start, and is that of every cell.
-        cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in trials}
-        super().__init__(run, SearchQueue(search, cells, self._note), cells)
-        self._search, self._stored, self._load, self._fingerprints = (
-            search,
-            earlier,
-            load,
-            fingerprints,
-        )
-        self._by_array = {array_key(self.run.plan, trial): trial for trial in trials}
+        # The source of custom networks is sent to the workers at the start. These trials have all
+        # networks and all arrays of the search.
+        trials: dict[str, SearchTrialSpec] = {}
+        for combination_search in search.searches.values():
+            combination = combination_search.combination
+            for number in range(search.tune.seeds):
+                trial = combination.trial(combination.sweep_point, number)
+                trials[trial.trial_id] = trial
+        cells: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, cells, self._store_request), cells)
+        self._search = search
+        self._stored = earlier
+        self._load = load
+        self._fingerprints = fingerprints
+        self._by_array = {array_key(run.plan, trial): trial for trial in trials.values()}
         self._count()
 
     def load(self, key: str) -> TrialData:
@@ -125,11 +137,12 @@ class SearchWork(Work):
 
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """See :class:`Work`."""
-        asked, result = self._search.asked(cell.trial_id), cast("SearchResult", report.outcome)
-        record = SearchRecord(**self.sealed(cell, report, attempt), role=asked.role, run=asked.run)
+        trial = self._search.running_trial(cell.trial_id)
+        fields = self.sealed(cell, report, attempt)
+        record = SearchRecord(**fields, role=trial.role, run=trial.run)
         self.run.stored.save(record)
         self._stored.records[cell.trial_id] = record
-        self._search.finished(cell.trial_id, result)
+        self._search.finished(cell.trial_id, cast("SearchResult", report.outcome))
         self._count()
         return flat_search(record)
 
@@ -140,33 +153,35 @@ class SearchWork(Work):
     def trained_on(self, cell: TrialSpec) -> NetworkSpec:
         """See :class:`Work`."""
         share = cast("SearchTrialSpec", cell).validation.share
-        return cell.network.model_copy(
-            update={"train_size": round(cell.network.train_size * (1 - share))}
-        )
+        train_size = round(cell.network.train_size * (1 - share))
+        return cell.network.model_copy(update={"train_size": train_size})
 
-    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
-        """Return none: a search's run has validation losses alone, which come with its result."""
+    def points(
+        self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
+    ) -> tuple[CurvePoint, ...]:
+        """Return none: a search shows validation losses alone, which come with its result."""
         return ()
 
-    def _note(self, asked: Asked) -> None:
-        """Store that a training was asked for, before it is given out, unless an earlier start
-        did.
-        """
-        trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
-        known = self._stored.asked
-        if trial_id not in known:
-            record = AskedRecord(
+    def _store_request(self, trial: RequestedTrial) -> None:
+        """Store that a trial was requested, before it is given out, unless that is stored."""
+        requests = self._stored.requests
+        trial_id = trial.spec.trial_id
+        if trial_id not in requests:
+            prepared_id = trial.spec.network.subset.prepared.prepared_id
+            numbers = [request.number for request in requests.values()]
+            record = RequestRecord(
                 trial_id=trial_id,
-                role=asked.role,
-                run=asked.run,
-                spec=asked.spec,
-                data_fingerprint=self._fingerprints[prepared],
-                number=1 + max((one.number for one in known.values()), default=-1),
+                role=trial.role,
+                run=trial.run,
+                spec=trial.spec,
+                data_fingerprint=self._fingerprints[prepared_id],
+                number=1 + max(numbers, default=-1),
             )
             self.run.stored.save(record)
-            known[trial_id] = record
+            requests[trial_id] = record
 
     def _count(self) -> None:
-        """Tell the monitor what is done and how much is left at most."""
-        done = len(self._stored.records)
-        self.run.monitor.planned, self.run.monitor.done = done + self._search.num_left, done
+        """Report how many trials are done and how many are left at most."""
+        num_done = len(self._stored.records)
+        self.run.monitor.planned = num_done + self._search.num_left
+        self.run.monitor.done = num_done

@@ -1,6 +1,4 @@
-"""The stages of ``isweep tune``, in order: prepare, split, search, write the recipe and its
-report.
-"""
+"""The stages of ``isweep tune``: prepare, split, search, write the recipe and its report."""
 
 from __future__ import annotations
 
@@ -14,21 +12,21 @@ from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages
-from orchestrator.tuning.combinations import TuningCell, tuning_cells
+from orchestrator.tuning.combinations import Combination, combinations_to_tune
 from orchestrator.tuning.outcome import TuneSummary, outcomes
 from orchestrator.tuning.recipe import write_recipe
-from orchestrator.tuning.search import Earlier, Search
+from orchestrator.tuning.search import EarlierTrials, Search
 from orchestrator.tuning.search_records import SearchRecord, flat_search
 from orchestrator.tuning.search_report import write_report
 from search_spaces.errors import DataError, SweepError, collect
 from search_spaces.specs import SubsetSpec
-from search_spaces.tuning import ValidationSpec
+from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData, load_validation, split_validation
 
 
@@ -39,107 +37,125 @@ def tune_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> TuneSummary:
-    """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs
-    it.
+    """Run what is left of a sweep's search, and write its recipe.
 
-    Arguments, and what is raised, as of :func:`orchestrator.running.run.run_sweep`.
+    Called again, it resumes, extends or repairs the search. Arguments and errors are those of
+    :func:`orchestrator.running.run.run_sweep`.
     """
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
-    cells, purpose = tuning_cells(workspace.plan), f"isweep tune {workspace.plan.sweep.name}"
+    combinations = combinations_to_tune(workspace.plan)
+    purpose = f"isweep tune {workspace.plan.sweep.name}"
     with ExitStack() as stack:
-        return _Tuning(
-            purpose, workspace, options, progress or Progress(), stack, cells
-        ).all_stages()
+        tuning = _Tuning(purpose, workspace, options, progress or Progress(), stack, combinations)
+        return tuning.all_stages()
 
 
 @dataclass
 class _Tuning(Stages):
-    cells: tuple[TuningCell, ...]
+    """The stages of a search; ``combinations`` are what it tunes."""
+
+    combinations: tuple[Combination, ...]
 
     def all_stages(self) -> TuneSummary:
-        workspace, options, monitor = self.workspace, self.options, self.monitor
+        """Run all stages in order."""
+        workspace = self.workspace
+        options = self.options
         self.begin()
         if not workspace.sweep_paths.sweep_file.is_file():
-            workspace.record()  # a sweep that ran is kept as it ran
+            workspace.record()  # A sweep that ran is kept as it ran.
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        if self.missing and not workspace.paths.tuned_recipe(workspace.plan.sweep.name).exists():
+        recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
+        if self.missing and not recipe.exists():
             self.check_machine()
-        prepare_own(workspace, options, monitor)
+        prepare_own(workspace, options, self.monitor)
         self.prepare()
         workspace.listings.clear()
         self._check_splits()
         stored = StoredResults.read(workspace.search_url)
-        stored.patience = Patience(monitor.note)
+        stored.retry = RetryWithBackoff(self.monitor.note)
         earlier = self._read(stored)
-        search = Search(self.cells, workspace.plan.sweep.tune)
-        search.go_on(earlier.trainings())
-        records, num_known = earlier.records, len(earlier.records)
+        num_known = len(earlier.records)
+        search = Search(self.combinations, workspace.plan.sweep.tune)
+        search.resume(earlier.trials())
         if options.address is not None and not search.done:
             reached(options.address)
-        uri, used = options.mlflow_uri, options.tracking
-        tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=monitor.note)
-        with open_tracker(tracker, map(flat_search, records.values())):
+        tracker = make_tracker(
+            self._as_sweep,
+            stored.store,
+            options.mlflow_uri,
+            used=options.tracking,
+            say=self.monitor.note,
+        )
+        with open_tracker(tracker, map(flat_search, earlier.records.values())):
             tracker.check()
             if not search.done:
                 self._run(search, stored, earlier, tracker)
-            summary = self._write(search, records, tracker, len(records) - num_known)
-        return replace(
-            summary, num_behind=tracker.num_behind
-        )  # what it misses after it was told all
+            num_new = len(earlier.records) - num_known
+            summary = self._write(search, earlier.records, tracker, num_new)
+        # Only now it is known what MLflow misses after it was sent everything.
+        return replace(summary, num_behind=tracker.num_behind)
 
     def _check_splits(self) -> None:
-        """Find every subset without a validation split, and batches too large, before anything is
-        trained.
+        """Check every validation split, and limit batches to what is trained on.
+
+        Raises:
+            DataError: some subsets cannot be split; the error names all of them.
         """
         problems: dict[str, SweepError] = {}
         num_train: dict[str, int] = {}
-        runs = range(self.workspace.plan.sweep.tune.seeds)
-        trials = [cell.trial(cell.own, run) for cell in self.cells for run in runs]
-        asked = {(trial.network.subset.subset_id, trial.validation): trial for trial in trials}
-        for (subset_id, validation), trial in asked.items():
+        trials: dict[tuple[str, ValidationSpec], SearchTrialSpec] = {}
+        for combination in self.combinations:
+            for run in range(self.workspace.plan.sweep.tune.seeds):
+                trial = combination.trial(combination.sweep_point, run)
+                trials[trial.network.subset.subset_id, trial.validation] = trial
+        for (subset_id, validation), trial in trials.items():
             subset = trial.network.subset
-            data = self.workspace.prepared[subset.prepared.prepared_id]
+            dataset = self.workspace.prepared[subset.prepared.prepared_id]
             try:
-                split = split_validation(data, subset, trial.network.train_size, validation)
-                size = split.max_train_size
-                num_train[subset_id] = min(size, num_train.get(subset_id, size))
+                split = split_validation(dataset, subset, trial.network.train_size, validation)
             except SweepError as error:
                 problems.setdefault(subset_id, error)
+                continue
+            size = split.max_train_size
+            num_train[subset_id] = min(size, num_train.get(subset_id, size))
         collect(problems.values(), DataError)
-        self.cells = tuning_cells(self.workspace.plan, num_train)
+        self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
-    def _read(self, stored: StoredResults) -> Earlier:
-        """Return what is stored of these very cells; says how much is of others."""
-        earlier = Earlier.read(stored.store, self.cells, self._fingerprints)
+    def _read(self, stored: StoredResults) -> EarlierTrials:
+        """Return the stored trials of these combinations, and print how many are of others."""
+        earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
                 f"{earlier.num_others} stored trials belong to another search of this sweep; "
-                "kept, "
-                "not used"
+                "kept, not used"
             )
         return earlier
 
     @cached_property
     def _as_sweep(self) -> Workspace:
-        """The search as a sweep of its own: its name, its train size, and cells made as it goes."""
+        """The search as a sweep of its own, whose trials are made as it runs."""
         plan = self.workspace.plan
-        about = {"name": f"{plan.sweep.name}-search", "train_sizes": (self.cells[0].train_size,)}
-        search = SweepPlan(plan.sweep.model_copy(update=about), (), (), plan.datasets)
-        return Workspace(search, self.workspace.paths, self.workspace.storage)
+        changes = {
+            "name": f"{plan.sweep.name}-search",
+            "train_sizes": (self.combinations[0].train_size,),
+        }
+        search_plan = SweepPlan(plan.sweep.model_copy(update=changes), (), (), plan.datasets)
+        return Workspace(search_plan, self.workspace.paths, self.workspace.storage)
 
     def _run(
-        self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker
+        self, search: Search, stored: StoredResults, earlier: EarlierTrials, tracker: Tracker
     ) -> None:
+        """Run the trials of the search until it is done."""
         from orchestrator.running.trials import Trials
         from orchestrator.tuning.search_work import SearchWork
 
         self.check_gpus(self.nodes)
-        own = [cell.trial(cell.own) for cell in self.cells]
+        own = [combination.trial(combination.sweep_point) for combination in self.combinations]
         run = self.trials_of(self._as_sweep.plan, stored, tracker, own)
         self.monitor.stage("search")
         Trials(run, SearchWork(run, search, earlier, self._load, self._fingerprints)).run()
@@ -147,23 +163,28 @@ class _Tuning(Stages):
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int
     ) -> TuneSummary:
+        """Write the recipe and the page of the search."""
         self.monitor.stage("report")
         sweep = self.workspace.plan.sweep
-        found = outcomes(search)
+        all_outcomes = outcomes(search)
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
-        prepared = self.workspace.prepared.values()
-        write_recipe(
-            recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared}
-        )
-        report = write_report(self.workspace, search, found)
+        fingerprints = {
+            dataset.record.dataset: dataset.fingerprint
+            for dataset in self.workspace.prepared.values()
+        }
+        write_recipe(recipe, sweep, all_outcomes, fingerprints)
+        report = write_report(self.workspace, search, all_outcomes)
         if report is not None:
             tracker.log_report({"trials_done": len(records)}, report.parent)
-        return TuneSummary(found, recipe, report, num_new)
+        return TuneSummary(all_outcomes, recipe, report, num_new)
 
     @property
     def _fingerprints(self) -> dict[str, str]:
-        return {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        """Content hashes of the datasets by prepared id."""
+        prepared = self.workspace.prepared
+        return {prepared_id: dataset.fingerprint for prepared_id, dataset in prepared.items()}
 
     def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:
-        data = self.workspace.prepared[subset.prepared.prepared_id]
-        return load_validation(data, subset, train_size, validation)
+        """Return the training and validation images of a subset."""
+        dataset = self.workspace.prepared[subset.prepared.prepared_id]
+        return load_validation(dataset, subset, train_size, validation)

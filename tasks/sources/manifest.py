@@ -1,7 +1,7 @@
 """A user's images with a table of their paths: pictures, DICOM files or NIfTI volumes.
 
-The table has the columns ``path``, ``label`` and, if the user has them, ``group`` and ``split``.
-Paths are relative to the table's folder, or all absolute. Two other layouts are common:
+Layout: a table with the columns ``path``, ``label`` and, if the user has them, ``group`` and
+``split``. Paths are relative to the table's folder, or all absolute. Two other layouts are common:
 
 - ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder or in
   each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's ``datasets``).

@@ -185,8 +185,8 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     Args:
         device: where the trial runs.
         gpu_fraction: share of the GPU's memory that this process may take within the block, its
-            CUDA context included; None sets no limit. PyTorch checks it after it has allocated
-            (pytorch#69688), so a process may exceed it for a moment.
+            CUDA context included; None sets no limit. PyTorch's allocator checks it before it
+            allocates. The context, and what libraries allocate by themselves, it does not count.
 
     Raises:
         MemoryError: the machine's memory is used up. ``torch.OutOfMemoryError`` is raised
@@ -242,9 +242,6 @@ def _free_cached(device: torch.device) -> None:
     """Return cached memory to the GPU and the machine, and lift the limit of a share."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        # Pinned memory, through which features are copied: a gigabyte of a ResNet-50's. An older
-        # torch without this function keeps it.
-        getattr(torch.accelerator, "empty_host_cache", lambda: None)()
         # cuBLAS keeps a workspace for every handle and stream. This function is private; a torch
         # without it keeps the workspaces.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()

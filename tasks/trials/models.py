@@ -28,6 +28,7 @@ from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
 from search_spaces.models import NETWORK_FUNCTIONS, code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials.isolation import contained, seeded
+from tasks.trials.networks import PoolsFirst
 from tasks.trials.weights import Normalisation, normalization, start_from
 
 
@@ -156,6 +157,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         ),
     )
     _set_input_channels(network, shape.in_channels)
+    _pool_first(network)
     return network
 
 
@@ -174,7 +176,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
         options["drop_rate"] = shape.dropout
     if timm.get_pretrained_cfg(spec.architecture).fixed_input_size:
         options["img_size"] = shape.image_size
-    return _construct(
+    network = _construct(
         spec,
         shape,
         partial(
@@ -186,6 +188,14 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
             **options | _arguments(spec),
         ),
     )
+    _pool_first(network)
+    return network
+
+
+def _pool_first(network: nn.Module) -> None:
+    """Let a VGG pool before its ReLUs while it trains, which changes no number."""
+    if type(network).__name__ == "VGG":
+        network.features.__class__ = PoolsFirst
 
 
 def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+_MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
 
 def small_cnn(*, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
     """Return three convolutions with batch norm, and one linear layer."""
-    return _SmallCnn(
+    return PoolsFirst(
         *_stage(in_channels, 8, nn.MaxPool2d(2)),
         *_stage(8, 16, nn.MaxPool2d(2)),
         # The maximum over a coarse grid, not the mean of the image: a small lesion must not be
@@ -29,17 +31,21 @@ def _stage(num_in: int, num_out: int, pool: nn.Module) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(num_out), nn.ReLU(inplace=True), pool]
 
 
-class _SmallCnn(nn.Sequential):
-    """A sequence of layers that pools before each ReLU in training.
+class PoolsFirst(nn.Sequential):
+    """A sequence of layers that pools before each ReLU while it trains.
 
-    The order changes no number, since a ReLU is monotone, and a quarter of the values pass it.
+    The order changes no number and no gradient: a ReLU keeps the order of numbers, and passes no
+    gradient where the largest is not above 0. But only a quarter of the values reach the ReLU.
     """
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the output of the last layer."""
         layers = list(self)
         if self.training:
-            for relu in (2, 6, 10):
-                layers[relu], layers[relu + 1] = layers[relu + 1], layers[relu]
+            for index in range(1, len(layers)):
+                relu, pool = layers[index - 1 : index + 1]
+                if isinstance(relu, nn.ReLU) and isinstance(pool, _MAX_POOLS):
+                    layers[index - 1 : index + 1] = [pool, relu]
         for layer in layers:
             images = layer(images)
         return images

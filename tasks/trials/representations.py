@@ -78,24 +78,18 @@ class Features:
         self._block: Tensor | None = None
 
     def add(self, activations: Tensor) -> None:
-        """Add a batch of activations, flattened. From a GPU the copy runs in the background."""
+        """Add a batch of activations, flattened."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            self._block = torch.empty(
-                (self._num_images, features.shape[1]),
-                dtype=torch.float32,
-                pin_memory=features.device.type == "cuda",
-            )
+            # Not in pinned memory: a ResNet-50's gigabyte takes longer to pin than to copy, and
+            # Windows gives WSL no such piece (microsoft/WSL#8447).
+            shape = (self._num_images, features.shape[1])
+            self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
         rows = self._block[self._num_added : self._num_added + len(features)]
         # Copied: on a CPU, the ReLU after it may change the tensor in place.
-        rows.copy_(features, non_blocking=True)
+        rows.copy_(features)
         self._num_added += len(features)
-
-    def wait(self) -> None:
-        """Wait for copies from a GPU."""
-        if self._block is not None and self._block.is_pinned():
-            torch.cuda.synchronize()
 
 
 @contextmanager
@@ -125,7 +119,6 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
         yield features
     finally:
         handle.remove()
-        features.wait()
 
 
 def extract_features(

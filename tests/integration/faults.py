@@ -33,12 +33,12 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.stored_results import StoredResults
+from orchestrator.running import trial_device
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
@@ -272,7 +272,7 @@ class OnDeadGpu(Sleeper):
 
     def _run(self, started_at: float) -> CellReport:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            gpus.REST_S, self._gpu = 0.1, ("dead", "GPU-0")
+            trial_device.REST_S, self._gpu = 0.1, ("dead", "GPU-0")
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return super()._run(started_at)
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
-from orchestrator.machine.locks import FILE as LEASE
+from orchestrator.machine.locks import LEASE_FILE as LEASE
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.storage import Found
+from orchestrator.results.storage import StoredFile
 from orchestrator.results.store import ResultStore
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
@@ -158,7 +158,7 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
             name: numbers(r.plain()["result"])
             for name, r in store.scan(TrialRecord).records.items()
         }
-        lease = Found(posixpath.join(store._files.base, LEASE), "")
+        lease = StoredFile(posixpath.join(store._files.base, LEASE), "")
         leases = [found.path for found, _ in store._files.read_many([lease])]
     log = (folder / "root.log").read_text(encoding="utf-8")
     return {

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.prediction import fit_growth, predict
+from orchestrator.analysis.loss_growth import fit_growth
+from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.table import escape_cell, read_csv, unescape_cell, write_csv
 from tests.synthetic import synthetic_table
 

@@ -42,7 +42,8 @@ FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/lock
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
-STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/machine/ending.py"
+STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
+RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
 REQUESTS = "orchestrator/running/requests.py"
 
@@ -262,74 +263,84 @@ MUTATIONS = tuple(
             ),
         ),
         LOCKS: (
-            ("one driver per store", '"create")):\n', '"overwrite")):\n'),
+            (
+                "one driver per store",
+                '"create") or self._take_over()\n',
+                '"overwrite") or self._take_over()\n',
+            ),
             (
                 "a lease is taken over only where nobody renews it",
-                "                    if other != tag:\n",
-                "                    if False:\n",
+                "            if later.tag != lease.tag:\n",
+                "            if False:\n",
             ),
             (
                 "a lease is taken over only as it was read",
-                '        return self._files.put(self._path, self._content(), {"e_tag": tag})',
+                '        return self._files.put(self._path, self._content(), {"e_tag": lease.tag})',
                 '        return self._files.put(self._path, self._content(), "overwrite")',
             ),
             (
                 "a lease whose renewal got no reply is still one's own",
-                'there if found.get("token") == self._token else None',
-                "None",
+                "            return lease.tag\n",
+                "            return None\n",
             ),
             (
                 "a lease that somebody deleted is made again",
-                'tag = self._files.put(self._path, self._content(), "create")\n',
-                "tag = None\n",
+                '            return self._files.put(self._path, self._content(), "create")\n',
+                "            return None\n",
             ),
             (
                 "a lease is given back",
-                ('            if self._read()[0].get("token") == self._token:\n'),
+                ('            if self._read().fields.get("token") == self._token:\n'),
                 "            if False:\n",
             ),
             (
                 "another driver's lease is left alone",
-                ('            if self._read()[0].get("token") == self._token:\n'),
+                ('            if self._read().fields.get("token") == self._token:\n'),
                 "            if True:\n",
             ),
             ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
         ),
-        ENDING: (
+        SIGNALS: (
             (
                 "a lease is renewed",
                 ("            lost = self._look()\n"),
                 ("            lost = None\n"),
             ),
+        ),
+        RAY_FOLDERS: (
             (
                 "a killed driver's processes are ended by the next",
-                " if processes.is_abandoned(folder)]",
+                " if machine.is_abandoned(folder)]",
                 " if False]",
             ),
             (
                 ("a live driver's processes are left alone"),
-                (" if processes.is_abandoned(folder)]"),
+                (" if machine.is_abandoned(folder)]"),
                 "]",
             ),
         ),
         TRACKING: (
             (
                 "a newer state of a run is not struck out",
-                "            if self._behind.get(key) is row:\n"
+                "            if self._behind.get(key) is update:\n"
                 "                del self._behind[key]\n",
                 "            if key in self._behind:\n                del self._behind[key]\n",
             ),
             (
                 "what MLflow did not take stays behind",
-                "                self._behind[key] = self._behind.pop(key)  # behind the others\n",
+                "                self._behind[key] = self._behind.pop(key)  # Behind the others.\n",
                 "                self._behind.pop(key)\n",
             ),
             (
-                ("a start compares the whole store"),
-                ("        for run in results:\n"),
+                "a start compares the whole store",
+                "        for run in results:\n",
                 "        for run in []:\n",
             ),
-            ("an older server is looked at anew", '"RESOURCE_DOES_NOT_EXIST"', '"NEVER"'),
+            (
+                "an older server is looked at anew",
+                "error_code(error) == MISSING_CODE",
+                'error_code(error) == "NEVER"',
+            ),
             (
                 "the end closes what nobody works on",
                 "            closed, duplicates = runs.end_running(busy)\n",
@@ -347,39 +358,36 @@ MUTATIONS = tuple(
             ),
             (
                 "a sweep that is stopped closes its runs",
-                "        self._running.clear()\n        self._want(_END, ending)",
-                "        self._want(_END, ending)",
+                "        self._running.clear()\n        self._want(_END, _End(ending))",
+                "        self._want(_END, _End(ending))",
             ),
             (
                 "a stop waits 8 s for MLflow",
-                'PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S',
-                "PATIENCE_S",
+                "self.flush(STOP_FLUSH_S)",
+                "self.flush(FLUSH_S)",
             ),
         ),
         RUNS: (
             (
                 "a create whose reply was lost is looked for",
-                ("        if key in self._uncertain and key not in self._runs:\n"),
+                "        if key in self._uncertain_keys and key not in self._runs:\n",
                 "        if False:\n",
             ),
             (
                 "a run that was reopened is not taken for finished",
-                (
-                    '            known.status, known.shown = PERHAPS_RUNNING, ""  # until the '
-                    "reply "
-                    "is "
-                    "here\n"
-                ),
-                "",
+                "            tracked.status = PERHAPS_RUNNING\n"
+                '            tracked.digest = ""\n'
+                "            self.client.update_run",
+                "            self.client.update_run",
             ),
             (
                 "values are compared, not only statuses",
-                "            if finished and known.shown == digest:\n",
+                "            if finished and tracked.digest == digest:\n",
                 "            if finished:\n",
             ),
             (
                 "a run with numbers of other data is set aside",
-                "            if _has_too_much(run, wanted, data):\n",
+                "            if _has_too_much(run, shown_metrics, data):\n",
                 "            if False:\n",
             ),
             (
@@ -389,27 +397,34 @@ MUTATIONS = tuple(
             ),
             (
                 "a finished run is finished",
-                ('        self._end(known, "FINISHED", run.finished_ms)\n'),
+                '        self._end(tracked, "FINISHED", run.finished_ms)\n',
                 "",
             ),
             (
                 "another store's sweep of the same name is left alone",
-                "found.tags.get(STORAGE_TAG, storage) == storage",
+                "experiment.tags.get(STORAGE_TAG, storage) == storage",
                 "True",
             ),
             (
                 "MLflow shows what the last attempt died of",
-                (
-                    "if failed and tags.items() <= "
-                    "self.client.get_run(failed.run_id).data.tags.items():"
-                ),
+                "if failed and tags.items() <= "
+                "self.client.get_run(failed.run_id).data.tags.items():",
                 "if failed:",
             ),
-            ("a point is sent once", " if (point.key, point.step, point.value) not in there]", "]"),
+            (
+                "a point is sent once",
+                " if (point.step, point.value) not in stored[point.key]]",
+                "]",
+            ),
             (
                 "a cell that nobody works on does not say that it runs",
-                "            self.client.set_tag(known.run_id, columns.STATUS, KILLED)\n",
+                "            self.client.set_tag(tracked.run_id, STATUS, KILLED)\n",
                 "",
+            ),
+            (
+                "a result that is copied from another sweep is shown as that sweep's",
+                'if name != "kind" and not name.startswith',
+                'if name not in ("kind", "sweep") and not name.startswith',
             ),
         ),
         STORE: (
@@ -418,10 +433,14 @@ MUTATIONS = tuple(
                 '            return str(json.loads(self._files.read(path))["store_id"])\n',
                 "            raise FileNotFoundError(path)\n",
             ),
-            ("a seal that does not fit is not believed", "    if not intact:\n", "    if False:\n"),
+            (
+                "a checksum that does not fit is not believed",
+                "    if not is_intact:\n",
+                "    if False:\n",
+            ),
             (
                 "the record of another cell is not believed",
-                "    if read.record_id != record_id:\n",
+                "    if record.record_id != record_id:\n",
                 "    if False:\n",
             ),
             (
@@ -430,8 +449,8 @@ MUTATIONS = tuple(
                 "record.record_id, record.file), data, durable=False)\n",
             ),
             (
-                ("the story of a cell is told to its end"),
-                ("[*events, event][-MOST_EVENTS:]"),
+                "the history of a cell is kept to its end",
+                "[*earlier, event][-MAX_EVENTS:]",
                 "[event]",
             ),
             (
@@ -445,9 +464,9 @@ MUTATIONS = tuple(
         ),
         STATE: (
             (
-                "results of other data are stale",
-                "        return True\n    # An id",
-                "        return False\n    # An id",
+                "results of other data are outdated",
+                "    return dataset is not None and dataset.fingerprint != data_fingerprint\n",
+                "    return False\n",
             ),
         ),
         STORED: (
@@ -458,32 +477,29 @@ MUTATIONS = tuple(
             ),
             (
                 "a look believes no outline of a record that has changed",
-                "if n in files and stamp == files[n].stamp\n",
-                "if n in files\n",
+                "if trial_id in files and entry.stamp == files[trial_id].stamp:\n",
+                "if trial_id in files:\n",
             ),
         ),
         OUTLINES: (
             (
                 "a damaged row of the index is not believed",
-                ' if seal == zlib.crc32(f"{stamp} {text}".encode())',
-                "",
+                "            if checksum == _checksum(stamp, text):\n",
+                "            if True:\n",
             ),
         ),
         STORAGE: (
             (
                 "storage that is away pauses a sweep",
-                (
-                    "                waits = isinstance(error, StorageAway) or error.errno in "
-                    "PASSING\n"
-                ),
-                "                waits = False\n",
+                "    return isinstance(error, StorageAway) or error.errno in TEMPORARY_ERRORS\n",
+                "    return False\n",
             ),
         ),
         TUNING: (
             (
                 "a search stores what it asks for before that begins",
-                "            self.run.stored.save(record)\n            known",
-                "            known",
+                "            self.run.stored.save(record)\n            requests",
+                "            requests",
             ),
             (
                 "the result of a search's trial is stored",
@@ -494,43 +510,39 @@ MUTATIONS = tuple(
         SEARCH: (
             (
                 "a killed search goes on with what it had asked for",
-                ("                if search.wants(one.point, one.run):\n"),
+                "                if search.wants(record.point, record.run):\n",
                 ("                if False:\n"),
             ),
             (
                 "a search keeps to its budget",
-                ("self.spent + self.num_searching + 1 <="),
-                "self.spent + 1 <=",
+                ("planned = self.spent + self.num_searching + 1\n"),
+                "planned = self.spent + 1\n",
             ),
             (
                 "a search compares with the sweep's own recipe",
-                ("        return (self.cell.own, 0) not in self.known_runs\n"),
+                "        return (self.combination.sweep_point, 0) not in self.known_runs\n",
                 "        return False\n",
             ),
             ("finalists are trained with other seeds", "range(1, self.tune.seeds)", "range(1, 1)"),
             (
                 "a search uses no results of other data",
-                (
-                    "            return is_ours and fingerprints.get(prepared) "
-                    "== "
-                    "record.data_fingerprint\n"
-                ),
-                "            return is_ours\n",
+                "            return fingerprints.get(prepared_id) == record.data_fingerprint\n",
+                "            return True\n",
             ),
             (
                 "a search is told each point once",
-                "            elif one.run == 0 and search.cell.contains(one.point):\n",
-                "            elif search.cell.contains(one.point):\n",
+                "            elif record.run == 0 and search.combination.contains(record.point):\n",
+                "            elif search.combination.contains(record.point):\n",
             ),
             (
                 "a killed search asks for what an unbroken one does",
-                "len(self.trials), again)\n            % 2**32",
-                "len(self.trials), again, id(self))\n            % 2**32",
+                "len(self.trials), repeat) % SEED_RANGE",
+                "len(self.trials), repeat, id(self)) % SEED_RANGE",
             ),
             (
                 "finalists are those of the whole search",
-                "in search.further() if search.searched else ():",
-                "in search.further():",
+                "            if search.searched:\n                for point, run",
+                "            if True:\n                for point, run",
             ),
         ),
         REQUESTS: (

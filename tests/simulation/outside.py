@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from orchestrator.machine.ending import Processes
-from orchestrator.results.storage import Bucket, Found, StorageAway
+from orchestrator.machine.ray_folders import RayFolders
+from orchestrator.results.storage import Bucket, StorageAway, StoredFile
 from search_spaces.errors import SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
@@ -311,7 +311,9 @@ class SimulatedStorage(Bucket):
         content = self._outside.files[path][0]
         return content, _tag(content)
 
-    def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, bytes | OSError]]:
+    def read_many(
+        self, files: Iterable[StoredFile]
+    ) -> Iterator[tuple[StoredFile, bytes | OSError]]:
         for found in [*files]:
             try:
                 yield found, self.read(found.path)
@@ -354,7 +356,7 @@ class SimulatedStorage(Bucket):
             self._process.dead = True
         self._answered()
 
-    def find(self, folder: str, name: str) -> Iterator[Found]:
+    def find(self, folder: str, name: str) -> Iterator[StoredFile]:
         self._asked()
         depth = folder.count("/") + 2
         for path in sorted(self._outside.files):
@@ -363,7 +365,7 @@ class SimulatedStorage(Bucket):
                 and path.endswith(f"/{name}")
                 and path.count("/") == depth
             ):
-                yield Found(path, _tag(self._outside.files[path][0]))
+                yield StoredFile(path, _tag(self._outside.files[path][0]))
 
 
 WRITES = ("create", "set_", "update", "log_", "restore", "delete")
@@ -403,7 +405,7 @@ class SimulatedServer:
         return asked
 
 
-class SimulatedProcesses(Processes):
+class SimulatedProcesses(RayFolders):
     """The machine as one driver sees it."""
 
     def __init__(self, outside: Outside, process: Process) -> None:
@@ -434,7 +436,7 @@ class SimulatedProcesses(Processes):
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
-        """Have a private cluster, as :func:`orchestrator.machine.ending.private_folder` makes
+        """Have a private cluster, as :func:`orchestrator.machine.ray_folders.private_folder` makes
         one."""
         outside, process = self._outside, self._process
         outside.num_folders += 1

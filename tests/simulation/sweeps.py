@@ -14,13 +14,13 @@ from typing import Any
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.flat_runs import FlatRun
 from orchestrator.results.records import FailureRecord, TrialRecord
-from orchestrator.results.state import State, judge
+from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
-from orchestrator.tuning.combinations import Point, TuningCell, tuning_cells
+from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CellStudy, Earlier, Search
+from orchestrator.tuning.search import CombinationStudy, EarlierTrials, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
 from orchestrator.tuning.search_work import SearchWork
 from search_spaces.sweeps import SweepSpec
@@ -94,8 +94,8 @@ def plan_of(size: int) -> SweepPlan:
 
 
 @cache
-def cells_of(size: int) -> tuple[TuningCell, ...]:
-    return tuning_cells(plan_of(size))
+def cells_of(size: int) -> tuple[Combination, ...]:
+    return combinations_to_tune(plan_of(size))
 
 
 @cache
@@ -104,7 +104,7 @@ def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
     search."""
     tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
     for cell in cells_of(size):
-        study, points = CellStudy(cell, tune.sampler, tune.seed), set[Point]()
+        study, points = CombinationStudy(cell, tune.sampler, tune.seed), set[Point]()
         for _ in range(MOST_POINTS):
             points |= {study.propose(again) for again in range(2)}
             study.ask(study.propose())
@@ -153,7 +153,7 @@ class Grid:
 
     @property
     def _state(self) -> State:
-        return judge(self._workspace, self.stored)
+        return compare_with_plan(self._workspace, self.stored)
 
     def shown(self) -> tuple[Iterator[FlatRun], Iterable[FailureRecord]]:
         """Return what a tracker is told at the start."""
@@ -175,7 +175,7 @@ class Grid:
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
         failed."""
-        self.stored.forget_lost()
+        self.stored.forget_removed()
         tracker.reconcile(*self.shown(), wait=False)
         return {*self._state.results}, {*self._state.failures}
 
@@ -201,9 +201,9 @@ class Tuning:
         self.plan, self.data, self.stored = plan_of(size), data, stored
         self._cells, self._proposals = cells_of(size), proposals_of(size)
         self._fingerprints = {spec.prepared_id: data for spec in self.plan.prepared}
-        self._earlier = Earlier.read(stored.store, self._cells, self._fingerprints)
+        self._earlier = EarlierTrials.read(stored.store, self._cells, self._fingerprints)
         self._search = Search(self._cells, self.plan.sweep.tune)
-        self._search.go_on(self._earlier.trainings())
+        self._search.resume(self._earlier.trials())
 
     def outcome(self, trial_id: str) -> SearchResult:
         return searched(trial_id, self.data)
@@ -225,8 +225,8 @@ class Tuning:
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         outcomes(self._search)
         given_up = {
-            one.cell.trial(point, run).trial_id
-            for one in self._search.cells.values()
+            one.combination.trial(point, run).trial_id
+            for one in self._search.searches.values()
             for point, run in one.given_up
         }
         return {*self._earlier.records}, given_up
@@ -238,32 +238,32 @@ class Tuning:
         search, earlier = self._search, self._earlier
         # What was asked for decides nothing once it is found, and a result of other data may stay
         # as it is.
-        asked_for = {f"{FOLDER}/{name}/{self.file}" for name in earlier.asked}
+        asked_for = {f"{FOLDER}/{name}/{self.file}" for name in earlier.requests}
         unread = [bad for bad in earlier.unreadable if bad.path in asked_for]
         found = [f"{bad.path} is not believed: {bad.reason}" for bad in unread]
-        for one in search.cells.values():
-            (name, dataset), asked = one.cell.key, one.tune
+        for one in search.searches.values():
+            (name, dataset), asked = one.combination.key, one.tune
             if one.spent > asked.num_trainings + 1e-9:
                 found.append(
                     f"{name} on {dataset} took {one.spent} trainings of {asked.num_trainings}"
                 )
-            if one.owes_own or not one.searched or one.further():
+            if one.needs_sweep_point or not one.searched or one.remaining_finalist_runs():
                 found.append(f"the search of {name} on {dataset} is not done")
-            own = [(one.cell.own, run) for run in range(asked.seeds)]
+            own = [(one.combination.sweep_point, run) for run in range(asked.seeds)]
             if left := [run for run in own if run not in one.results]:
                 found.append(
                     f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing"
                 )
             if len(one.study.trials) != sum(run == 0 for _, run in one.results):
                 found.append(f"the study of {name} on {dataset} has not every point once")
-        sampled = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
+        sampled = [one for one in earlier.requests.values() if one.role == Role.SAMPLED]
         if strange := [
             one.trial_id for one in sampled if one.point not in self._proposals[one.key]
         ]:
             found.append(f"{strange} were asked for, and an unbroken search asks for others")
         waits = [
             name
-            for name, one in earlier.asked.items()
+            for name, one in earlier.requests.items()
             if not one.run and name not in earlier.records
         ]
         if waits and not hit:

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
-from orchestrator.machine.ending import remove_leftovers
 from orchestrator.machine.locks import EXPIRES_S, Lease
+from orchestrator.machine.ray_folders import remove_leftovers
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.outlines import TrialOutline
-from orchestrator.results.records import SealedRecord, TrialRecord
-from orchestrator.results.storage import Found, Patience, StorageAway
+from orchestrator.results.records import StoredRecord, TrialRecord
+from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
@@ -203,7 +203,7 @@ class World:
         )
         if self.of is Grid and state != self.looked_at:
             self.looked_at = state
-            seen = StoredResults.read(self.quiet, self._index(root), look=True).trials.outlines
+            seen = StoredResults.read(self.quiet, self._index(root), quick=True).trials.outlines
             found = self.reader.scan(TrialRecord).records
             there = {name: TrialOutline.of(record) for name, record in found.items()}
             for name in sorted(seen.keys() | there.keys()):
@@ -268,9 +268,9 @@ class World:
     ) -> None:
         index = self._index(process.root) if self.of is Grid else None
         outside, stored = self.outside, StoredResults.read(storage, index)
-        stored.patience = Patience(say, clock=clock)
+        stored.retry = RetryWithBackoff(say, clock=clock)
         sweep = self.of(self.size, self.data, stored)
-        store_id = stored.store.identity(make=True)
+        store_id = stored.store.store_id(create=True)
         server = SimulatedServer(outside, process)
         results, failures = sweep.shown()
         tracker = Tracker(
@@ -447,7 +447,7 @@ class World:
                 )
             if met["power cut"] or self.num_taken:
                 continue  # stories are not flushed, and two drivers tell them
-            story = [event.what for event in store.story(name)].count("failed")
+            story = [event.what for event in store.events(name)].count("failed")
             untold = (
                 kills + sum(met[kind] for kind in STORAGE_FAULTS)
                 if self.of is Grid
@@ -519,14 +519,16 @@ class Reader(ResultStore):
 
     def __init__(self, storage: SimulatedStorage) -> None:
         super().__init__(storage)
-        self._known: dict[tuple[type[SealedRecord], str, bytes], Scan[Any]] = {}
+        self._known: dict[tuple[type[StoredRecord], str, bytes], Scan[Any]] = {}
 
-    def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
+    def scan(self, kind: type[R]) -> Scan[R]:
         found = Scan[R]()
-        for file in self.listing(kind).values() if files is None else files:
+        for file in self.listing(kind).values():
             key = kind, file.path, self._files.read(file.path)
             if key not in self._known:
-                self._known[key] = super().scan(kind, [file])
+                scan = Scan[R]()
+                scan.records.update(self.read_each(kind, [file], scan.unreadable))
+                self._known[key] = scan
             found.records.update(self._known[key].records)
             found.unreadable.extend(self._known[key].unreadable)
         return found

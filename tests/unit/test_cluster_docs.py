@@ -17,13 +17,13 @@ SAFE = (" -y", " --json", " --no-wait")
 UNNOTED = ("curl ", "isweep plan ")
 """Commands by which the lab only looks, or checks itself."""
 OFFLINE = {
-    "isweep doctor --launch cluster.yaml": "orchestrator/running/test_launch.py",
-    "isweep doctor --launch clusters/gcp.yaml": "orchestrator/running/test_launch.py",
-    "ray up cluster.yaml": "orchestrator/running/test_aws_launch.py",
-    "kubectl apply -f clusters/rayjob.yaml": "orchestrator/running/test_launch_files.py",
-    "systemctl --user enable --now isweep@paper": "orchestrator/running/test_launch_files.py",
-    "systemctl --user enable --now mlflow": "orchestrator/running/test_launch_files.py",
-    "sky launch clusters/skypilot.yaml": "orchestrator/running/test_launch_files.py",
+    "isweep doctor --launch cluster.yaml": "orchestrator/machine/test_launch.py",
+    "isweep doctor --launch clusters/gcp.yaml": "orchestrator/machine/test_launch.py",
+    "ray up cluster.yaml": "orchestrator/machine/test_aws_launch.py",
+    "kubectl apply -f clusters/rayjob.yaml": "orchestrator/machine/test_launch_files.py",
+    "systemctl --user enable --now isweep@paper": "orchestrator/machine/test_launch_files.py",
+    "systemctl --user enable --now mlflow": "orchestrator/machine/test_launch_files.py",
+    "sky launch clusters/skypilot.yaml": "orchestrator/machine/test_launch_files.py",
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import isweep
 from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
 from search_spaces.sweeps import OwnSourceSpec, SweepSpec
@@ -101,7 +102,7 @@ PAGES = {
     "how-to": (
         *("measure-images", "sweep-of-my-data", "how-many-images", "read-the-report"),
         *("read-results", "fit-a-table", "datasets", "trials", "tuning", "cluster"),
-        *("monitoring", "failures", "gpu", "security", "hospital"),
+        *("monitoring", "failures", "first-gpu", "gpu", "security", "hospital"),
     ),
     "explanation": (
         *("concepts", "bounds", "study", "findings", "findings-evidence"),
@@ -233,3 +234,12 @@ def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark()
             assert f"{row['ours']:.2f}" in page, row["population"]
             assert f"{row[row['best rival']]:.2f}" in page, row["population"]
             assert f"({row['best rival']})" in page
+
+
+def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):
+    page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
+    _, shown, table = page.split("```")[1:6:2]
+    file = tmp_path / "results.csv"
+    file.write_text(table.lstrip(), encoding="utf-8")
+    found = isweep.learning_curves(file, metric="accuracy", target=0.82, test_size=400)
+    assert repr(found) == shown.strip()

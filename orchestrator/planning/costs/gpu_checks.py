@@ -33,6 +33,7 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
                 summary = dict(record["parts"]["summary"]["values"])
                 row = summary.get("row") or {}
                 numbers = [row[name] for name in RATES if name in row]
+                numbers += [factor for _, factor in row.get("network_factors", ())]
                 numbers += [summary[gain] for gain in GAINS if summary.get(gain)]
                 if all(0 < float(number) < math.inf for number in numbers):
                     checks[str(record["gpu"])] = {**summary, "row": row}

@@ -40,6 +40,8 @@ class GpuModel:
         bandwidth_efficiency: Share of the bandwidth that training reaches.
         origin: Where these numbers come from, in words.
         timed: False where the time of a trial on this GPU cannot be predicted.
+        network_factors: Measured over predicted time of a network's trials, by its name. Only
+            ``isweep gpu-check`` gives them.
     """
 
     name: str
@@ -53,6 +55,11 @@ class GpuModel:
     bandwidth_efficiency: float
     origin: str = "data sheet; shares fitted to published training"
     timed: bool = True
+    network_factors: tuple[tuple[str, float], ...] = ()
+
+    def time_factor(self, network: str) -> float:
+        """Return measured over predicted time of a network's trials; 1 if it was not measured."""
+        return dict(self.network_factors).get(network, 1.0)
 
     @property
     def bfloat16(self) -> bool:
@@ -139,6 +146,9 @@ def gpu_model_there(
     row = (checks or {}).get(name, {}).get("row", {})
     measured = {field.name: row[field.name] for field in fields(GpuModel) if field.name in row}
     measured.update(name=gpu.name, memory_gib=memory_gib)
+    # JSON has lists; a frozen GPU is also a key of caches.
+    factors = measured.get("network_factors", ())
+    measured["network_factors"] = tuple((str(name), float(factor)) for name, factor in factors)
     return replace(gpu, **measured)
 
 

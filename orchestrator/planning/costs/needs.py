@@ -108,7 +108,7 @@ def need_of(
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
     share = given or _share(gpu, busy, memory)
-    seconds = alone_s * max(1.0, busy / min(share, 1.0))
+    seconds = alone_s * max(1.0, busy / min(share, 1.0)) * gpu.time_factor(name)
     return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 

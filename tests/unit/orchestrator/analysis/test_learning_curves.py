@@ -6,21 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.curve_answers import (
-    CurveQuestion,
-    answer,
-    answers,
-    metric_of,
-    of_model,
-    read_curve,
-)
+from orchestrator.analysis.curve_answers import CurveQuestion, answer, answers
+from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import (
     CurvePoint,
     CurvePrior,
     LearningCurve,
+    auroc_variance,
     merged_by_size,
     shipped_prior,
 )
+from orchestrator.analysis.simple_curves import floored_power_law, power_law
 from search_spaces.errors import ConfigError, DataError
 
 EXACT = CurvePrior(
@@ -42,7 +38,7 @@ def points(sizes, scores, **fields):
     ]
 
 
-def power_law(sizes, rate=0.5, floor=0.1):
+def floored_losses(sizes, rate=0.5, floor=0.1):
     """Losses of a curve whose largest size has loss 0.4."""
     sizes = np.array(sizes, dtype=float)
     return 0.4 * (floor + (1 - floor) * (sizes / sizes[-1]) ** -rate)
@@ -50,7 +46,7 @@ def power_law(sizes, rate=0.5, floor=0.1):
 
 def test_a_curve_without_scatter_is_continued_by_its_own_formula():
     sizes = [50, 100, 200, 400, 800]
-    curve = LearningCurve(points(sizes, power_law(sizes)), "loss", EXACT)
+    curve = LearningCurve(points(sizes, floored_losses(sizes)), "loss", EXACT)
     truth = 0.4 * (0.1 + 0.9 * 4**-0.5)
     assert curve.score_at(3200).value == pytest.approx(truth, rel=0.04)
     assert curve.rate.value == pytest.approx(0.45, abs=0.03)
@@ -114,7 +110,7 @@ def test_a_perfect_score_is_no_infinite_improvement():
 def test_a_flat_curve_is_called_flat_and_a_steep_one_is_not():
     sizes = [100, 200, 400, 800, 1600]
     flat = LearningCurve(points(sizes, [0.5, 0.5, 0.5, 0.5, 0.5]), "loss", EXACT)
-    steep = LearningCurve(points(sizes, power_law(sizes, rate=0.9, floor=0.0)), "loss", EXACT)
+    steep = LearningCurve(points(sizes, floored_losses(sizes, rate=0.9, floor=0.0)), "loss", EXACT)
     assert flat.probability_flat > 0.9
     assert steep.probability_flat < 0.1
 
@@ -131,12 +127,12 @@ def test_one_size_is_too_few():
 
 
 def test_an_answer_says_the_score_the_shape_and_the_images():
-    question = CurveQuestion(metric="accuracy", target=0.8, test_size=240)
+    question = CurveQuestion(metric="accuracy", target=0.79, assurance=0.7, test_size=240)
     found = answer(points([105, 210, 420, 840], [0.6, 0.66, 0.7, 0.74]), "small_cnn", question)
     text = " ".join(found.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
     assert "With 1,680 images expect 0.7" in text
-    assert "images reach it with a probability of 80%" in text
+    assert "is the middle guess" in text
     document = found.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
     assert 0.8 < document["probability_reachable"] <= 1
@@ -183,9 +179,10 @@ def test_a_table_has_a_curve_per_network_and_pair():
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
     assert report.remarks[0] == "Left out: 1 of 6 rows, which have no test loss."
     assert "The learning curve of a 0-2 cannot be fitted" in report.remarks[1]
-    assert len(of_model(whole, "b")) == 2
+    (only,) = answers(whole, CurveQuestion(), "b").curves
+    assert (only.name, only.num_siblings) == ("b", 1)
     with pytest.raises(ConfigError, match="Unknown model; found: 'c'"):
-        of_model(whole, "c")
+        answers(whole, CurveQuestion(), "c")
 
 
 def test_a_spreadsheets_file_is_read_and_a_missing_column_named(tmp_path):
@@ -283,3 +280,154 @@ def test_an_option_that_is_none_is_refused(fields, reason):
 def test_the_shipped_prior_says_where_it_comes_from():
     assert set(shipped_prior("loss").sources) >= {"MNIST", "UCI digits", "published"}
     assert shipped_prior("auroc") == shipped_prior("accuracy")
+
+
+def csv(tmp_path, text):
+    """Write a file of results and ask it for its first score."""
+    file = tmp_path / "curve.csv"
+    file.write_text(text, encoding="utf-8")
+    return ask(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("train_size,accuracy\n1.000,0.7\n2.000,0.8\n", r"found: '1\.000' in line 2 .*write 1000"),
+        ("N;accuracy\n1.000;0,7\n2.000;0,8\n", r"no point between thousands; found: '1\.000'"),
+        ("N;test_loss\n500;1.250,5\n900;0,8\n", "found: '1.250,5' in line 2 of the table"),
+        ("N;test_loss\n500;1.250\n900;0,8\n", r"found: '1\.250' in line 2 .* column test_loss"),
+    ],
+)
+def test_a_point_between_thousands_is_never_read_as_a_decimal_point(text, reason, tmp_path):
+    with pytest.raises(DataError, match=reason):
+        csv(tmp_path, text)
+
+
+def test_a_decimal_point_in_a_semicolon_file_is_one(tmp_path):
+    report = csv(tmp_path, "N;accuracy\n500;0.700\n1000;0.8\n")
+    assert [point.score for point in report.curves[0].points] == [0.7, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "train_size,test_accuracy,test_error\n50,0.7,0.3\n100,0.8,0.3\n",
+            r"scores of one row agree; found: test_error 0\.3, test_accuracy 0\.8 in line 3",
+        ),
+        (
+            "train_size,test_loss,loss\n50,0.7,0.7\n100,0.8,0.6\n",
+            r"found: test_loss 0\.8, loss 0\.6 in line 3 of the table",
+        ),
+        (
+            "train_size,accuracy,seed\n50,0.7,0\n50,0.6,0\n100,0.8,0\n",
+            r"has one score; found: several, in lines 2, 3 of the table",
+        ),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(text, reason, tmp_path):
+    with pytest.raises(DataError, match=reason):
+        csv(tmp_path, text)
+
+
+def test_a_repeated_row_counts_once(tmp_path):
+    rows = "train_size,test_loss,seed\n50,0.7,0\n50,0.7,0\n50,0.6,1\n100,0.5,0\n"
+    report = csv(tmp_path, rows)
+    assert [point.num_trainings for point in report.curves[0].points] == [2, 1]
+    assert report.remarks[0].startswith("1 rows repeat another one. A repeated row counts once")
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("train_size,auc\n50,0.49\n100,0.51\n200,0.5\n", "chance level of 2 classes, 0.5"),
+        (
+            "train_size,accuracy,num_classes,test_size\n50,0.11,10,300\n200,0.12,10,300\n",
+            "chance level of 10 classes, 0.1",
+        ),
+        ("train_size,accuracy\n50,0.5\n100,0.51\n", "chance level of two classes, 0.5"),
+        ("train_size,test_loss,num_classes\n50,1.42,4\n100,1.38,4\n", "4 classes, 1.39"),
+    ],
+)
+def test_a_curve_at_chance_level_promises_no_gain(text, level, tmp_path):
+    (found,) = csv(tmp_path, text).curves
+    assert level in found.lines()[1]
+    assert "They may bring no gain at all." in found.lines()[1]
+    mean = np.mean([point.score for point in found.points])
+    assert found.score.value == pytest.approx(mean)
+    assert found.score.low <= mean <= found.score.high
+    document = found.to_json()
+    assert document["at_chance_level"]
+    assert document["needed_train_size"] is None
+
+
+def test_a_curve_that_crosses_one_half_is_not_taken_for_two_classes(tmp_path):
+    (found,) = csv(tmp_path, "train_size,accuracy\n50,0.3\n100,0.5\n200,0.62\n").curves
+    assert found.chance is None
+
+
+def test_losses_at_chance_level_of_a_network_that_learned_are_called_over_confident():
+    table = pd.DataFrame(
+        {
+            "train_size": [100, 200, 400],
+            "test_loss": [1.5, 1.6, 1.45],
+            "test_accuracy": [0.5, 0.6, 0.67],
+            "num_classes": 4,
+        }
+    )
+    report = answers(table, CurveQuestion())
+    assert report.curves[0].chance is None
+    assert "The network is over-confident" in report.remarks[0]
+
+
+def test_networks_on_the_same_images_inform_each_other():
+    sizes = [100, 200, 400]
+    prior = replace(EXACT, log_noise=-1.0, rate_sharing=0.9, floor_sharing=0.9)
+    steep = [points(sizes, floored_losses(sizes, rate=1.2, floor=0.0)) for _ in range(4)]
+    pilot = points(sizes, [0.5, 0.42, 0.36])
+    alone = LearningCurve(pilot, "loss", prior)
+    together = LearningCurve(pilot, "loss", prior, siblings=steep)
+    assert together.score_at(800).value < alone.score_at(800).value
+    # Without a common part, other networks say nothing.
+    unrelated = replace(prior, rate_sharing=0.0, floor_sharing=0.0)
+    apart = LearningCurve(pilot, "loss", unrelated, siblings=steep).score_at(800)
+    assert apart.value == pytest.approx(LearningCurve(pilot, "loss", unrelated).score_at(800).value)
+
+
+def test_aurocs_scatter_as_the_ranks_of_drawn_scores_do():
+    generator = np.random.default_rng(2)
+    positives, negatives, shift = 30, 70, 1.0
+    areas = []
+    for _ in range(2000):
+        ours = generator.normal(shift, 1, positives)
+        theirs = generator.normal(0, 1, negatives)
+        areas.append((ours[:, None] > theirs[None, :]).mean())
+    point = CurvePoint(train_size=10, score=0.76, num_test_images=100, num_positives=positives)
+    assert np.sqrt(auroc_variance(np.mean(areas), point)) == pytest.approx(np.std(areas), rel=0.1)
+
+
+def test_an_auroc_of_few_positives_is_less_certain(tmp_path):
+    rows = "train_size,auc,test_size,num_positives\n100,0.7,400,{0}\n200,0.76,400,{0}\n"
+    few, many = (csv(tmp_path, rows.format(num)).curves[0].score for num in (20, 200))
+    assert few.high - few.low > many.high - many.low
+
+
+def test_a_far_target_gets_a_guess_and_a_bound_however_uncertain():
+    question = CurveQuestion(target=0.2)
+    found = answer(points([100, 200, 400], [0.9, 0.8, 0.72]), "net", question)
+    document = found.to_json()
+    assert document["likely_train_size"] > document["least_train_size"] > 400
+    assert "is the middle guess" in found.lines()[-1]
+    assert (
+        f"Fewer than {document['least_train_size']:,.0f} suffice in 1 of 10 cases"
+        in (found.lines()[-1])
+    )
+
+
+def test_the_two_plain_fits_are_those_of_their_formulas():
+    sizes = np.array([50.0, 100.0, 200.0, 400.0])
+    straight = np.log(3 * sizes**-0.4)
+    assert power_law(sizes, straight, 1600) == pytest.approx(np.log(3 * 1600**-0.4))
+    floored = np.log(5 * sizes**-0.72 + 0.1)
+    expected = np.log(5 * 1600**-0.72 + 0.1)
+    assert floored_power_law(sizes, floored, 1600) == pytest.approx(expected, abs=0.02)

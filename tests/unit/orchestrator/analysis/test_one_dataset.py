@@ -3,12 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.one_dataset import best_network, one_dataset, size_of_test_set
+from orchestrator.analysis.one_dataset import best_network, one_dataset
+from orchestrator.analysis.paired_networks import (
+    independent_test_size,
+    mcnemar_p,
+    paired_comparison,
+    paired_test_size,
+)
 
 SIZES = (105, 210, 420, 840)
 LOSSES = {"small_cnn": (0.93, 0.82, 0.81, 0.79), "resnet_tiny": (1.25, 1.12, 1.0, 1.152)}
@@ -85,12 +92,12 @@ def test_one_network_is_no_comparison():
 
 
 def test_the_size_of_a_test_set_is_that_of_two_independent_proportions():
-    ours = size_of_test_set(0.74, 0.67)
+    ours = independent_test_size(0.74, 0.67)
     effect = proportion_effectsize(0.74, 0.67)
     theirs = NormalIndPower().solve_power(effect, alpha=0.05, power=0.8)
     assert ours == pytest.approx(theirs, rel=0.03)
-    assert size_of_test_set(0.7, 0.7) is None
-    assert size_of_test_set(float("nan"), 0.7) is None
+    assert independent_test_size(0.7, 0.7) is None
+    assert independent_test_size(float("nan"), 0.7) is None
 
 
 def test_several_datasets_or_pairs_are_not_one():
@@ -116,3 +123,96 @@ def test_curves_that_mix_experiments_are_left_out_with_the_reason():
     single = one_dataset(mixed)
     assert single.curves == ()
     assert "Rows of one learning curve have one image_size; found: 32, 64" in single.why_no_curves
+
+
+def stored_predictions(right, seed=0, model="a", train_size=840):
+    """Predictions of one training: logits of two classes that are right where ``right`` is."""
+    right = np.asarray(right, dtype=bool)
+    labels = np.arange(len(right)) % 2
+    chosen = np.where(right, labels, 1 - labels)
+    return pd.DataFrame(
+        {
+            "model": model,
+            "train_size": train_size,
+            "seed": seed,
+            "image": np.arange(len(right)),
+            "label": labels,
+            "logit_0": np.where(chosen == 0, 1.0, 0.0),
+            "logit_1": np.where(chosen == 1, 1.0, 0.0),
+        }
+    )
+
+
+def test_networks_are_compared_by_the_images_that_only_one_gets_right():
+    first = [1] * 60 + [1] * 25 + [0] * 8 + [0] * 7
+    second = [1] * 60 + [0] * 25 + [1] * 8 + [0] * 7
+    found = paired_comparison(stored_predictions(first), stored_predictions(second))
+    assert (found.only_first_right, found.only_second_right) == (25, 8)
+    assert found.accuracy_difference == pytest.approx(0.17)
+    theirs = mcnemar([[60, 25], [8, 7]], exact=True)
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    # A wrong answer costs 1 nat more than a right one with these logits.
+    assert found.loss_difference == pytest.approx(0.17)
+    low, high = found.loss_interval
+    assert 0 < low < 0.17 < high
+
+
+def test_seeds_make_no_image_count_twice():
+    first = [stored_predictions([1] * 6 + [0] * 4, seed=seed) for seed in range(5)]
+    second = [stored_predictions([0] * 6 + [0] * 4, seed=seed) for seed in range(5)]
+    found = paired_comparison(pd.concat(first), pd.concat(second))
+    assert (found.num_seeds, found.num_images) == (5, 10)
+    assert found.p_value == pytest.approx(mcnemar_p(6, 0))
+
+
+def test_networks_that_share_no_image_or_seed_are_not_compared():
+    assert paired_comparison(stored_predictions([1]), stored_predictions([1], seed=1)) is None
+    lone = stored_predictions([1, 0]).iloc[:1]
+    found = paired_comparison(lone, stored_predictions([0, 0]))
+    assert found.num_images == 1
+    assert mcnemar_p(0, 0) == 1.0
+
+
+def test_a_paired_test_set_detects_a_difference_in_eight_of_ten_studies():
+    discordant, difference = 0.2, 0.06
+    size = paired_test_size(discordant, difference)
+    generator = np.random.default_rng(0)
+    shares = [(discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant]
+    num_detected = 0
+    for wins, losses, _ in generator.multinomial(size, shares, 2000):
+        statistic = (wins - losses) ** 2 / (wins + losses)
+        num_detected += statistic > 3.841
+    assert num_detected / 2000 == pytest.approx(0.80, abs=0.03)
+    assert paired_test_size(0.2, 0.0) is None
+
+
+def test_stored_predictions_say_whether_the_best_network_is_surely_best():
+    rows = table()
+    predictions = pd.concat(
+        [
+            stored_predictions([1] * 80 + [0] * 20, model="small_cnn"),
+            stored_predictions([1] * 60 + [0] * 40, model="resnet_tiny"),
+        ]
+    )
+    single = one_dataset(rows, predictions)
+    assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in (
+        single.best_line
+    )
+    assert "only small_cnn is right on 20, only resnet_tiny on 0" in single.best_line
+    assert single.test_set_line.endswith("both tried on the same ones.")
+    assert "--set predictions=true" in one_dataset(rows).test_set_line
+
+
+def test_robustness_is_said_by_train_size():
+    rows = table()
+    rows["fgsm_2_loss_gain"] = np.where(rows["train_size"] == 840, 0.9, 0.4)
+    rows["fgsm_16_loss_gain"] = 7.0
+    line = one_dataset(rows).robustness_line
+    assert line.startswith("FGSM at 2/255 raises the loss by (resnet_tiny: 0.4 nat at 105, ")
+    assert "small_cnn: 0.4 nat at 105, 0.9 nat at 840 images" in line
+
+
+def test_the_dimension_is_placed_among_the_published_ones():
+    line = one_dataset(table()).dimension_line
+    assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line
+    assert one_dataset(table().drop(columns="d_data_mle")).dimension_line == ""

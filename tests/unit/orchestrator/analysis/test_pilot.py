@@ -7,8 +7,13 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis.predict_sweep import predict_sweep
-from orchestrator.analysis.prediction import PilotPoint
-from orchestrator.analysis.prediction_inputs import Pilot, is_pilot_table, pilot_of, read_pilot
+from orchestrator.analysis.prediction_inputs import (
+    Pilot,
+    PilotPoint,
+    is_pilot_table,
+    pilot_of,
+    read_pilot,
+)
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -136,11 +141,10 @@ def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lac
         read_pilot(path, "m")
 
 
-def test_losses_alone_are_said_to_lack_the_two_numbers():
+def test_a_pilot_of_no_losses_is_said_to_lack_the_two_numbers():
     asked = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
-    with pytest.raises(
-        ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"
-    ):
-        predict_sweep(
-            {}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked
-        )
+    fits = SimpleNamespace(scale=None, ranges={"train_size": (10.0, 20.0)})
+    with pytest.raises(ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot"):
+        predict_sweep({}, lambda: fits, lambda: Pilot(()), **asked)
+    with pytest.raises(ConfigError, match=r"no d_data and no label_sharpness"):
+        predict_sweep({}, lambda: fits, **asked)

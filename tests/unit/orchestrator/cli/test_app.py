@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.cli import environment, results
 from orchestrator.cli.app import COMMANDS, SLOW, application, main, parse
-from orchestrator.machine.ending import stop_heard
+from orchestrator.machine.signals import stop_heard
 
 
 def test_commands_that_only_look_load_nothing_heavy(root):

@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.cli.environment import node_table
 from orchestrator.machine import doctor
+from orchestrator.machine.gpu_problems import Problem
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
 NO_DISK = {"name": "root", "ok": False, "detail": "full", "fix": "free some"}
@@ -34,8 +35,10 @@ def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path, monkeypatch):
 
 def test_what_a_silent_node_did_not_say_is_no_number():
     node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
-    told = {"versions": doctor.versions_here(), "free_disk_bytes": 0}
-    answers = ({"silent": ("silent", "look")}, told)
-    silent, sound = (doctor._checked(answer, node)["node"] for answer in answers)
+    answers = (
+        doctor.NodeAnswer(silence=Problem("silent", "look")),
+        doctor.NodeAnswer(versions=doctor.versions_here()),
+    )
+    silent, sound = (doctor.checked_node(answer, node)["node"] for answer in answers)
     table = node_table([sound, silent])
     assert [*table.columns[-1].cells] == ["0 GiB", "?"]

@@ -86,31 +86,33 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
 def test_the_story_of_a_cell_is_told(run, workspace):
     first, second, *_ = workspace.plan.trials_by_id
     history = ResultStore(workspace.results_url)
-    history.tell(first, Event(at=1000.0, what="started", attempt=1))
+    history.log_event(first, Event(at=1000.0, what="started", attempt=1))
     failed = Event(
         at=1010.0, what="failed", attempt=1, node="10.0.0.7", said="worker_crash: gone (attempt 2)"
     )
-    history.tell(first, failed, "first words\nlast words\n")
-    history.tell(first, Event(at=1012.0, what="started", attempt=2))
+    history.log_event(first, failed, "first words\nlast words\n")
+    history.log_event(first, Event(at=1012.0, what="started", attempt=2))
     code, out, _ = run("status", "smoke", "--cell", first[-12:])
     assert code == 0
     assert "attempt 1 failed on 10.0.0.7: worker_crash: gone (attempt 2)" in out
     assert "attempt 2 started" in out
-    assert f"log of attempt 1: {history.log_path(first, 1)}" in out
+    assert f"log of attempt 1: {history.attempt_log_path(first, 1)}" in out
     assert "  last words" in out
     said = json.loads(run("status", "smoke", "--cell", first, "--json")[1])
     assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
-    assert said["logs"] == {"1": history.log_path(first, 1)}
+    assert said["logs"] == {"1": history.attempt_log_path(first, 1)}
     assert "no attempt at it is recorded" in run("status", "smoke", "--cell", second)[1]
 
 
 def test_a_damaged_story_is_said(run, workspace):
     trial_id = next(iter(workspace.plan.trials_by_id))
-    ResultStore(workspace.results_url).tell(trial_id, Event(at=1000.0, what="started", attempt=1))
+    ResultStore(workspace.results_url).log_event(
+        trial_id, Event(at=1000.0, what="started", attempt=1)
+    )
     (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
     code, out, _ = run("status", "smoke", "--cell", trial_id)
     assert code == 0
-    assert "A cell's story must be whole" in out
+    assert "A trial's history is damaged" in out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning import tune_sweep as pipeline
-from orchestrator.tuning.combinations import tuning_cells
+from orchestrator.tuning.combinations import combinations_to_tune
 from orchestrator.tuning.outcome import TuneSummary
 
 SWEEP = {
@@ -80,8 +80,8 @@ def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
 
 def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):
     workspace = Workspace.open(path := sweep(), root)
-    cell = tuning_cells(workspace.plan)[0]
-    trial = cell.trial(cell.own)
+    cell = combinations_to_tune(workspace.plan)[0]
+    trial = cell.trial(cell.sweep_point)
     failure = TrialFailure(kind=FailureKind.CODE_ERROR, message="boom")
     record = FailureRecord(trial_id=trial.trial_id, spec=trial, attempt=1, failure=failure)
     ResultStore(workspace.search_url).save(record)

@@ -1,15 +1,17 @@
 """Rows of a real tiny trial and measure, and their columns: each is described and of the type it
 says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.results import columns as c
 from orchestrator.results.flat_runs import flat_trial
 from orchestrator.results.metrics import index_measures, trial_metrics
-from orchestrator.results.rows import measure_rows, rows_of
+from orchestrator.results.rows import json_rows, measure_rows, rows_of
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.records import MeasureSettings
@@ -81,6 +83,13 @@ def test_measures_are_joined_by_subset_size_and_data():
     assert "d_data_mle" not in other
 
 
+def test_a_trial_says_on_which_gpu_it_was_trained():
+    """Of a grid on two kinds of GPU, or one that went on on another, rows can be told apart."""
+    (row,) = rows_of([trial_record(gpu_name="NVIDIA L4")], [])
+    assert row["gpu"] == "NVIDIA L4"
+    assert "gpu" not in rows_of([trial_record(gpu_name="")], [])[0]
+
+
 def test_params_are_the_network_alone():
     """MLflow's params never change, and more may be measured on a network later."""
     more = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
@@ -95,12 +104,12 @@ DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 
 def test_the_documented_dictionary_is_the_one_in_the_code():
-    attacks = c._attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
+    attacks = c.columns_of_attack("{attack}_{eps}", "that attack at epsilon {eps}/255")
     further = [
         c.Column(c.further_test_column("{condition}", name), text.format("{condition}"), unit)
         for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
     ]
-    known = [one for one in c._ENTERED.values() if one.origin != "attack"]
+    known = [one for one in c._DEFINED.values() if one.origin != "attack"]
     everything = (*known, *attacks, *further)
     units = {one.name: f" ({one.unit})" if one.unit != "–" else "" for one in everything}
     lines = [f"| `{one.name}` | {one.meaning}{units[one.name]} |" for one in everything]
@@ -148,3 +157,17 @@ def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
         "label_sharpness_p99",
     } <= names
     assert [column.name for column in c.describe(names) if column.origin is None] == []
+
+
+def test_json_rows_have_every_digit_of_a_number_and_none_for_a_missing_one():
+    table = pd.DataFrame(
+        {
+            "loss": [6.0392534130990265, 1.2345678901234567e-12, float("nan")],
+            "train_size": pd.array([80, None, 320], dtype="Int64"),
+            "model": ["small_cnn", "", None],
+        }
+    )
+    rows = json.loads(json.dumps(json_rows(table), allow_nan=False))
+    assert [row["loss"] for row in rows] == [6.0392534130990265, 1.2345678901234567e-12, None]
+    assert [row["train_size"] for row in rows] == [80, None, 320]
+    assert [row["model"] for row in rows] == ["small_cnn", "", None]

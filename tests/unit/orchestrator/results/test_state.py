@@ -14,9 +14,9 @@ from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.flat_runs import flat_trial
-from orchestrator.results.outlines import Index
+from orchestrator.results.outlines import OutlineIndex
 from orchestrator.results.records import FailureRecord, TrialRecord
-from orchestrator.results.state import judge, read_state
+from orchestrator.results.state import compare_with_plan, read_state
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
@@ -57,7 +57,9 @@ def stored(tmp_path):
 
 
 def judged(stored, tmp_path, epsilons, sizes="[40]"):
-    return judge(Workspace(plan(epsilons, sizes), RootPaths.at(tmp_path).make()), stored)
+    return compare_with_plan(
+        Workspace(plan(epsilons, sizes), RootPaths.at(tmp_path).make()), stored
+    )
 
 
 @pytest.mark.parametrize("sizes", ["[40, 60]", "[20, 40]"])
@@ -86,7 +88,7 @@ def test_a_trial_with_as_much_or_more_than_asked_for_is_done(stored, tmp_path, e
 def test_what_a_trial_has_is_shown_while_it_lacks_a_measurement_and_is_done_again(stored, tmp_path):
     complete = judged(stored, tmp_path, "[1.0, 2.0, 4.0, 8.0]")
     state = judged(stored, tmp_path, "[1.0, 16.0]")
-    assert (state.results, state.foreign) == ({}, frozenset())
+    assert (state.results, state.unplanned) == ({}, frozenset())
     (trial_id,) = state.partial
     assert state.status(trial_id) == "pending"
     assert state.rows() == complete.rows() != []
@@ -104,7 +106,7 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
         measured.model_copy(update={"spec": planned.model_copy(update={"sharpness_seeds": (1, 2)})})
     )
     state = judged(stored, tmp_path, "[1.0]")
-    assert (state.results, state.measures, state.foreign) == ({}, {}, {"of another plan"})
+    assert (state.results, state.measures, state.unplanned) == ({}, {}, {"of another plan"})
     assert state.status(cell.trial_id) == "stale"
 
 
@@ -194,10 +196,10 @@ def path_of(workspace, trial_id):
 
 def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
     planned = set(workspace.plan.trials_by_id)
-    first = read_state(workspace, look=True)
+    first = read_state(workspace, quick=True)
     assert set(reads) == planned
     reads.clear()
-    second = read_state(workspace, look=True)
+    second = read_state(workspace, quick=True)
     assert reads == []
     assert second.results == first.results == read_state(workspace).results
     assert second.measured_trials() == first.measured_trials()
@@ -206,12 +208,12 @@ def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
     trial_id, record = next(iter(stored.trials.items()))
     stored.save(record.model_copy(update={"attempt": 9, "finished_at": 2000.0}))
     reads.clear()  # what a run stores needs no reading either
-    assert read_state(workspace, look=True).results[trial_id].finished_at == 2000.0
+    assert read_state(workspace, quick=True).results[trial_id].finished_at == 2000.0
     assert reads == []
 
 
 def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace, reads):
-    read_state(workspace, look=True)
+    read_state(workspace, quick=True)
     changed, damaged, removed, *_ = workspace.plan.trials_by_id
     record = ResultStore(workspace.results_url).read(TrialRecord, changed)
     ResultStore(workspace.results_url).save(record.model_copy(update={"finished_at": 3000.0}))
@@ -220,7 +222,7 @@ def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace
     os.remove(path_of(workspace, removed))
     reads.clear()
     for _ in range(2):
-        state = read_state(workspace, look=True)
+        state = read_state(workspace, quick=True)
         assert state.results[changed].finished_at == 3000.0
         assert {damaged, removed} & set(state.results) == set()
         assert [item.path for item in state.unreadable] == [path_of(workspace, damaged)]
@@ -230,36 +232,36 @@ def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace
 def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(
     workspace, monkeypatch
 ):
-    expected, index = read_state(workspace, look=True).results, workspace.sweep_paths.index
+    expected, index = read_state(workspace, quick=True).results, workspace.sweep_paths.index
     whole = index.read_bytes()
     files = ResultStore(workspace.results_url).listing(TrialRecord)
     for position in range(0, len(whole), 199):
         flipped = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
         for damaged in (whole[:position], flipped):
             index.write_bytes(damaged)
-            for name, (stamp, outline) in Index(index).read().items():
-                assert (stamp, outline) == (files[name].stamp, expected[name])
+            for name, entry in OutlineIndex(index).read().items():
+                assert (entry.stamp, entry.outline) == (files[name].stamp, expected[name])
     index.write_bytes(whole[:2000])
-    assert read_state(workspace, look=True).results == expected
-    assert Index(index).read().keys() == expected.keys()
+    assert read_state(workspace, quick=True).results == expected
+    assert OutlineIndex(index).read().keys() == expected.keys()
     monkeypatch.setattr("orchestrator.results.outlines.INDEX_VERSION", 99)
-    assert Index(index).read() == {}
+    assert OutlineIndex(index).read() == {}
 
 
 @pytest.mark.parametrize("stand_in", [os.mkdir, os.mkfifo])
 def test_what_stands_in_the_place_of_the_index_is_left_alone(workspace, tmp_path, stand_in):
     expected = read_state(workspace).results
     stand_in(workspace.sweep_paths.index)
-    assert read_state(workspace, look=True).results == expected
+    assert read_state(workspace, quick=True).results == expected
     elsewhere = StoredResults.read(
-        workspace.results_url, tmp_path / "none" / "index.sqlite", look=True
+        workspace.results_url, tmp_path / "none" / "index.sqlite", quick=True
     )
     assert len(elsewhere.trials) == len(expected)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
-    state = read_state(workspace, look=True)
+    state = read_state(workspace, quick=True)
     assert state.rows() == read_state(workspace).rows()
     assert list(state.flat_runs()) == list(read_state(workspace).flat_runs())
 
@@ -295,7 +297,7 @@ def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
 
 
 def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):
-    monkeypatch.setattr("orchestrator.results.tracking.STOP_PATIENCE_S", 0.0)
+    monkeypatch.setattr("orchestrator.results.tracking.STOP_FLUSH_S", 0.0)
 
     def away():
         raise ConnectionError("no route")

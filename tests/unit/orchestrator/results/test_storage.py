@@ -8,7 +8,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from orchestrator.results import storage
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
+from orchestrator.results.storage import Bucket, RetryWithBackoff, StorageAway, open_storage
 from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.results.stored_results import StoredResults
 from search_spaces.errors import ConfigError, SetupError
@@ -60,15 +60,15 @@ def test_paths_and_file_urls_are_folders(tmp_path):
 def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     url = f"{bucket.url}/weights"
     files = ResultStore(url)
-    assert files.identity() is None
-    assert files.identity(make=True) == files.identity()
+    assert files.store_id() is None
+    assert files.store_id(create=True) == files.store_id()
     kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
     assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
     assert files.checkpoint("a") is None
     files.put(FileKind.CHECKPOINT, "a", b"so far")
     assert files.checkpoint("a") == b"so far"
-    files.forget_checkpoint("a")
-    files.forget_checkpoint("a")
+    files.remove_checkpoint("a")
+    files.remove_checkpoint("a")
     assert files.checkpoint("a") is None
 
 
@@ -87,19 +87,19 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
     with object_store() as store:
         stored = StoredResults.read(store.url)
         stored.save(trial_record())
-        identity = stored.store.identity(make=True)
+        identity = stored.store.store_id(create=True)
         store.stop()
         again = ResultStore(store.url)
         message = r"s3://results/lab.*error sending request.*the connection, then"
         for ask in (
-            again.identity,
+            again.store_id,
             lambda: again.scan(TrialRecord),
             lambda: again.read(TrialRecord, "a"),
         ):
             with pytest.raises(StorageAway, match=message):
                 ask()
         store.start()
-        assert again.identity() == identity
+        assert again.store_id() == identity
         assert len(again.scan(TrialRecord).records) == 1
 
 
@@ -109,7 +109,7 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
         stored = StoredResults.read(store.url)
         clock = SteadyClock()
         clock.sleep = lambda _: store.start()
-        stored.patience = Patience(said.append, clock=clock)
+        stored.retry = RetryWithBackoff(said.append, clock=clock)
         store.stop()
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
@@ -121,10 +121,10 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
 def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
     assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
     with pytest.raises(
-        SetupError, match=r"must exist; found: s3://another; make it, or correct --storage"
+        SetupError, match=r"must exist; found: s3://another; create it, or correct --storage"
     ):
         ResultStore("s3://another/lab").scan(TrialRecord)
-    with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it") as caught:
+    with pytest.raises(SetupError, match=r"must exist; found: s3://another; create it") as caught:
         ResultStore("s3://another/lab").save(trial_record())
     assert not isinstance(caught.value, StorageAway)  # for which a sweep would wait
 
@@ -164,7 +164,7 @@ def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, monkeypatch, numb
 
     monkeypatch.setattr(os, "fsync", fsync)
     stored, record = StoredResults.read(str(tmp_path)), trial_record()
-    stored.patience = Patience(said.append)
+    stored.retry = RetryWithBackoff(said.append)
     if number == errno.EACCES:  # which waiting does not mend
         with pytest.raises(SetupError, match="Permission denied") as caught:
             stored.save(record)
@@ -191,7 +191,7 @@ def test_any_write_may_be_repeated_and_a_long_pause_is_said_again(monkeypatch):
 
     for remind_after, num_said in ((600.0, 2), (0.0, 4)):
         monkeypatch.setattr(storage, "REMIND_AFTER_S", remind_after)
-        assert Patience(said.append).until_done(write) == "written"
+        assert RetryWithBackoff(said.append).until_done(write) == "written"
         assert said[0].startswith("Paused: /r/report.html: No space left on device.")
         assert len(said) == num_said
         said.clear()

@@ -1,5 +1,6 @@
 import json
 import os
+from typing import ClassVar
 
 import pytest
 
@@ -94,6 +95,47 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
         stored.check_writable()
 
 
+def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default(tmp_path):
+    store = reseal(tmp_path, without("measured_at"))
+    assert store.read(TrialRecord, "a") == RECORD
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda plain: {**plain, "loudness": 1.0}, "loudness"),
+        (lambda plain: of_result(loudness=1.0)(plain), "result.loudness"),
+    ],
+    ids=["of the record", "of the result"],
+)
+def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_path, change, field):
+    """An optional field leaves the version as it is, and an older isweep does not know it."""
+    store = reseal(tmp_path, change)
+    with pytest.raises(NewerRecordError, match=f"this one does not know the field {field}"):
+        store.read(TrialRecord, "a")
+    with pytest.raises(NewerRecordError, match="update isweep, or keep these results apart"):
+        StoredResults.read(str(tmp_path)).check_writable()
+
+
+class NextTrialRecord(TrialRecord):
+    """A record whose version was counted up, of a program that still reads the one before."""
+
+    version: ClassVar[int] = 3
+    oldest_version: ClassVar[int | None] = 2
+
+
+@pytest.mark.parametrize(("version", "is_read"), [(1, False), (2, True), (3, True)])
+def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version, is_read):
+    store = reseal(tmp_path, lambda plain: {**plain, "schema_version": version})
+    if is_read:
+        record = store.read(NextTrialRecord, "a")
+        assert record is not None
+        assert record.result == RECORD.result
+    else:
+        with pytest.raises(CorruptStoreError, match="this program reads 2 to 3"):
+            store.read(NextTrialRecord, "a")
+
+
 def of_result(**changes):
     return lambda plain: {**plain, "result": {**plain["result"], **changes}}
 
@@ -146,38 +188,42 @@ def event(what="started", attempt=1, **more):
 def test_a_story_goes_on_where_a_killed_run_left_it(store):
     told = [event(), event(attempt=2, node="10.0.0.1"), event("finished", 2, said="done")]
     for one in told[:2]:
-        store.tell("a", one)
+        store.log_event("a", one)
     again = ResultStore(store.url)
-    again.tell("a", told[2], "first\nlast\n")
-    assert again.story("a") == told
-    assert (again.log("a", 2), again.log("a", 1), again.story("b")) == ("first\nlast\n", None, [])
+    again.log_event("a", told[2], "first\nlast\n")
+    assert again.events("a") == told
+    assert (again.attempt_log("a", 2), again.attempt_log("a", 1), again.events("b")) == (
+        "first\nlast\n",
+        None,
+        [],
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'[{"at": 1}]', b"[" * 50_000, b"\xff\xfe"])
 def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
     store = ResultStore(str(tmp_path))
-    store.tell("a", event())
+    store.log_event("a", event())
     (tmp_path / "trials" / "a" / "history.json").write_bytes(damage)
     with pytest.raises(
-        CorruptStoreError, match=r"story must be whole; found: .*history.json: .*delete it"
+        CorruptStoreError, match=r"history is damaged; found: .*history.json: .*delete it"
     ):
-        store.story("a")
-    store.tell("a", event(attempt=2))
-    assert store.story("a") == [event(attempt=2)]
+        store.events("a")
+    store.log_event("a", event(attempt=2))
+    assert store.events("a") == [event(attempt=2)]
 
 
 def test_a_story_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     (tmp_path / "trials").write_text("in the way")
-    ResultStore(str(tmp_path)).tell("a", event(), "log")
-    assert "the story of a is not kept" in caplog.text
+    ResultStore(str(tmp_path)).log_event("a", event(), "log")
+    assert "the history of a is not stored" in caplog.text
 
 
 def test_a_cell_that_is_tried_for_ever_keeps_the_newest_of_its_story(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.results.store.MOST_EVENTS", 3)
+    monkeypatch.setattr("orchestrator.results.store.MAX_EVENTS", 3)
     store = ResultStore(str(tmp_path))
     for attempt in range(1, 6):
-        store.tell("a", event("failed", attempt))
-    assert [one.attempt for one in store.story("a")] == [3, 4, 5]
+        store.log_event("a", event("failed", attempt))
+    assert [one.attempt for one in store.events("a")] == [3, 4, 5]
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
@@ -220,7 +266,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     assert scan.records == {"good": good}
     assert [item.path for item in scan.unreadable] == [str(path)]
     why = "the record of another cell, good" if damage == "of another cell" else ""
-    with pytest.raises(CorruptStoreError, match=f"A stored record must be whole; .*{why}"):
+    with pytest.raises(CorruptStoreError, match=f"A stored record is damaged; .*{why}"):
         store.read(type(record), record.record_id)
     store.save(record)  # done anew, by what it replaces or what removes it
     assert store.read(type(record), record.record_id) == record
@@ -237,7 +283,7 @@ def test_a_folder_in_the_place_of_a_kept_file_is_replaced(tmp_path, kind):
     directory(path)
     (path / "within").touch()
     assert store.checkpoint("a") is None
-    with pytest.raises(CorruptStoreError, match=r"must be whole; .*: Is a directory"):
+    with pytest.raises(CorruptStoreError, match=r"cannot be used; .*: Is a directory"):
         store.get(kind, "a", kept)
     assert store.put(kind, "a", b"kept") == kept
     assert [*(tmp_path / kind).iterdir()] == [path]
@@ -257,14 +303,12 @@ def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on
 @pytest.mark.parametrize("damage", ["empty", "cut", "not text", "a number", "deep", "a directory"])
 def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
     store = ResultStore(str(tmp_path))
-    assert store.identity() is None
-    made = store.identity(make=True)
-    assert store.identity(make=True) == store.identity() == made
+    assert store.store_id() is None
+    made = store.store_id(create=True)
+    assert store.store_id(create=True) == store.store_id() == made
     DAMAGES[damage](tmp_path / "store.json")
-    with pytest.raises(
-        CorruptStoreError, match=r"own id must be whole.*store\.json.*delete the file"
-    ):
-        store.identity(make=True)
+    with pytest.raises(CorruptStoreError, match=r"own id is damaged.*store\.json.*delete the file"):
+        store.store_id(create=True)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES][1:-2])

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results import tracking
-from orchestrator.results.flat_runs import FlatRun, curve_runs
+from orchestrator.results.flat_runs import CurvePoint, FlatRun, curve_runs
 from orchestrator.results.mlflow_connection import check_tracker, connect, mlflow_uri
 from orchestrator.results.mlflow_differences import differences, tracked_rows
 from orchestrator.results.mlflow_errors import Refused, first_line
@@ -39,7 +39,10 @@ def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatR
         "train_size": str(train_size),
     }
     params = {"recipe.learning_rate": "0.001", "subset.class_pair": ""}
-    epochs = (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500))
+    epochs = (
+        CurvePoint("epoch_train_loss", 1, 0.7, 1500),
+        CurvePoint("epoch_train_loss", 2, 0.3, 1500),
+    )
     return FlatRun(
         key, about, params, {"test_loss": loss, "d_data_mle": 9.5}, epochs, 1000, 2000, made
     )
@@ -197,7 +200,7 @@ class TestWhatIsShown:
         self, tracker, client, sweep
     ):
         tracker.start_trial("a", {"trial_id": "a"})
-        tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
+        tracker.log_points("a", [CurvePoint("epoch_train_loss", 1, 0.7, 1200)])
         tracker.flush()
         run = shown(client, sweep)["a"]
         assert (run.info.status, run.data.metrics) == ("RUNNING", {"epoch_train_loss": 0.7})
@@ -205,15 +208,17 @@ class TestWhatIsShown:
         # has both.
         tracker.fail_trial(failed("a", "worker_crash", "gone", 1))
         tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
-        tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1300)])
+        tracker.log_points("a", [CurvePoint("epoch_train_loss", 1, 0.7, 1300)])
         tracker.finish(flat("a", 0.5))
-        tracker.log_points("a", [("epoch_train_loss", 2, 9.0, 1400)])  # too late
+        tracker.log_points("a", [CurvePoint("epoch_train_loss", 2, 9.0, 1400)])  # too late
         tracker.close("FINISHED")
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
 
     def test_the_result_overrules_what_was_shown_live(self, tracker, client, sweep):
         tracker.start_trial("a", {"trial_id": "a"})
-        tracker.log_points("a", [("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)])
+        tracker.log_points(
+            "a", [CurvePoint("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)]
+        )
         tracker.flush()
         finished(tracker, flat("a", 0.5))
         run = shown(client, sweep)["a"]
@@ -272,6 +277,15 @@ class TestReconcile:
         assert client.get_run(old).info.lifecycle_stage == (
             "deleted" if "too many" in name else "active"
         )
+
+    def test_shows_a_result_copied_from_another_sweep_as_that_sweeps(self, tracker, client, sweep):
+        """The trial is the same, and so are its numbers: only the sweep's name differs."""
+        run = flat("a", 0.5)
+        copied = replace(run, tags={**run.tags, "sweep": "other"})
+        finished(tracker, run)
+        assert reconciled(client, sweep, [copied])["replayed"] == 1
+        assert [row["sweep"] for row in read_rows(client, sweep)] == ["other"]
+        assert reconciled(client, sweep, [copied]) == UP_TO_DATE
 
     def test_replays_failures_once(self, client, sweep):
         ended = []
@@ -388,9 +402,9 @@ def quick(monkeypatch):
 
 def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick):
     client, said = SimulatedClient(), []
-    for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
+    for name in ("FLUSH_S", "STOP_FLUSH_S"):
         monkeypatch.setattr(tracking, name, 0.3)
-    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
     tracker = opened(client, sweep, say=said.append)
     tracker.flush()
 
@@ -401,7 +415,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     monkeypatch.setattr(client, "search_runs", dead)
     tracker.finish(flat("a", 0.5))
     with pytest.raises(
-        SetupError, match="MLflow must answer; found: no route; the result store has"
+        SetupError, match="MLflow does not answer; found: no route; the result store has"
     ):
         tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
     tracker.close("FINISHED")
@@ -412,12 +426,12 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
 
 
 def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, quick):
-    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(tracking, "WARN_AFTER_S", 0.0)
     client, up, said = SimulatedClient(), threading.Event(), []
 
     def connect_later():
         if not up.is_set():
-            raise SetupError("The MLflow store must answer", "Connection refused")
+            raise SetupError("The MLflow store does not answer", "Connection refused")
         return SweepRuns(client, Page(sweep), None, None)
 
     tracker = Tracker(connect_later, said.append)
@@ -440,12 +454,12 @@ def test_a_server_that_refuses_us_is_a_message_at_once(sweep):
 
     def refused():
         calls.append(1)
-        raise Refused("The MLflow store must answer", "401 Unauthorized", "log in")
+        raise Refused("The MLflow store does not answer", "401 Unauthorized", "log in")
 
     tracker = Tracker(refused)
-    with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
+    with pytest.raises(SetupError, match="does not answer; found: 401 Unauthorized; log in"):
         tracker.check()
-    with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
+    with pytest.raises(SetupError, match="does not answer; found: 401 Unauthorized; log in"):
         tracker.reconcile([flat(f"t{number}", 0.5) for number in range(100)])
     tracker.close("FAILED")
     assert len(calls) < 10  # it is not asked for every run
@@ -529,7 +543,7 @@ def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_p
 
 
 def test_a_server_that_hangs_holds_up_neither_start_nor_end(sweep, monkeypatch):
-    for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
+    for name in ("FIRST_ANSWER_S", "STOP_FLUSH_S"):
         monkeypatch.setattr(tracking, name, 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -544,7 +558,7 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    message = rf"must answer; found: http://…@127\.0\.0\.1:{port}: .*--no-tracking"
+    message = rf"does not answer; found: http://…@127\.0\.0\.1:{port}: .*--no-tracking"
     with pytest.raises(SetupError, match=message) as caught:
         connect(f"http://user:secret@127.0.0.1:{port}")
     assert "secret" not in str(caught.value)
@@ -559,7 +573,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ("folder", "unable to open database file; start it"),
         ("text", r"file is not a database; remove the file, then `isweep reconcile` every sweep"),
     ):
-        with pytest.raises(SetupError, match=f"must answer; found: sqlite:.*{told}"):
+        with pytest.raises(SetupError, match=f"does not answer; found: sqlite:.*{told}"):
             connect(f"sqlite:///{tmp_path}/{name}.db")
     assert sum(slept) < 5
 
@@ -588,7 +602,7 @@ def test_a_database_that_will_say_the_same_again_is_refused_at_once(
         raise OperationalError("select 1", {}, Exception(said))
 
     monkeypatch.setattr("sqlalchemy.create_engine", refuse)
-    message = f"MLflow store must answer; found: postgresql://h/x: .*{told}"
+    message = f"MLflow store does not answer; found: postgresql://h/x: .*{told}"
     with pytest.raises(SetupError, match=message) as caught:
         connect("postgresql://h/x")
     assert isinstance(caught.value, Refused) == final
@@ -649,8 +663,8 @@ def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, m
 def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, caplog):
     client = connect(uri)
     tracker = finished(opened(client, sweep), flat("a", 0.5))
-    tracker.keep_pages(tmp_path / "pages.json")
-    Tracker().keep_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
+    tracker.save_run_pages(tmp_path / "pages.json")
+    Tracker().save_run_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
     pages = read_run_pages(tmp_path / "pages.json")
     assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
@@ -707,7 +721,7 @@ def test_values_and_trials_that_one_side_lacks_are_counted():
         "'m'; "
         "a test_loss: nothing, stored 0.5; a data_fingerprint: 'x', stored nothing; and 3 more); "
         "the store's "
-        "are used. Mend MLflow with `mend`",
+        "are used. Correct MLflow with `mend`",
         "MLflow lacks 1 result that the store has: send them with `mend`",
         "MLflow shows 1 trial of which the sweep, as it is planned now, has no result; left out",
     ]

@@ -7,9 +7,9 @@ import pytest
 import ray.exceptions as rex
 import torch
 
+from orchestrator.machine.gpu_errors import GPU_ERRORS, gpu_error
 from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import (
-    GPU_ERRORS,
     RETRIES,
     DeviceError,
     Retries,
@@ -17,7 +17,6 @@ from orchestrator.running.failures import (
     classify_broken_fit,
     classify_lost_worker,
     ends_process,
-    gpu_error,
     gpu_named,
 )
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError

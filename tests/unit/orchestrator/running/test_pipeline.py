@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.machine.cluster import Cluster, RunOptions
-from orchestrator.machine.ending import remove_orphans
+from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import CellReport

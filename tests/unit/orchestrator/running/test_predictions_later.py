@@ -70,7 +70,7 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     whole = {path: path.read_bytes() for path in (damaged, gone)}
     damaged.write_bytes(whole[damaged][:-1] + b"x")
     with pytest.raises(
-        CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"
+        CorruptStoreError, match=r"cannot be used.*checksum does not match.*run the sweep again"
     ):
         _ = isweep.open(SWEEP, root=root).predictions
     gone.unlink()

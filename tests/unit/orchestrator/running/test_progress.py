@@ -50,7 +50,7 @@ def test_the_holder_is_known_while_it_holds(tmp_path):
 
 
 def test_who_looks_at_the_lock_is_no_holder_and_keeps_no_run_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PROBE_ATTEMPTS", 500)
+    monkeypatch.setattr(locks, "LOCK_ATTEMPTS", 500)
     path = tmp_path / "lock"
     path.touch()
     with open(path) as file:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.machine.gpus import NO_GPU, REST_S
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import queue
 from orchestrator.running.failures import (
@@ -26,6 +25,7 @@ from orchestrator.running.failures import (
     gpu_named,
 )
 from orchestrator.running.queue import TuneExecution
+from orchestrator.running.trial_device import NO_GPU, REST_S
 from orchestrator.running.trials import Trials
 from search_spaces.errors import SetupError
 

@@ -19,7 +19,6 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.tune.experiment import Trial
 
-from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -27,7 +26,7 @@ from orchestrator.results.provenance import code_fingerprint
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import failures, queue, trials, worker
+from orchestrator.running import failures, queue, trial_device, trials, worker
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
@@ -207,13 +206,13 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
 
     told = sweep.stored.store
     stories = {
-        size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()
+        size: [(e.what, e.attempt) for e in told.events(r.trial_id)] for size, r in results.items()
     }
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
-    (crash,) = [event.said for event in told.story(results[14].trial_id) if event.what == "failed"]
+    (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
     assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crash)
-    (bug,) = [event.said for event in told.story(failed[12].trial_id) if event.what == "failed"]
+    (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
 
 
@@ -229,7 +228,7 @@ def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
 
 def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
-    (_, failed) = scripted.stored.store.story(failure.trial_id)
+    (_, failed) = scripted.stored.store.events(failure.trial_id)
     text = scripted.stored.store.log(failure.trial_id, 1)
     said = (
         "copied [] in print",
@@ -263,7 +262,7 @@ class Poisoned(TrialTrainable):
         cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
         _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(cell) == str(os.getpid()).encode():
-            gpus.REST_S = 0.1  # of this process, which ends
+            trial_device.REST_S = 0.1  # of this process, which ends
             raise RuntimeError("CUDA error: device-side assert triggered")
         return _report(started_at, trial_result(0.5))
 
@@ -282,7 +281,7 @@ class Patched(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        gpus.REST_S = 0.0  # of this process, which ends
+        trial_device.REST_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> CellReport:

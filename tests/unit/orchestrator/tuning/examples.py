@@ -9,9 +9,9 @@ from typing import Any
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.combinations import Point, TuningCell, tuning_cells
-from orchestrator.tuning.search import Asked, Search
-from orchestrator.tuning.search_records import AskedRecord
+from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
+from orchestrator.tuning.search import RequestedTrial, Search
+from orchestrator.tuning.search_records import RequestRecord
 from orchestrator.tuning.search_work import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
@@ -24,8 +24,8 @@ def sweep(**changes: Any) -> SweepSpec:
     return load_sweep("smoke", {"recipe": {"from": "smoke", "epochs": 9}, **changes})
 
 
-def cells(**changes: Any) -> tuple[TuningCell, ...]:
-    return tuning_cells(plan_sweep(sweep(**changes)))
+def cells(**changes: Any) -> tuple[Combination, ...]:
+    return combinations_to_tune(plan_sweep(sweep(**changes)))
 
 
 def loss_of(point: Point, epoch: int, run: int = 0) -> float:
@@ -49,13 +49,13 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
     return SearchResult.model_validate(fields | changes)
 
 
-def trained(asked: Asked) -> SearchResult:
+def trained(asked: RequestedTrial) -> SearchResult:
     """What the formula gives for a trial."""
-    epochs = range(1, asked.cell.own_recipe.epochs + 1)
+    epochs = range(1, asked.combination.sweep_recipe.epochs + 1)
     return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
 
 
-def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchResult]]:
+def run_through(search: Search, most: int = 10_000) -> list[tuple[RequestedTrial, SearchResult]]:
     """Run a search one trial at a time; returns what ran."""
     ran = []
     while len(ran) < most and (asked := search.next()) is not None:
@@ -65,7 +65,7 @@ def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchR
     return ran
 
 
-Store = list[tuple[AskedRecord, SearchResult | None]]
+Store = list[tuple[RequestRecord, SearchResult | None]]
 """What a search has asked for, in order, with what it gave."""
 
 
@@ -84,7 +84,7 @@ def drive(
     run."""
     stored = {record.trial_id: (record, found) for record, found in store}
 
-    def asked(one: Asked) -> None:
+    def asked(one: RequestedTrial) -> None:
         about = {
             "role": one.role,
             "run": one.run,
@@ -93,10 +93,10 @@ def drive(
             "number": 0,
         }
         trial_id = one.spec.trial_id
-        stored.setdefault(trial_id, (AskedRecord(trial_id=trial_id, **about), None))
+        stored.setdefault(trial_id, (RequestRecord(trial_id=trial_id, **about), None))
 
     queue = SearchQueue(search, {}, asked)
-    search.go_on(store)
+    search.resume(store)
     waiting: list[str] = []
     running: list[str] = []
     for number in range(most + 1):
@@ -109,7 +109,7 @@ def drive(
             return list(stored.values())
         trial_id = ends(running)
         running.remove(trial_id)
-        found = trained(search.asked(trial_id))
+        found = trained(search.running_trial(trial_id))
         search.finished(trial_id, found)
         queue.settle(trial_id)
         stored[trial_id] = stored[trial_id][0], found

@@ -13,11 +13,17 @@ import yaml
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.combinations import Point, tuning_cells
+from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import TuneSummary, outcome_rows, outcomes
 from orchestrator.tuning.recipe import write_recipe
 from orchestrator.tuning.search import Search
-from orchestrator.tuning.search_report import BRIEF, gains, outcome_table, trial_table, write_report
+from orchestrator.tuning.search_report import (
+    BRIEF,
+    gain_sentence,
+    outcome_table,
+    trial_table,
+    write_report,
+)
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
 
@@ -29,12 +35,12 @@ def changed():
 
 @pytest.fixture(scope="module")
 def search(changed):
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune)
+    one = Search(combinations_to_tune(plan_sweep(changed)), changed.tune)
     # Noise by run that is not the same for all points, so that errors are not 0.
     ran = run_through(one)
     rng = np.random.default_rng(0)
     for asked, found in ran:
-        state = one.cells[asked.cell.key]
+        state = one.searches[asked.combination.key]
         noisy = [score.loss + rng.uniform(0, 0.01) for score in found.curve]
         state.results[asked.point, asked.run] = result(noisy, str(found.status))
     while (asked := one.next()) is not None:  # noise may have made other points finalists
@@ -43,7 +49,7 @@ def search(changed):
 
 
 def test_means_errors_and_gains_are_those_of_the_runs(search):
-    for state, outcome in zip(search.cells.values(), outcomes(search), strict=True):
+    for state, outcome in zip(search.searches.values(), outcomes(search), strict=True):
         losses = {
             point: np.array([state.results[point, run].loss for run in range(1, 4)])
             for point in (outcome.chosen.point, outcome.own.point)
@@ -55,13 +61,15 @@ def test_means_errors_and_gains_are_those_of_the_runs(search):
         assert outcome.gain_std_error == pytest.approx((own - chosen).std(ddof=1) / np.sqrt(3))
         assert outcome.chosen.mean == min(finalist.mean for finalist in outcome.finalists)
         best = {point for point, _ in state.complete()[:3]}
-        assert {*best, state.cell.own} <= {finalist.point for finalist in outcome.finalists}
+        assert {*best, state.combination.sweep_point} <= {
+            finalist.point for finalist in outcome.finalists
+        }
 
 
 @pytest.fixture
 def state(search):
     """The first cell, whose results a test may change."""
-    one = next(iter(search.cells.values()))
+    one = next(iter(search.searches.values()))
     before = dict(one.results)
     yield one
     one.results = before
@@ -90,12 +98,13 @@ def test_the_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_err
     for point in [candidate.point for candidate in outcome.finalists]:
         state.results |= {(point, run): result([0.6] * 9) for run in range(1, 4)}
     state.results |= {
-        (state.cell.own, run): result([loss] * 9) for run, loss in enumerate(own_losses)
+        (state.combination.sweep_point, run): result([loss] * 9)
+        for run, loss in enumerate(own_losses)
     }
     losses = [own - gain for own, gain in zip(own_losses[1:], gains, strict=True)]
     state.results |= {(rival, run): result([loss] * 9) for run, loss in enumerate(losses, 1)}
     again = outcomes(search)[0]
-    assert again.chosen.point == (rival if left else state.cell.own)
+    assert again.chosen.point == (rival if left else state.combination.sweep_point)
     assert again.keeps_own == (not left)
 
 
@@ -104,7 +113,7 @@ def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_wors
     place, outcome = next(
         (place, found) for place, found in enumerate(outcomes(search)) if not found.keeps_own
     )
-    state = list(search.cells.values())[place]
+    state = list(search.searches.values())[place]
     before = dict(state.results)
     for rate in (1.1e-3, 1.2e-3, 1.3e-3):
         point = outcome.chosen.point.model_copy(update={"learning_rate": rate})
@@ -115,7 +124,7 @@ def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_wors
 
 
 def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search, state):
-    state.results |= {(state.cell.own, run): result([0.001] * 9) for run in range(4)}
+    state.results |= {(state.combination.sweep_point, run): result([0.001] * 9) for run in range(4)}
     outcome = outcomes(search)[0]
     assert outcome.keeps_own
     assert (outcome.gain, outcome.gain_std_error) == (0, None)
@@ -201,7 +210,7 @@ def page(search, changed, tmp_path_factory):
 
 def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, search):
     text = page.read_text(encoding="utf-8")
-    for model, dataset in search.cells:
+    for model, dataset in search.searches:
         assert re.search(rf"<td>{model}</td><td>{dataset}</td>", text)
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
     (image,) = images
@@ -211,7 +220,7 @@ def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, searc
     assert "isweep run smoke --set name=smoke-tuned --set recipe=tuned-smoke" in text
     assert "isweep compare smoke smoke-tuned" in text
     table = pd.read_csv(page.parent / "trials.csv")
-    tried = sum(run == 0 for state in search.cells.values() for _, run in state.results)
+    tried = sum(run == 0 for state in search.searches.values() for _, run in state.results)
     assert len(table) == tried
     assert not table.duplicated(
         ["model", "dataset", "learning_rate", "weight_decay", "batch_size"]
@@ -222,13 +231,13 @@ def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, searc
 def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
     found = outcomes(search)
     by_dataset = pd.DataFrame([(c.dataset, c.gain) for c in found]).groupby(0)[1].mean()
-    said = gains(found)
+    said = gain_sentence(found)
     number = float(
         re.search(r"Validation loss is (\S+) nat lower", said).group(1).replace("−", "-")
     )
     assert number == pytest.approx(by_dataset.mean(), rel=0.01)
     assert "95 % interval" in said
-    assert gains([c.model_copy(update={"gain": None}) for c in found]).startswith(
+    assert gain_sentence([c.model_copy(update={"gain": None}) for c in found]).startswith(
         "No cell has both"
     )
 
@@ -236,7 +245,7 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
 def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_points_none(
     changed, tmp_path
 ):
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune)
+    one = Search(combinations_to_tune(plan_sweep(changed)), changed.tune)
     assert write_report(Workspace.open(changed, str(tmp_path)), one, outcomes(one)) is None
     while (asked := one.next()) is not None:
         one.finished(asked.spec.trial_id, result([], **DIVERGED))
@@ -249,5 +258,5 @@ def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_
         assert (
             f"no point was trained to its end ({number} tried, {number} diverged, 0 failed)" in text
         )
-    table = trial_table(list(one.cells.values()))
+    table = trial_table(list(one.searches.values()))
     np.testing.assert_allclose(table["shown"], 2 * np.log(2))

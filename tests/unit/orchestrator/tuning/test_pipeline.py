@@ -105,7 +105,7 @@ def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     monkeypatch.setattr(run_pipeline, "connect", None)
     again = tune_sweep(TINY, RunOptions(root=root))
     assert again.num_new == 0
-    assert again.cells == summary.cells
+    assert again.combinations == summary.combinations
     assert records(root) == before
     assert summary.recipe.read_bytes() == recipe
     assert len(mlflow_runs(root)) == len(before) + 1
@@ -137,14 +137,14 @@ def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_g
     shutil.rmtree(prepared)
     monkeypatch.setattr(pipeline._Tuning, "check_machine", None)  # which would refuse it
     again = tune_sweep(TINY, RunOptions(root=root))
-    assert (again.num_new, again.cells) == (0, summary.cells)
+    assert (again.num_new, again.combinations) == (0, summary.combinations)
     assert prepared.is_dir()
 
 
 def test_a_notebook_gets_a_table_and_the_recipe(found):
     summary, root = found
     tuned = isweep.tune(TINY, root=root, progress=False)
-    (outcome,), (row,) = summary.cells, tuned.table.to_dict("records")
+    (outcome,), (row,) = summary.combinations, tuned.table.to_dict("records")
     assert (row["model"], row["dataset"]) == ("small_mlp", "manifold_d4")
     assert row["learning_rate"] == outcome.chosen.point.learning_rate
     assert row["validation_loss"] == outcome.chosen.mean

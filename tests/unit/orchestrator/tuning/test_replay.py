@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.combinations import tuning_cells
+from orchestrator.tuning.combinations import combinations_to_tune
 from search_spaces.tuning import GRID_RATES, TuneSpec
 from tests.search_table import read_table, replay
 
@@ -30,7 +30,7 @@ def test_a_search_is_near_the_grid_for_a_fifth_of_its_cost():
     tune = TuneSpec(batch_size=(32,), seeds=3)
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))
-    cells = {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
+    cells = {cell.key: cell for cell in combinations_to_tune(plan) if cell.key in table}
     regrets = []
     for seed in range(5):
         found = replay(cells, table, tune.model_copy(update={"seed": seed}))

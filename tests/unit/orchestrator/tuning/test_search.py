@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.trial_order import array_key
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.combinations import Point, tuning_cells
+from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CellStudy, Search
+from orchestrator.tuning.search import CombinationStudy, Search
 from orchestrator.tuning.search_records import Role, SearchRecord
 from orchestrator.tuning.search_work import AHEAD
 from search_spaces.errors import ConfigError
@@ -37,7 +37,7 @@ def search(**said) -> Search:
 
 
 def of(changed) -> Search:
-    return Search(tuning_cells(plan_sweep(changed)), changed.tune)
+    return Search(combinations_to_tune(plan_sweep(changed)), changed.tune)
 
 
 def test_the_course_of_a_search():
@@ -46,13 +46,13 @@ def test_the_course_of_a_search():
     assert one.done
     assert one.next() is None
     roles = [asked.role for asked, _ in ran]
-    assert roles[: len(one.cells)] == [Role.OWN] * len(one.cells)
+    assert roles[: len(one.searches)] == [Role.OWN] * len(one.searches)
     assert roles.index(Role.FINALIST) > max(
         i for i, role in enumerate(roles) if role == Role.SAMPLED
     )
     ids = [asked.spec.trial_id for asked, _ in ran]
     assert len(set(ids)) == len(ids)
-    for cell in one.cells.values():
+    for cell in one.searches.values():
         assert cell.spent == 5
         assert len(cell.study.trials) == sum(run == 0 for _, run in cell.results)
 
@@ -60,7 +60,7 @@ def test_the_course_of_a_search():
 def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
     one = search()
     most = one.num_left
-    assert most == len(one.cells) * (5 + 4 * 2)
+    assert most == len(one.searches) * (5 + 4 * 2)
     left = [most]
     while (asked := one.next()) is not None:
         assert one.num_left <= left[-1]  # it runs now: still to come
@@ -109,23 +109,27 @@ def test_with_results_in_any_order_nothing_that_was_asked_for_is_lost_or_repeate
     assert [one for one, _ in ended[: len(killed)]] == [one for one, _ in killed]
     assert all(found for _, found in ended)
     assert len({one.trial_id for one, _ in ended}) == len(ended)
-    for cell in last.cells.values():
+    for cell in last.searches.values():
         assert 4 < cell.spent <= 5
         told = [Point(**trial.params) for trial in cell.study.trials]
-        assert told == [one.point for one, _ in ended if one.key == cell.cell.key and one.run == 0]
+        assert told == [
+            one.point for one, _ in ended if one.key == cell.combination.key and one.run == 0
+        ]
 
 
 def test_what_was_asked_for_is_left_out_where_there_is_no_room_or_use_for_it():
     killed = drive(search(), [], workers=3, most=9)
     sampled = [one for one, found in killed if found is None and one.role == Role.SAMPLED]
     for other in (search(budget=0.04), of(sweep(tune={"learning_rate": [0.5, 0.9]}))):
-        other.go_on(killed)
+        other.resume(killed)
         running = {
-            (a.cell.key, a.point) for one in other.cells.values() for a in one.running.values()
+            (a.combination.key, a.point)
+            for one in other.searches.values()
+            for a in one.running.values()
         }
         assert sampled
         assert not running & {(one.key, one.point) for one in sampled}
-        for cell in other.cells.values():
+        for cell in other.searches.values():
             assert {trial.state.name for trial in cell.study.trials} <= {"COMPLETE"}
 
 
@@ -133,19 +137,19 @@ def test_a_larger_budget_extends_a_finished_search():
     first = search()
     before = run_through(first)
     larger = search(budget=0.4)
-    larger.go_on(before)
+    larger.resume(before)
     assert not larger.done
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {
         asked.spec.trial_id for asked, _ in after
     }
-    assert all(9 < cell.spent <= 10 for cell in larger.cells.values())
+    assert all(9 < cell.spent <= 10 for cell in larger.searches.values())
 
 
 def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
     first, second = search(), search(seed=1, budget=0.4)
     before = run_through(first)
-    second.go_on(before)
+    second.resume(before)
     ids = {asked.spec.trial_id for asked, _ in before}
     assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
     again, other = run_through(search()), run_through(search(seed=1))
@@ -178,9 +182,11 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
             "further trainings of every finalist failed",
         ),
         (
-            lambda asked: None if asked.run and asked.point == asked.cell.own else FOUND,
+            lambda asked: (
+                None if asked.run and asked.point == asked.combination.sweep_point else FOUND
+            ),
             None,
-            "the sweep's own recipe failed, so there is no gain",
+            "the sweep's own recipe failed, so its gain is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],
@@ -210,24 +216,24 @@ def test_a_space_without_new_points_ends_the_search():
     assert one.done
     # Told once each, however often the sampler came to it; and over at the next start, before it is
     # asked.
-    for cell in one.cells.values():
+    for cell in one.searches.values():
         points = [Point(**trial.params) for trial in cell.study.trials]
         assert len(points) == len(set(points))
         assert cell.exhausted
     again = of(sweep(tune=said))
-    again.go_on(ran)
+    again.resume(ran)
     assert again.done
-    told = [[len(cell.study.trials) for cell in each.cells.values()] for each in (one, again)]
+    told = [[len(cell.study.trials) for cell in each.searches.values()] for each in (one, again)]
     assert told[0] == told[1]
 
 
 def test_a_recipe_outside_the_space_is_compared_and_not_told():
     one = of(sweep(tune={"learning_rate": [1e-2, 1e-1]}))
     run_through(one)
-    for cell, outcome in zip(one.cells.values(), outcomes(one), strict=True):
+    for cell, outcome in zip(one.searches.values(), outcomes(one), strict=True):
         assert outcome.own is not None
-        assert outcome.own.point == cell.cell.own
-        assert not cell.cell.contains(cell.cell.own)
+        assert outcome.own.point == cell.combination.sweep_point
+        assert not cell.combination.contains(cell.combination.sweep_point)
         assert len(cell.study.trials) == outcome.num_trials - 1
 
 
@@ -247,7 +253,7 @@ def test_every_run_of_a_finalist_is_judged_on_another_split_and_the_search_on_th
     """A choice by one split would be a choice for it; ids of the search's own trials stay what they
     were."""
     cell = cells()[0]
-    trials = [cell.trial(cell.own, run) for run in range(4)]
+    trials = [cell.trial(cell.sweep_point, run) for run in range(4)]
     assert [trial.validation.split for trial in trials] == [0, 1, 2, 3]
     assert [trial.network.seed for trial in trials] == [0, 1, 2, 3]
     plan = plan_sweep(sweep())
@@ -262,17 +268,17 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     plan = plan_sweep(
         sweep(models=["small_mlp"], datasets=[{"name": "digits", "class_pairs": [[0, 1], [0, 2]]}])
     )
-    (cell,) = tuning_cells(plan)
+    (cell,) = combinations_to_tune(plan)
     num_train = dict(zip((subset.subset_id for subset in cell.subsets), (40, 17), strict=True))
-    (held,) = tuning_cells(plan, num_train)
+    (held,) = combinations_to_tune(plan, num_train)
     assert held.space.batch_size == (8, 16) != cell.space.batch_size
     assert held.space.learning_rate == cell.space.learning_rate
-    assert held.trial(held.own) == cell.trial(cell.own)
+    assert held.trial(held.sweep_point) == cell.trial(cell.sweep_point)
     with pytest.raises(ConfigError, match="8 for 5 images"):
-        tuning_cells(plan, dict.fromkeys(num_train, 5))
+        combinations_to_tune(plan, dict.fromkeys(num_train, 5))
     named = replace(plan, sweep=sweep(models=["small_mlp"], tune={"batch_size": [8, 32]}))
     with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
-        tuning_cells(named, num_train)
+        combinations_to_tune(named, num_train)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +289,7 @@ def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, 
     """A run that is no seed would end every start; epochs below none, a budget that is never
     spent."""
     cell, store = cells()[0], ResultStore(str(tmp_path))
-    trial = cell.trial(cell.own)
+    trial = cell.trial(cell.sweep_point)
     about = {
         "trial_id": trial.trial_id,
         "sweep": "smoke",
@@ -315,8 +321,8 @@ def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, 
 GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
 
 
-def made(sampler="tpe") -> CellStudy:
-    return CellStudy(cells()[0], sampler)
+def made(sampler="tpe") -> CombinationStudy:
+    return CombinationStudy(cells()[0], sampler)
 
 
 def complete(point: Point) -> list[float]:

@@ -130,7 +130,11 @@ def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
 )
 def test_features_are_those_of_torchvisions_extractor(architecture, node):
     model, images = built(architecture).eval(), pixels_of(5, seed=2).float()
-    extractor = create_feature_extractor(model.network, {node: "features"})
+    nodes = {node: "features"}
+    # Separately, because VGGs pool before their ReLUs in training.
+    extractor = create_feature_extractor(
+        model.network, train_return_nodes=nodes, eval_return_nodes=nodes
+    )
     pixels = images.to(memory_format=torch.channels_last)
     # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are
     # compared.

@@ -79,9 +79,6 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: limits.append("emptied"))
-    monkeypatch.setattr(
-        torch.accelerator, "empty_host_cache", lambda: limits.append("unpinned"), raising=False
-    )
     about = SimpleNamespace(total_memory=24 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     monkeypatch.setattr(torch._utils, "_get_current_device_index", lambda: 0)
@@ -96,7 +93,7 @@ def test_a_share_of_a_gpu_is_a_limit_for_the_trial_and_gone_after_it(gpu, device
         assert peak_bytes(torch.device(device)) == 7 * (index + 1)
     with pytest.raises(ZeroDivisionError, match="division"), trial_memory(torch.device(device), 2):
         _ = 1 / 0
-    given_back = ["emptied", "unpinned", "cuBLAS", (1.0, index)]
+    given_back = ["emptied", "cuBLAS", (1.0, index)]
     assert gpu == [(limit, index), *given_back, (1.0, index), *given_back]
 
 

@@ -3,7 +3,10 @@ import torch
 from torch import nn
 
 from search_spaces.errors import ConfigError
+from tasks.trials.isolation import deterministic
 from tasks.trials.models import num_parameters
+from tasks.trials.networks import PoolsFirst
+from tasks.trials.training import autocast
 from tests.unit.tasks.trials.conftest import built, equal
 
 
@@ -101,3 +104,24 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
         assert torch.equal(ours.grad, theirs.grad), name
     assert equal(mine.state_dict(), plain.state_dict())
     assert torch.equal(mine.eval()(images), nn.Sequential.forward(plain.eval(), images))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "vgg11_bn"), ("timm", "vgg11")])
+def test_a_vgg_trains_as_its_library_s_to_the_last_bit(library, name, precision):
+    """Its convolutions' part, which pools a quarter of the values before each ReLU."""
+    mine, theirs = (built(name, library).network.features.train() for _ in range(2))
+    theirs.__class__ = nn.Sequential
+    assert type(mine) is PoolsFirst
+    images = torch.randint(0, 3, (2, 1, 32, 32)).float().to(memory_format=torch.channels_last)
+    images[0] = 0  # ties, and nothing above zero
+    gradients = []
+    for features in (mine, theirs):
+        pixels = images.clone().requires_grad_()
+        with deterministic(), autocast(precision, torch.device("cpu")):
+            output = features(pixels)
+            output.float().square().sum().backward()
+        gradients.append([output, pixels.grad, *(one.grad for one in features.parameters())])
+    assert all(map(torch.equal, *gradients))
+    assert torch.equal(mine.eval()(images), theirs.eval()(images))
+    assert list(mine.state_dict()) == list(theirs.state_dict())

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.trials.representations import extract_features
+from tasks.trials.representations import Features, extract_features
 from tests.unit.tasks.trials.conftest import built, equal, pixels_of, weights
 
 
@@ -72,3 +72,26 @@ def test_features_are_read_in_evaluation_mode_and_change_nothing():
     assert np.array_equal(first, extract_features(model, images))
     assert equal(before, model.state_dict())
     assert not model.network[-1]._forward_pre_hooks
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_features_of_a_gpu_need_no_pinned_memory(monkeypatch):
+    """WSL gives no gigabyte of it: "CUDA error: out of memory" until nothing is pinned."""
+    empty = torch.empty
+
+    def in_wsl(*shape, pin_memory=False, **options):
+        if pin_memory:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", in_wsl)
+    features = Features(4)
+    for first in (0, 2):
+        batch = torch.arange(6.0).reshape(2, 3) + 6 * first / 2
+        features.add(batch.as_subclass(OnGpu))
+    assert features.array.tolist() == torch.arange(12.0).reshape(4, 3).tolist()

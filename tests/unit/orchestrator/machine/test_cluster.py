@@ -22,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from orchestrator.machine import cluster as cluster_module
-from orchestrator.machine import ending
+from orchestrator.machine import processes
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
@@ -403,13 +403,13 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     program, lost = tmp_path / victim, threading.Event()
     shutil.copy(shutil.which("sleep"), program)
     monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("orchestrator.machine.ending.end_main_thread", lambda *_: lost.set())
+    monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
     others, seen = (
         threading.enumerate(),
-        ending.stopped_child,
+        processes.stopped_child,
     )  # a cluster of this process has a watch too
     own = lambda: (0, "") if threading.current_thread() in others else seen()  # noqa: E731
-    monkeypatch.setattr("orchestrator.machine.ending.stopped_child", own)
+    monkeypatch.setattr("orchestrator.machine.processes.stopped_child", own)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
         victim
     ]

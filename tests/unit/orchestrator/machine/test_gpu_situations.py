@@ -16,7 +16,8 @@ import torch
 
 from orchestrator.machine import gpus
 from orchestrator.machine.cluster import Resources, RunOptions
-from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import Gpu, NodeGpus, gpu_models_here
 from orchestrator.planning.costs.gpu_checks import packing_pays
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
 from orchestrator.planning.costs.memory import peak_bytes
@@ -27,10 +28,13 @@ from orchestrator.planning.runtimes import (
     HANG_FACTOR,
     MIN_LIMIT_S,
     UNTIMED_FACTOR,
+    MeasuredTrial,
     RuntimeModel,
+    corrections_for,
     time_limit,
 )
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running import trial_device
 from orchestrator.running.failures import (
     RETRIES,
     DeviceError,
@@ -47,7 +51,7 @@ from search_spaces.sweeps import ResourceSpec
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
-from tests.unit.orchestrator.running.test_devices import nvidia_smi
+from tests.unit.orchestrator.machine.test_devices import nvidia_smi
 
 GIB = 2**30
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
@@ -91,10 +95,7 @@ class Situation:
 NO_BFLOAT16 = (
     "left, but not on {}: recipe paper computes in bfloat16, which it lacks. Use --set recipe.prec"
 )
-ON_T4 = (
-    r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside "
-    r"others hide"
-)
+ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU"
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {}, how long they take is unknown until isweep gpu-check has measured it"
 ON_MIG = UNKNOWN.format(MIG.name)
@@ -200,9 +201,13 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
         (node(MIG, visible="0"), 1.0, "cut into slices"),
-        (node(replace(A100, held_bytes=9 * GIB)), 1.0, r"GPU-a100: others hold 9.0 of 79.3 GiB"),
         (
-            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=GIB), visible="MIG-1,MIG-2"),
+            node(replace(A100, held_bytes=75 * GIB)),
+            1.0,
+            r"GPU-a100: others hold 75.0 of 79.3 GiB, and the largest trial needs up to 6\.\d GiB",
+        ),
+        (
+            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=4 * GIB), visible="MIG-1,MIG-2"),
             1.0,
             "MIG-2: others hold",
         ),
@@ -219,19 +224,43 @@ def test_what_stands_in_the_way_is_refused_with_the_hint(plan, there, share, wor
         refuse([there], plan.trials, share=share, alone=True)
 
 
-def test_what_is_allowed():
-    for there, share, alone in (
+@pytest.mark.parametrize(
+    ("there", "share", "alone"),
+    [
         (node(replace(A100, compute_mode="Exclusive_Process")), 1.0, True),
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
-        (
-            node(replace(A100, held_bytes=9 * GIB)),
-            1.0,
-            False,
-        ),  # other trials of ours, on a shared cluster
-        (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
+        # Other trials of ours, on a shared cluster.
+        (node(replace(A100, held_bytes=75 * GIB)), 1.0, False),
+        (node(replace(A100, held_bytes=70 * GIB)), 1.0, True),
+        # A desk: two 4K screens, a browser and Windows.
+        (node(replace(RTX4090, held_bytes=4 * GIB)), 1.0, True),
         (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
-    ):
-        refuse([there], (), share=share, alone=alone)
+    ],
+)
+def test_what_has_room_for_the_largest_trial_is_allowed(plan, there, share, alone):
+    refuse([there], plan.trials, share=share, alone=alone)
+
+
+def test_on_a_gpu_too_small_for_the_largest_trial_only_a_tenth_is_left_to_others(plan):
+    """Plain steps and smaller batches may fit; others are not to blame for what they hold not."""
+    small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
+    refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
+    with pytest.raises(SetupError, match=r"others hold 1\.0 of 5\.0 GiB"):
+        refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
+
+
+GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
+
+
+@pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
+def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
+    with pytest.raises(SetupError, match="or hide it: CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"):
+        refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
+
+
+def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
+    with pytest.raises(SweepError, match=r"or hide it: CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
+        refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 
 @pytest.mark.parametrize("where", SITUATIONS)
@@ -460,7 +489,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
         == "CUDA out of memory."
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    assert gpus.held_by_others() == ""
+    assert trial_device.held_by_others() == ""
     monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
     with pytest.raises(
         DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
@@ -516,6 +545,14 @@ def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatc
         "real": NodeGpus("real", (A100,)),
     }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
-    monkeypatch.setattr("orchestrator.machine.gpus.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
     assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
+
+
+def test_what_finished_trials_took_on_a_slice_corrects_the_others_there(trials):
+    trial, model = trials["vgg16"], MIG.model()
+    seconds = 3 * need_of(trial, model, given=1.0).seconds
+    measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
+    assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
+    assert corrections_for(ADA.model(), [measured]).seconds == {}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.machine.ending import private_folder, remove_leftovers
+from orchestrator.machine.ray_folders import private_folder, remove_leftovers
 
 HOLD = """
 import sys, time
-from orchestrator.machine.ending import private_folder
+from orchestrator.machine.ray_folders import private_folder
 with private_folder() as folder:
     print(folder, flush=True)
     time.sleep(3600)

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from orchestrator.machine import doctor
-from orchestrator.machine.doctor import look_at_nodes
+from orchestrator.machine.doctor import NodeAnswer, check_nodes
 from orchestrator.machine.gpus import Gpu, NodeGpus
 from tests.object_store import object_store
 
@@ -24,7 +24,7 @@ NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}
 
 
 def problems(**changes: Any) -> list[str]:
-    found = doctor._checked({**SOUND, **changes}, NODE)
+    found = doctor.checked_node(NodeAnswer(**{**SOUND, **changes}), NODE)
     assert found["ok"] == (not found["fix"])
     return [] if found["ok"] else [f"{found['detail']}; {found['fix']}"]
 
@@ -50,17 +50,17 @@ def problems(**changes: Any) -> list[str]:
         ),
     ],
 )
-def test_each_fault_is_said_with_its_hint(changes, said):
+def test_each_fault_is_said_with_its_way_out(changes, said):
     (problem,) = problems(**changes)
     assert said in problem
 
 
 def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
-    assert doctor._room(tmp_path) > 0
+    assert doctor.writable_bytes(tmp_path) > 0
     monkeypatch.setattr(
         doctor.os, "access", lambda *_: False
     )  # as on a read-only disk, also for root
-    assert doctor._room(tmp_path) == 0
+    assert doctor.writable_bytes(tmp_path) == 0
 
 
 def test_a_sound_node_has_no_problem_and_logical_gpus_are_none():
@@ -69,7 +69,7 @@ def test_a_sound_node_has_no_problem_and_logical_gpus_are_none():
 
 @pytest.mark.ray
 def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
-    (found,) = look_at_nodes()
+    (found,) = check_nodes()
     node = found["node"]
     assert (node["head"], node["versions"]) == (True, HERE)
     assert node["num_cpus"] == ray.cluster_resources()["CPU"]
@@ -79,20 +79,20 @@ def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
         raise ModuleNotFoundError("No module named 'orchestrator'")
 
     monkeypatch.setattr(doctor, "look_here", look_there)
-    (found,) = look_at_nodes()
+    (found,) = check_nodes()
     assert (
         found["detail"]
         == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
     )
     assert found["fix"].startswith("install the same everywhere")
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
-    (found,) = look_at_nodes()
+    (found,) = check_nodes()
     assert found["detail"] == "gives no answer within 0 s"
     assert found["fix"].startswith("ask again")
 
 
 def store_check(url):
-    return doctor._found("result store", lambda: doctor._result_store(str(url)))
+    return doctor._checked("result store", lambda: doctor._result_store(str(url)))
 
 
 @pytest.mark.parametrize("name", [".", "not/made/yet"])
@@ -143,31 +143,31 @@ def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
         monkeypatch.delenv(name, raising=False)
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    found = doctor._found("ray access", lambda: doctor._ray_access(address))
+    found = doctor._checked("ray access", lambda: doctor._ray_access(address))
     assert (found["ok"], found["detail"]) == (ok, told)
     assert bool(found["fix"]) != ok
 
 
 def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them(monkeypatch):
     monkeypatch.setattr(doctor, "gpus_here", list)
-    assert doctor._gpus(None)[1] == "none: trials run on CPUs"
-    assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
+    assert doctor._gpus(None).detail == "none: trials run on CPUs"
+    assert doctor._gpus("10.0.0.1:6379").detail == "none on this machine"
     here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
     monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
     monkeypatch.setattr(doctor, "describe", lambda visible: here)
-    ok, found, hint = doctor._gpus(None)
-    assert not ok
+    outcome = doctor._gpus(None)
+    assert not outcome.ok
     assert (
         "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54"
-        in found
+        in outcome.detail
     )
-    assert "needs a driver of branch 580 or later" in hint
+    assert "needs a driver of branch 580 or later" in outcome.fix
 
 
 def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
     (tmp_path / "session_1").mkdir()
     (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
-    found = doctor._found("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
+    found = doctor._checked("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
     assert not found["ok"]
     assert "The root must outlive the cluster" in found["detail"]
     assert found["fix"].startswith("name another with --root, absolute")

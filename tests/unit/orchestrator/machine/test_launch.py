@@ -1,4 +1,4 @@
-"""Each wrong field of a launch file is told with its place and the hint."""
+"""Each wrong field of a launch file is told with its place and the way out."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.machine.doctor import check_launch_file
+from orchestrator.machine.launch_file import check_launch_file
 from orchestrator.results.provenance import provenance
 from tests import damage
 
@@ -67,7 +67,7 @@ def filled_in(name: str) -> dict[str, Any]:
 def told(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return [f"{one.where}: {one.what}; {one.hint}" for one in check_launch_file(path)]
+    return [f"{one.place}: {one.problem}; {one.hint}" for one in check_launch_file(path)]
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, OWN])
@@ -86,11 +86,13 @@ def test_a_file_that_is_filled_in_is_good(checkout, name):
 )
 def test_every_place_marked_change_is_named(name, places):
     found = [
-        one for one in check_launch_file(REPOSITORY / name) if "still to be filled in" in one.what
+        one
+        for one in check_launch_file(REPOSITORY / name)
+        if "still to be filled in" in one.problem
     ]
     for place in places:
-        assert any(one.where.endswith(place) for one in found), (place, found)
-    assert all("CHANGE" in one.what or "example.org" in one.what for one in found)
+        assert any(one.place.endswith(place) for one in found), (place, found)
+    assert all("CHANGE" in one.problem or "example.org" in one.problem for one in found)
 
 
 def changed(config: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -234,7 +236,9 @@ WRONG = {
     ("name", "place", "value", "message"),
     [(name, *row) for name, rows in WRONG.items() for row in rows],
 )
-def test_a_wrong_field_is_told_with_its_place_and_the_hint(checkout, name, place, value, message):
+def test_a_wrong_field_is_told_with_its_place_and_the_way_out(
+    checkout, name, place, value, message
+):
     pytest.importorskip("boto3") if name == AWS else None
     found = told(checkout, changed(filled_in(name), place, value))
     assert any(message in one for one in found), found
@@ -332,7 +336,7 @@ def test_what_is_no_launch_file(tmp_path, text, message):
     if callable(text):
         text(path)
     (found,) = check_launch_file(path)
-    assert message in found.what
+    assert message in found.problem
     assert found.hint
 
 

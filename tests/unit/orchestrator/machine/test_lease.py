@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from orchestrator.machine import locks
-from orchestrator.machine.locks import FILE, Lease
+from orchestrator.machine.locks import LEASE_FILE, Lease
 from orchestrator.results.storage import Bucket
 from search_spaces.errors import SetupError
 from tests.object_store import BUCKET, object_store
@@ -31,7 +31,7 @@ def client(bucket):
 
 
 def key(url):
-    return f"{url.removeprefix(f's3://{BUCKET}/')}/{FILE}"
+    return f"{url.removeprefix(f's3://{BUCKET}/')}/{LEASE_FILE}"
 
 
 def leases(bucket, url):

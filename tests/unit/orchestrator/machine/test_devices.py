@@ -7,19 +7,27 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from subprocess import Popen
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from orchestrator.machine import doctor, ending, gpus
+from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
 from orchestrator.machine.cluster import this_machine, trial_resources
+from orchestrator.machine.gpus import GpuInUse
+from orchestrator.machine.processes import ProgramOutput
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running import trial_device
 from orchestrator.running.failures import classify, gpu_named
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation
+
+NETWORK = plan_sweep(load_sweep("demo")).trials[0].network
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
@@ -29,8 +37,9 @@ def options(share, fast="auto", *, own=False, precision="float32"):
         "fast": fast,
         "own_network": own,
         "precision": precision,
+        "network": NETWORK.model_dump_json(),
     }
-    return gpus.trial_options(cell)[0]
+    return trial_device.trial_options(cell)[0]
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
@@ -127,21 +136,66 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked = []
     monkeypatch.setattr(
-        gpus, "graphs_off", lambda: asked.append("test") or ("" if pays else "they are slower")
+        trial_device,
+        "check_numbers",
+        lambda network: asked.append("test") or ("" if pays else "they are slower"),
     )
-    monkeypatch.setattr(gpus, "check_computes", lambda: asked.append("begins"))
+    monkeypatch.setattr(trial_device, "check_computes", lambda: asked.append("begins"))
     found = options(0.5, fast, own=own)
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
-    assert asked == (["test"] if fast == "auto" else []) + ["begins"]
+    assert asked == ["test", "begins"]
+
+
+@pytest.fixture
+def verdict(without_cuda, monkeypatch):
+    """The verdict on the GPU of a process that torch reaches."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("RTX 4090", "GPU-3f"))
+    monkeypatch.setattr(trial_device, "check_computes", lambda: None)
+    fields = {"wrong": "", "plain_because": "", "is_final": True, "tested_at": 0.0}
+
+    def kept(uuid, case):
+        return self_test_verdict.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
+
+    monkeypatch.setattr(self_test_verdict, "verdict_of", kept)
+    return fields
+
+
+@pytest.mark.parametrize("fast", ["auto", "on", "off"])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(verdict, fast, own):
+    verdict["wrong"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
+    with pytest.raises(SetupError, match=r"GPU-3f of node .*: RTX 4090 computes wrongly") as caught:
+        options(1.0, fast, own=own)
+    text = str(caught.value)
+    assert verdict["wrong"] in text
+    assert text.endswith("to test it again delete /cache/verdict.json.")
+    failure = classify(caught.value)
+    # So it is quarantined and the trial goes elsewhere, as from a GPU that does not answer.
+    assert failure.message.startswith(trial_device.NO_GPU)
+    assert gpu_named(failure.message) == f"GPU-3f of node {socket.gethostname()}"
+
+
+def test_plain_steps_are_explained_in_one_line(verdict, caplog):
+    verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
+    assert options(1.0)["graphs"] is False
+    assert (
+        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
+        "taken: vgg13: a weight differs by 1.0e-03"
+    ) in caplog.text
 
 
 def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
     """Of the one it is the GPU that must be mended, and where there is no other the sweep ends."""
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("A100", "GPU-1"))
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("A100", "GPU-1"))
     said = "CUDA error: uncorrectable ECC error encountered"
     for text, error, words in (
-        (said, SetupError, f"^{gpus.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it"),
+        (
+            said,
+            SetupError,
+            f"^{trial_device.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it",
+        ),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
     ):
 
@@ -150,26 +204,17 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
 
         monkeypatch.setattr(torch, "ones", breaks)
         with pytest.raises(error, match=words):
-            gpus.check_computes()
+            trial_device.check_computes()
 
 
 def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for error, has_run in product(
-        (SetupError(gpus.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+        (SetupError(trial_device.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
     ):
         TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
-    assert pauses == [gpus.REST_S]
-
-
-def test_a_command_that_is_absent_or_fails_says_nothing():
-    assert ending.answer_of("no-such-command-anywhere") == ("", "it is not there")
-    assert ending.answer_of("false") == ("", "exit code 1")
-    assert ending.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
-    assert ending.answer_of("echo", "570.1") == ("570.1", "")
-    for _ in range(2):  # one that is slow may answer another time
-        assert ending.answer_of("sleep", "999", timeout=0.1) == ("", "no answer in 0.1 s")
+    assert pauses == [trial_device.REST_S]
 
 
 @pytest.fixture
@@ -178,13 +223,13 @@ def unkillable(tmp_path, monkeypatch, a_device):
     became."""
     nvidia_smi(tmp_path, monkeypatch)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 999\n")
-    started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
+    started, kill, start = list[Popen[str]](), Popen.kill, processes.run_program
     monkeypatch.setattr(Popen, "kill", lambda process: started.append(process))
-    monkeypatch.setattr(ending, "KILLED_WITHIN_S", 0.1)
-    monkeypatch.setattr(ending, "STUCK", stuck := set())
-    monkeypatch.setattr(gpus, "STUCK", stuck)
+    monkeypatch.setattr(processes, "KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(processes, "STUCK_PROGRAMS", stuck := set())
+    monkeypatch.setattr(gpus, "STUCK_PROGRAMS", stuck)
     monkeypatch.setattr(
-        gpus, "answer_of", lambda *command, **more: start(*command, **more | {"timeout": 0.1})
+        gpus, "run_program", lambda *command, **more: start(*command, **more | {"timeout_s": 0.1})
     )
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # torch hangs as well
     yield started
@@ -211,10 +256,10 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
 ):
     nvidia_smi(tmp_path, monkeypatch)
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 999\n")
-    monkeypatch.setattr(ending, "STUCK", stuck := set())
-    monkeypatch.setattr(gpus, "STUCK", stuck)
-    monkeypatch.setattr(gpus, "LATE_S", 0.1)
-    start, communicate = ending.answer_of, Popen.communicate
+    monkeypatch.setattr(processes, "STUCK_PROGRAMS", stuck := set())
+    monkeypatch.setattr(gpus, "STUCK_PROGRAMS", stuck)
+    monkeypatch.setattr(gpus, "WARN_AFTER_S", 0.1)
+    start, communicate = processes.run_program, Popen.communicate
 
     def once_started(process, **limit):
         while not (tmp_path / "asked").exists():
@@ -223,7 +268,7 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
 
     monkeypatch.setattr(Popen, "communicate", once_started)
     monkeypatch.setattr(
-        gpus, "answer_of", lambda *command, **more: start(*command, **{"timeout": 0.5} | more)
+        gpus, "run_program", lambda *command, **more: start(*command, **{"timeout_s": 0.5} | more)
     )
     with pytest.raises(SetupError, match=r"nvidia-smi: it does not answer; driver 580\.95"):
         gpus.check_driver()  # asks torch too, in a process of its own
@@ -308,11 +353,12 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{said}; {hint}"):
-        gpus.check_gpu("float32")
+        trial_device.check_gpu("float32")
     node = gpus.NodeGpus(
-        "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu()
+        "a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.why_no_gpu()
     )
-    ((what, how),) = gpus.gpu_problems(node)
+    (problem,) = gpu_problems.gpu_problems(node)
+    what, how = problem.text, problem.hint
     assert what.endswith(
         "reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). "
         f"{said}"
@@ -353,7 +399,8 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     reached = gpus.Gpu(**found["gpus"][0])
     assert (reached.capability, reached.processors, reached.has_kernels) == (9.0, 132, True)
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
-    ((what, how),) = gpus.gpu_problems(node)
+    (problem,) = gpu_problems.gpu_problems(node)
+    what, how = problem.text, problem.hint
     assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what
     assert how == "run, or start Ray there, with CUDA_VISIBLE_DEVICES=GPU-1"
 
@@ -380,95 +427,6 @@ def test_a_gpu_that_fails_as_torch_begins_is_told_in_its_words(monkeypatch, caps
 )
 def test_whether_torch_has_kernels_for_a_gpu(capability, built_for, has):
     assert gpus._has_kernels(capability, built_for) is has
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """The verdicts of the self-tests that ran; what the next one finds is in ``verdict``."""
-    found = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpus, "_tested", lambda: found.append(1) or dict(verdict))
-    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
-    verdict = {"graphs": True, "finished": True, "reason": ""}
-    return found, verdict
-
-
-def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version_and_an_unfinished_one_for_a_day(
-    runs, monkeypatch
-):
-    found, verdict = runs
-    for gpu, driver, number in (
-        *[("GPU-1", "580.65", 1)] * 2,
-        ("GPU-2", "580.65", 2),
-        ("GPU-1", "590.1", 3),
-    ):
-        monkeypatch.setattr(gpus, "driver_version", lambda driver=driver: driver)
-        assert gpus.self_test(gpu)["graphs"]
-        assert len(found) == number
-    verdict |= {"graphs": False, "finished": False}
-    now = time.time()
-    for later, number in ((0, 4), (3600, 4), (90_000, 5)):
-        monkeypatch.setattr(time, "time", lambda later=later: now + later)
-        assert not gpus.self_test("GPU-3")["graphs"]
-        assert len(found) == number
-
-
-@pytest.mark.parametrize("broken", ["home", "cache", "record"])
-def test_a_verdict_that_cannot_be_kept_costs_a_test_and_no_trial(
-    runs, tmp_path, monkeypatch, broken
-):
-    found, _ = runs
-    if broken == "home":
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", "/proc/nowhere")
-    elif broken == "cache":
-        (tmp_path / "cache").write_text("a file where the folder should be")
-    for number in (1, 2):
-        assert gpus.self_test("GPU-1")["graphs"]
-        for path in (tmp_path / "cache").rglob("*.json") if broken == "record" else ():
-            path.write_text('{"finished": true}')
-        assert len(found) == number
-
-
-def test_a_self_test_that_noise_or_an_error_ended_is_tried_again_and_one_that_dies_takes_nobody_along(
-    monkeypatch,
-):
-    """A full GPU, or one that another process holds alone, says nothing about graphs."""
-    with monkeypatch.context() as patch:
-        for error, slower in product((False, True), (False, True)):
-            verdict = {
-                "graphs": False,
-                "reason": "vgg13: OutOfMemoryError",
-                "error": error,
-                "slower": slower,
-            }
-            said = json.dumps(verdict)
-            patch.setattr(
-                gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", "")
-            )
-            assert gpus._tested()["finished"] is not (error or slower)
-    monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
-    found = gpus._tested()
-    assert found == {
-        "graphs": False,
-        "finished": False,
-        "reason": "the self-test died: exit code 1",
-    }
-
-
-def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
-    gpus.graphs_off.cache_clear()
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("RTX 4090", "GPU-3f"))
-    verdict = {"graphs": False, "reason": "vgg13: a weight differs by 1.0e-03"}
-    monkeypatch.setattr(gpus, "self_test", lambda uuid: verdict)
-    said = gpus.graphs_off()
-    gpus.graphs_off.cache_clear()
-    assert said == (
-        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
-        "taken: "
-        "vgg13: a weight differs by 1.0e-03"
-    )
-    assert said in caplog.text
 
 
 def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
@@ -531,13 +489,13 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
         name = f"NVIDIA A100-SXM4-80GB MIG {profile}"
         torch_reaches(name, total_memory=int(gib * 2**30), major=8, multi_processor_count=number)
         gpus.print_gpus()
-        return capsys.readouterr().out, ""
+        return ProgramOutput(capsys.readouterr().out)
 
     monkeypatch.setattr(gpus, "ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map)))
     with monkeypatch.context() as patch:
         patch.setattr(gpus, "nvidia_smi", lambda fields: [])
         patch.setattr(gpus, "driver_version", lambda: "580.65")
-        patch.setattr(gpus, "answer_of", answers)
+        patch.setattr(gpus, "run_program", answers)
         shown = replace(gpus.describe("MIG-1,MIG-2"), node="a", offered=2.0)
     assert [
         (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in shown.gpus
@@ -545,9 +503,13 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
         ("MIG-1", 39, 0, 42),
         ("MIG-2", 9.5, 3, 14),
     ]
-    ((what, _),) = gpus.gpu_problems(shown, alone=True)
-    assert what == "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB"
-    assert gpus.slices() == ["MIG-1", "MIG-2"]
+    (problem,) = gpu_problems.gpu_problems(shown, needed=8 * 2**30)
+    what = problem.text
+    assert what == (
+        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB, and the "
+        "largest trial needs up to 8.0 GiB"
+    )
+    assert gpus.slice_uuids() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(gpus, "describe", lambda visible: shown)
     model, number = gpus.gpu_models_here(())
     assert (model.name, model.memory_gib, model.timed) == (
@@ -597,7 +559,7 @@ def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, mon
     with pytest.raises(SetupError, match="driver must answer"):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
-    problem = doctor._found("gpus", lambda: doctor._gpus(None))
+    problem = doctor._checked("gpus", lambda: doctor._gpus(None))
     assert not problem["ok"]
     assert said in problem["detail"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
@@ -615,7 +577,8 @@ def test_gpus_that_torch_reaches_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
 def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus.describe("")
-    (what, hint), *more = gpus.gpu_problems(replace(found, offered=8.0))
+    problem, *more = gpu_problems.gpu_problems(replace(found, offered=8.0))
+    what, hint = problem.text, problem.hint
     assert (what.partition(": ")[2], more) == ("torch cannot be asked of its GPUs: exit code 1", [])
     assert "import torch" in hint
 
@@ -623,15 +586,16 @@ def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
 def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("Tesla T4", "GPU-7"))
-    monkeypatch.setattr(gpus, "check_computes", lambda: None)
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
+    monkeypatch.setattr(trial_device, "check_computes", lambda: None)
+    monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
     assert options(1.0, "off")["device"] == "cuda"
     with pytest.raises(
         SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"
     ) as caught:
         options(1.0, precision="bfloat16")
     failure = classify(caught.value)
-    assert failure.message.startswith(gpus.NO_GPU)
+    assert failure.message.startswith(trial_device.NO_GPU)
     assert gpu_named(failure.message) == f"GPU-7 of node {socket.gethostname()}"
 
 

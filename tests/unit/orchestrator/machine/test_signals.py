@@ -6,25 +6,25 @@ import sys
 
 import pytest
 
-from orchestrator.machine.ending import is_stop
+from orchestrator.machine.signals import is_stop
 
 LOST = """
 import os, signal, sys
-from orchestrator.machine import ending
+from orchestrator.machine import signals
 from orchestrator.running.progress import Progress
 
 class Finalised:
     def __del__(self):
         os.kill(os.getpid(), signal.{name})
 
-ending.stop_on_signals()
+signals.stop_on_signals()
 del_me = Finalised()
 del del_me
 print("the interrupt was lost")
 try:
     Progress().advance("")
 except KeyboardInterrupt:
-    ending.stop_heard()
+    signals.stop_heard()
     Progress().stage("stop")
     sys.exit(130)
 """
@@ -39,7 +39,7 @@ cli.entry()
 """
 TAKEN = """
 import os, signal, sys
-from orchestrator.machine.ending import own_signals, stop_on_signals
+from orchestrator.machine.signals import own_signals, stop_on_signals
 
 stop_on_signals()
 try:
@@ -51,7 +51,7 @@ except KeyboardInterrupt:
 """
 HELD = """
 import os, signal, sys
-from orchestrator.machine.ending import stop_held, stop_on_signals
+from orchestrator.machine.signals import stop_held, stop_on_signals
 
 stop_on_signals()
 try:
@@ -86,7 +86,7 @@ def test_a_stop_is_never_lost(script, name, said):
 
 def test_what_a_shell_has_ignored_stays_ignored():
     asked = (
-        "import signal; from orchestrator.machine.ending import stop_on_signals; "
+        "import signal; from orchestrator.machine.signals import stop_on_signals; "
         "stop_on_signals(); "
     )
     asked += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"

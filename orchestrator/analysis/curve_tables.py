@@ -1,0 +1,343 @@
+"""Read and check a table of results of one dataset, one row per training, for learning curves.
+
+The table is a user's CSV file or a sweep's own. Every cell that is used is checked: a wrong one is
+named by its line and column, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.learning_curves import (
+    LARGEST_TRAIN_SIZE,
+    METRICS,
+    CurvePoint,
+    Metric,
+)
+from orchestrator.analysis.prediction_inputs import separator_of
+from search_spaces.errors import ConfigError, DataError, nearest
+
+METRIC_WORDS: Mapping[Metric, str] = {
+    "loss": "test loss",
+    "error": "error rate",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+}
+SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
+    "loss": ("test_loss", "log_loss", "loss"),
+    "error": ("test_error", "error", "error_rate"),
+    "accuracy": ("test_accuracy", "accuracy"),
+    "auroc": ("auc", "auroc", "test_auc"),
+}
+"""Names under which a table may hold each score, the sweep's own first."""
+COMPLEMENTS: Mapping[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
+"""Scores that add up to 1."""
+LARGEST_DISAGREEMENT = 0.0051
+"""Difference between two columns of one score, or of a score and its complement, that rounding to
+two digits explains."""
+SIZE_COLUMNS = ("train_size", "N", "n")
+TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
+STATUS_COLUMN, SEED_COLUMN, CLASSES_COLUMN = "status", "seed", "num_classes"
+MODEL_COLUMN, PAIR_COLUMN = "model", "class_pair"
+TRAINING_COLUMNS = (MODEL_COLUMN, "recipe", PAIR_COLUMN, SEED_COLUMN)
+"""Columns that, with the train size, tell one training from another."""
+POSITIVES_COLUMN = "num_positives"
+"""Test images of the class that an AUROC tells from the rest."""
+MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
+"""Columns of which one learning curve has one value: others make it another experiment."""
+THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
+"""A number such as 1.000, which is one thousand in half of the world and one in the other half."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTable:
+    """The usable rows of a table of results.
+
+    Attributes:
+        rows: One row per training with the columns of the table, and ``size``, ``score``,
+            ``tested`` (images of the test set), ``positives`` (those of an AUROC's class) and
+            ``classes``; the last three are NaN if unknown.
+        remarks: What was left out, in sentences.
+    """
+
+    rows: pd.DataFrame
+    remarks: tuple[str, ...]
+
+
+def read_curve(path: Path) -> pd.DataFrame:
+    """Read a CSV file of results, with commas, tabs, or a spreadsheet's semicolons and 0,5.
+
+    Returns:
+        The table as text; names of columns are stripped and in lower case.
+
+    Raises:
+        ConfigError: If the file cannot be read as a table.
+    """
+    hint = (
+        "give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
+    )
+    rule = "A learning curve must be a CSV file"
+    if path.is_dir():
+        raise ConfigError(rule, f"{path}: a folder", hint)
+    try:
+        separator = separator_of(path)
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, skipinitialspace=True, encoding="utf-8-sig"
+        )
+    except UnicodeDecodeError:
+        raise ConfigError(rule, f"{path}: not in UTF-8", hint) from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(rule, f"{path}: {reason}", hint) from None
+    names = [name.strip().lower() for name in map(str, table.columns)]
+    if len(set(names)) < len(names):
+        raise ConfigError("A table names each column once", ", ".join(names), "rename one")
+    table = table.set_axis(names, axis=1)
+    return table if separator != ";" else _with_decimal_points(table)
+
+
+def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a spreadsheet's table with 0,5 written as 0.5.
+
+    Raises:
+        DataError: If a cell beside decimal commas reads 1.000, so that its point separates
+            thousands.
+    """
+    has_comma = table.apply(lambda cells: cells.str.fullmatch(r"\s*-?\d+,\d+\s*").fillna(False))
+    if has_comma.to_numpy().any():
+        for column in table:
+            for row, cell in table[column].dropna().items():
+                if THOUSANDS_POINT.fullmatch(cell):
+                    raise _thousands_error(cell, int(str(row)), str(column))
+    return table.mask(has_comma, table.apply(lambda cells: cells.str.replace(",", ".")))
+
+
+def checked_table(
+    table: pd.DataFrame, metric: Metric, num_test_images: int | None = None
+) -> CheckedTable:
+    """Return the usable rows of a table, each with its train size and score as numbers.
+
+    Args:
+        table: Columns of train size and score, optionally status, model, class pair, seed, number
+            of classes and size of the test set.
+        metric: The score that is asked.
+        num_test_images: Images of the test set, in place of what the table says.
+
+    Raises:
+        DataError: If a value is no number or out of range, two scores of a row contradict each
+            other, a training has two results, or rows of unlike trainings are mixed.
+    """
+    if not pd.api.types.is_integer_dtype(table.index):
+        table = table.reset_index(drop=True)  # errors name lines by the index
+    size_column = _column(table, SIZE_COLUMNS, "train size")
+    scores = _scores(table, metric)
+    is_done = pd.Series(True, index=table.index)
+    if STATUS_COLUMN in table:
+        is_done = table[STATUS_COLUMN].fillna("done").eq("done")
+    is_usable = is_done & scores.notna()
+    remarks = []
+    if num_left_out := int((~is_usable).sum()):
+        remarks.append(
+            f"Left out: {num_left_out} of {len(table)} rows, which have no {METRIC_WORDS[metric]}."
+        )
+    if not is_usable.any():
+        rule = f"A learning curve needs trainings with {with_article(metric)}"
+        raise DataError(rule, f"{len(table)} rows, none of them with one", "fill in the scores")
+    rows = table[is_usable].copy()
+    rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
+    if rows["size"].isna().any():
+        line = int(rows.index[rows["size"].isna()][0]) + 2
+        rule = f"Each row with a score has a {size_column}"
+        raise DataError(rule, f"an empty cell in line {line} of the table", "fill it in")
+    rows["score"] = scores[is_usable]
+    rows["tested"] = _test_sizes(rows, num_test_images)
+    rows["classes"] = np.nan
+    if CLASSES_COLUMN in rows:
+        rows["classes"] = _numbers(
+            rows[CLASSES_COLUMN], CLASSES_COLUMN, "2 classes or more", lambda value: value >= 2
+        )
+    if PAIR_COLUMN in rows:
+        rows.loc[rows[PAIR_COLUMN].fillna("").astype(str).ne(""), "classes"] = 2.0
+    rows["positives"] = np.nan
+    if POSITIVES_COLUMN in rows:
+        rows["positives"] = _numbers(
+            rows[POSITIVES_COLUMN], POSITIVES_COLUMN, "1 image or more", lambda value: value >= 1
+        )
+    elif metric == "auroc":
+        # Over several classes an AUROC is a mean of one class against the rest.
+        rows["positives"] = np.floor(rows["tested"] / rows["classes"])
+    for name in MIXED_COLUMNS:
+        if varies(rows, name):
+            values = sorted(map(str, rows[name].unique()))[:5]
+            rule = f"Rows of one learning curve have one {name}"
+            raise DataError(rule, ", ".join(values), f"keep the rows of one {name}")
+    rows, repeated = _without_repeats(rows)
+    return CheckedTable(rows, (*remarks, *repeated))
+
+
+def _test_sizes(rows: pd.DataFrame, num_test_images: int | None) -> pd.Series:
+    if num_test_images is not None:
+        return pd.Series(float(num_test_images), index=rows.index)
+    for name in TEST_SIZE_COLUMNS:
+        if name in rows:
+            return _numbers(rows[name], name, "2 images or more", lambda value: value >= 2)
+    return pd.Series(np.nan, index=rows.index)
+
+
+def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return the rows without copies of a row, and a remark on them.
+
+    Raises:
+        DataError: If the same training, by its seed, has two different scores.
+    """
+    is_copy = rows.duplicated()
+    unique = rows[~is_copy]
+    remarks: tuple[str, ...] = ()
+    if num_copies := int(is_copy.sum()):
+        remarks = (
+            f"{num_copies} rows repeat another one. A repeated row counts once: give each training "
+            f"its seed in a column {SEED_COLUMN} if they are different trainings.",
+        )
+    if SEED_COLUMN in unique and unique[SEED_COLUMN].notna().all():
+        keys = [name for name in TRAINING_COLUMNS if name in unique]
+        has_rival = unique.duplicated(["size", *keys], keep=False)
+        if has_rival.any():
+            first = unique[has_rival].iloc[0]
+            same = unique["size"].eq(first["size"]) & has_rival
+            lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
+            rule = "A training, by its train size, model and seed, has one score"
+            raise DataError(rule, f"several, in lines {lines} of the table", "keep one of them")
+    return unique, remarks
+
+
+def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
+    """Return a score per row, NaN if its cell is empty; errors are 1 − accuracy, and back.
+
+    Raises:
+        DataError: If two columns of a row contradict each other.
+    """
+    complement = COMPLEMENTS.get(metric)
+    columns: dict[str, pd.Series] = {}
+    for name in SCORE_COLUMNS[metric]:
+        if name in table:
+            columns[name] = _checked_scores(table[name], name, metric)
+    if complement is not None:
+        for name in SCORE_COLUMNS[complement]:
+            if name in table:
+                columns[name] = 1 - _checked_scores(table[name], name, complement)
+    if not columns:
+        _column(table, SCORE_COLUMNS[metric], METRIC_WORDS[metric])
+    (first_name, scores), *further = columns.items()
+    for name, repeated in further:
+        is_apart = (scores - repeated).abs() > LARGEST_DISAGREEMENT
+        if is_apart.any():
+            place = int(is_apart.to_numpy().argmax())
+            ours, theirs = table[first_name].iloc[place], table[name].iloc[place]
+            values = f"{first_name} {ours}, {name} {theirs}"
+            line = int(str(table.index[place])) + 2
+            hint = f"correct them, or leave out the column {name}"
+            raise DataError(
+                "The scores of one row agree", f"{values} in line {line} of the table", hint
+            )
+        scores = scores.fillna(repeated)
+    return scores
+
+
+def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
+    if metric == "loss":
+        return _numbers(cells, column, "a finite loss above 0", lambda value: 0 < value < np.inf)
+    rule = "a share from 0 to 1: write 70 % as 0.7"
+    return _numbers(cells, column, rule, lambda value: 0 <= value <= 1)
+
+
+def _numbers(
+    cells: pd.Series, column: str, rule: str, is_allowed: Callable[[float], bool]
+) -> pd.Series:
+    """Return cells as numbers, NaN where they are empty.
+
+    Raises:
+        DataError: If a cell is no number, or not allowed; it names the line of the file.
+    """
+    is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
+    numbers = pd.to_numeric(cells, errors="coerce")
+    counts_images = column in (*SIZE_COLUMNS, *TEST_SIZE_COLUMNS)
+    for row, cell, number, empty in zip(cells.index, cells, numbers, is_empty, strict=True):
+        if empty:
+            continue
+        line = int(row)
+        if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
+            raise _thousands_error(cell, line, column)
+        if pd.isna(number) or not is_allowed(float(number)):
+            place = f"line {line + 2} of the table, column {column}"
+            value = repr(cell) if pd.isna(number) else f"{number:g}"
+            raise DataError(f"Each {column} is {rule}", f"{value} in {place}", "correct it")
+    return numbers.astype(float)
+
+
+def _thousands_error(cell: str, row: int, column: str) -> DataError:
+    """Return the error of a cell whose point may separate thousands."""
+    place = f"{cell.strip()!r} in line {row + 2} of the table, column {column}"
+    plain = cell.strip().replace(".", "")
+    hint = f"write {plain}, or {cell.strip().split('.')[0]} if that is meant"
+    return DataError("A number has no point between thousands", place, hint)
+
+
+def metric_of(table: pd.DataFrame) -> Metric:
+    """Return the first score that a table holds: loss, error, accuracy or AUROC.
+
+    Raises:
+        DataError: If it holds none.
+    """
+    for metric in METRICS:
+        if any(name in table for name in SCORE_COLUMNS[metric]):
+            return metric
+    known = ", ".join(names[0] for names in SCORE_COLUMNS.values())
+    hint = f"name the column of scores {known}"
+    present = ", ".join(map(str, table.columns[:12]))
+    raise DataError("A table of results needs a column of scores", f"columns {present}", hint)
+
+
+def curve_points(rows: pd.DataFrame) -> list[CurvePoint]:
+    """Return a point per row of :class:`CheckedTable`."""
+    points = []
+    columns = ["size", "score", "tested", "positives"]
+    for size, score, tested, positives in rows[columns].to_numpy(dtype=float).tolist():
+        points.append(
+            CurvePoint(
+                train_size=size,
+                score=score,
+                num_test_images=None if np.isnan(tested) else int(tested),
+                num_positives=None if np.isnan(positives) else max(1, int(positives)),
+            )
+        )
+    return points
+
+
+def with_article(metric: Metric) -> str:
+    """Return a score's name with its article, such as "an accuracy"."""
+    return f"{'a' if metric == 'loss' else 'an'} {METRIC_WORDS[metric]}"
+
+
+def varies(rows: pd.DataFrame, name: str) -> bool:
+    """Return whether a table has a column with more than one value."""
+    return name in rows and rows[name].nunique(dropna=False) > 1
+
+
+def _is_size(value: float) -> bool:
+    return 1 <= value < LARGEST_TRAIN_SIZE and value == int(value)
+
+
+def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
+    for name in names:
+        if name in table:
+            return name
+    columns = [str(column) for column in table.columns]
+    hint = f"{nearest(names[0], columns)}call it {names[0]}"
+    present = ", ".join(columns[:12])
+    raise DataError(f"A learning curve needs a column of the {content}", f"columns {present}", hint)

@@ -1,0 +1,520 @@
+"""A mixed model of log loss: the fall of losses with N over the datasets of a sweep.
+
+    log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h + s (log N − centre) + e
+
+Every dataset has a height h and a slope s of its own; log N is centred, so that no unit matters.
+Variances are those of restricted maximum likelihood (Patterson & Thompson 1971). The plain prior
+has log N in place of the three terms of d and K_F. Which of the two is used is decided by how well
+each predicts datasets that were left out, for every number of pilot points on its own.
+
+Shape letters: n points, p fixed effects, G datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from orchestrator.analysis import guessing
+from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.inference import Array, Interval, t_quantile
+from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.prediction_inputs import PilotPoint
+from orchestrator.analysis.table import (
+    ALL,
+    CURVE,
+    D_REFERENCE,
+    INVERSE_D,
+    LOG_LOSS,
+    LOG_SHARPNESS,
+    LOG_TRAIN_SIZE,
+    POOLED,
+    SharpnessScale,
+    plural,
+    select,
+)
+from orchestrator.results.columns import (
+    D_DATA_MLE,
+    DATA_MODE,
+    DATASET,
+    DOMAINS,
+    LABEL_SHARPNESS,
+    MODEL,
+    NUM_CLASSES,
+    TRAIN_SIZE,
+)
+from search_spaces.errors import DataError, unknown_name
+
+EXPONENT, SLOPE = "exponent", "slope"
+"""Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
+HEIGHT_TERMS: Mapping[str, str] = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F"}
+"""Columns that may decide the height of a dataset's losses, and how sentences call them."""
+MIN_DATASETS_FOR_HEIGHT = 5
+"""Datasets from which d_data and K_F may decide the height: each of them costs a dataset."""
+MIN_DATASETS_FOR_INTERVAL = 3
+"""Datasets from which an interval is given: two say nothing of how datasets scatter."""
+LEVEL = 0.90
+"""Share of cases that an interval is meant to hold."""
+MIN_SPARE_POINTS = 3
+"""Points of a sweep beyond the effects of its models and N."""
+MAX_PILOT_POINTS = 6
+"""Pilot points up to which priors are compared; more points are treated as so many."""
+MAX_CURVES = 30
+"""Curves of a dataset on which its prediction is tried: of 45 class pairs every second one."""
+MAX_CONDITION = 1e7
+"""Condition number beyond which the terms of a fit cannot be told apart."""
+LOG_RATIO_RANGE = (-14.0, 9.0)
+"""Logarithms of the ratios of variances that are searched; the lower end stands for 0."""
+RATIO_STEPS, RATIO_ROUNDS = 13, 4
+"""Points per axis of the grid of ratios, and how often it closes in on the best of them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prior:
+    """Expectations of a dataset that a sweep does not hold.
+
+    Attributes:
+        terms: Names of the fixed effects after the mean intercept.
+        values: Fixed effects, ``(1 + num_terms,)``, the mean intercept first.
+        covariance: Their covariance, ``(1 + num_terms, 1 + num_terms)``.
+        residual_variance: Variance of the log loss of one point.
+        height_variance, slope_variance: Variances of a dataset's own height and slope.
+        degrees_of_freedom: Datasets that are left for the variances.
+        stretch: How much further off left-out datasets were than the prior says, by number of pilot
+            points from 0 on.
+        log_scores: Mean log density of the losses of left-out datasets, by number of pilot points;
+            higher is better. Empty if no dataset could be left out.
+    """
+
+    terms: tuple[str, ...]
+    values: Array
+    covariance: Array
+    residual_variance: float
+    height_variance: float
+    slope_variance: float
+    degrees_of_freedom: int
+    stretch: tuple[float, ...] = (1.0,)
+    log_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Growth:
+    """The fall of a sweep's losses with N.
+
+    Attributes:
+        num_datasets: Datasets of the fit.
+        centre: Mean of log N, around which slopes turn.
+        informed: The prior that knows d_data and K_F.
+        plain: The prior that knows neither.
+        scale: The scale on which K_F was measured.
+        ranges: Smallest and largest N, d_data and K_F of the fit, by column.
+        num_classes: Largest number of classes, whose chance level bounds losses.
+        doubts: What to doubt, in sentences without their end.
+    """
+
+    num_datasets: int
+    centre: float
+    informed: Prior
+    plain: Prior
+    scale: SharpnessScale
+    ranges: dict[str, Interval] = field(default_factory=dict)
+    num_classes: float = 2.0
+    doubts: tuple[str, ...] = ()
+
+    def measures_help(self, num_pilot: int) -> bool:
+        """Return whether left-out datasets are predicted better with d_data and K_F.
+
+        Args:
+            num_pilot: Number of pilot points of the dataset that is asked for.
+        """
+        last = min(len(self.informed.log_scores), len(self.plain.log_scores)) - 1
+        if last < 0:
+            return False
+        size = min(num_pilot, last)
+        return self.informed.log_scores[size] > self.plain.log_scores[size]
+
+
+class GrowthCurve:
+    """Log loss against N of one dataset: a prior, moved by the dataset's own pilot.
+
+    Args:
+        growth: The fits of a sweep.
+        d_data: Intrinsic dimension of the dataset.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If one of the two is None,
+            neither enters.
+        pilot: Small trainings on the dataset.
+        informed: Whether d_data and K_F enter; None lets left-out datasets decide.
+    """
+
+    def __init__(
+        self,
+        growth: Growth,
+        d_data: float | None,
+        label_sharpness: float | None,
+        pilot: Sequence[PilotPoint] = (),
+        *,
+        informed: bool | None = None,
+    ) -> None:
+        self.growth = growth
+        self.d_data = d_data
+        self.label_sharpness = label_sharpness
+        self.num_pilot = len(pilot)
+        if informed is None:
+            informed = growth.measures_help(len(pilot))
+        self.is_informed = informed and None not in (d_data, label_sharpness)
+        self.prior = growth.informed if self.is_informed else growth.plain
+        num_effects = len(self.prior.values)
+        self.mean = np.concatenate([self.prior.values, [0.0, 0.0]])
+        self.covariance = np.zeros((num_effects + 2, num_effects + 2))
+        self.covariance[:num_effects, :num_effects] = self.prior.covariance
+        own_variances = [self.prior.height_variance, self.prior.slope_variance]
+        self.covariance[num_effects:, num_effects:] = np.diag(own_variances)
+        if pilot:
+            self._condition_on(pilot)
+
+    def _condition_on(self, pilot: Sequence[PilotPoint]) -> None:
+        """Take over the posterior of a linear Gaussian model, given the pilot."""
+        design = np.array([self.design_row(point.train_size) for point in pilot])
+        log_losses = np.log([point.test_loss for point in pilot])
+        noise = np.eye(len(pilot)) * self.prior.residual_variance
+        spread = design @ self.covariance @ design.T + noise
+        gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
+        self.mean = self.mean + gain @ (log_losses - design @ self.mean)
+        self.covariance = self.covariance - gain @ design @ self.covariance
+
+    def design_row(self, train_size: float) -> Array:
+        """Return the regressors at a train size: effects, then the dataset's height and slope."""
+        log_size = float(np.log(train_size)) - self.growth.centre
+        regressors = {SLOPE: log_size}
+        if self.d_data is not None and self.label_sharpness is not None:
+            regressors[EXPONENT] = -log_size / self.d_data
+            regressors[INVERSE_D] = 1 / self.d_data
+            regressors[LOG_SHARPNESS] = float(np.log(self.label_sharpness))
+        return np.array([1.0, *(regressors[name] for name in self.prior.terms), 1.0, log_size])
+
+    def moments(self, train_size: float) -> tuple[float, float]:
+        """Return mean and variance of the log loss of one training, before any stretch."""
+        row = self.design_row(train_size)
+        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
+        return float(row @ self.mean), max(variance, 0.0)
+
+    def at(self, train_size: float) -> tuple[float, float | None]:
+        """Return log loss and the half width of its interval for one training.
+
+        With fewer than three datasets the half width is None.
+        """
+        log_loss, variance = self.moments(train_size)
+        if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
+            return log_loss, None
+        quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
+        stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
+        return log_loss, float(stretch * quantile * np.sqrt(variance))
+
+    def shorter(self, train_size: float) -> float | None:
+        """Return by which share the interval is shorter than one that ignores the dataset."""
+        ignorant = GrowthCurve(self.growth, self.d_data, self.label_sharpness, informed=False)
+        theirs = ignorant.at(train_size)[1]
+        ours = self.at(train_size)[1]
+        if not theirs or ours is None:
+            return None
+        return 1 - ours / theirs
+
+
+def fit_growth(
+    table: pd.DataFrame,
+    *,
+    model: str = POOLED,
+    domain: str | None = None,
+    arms: Sequence[Arm] = (),
+) -> Growth:
+    """Fit what predictions start from: the losses of a sweep.
+
+    Args:
+        table: Results of a sweep.
+        model: One model of it, or ``pooled`` for all of them together.
+        domain: ``natural`` or ``medical``, where that can be fitted; else all datasets are used,
+            with a doubt.
+        arms: Copies of datasets in experiments, which are left out.
+
+    Raises:
+        ConfigError: If the model or domain is unknown.
+        DataError: If the sweep has too little for a fit.
+    """
+    if domain is not None and domain not in DOMAINS:
+        raise unknown_name("domain", domain, DOMAINS)
+    ready = prepare(table, arms=arms)
+    models = sorted(ready.points[MODEL].unique())
+    if model not in (*models, POOLED):
+        raise unknown_name("fitted model", model, (*models, POOLED))
+    doubts = []
+    if model == POOLED and len(models) > 1:
+        doubts.append("losses are of all models together, which differ")
+    reason = ""
+    for subset in (*([domain] if domain else []), ALL):
+        growth = growth_of(select(ready.points, model, subset), ready.scale)
+        if isinstance(growth, Growth):
+            if subset != ALL and growth.num_datasets < guessing.MIN_CONVINCING_DATASETS:
+                doubts.append(guessing.few_of_domain(subset, growth.num_datasets).rstrip("."))
+            return replace(growth, doubts=(*doubts, *growth.doubts))
+        reason = growth
+        doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
+    hint = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
+    raise DataError("A prediction needs a fit of how losses grow", reason, hint)
+
+
+def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
+    """Return the priors of these points, or why they cannot be fitted.
+
+    Args:
+        points: Points of one model, or of several together.
+        scale: Scale of their K_F; unless it is one, K_F stays out.
+    """
+    measures = [LOG_SHARPNESS, LABEL_SHARPNESS] if scale.comparable else []
+    rows = points.dropna(subset=[LOG_LOSS, D_REFERENCE, *measures])
+    reason = why_no_growth(rows)
+    if reason:
+        return reason
+    # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
+    columns = [LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE, *HEIGHT_TERMS, D_DATA_MLE, LABEL_SHARPNESS]
+    means = rows.groupby([MODEL, DATASET, DATA_MODE, TRAIN_SIZE])[columns].mean().reset_index()
+    num_datasets = means[DATASET].nunique()
+    fitted: Growth | None = None
+    height: list[str] = []
+    for height in _height_choices(num_datasets, scale):
+        fitted = _fit_both(means, height, scale)
+        if fitted is not None:
+            break
+    if fitted is None:
+        return "models and train sizes go only together, so neither can be told apart"
+    datasets = means[DATASET]
+    refits = {
+        str(name): _fit_both(means[datasets != name], height, scale) for name in datasets.unique()
+    }
+    trials = _left_out_trials(rows, refits)
+    growth = replace(
+        fitted,
+        ranges={
+            name: (float(means[name].min()), float(means[name].max()))
+            for name in (TRAIN_SIZE, D_DATA_MLE, *measures[1:])
+        },
+        informed=_scored(fitted.informed, trials[trials["is_informed"]]),
+        plain=_scored(fitted.plain, trials[~trials["is_informed"]]),
+        num_classes=float(rows[NUM_CLASSES].fillna(2.0).max()),
+    )
+    return replace(growth, doubts=_doubts(rows, height, num_datasets))
+
+
+def why_no_growth(rows: pd.DataFrame) -> str:
+    """Return why points with losses and measures allow no fit, or an empty text."""
+    num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
+    if num_datasets < 2:
+        return f"{plural(num_datasets, 'dataset')} with losses and measures, at least 2 needed"
+    num_needed = num_models + 1 + MIN_SPARE_POINTS
+    if len(rows) < num_needed:
+        return f"{len(rows)} points, at least {num_needed} needed"
+    reason = guessing.unvaried(rows)
+    if reason:
+        return reason
+    if rows[TRAIN_SIZE].nunique() < 2:
+        return "only one train size, so nothing is known of how losses fall with N"
+    return ""
+
+
+def _height_choices(num_datasets: int, scale: SharpnessScale) -> list[list[str]]:
+    """Return which measures may decide the height, the most telling choice first.
+
+    What is the same for all datasets, or goes only with the other measure, says nothing of it.
+    """
+    if num_datasets < MIN_DATASETS_FOR_HEIGHT:
+        return [[]]
+    terms = list(HEIGHT_TERMS) if scale.comparable else [INVERSE_D]
+    return [terms, *([name] for name in terms), []]
+
+
+def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tuple[str, ...]:
+    doubts = []
+    ceiling = guessing.flattened(rows)
+    if ceiling:
+        doubts.append(ceiling)
+    missing = [words for name, words in HEIGHT_TERMS.items() if name not in height]
+    if missing:
+        names = " and ".join(missing)
+        doubts.append(f"{names} could not be related to the height of the loss")
+    if num_datasets < MIN_DATASETS_FOR_INTERVAL:
+        doubts.append(f"with {num_datasets} datasets no interval can be given")
+    return tuple(doubts)
+
+
+def _fit_both(means: pd.DataFrame, height: Sequence[str], scale: SharpnessScale) -> Growth | None:
+    """Fit the informed and the plain prior; None where their terms are not identified."""
+    num_datasets, centre = means[DATASET].nunique(), float(means[LOG_TRAIN_SIZE].mean())
+    if num_datasets < 2 or means[TRAIN_SIZE].nunique() < 2:
+        return None
+    informed = _fit_prior(means, (EXPONENT, *height), centre)
+    plain = _fit_prior(means, (SLOPE,), centre)
+    if informed is None or plain is None:
+        return None
+    return Growth(
+        num_datasets=num_datasets, centre=centre, informed=informed, plain=plain, scale=scale
+    )
+
+
+def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
+    """Fit fixed effects, the mean intercept first, and variances; None if terms go together."""
+    log_sizes = rows[LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
+    by_size = {
+        EXPONENT: -log_sizes / rows[D_REFERENCE].to_numpy(dtype=float),
+        SLOPE: log_sizes,
+    }
+    models, codes = np.unique(rows[MODEL].to_numpy(dtype=str), return_inverse=True)
+    # Contrasts of models, so that the first column is their mean.
+    contrasts = np.vstack([np.eye(len(models) - 1), -np.ones(len(models) - 1)])[codes]
+    columns = []
+    for name in terms:
+        columns.append(by_size[name] if name in by_size else rows[name].to_numpy(dtype=float))
+    x = np.column_stack([np.ones(len(rows)), *columns, contrasts])
+    sizes = np.sqrt((x**2).mean(axis=0))
+    # A column of zeros (K_F = 1 everywhere) has no size to be divided by.
+    if (sizes == 0).any() or np.linalg.cond(x / sizes) > MAX_CONDITION:
+        return None
+    _, groups = np.unique(rows[DATASET].to_numpy(dtype=str), return_inverse=True)
+    y = rows[LOG_LOSS].to_numpy(dtype=float)
+    z = np.column_stack([np.ones(len(rows)), log_sizes])
+    estimates = restricted_likelihood(x, y, z, groups)
+    num_effects = 1 + len(terms)
+    num_free = int(groups.max()) - sum(name in HEIGHT_TERMS for name in terms)
+    height_variance, slope_variance = (estimates.ratios * estimates.residual_variance).tolist()
+    return Prior(
+        terms=terms,
+        values=estimates.values[:num_effects],
+        covariance=estimates.covariance[:num_effects, :num_effects],
+        residual_variance=estimates.residual_variance,
+        height_variance=height_variance,
+        slope_variance=slope_variance,
+        degrees_of_freedom=max(1, num_free),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixedEstimates:
+    """Estimates of a mixed model by restricted maximum likelihood.
+
+    Attributes:
+        values: Fixed effects, ``(p,)``.
+        covariance: Their covariance, ``(p, p)``.
+        residual_variance: Variance of one point.
+        ratios: Variances of height and slope over the residual variance, ``(2,)``.
+    """
+
+    values: Array
+    covariance: Array
+    residual_variance: float
+    ratios: Array
+
+
+def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> MixedEstimates:
+    """Return the estimates of y on x with random effects z of every group.
+
+    The two ratios of variances are the best of a grid of logarithms that closes in.
+
+    Args:
+        x: Fixed regressors, ``(n, p)``.
+        y: Response, ``(n,)``.
+        z: Regressors of a group's height and slope, ``(n, 2)``.
+        groups: Index of each point's dataset, ``(n,)``.
+    """
+    num_groups, p = int(groups.max()) + 1, x.shape[1]
+    zz = np.zeros((num_groups, 2, 2))
+    zx = np.zeros((num_groups, 2, p))
+    zy = np.zeros((num_groups, 2))
+    np.add.at(zz, groups, z[:, :, None] * z[:, None, :])
+    np.add.at(zx, groups, z[:, :, None] * x[:, None, :])
+    np.add.at(zy, groups, z * y[:, None])
+    flat, spare = zx.reshape(-1, p), len(y) - p
+    smallest_residual = 1e-14 * max(float(y @ y) / len(y), 1e-300)
+
+    def criterion(log_ratios: Array) -> tuple[Array, Array, Array, Array]:
+        """−2 log likelihood of B pairs of ratios, fixed effects, (X'WX)⁻¹ and residual variance."""
+        root = np.exp(log_ratios / 2)[:, None, :]
+        inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
+        middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
+        half = (middle @ zx).reshape(len(log_ratios), *flat.shape)
+        xx, xy = x.T @ x - flat.T @ half, x.T @ y - zy.reshape(-1) @ half
+        yy = y @ y - np.einsum("gi,bgij,gj->b", zy, middle, zy)
+        inverse = np.linalg.pinv(xx, hermitian=True)
+        values = (inverse @ xy[:, :, None])[:, :, 0]
+        residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest_residual)
+        determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
+        return spare * np.log(residual) + determinants, values, inverse, residual
+
+    smallest, largest = LOG_RATIO_RANGE
+    low, high = np.full(2, smallest), np.full(2, largest)
+    best = low
+    for _ in range(RATIO_ROUNDS):
+        axes = np.linspace(low, high, RATIO_STEPS).T
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+        best = grid[int(np.argmin(criterion(grid)[0]))]
+        step = (high - low) / (RATIO_STEPS - 1)
+        low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
+    _, values, inverse, residual = (part[0] for part in criterion(best[None, :]))
+    ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
+    return MixedEstimates(values, inverse * residual, float(residual), ratios)
+
+
+def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) -> pd.DataFrame:
+    """Return how far off both priors are for datasets that they were not fitted to.
+
+    The largest N of every curve is predicted from its smallest sizes.
+
+    Args:
+        rows: Points of all datasets.
+        refits: The priors of all other datasets, by dataset.
+
+    Returns:
+        A row per curve, number of pilot points and prior: ``dataset``, ``is_informed``, ``size``
+        (number of pilot points), ``square`` (of the error, over its predicted variance) and
+        ``log_variance``.
+    """
+    trials = []
+    columns = [TRAIN_SIZE, LOG_LOSS, D_REFERENCE, LABEL_SHARPNESS]
+    for name, of_dataset in rows.groupby(DATASET):
+        growth = refits[str(name)]
+        if growth is None:
+            continue
+        curves = [part for _, part in of_dataset.groupby(CURVE) if len(part) > 1]
+        step = max(1, -(-len(curves) // MAX_CURVES))
+        for curve in curves[::step]:
+            ordered = curve.sort_values(TRAIN_SIZE, kind="stable")[columns].to_numpy(dtype=float)
+            *earlier, (last_size, last_log_loss, d_data, sharpness) = ordered
+            points = [PilotPoint(row[0], float(np.exp(row[1]))) for row in earlier]
+            for size in range(min(MAX_PILOT_POINTS, len(points)) + 1):
+                for is_informed in (True, False):
+                    posterior = GrowthCurve(
+                        growth, d_data, sharpness, points[:size], informed=is_informed
+                    )
+                    log_loss, variance = posterior.moments(last_size)
+                    if variance > 0:
+                        square = (log_loss - last_log_loss) ** 2 / variance
+                        trials.append((name, is_informed, size, square, np.log(variance)))
+    names = ["dataset", "is_informed", "size", "square", "log_variance"]
+    return pd.DataFrame(trials, columns=names).astype({"is_informed": bool})
+
+
+def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
+    """Return a prior with its stretch and its score, by number of pilot points.
+
+    Intervals are stretched to the root mean square of errors over predicted standard errors, and
+    never shortened. The score is the mean log density with that stretch. Datasets weigh the same.
+    """
+    if trials.empty:
+        return prior
+    means = trials.groupby(["size", "dataset"])[["square", "log_variance"]].mean()
+    by_size = means.groupby("size").mean().astype(float)
+    stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
+    log_density = -np.log(stretch) - by_size["log_variance"] / 2
+    log_density -= by_size["square"] / (2 * stretch**2)
+    return replace(prior, stretch=tuple(stretch.tolist()), log_scores=tuple(log_density.tolist()))

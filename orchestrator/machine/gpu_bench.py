@@ -1,0 +1,212 @@
+"""The networks, images and settings with which a GPU check measures: those of the paper's trials.
+
+On a CPU (``--device cpu``) a small network stands in, which tries the check itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from orchestrator.machine import self_test
+from orchestrator.machine.gpu_errors import gpu_error
+from orchestrator.machine.self_test_case import SMALL_CASES, Case
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from search_spaces.models import PAPER_MODELS
+from search_spaces.specs import NetworkSpec, TrialSpec
+from tasks.trials.isolation import contained, deterministic, trial_memory
+from tasks.trials.models import PixelModel
+from tasks.trials.records import CONTEXT_BYTES, EpochRecord
+from tasks.trials.training import train
+
+CPU_IMAGE_SIZE = 16
+BATCHES_PER_EPOCH = 10
+WARM_UP_EPOCHS = 4
+"""Epochs before times count: three warm-up steps and the capture lie in the first."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A device to measure, and the trials that it is measured for.
+
+    Attributes:
+        device: the GPU, or a CPU.
+        models: names of the networks.
+        image_size: side of the images in pixels.
+        half: whether trials compute in bfloat16.
+        graphs: names of the networks whose trials take captured graphs.
+    """
+
+    device: torch.device
+    models: tuple[str, ...]
+    image_size: int
+    half: bool = True
+    graphs: Set[str] = frozenset()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def slow_part_models(self) -> tuple[str, ...]:
+        """A network with batch norm and one without, for parts that take long."""
+        return ("resnet18", "vgg16") if self.on_gpu else self.models
+
+    @property
+    def trials(self) -> tuple[TrialSpec, ...]:
+        """The trials whose hours are predicted: the paper's, on a CPU the demo's."""
+        return grid(self.on_gpu, self.half)
+
+    def trial(self, model: str) -> TrialSpec:
+        """Return the largest trial of a network."""
+        of_model = [trial for trial in self.trials if trial.network.model.name == model]
+        return max(of_model, key=lambda trial: trial.network.train_size)
+
+    def network(self, model: str) -> NetworkSpec:
+        """Return the network of the largest trial."""
+        return self.trial(model).network
+
+    def batch_size(self, model: str) -> int:
+        """Return the batch size of a network's recipe."""
+        return self.network(model).recipe.batch_size
+
+    def self_test_cases(self) -> tuple[Case, ...]:
+        """Return what the self-test trains: each network as its trials do."""
+        if not self.on_gpu:
+            return SMALL_CASES
+        return tuple(Case.of_network(self.network(model)) for model in self.models)
+
+    def images(self, num_images: int) -> tuple[Tensor, Tensor]:
+        """Return images of noise with one channel, and labels, on the device."""
+        images, labels = self_test.noise(num_images, self.image_size)
+        return images.to(self.device), labels.to(self.device)
+
+    def built(self, model: str) -> PixelModel:
+        """Return a network on the device, in the memory layout of its training."""
+        spec = self.network(model).model
+        network = self_test.built(Case(spec, 1, image_size=self.image_size))
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    @contextmanager
+    def as_trials(self, share: float | None = None) -> Iterator[None]:
+        """Run a block as a trial with a share of the GPU runs: memory, settings, determinism."""
+        with (
+            trial_memory(self.device, share),
+            contained(0, self.device),
+            deterministic(self.device),
+        ):
+            yield
+
+    def share_of(self, tensor_bytes: float) -> float:
+        """Return the share of the GPU that leaves so much for tensors, at most all of it."""
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
+
+    def reserved_bytes(self) -> int:
+        """Return the bytes that this process holds on the GPU for tensors."""
+        return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
+
+    def failure_kind(self, work: Callable[[], object], share: float | None = None) -> str:
+        """Return the kind of failure that work within a share ends in; empty if it succeeds."""
+        try:
+            with self.as_trials(share):
+                work()
+        except Exception as error:
+            row = gpu_error(error)
+            return type(error).__name__ if row is None else str(row.kind)
+        return ""
+
+    def train(
+        self,
+        model: str,
+        images: Tensor,
+        labels: Tensor,
+        num_epochs: int,
+        *,
+        graphs: bool = False,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+    ) -> list[float]:
+        """Train a network from its start and return the seconds of each epoch."""
+        recipe = self.network(model).recipe.model_copy(update={"epochs": num_epochs})
+        history = train(
+            self.built(model),
+            images,
+            labels,
+            recipe,
+            seed=0,
+            device=self.device,
+            graphs=graphs,
+            on_epoch=on_epoch,
+        )
+        return [record.seconds for record in history]
+
+    def step_seconds(self, model: str, duration_s: float, *, graphs: bool) -> list[float]:
+        """Return the mean seconds of a training step, epoch by epoch, for some seconds.
+
+        Full batches only; the first epochs are left out.
+        """
+        images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
+        first_epochs = self.train(model, images, labels, WARM_UP_EPOCHS + 2, graphs=graphs)
+        num_epochs = max(2, int(duration_s / max(min(first_epochs), 1e-6)))
+        epochs = self.train(model, images, labels, WARM_UP_EPOCHS + num_epochs, graphs=graphs)
+        return [seconds / BATCHES_PER_EPOCH for seconds in epochs[WARM_UP_EPOCHS:]]
+
+    def rate(
+        self, model: str, duration_s: float, wait_for_start: Callable[[], None], *, graphs: bool
+    ) -> float:
+        """Return the images per second of a training during a window of time.
+
+        Args:
+            model: a network's name.
+            duration_s: seconds of the window.
+            wait_for_start: called once all is warm; the window begins when it returns.
+            graphs: whether steps are captured.
+        """
+        images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
+        ends: list[float] = []
+
+        def count(record: EpochRecord) -> None:
+            if record.epoch < WARM_UP_EPOCHS:
+                return
+            if record.epoch == WARM_UP_EPOCHS:
+                wait_for_start()
+            ends.append(time.perf_counter())
+            if ends[-1] - ends[0] >= duration_s and len(ends) > 2:
+                raise _WindowOver
+
+        with suppress(_WindowOver):
+            self.train(model, images, labels, 10**6, graphs=graphs, on_epoch=count)
+        return len(images) * (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+class _WindowOver(Exception):
+    """The window of a measured rate is over."""
+
+
+@cache
+def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
+    """Return the paper's trials, for a CPU the demo's.
+
+    A GPU without bfloat16 trains them in float32, as it must.
+    """
+    changes = {}
+    if on_gpu and not half:
+        changes = {"recipe": {"from": "paper", "precision": "float32"}}
+    name = "paper" if on_gpu else "demo"
+    return tuple(plan_sweep(load_sweep(name, changes=changes)).trials)
+
+
+def bench_of(device: str, *, half: bool = True, graphs: Set[str] = frozenset()) -> Bench:
+    """Return the bench of a device: ``cuda`` or ``cpu``."""
+    if device == "cpu":
+        return Bench(torch.device(device), ("small_cnn",), CPU_IMAGE_SIZE)
+    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half, graphs)

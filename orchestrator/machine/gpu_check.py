@@ -1,0 +1,321 @@
+"""``isweep gpu-check``: what a GPU really does, part by part, in one file to send back.
+
+Each part runs in a process of its own, which sees one GPU or slice (MIG), so that none stops the
+next; :mod:`orchestrator.machine.gpu_check_parts` holds the parts. On a CPU (``--device cpu``) the
+parts that need no GPU run in small, in this process. The file names neither the machine nor its
+user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.machine import gpu_check_parts, gpus
+from orchestrator.machine.gpu_bench import Bench, bench_of
+from orchestrator.machine.gpu_check_parts import (
+    Measurements,
+    print_measurements,
+    visible_gpu_list,
+    wait_for_file,
+)
+from orchestrator.machine.gpus import Gpu
+from orchestrator.machine.processes import environment, kill_process
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
+from search_spaces.errors import ConfigError, SetupError
+from tasks.atomic import write_atomic
+
+PART_TIMEOUT_S = 600.0
+PAIR_WINDOW_S = 8.0
+"""Seconds in which processes that share the GPU are counted, all in the same window."""
+CPU_WINDOW_S = 0.5
+NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
+"""A process computes without MPS if it finds no socket where CUDA looks."""
+
+
+def pairs(bench: Bench) -> Measurements:
+    """Measure images per second of several processes on one GPU, with MPS if it runs, and without.
+
+    With MPS first: a GPU in exclusive mode takes no process without it.
+    """
+    runs_mps = gpus.mps_runs()
+    yield "mps", runs_mps
+    ways: dict[str, dict[str, str]] = {"without_mps": NO_MPS}
+    if runs_mps:
+        ways = {"with_mps": {}, "without_mps": NO_MPS}
+    errors = []
+    for way, variables in ways.items():
+        rows: dict[str, Any] = {}
+        for model in bench.slow_part_models:
+            with environment(**variables):
+                rows[model] = measured_gain(bench, model)
+            yield way, rows
+            if "1" not in rows[model]:
+                errors.append(f"{way}, {model}: {rows[model]['error']}")
+    if len(errors) == len(ways) * len(bench.slow_part_models):
+        yield "fails", errors
+
+
+def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
+    """Return images per second by number of processes, and the gain of two over one.
+
+    If some processes fail, what was measured before stays, with the error.
+    """
+    row: dict[str, Any] = {}
+    numbers = (1, 2, 4) if bench.on_gpu else (1, 2)
+    for number in numbers:
+        rates, error = _rates_together(bench, model, number)
+        if error:
+            row["error"] = f"{number} processes: {error}"
+            return row
+        row[str(number)] = sum(rates)
+        if number == 2:
+            row["gain"] = row["2"] / row["1"]
+    return row
+
+
+def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float], str]:
+    """Measure processes in the same window of time; return their rates, or an error."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        processes = [
+            _start_part("rate", bench.device.type, bench.graphs, model, str(folder / str(index)))
+            for index in range(number)
+        ]
+        _release(processes, folder)
+        answers = [_answer(process) for process in processes]
+    error = next((error for _, error in answers if error), "")
+    if error:
+        return [], error
+    return [values["images_per_second"] for values, _ in answers], ""
+
+
+def _release(processes: Iterable[subprocess.Popen[str]], folder: Path) -> None:
+    """Let all processes begin once each is warm, or one has ended."""
+    processes = list(processes)
+    deadline = time.monotonic() + PART_TIMEOUT_S
+    while time.monotonic() < deadline:
+        all_ready = len(list(folder.glob("*.ready"))) == len(processes)
+        if all_ready or any(process.poll() is not None for process in processes):
+            break
+        time.sleep(0.01)
+    (folder / "go").touch()
+
+
+def rate(bench: Bench, model: str, ready: str) -> Measurements:
+    """Measure a training's images per second, from when all processes beside it are warm."""
+    ready_file = Path(ready).with_suffix(".ready")
+
+    def wait_for_others() -> None:
+        ready_file.touch()
+        wait_for_file(ready_file.with_name("go"), PART_TIMEOUT_S)
+
+    window_s = PAIR_WINDOW_S if bench.on_gpu else CPU_WINDOW_S
+    with bench.as_trials():
+        images_per_second = bench.rate(
+            model, window_s, wait_for_others, graphs=model in bench.graphs
+        )
+    yield "images_per_second", images_per_second
+
+
+PARTS: dict[str, Callable[..., Measurements]] = {
+    part.__name__: part
+    for part in (
+        gpu_check_parts.host,
+        gpu_check_parts.gpu,
+        gpu_check_parts.context,
+        gpu_check_parts.correctness,
+        gpu_check_parts.step_times,
+        gpu_check_parts.passes,
+        gpu_check_parts.memory,
+        pairs,
+        gpu_check_parts.trial,
+        gpu_check_parts.faults,
+        gpu_check_parts.summary,
+    )
+}
+GPU_ONLY = ("gpu", "context")
+
+
+def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
+    """Check a GPU, or the CPU, and write down what each part found.
+
+    Until it is complete the file is called ``.unfinished``: a check that is cut short replaces no
+    earlier one.
+
+    Args:
+        gpu: what is checked; None is the CPU.
+        folder: where the file goes.
+        say: prints a line.
+
+    Returns:
+        The file, and whether no part failed.
+    """
+    name, short_id, device = "CPU", "cpu", "cpu"
+    variables: dict[str, str] = {}
+    if gpu is not None:
+        name = gpu.name
+        short_id = gpu.uuid.partition("-")[2][:8]
+        device = "cuda"
+        variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    path = folder / f"gpu-check-{slug}-{short_id}.json"
+    unfinished = path.with_suffix(".unfinished")
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"gpu": name, "device": device, "parts": {}}
+    parts = [part for part in PARTS if gpu or part not in GPU_ONLY]
+    for part in parts:
+        try:
+            with environment(**variables):
+                result = run_part(part, device, record["parts"])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"What was found is in {unfinished}; the command begins anew."
+            ) from None
+        record["parts"][part] = result
+        write_atomic(unfinished, json.dumps(record, indent=1).encode())
+        verdict = "PASS" if result["ok"] else "FAIL"
+        line = f"{verdict} {part} in {result['seconds']:.1f} s"
+        if result["error"]:
+            line += f": {result['error']}"
+        say(line)
+    unfinished.replace(path)
+    return path, all(result["ok"] for result in record["parts"].values())
+
+
+def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a part, on a GPU in a process of its own. No exception leaves this function."""
+    start = time.perf_counter()
+    error = ""
+    values: dict[str, Any] = {}
+    if device == "cpu" or part == "summary":
+        measure = PARTS[part]
+        if part == "summary":
+            measure = partial(measure, parts=earlier)
+        try:
+            for name, value in measure(bench_of(device)):
+                values[name] = value
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+    else:
+        graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
+        values, error = _answer(_start_part(part, device, graphs))
+    error = error or "; ".join(values.get("fails", ()))
+    seconds = time.perf_counter() - start
+    return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
+
+
+def _start_part(
+    part: str, device: str, graphs: Iterable[str], *arguments: str
+) -> subprocess.Popen[str]:
+    # Not -m: Ray's workers must be able to import the module by its name.
+    code = f"from {__name__} import main; main()"
+    group = None if part == "rate" else 0  # a rate belongs to its part's group
+    return subprocess.Popen(
+        [sys.executable, "-c", code, part, device, ",".join(sorted(graphs)), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=group,
+    )
+
+
+def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """Return what a process had measured when it ended or its time was up, and why it failed."""
+    error = ""
+    try:
+        output, error_output = process.communicate(timeout=PART_TIMEOUT_S)
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"").decode()
+        error_output = ""
+        error = f"no end within {PART_TIMEOUT_S:g} s"
+    finally:
+        end_group(process)
+    if process.returncode and not error:
+        lines = error_output.strip().splitlines()
+        error = lines[-1] if lines else f"exit code {process.returncode}"
+    return _last_values(output), error
+
+
+def _last_values(output: str) -> dict[str, Any]:
+    """Return the last complete line of JSON that a part printed."""
+    for line in reversed(output.splitlines(keepends=True)):
+        if line.startswith("{") and line.endswith("}\n"):
+            values: dict[str, Any] = json.loads(line)
+            return values
+    return {}
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a part's process and what it started, which would compute beside the next part."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    kill_process(process)
+
+
+def nameless(values: Any) -> Any:
+    """Return values as JSON has them, without paths and the names of the machine and its user."""
+    text = json.dumps(values, default=str).replace("\\n", " ")
+    host = socket.gethostname()
+    names = {host, host.partition(".")[0]}
+    with contextlib.suppress(OSError, KeyError):  # containers may run as a user without a name
+        names.add(getpass.getuser())
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
+    return json.loads(re.sub(r"(/[\w.-]+){2,}", "...", text))
+
+
+def devices(number: str | None) -> list[Gpu | None]:
+    """Return what is checked.
+
+    Args:
+        number: of a GPU that torch reaches, ``cpu``, or None for all GPUs.
+
+    Returns:
+        GPUs; None stands for the CPU.
+
+    Raises:
+        ConfigError: no GPU has this number.
+        SetupError: there is no GPU to check.
+    """
+    if number == "cpu":
+        return [None]
+    reached = () if gpus.is_logical() else visible_gpu_list()
+    by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
+    if not by_number:
+        raise SetupError(
+            "gpu-check needs a GPU that torch reaches",
+            "none",
+            "isweep doctor says why; --device cpu tries the check",
+        )
+    if number is None:
+        return list(by_number.values())
+    if number not in by_number:
+        raise ConfigError(
+            "--device must be the number of a GPU that torch reaches, or cpu",
+            number,
+            f"one of {', '.join(by_number)}",
+        )
+    return [by_number[number]]
+
+
+def main() -> None:
+    """Run one part, or measure a network's rate, and print what it measures as JSON."""
+    part, device, graphs, *arguments = sys.argv[1:]
+    half = device == "cpu" or gpus.compute_capability() >= BFLOAT16_FROM
+    bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))
+    measure = rate if part == "rate" else PARTS[part]
+    print_measurements(measure(bench, *arguments))

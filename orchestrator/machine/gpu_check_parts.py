@@ -1,0 +1,569 @@
+"""The parts of ``isweep gpu-check``: each measures one thing and yields names with values.
+
+What a part has yielded is kept, however it ends. A value ``fails`` lists, in words, what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from orchestrator.machine import gpus, self_test
+from orchestrator.machine.cluster import connect, this_machine
+from orchestrator.machine.gpu_bench import Bench
+from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
+from orchestrator.machine.gpus import Gpu, describe, nvidia_smi
+from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_models import GpuModel
+from orchestrator.planning.costs.memory import array_bytes, peak_bytes
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
+from orchestrator.planning.estimate import on_gpus
+from orchestrator.results.provenance import provenance
+from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
+from tasks.prepared.subsets import TrialData
+from tasks.trials import isolation
+from tasks.trials.attacks import attack_batch_size, run_clean_pass
+from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.representations import extract_features
+from tasks.trials.training import evaluate, record_graph, train
+from tasks.trials.trial import run_trial
+
+Measurements = Iterator[tuple[str, Any]]
+
+STEP_SECONDS = 2.5
+"""Seconds of steps in one go; each path gets two, in turn, so that a GPU that heats up slows both.
+"""
+CPU_STEP_SECONDS = 0.05
+TRIAL_TIMEOUT_S = 600.0
+RAGGED_SIZES = (
+    (1, 1, 1),
+    (3, 5, 17),
+    (16, 17, 33),
+    (33, 70, 1025),
+    (130, 257, 63),
+    (2, 3, MAX_FEATURES),
+)
+"""Rows of both sides, and features, of products of bytes: around what torch demands on CUDA, 17
+rows and multiples of 8."""
+FIELDS_AT_REST = (
+    "driver_version",
+    "vbios_version",
+    "compute_mode",
+    "mig.mode.current",
+    "persistence_mode",
+    "power.limit",
+    "clocks.max.sm",
+    "pcie.link.gen.current",
+    "pcie.link.width.current",
+    "ecc.errors.uncorrected.volatile.total",
+    "retired_pages.double_bit.count",
+)
+FIELDS_UNDER_LOAD = (
+    "clocks.current.sm",
+    "clocks.current.memory",
+    "power.draw",
+    "temperature.gpu",
+    "clocks_throttle_reasons.active",
+    "clocks_event_reasons.active",
+)
+"""Fields that tell a throttled card from a slow kernel."""
+ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
+FLOAT32_ERROR = 1e-5
+"""Relative error of a product or convolution in float32. TensorFloat-32 has 3e-4."""
+TRIAL_SIZES = (500, 500, FULL_SIZE)
+"""Training images of the real trials. Two that are equal show what repeats to the last bit."""
+
+
+def host(bench: Bench) -> Measurements:
+    """Describe the machine."""
+    about = provenance()
+    cpu_file = Path("/proc/cpuinfo")
+    cpu_text = cpu_file.read_text(encoding="utf-8") if cpu_file.exists() else ""
+    cpu_names = re.findall(r"model name\s*: (.*)", cpu_text)
+    yield "system", f"{platform.system()} {platform.release()}"
+    yield "cpu", cpu_names[0] if cpu_names else ""
+    yield "cores", len(os.sched_getaffinity(0))
+    yield "core_gflops", round(_core_gflops(), 1)
+    yield "memory_gib", round(this_machine().memory_bytes / 2**30, 1)
+    yield "locked_memory_bytes", resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    yield "container", Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
+    yield "home_writable", os.access(Path.home(), os.W_OK)
+    yield "python", platform.python_version()
+    yield "isweep", about.code_version
+    yield "packages", about.packages
+    yield "cuda", torch.version.cuda
+    yield "cudnn", torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    settings = {name: value for name, value in os.environ.items() if ENVIRONMENT.match(name)}
+    yield "environment", settings
+
+
+def _core_gflops() -> float:
+    """Return the rate of one core, which builds networks and measures representations."""
+    matrix = torch.ones(1024, 1024)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=1)
+    return 2 * 1024**3 / timer.timeit(5).mean / 1e9
+
+
+def visible_gpu_list() -> tuple[Gpu, ...]:
+    """Return the GPUs and slices that torch reaches, as their own processes see them."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is not None and not gpus.visible_gpus():
+        return ()
+    if value is not None:
+        return describe(value).gpus
+    slices = gpus.slice_uuids()
+    if not slices:
+        return describe("").gpus
+    rows = nvidia_smi("uuid,mig.mode.current")
+    uncut = [uuid for uuid, mig in rows if mig != "Enabled"]
+    return describe(",".join(slices + uncut)).gpus
+
+
+def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
+    """Return what ``nvidia-smi`` reports of a GPU, by field.
+
+    Fields are asked one by one: a driver without one of them answers nothing at all to a list.
+    """
+    values = {}
+    for field in fields:
+        rows = nvidia_smi(field, f"--id={uuid}")
+        if rows:
+            values[field] = rows[0][0]
+    return values
+
+
+def gpu(bench: Bench) -> Measurements:
+    """Describe the GPU at rest, and the model that plans are made with."""
+    (described,) = visible_gpu_list()
+    yield from asdict(described).items()
+    yield "nvidia_smi", smi_values(FIELDS_AT_REST + FIELDS_UNDER_LOAD, described.uuid)
+    apps = gpus.ask_nvidia_smi("--query-compute-apps=pid", "--format=csv,noheader")
+    yield "other_processes", len(apps.output.splitlines())
+    yield "mps", gpus.mps_runs()
+    yield "planned_as", asdict(described.model())
+
+
+def context(bench: Bench) -> Measurements:
+    """Measure the bytes that a process holds besides its tensors, after a step of each network."""
+    # What others hold, while this process holds nothing.
+    (described,) = visible_gpu_list()
+
+    def besides() -> int:
+        free, total = torch.cuda.mem_get_info(bench.device)
+        return total - free - described.held_bytes - bench.reserved_bytes()
+
+    torch.zeros(1, device=bench.device)
+    largest = besides()
+    yield "start", largest
+    for model in bench.models:
+        with bench.as_trials():
+            images, labels = bench.images(4)
+            bench.train(model, images, labels, 1)
+            network = bench.built(model)
+            evaluate(network, images, labels)
+            run_clean_pass(network, images, labels, batch_size=4)
+            bytes_besides = besides()
+        largest = max(largest, bytes_besides)
+        yield model, bytes_besides
+    if largest > CONTEXT_BYTES:
+        words = f"a process holds {largest / 2**30:.2f} GiB besides its tensors"
+        yield "fails", [f"{words}, shares leave {CONTEXT_BYTES / 2**30:.2f} GiB"]
+
+
+def correctness(bench: Bench) -> Measurements:
+    """Compare with the CPU: first gradients, graphs, float32, FGSM, features, products of bytes."""
+    fails = []
+    tests: dict[str, dict[str, Any]] = {}
+    for case in bench.self_test_cases():
+        verdict = self_test.run(case, bench.device)
+        tests[case.model.name] = asdict(verdict)
+        yield "self_test", tests
+        if verdict.wrong:
+            fails.append(f"the GPU computes wrongly: {verdict.wrong}")
+        elif verdict.plain_because and not verdict.plain_because.startswith("they take"):
+            fails.append(f"plain steps: {verdict.plain_because}")
+    yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
+    with bench.as_trials():
+        errors = float32_errors(bench)
+        yield "float32_errors", errors
+        for name, error in errors.items():
+            if not error < FLOAT32_ERROR:
+                words = f"a {name} in float32 has an error of {error:.0e}"
+                fails.append(f"{words}: TensorFloat-32 is on")
+        signs, features_error = _attack_and_features(bench)
+        yield "fgsm_signs_equal", signs
+        yield "features_error", features_error
+    if signs < 0.99:
+        fails.append("signs of FGSM differ from the CPU's")
+    if not features_error < 1e-3:
+        fails.append("features differ from the CPU's")
+    products = list(wrong_products(bench))  # a GPU may have none at all
+    yield "products_that_differ", products
+    if products:
+        fails.append("products of bytes differ from the CPU's")
+    yield "fails", fails
+
+
+def float32_errors(bench: Bench) -> dict[str, float]:
+    """Return the relative error of a matrix product and of a convolution in float32.
+
+    Torch's default for TensorFloat-32 is off for products and on for convolutions.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    images = torch.randn(8, 64, 56, 56, generator=generator)
+    filters = torch.randn(64, 64, 3, 3, generator=generator)
+    works: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
+        "product": (torch.matmul, left, right),
+        "convolution": (partial(torch.nn.functional.conv2d, padding=1), images, filters),
+    }
+    errors = {}
+    for name, (work, first, second) in works.items():
+        exact = work(first.double(), second.double())
+        result = work(first.to(bench.device), second.to(bench.device)).cpu().double()
+        errors[name] = float((result - exact).abs().max() / exact.abs().max())
+    return errors
+
+
+def _attack_and_features(bench: Bench) -> tuple[float, float]:
+    """Return the share of equal FGSM signs, and the relative error of features."""
+    small = replace(bench, image_size=32)
+    model = small.built(bench.models[0])
+    images, labels = small.images(16)
+    results = []
+    for device in (bench.device, torch.device("cpu")):
+        network = model.to(device)
+        clean = run_clean_pass(network, images.to(device), labels.to(device), batch_size=8)
+        features = extract_features(network, images.to(device))
+        results.append((clean.gradient_sign.cpu(), features))
+    (signs, features), (cpu_signs, cpu_features) = results
+    scale = max(float(np.abs(cpu_features).max()), 1e-30)
+    equal_signs = float((signs == cpu_signs).double().mean())
+    return equal_signs, float(np.abs(features - cpu_features).max()) / scale
+
+
+def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
+    """Yield the sizes of products of bytes that differ from BLAS in float32, which is exact."""
+    draw = np.random.default_rng(0)
+    product = choose_product(1e15)
+    if bench.on_gpu:
+        product = partial(torch_product, device=str(bench.device))
+    for sizes in RAGGED_SIZES:
+        num_left, num_right, num_features = sizes
+        left = draw.integers(-128, 128, (num_left, num_features), np.int8)
+        right = draw.integers(-128, 128, (num_right, num_features), np.int8)
+        left[0] = -128
+        right[0] = -128
+        # Of rows with themselves only the diagonal and what lies above it is used.
+        upper, exact_upper = (np.triu(of(left, left)) for of in (product, blas_product))
+        is_right = np.array_equal(upper, exact_upper)
+        if not (is_right and np.array_equal(product(left, right), blas_product(left, right))):
+            yield sizes
+
+
+@contextmanager
+def load_sampled(uuid: str, after_s: float) -> Iterator[dict[str, str]]:
+    """Ask ``nvidia-smi`` once, in the middle of a block; the values are there when it ends."""
+    values: dict[str, str] = {}
+    sampler = threading.Timer(after_s, lambda: values.update(smi_values(FIELDS_UNDER_LOAD, uuid)))
+    sampler.start()
+    try:
+        yield values
+    finally:
+        sampler.cancel()
+        sampler.join()
+
+
+def step_times(bench: Bench) -> Measurements:
+    """Measure the milliseconds of a training step: plain, by graphs, and not deterministic."""
+    duration = STEP_SECONDS if bench.on_gpu else CPU_STEP_SECONDS
+    uuid = visible_gpu_list()[0].uuid if bench.on_gpu else ""
+    fails = []
+    for model in bench.models:
+        row: dict[str, Any] = {"batch_size": bench.batch_size(model)}
+        try:
+            for name, value in _step_rows(bench, model, duration, uuid):
+                row[name] = value
+                yield model, row
+        except Exception as error:
+            # The next network may run; what this one gave is kept.
+            row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            fails.append(f"{model}: {row['error']}")
+        yield model, row
+    yield "fails", fails
+
+
+def _step_rows(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
+    paths = {"eager_ms": False, "graph_ms": True} if bench.on_gpu else {"eager_ms": False}
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(2):
+        for name, graphs in paths.items():
+            with bench.as_trials():
+                if turn == 1 and bench.on_gpu:
+                    with load_sampled(uuid, after_s=duration) as load:
+                        seconds[name] += bench.step_seconds(model, duration, graphs=graphs)
+                    yield f"{name}_load", load
+                else:
+                    seconds[name] += bench.step_seconds(model, duration, graphs=graphs)
+            yield name, 1000 * statistics.median(seconds[name])
+    if bench.on_gpu:
+        with bench.as_trials():
+            torch.backends.cudnn.deterministic = False  # restored by the block
+            free = bench.step_seconds(model, duration, graphs=False)
+        yield "not_deterministic_ms", 1000 * statistics.median(free)
+
+
+def passes(bench: Bench) -> Measurements:
+    """Measure images per second in float32: evaluated 64 and 16 at once, and FGSM's gradient."""
+    for model in bench.models:
+        with bench.as_trials():
+            network = bench.built(model)
+            images, labels = bench.images(64)
+            plain = bench.built(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+            attack_size = attack_batch_size(bench.network(model).recipe)
+            works: dict[str, tuple[int, Callable[[], object]]] = {
+                "evaluate_64": (64, partial(evaluate, network, images, labels, batch_size=64)),
+                "evaluate_16": (64, partial(evaluate, network, images, labels, batch_size=16)),
+                "nchw_16": (16, torch.no_grad()(partial(plain, images[:16].float()))),
+                "fgsm": (
+                    64,
+                    partial(run_clean_pass, network, images, labels, batch_size=attack_size),
+                ),
+            }
+            row = {}
+            for name, (num_images, work) in works.items():
+                row[name] = num_images / Timer("work()", globals={"work": work}).timeit(3).mean
+        yield model, row
+
+
+def memory(bench: Bench) -> Measurements:
+    """Measure each network's peak beside its prediction, and the smallest share that it needs."""
+    for model in bench.models:
+        network = bench.network(model)
+        predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
+        with bench.as_trials():
+            _small_trial(bench, model, graphs=model in bench.graphs)
+            peak = isolation.peak_bytes(bench.device)
+        row: dict[str, Any] = {
+            "peak_bytes": peak,
+            "predicted_bytes": predicted,
+            "ratio": predicted / peak,
+        }
+        yield model, row
+        if not bench.on_gpu:
+            continue
+        with bench.as_trials():
+            _small_trial(bench, model, graphs=False)
+            row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
+        # Plain steps: a capture that runs out of memory costs the process.
+        works = partial(_small_trial, bench, model, graphs=False)
+        row |= smallest_share(partial(bench.failure_kind, works), bench.share_of(1.25 * peak))
+        yield model, row
+
+
+def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
+    """Train, evaluate and attack as a trial does, with a last batch as ragged as its own."""
+    network = bench.network(model)
+    recipe = network.recipe.model_copy(update={"epochs": 5})
+    num_images = 3 * recipe.batch_size + network.train_size % recipe.batch_size
+    trained = bench.built(model)
+    images, labels = bench.images(num_images)
+
+    def look(record: object) -> None:
+        evaluate(trained, images, labels)
+
+    train(
+        trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs
+    )
+    run_clean_pass(trained, images, labels, batch_size=attack_batch_size(recipe))
+
+
+def smallest_share(failure_kind: Callable[..., str], largest: float) -> dict[str, Any]:
+    """Find by bisection the smallest share, up to ``largest``, in which work succeeds.
+
+    Args:
+        failure_kind: returns how work with a share fails; empty if it succeeds.
+        largest: share to begin with.
+    """
+    succeeds: float | None = None
+    fails_with = 0.0
+    kind = ""
+    for _ in range(5):
+        upper = largest if succeeds is None else succeeds
+        share = (upper + fails_with) / 2
+        failure = failure_kind(share=share)
+        if failure:
+            fails_with = share
+            kind = failure
+        else:
+            succeeds = share
+    return {"smallest_share": succeeds, "dies_with": fails_with, "kind": kind}
+
+
+def trial(bench: Bench) -> Measurements:
+    """Run real trials through Ray on a private cluster, all of a network in one process."""
+    with connect(None, num_cpus=1, dashboard=False):
+        work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(real_trials)
+        for model in bench.slow_part_models:
+            yield model, ray.get(work.remote(bench, model), timeout=TRIAL_TIMEOUT_S)
+
+
+def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
+    """Run trials of a network, two of them equal, and return what they took."""
+    sizes = TRIAL_SIZES if bench.on_gpu else (40, 40, 60)
+    spec = bench.trial(model)
+    rows = []
+    for size in sizes:
+        images, labels = (tensor.cpu().numpy() for tensor in bench.images(size + 20))
+        recipe = spec.network.recipe.model_copy(update={"epochs": 5})
+        network = spec.network.model_copy(update={"train_size": size, "recipe": recipe})
+        data = TrialData(images[:size], labels[:size], images[size:], labels[size:], 2, "gpu-check")
+        result = run_trial(
+            spec.model_copy(update={"network": network}),
+            data,
+            device=bench.device,
+            graphs=model in bench.graphs,
+        )
+        fields = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
+        row = result.model_dump(mode="json", include=fields)
+        rows.append(row | {"train_size": size, "left_bytes": bench.reserved_bytes()})
+    return rows
+
+
+def faults(bench: Bench) -> Measurements:
+    """Let memory run out: what is that taken for, and does the next training run?"""
+    model = bench.models[0]
+    images, labels = bench.images(bench.batch_size(model))
+    size = 2**44 if bench.on_gpu else 2**60
+
+    def allocate() -> None:
+        torch.empty(size, dtype=torch.uint8, device=bench.device)
+
+    kinds = {"allocation": bench.failure_kind(allocate)}
+    yield "kinds", kinds
+    works: dict[str, Callable[[], object]] = {
+        "step": partial(bench.train, model, images, labels, 1),
+        "evaluation": lambda: evaluate(bench.built(model), images, labels),
+    }
+    if bench.on_gpu:  # a CPU limits no share
+        for name, work in works.items():
+            with bench.as_trials():
+                work()
+                half = isolation.peak_bytes(bench.device) / 2
+            kinds[name] = bench.failure_kind(work, bench.share_of(half))
+    with bench.as_trials():
+        yield "next_training_s", bench.train(model, images, labels, 1)[0]
+    yield "left_bytes", bench.reserved_bytes()
+    if bench.on_gpu:  # the last thing that this process can do
+        kinds["capture"] = bench.failure_kind(lambda: record_graph(allocate))
+    fails = []
+    for name, kind in kinds.items():
+        if kind != "out_of_memory":
+            fails.append(f"memory that runs out in {name} is taken for {kind or 'nothing'}")
+    yield "fails", fails
+
+
+def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
+    """Conclude: whether all is well, whether trials share the GPU, the planner's row, the hours."""
+    values = {name: part["values"] for name, part in parts.items()}
+    failed = [name for name, part in parts.items() if not part["ok"]]
+    graphs = values.get("correctness", {}).get("graphs", [])
+    plain = [model for model in bench.models if model not in graphs]
+    verdict = f"FAIL: {', '.join(failed)}" if failed else "PASS"
+    if plain and bench.on_gpu:
+        verdict += f"; plain steps for {', '.join(plain)}"
+    yield "verdict", verdict
+    yield "fast", "auto: captured graphs" if graphs and not plain else "auto: plain steps"
+    yield from _sharing(values.get("pairs", {}))
+    times = MeasuredTimes.of_parts(values, graphs)
+    if "planned_as" not in values.get("gpu", {}) or not times.step_ms:
+        return
+    planned = GpuModel(**values["gpu"]["planned_as"])
+    bench = replace(bench, half=planned.bfloat16)
+    row = measured_row(bench, planned, times, graphs)
+    yield "row", asdict(row)
+    yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
+    hours = measured_hours(bench.trials, times)
+    if hours is not None:
+        # So that plans and runs expect what was measured, network by network.
+        yield "row", asdict(replace(row, network_factors=network_factors(bench.trials, times, row)))
+    yield "hours", hours
+    if hours is None:
+        yield "hours_note", "no hours: step_times, passes or trial measured too little"
+
+
+def _sharing(pairs: Mapping[str, Any]) -> Measurements:
+    """Yield the smallest measured gain by sharing, with and without MPS, and what it means."""
+    gains = {}
+    for way in ("without_mps", "with_mps"):
+        measured = [row["gain"] for row in pairs.get(way, {}).values() if "gain" in row]
+        gains[way] = min(measured, default=None)
+    yield "pair_gain", gains["without_mps"]
+    yield "pair_gain_mps", gains["with_mps"]
+    runs_mps = bool(pairs.get("mps"))
+    gain = gains["with_mps"] if runs_mps else gains["without_mps"]
+    # As a run decides: without a measurement trials share a GPU where MPS runs.
+    shares = runs_mps if gain is None else gain >= PACKING_PAYS
+    yield "num_gpus", "left out: trials share a GPU" if shares else 1
+
+
+def measured_row(
+    bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
+) -> GpuModel:
+    """Return the planner's row of the GPU, scaled by how fast its steps are beside the plan."""
+    speeds = []
+    for model, step_ms in times.step_ms.items():
+        interval = EAGER_INTERVAL_S
+        if model in graphs:
+            interval = GRAPH_INTERVAL_S
+        cost = cost_of(bench.network(model)).step
+        expected = pass_time(cost, planned, interval=interval, half=bench.half)
+        speeds.append(1000 * expected.seconds / step_ms)
+    speed = statistics.median(speeds)
+    return replace(
+        planned,
+        compute_efficiency=planned.compute_efficiency * speed,
+        bandwidth_efficiency=min(1.0, planned.bandwidth_efficiency * speed),
+        origin=f"gpu-check: {speed:.2f} times as fast as predicted",
+        timed=True,
+    )
+
+
+def print_measurements(measurements: Measurements) -> None:
+    """Print all values so far, as one line of JSON, whenever there are more."""
+    values: dict[str, Any] = {}
+    for name, value in measurements:
+        values[name] = value
+        print(json.dumps(values, default=str), flush=True)  # noqa: T201
+
+
+def wait_for_file(path: Path, timeout_s: float) -> None:
+    """Wait until a file is there.
+
+    Raises:
+        TimeoutError: it does not come.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no start within {timeout_s:g} s")
+        time.sleep(0.01)

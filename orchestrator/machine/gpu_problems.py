@@ -1,0 +1,230 @@
+"""Problems with a cluster's GPUs that prevent trials, found before anything starts.
+
+Only what no trial could do is refused. A GPU that draws a screen is a place to run, as long as the
+largest trial fits beside what others hold.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.machine import gpus
+from orchestrator.machine.gpus import Gpu, NodeGpus
+from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
+from orchestrator.planning.costs.memory import peak_bytes
+from orchestrator.planning.costs.needs import MEMORY_MARGIN
+from search_spaces.errors import ConfigError, SetupError, SweepError
+from search_spaces.specs import TrialSpec
+
+MOST_HELD = 0.1
+"""Share of a GPU's memory from which on an out-of-memory error is blamed on other processes."""
+NODE_TIMEOUT_S = 120.0
+"""Seconds that a node may take to describe its GPUs."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with a node, and what to do about it."""
+
+    text: str
+    hint: str
+
+
+def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
+    """Return the GPUs of every node that offers some; empty if they are logical, or none.
+
+    Of a private cluster only this machine is asked, which hands out ``num_gpus``.
+    """
+    if gpus.is_logical():
+        return []
+    if local:
+        if not num_gpus:
+            return []
+        this_node = gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return [replace(this_node, offered=num_gpus)]
+    import ray
+
+    nodes = []
+    for reference, node in ask_nodes(gpus.describe, _offers_gpus).items():
+        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
+            described = ray.get(reference, timeout=NODE_TIMEOUT_S)
+            nodes.append(replace(described, offered=node["Resources"]["GPU"]))
+    return [node for node in nodes if not node.logical]
+
+
+def _offers_gpus(node: dict[str, Any]) -> bool:
+    return bool(node["Resources"].get("GPU", 0) > 0)
+
+
+def ask_nodes(
+    question: Callable[[], object], is_asked: Callable[[dict[str, Any]], bool] = lambda node: True
+) -> dict[Any, dict[str, Any]]:
+    """Start a task on every live node of the connected cluster.
+
+    Returns:
+        Ray's record of each node by the reference of its answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    nodes = {}
+    for node in ray.nodes():
+        if node["Alive"] and is_asked(node):
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            nodes[task.options(scheduling_strategy=on_node).remote()] = node
+    return nodes
+
+
+def refuse(
+    nodes: Iterable[NodeGpus], trials: Collection[TrialSpec], *, share: float, alone: bool
+) -> None:
+    """Refuse GPUs on which a trial of a sweep could not run.
+
+    Args:
+        nodes: the GPUs.
+        trials: what shall run there.
+        share: largest share of a GPU that a trial gets.
+        alone: whether nothing of ours runs there yet, so that all held memory is somebody else's.
+
+    Raises:
+        SetupError: a GPU cannot be used, or has too little free memory.
+        ConfigError: a GPU lacks the precision of a recipe.
+    """
+    nodes = list(nodes)
+    needed = largest_peak(trials) if alone else 0.0
+    texts: dict[str, None] = {}
+    hints: dict[str, None] = {}
+    for node in nodes:
+        for problem in gpu_problems(node, share=share, needed=needed):
+            texts[problem.text] = None
+            hints[problem.hint] = None
+    if texts:
+        raise SetupError(
+            "Every GPU that is offered must be free to run trials",
+            "; ".join(texts),
+            f"{'; '.join(hints)}, or run with --device cpu",
+        )
+    _refuse_without_bfloat16(nodes, trials)
+
+
+def largest_peak(trials: Iterable[TrialSpec]) -> float:
+    """Return the bytes that the largest trial is predicted to hold at its peak, with a margin.
+
+    Trials whose network cannot be counted are left out.
+    """
+    peaks = [0.0]
+    for trial in trials:
+        with suppress(SweepError):
+            peaks.append(peak_bytes(trial.network))
+    return MEMORY_MARGIN * max(peaks)
+
+
+def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
+    recipes = set()
+    for trial in trials:
+        recipe = trial.network.recipe
+        if recipe.precision == "bfloat16":
+            recipes.add(recipe.name)
+    if not recipes:
+        return
+    for node in nodes:
+        old = [gpu for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
+        if not old:
+            continue
+        hint = "--set recipe.precision=float32, or another GPU"
+        usable = [gpu for gpu in node.gpus if gpu not in old]
+        if usable:
+            hint += f", or hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+        raise ConfigError(
+            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
+            f"{min(recipes)} on {old[0].name} of node {node.node}, whose is {old[0].capability}: "
+            "it would be emulated, slower than float32",
+            hint,
+        )
+
+
+def _uuids(chosen: Iterable[Gpu]) -> str:
+    return ",".join(gpu.uuid for gpu in chosen)
+
+
+def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> Iterator[Problem]:
+    """Yield what stands in the way of trials on a node's GPUs.
+
+    Args:
+        node: the GPUs.
+        share: largest share of a GPU that a trial gets.
+        needed: bytes of free memory that a trial with a whole GPU needs; 0 asks for none.
+    """
+    prefix = f"node {node.node}"
+    if node.error:
+        yield Problem(
+            f"{prefix}: torch cannot be asked of its GPUs: {node.error}",
+            f"see what {Path(sys.executable).name} -c 'import torch' says there",
+        )
+        return
+    if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
+        yield Problem(
+            f"{prefix}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
+            "apart",
+            "list the slices with nvidia-smi -L, start Ray there with "
+            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and --num-gpus as many, and set "
+            "resources.num_gpus: 1",
+        )
+        return
+    if len(node.gpus) < node.offered:
+        yield _unreached(node)
+    for gpu in node.gpus:
+        for problem in _problems_of(gpu, node, share, needed):
+            yield replace(problem, text=f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}")
+
+
+def _unreached(node: NodeGpus) -> Problem:
+    """Return the problem of a node whose torch reaches fewer GPUs than Ray hands out."""
+    text = (
+        f"node {node.node}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA "
+        f"{node.cuda or 'none'} reaches {len(node.gpus)} with NVIDIA driver "
+        f"{node.driver or 'absent'}"
+    )
+    if node.complaint:
+        text += f": {node.complaint}"
+    hint = gpus.driver_hint(node.driver, node.cuda, node.complaint)
+    if node.gpus:
+        hint = f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
+    return Problem(text, hint)
+
+
+def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
+    usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
+    hide = "hide it with CUDA_VISIBLE_DEVICES"
+    if usable:
+        hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+    if not gpu.has_kernels:
+        hint = (
+            f"install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
+            "for GPUs before Turing"
+        )
+        yield Problem(
+            f": torch {node.torch} has no kernels for compute capability {gpu.capability}",
+            f"{hint}, or {hide}",
+        )
+    is_shared = share < 1 and not node.mps
+    if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and is_shared):
+        yield Problem(
+            f": its compute mode is {gpu.compute_mode}, for shares of {share:g}",
+            "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
+        )
+    # A trial that would not fit an empty GPU either gets plain steps or smaller batches.
+    needed = min(needed, (1 - MOST_HELD) * gpu.memory_bytes)
+    if gpu.memory_bytes - gpu.held_bytes < needed:
+        yield Problem(
+            f": others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, and the "
+            f"largest trial needs up to {needed / 2**30:.1f} GiB",
+            f"end what runs there (nvidia-smi lists it), or {hide}",
+        )

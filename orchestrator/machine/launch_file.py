@@ -1,0 +1,259 @@
+"""Check a launch file for ``ray up`` before it starts anything that costs money.
+
+Ray's schema and botocore's validation say what a field must be. Here is what they let pass and a
+sweep would pay for: places still to be filled in, files that do not travel, open ports, rights that
+are too wide, nodes and disks that stay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata, resources
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
+from orchestrator.machine.launch_providers import aws_mistakes, gcp_mistakes, own_mistakes
+from orchestrator.planning.plain_yaml import read_text
+from orchestrator.results.provenance import provenance
+from search_spaces.errors import ConfigError
+from tasks.atomic import read_whole
+
+COMPARE_HINT = "compare with the file of that name in the repository"
+TOKEN_HINT = 'make one: see "Tokens" in docs/cluster.md'
+SECRET_HINT = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+MAX_FILE_BYTES = 100_000
+"""PyYAML reads as many in a second; the longest file of the repository has 6,000."""
+IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
+"""Names in a folder that must not travel: a checkout, or a root, which may hold patients' images.
+"""
+WHEEL_FOLDER = "~/isweep-dist"
+WHEEL_FILE = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
+SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
+SECRET_SET = re.compile(
+    r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
+)
+"""A variable that a command sets to a secret's value, not to a file or another variable."""
+READ_BY_OTHERS = 0o077
+"""Permission bits of group and others."""
+
+NEEDED = {
+    "": (Mistake("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu"),),
+    "aws": (Mistake("provider.region", "no region is named", "name one, e.g. us-east-1"),),
+    "local": (
+        Mistake("provider.head_ip", "no head is named", "name the machine where isweep runs"),
+        Mistake(
+            "auth.ssh_private_key",
+            "the head needs a key to start workers",
+            "name one made for this cluster",
+        ),
+    ),
+}
+"""Keys whose absence ``ray up`` would notice late or not at all, by provider; empty for all."""
+PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": own_mistakes}
+
+
+def check_launch_file(path: Path) -> list[Mistake]:
+    """Return all mistakes in a launch file. Nothing is started and no provider is asked."""
+    config = _read(path)
+    if isinstance(config, Mistake):
+        return [config]
+    mistakes = list(_schema_mistakes(config))
+    if mistakes:
+        return mistakes  # the other checks would stumble over the same ones
+    for check in (_text_mistakes, _missing_keys, _file_mistakes, _command_mistakes):
+        mistakes += check(config)
+    provider_check = PROVIDER_CHECKS.get(config["provider"].get("type"))
+    if provider_check is not None:
+        mistakes += provider_check(config)
+    # Two node types with the same mistake show it once.
+    return list(dict.fromkeys(mistakes))
+
+
+def _read(path: Path) -> Config | Mistake:
+    hint = "name a launch file, e.g. cluster.yaml"
+    try:
+        text = read_text(path, "launch file", MAX_FILE_BYTES)
+        # Refuses a key that stands twice; Ray would take the last one.
+        yaml = YAML(typ="safe", pure=True)
+        yaml.version = (1, 1)  # as Ray reads it
+        config = yaml.load(text)
+    except FileNotFoundError:
+        return Mistake(str(path), "no such file", hint)
+    except ConfigError as error:
+        return Mistake(str(path), f"{error.rule}: {error.value}", hint)
+    except (YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).partition("To suppress")[0].split())
+        return Mistake(str(path), f"not YAML: {reason}", "correct the line")
+    if not isinstance(config, dict) or "cluster_name" not in config:
+        problem = "no file for `ray up`: no cluster_name"
+        return Mistake(str(path), problem, "begin with cluster.yaml")
+    return config
+
+
+def _schema_mistakes(config: Config) -> Iterator[Mistake]:
+    """Compare the file with Ray's own schema, and with rules that ``ray up`` checks besides."""
+    import jsonschema
+
+    file = resources.files("ray.autoscaler") / "ray-schema.json"
+    schema = json.loads(file.read_text(encoding="utf-8"))
+    # The schema does not know this key, which own machines have.
+    schema_keys = {key: value for key, value in config.items() if key != "min_workers"}
+    is_wrong = False
+    for error in jsonschema.Draft7Validator(schema).iter_errors(schema_keys):
+        is_wrong = True
+        place = ".".join(str(key) for key in error.absolute_path) or "the file"
+        yield Mistake(place, error.message[:300], COMPARE_HINT)
+    if is_wrong:
+        return
+    for target, source in (config.get("file_mounts") or {}).items():
+        if not isinstance(source, str):
+            place = f"file_mounts.{target}"
+            yield Mistake(place, f"{source!r} is no path", "name a file or folder here")
+    is_cloud = config["provider"].get("type") in ("aws", "gcp")
+    node_types = config.get("available_node_types") or ()
+    if is_cloud and config.get("head_node_type") not in node_types:
+        problem = "must be one of available_node_types"
+        yield Mistake("head_node_type", problem, COMPARE_HINT)
+
+
+def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value of a document with its key in dots."""
+    yield place, value
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _values(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _values(inner, f"{place}[{index}]")
+
+
+def _text_mistakes(config: Config) -> Iterator[Mistake]:
+    """Find places still to be filled in, and secrets, which ``ray up`` copies to the head."""
+    earlier_texts = set[str]()
+    for place, value in _values(config):
+        if not isinstance(value, str):
+            continue
+        unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
+        # Text behind an anchor of YAML is filled in once.
+        if unfilled and value not in earlier_texts:
+            problem = f"still to be filled in: {unfilled[0]}"
+            yield Mistake(place, problem, "see the comment marked CHANGE there")
+        earlier_texts.add(value)
+        if place.startswith("file_mounts."):
+            continue
+        if value and SECRET_KEY.search(place.rpartition(".")[2]):
+            yield Mistake(place, "a secret stands in the file", SECRET_HINT)
+        for name in SECRET_SET.findall(value):
+            yield Mistake(place, f"a secret stands in the file: {name}", SECRET_HINT)
+
+
+def _missing_keys(config: Config) -> Iterator[Mistake]:
+    values = dict(_values(config))
+    for mistake in (*NEEDED[""], *NEEDED.get(config["provider"].get("type"), ())):
+        if not values.get(mistake.place):
+            yield mistake
+    key = values.get("auth.ssh_private_key")
+    if not key:
+        return
+    path = Path(str(key)).expanduser()
+    place = "auth.ssh_private_key"
+    if not path.is_file():
+        yield Mistake(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+    elif path.stat().st_mode & READ_BY_OTHERS:
+        problem = "others can read the key, and ssh will not use it"
+        yield Mistake(place, problem, f"chmod 600 {key}")
+
+
+def _file_mistakes(config: Config) -> Iterator[Mistake]:
+    """Check the files that travel to the nodes."""
+    mounts = config.get("file_mounts") or {}
+    if not any("token" in target for target in mounts):
+        yield Mistake(
+            "file_mounts",
+            "no token travels, and Ray asks for one",
+            "add ~/.ray/auth_token: ~/.ray/auth_token",
+        )
+    for target, source in mounts.items():
+        yield from _mount_mistakes(config, target, source)
+
+
+def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistake]:
+    """Check what travels to one place on the nodes.
+
+    Args:
+        config: the launch file.
+        target: path on a node.
+        source: path here, relative to where ``ray up`` is typed.
+    """
+    place = f"file_mounts.{target}"
+    path = Path(source).expanduser()
+    is_token = "token" in target
+    if not path.exists():
+        wheel_hint = f"make wheel, and stay in the checkout: {Path.cwd()}"
+        yield Mistake(place, f"no {source}", TOKEN_HINT if is_token else wheel_hint)
+    elif is_token:
+        if path.stat().st_mode & READ_BY_OTHERS:
+            yield Mistake(place, "others can read the token", f"chmod 600 {path}")
+        words = list[str]()
+        with suppress(OSError, UnicodeDecodeError):
+            words = read_whole(path).decode().split()
+        if len(words) != 1:
+            yield Mistake(place, "the token is not one word of text", TOKEN_HINT)
+    elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
+        problem = f"{source} is a checkout or a root, which may hold images of patients"
+        yield Mistake(place, problem, "let dist/ travel alone; raw data go by `ray rsync-up`")
+    elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
+        yield from _wheel_mistakes(place, path)
+        commands = str([config[name] for name in config if name.endswith("setup_commands")])
+        for name in sorted(set(WHEEL_FILE.findall(commands))):
+            if not (path / name).is_file():
+                yield Mistake(place, f"no {path / name}", "make wheel")
+
+
+def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
+    """Check that the one wheel of isweep in a folder is of the version installed here."""
+    wheels = list(folder.glob("isweep-*.whl"))
+    versions = [wheel.name.split("-")[1] for wheel in wheels]
+    installed = metadata.version("isweep")
+    if versions != [installed]:
+        names = ", ".join(versions) or "none"
+        problem = f"wheels of isweep: {names}; the one installed here is {installed}"
+        yield Mistake(place, problem, "make wheel")
+        return
+    commit_in_wheel = "none"
+    broken = (OSError, zipfile.BadZipFile, KeyError, ValueError)
+    with suppress(*broken), zipfile.ZipFile(wheels[0]) as wheel:
+        commit_in_wheel = str(json.loads(wheel.read("orchestrator/commit.json"))["commit"])
+    commit = provenance().commit
+    if commit and commit_in_wheel != commit:
+        problem = (
+            f"{wheels[0]} is made of commit {commit_in_wheel[:12]}, and {commit[:12]} is installed "
+            "here"
+        )
+        yield Mistake(place, problem, "make wheel")
+
+
+def _command_mistakes(config: Config) -> Iterator[Mistake]:
+    """Check the commands that start Ray."""
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        commands = config.get(name, ())
+        start = next((command for command in commands if "ray start" in command), "")
+        if not start:
+            yield Mistake(name, "no `ray start`", "take the command of the repository's file")
+        elif "RAY_AUTH_MODE=token" not in start:
+            hint = "put RAY_AUTH_MODE=token before `ray start`"
+            yield Mistake(name, "no token is asked for", hint)
+        is_head = name.startswith("head")
+        if is_head and start and "--dashboard-host=127.0.0.1" not in start:
+            problem = "the dashboard, which runs code, is not bound to the head itself"
+            yield Mistake(name, problem, "add --dashboard-host=127.0.0.1 after `ray start`")
+        if any("ray stop" in command for command in commands):
+            problem = "`ray stop` ends every Ray process of the account"
+            yield Mistake(name, problem, "take it out")

@@ -1,0 +1,231 @@
+"""Checks of a launch file that depend on who provides the machines: AWS, Google, or their owner."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from socket import getaddrinfo
+from typing import Any
+
+from orchestrator.machine.launch_mistakes import UNFILLED, Config, Mistake
+
+HEAD_POLICY = Path("clusters/iam/head.json")
+"""Rights of the head on AWS, in the checkout place ``ray up`` is typed."""
+SSH_PORT = 22
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A node type of a cloud: its key in the file, what the provider is asked for, its role."""
+
+    place: str
+    request: dict[str, Any]
+    is_head: bool
+
+
+def _node_types(config: Config) -> Iterator[NodeType]:
+    for name, node_type in config["available_node_types"].items():
+        yield NodeType(
+            place=f"available_node_types.{name}.node_config",
+            request=node_type["node_config"],
+            is_head=name == config["head_node_type"],
+        )
+
+
+def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
+    head = config["head_node_type"]
+    may_start = False
+    for name, node_type in config["available_node_types"].items():
+        if name != head and node_type.get("max_workers", 1):
+            may_start = True
+    if not (config.get("max_workers", 0) and may_start):
+        yield Mistake(
+            "max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type"
+        )
+    if config["provider"].get("cache_stopped_nodes", True):
+        yield Mistake(
+            "provider.cache_stopped_nodes",
+            "Ray would stop nodes and not end them: their disks stay, with what is on them, and "
+            "cost",
+            "say false",
+        )
+
+
+def aws_mistakes(config: Config) -> Iterator[Mistake]:
+    """Yield the mistakes of a cluster on AWS."""
+    yield from _cloud_mistakes(config)
+    if find_spec("boto3") is None:
+        yield Mistake("provider.type", "aws needs boto3 on this machine", "pip install boto3")
+    else:
+        for node_type in _node_types(config):
+            is_invalid = False
+            for mistake in _invalid_request(node_type):
+                is_invalid = True
+                yield mistake
+            if not is_invalid:
+                yield from _aws_node_mistakes(node_type)
+    yield from _policy_mistakes(config)
+
+
+def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
+    """Yield what EC2 would refuse, by botocore's own description of it."""
+    session = importlib.import_module("botocore.session").get_session()
+    service = session.get_service_model("ec2")
+    shape = service.operation_model("RunInstances").input_shape
+    validator = importlib.import_module("botocore.validate").ParamValidator()
+    fields = {"MinCount": 1, "MaxCount": 1} | node_type.request
+    fields.pop("SubnetIds", None)  # Ray takes it out before it asks EC2
+    report = validator.validate(fields, shape).generate_report()
+    for line in report.splitlines():
+        problem = line.split(", must be one of")[0]
+        yield Mistake(node_type.place, problem, "correct it, or: pip install -U boto3")
+
+
+def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
+    request = node_type.request
+    place = node_type.place
+    market = request.get("InstanceMarketOptions", {}).get("MarketType")
+    if node_type.is_head and market == "spot":
+        yield Mistake(
+            f"{place}.InstanceMarketOptions",
+            "a spot instance as head: taken away, it takes the sweep and the root on its disk "
+            "along",
+            "only workers may be spot instances",
+        )
+    if not request.get("ImageId"):
+        yield Mistake(
+            f"{place}.ImageId",
+            "no image is named, and Ray takes its own",
+            "name one with Python 3.11 to 3.13",
+        )
+    if not request.get("IamInstanceProfile"):
+        yield Mistake(
+            f"{place}.IamInstanceProfile",
+            "else Ray gives the head full rights",
+            "see clusters/iam/head.json",
+        )
+    if not (request.get("SecurityGroupIds") or request.get("NetworkInterfaces")):
+        yield Mistake(
+            f"{place}.SecurityGroupIds",
+            "without a security group by id Ray makes one that opens SSH to the world",
+            "name your own group: [sg-...]",
+        )
+    devices = request.get("BlockDeviceMappings") or ()
+    disks = [device["Ebs"] for device in devices if "Ebs" in device]
+    if not disks or not all(disk.get("Encrypted") for disk in disks):
+        yield Mistake(
+            f"{place}.BlockDeviceMappings",
+            "a disk is not encrypted, or none is named",
+            "name it, with Encrypted: true",
+        )
+    if not all(disk.get("DeleteOnTermination", True) for disk in disks):
+        yield Mistake(
+            f"{place}.BlockDeviceMappings",
+            "a disk stays when its node ends",
+            "say DeleteOnTermination: true",
+        )
+
+
+def _policy_mistakes(config: Config) -> Iterator[Mistake]:
+    """Compare the file with the head's policy in the checkout, which names cluster and region."""
+    conditions: list[dict[str, str]] = []
+    with suppress(OSError, ValueError, KeyError, TypeError):  # AWS takes none that is broken
+        statements = json.loads(HEAD_POLICY.read_text(encoding="utf-8"))["Statement"]
+        for statement in statements:
+            if "Condition" in statement:
+                conditions.append(statement["Condition"]["StringEquals"])
+    for place, key, value in (
+        ("cluster_name", "aws:ResourceTag/ray-cluster-name", config["cluster_name"]),
+        ("provider.region", "aws:RequestedRegion", config["provider"].get("region")),
+    ):
+        allowed = {condition[key] for condition in conditions if key in condition}
+        for name in sorted(allowed - {value}):
+            if not UNFILLED.search(name):
+                yield Mistake(
+                    place,
+                    f"{value}, and {HEAD_POLICY} lets the head start and end nodes of {name} only",
+                    "say the same in both, and in the policy of your account",
+                )
+
+
+def gcp_mistakes(config: Config) -> Iterator[Mistake]:
+    """Yield the mistakes of a cluster on Google's cloud."""
+    yield from _cloud_mistakes(config)
+    for node_type in _node_types(config):
+        yield from _gcp_node_mistakes(node_type)
+
+
+def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
+    request = node_type.request
+    place = node_type.place
+    disks = [disk for disk in request.get("disks") or () if isinstance(disk, dict)]
+    boot_disks = [disk for disk in disks if disk.get("boot")]
+    if not boot_disks or not boot_disks[0].get("autoDelete"):
+        yield Mistake(f"{place}.disks", "the disk stays when its node ends", "say autoDelete: true")
+    networks = request.get("networkInterfaces") or []
+    is_named = [network.get("subnetwork") or network.get("network") for network in networks]
+    if not networks or not all(is_named):
+        yield Mistake(
+            f"{place}.networkInterfaces",
+            "without a subnet the project's default network is taken, which opens SSH to the world",
+            "name your own: subnetwork",
+        )
+    scheduling = request.get("scheduling") or {}
+    if not isinstance(scheduling, dict):
+        scheduling = dict(ChainMap(*scheduling))
+    is_spot = scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible")
+    if not is_spot:
+        return
+    if node_type.is_head:
+        yield Mistake(
+            f"{place}.scheduling",
+            "a spot machine as head: taken away, it takes the sweep and the root on its disk along",
+            "take it out: only workers may be spot machines",
+        )
+    if scheduling.get("instanceTerminationAction") != "DELETE":
+        yield Mistake(
+            f"{place}.scheduling",
+            "a spot machine that is taken away would be stopped, and its disk stay and cost",
+            "add instanceTerminationAction: DELETE",
+        )
+
+
+def own_mistakes(config: Config) -> Iterator[Mistake]:
+    """Yield the mistakes of a cluster of your own machines."""
+    provider = config["provider"]
+    head = str(provider.get("head_ip", ""))
+    workers = [str(name) for name in provider.get("worker_ips") or ()]
+    for name in ("min_workers", "max_workers"):
+        if config.get(name) != len(workers):
+            yield Mistake(
+                name,
+                f"{config.get(name)}, and worker_ips names {len(workers)}",
+                f"say {len(workers)}: others would be left out silently",
+            )
+    if len({head, *workers}) <= len(workers):
+        yield Mistake("provider", "a machine is named twice", "name each once, the head apart")
+    commands = config.get("head_start_ray_commands", ())
+    starts = [command for command in commands if "ray start" in command]
+    if starts and not any("RAY_enable_autoscaler_v2=0" in command for command in starts):
+        yield Mistake(
+            "head_start_ray_commands",
+            "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out",
+            "put RAY_enable_autoscaler_v2=0 before `ray start`",
+        )
+    for name in (head, *workers):
+        if not name or UNFILLED.search(name):
+            continue
+        try:
+            getaddrinfo(name, SSH_PORT)
+        except OSError:
+            yield Mistake(
+                "provider",
+                f"{name}: this machine does not know the name",
+                "correct it, or give the address",
+            )

@@ -1,0 +1,731 @@
+"""The check of a GPU, on a CPU: its parts, its file, and what plans make of it."""
+
+import getpass
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.machine import gpu_bench, gpu_check, gpu_check_parts, gpus, self_test
+from orchestrator.machine.gpu_bench import Bench, bench_of
+from orchestrator.machine.gpu_check import check, devices, nameless, run_part
+from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
+from orchestrator.machine.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
+from orchestrator.machine.self_test_case import Case
+from orchestrator.planning.costs.gpu_checks import packing_pays, read_checks
+from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_there
+from orchestrator.planning.costs.needs import need_of
+from orchestrator.planning.costs.networks import cost_of
+from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, pass_time
+from orchestrator.planning.costs.passes import batch_passes
+from orchestrator.planning.estimate import on_gpus
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.models import PAPER_MODELS, model_spec
+from tasks.measures.products import blas_product
+from tasks.trials.training import CaptureError
+from tests.unit.orchestrator.machine.test_devices import mps_daemon
+
+TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
+
+
+@pytest.mark.parametrize(
+    "part", ["host", "correctness", "step_times", "passes", "memory", "faults"]
+)
+def test_a_part_that_needs_no_gpu_runs_on_a_cpu(monkeypatch, part):
+    monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
+    found = run_part(part, "cpu", {})
+    assert (found["error"], found["ok"]) == ("", True)
+    assert socket.gethostname() not in json.dumps(found["values"])
+
+
+def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
+    first, second, larger = gpu_check_parts.real_trials(bench_of("cpu"), "small_cnn")
+    assert first["timings"].keys() >= {"build", "train", "evaluate"}
+    assert (first["left_bytes"], first["energy_j"]) == (0, None)
+    assert first["scores"] == second["scores"]
+    assert larger["train_size"] > second["train_size"]
+    assert json.dumps(first)
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda right: right[:-1], lambda right: right + np.eye(*right.shape, 2)]
+)
+def test_products_of_bytes_that_are_not_the_cpus_are_named_by_their_sizes(monkeypatch, harm):
+    monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
+    assert list(gpu_check_parts.wrong_products(bench_of("cpu"))) == []
+    monkeypatch.setattr(
+        gpu_check_parts, "choose_product", lambda work: lambda a, b: harm(blas_product(a, b))
+    )
+    found = run_part("correctness", "cpu", {})
+    assert [130, 257, 63] in found["values"]["products_that_differ"]
+    assert found["error"] == "products of bytes differ from the CPU's"
+
+
+def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypatch, tmp_path):
+    found = [Gpu("NVIDIA A100 MIG 1g.10gb", f"MIG-{number}", 2**33, mig=True) for number in (1, 2)]
+    asked, seen, described = [], [], NodeGpus("a", tuple(found))
+    part = {"ok": True, "seconds": 1.0, "error": ""}
+
+    def run_part(*_):
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return part
+
+    monkeypatch.setattr(
+        gpu_check_parts, "describe", lambda visible: asked.append(visible) or described
+    )
+    monkeypatch.setattr(gpus, "slice_uuids", lambda: [its.uuid for its in found])
+    monkeypatch.setattr(gpu_check, "run_part", run_part)
+    monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    written = [check(its, tmp_path, lambda line: None)[0] for its in devices(None)]
+    assert (asked, seen) == (["MIG-1,MIG-2"], ["MIG-1", "MIG-2"])
+    assert [path.name for path in written] == [
+        f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)
+    ]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatch):
+    asked = []
+    rows = [["GPU-0", "Enabled"], ["GPU-1", "Disabled"]]
+    monkeypatch.setattr(
+        gpu_check_parts, "describe", lambda visible: asked.append(visible) or NodeGpus("a")
+    )
+    monkeypatch.setattr(gpus, "slice_uuids", lambda: ["MIG-1", "MIG-2"])
+    monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda fields: rows)
+    for visible in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(SetupError, match="needs a GPU"):
+            devices(None)
+    assert asked == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpu_check_parts.visible_gpu_list() == ()
+    assert asked == ["MIG-1,MIG-2,GPU-1"]
+
+
+@pytest.mark.parametrize(
+    ("needed", "largest", "expected"),
+    [(0.30, 1.0, (0.3125, 0.28125)), (0.0, 0.5, (0.015625, 0.0)), (2.0, 1.0, (None, 0.96875))],
+)
+def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
+    tried = []
+
+    def ends(share):
+        tried.append(share)
+        return "" if share >= needed else "out_of_memory"
+
+    found = gpu_check_parts.smallest_share(ends, largest)
+    assert (found["smallest_share"], found["dies_with"]) == expected
+    assert found["kind"] == ("out_of_memory" if found["dies_with"] else "")
+    assert len(tried) == 5
+
+
+@pytest.fixture
+def posing(monkeypatch):
+    """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the
+    list."""
+    small, kinds = gpu_bench.grid(False, True), ["out_of_memory"]
+    for name, value in {
+        "on_gpu": True,
+        "share_of": lambda bench, size: 0.25,
+        "reserved_bytes": lambda bench: 0,
+        "failure_kind": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
+    }.items():
+        monkeypatch.setattr(Bench, name, value)
+    monkeypatch.setattr(gpu_bench, "grid", lambda on_gpu, half: small)
+    return kinds
+
+
+def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_for_it(posing):
+    bench = bench_of("cpu")
+    row = dict(gpu_check_parts.memory(bench))["small_cnn"]
+    assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
+    assert row["dies_with"] <= 0.2 < row["smallest_share"]
+    assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
+    found = dict(gpu_check_parts.faults(bench))
+    assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
+    told = "memory that runs out in {} is taken for nothing"
+    assert found["fails"] == [told.format("step"), told.format("evaluation")]
+    posing[0] = "device_error"
+    assert (
+        "memory that runs out in capture is taken for device_error"
+        in dict(gpu_check_parts.faults(bench))["fails"]
+    )
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
+    """MPS is the folder that CUDA is told: without it a process computes as if there were none."""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    if runs:
+        daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens while it is there)
+    monkeypatch.setattr(
+        gpu_check,
+        "measured_gain",
+        lambda bench, model: {"1": 9.0, "gain": 1.5 if gpus.mps_runs() else 1},
+    )
+    found = dict(gpu_check.pairs(bench_of("cpu")))
+    with_mps = {"with_mps": {"small_cnn": {"1": 9.0, "gain": 1.5}}} if runs else {}
+    without_mps = {"without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
+    assert found == {"mps": runs} | without_mps | with_mps
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
+
+
+@pytest.fixture
+def exclusive(tmp_path, monkeypatch):
+    """A GPU in mode Exclusive_Process, as NVIDIA sets it up with MPS: without MPS its only process
+    is refused."""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+
+    def rates(bench, model, number):
+        if gpus.mps_runs():
+            return [50.0] * number, ""
+        return [], "AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
+
+    monkeypatch.setattr(gpu_check, "_rates_together", rates)
+    with mps_daemon(tmp_path):
+        yield
+
+
+@pytest.mark.usefixtures("exclusive")
+def test_a_pair_under_mps_is_measured_where_no_process_runs_without():
+    found = dict(gpu_check.pairs(bench_of("cpu")))
+    assert list(found) == ["mps", "with_mps", "without_mps"]
+    assert found["with_mps"]["small_cnn"]["gain"] == 2.0
+    assert found["without_mps"]["small_cnn"]["error"].startswith("1 processes: AcceleratorError")
+
+
+@pytest.mark.parametrize(
+    ("fit", "measured"),
+    [
+        (2, {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: full"}),
+        (1, {"1": 50.0, "error": "2 processes: full"}),
+        (0, {"error": "1 processes: full"}),
+    ],
+)
+def test_processes_that_do_not_fit_leave_what_was_measured_and_a_pair_that_does_not_no_gain(
+    monkeypatch, fit, measured
+):
+    def rates(bench, model, number):
+        return ([50.0] * number, "") if number <= fit else ([], "full")
+
+    monkeypatch.setattr(gpu_check, "_rates_together", rates)
+    assert gpu_check.measured_gain(bench_of("cuda"), "vgg16") == measured
+
+
+def test_processes_are_counted_from_when_all_are_warm(tmp_path, monkeypatch):
+    """A pair of which one begins two seconds later would seem to gain a tenth."""
+    script = """
+import json, sys, time
+from pathlib import Path
+index = int(Path(sys.argv[1]).name)
+time.sleep(0.3 * index)
+Path(sys.argv[1]).with_suffix(".ready").touch()
+while not Path(sys.argv[1]).with_name("go").exists():
+    time.sleep(0.001)
+print(json.dumps({"images_per_second": time.time()}))
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    monkeypatch.setattr(
+        gpu_check,
+        "_start_part",
+        lambda part, device, graphs, model, ready: subprocess.Popen(
+            [sys.executable, "-c", script, ready], **pipes, process_group=0
+        ),
+    )
+    starts, error = gpu_check._rates_together(bench_of("cpu"), "small_cnn", 3)
+    assert error == ""
+    assert max(starts) - min(starts) < 0.3
+
+
+def test_a_process_that_dies_before_it_is_warm_keeps_no_other_waiting(monkeypatch):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    monkeypatch.setattr(
+        gpu_check,
+        "_start_part",
+        lambda *_: subprocess.Popen(["false"], **pipes, process_group=0),
+    )
+    assert gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2) == ([], "exit code 1")
+
+
+@pytest.mark.parametrize("graphs", [["small_cnn"], []])
+def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monkeypatch, graphs):
+    """Memory, pairs and real trials; where no step can be captured nothing is tried by graphs."""
+    started, taken = [], []
+    earlier = {"correctness": {"values": {"graphs": graphs}}}
+    monkeypatch.setattr(gpu_check, "_start_part", lambda *words: started.append(words))
+    monkeypatch.setattr(gpu_check, "_answer", lambda process: ({}, ""))
+    run_part("memory", "cuda", earlier)
+    run_part("host", "cuda", {})
+    assert started == [("memory", "cuda", graphs), ("host", "cuda", [])]
+
+    def trains(model, images, *_, graphs, on_epoch=None, **how):
+        taken.append((graphs, len(images)))
+        return [SimpleNamespace(seconds=1.0)] * 3
+
+    monkeypatch.setattr(gpu_check_parts, "train", trains)
+    monkeypatch.setattr(gpu_check_parts.isolation, "peak_bytes", lambda device: 1)
+    bench = replace(bench_of("cpu"), graphs=frozenset(graphs))
+    list(gpu_check_parts.memory(bench))
+    network = bench.network("small_cnn")
+    size = network.recipe.batch_size
+    # As ragged as the trial whose peak is predicted.
+    assert taken[0] == (bool(graphs), 3 * size + network.train_size % size)
+    assert taken[1][0] is False  # the peak of plain steps
+    ran = []
+    result = SimpleNamespace(model_dump=lambda **_: {})
+    monkeypatch.setattr(
+        gpu_check_parts,
+        "run_trial",
+        lambda *of, device, graphs: ran.append(graphs) or result,
+    )
+    gpu_check_parts.real_trials(bench, "small_cnn")
+    assert set(ran) == {bool(graphs)}
+
+
+@pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda")])
+def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
+    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
+    found = run_part(part, device, {})
+    assert not found["ok"]
+    assert found["error"].endswith("exit code 1")
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ("raise OSError('capture failed')", "OSError: capture failed"),
+        ("os._exit(7)", "exit code 7"),
+        ("time.sleep(999)", "no end within 0.1 s"),
+    ],
+)
+def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
+    code = f"""
+import json, os, time
+print('a warning')
+print(json.dumps({{'resnet18': {{'eager_ms': 7.5}}}}))
+print('{{"cut short', end='', flush=True)
+{ends}
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+
+    def start(*_):
+        process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+        select.select([process.stdout], [], [])  # it has said all that it will
+        return process
+
+    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 0.1 if "sleep" in ends else 400.0)
+    monkeypatch.setattr(gpu_check, "_start_part", start)
+    found = run_part("step_times", "cuda", {})
+    assert (found["values"], found["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)
+
+
+@pytest.fixture
+def card(posing, monkeypatch):
+    """A GPU with a load that nvidia-smi shows, on which the steps of networks take some time."""
+    order = []
+    gpu = Gpu("NVIDIA L4", "GPU-1", 2**34)
+    monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
+    monkeypatch.setattr(gpu_check_parts, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_check_parts, "nvidia_smi", lambda field, gpu: [[f"{field} of {gpu}"]])
+
+    def step_seconds(bench, model, duration_s, *, graphs):
+        order.append((model, graphs, torch.backends.cudnn.deterministic))
+        if model == "broken" and graphs:
+            raise CaptureError("a step could not be captured")
+        time.sleep(0.05)
+        return [0.01 * len(order)] * 3
+
+    monkeypatch.setattr(Bench, "step_seconds", step_seconds)
+    monkeypatch.setattr(Bench, "batch_size", lambda bench, model: 6)
+    return order
+
+
+def test_plain_steps_and_graphs_are_timed_in_turn_with_the_load_of_the_card(card):
+    found = dict(gpu_check_parts.step_times(bench_of("cpu")))
+    assert [(graphs, deterministic) for _, graphs, deterministic in card[:4]] == [
+        (graphs, card[0][2]) for graphs in (False, True, False, True)
+    ]
+    assert card[4][1:] == (False, False)  # the price of deterministic kernels
+    row = found["small_cnn"]
+    assert (row["eager_ms"], row["graph_ms"], row["not_deterministic_ms"]) == pytest.approx(
+        (20, 30, 50)
+    )
+    load = row["graph_ms_load"]
+    assert load["power.draw"] == "power.draw of --id=GPU-1"
+    assert {"clocks.current.sm", "temperature.gpu", "clocks_event_reasons.active"} <= set(load)
+    assert found["fails"] == []
+
+
+def test_a_network_whose_steps_fail_keeps_its_plain_times_and_costs_no_other(card):
+    bench = replace(bench_of("cpu"), models=("broken", "small_cnn"))
+    found = dict(gpu_check_parts.step_times(bench))
+    assert found["broken"]["eager_ms"] == pytest.approx(10)
+    assert found["small_cnn"]["graph_ms"] > 0
+    assert found["fails"] == ["broken: CaptureError: a step could not be captured"]
+
+
+def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(monkeypatch):
+    verdicts = {
+        "resnet18": self_test.Verdict("", "resnet18: CaptureError: unsupported", is_final=False),
+        "resnet34": self_test.Verdict("", "", is_final=True),
+        "resnet50": self_test.Verdict("", "they take 2.00 s an epoch", is_final=False),
+        "vgg13": self_test.Verdict("vgg13: the first loss is nan", "the same", is_final=True),
+        "vgg16": self_test.Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
+        "vgg19": self_test.Verdict("", "", is_final=True),
+    }
+    tested = []
+
+    def run(case, device):
+        tested.append(case)
+        return verdicts[case.model.name]
+
+    monkeypatch.setattr(self_test, "run", run)
+    cases = bench_of("cuda").self_test_cases()
+    bench = bench_of("cpu")
+    monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
+    found = dict(gpu_check_parts.correctness(bench))
+    assert [case.model.name for case in tested] == list(PAPER_MODELS)
+    # As large as the sweep's: other batches take other kernels.
+    batches = {
+        trial.network.model.name: trial.network.recipe.batch_size
+        for trial in bench_of("cuda").trials
+    }
+    assert {case.model.name: case.batch_size for case in tested} == batches
+    assert found["graphs"] == ["resnet34", "vgg19"]
+    assert found["fails"] == [
+        "plain steps: resnet18: CaptureError: unsupported",
+        "the GPU computes wrongly: vgg13: the first loss is nan",
+        "plain steps: vgg16: a weight differs by 1.0e-03",
+    ]
+    assert len(found["self_test"]) == 6
+
+
+@pytest.mark.parametrize("kind", ["product", "convolution"])
+def test_tensorfloat_32_is_found_in_products_and_in_convolutions(monkeypatch, kind):
+    """Torch has it off for products, and on for convolutions."""
+    monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
+
+    def rounded(tensor):
+        """Keep ten bits of mantissa."""
+        return (tensor.view(torch.int32) & -(2**13)).view(torch.float32)
+
+    owner, name = {
+        "product": (torch, "matmul"),
+        "convolution": (torch.nn.functional, "conv2d"),
+    }[kind]
+    exact = getattr(owner, name)
+
+    def wrong(left, right, *more, **options):
+        if left.dtype == torch.float32 and left.shape in ((512, 512), (8, 64, 56, 56)):
+            left, right = rounded(left), rounded(right)
+        return exact(left, right, *more, **options)
+
+    monkeypatch.setattr(owner, name, wrong)
+    errors = gpu_check_parts.float32_errors(bench_of("cpu"))
+    assert errors[kind] > 1e-4
+    other = {"product": "convolution", "convolution": "product"}[kind]
+    assert errors[other] < 1e-6
+    found = run_part("correctness", "cpu", {})
+    assert f"a {kind} in float32 has an error of" in found["error"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Parts that take no time; one raises, one finds a fault, and one needs a GPU."""
+
+    def broken(bench):
+        raise RuntimeError(f"broken on {socket.gethostname()}")
+
+    parts = {
+        "host": lambda bench: iter([("cores", 2)]),
+        "gpu": lambda bench: iter(()),
+        "correctness": broken,
+        "faults": lambda bench: iter([("fails", ["memory that runs out is taken for code_error"])]),
+        "summary": lambda bench, parts: iter([("pair_gain", 1.2), ("seen", sorted(parts))]),
+    }
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, monkeypatch):
+    written, lines, write = [], [], gpu_check.write_atomic
+    monkeypatch.setattr(
+        gpu_check,
+        "write_atomic",
+        lambda path, data: written.append(json.loads(data)) or write(path, data),
+    )
+    path, ok = check(None, tmp_path / "gpu", lines.append)
+    assert not ok
+    assert [len(record["parts"]) for record in written] == [1, 2, 3, 4]
+    parts = json.loads(path.read_text())["parts"]
+    assert [part["ok"] for part in parts.values()] == [True, False, False, True]
+    assert all(set(part) == {"ok", "seconds", "values", "error"} for part in parts.values())
+    said = [line.partition(" in ")[0] for line in lines]
+    assert said == ["PASS host", "FAIL correctness", "FAIL faults", "PASS summary"]
+    assert parts["summary"]["values"]["seen"] == ["correctness", "faults", "host"]
+    assert socket.gethostname() not in path.read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_counts(tmp_path):
+    *_, here = gpu_check_folders(tmp_path)
+    path, _ = check(None, here, lambda line: None)
+    assert path.parent == tmp_path / "gpu"
+    (tmp_path / path.name).write_text(
+        path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3')
+    )
+    assert read_checks([tmp_path, here, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
+    assert read_checks([here, tmp_path])["CPU"]["pair_gain"] == 3
+    path.write_text("{}")
+    (here / "gpu-check-broken.json").write_text("no JSON")
+    assert read_checks([here]) == {}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(
+    tmp_path, monkeypatch
+):
+    path, _ = check(None, tmp_path, lambda line: None)
+    whole = path.read_text()
+
+    def stopped(bench):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"
+    ):
+        check(None, tmp_path, lambda line: None)
+    assert path.read_text() == whole
+    left = json.loads(path.with_suffix(".unfinished").read_text())
+    assert list(left["parts"]) == ["host", "correctness"]
+    assert read_checks([tmp_path])["CPU"]["pair_gain"] == 1.2
+
+
+@pytest.mark.parametrize(
+    ("summary", "known"),
+    [
+        ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
+        ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
+        ({"row": None, "pair_gain": None}, True),
+        *(
+            ({"row": {"compute_efficiency": value}}, False)
+            for value in ("fast", -1, None, float("nan"))
+        ),
+        ({"row": {"network_factors": [["vgg16", 1.2]]}}, True),
+        ({"row": {"network_factors": [["vgg16", -1]]}}, False),
+        ({"row": {"network_factors": 7}}, False),
+        ({"row": 7}, False),
+        ({"pair_gain": "much"}, False),
+        (["PASS"], False),
+        (None, False),
+    ],
+)
+def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
+    record = {"gpu": "NVIDIA A100-SXM4-80GB", "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    checks = read_checks([tmp_path])
+    assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
+    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
+    assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
+
+
+@pytest.mark.parametrize("user", ["somebody", None])
+def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
+    """A container's user may have no name at all."""
+    monkeypatch.setattr(getpass, "getuser", lambda: user or {}["uid not found: 1234"])
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
+    said = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
+    assert said == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
+    found = {
+        "reason": ["no node1"],
+        "numbers": (1, 0.5, None, True),
+        "of": {7: torch.device("cpu")},
+    }
+    kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
+    assert nameless(found) == kept
+
+
+def test_what_a_part_started_ends_with_it():
+    """It would compute beside the next part."""
+    code = (
+        "import subprocess; subprocess.Popen(['sh', '-c', 'echo started; exec sleep 99']); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes, process_group=0)
+    with process.stdin, process.stdout:
+        assert process.stdout.readline() == "started\n"
+        gpu_check.end_group(process)
+        assert process.stdout.read() == ""  # ends when nobody holds the other end any more
+
+
+def test_a_gpu_without_bfloat16_is_measured_in_float32():
+    for half, precision in ((True, "bfloat16"), (False, "float32")):
+        trial = replace(bench_of("cuda"), half=half).trial("vgg16")
+        assert trial.network.recipe.precision == precision
+
+
+def parts_of(step_ms, graphs=(), **changes):
+    """Return the parts of a check whose GPU took ``step_ms`` for the steps of each network."""
+    parts = {
+        "gpu": {"planned_as": asdict(GPU_MODELS["a100"]), "capability": 8.0},
+        "step_times": {
+            model: {"eager_ms": milliseconds, "graph_ms": milliseconds / 2}
+            for model, milliseconds in step_ms.items()
+        },
+        "passes": {model: {"evaluate_16": 2000.0, "fgsm": 500.0} for model in step_ms},
+        "trial": {
+            model: [
+                {"train_size": size, "timings": {"build": 1.0, "train": 9.0, "d_repr": d_repr}}
+                for size, d_repr in ((500, 0.1), (FULL_SIZE, 2.0))
+            ]
+            for model in ("resnet18", "vgg16")
+        },
+        "correctness": {"graphs": list(graphs)},
+    }
+    return {name: {"ok": True, "values": values} for name, values in (parts | changes).items()}
+
+
+def steps_of_a100(factor):
+    gpu, bench = GPU_MODELS["a100"], bench_of("cuda")
+    return {
+        model: factor
+        * 1000
+        * pass_time(cost_of(bench.network(model)).step, gpu, interval=EAGER_INTERVAL_S).seconds
+        for model in bench.models
+    }
+
+
+def test_the_summary_gives_the_planner_a_row():
+    """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
+    gpu = GPU_MODELS["a100"]
+    told = parts_of(steps_of_a100(0.5))
+    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
+    assert found["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
+    assert GpuModel(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
+    names = "resnet18, resnet34, resnet50, vgg13, vgg16, vgg19"
+    assert found["verdict"] == f"PASS; plain steps for {names}"
+    broken = told | {"faults": {"ok": False, "values": {}}}
+    assert dict(gpu_check_parts.summary(bench_of("cuda"), broken))["verdict"].startswith(
+        "FAIL: faults; plain steps"
+    )
+    measured = gpu_model_there(
+        "NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found}
+    )
+    assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
+
+
+def test_hours_are_the_sum_of_what_was_measured():
+    """Counted by hand, for the 972 trials of the study."""
+    bench = bench_of("cuda")
+    step_ms = {model: 7.0 + index for index, model in enumerate(bench.models)}
+    found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    assert found["verdict"] == "PASS"
+    seconds = 0.0
+    for trial in bench.trials:
+        network, recipe = trial.network, trial.network.recipe
+        num_steps = recipe.epochs * -(-network.train_size // recipe.batch_size)
+        seconds += num_steps * step_ms[network.model.name] / 2 / 1000
+        seconds += 1.0 + 2.0 * (network.train_size / FULL_SIZE) ** 2
+        cost = cost_of(network)
+        batches = batch_passes(trial, cost)
+        seconds += batches.evaluations * cost.evaluation_batch / 2000
+        seconds += batches.gradients * cost.attack_batch / 500
+    assert found["hours"] == pytest.approx(seconds / 3600, rel=1e-9)
+
+
+def test_a_plan_expects_the_hours_that_were_measured():
+    """Also where one network is slower than the others, for which one factor does not do."""
+    bench = bench_of("cuda")
+    step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
+    found = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(found))}
+    planned = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
+    hours = sum(need_of(trial, planned, given=1.0).seconds for trial in bench.trials) / 3600
+    assert hours == pytest.approx(found["hours"])
+    assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(found["hours"])
+
+
+@pytest.mark.parametrize("slower", ["vgg", "resnet"])
+def test_a_network_that_is_slower_than_the_others_costs_its_own_hours(slower):
+    """One factor for all networks gave 17.2 hours where the measured steps were 20.1."""
+    bench = bench_of("cuda")
+    even = dict(steps_of_a100(1.0))
+    uneven = {
+        model: milliseconds * (2 if model.startswith(slower) else 1)
+        for model, milliseconds in even.items()
+    }
+    hours = [
+        measured_hours(
+            bench.trials,
+            MeasuredTimes.of_parts(
+                {name: part["values"] for name, part in parts_of(steps).items()}, ()
+            ),
+        )
+        for steps in (even, uneven)
+    ]
+    steps_h = sum(
+        trial.network.recipe.epochs
+        * -(-trial.network.train_size // trial.network.recipe.batch_size)
+        * even[trial.network.model.name]
+        for trial in bench.trials
+        if trial.network.model.name.startswith(slower)
+    )
+    assert hours[1] - hours[0] == pytest.approx(steps_h / 3.6e6)
+
+
+@pytest.mark.parametrize("missing", ["passes", "trial", "step_times"])
+def test_without_a_measurement_no_hours_are_made_up(missing):
+    told = parts_of(steps_of_a100(1.0))
+    values = told[missing]["values"]
+    for model in [model for model in values if model.startswith("vgg")]:
+        del values[model]
+    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
+    assert found["hours"] is None
+    assert found["hours_note"].startswith("no hours")
+
+
+@pytest.mark.parametrize(
+    ("mps", "without", "under", "num_gpus"),
+    [
+        (False, 1.2, 1.05, "left out: trials share a GPU"),
+        (True, 1.2, 1.05, 1),
+        (True, 1.0, 1.3, "left out: trials share a GPU"),
+        # As a run decides where no pair was measured under MPS.
+        (True, 1.0, None, "left out: trials share a GPU"),
+        (False, None, 1.3, 1),
+    ],
+)
+def test_the_advice_on_sharing_is_what_a_run_does(mps, without, under, num_gpus):
+    pairs = {"mps": mps, "without_mps": {}, "with_mps": {"vgg16": {"error": "full"}}}
+    for way, gain in (("without_mps", without), ("with_mps", under)):
+        if gain is not None:
+            pairs[way]["resnet18"] = {"gain": gain}
+    told = parts_of({}, pairs=pairs)
+    found = dict(gpu_check_parts.summary(bench_of("cuda"), told))
+    assert (found["pair_gain"], found["pair_gain_mps"]) == (without, under)
+    assert found["num_gpus"] == num_gpus
+
+
+def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(monkeypatch):
+    first, second = Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)
+    monkeypatch.setattr(gpu_check, "visible_gpu_list", lambda: (first, second))
+    assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
+    for wrong in ("2", "-1", "cuda:0"):
+        with pytest.raises(
+            ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"
+        ):
+            devices(wrong)
+    monkeypatch.setenv(LOGICAL_GPUS, "1")
+    with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):
+        devices(None)

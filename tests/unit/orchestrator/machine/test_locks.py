@@ -1,0 +1,44 @@
+"""The lock of a root: one command at a time, although somebody deletes the file."""
+
+import pytest
+
+from orchestrator.machine.locks import _LockFile, exclusive, is_held
+from search_spaces.errors import SetupError
+
+
+@pytest.fixture
+def lock(tmp_path):
+    held = _LockFile(tmp_path / "driver.lock", "isweep run demo", "root")
+    held.take()
+    yield held
+    held.release()
+
+
+def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
+    """It let a second driver train 53 of 60 trials again."""
+    path = tmp_path / "driver.lock"
+    assert lock.take_again() is None
+    assert caplog.text == ""
+    path.unlink()
+    assert not is_held(path)
+    assert lock.take_again() is None
+    assert is_held(path)
+    assert f"the lock {path} was deleted; it is taken again" in caplog.text
+    with pytest.raises(SetupError, match=r"is in use by process \d+ \(isweep run demo, since"):
+        _LockFile(path, "isweep run demo", "root").take()
+
+
+def test_a_run_ends_if_another_took_the_place_of_its_deleted_lock(lock, tmp_path):
+    (tmp_path / "driver.lock").unlink()
+    with exclusive(tmp_path / "driver.lock", "isweep prepare"):
+        error = lock.take_again()
+    assert "Only one isweep command may work on a root at a time" in str(error)
+    assert "isweep prepare" in str(error)
+
+
+def test_a_lock_is_free_after_its_block(tmp_path):
+    path = tmp_path / "driver.lock"
+    for _ in range(2):
+        with exclusive(path, "isweep run demo"):
+            assert is_held(path)
+        assert not is_held(path)

@@ -1,0 +1,80 @@
+"""Programs that are asked: whatever goes wrong with one is a result with a reason."""
+
+import os
+import subprocess
+import sys
+from dataclasses import astuple
+
+import pytest
+
+from orchestrator.machine import processes
+from orchestrator.machine.processes import environment, run_program
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "error"),
+    [
+        (("no-such-command-anywhere",), "", "it is not there"),
+        (("false",), "", "exit code 1"),
+        (("echo", "570.1"), "570.1", ""),
+        (("/proc",), "", "Permission denied"),
+    ],
+)
+def test_a_program_answers_or_has_a_reason(command, output, error):
+    assert astuple(run_program(*command)) == (output, error, False)
+
+
+def test_the_last_line_of_a_complaint_is_the_reason():
+    assert run_program("ls", "/nowhere/at/all").error.endswith("No such file or directory")
+
+
+def test_a_slow_program_may_answer_another_time():
+    for _ in range(2):
+        assert astuple(run_program("sleep", "999", timeout_s=0.1)) == (
+            "",
+            "no answer in 0.1 s",
+            True,
+        )
+
+
+def test_a_program_sees_the_gpus_that_it_shall_see(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    ask = ("sh", "-c", "echo ${CUDA_VISIBLE_DEVICES-all}")
+    assert run_program(*ask).output == "all"
+    assert run_program(*ask, visible="GPU-1").output == "GPU-1"
+
+
+WITH_SIGCHLD_IGNORED = """
+import ctypes, signal, subprocess, sys
+from orchestrator.machine.processes import run_program
+ctypes.CDLL(None).signal(signal.SIGCHLD, 1)  # SIG_IGN, as Ray's core worker does
+assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # Python does not know
+print(run_program(sys.executable, "-c", "import os; os._exit(7)").error)
+print(run_program(sys.executable, "-c", "import os; os.kill(os.getpid(), 11)").error)
+child = "import subprocess, sys; sys.exit(subprocess.run(['false']).returncode)"
+print(run_program(sys.executable, "-c", child).error)
+print(subprocess.run(["false"]).returncode)
+"""
+
+
+def test_a_childs_exit_code_is_seen_although_ray_ignores_sigchld():
+    """In a worker every child seemed to end with 0 and nothing: ray#42992."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_SIGCHLD_IGNORED], capture_output=True, text=True, check=True
+    )
+    seven, segfault, grandchild, afterwards = done.stdout.split("\n")[:4]
+    assert (seven, segfault, grandchild) == ("exit code 7", "exit code -11", "exit code 1")
+    assert afterwards == "0"  # Ray's setting is in force again
+
+
+def test_variables_are_set_for_a_block(monkeypatch):
+    monkeypatch.setenv("ISWEEP_A", "before")
+    monkeypatch.delenv("ISWEEP_B", raising=False)
+    with environment(ISWEEP_A="1", ISWEEP_B="2"):
+        assert (os.environ["ISWEEP_A"], os.environ["ISWEEP_B"]) == ("1", "2")
+    assert os.environ["ISWEEP_A"] == "before"
+    assert "ISWEEP_B" not in os.environ
+
+
+def test_no_child_is_stopped():
+    assert processes.stopped_child() is None

@@ -1,0 +1,123 @@
+"""Verdicts of self-tests: kept per GPU, versions and network, and not longer than they hold."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine.processes import ProgramOutput
+from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_verdict import KeptVerdict, verdict_of
+from search_spaces.models import model_spec
+
+RESNET = Case(model_spec("resnet18"), 40)
+VGG = Case(model_spec("vgg13"), 6)
+
+
+@pytest.fixture
+def tests_run(tmp_path, monkeypatch):
+    """The cases that were tested, and how the next test ends."""
+    cases = []
+    outcome = {"wrong": "", "plain_because": "", "is_final": True}
+
+    def tested(case, file):
+        cases.append(case)
+        return KeptVerdict(**outcome, tested_at=time.time(), file=file)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(self_test_verdict, "_tested", tested)
+    monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
+    return cases, outcome
+
+
+def forget(monkeypatch):
+    """Be another process."""
+    monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+
+
+def test_each_network_is_tested_once_per_gpu_and_driver(tests_run, monkeypatch):
+    cases, _ = tests_run
+    other_batch = replace(RESNET, batch_size=12)  # as a search tries many
+    for uuid, case in (
+        ("GPU-1", RESNET),
+        ("GPU-1", other_batch),
+        ("GPU-1", VGG),
+        ("GPU-2", RESNET),
+    ):
+        forget(monkeypatch)
+        verdict_of(uuid, case)
+    assert cases == [RESNET, VGG, RESNET]
+    monkeypatch.setattr(gpus, "driver_version", lambda: "590.1")
+    forget(monkeypatch)
+    verdict_of("GPU-1", RESNET)
+    assert len(cases) == 4
+
+
+def test_a_verdict_of_a_passing_load_is_believed_for_ten_minutes(tests_run, monkeypatch):
+    cases, outcome = tests_run
+    outcome |= {"plain_because": "they take 2 s", "is_final": False}
+    now = time.time()
+    for later, num_tests in ((0, 1), (599, 1), (601, 2), (602, 2)):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        assert verdict_of("GPU-1", RESNET).plain_because == "they take 2 s"
+        assert len(cases) == num_tests
+    outcome |= {"plain_because": "", "is_final": True}
+    monkeypatch.setattr(time, "time", lambda: now + 1300)
+    assert verdict_of("GPU-1", RESNET).plain_because == ""  # in the same process
+
+
+def test_a_gpu_that_computed_wrongly_stays_so_until_its_file_is_deleted(tests_run, monkeypatch):
+    cases, outcome = tests_run
+    outcome |= {"wrong": "vgg13: the first loss is nan", "plain_because": "the same"}
+    assert verdict_of("GPU-1", VGG).wrong
+    outcome |= {"wrong": "", "plain_because": ""}
+    forget(monkeypatch)
+    verdict = verdict_of("GPU-1", VGG)
+    assert (verdict.wrong, len(cases)) == ("vgg13: the first loss is nan", 1)
+    verdict.file.unlink()
+    forget(monkeypatch)
+    assert verdict_of("GPU-1", VGG).wrong == ""
+
+
+@pytest.mark.parametrize("broken", ["home", "cache", "record"])
+def test_a_verdict_that_cannot_be_kept_costs_each_process_one_test(
+    tests_run, tmp_path, monkeypatch, broken
+):
+    cases, _ = tests_run
+    if broken == "home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", "/proc/nowhere")
+    elif broken == "cache":
+        (tmp_path / "cache").write_text("a file where the folder should be")
+    for num_tests in (1, 2):
+        forget(monkeypatch)
+        for _ in range(3):
+            assert verdict_of("GPU-1", RESNET).wrong == ""
+        assert len(cases) == num_tests
+        for path in (tmp_path / "cache").rglob("*.json"):
+            path.write_text('{"is_final": true}')
+
+
+def test_the_verdict_is_read_from_the_last_line_of_the_tests_process(monkeypatch, tmp_path):
+    fields = {"wrong": "", "plain_because": "vgg13: OutOfMemoryError", "is_final": False}
+    monkeypatch.setattr(
+        self_test_verdict,
+        "run_program",
+        lambda *command, **options: ProgramOutput(f"a warning\n{json.dumps(fields)}"),
+    )
+    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    assert (verdict.plain_because, verdict.is_final) == ("vgg13: OutOfMemoryError", False)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("/bin/false", "exit code 1"), ("/bin/true", "it printed no verdict")],
+)
+def test_a_self_test_that_dies_takes_nobody_along(monkeypatch, tmp_path, program, words):
+    monkeypatch.setattr(self_test_verdict.sys, "executable", program)
+    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    assert verdict.plain_because == f"the self-test ended early: {words}"
+    assert (verdict.wrong, verdict.is_final) == ("", False)
