@@ -122,11 +122,13 @@ class Sweep(Displayed):
     def fits(self) -> Fits:
         """The scaling-law fits, each with its uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.report import arms_of
+        from orchestrator.analysis.report import arms_of, stored_predictions
 
         table = self.results()
         arms = arms_of(self.workspace)
-        return Fits(fit_scaling_laws(table, arms=arms, explore=True), table, arms)
+        predictions = stored_predictions(self.workspace, self.state, table)
+        fits = fit_scaling_laws(table, arms=arms, explore=True, predictions=predictions)
+        return Fits(fits, table, arms)
 
     @property
     def report(self) -> Path:
