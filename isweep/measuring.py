@@ -15,14 +15,11 @@ from matplotlib.figure import Figure
 
 from isweep.display import CellFigure, Displayed
 from orchestrator.analysis import figures
-from orchestrator.measuring.measure_source import (
-    Measured,
-    MeasureRequest,
-    draw_pair,
-    measure_on_scale,
-    measure_source,
-    name_labels,
-)
+from orchestrator.measuring.arrays import measure_on_scale
+from orchestrator.measuring.labels import name_labels
+from orchestrator.measuring.pair_figure import draw_pair
+from orchestrator.measuring.request import LabeledImages, Measured, MeasureRequest
+from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
@@ -210,7 +207,7 @@ def _measure_arrays(
     """Measure arrays of images and their labels, which must be as many."""
     image_array = one_array("Images", images)
     if labels is None:
-        measured = measure_on_scale(image_array, None, (), request, InlineExecutor())
+        measured = measure_on_scale(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
     label_array = one_array("Labels", labels)
     if label_array.shape != (len(image_array),):
@@ -218,8 +215,9 @@ def _measure_arrays(
             "There must be one label per image",
             f"{label_array.shape} labels, {len(image_array)} images",
         )
-    names, codes = name_labels(label_array.tolist())
-    measured = measure_on_scale(image_array, codes, names, request, InlineExecutor())
+    named = name_labels(label_array.tolist())
+    data = LabeledImages(image_array, named.codes, named.names)
+    measured = measure_on_scale(data, request, InlineExecutor())
     return Measurement(**vars(measured))
 
 

@@ -44,7 +44,7 @@ from search_spaces.errors import ConfigError, nearest_path
 
 if TYPE_CHECKING:
     from orchestrator.machine.cluster import Cluster
-    from orchestrator.measuring.measure_source import Measured
+    from orchestrator.measuring.request import Measured
     from tasks.measures.records import MeasureSettings
     from tasks.measures.sharpness import LabelSharpness
     from tasks.remote import Executor
@@ -318,13 +318,10 @@ def measure(
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
     """
-    from orchestrator.measuring.measure_source import (
-        MeasureRequest,
-        describe,
-        draw_pair,
-        measure_source,
-        measured_document,
-    )
+    from orchestrator.measuring.pair_figure import draw_pair
+    from orchestrator.measuring.published import describe, measured_document
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor, RayExecutor
 
     request = MeasureRequest(

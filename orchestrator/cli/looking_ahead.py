@@ -324,7 +324,8 @@ def _record(
         work: Where everything lies.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor
 
     if None not in numbers:

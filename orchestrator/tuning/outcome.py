@@ -78,12 +78,12 @@ class CombinationOutcome(Finding):
 
     @property
     def keeps_own(self) -> bool:
-        """Whether no point was better than the sweep's own recipe by more than one error."""
+        """True if no point was better than the sweep's own recipe by more than one error."""
         return self.own is not None and self.chosen == self.own
 
     @property
     def problem(self) -> str:
-        """What to know before using the recipe, and what to do; empty if there is nothing."""
+        """A warning for users of the recipe, with a fix; empty if there is none."""
         text = self._problem_text()
         if not text:
             return ""
@@ -119,7 +119,7 @@ class CombinationOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended.
+    """The end of a search.
 
     Attributes:
         combinations: outcomes by model and dataset.
@@ -137,12 +137,12 @@ class TuneSummary:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What the user should know about combinations; see :attr:`CombinationOutcome.problem`."""
+        """Warnings about combinations; see :attr:`CombinationOutcome.problem`."""
         return tuple(outcome.problem for outcome in self.combinations if outcome.problem)
 
     @property
     def exit_code(self) -> int:
-        """0 if every combination has a recipe, 1 otherwise."""
+        """Exit code: 0 if every combination has a recipe, 1 otherwise."""
         return int(any(outcome.chosen is None for outcome in self.combinations))
 
     def document(self) -> dict[str, Any]:

@@ -71,9 +71,7 @@ def _evidence(
     """Return how the recipe was found, as its file says it."""
     origin = provenance()
     rows = outcome_rows(outcomes)
-    combinations = [
-        _evidence_row(outcome, row) for outcome, row in zip(outcomes, rows, strict=True)
-    ]
+    combinations = list(map(_evidence_row, outcomes, rows))
     packages = {name: origin.packages[name] for name in PACKAGES if name in origin.packages}
     return {
         "sweep": sweep.name,

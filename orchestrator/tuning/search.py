@@ -194,7 +194,7 @@ class CombinationSearch:
 
     @property
     def may_sample(self) -> bool:
-        """Whether the budget has room for one more training, if all that run take a whole one."""
+        """True if the budget has room for one more training, if all that run take a whole one."""
         if self.exhausted:
             return False
         planned = self.spent + self.num_searching + 1
@@ -202,12 +202,12 @@ class CombinationSearch:
 
     @property
     def needs_sweep_point(self) -> bool:
-        """Whether the sweep's own recipe is still to be trained, whatever the budget."""
+        """True if the sweep's own recipe is still to be trained, whatever the budget."""
         return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
     def searched(self) -> bool:
-        """Whether the search is over, except for its finalists."""
+        """True if the search is over, except for its finalists."""
         return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
@@ -337,7 +337,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether nothing runs and nothing is left."""
+        """True if nothing runs and nothing is left."""
         for search in self.searches.values():
             if not search.searched or search.running or search.remaining_finalist_runs():
                 return False
@@ -430,7 +430,7 @@ class EarlierTrials:
         )
         return cls(
             requests={
-                trial_id: record for trial_id, record in requests.records.items() if belongs(record)
+                record.trial_id: record for record in filter(belongs, requests.records.values())
             },
             records={record.trial_id: record for record in records},
             num_others=len(results.records) - len(records),

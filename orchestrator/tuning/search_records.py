@@ -29,11 +29,11 @@ class Role(StrEnum):
     """Why a trial is run."""
 
     OWN = "own"
-    """At the sweep's own recipe, with which all points are compared."""
+    """Trial at the sweep's own recipe, with which all points are compared."""
     SAMPLED = "sampled"
-    """At a point that the sampler proposed."""
+    """Trial at a point that the sampler proposed."""
     FINALIST = "finalist"
-    """At one of the best points, with another seed or class pair."""
+    """Trial at one of the best points, with another seed or class pair."""
 
 
 class _SearchTrialRecord(StoredRecord):

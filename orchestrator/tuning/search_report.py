@@ -111,7 +111,7 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
             gains_by_dataset[outcome.dataset].append(outcome.gain)
     if not gains_by_dataset:
         return "No cell has both a chosen recipe and its own to compare."
-    dataset_means = [statistics.fmean(gains) for gains in gains_by_dataset.values()]
+    dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
         f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
@@ -250,10 +250,10 @@ def _draw_points(panel: Axes, rows: pd.DataFrame, color: str, marker: str) -> No
     """Draw the points of one combination; a diverged one is a cross."""
     for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
         points = rows[rows["status"] == str(status)]
-        drawn = panel.scatter(
+        markers = panel.scatter(
             points["learning_rate"], points["shown"], s=22, linewidths=1, marker=shape
         )
-        drawn.set(edgecolor=color, facecolor=color)
+        markers.set(edgecolor=color, facecolor=color)
 
 
 def _draw_chosen(panel: Axes, rows: pd.DataFrame, rate: float, color: str) -> None:

@@ -64,7 +64,7 @@ class SearchQueue(CellQueue):
 
     @property
     def empty(self) -> bool:
-        """Whether the search is over, or no trials are given out any more."""
+        """True if the search is over, or no trials are given out any more."""
         return self.error is not None or (not (self.later or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:

@@ -168,10 +168,9 @@ class _Tuning(Stages):
         sweep = self.workspace.plan.sweep
         all_outcomes = outcomes(search)
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
-        fingerprints = {
-            dataset.record.dataset: dataset.fingerprint
-            for dataset in self.workspace.prepared.values()
-        }
+        fingerprints: dict[str, str] = {}
+        for dataset in self.workspace.prepared.values():
+            fingerprints[dataset.record.dataset] = dataset.fingerprint
         write_recipe(recipe, sweep, all_outcomes, fingerprints)
         report = write_report(self.workspace, search, all_outcomes)
         if report is not None:

@@ -28,7 +28,10 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/grouped_tables/",
     "isweep/",
     "orchestrator/cli/",
+    "orchestrator/measuring/",
+    "orchestrator/planning/",
     "orchestrator/results/",
+    "orchestrator/tuning/",
     "orchestrator/machine/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""

@@ -28,6 +28,8 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
+        inputs = results.FitInputs(table, ())
+        monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
         return out
@@ -148,7 +150,7 @@ def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured
 ):
     monkeypatch.setattr(results, "read_table", lambda *_, **__: (few(), ()))
     monkeypatch.setattr(
-        "orchestrator.measuring.measure_source.measure_source", lambda *_: pytest.fail("measured")
+        "orchestrator.measuring.sources.measure_source", lambda *_: pytest.fail("measured")
     )
     code, _, err = run(
         "predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words
