@@ -20,7 +20,11 @@ from orchestrator.cli.printing import (
     stdout,
     written,
 )
-from orchestrator.cli.stored_results import read_results, read_table
+from orchestrator.cli.stored_results import (
+    read_fit_inputs,
+    read_results,
+    read_table,
+)
 from search_spaces.errors import ConfigError, nearest, plural
 
 if TYPE_CHECKING:
@@ -285,17 +289,15 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
-    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if user_table != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         user_table.fit(Path(sweep), place)
         return
-    workspace, state = read_results(sweep, place, from_store=from_store)
-    table = results_table(workspace, state=state)
-    predictions = stored_predictions(workspace, state, table)
-    arms = arms_of(workspace)
-    fits = fit_scaling_laws(table, arms=arms, explore=all_, predictions=predictions)
+    inputs = read_fit_inputs(sweep, place, from_store=from_store)
+    fits = fit_scaling_laws(
+        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
+    )
     answers = summary(fits, width=min(MAX_ANSWER_WIDTH, stdout.width))
     document = fits.to_json()
     if not all_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.options import Place
@@ -27,6 +28,33 @@ def read_table(
 
     workspace, state = read_results(sweep, place, from_store=from_store)
     return results_table(workspace, state=state), arms_of(workspace)
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """The results that a sweep's fits need.
+
+    Attributes:
+        table: The results table.
+        arms: The arms of an experiment; empty for other sweeps.
+        predictions: The prediction of each test image, if the sweep stored them.
+    """
+
+    table: pd.DataFrame
+    arms: tuple[Arm, ...]
+    predictions: pd.DataFrame | None = None
+
+
+def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
+    """Return the results that a sweep's fits need, with at least one row.
+
+    The arguments and errors are those of :func:`read_results`.
+    """
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:

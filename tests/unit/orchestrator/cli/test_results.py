@@ -10,7 +10,7 @@ import pytest
 from orchestrator.analysis.table import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
-from orchestrator.cli.stored_results import tell_what_is_absent
+from orchestrator.cli.stored_results import FitInputs, tell_what_is_absent
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
@@ -28,7 +28,7 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
-        inputs = results.FitInputs(table, ())
+        inputs = FitInputs(table, ())
         monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
