@@ -15,7 +15,8 @@ from collections import Counter
 
 import numpy as np
 
-from orchestrator.analysis.interventions import Effect, judged
+from orchestrator.analysis.experiments.interventions import judged
+from orchestrator.analysis.experiments.records import Effect
 from orchestrator.planning.sweep_file import load_sweep
 
 SWEEPS = ("interventions-training", "interventions-digits-training")

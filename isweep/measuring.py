@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from isweep.display import CellFigure, Displayed
-from orchestrator.analysis import figures
+from orchestrator.analysis.figures.style import styled
 from orchestrator.measuring.arrays import measure_on_scale
 from orchestrator.measuring.labels import name_labels
 from orchestrator.measuring.pair_figure import draw_pair
@@ -82,7 +82,7 @@ class Measurement(Measured, Displayed):
 
         The figure shows two of your images.
         """
-        with figures.styled():
+        with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
             draw_pair(figure, self)
         return figure

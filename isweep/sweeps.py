@@ -21,8 +21,8 @@ from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
+    from orchestrator.analysis.experiments.records import Arm
     from orchestrator.analysis.fits import ScalingFits
-    from orchestrator.analysis.interventions import Arm
     from orchestrator.results.state import State
 
 
@@ -112,7 +112,7 @@ class Sweep(Displayed):
             ['dataset', 'train_size', 'model', 'test_accuracy']
         """
         from orchestrator.analysis.result_rows import select_rows
-        from orchestrator.analysis.tables import best_models
+        from orchestrator.analysis.tables.of_trials import best_models
 
         filters = {"dataset": dataset, "train_size": train_size, "model": model}
         filters = {name: value for name, value in filters.items() if value is not None}

@@ -215,7 +215,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
 
 def _pilot_lines(pilot: Pilot | None) -> list[str]:
     """Return the losses of a pilot in words."""
-    from orchestrator.analysis.table import number
+    from orchestrator.analysis.number_formats import number
 
     if pilot is None or not pilot.points:
         return []

@@ -98,7 +98,7 @@ class RowOptions:
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of a table that these options choose, in their order."""
         from orchestrator.analysis.result_rows import average_over_seeds, select_rows
-        from orchestrator.analysis.tables import best_models
+        from orchestrator.analysis.tables.of_trials import best_models
 
         value_by_column = {}
         words = pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
@@ -115,7 +115,7 @@ class RowOptions:
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
         """Yield a table of rows, and how many losses are no better than chance."""
-        from orchestrator.analysis.guessing import is_guessing
+        from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
 
         if self.best:
             columns = list(BEST_COLUMNS)
@@ -132,12 +132,16 @@ class RowOptions:
             table.add_row(*(cell(row.get(name)) for name in columns))
         yield table
         with_loss = [row for row in rows if row.get("test_loss") is not None]
-        at_chance = [
-            row for row in with_loss if is_guessing(row["test_loss"], row.get("num_classes"))
-        ]
-        if at_chance:
-            losses = plural(len(with_loss), "loss")
-            yield f"At chance level, or beyond: {len(at_chance)} of {losses}."
+        num_at_chance = 0
+        for row in with_loss:
+            num_at_chance += is_at_chance_level(
+                row["test_loss"],
+                row.get("num_classes"),
+                accuracy=row.get("test_accuracy"),
+                auc=row.get("auc"),
+            )
+        if num_at_chance:
+            yield f"At chance level: {num_at_chance} of {plural(len(with_loss), 'loss')}."
 
 
 def _column(name: str, table: pd.DataFrame) -> str:
@@ -173,7 +177,7 @@ def results(
         predictions: Write every network's logits of the test images as Parquet instead, one row per
             trial and image; the sweep needs predictions: true.
     """
-    from orchestrator.analysis.table import write_csv
+    from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
 
     if predictions is not None:
@@ -263,9 +267,9 @@ class TableOptions:
         grouped_fit = fit_user_table(table, design)
         emit(place, grouped_fit.to_json(), grouped_fit.lines())
         if self.figure:
-            from orchestrator.analysis import figures
+            from orchestrator.analysis.figures.of_groups import draw_groups
 
-            written(self.figure, figures.draw_groups(table.rows, grouped_fit).savefig)
+            written(self.figure, draw_groups(table.rows, grouped_fit).savefig)
 
 
 MAX_ANSWER_WIDTH = 80
@@ -289,7 +293,8 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
-    from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
+    from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
+    from orchestrator.analysis.tables.of_trials import seen_table
 
     if user_table != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         user_table.fit(Path(sweep), place)
@@ -357,7 +362,7 @@ def claims(
     from_store: FromStore = False,
     place: Place = Place(),
 ) -> None:
-    """Decide every numbered claim of the study, with the reason for each verdict.
+    """Answer every claim of the study: supported, contradicted, undecided or not testable.
 
     Args:
         published: Use the study's own published numbers instead of a sweep's.
@@ -367,7 +372,7 @@ def claims(
     """
     from orchestrator.analysis.claims import ledger
     from orchestrator.analysis.published import published_table
-    from orchestrator.analysis.tables import to_latex
+    from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")

@@ -12,7 +12,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.interventions import Arm
+    from orchestrator.analysis.experiments.records import Arm
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 

@@ -129,7 +129,7 @@ def pilot_sweep(
 
 def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
     """Refuse a model that the sweep does not have, and all of them at once."""
-    from orchestrator.analysis.table import POOLED  # imports pandas, which takes a second
+    from orchestrator.analysis.results_tables.points import POOLED  # takes a second: pandas
 
     if model == POOLED:
         hint = (
