@@ -257,7 +257,7 @@ def _print_curves(
     from orchestrator.analysis.curve_answers import answers
 
     question = _curve_question(options, goal, table)
-    network = model
+    network: str | None = model
     if model == "pooled":
         network = None
     report = answers(table, question, network)

@@ -135,13 +135,13 @@ def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the stage of a run, and one line per running trial."""
-    from orchestrator.running.progress import RunningTrial, spelled
+    from orchestrator.running.progress import RunningTrial, format_duration
 
     if document["now"]:
         yield f"now: {document['now']}"
     for name, fields in document["running_trials"].items():
         trial = RunningTrial.model_validate(fields)
-        duration = spelled(time.time() - trial.started_at)
+        duration = format_duration(time.time() - trial.started_at)
         yield f"running {name}  {trial.text(duration)}"
 
 
