@@ -321,7 +321,7 @@ def design_of(plan: SweepPlan) -> Design:
     """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone
     count.
     """
-    copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -346,7 +346,13 @@ def planned_power(
     design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
     arms = [
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes)
+        Arm(
+            arm.prepared_name,
+            arm.base_name,
+            arm.moves,
+            arm.condition_name,
+            arm.images.digit_classes,
+        )
         for arm in plan.sweep.experiment
     ]
     shape = {"num_models": len(design.models), "num_sizes": len(design.train_sizes)}

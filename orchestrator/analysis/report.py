@@ -53,7 +53,14 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """
     arms = workspace.plan.sweep.experiment
     return tuple(
-        Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes, arm.intervene_on)
+        Arm(
+            arm.prepared_name,
+            arm.base_name,
+            arm.moves,
+            arm.condition_name,
+            arm.images.digit_classes,
+            arm.intervene_on,
+        )
         for arm in arms
     )
 

@@ -198,7 +198,7 @@ def _span(values: Iterable[Any]) -> str:
 def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what stands in the way of a run here and now."""
     from orchestrator.machine.cluster import this_machine, trial_resources
-    from tasks.sources.base import count_lines
+    from tasks.sources.base import format_counts
 
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
@@ -210,7 +210,7 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
             f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
         )
         yield f"not prepared: {item['dataset']} ({files})"
-        yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
+        yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known := [item["dataset"] for item in missing if not item["own"]]:
         more = f" and {len(known) - MAX_LACKING} more" if len(known) > MAX_LACKING else ""
         yield (

@@ -28,7 +28,7 @@ from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import check_raw_folder, own_kinds_text, source_for
 from tasks.sources.array_files import ARRAY_FILES
-from tasks.sources.base import RawRequest, count_lines
+from tasks.sources.base import RawRequest, format_counts
 from tasks.sources.detect import detect_own_kind
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
         images, names = load_images(file, listing), tuple(listing.label_names)
         labels = np.array([item.label for item in listing.items], np.int64)
         groups: Sequence[object] = [item.group or f"\0{item.locator}" for item in listing.items]
-        notes = count_lines(left_out=listing.excluded, doubtful=listing.flags)
+        notes = format_counts(left_out=listing.excluded, doubtful=listing.flags)
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
@@ -374,7 +374,7 @@ def name_labels(
 
     ``own`` says what labels of a file mean; ``first`` is the number of its first row in messages.
     """
-    from tasks.sources.own import Rows, class_labels, sort_labels
+    from tasks.sources.own import Rows, classes_of_rows, sort_labels
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]
@@ -382,10 +382,10 @@ def name_labels(
         cells={"label": written},
         locator=str,
         name=lambda row: f"row {row + first}",
-        counting=lambda _: f"the first row is {first}",
+        numbering=lambda _: f"the first row is {first}",
     )
     try:
-        labels = class_labels(rows, _raw(own or NOTHING_SAID))
+        labels = classes_of_rows(rows, _raw(own or NOTHING_SAID))
     except DataError as error:
         if own is None:  # arrays in memory have no label_map
             hint = "change those labels, or leave their images out, before measuring"

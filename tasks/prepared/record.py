@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces.errors import plural
 from tasks.prepared.parts import Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
-from tasks.sources.base import Listing, RawRequest, count_lines
+from tasks.sources.base import Listing, RawRequest, format_counts
 
 Counts = NDArray[np.int64]
 MAX_LISTED = 50
@@ -311,7 +311,7 @@ def _information(table: Counts) -> str:
 
 def doubt_lines(record: PreparedRecord) -> list[str]:
     """Return one line for each reason why items were left out, skipped or doubted."""
-    return count_lines(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
+    return format_counts(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 
 def set_lines(
@@ -342,7 +342,7 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     channels, height, width = record.shape[1:]
     lines += classes
     lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
-    lines += count_lines(converted=record.conversions)
+    lines += format_counts(converted=record.conversions)
     lines += doubt_lines(record)
     if record.num_duplicates:
         lines.append(
