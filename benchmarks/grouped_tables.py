@@ -220,7 +220,7 @@ def _claimed(name: str, slope: float, seed: int) -> list[bool]:
     drawn, design = DESIGNS[name]
     table = drawn(np.random.default_rng([seed, *name.encode()]), slope)
     found = fit(table[[*design.columns, *({"name"} & set(table))]], design)
-    return [any(found.find(level, on).established for on in design.on) for level in LEVELS]
+    return [any(found.find(level, on).is_significant for on in design.on) for level in LEVELS]
 
 
 def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[str, Found]:
@@ -276,7 +276,7 @@ def panels() -> Found:
                 "interval": slope.interval,
                 "p": slope.p_value,
                 "adjusted p": slope.adjusted_p,
-                "established": slope.established,
+                "established": slope.is_significant,
             }
             for slope in found.slopes
         ]

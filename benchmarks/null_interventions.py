@@ -15,7 +15,8 @@ from collections import Counter
 
 import numpy as np
 
-from orchestrator.analysis.interventions import Effect, judged
+from orchestrator.analysis.experiments.interventions import judged
+from orchestrator.analysis.experiments.records import Effect
 from orchestrator.planning.sweep_file import load_sweep
 
 SWEEPS = ("interventions-training", "interventions-digits-training")
@@ -34,7 +35,7 @@ NUM_COUNTED = 94
 def shown_digits() -> dict[str, tuple[str, ...]]:
     """Return the digits that each world of both sweeps shows; none for other images."""
     return {
-        one.world: one.made.digit_classes
+        one.base_name: one.images.digit_classes
         for name in SWEEPS
         for one in load_sweep(name).experiment
         if one.moves == "base"

@@ -24,7 +24,9 @@ from harness import Found, run
 from orchestrator.analysis.loss_growth import GrowthCurve, growth_of
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise
+from orchestrator.analysis.results_tables.checks import normalise
+from orchestrator.analysis.results_tables.points import fitted_points
+from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 
 SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}

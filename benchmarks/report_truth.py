@@ -26,32 +26,34 @@ import numpy as np
 from blind_tables import WORLDS, Drawn, World, draw, share
 from harness import Found, environment, run, show
 
-from orchestrator.analysis import fits as r
+from orchestrator.analysis import headline
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.law_fits.estimates import correlation_interval
+from orchestrator.analysis.law_fits.records import AttackFit
 from orchestrator.analysis.loss_growth import fit_growth
 from orchestrator.analysis.prediction import predict
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 
 SENTENCES = {
-    "loss on d_data": r"log test loss (rises|falls) with d_data:",
-    "loss on K_F": r"log test loss (rises|falls) with K_F:",
-    "attacks on K_F": r"loss gained by an attack (rises) with K_F",
-    "exponent": (
-        r"the loss (rises|falls) (?:with N|more slowly with N than the bound allows, " r"which)"
-    ),
-    "below the bound": r"which (contradicts) the bound",
+    "loss on d_data": r"The loss (rises|falls) with d_data \(",
+    "loss on K_F": r"The loss (rises|falls) with K_F \(",
+    "attacks on K_F": r"Attacks (raise) the loss more where labels are sharper \(",
+    "exponent": r"The loss (rises|falls) (?:with N|more slowly with N than the law's bound)",
+    "below the bound": r"(rises with N, which contradicts|falls more slowly with N)",
 }
 """Claim -> how a finished report says it, with its direction."""
+BELOW = {"rises with N, which contradicts", "falls more slowly with N"}
+"""How a finished report contradicts the bound."""
 CLAIM_KEYS = {
-    r.DIMENSION: "loss on d_data",
-    r.SHARPNESS: "loss on K_F",
-    r.ATTACKS: "attacks on K_F",
-    r.EXPONENT: "exponent",
-    r.BELOW_BOUND: "below the bound",
+    headline.DIMENSION.key: "loss on d_data",
+    headline.SHARPNESS.key: "loss on K_F",
+    headline.ATTACKS.key: "attacks on K_F",
+    headline.EXPONENT.key: "exponent",
+    headline.BELOW_BOUND.key: "below the bound",
 }
 
 
@@ -64,9 +66,9 @@ def true_claims(world: World) -> dict[str, set[str]]:
     return {
         "loss on d_data": signs(world.on_d),
         "loss on K_F": signs(world.on_sharpness),
-        "attacks on K_F": {"rises"} if world.on_gain > 0 else set(),
+        "attacks on K_F": {"raise"} if world.on_gain > 0 else set(),
         "exponent": {"falls"} if world.exponent > 0 else signs(-world.exponent),
-        "below the bound": {"contradicts"} if world.exponent < 1 else set(),
+        "below the bound": BELOW if world.exponent < 1 else set(),
     }
 
 
@@ -87,11 +89,11 @@ def wrong_verdicts(drawn: Drawn, world: World) -> int:
     if not world.on_sharpness and not world.on_d:
         truth["Fig. 2b"] = world.on_label
     entries = ledger(drawn.table, sweep=world.name, compare=False).entries
-    verdicts = {
-        entry.number: entry.verdict for entry in entries if entry.verdict != "cannot be told"
-    }
+    verdicts = {entry.question.source: entry.verdict for entry in entries if entry.is_decided}
     right = {
-        number: "reproduced" if value > 0 else "refuted" for number, value in truth.items() if value
+        number: "supported" if value > 0 else "contradicted"
+        for number, value in truth.items()
+        if value
     }
     return sum(verdicts.get(number) not in (None, right.get(number)) for number in truth)
 
@@ -100,16 +102,16 @@ def intervals_of(
     fits: ScalingFits, world: World
 ) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
     """The 95 % intervals that the sentences show, each with what it should hold."""
-    exponent = fits.find("exponent").estimate("exponent")
+    exponent = fits.exponent().estimate("exponent")
     if exponent is not None:
         yield "exponent · d", exponent.interval, world.exponent
-    headline = fits.find("headline")
-    dimension, sharpness = (headline.estimate(name) for name in ("inverse_d", "log_sharpness"))
+    heights = fits.headline()
+    dimension, sharpness = (heights.estimate(name) for name in ("inverse_d", "log_sharpness"))
     if dimension is not None and not world.on_d:
         yield "loss on 1/d", dimension.interval, 0.0
     if sharpness is not None and not world.on_d:
         yield "loss on log K_F", sharpness.interval, world.on_sharpness
-    gap = fits.find("height", "is_medical").estimate("is_medical")
+    gap = fits.height("is_medical").estimate("is_medical")
     if gap is not None and not world.on_sharpness and not world.on_d:
         yield "loss on the label", gap.interval, world.on_label
 
@@ -161,7 +163,9 @@ def judge(asked: tuple[str, int]) -> tuple[str, Found]:
         said.update(f"false: {claim}" for claim in false)
         said["any false headline claim"] += bool(false)
         said["any unadjusted (before)"] += any(
-            claim.p_value <= LEVEL and not truth[CLAIM_KEYS[claim.key]] for claim in fits.claims
+            answer.p_value <= LEVEL and not truth[CLAIM_KEYS[answer.question.key]]
+            for answer in fits.answers
+            if answer.p_value is not None
         )
         said["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
         said.update(f"true: {claim}" for claim, way in found if way in truth[claim])
@@ -234,16 +238,16 @@ def selection(*, tables: int = 30) -> Found:
 
 def _claimed_before(fits: ScalingFits) -> bool:
     """Return whether attacks were claimed by the interval of one correlation, chosen or not."""
-    claim = fits.claim(r.ATTACKS)
-    if claim is None or claim.adjusted_p > LEVEL:
+    claim = fits.answer(headline.ATTACKS)
+    if claim.adjusted_p is None or claim.adjusted_p > LEVEL:
         return False
     domains = len({dataset.domain for dataset in fits.datasets})
     largest = max((fit for fit in fits.attacks if fit.estimates), key=_correlation_of)
-    bounds = r.correlation_interval(_correlation_of(largest), largest.num_datasets, domains - 1)
+    bounds = correlation_interval(_correlation_of(largest), largest.num_datasets, domains - 1)
     return bounds is not None and bounds[0] > 0
 
 
-def _correlation_of(fit: r.Fit) -> float:
+def _correlation_of(fit: AttackFit) -> float:
     return fit.estimates[0].value
 
 

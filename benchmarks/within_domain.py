@@ -28,13 +28,13 @@ from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.class_pairs import fit_pairs
+from orchestrator.analysis.experiments.interventions import fit_interventions
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.metrics import measure_metrics
 from orchestrator.running.preparation import load_arrays, measure_subset
@@ -288,7 +288,7 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Fou
         }
         nothing = [q for q, value in world["truth"].items() if value == 0]
         found[name]["any_false"] = float(
-            np.mean([any(fit[q].established for q in nothing) for fit in fits])
+            np.mean([any(fit[q].is_significant for q in nothing) for fit in fits])
         )
     return {"num_tables": num_tables, **found}
 
@@ -297,7 +297,7 @@ def _counts(slopes: list[Slope], truth: float) -> dict[str, float]:
     bounds = np.array([slope.interval for slope in slopes])
     return {
         "truth": truth,
-        "established": float(np.mean([slope.established for slope in slopes])),
+        "established": float(np.mean([slope.is_significant for slope in slopes])),
         "held": float(np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1]))),
         "median_width": float(np.median(bounds[:, 1] - bounds[:, 0])),
     }
@@ -361,7 +361,7 @@ def _claimed(
     rows = pd.DataFrame({**columns, **places})
     design = Design("y", tuple(name for name in columns if name != "y"), ("first", "second"))
     today, jackknife = (
-        any(slope.established for slope in fit_groups(rows, design, pairs=alone).slopes)
+        any(slope.is_significant for slope in fit_groups(rows, design, pairs=alone).slopes)
         for alone in (False, True)
     )
     return today, jackknife

@@ -15,15 +15,12 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from orchestrator.analysis import figures
-from orchestrator.measuring.measure_source import (
-    Measured,
-    MeasureRequest,
-    draw_pair,
-    measure_on_scale,
-    measure_source,
-    name_labels,
-)
+from orchestrator.analysis.figures.style import styled
+from orchestrator.measuring.arrays import measure_on_scale
+from orchestrator.measuring.labels import name_labels
+from orchestrator.measuring.pair_figure import draw_pair
+from orchestrator.measuring.request import LabeledImages, Measured, MeasureRequest
+from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureSettings, as_sizes, one_array
@@ -104,7 +101,7 @@ class Measurement(Measured, Shown):
         """Draw the two differently labelled images that attain K_F, if any. It shows your
         images.
         """
-        with figures.styled():
+        with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
             draw_pair(figure, self)
         return figure
@@ -201,8 +198,11 @@ def measure(
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
-    names, codes = ((), None) if written is None else name_labels(written.tolist())
-    return Measurement(**vars(measure_on_scale(array, codes, names, asked, InlineExecutor())))
+    data = LabeledImages(array)
+    if written is not None:
+        named = name_labels(written.tolist())
+        data = LabeledImages(array, named.codes, named.names)
+    return Measurement(**vars(measure_on_scale(data, asked, InlineExecutor())))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

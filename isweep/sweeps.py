@@ -23,8 +23,8 @@ from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
+    from orchestrator.analysis.experiments.records import Arm
     from orchestrator.analysis.fits import ScalingFits
-    from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction import Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
@@ -85,7 +85,7 @@ class Sweep(Shown):
         dataset, size or model; of one model it is that model's numbers.
         """
         from orchestrator.analysis.result_rows import select_rows
-        from orchestrator.analysis.tables import best_models
+        from orchestrator.analysis.tables.of_trials import best_models
 
         wanted = {"dataset": dataset, "train_size": train_size, "model": model}
         rows = select_rows(

@@ -53,6 +53,24 @@ class DataError(SweepError):
     """Raw or prepared data cannot be used as they are."""
 
 
+class TooFewImagesError(DataError):
+    """A dataset has too few images for the train and test sizes that are asked for.
+
+    Args:
+        rule: See :class:`SweepError`.
+        value: See :class:`SweepError`.
+        hint: See :class:`SweepError`.
+        largest_train_size: The largest train size beside the test set; 0 if the test set itself
+            is too large.
+    """
+
+    def __init__(
+        self, rule: str, value: str = "", hint: str = "", largest_train_size: int = 0
+    ) -> None:
+        super().__init__(rule, value, hint)
+        self.largest_train_size = largest_train_size
+
+
 class CorruptStoreError(DataError):
     """A stored file is damaged: its checksum, size or schema is wrong. It is not used."""
 

@@ -29,8 +29,8 @@ from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
 # One version for each kind of result. Increase a version when results of this kind, the meaning of
-# a spec field, or a default changes (defaults are not hashed). Then all stored results of this kind,
-# and of no other, are computed again.
+# a spec field, or a default changes (defaults are not hashed). Then all stored results of this
+# kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 ATTACK_VERSION = (

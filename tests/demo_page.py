@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.harness import source
-from orchestrator.analysis.table import POOLED
+from orchestrator.analysis.results_tables.points import POOLED
 from orchestrator.results.columns import attack_columns
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,10 +76,18 @@ def found(fits: dict[str, Any]) -> dict[str, Any]:
         "attack": f"{attack_columns([attack['response']])[0].words} on {attack['model']}",
         "r": r["value"],
         "interval": r["interval"],
-        "num_at_guessing": fits["num_at_guessing"],
+        "num_at_guessing": fits["num_at_chance_level"],
         "num_points": fits["num_points"],
-        "claims": {claim["key"]: claim["adjusted_p"] for claim in fits["claims"]},
-        "established": [claim["key"] for claim in fits["claims"] if claim["established"]],
+        "claims": {
+            answer["question"]["key"]: answer["adjusted_p"]
+            for answer in fits["answers"]
+            if answer["p_value"] is not None
+        },
+        "established": [
+            answer["question"]["key"]
+            for answer in fits["answers"]
+            if answer["verdict"] in ("supported", "contradicted")
+        ],
     }
 
 

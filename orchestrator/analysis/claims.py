@@ -1,9 +1,8 @@
-"""A ledger of the study's claims: what decides each, what was published, what a sweep finds, and
-the verdict.
+"""The ledger: every claim of the study, what decides it, what was published, and what a sweep says.
 
-The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). A verdict is
-``reproduced`` or ``refuted`` where the sweep's own test establishes that, else ``cannot be told``,
-with the table's power or what is missing. p-values are Holm's over all claims that could be tested.
+The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Where a claim is one of
+the headline questions, its entry is the answer that report and ``isweep fit`` show. The p-values of
+all other claims are Holm-adjusted over the whole ledger.
 """
 
 from __future__ import annotations
@@ -12,449 +11,563 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from textwrap import wrap
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import fits as f
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
-from orchestrator.analysis.class_pairs import DROP_AT_DELTA, LOSS_AT_DELTA, R_HAT_FREE
-from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.interventions import Arm
-from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, established, interval, number, plural
-from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import columns as c
-
-Verdict = Literal["reproduced", "refuted", "cannot be told"]
-NOT_MEASURED = "not measured by a sweep"
-PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one tell"
-SHARED = (
-    "its worlds share images, so they are no datasets of their own; isweep fit says what each "
-    "arm did"
+from orchestrator.analysis.answers import VERDICTS, Answer, Question
+from orchestrator.analysis.class_pairs import (
+    DROP_AT_DELTA,
+    LOSS_AT_DELTA,
+    PAIR_QUESTIONS,
+    R_HAT_FREE,
+    pair_answer,
 )
+from orchestrator.analysis.experiments.records import Arm
+from orchestrator.analysis.fits import (
+    Prepared,
+    ScalingFits,
+    fits_of,
+    prepare,
+    why_no_sharpness,
+)
+from orchestrator.analysis.grouped_tables.slopes import Slope
+from orchestrator.analysis.headline import (
+    ATTACKS,
+    BELOW_BOUND,
+    DIMENSION,
+    LAW_SLOPE,
+    SHARPNESS,
+    few_ways,
+)
+from orchestrator.analysis.inference import LEVEL, MIN_DATASETS, holm, t_p_values, t_quantile
+from orchestrator.analysis.law_fits.estimates import Estimate, slope_estimates, t_power
+from orchestrator.analysis.law_fits.exponents import fit_exponents
+from orchestrator.analysis.law_fits.heights import fit_headline
+from orchestrator.analysis.number_formats import (
+    in_hundred,
+    interval,
+    number,
+    p_equals,
+    percent,
+)
+from orchestrator.analysis.published import Score, score_table, scorecard
+from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS, given
+from orchestrator.analysis.tables.layout import Table, laid_out
+from orchestrator.results.columns import (
+    D_DATA_MLE,
+    D_REPR_MLE,
+    DATASET,
+    DOMAIN,
+    LABEL_SHARPNESS,
+    MEDICAL,
+)
+from search_spaces.errors import plural
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
-    """One numbered claim: what the paper says, the number that decides, and the paper's own.
-
-    The claim excludes ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided
-    (of a correlation one-sided). ``power``: how often at most a table with this scatter establishes
-    ``power_of``. ``hangs_on``: the value without the dataset that moves it most. ``is_share``: the
-    value is shown in per cent.
-    """
-
-    number: str
-    claim: str
-    estimand: str
-    published: str
-    null: float = 0.0
-    side: int = 1
-    value: float | None = None
-    interval: i.Interval | None = None
-    p_value: float | None = None
-    adjusted_p: float | None = None
-    power: float | None = None
-    power_of: str = ""
-    num_datasets: int = 0
-    reason: str = ""
-    hangs_on: str = ""
-    is_share: bool = False
-
-    @property
-    def verdict(self) -> Verdict:
-        """What is established, if anything: the value on the claimed side of ``null``, or on the
-        other.
-        """
-        if self.value is None or not established(self.adjusted_p, self.interval, self.null):
-            return "cannot be told"
-        return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
-
-    @property
-    def why(self) -> str:
-        """What limits the verdict, where it cannot be told."""
-        if self.verdict != "cannot be told" or self.reason or self.power is None:
-            return self.reason
-        return f"power at most {self.power:.0%} for {self.power_of}"
-
-    @property
-    def line(self) -> str:
-        """Verdict, claim, what was found and what limits it, for a terminal."""
-        said = f"{self.verdict.upper()}  {self.number} {self.claim}"
-        if self.value is not None:
-            numbers = [f"95 % interval {self.shown_interval}"] if self.interval else []
-            numbers += [decided(self.p_value, self.adjusted_p, self.interval, self.null)]
-            measured = self.estimand.split(";")[0]
-            said += (
-                f" {measured[:1].upper()}{measured[1:]}: {self.shown_value} ({', '.join(numbers)})."
-            )
-        for text in (self.why, self.hangs_on):
-            said += f" {text[:1].upper()}{text[1:]}." if text else ""
-        return said
-
-    @property
-    def shown_value(self) -> str:
-        """The value as text."""
-        if self.value is None or not self.is_share:
-            return number(self.value)
-        return f"{self.value:.0%}"
-
-    @property
-    def shown_interval(self) -> str:
-        """The 95 % interval as text."""
-        if self.interval is None or not self.is_share:
-            return interval(self.interval)
-        low, high = self.interval
-        return f"{low:.0%} to {high:.0%}"
-
-
-_LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
+TERMINAL_WIDTH = 80
+"""Characters of a line of text."""
+NOT_MEASURED = "not measured by a sweep"
+PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one show"
+SHARED = (
+    "its worlds share images, so they are no datasets of their own; isweep fit says what each arm "
+    "did"
+)
+LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
-    LedgerEntry(
-        number="Thm 2",
-        claim="A network's sharpness K_f approaches K_F as N grows.",
-        estimand="ratio K_f / K_F against N",
-        published="proved, never measured",
+    Answer(
+        question=Question(
+            key="thm2",
+            source="Thm 2",
+            claim="A network's sharpness K_f approaches K_F as N grows.",
+            estimand="ratio K_f / K_F against N",
+            published="proved, never measured",
+        ),
         reason=f"the Lipschitz constant of a network is {NOT_MEASURED}",
     ),
-    LedgerEntry(
-        number="2408.08381, 1",
-        claim=("Medical networks reach their peak dimension in earlier layers."),
-        estimand="depth of the layer of highest d_repr, medical less natural",
-        published="relative depth 0.35 against 0.57",
-        reason=_LAYERS,
+    Answer(
+        question=Question(
+            key="earlier_peak",
+            source="2408.08381, 1",
+            claim="Medical networks reach their peak dimension in earlier layers.",
+            estimand="depth of the layer of highest d_repr, medical less natural",
+            published="relative depth 0.35 against 0.57",
+        ),
+        reason=LAYERS,
     ),
-    LedgerEntry(
-        number="2408.08381, 2",
-        claim="The peak dimension follows d_data.",
-        published="strong",
-        estimand="correlation of the peak of d_repr over layers with d_data",
-        reason=_LAYERS,
+    Answer(
+        question=Question(
+            key="peak_follows_d",
+            source="2408.08381, 2",
+            claim="The peak dimension follows d_data.",
+            estimand="correlation of the peak of d_repr over layers with d_data",
+            published="strong",
+        ),
+        reason=LAYERS,
     ),
 )
+"""Claims about numbers that no sweep has."""
+DOMAIN_GAP = Question(
+    key="domain_gap",
+    source="Fig. 2b",
+    claim="Medical sets have a higher loss than natural ones.",
+    estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
+    published="1.1 to 2.0 by network, without the prostate set",
+    power_of="a loss 2.7 times as high",
+)
+SHARPNESS_GAP = Question(
+    key="sharpness_gap",
+    source="Fig. 1",
+    claim="Medical sets have sharper labels.",
+    estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
+    published="0.90; 0.54 at equal channels",
+    power_of="a K_F 1.6 times as high",
+)
+COMPRESSION = Question(
+    key="compression",
+    source="Thm 5",
+    claim="d_repr is at most d_data in more than half of the combinations.",
+    estimand="share of combinations with d_repr ≤ d_data; datasets count once, t against half",
+    null=0.5,
+    published="an approximate bound for all",
+    power_of="a share of all points",
+    is_share=True,
+)
+GAP_OF_POWER = 1.0
+"""Difference of log losses whose power is given: a factor of 2.7."""
+SHARPNESS_GAP_OF_POWER = 0.5
+"""Difference of log K_F whose power is given: a factor of 1.6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All claims, how a sweep agrees with every published quantity, and which cells count for
-    nothing.
+    """All claims, and how a sweep agrees with every published quantity.
+
+    Attributes:
+        sweep: Name of the sweep.
+        entries: The answer to each claim.
+        scores: Agreement with published quantities; empty if not compared.
+        left_out: Rows and values that were left out.
     """
 
     sweep: str
-    entries: tuple[LedgerEntry, ...]
+    entries: tuple[Answer, ...]
     scores: tuple[Score, ...]
     left_out: tuple[str, ...]
 
     def tables(self) -> list[Table]:
-        """The claims, and the scorecard where there is one."""
+        """Return the claims, and the scorecard if there is one."""
         claims = laid_out(
             "claims",
             f"The study's claims against {self.sweep}",
-            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the "
-            "ledger. "
-            "Intervals are over datasets. Power: at most, of the claim alone.",
+            "Supported or contradicted: the adjusted p is at most 0.05 (Holm) and the interval "
+            "leaves the null value out. Intervals are over datasets. The power is that of the "
+            "claim alone, at most.",
             self.entries,
             {
-                "no.": "number",
-                "claim": "claim",
-                "decided by": "estimand",
-                "published": "published",
-                "here": lambda e: e.shown_value,
-                "95 % interval": lambda e: e.shown_interval if e.value is not None else "",
+                "no.": lambda answer: answer.question.source,
+                "claim": lambda answer: answer.question.claim,
+                "decided by": lambda answer: answer.question.estimand,
+                "published": lambda answer: answer.question.published,
+                "here": shown_value,
+                "95 % interval": shown_interval,
                 "adjusted p": "adjusted_p",
-                "datasets": lambda e: str(e.num_datasets or ""),
-                "verdict": lambda e: (
-                    e.verdict
-                    + (f": {e.why}" if e.why else "")
-                    + (f"; {e.hangs_on}" if e.hangs_on else "")
-                ),
+                "datasets": lambda answer: str(answer.num_replicates or ""),
+                "verdict": verdict_with_limits,
             },
             numeric_from=4,
         )
-        return [claims, *([score_table(self.scores)] if self.scores else [])]
+        if not self.scores:
+            return [claims]
+        return [claims, score_table(self.scores)]
 
     def lines(self) -> Iterator[str]:
-        """What a terminal shows: how many claims have which verdict, and a claim at a time."""
-        verdicts = Counter(entry.verdict for entry in self.entries)
-        counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in get_args(Verdict))
-        said = [
-            f"{plural(len(self.entries), 'claim')}: {counts}.",
-            *(entry.line for entry in self.entries),
-        ]
-        if (num := sum(entry.adjusted_p is not None for entry in self.entries)) > 1:
-            said.append(f"p is adjusted over these {num} claims, in isweep fit over its questions.")
-        for text in (*said, *(f"Left out: {text}." for text in self.left_out)):
-            yield from wrap(text, 80, subsequent_indent="  ")
+        """Yield what a terminal shows: how many claims have which verdict, and a claim at a
+        time.
+        """
+        verdicts = Counter(answer.verdict for answer in self.entries)
+        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        texts = [f"{plural(len(self.entries), 'claim')}: {counts}."]
+        texts += [claim_line(answer) for answer in self.entries]
+        num_tested = sum(answer.p_value is not None for answer in self.entries)
+        if num_tested > 1:
+            texts.append(
+                "The headline questions have the adjusted p of isweep fit; the others are adjusted "
+                f"over all {num_tested} tests here."
+            )
+        texts += [f"Left out: {text}." for text in self.left_out]
+        for text in texts:
+            yield from wrap(text, TERMINAL_WIDTH, subsequent_indent="  ")
 
     def markdown(self) -> str:
-        """The tables as Markdown."""
+        """Return the tables as Markdown."""
         parts = []
         for table in self.tables():
             rows = [table.header, ("---",) * len(table.header), *table.rows]
-            body = [
-                "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
-            ]
-            parts.append("\n".join([f"## {table.title}", "", *body, "", table.note]))
-        left_out = [f"- Left out: {text}" for text in self.left_out]
-        return "\n\n".join([*parts, *(["\n".join(left_out)] if left_out else [])]) + "\n"
+            lines = []
+            for row in rows:
+                cells = " | ".join(cell.replace("|", "\\|") for cell in row)
+                lines.append(f"| {cells} |")
+            parts.append("\n".join([f"## {table.title}", "", *lines, "", table.note]))
+        if self.left_out:
+            parts.append("\n".join(f"- Left out: {text}" for text in self.left_out))
+        return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for ``json.dumps(allow_nan=False)``."""
-        entries = [
-            {**asdict(entry), "verdict": entry.verdict, "why": entry.why} for entry in self.entries
-        ]
+        """Return everything, ready for ``json.dumps(allow_nan=False)``."""
+        entries = []
+        for answer in self.entries:
+            entry = asdict(answer)
+            question = entry.pop("question")
+            entry["number"] = question.pop("source")
+            entry |= question
+            entry |= {"verdict": answer.verdict, "why": why(answer)}
+            entries.append(entry)
         return {**asdict(self), "entries": entries}
+
+
+def why(answer: Answer) -> str:
+    """Return what limits the verdict if nothing is decided: the reason, or the power."""
+    if answer.is_decided or answer.reason or answer.power is None:
+        return answer.reason
+    return (
+        f"at most {in_hundred(answer.power)} such studies would detect {answer.question.power_of}"
+    )
+
+
+def verdict_with_limits(answer: Answer) -> str:
+    """Return the verdict with what limits it."""
+    text: str = answer.verdict
+    if why(answer):
+        text += f": {why(answer)}"
+    if answer.note:
+        text += f"; {answer.note}"
+    return text
+
+
+def claim_line(answer: Answer) -> str:
+    """Return verdict, claim, what was found and what limits it, as sentences."""
+    question = answer.question
+    text = f"{answer.verdict.upper()}  {question.source} {question.claim}"
+    if answer.value is not None:
+        parts = []
+        if answer.interval is not None:
+            parts.append(f"95 % interval {shown_interval(answer)}")
+        if answer.adjusted_p is not None:
+            parts.append(f"adjusted {p_equals(answer.adjusted_p)}")
+        measured = question.estimand.split(";")[0]
+        numbers = f" ({', '.join(parts)})" if parts else ""
+        text += f" {_sentence(measured)}: {shown_value(answer)}{numbers}."
+    for limit in (why(answer), answer.note):
+        if limit:
+            text += f" {_sentence(limit)}."
+    return text
+
+
+def _sentence(text: str) -> str:
+    """Return text with a capital letter."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def shown_value(answer: Answer) -> str:
+    """Return the value as text."""
+    if answer.value is None or not answer.question.is_share:
+        return number(answer.value)
+    return percent(answer.value)
+
+
+def shown_interval(answer: Answer) -> str:
+    """Return the 95 % interval as text; empty without a value."""
+    if answer.value is None:
+        return ""
+    if answer.interval is None or not answer.question.is_share:
+        return interval(answer.interval)
+    low, high = answer.interval
+    return f"{percent(low)} to {percent(high)}"
 
 
 def ledger(
     table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()
 ) -> Ledger:
-    """Decide every claim from a results table; ``compare`` it with every published quantity too
-    (not the published one with itself). Of worlds (``arms``) none is decided. DataError as for the
-    fits.
+    """Answer every claim from a results table.
+
+    Args:
+        table: One row per trial.
+        sweep: Its name.
+        compare: Whether to compare it with every published quantity too.
+        arms: Datasets of an experiment: its worlds share images, so no claim is testable.
+
+    Raises:
+        DataError: If the table lacks a column or contradicts itself.
     """
-    ready = f.prepare(table, arms=arms)
-    fits = f.fits_of(ready)
-    found = [
-        *_of_heights(ready, fits),
-        _of_size("Thm 1", "d_data", "", ready),
-        _of_size("Thm 4", "d_repr", c.D_REPR_MLE, ready),
-        _of_attacks(fits),
-        _of_representations(fits),
+    prepared = prepare(table, arms=arms)
+    fits = fits_of(prepared)
+    entries = [
+        _dimension(prepared, fits),
+        _sharpness(fits),
+        _domain_gap(fits),
+        _sharpness_gap(prepared, fits),
+        _fall_with_size(prepared, fits, "Thm 1", "d_data", ""),
+        _fall_with_size(prepared, fits, "Thm 4", "d_repr", D_REPR_MLE),
+        _attacks(fits),
+        _compression(fits),
     ]
     if fits.class_pairs:
-        found = [replace(one, reason=one.reason and PAIRS) for one in found]
-        found += [*_of_pairs(fits.class_pairs)]
+        entries = [_asked_of_datasets(entry) for entry in entries]
+        entries += _on_pairs(fits.class_pairs)
     if arms:
-        untold = {"value": None, "interval": None, "p_value": None, "power": None}
-        found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
-    adjusted = i.holm([entry.p_value for entry in found])
-    entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
-    scores, left_out = scorecard(table) if compare else (), tuple(map(str, ready.excluded))
-    return Ledger(sweep=sweep, entries=(*entries, *UNMEASURED), scores=scores, left_out=left_out)
+        entries = [Answer(question=entry.question, reason=SHARED) for entry in entries]
+    return Ledger(
+        sweep=sweep,
+        entries=(*_adjusted(entries), *UNMEASURED),
+        scores=scorecard(table) if compare else (),
+        left_out=tuple(str(exclusion) for exclusion in prepared.excluded),
+    )
 
 
-def _decided(
-    entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float, reason: str = ""
-) -> LedgerEntry:
-    """Return a claim with the estimate that decides it and the power for ``effect``, or why there
-    is none.
-    """
-    estimate = fit.estimate(name)
-    if reason or fit.status != "ok" or estimate is None:
-        return replace(entry, reason=reason or fit.reason or NOT_MEASURED)
+def _asked_of_datasets(entry: Answer) -> Answer:
+    """Return the entry of a table of one dataset: what cannot be tested is asked of several."""
+    if not entry.reason:
+        return entry
+    return replace(entry, reason=PAIRS)
+
+
+def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
+    """Adjust the p-values of claims that no headline question has adjusted, over the ledger."""
+    adjusted_ps = holm([entry.p_value for entry in entries])
+    for entry, adjusted_p in zip(entries, adjusted_ps, strict=True):
+        if entry.adjusted_p is None:
+            entry = replace(entry, adjusted_p=adjusted_p)
+        yield entry
+
+
+def _of_estimate(
+    question: Question,
+    estimate: Estimate | None,
+    num_datasets: int,
+    *,
+    degrees: float,
+    effect: float,
+    reason: str = "",
+) -> Answer:
+    """Return the answer of an estimate with its power, or why there is none."""
+    if reason or estimate is None:
+        return Answer(question=question, reason=reason or NOT_MEASURED)
     if not estimate.is_tested:
-        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
-    return replace(
-        entry,
+        reason = few_ways(estimate) if estimate.num_resamples else "it has no p-value"
+        return Answer(question=question, reason=reason)
+    return Answer(
+        question=question,
         value=estimate.value,
         interval=estimate.interval,
         p_value=estimate.p,
-        num_datasets=fit.num_datasets,
-        power=f.t_power(effect, estimate.std_error, degrees),
+        num_replicates=num_datasets,
+        power=t_power(effect, estimate.std_error, degrees),
     )
 
 
-def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]:
-    """Claims about the height of losses at equal model and train size, and about K_F itself."""
-    headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
-    degrees = headline.num_datasets - len(headline.terms) - 1
-    steeper = LedgerEntry(
-        number="Fig. 2a",
-        claim="Loss rises with d_data.",
-        side=-1,
-        power_of="a loss twice as high at the highest d_data as at the lowest",
-        estimand=(
-            f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t "
-            "and "
-            "permutation"
-        ),
+def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
+    """Return the answer on d_data, with the slope without the most influential dataset."""
+    answer = fits.answer(DIMENSION)
+    terms = fits.headline().terms
+    question = replace(
+        answer.question,
+        source="Fig. 2a",
+        estimand=f"slope of log loss on 1/d_data{given(terms, INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )
-    found = _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
-    yield replace(found, hangs_on=_hangs_on(ready, headline, t.INVERSE_D) if found.value else "")
-    sharper = LedgerEntry(
-        number="Eq. 2",
+    note = ""
+    dataset = answer.most_influential
+    if dataset is not None:
+        points_without = prepared.points[prepared.points[DATASET] != dataset]
+        estimate = fit_headline(points_without, prepared.scale).estimate(INVERSE_D)
+        if estimate is not None:
+            note = (
+                f"without {dataset}, the most influential dataset, it is "
+                f"{number(estimate.value)} ({interval(estimate.interval)})"
+            )
+    return replace(answer, question=question, note=note)
+
+
+def _sharpness(fits: ScalingFits) -> Answer:
+    """Return the answer on K_F."""
+    answer = fits.answer(SHARPNESS)
+    terms = fits.headline().terms
+    question = replace(
+        answer.question,
+        source="Eq. 2",
         claim="Loss rises with K_F at equal d_data.",
-        estimand=(
-            f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t "
-            "and "
-            "permutation"
-        ),
+        estimand=f"slope of log loss on log K_F{given(terms, LOG_SHARPNESS)}; t and permutation",
         published="1 by the law; K_F and domain not told apart",
         power_of="the law's slope of 1",
     )
-    yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
-    offset = LedgerEntry(
-        number="Fig. 2b",
-        claim="Medical sets have a higher loss than natural ones.",
-        estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
-        published=("1.1 to 2.0 by network, without the prostate set"),
-        power_of="a loss 2.7 times as high",
+    return replace(answer, question=question)
+
+
+def _domain_gap(fits: ScalingFits) -> Answer:
+    """Return whether medical datasets have a higher loss."""
+    gap = fits.height(IS_MEDICAL)
+    return _of_estimate(
+        DOMAIN_GAP,
+        gap.estimate(IS_MEDICAL),
+        gap.num_datasets,
+        degrees=gap.num_datasets - 2,
+        effect=GAP_OF_POWER,
+        reason=gap.reason,
     )
-    yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
-    labels = LedgerEntry(
-        number="Fig. 1",
-        claim="Medical sets have sharper labels.",
-        estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
-        published="0.90; 0.54 at equal channels",
-        power_of="a K_F 1.6 times as high",
-    )
-    known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
-    logs = np.log(known[c.LABEL_SHARPNESS]).groupby([known[c.DATASET], known[c.DOMAIN]]).mean()
-    medical = np.asarray(logs.index.get_level_values(1) == c.MEDICAL, dtype=np.float64)[:, None]
-    reason, estimates = fits.why_no_sharpness, None
-    if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
+
+
+def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
+    """Return whether medical datasets have sharper labels."""
+    rows_with_sharpness = prepared.full[prepared.full[LABEL_SHARPNESS] > 0]
+    log_sharpness = np.log(rows_with_sharpness[LABEL_SHARPNESS])
+    means = log_sharpness.groupby(
+        [rows_with_sharpness[DATASET], rows_with_sharpness[DOMAIN]]
+    ).mean()
+    is_medical = np.asarray(means.index.get_level_values(1) == MEDICAL, dtype=np.float64)
+    reason = why_no_sharpness(fits.datasets, fits.sharpness_scale)
+    has_both = len(means) >= MIN_DATASETS and np.ptp(is_medical) > 0
+    if not reason and not has_both:
         reason = "it needs datasets of both domains"
+    estimate = None
     if not reason:
-        y, tested = np.asarray(logs, dtype=np.float64), {t.IS_MEDICAL}
-        estimates = f.slope_estimates(y, medical, (t.IS_MEDICAL,), [""] * len(logs), tested=tested)
-    fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
-    yield _decided(labels, fit, t.IS_MEDICAL, len(logs) - 2, 0.5, reason)
+        estimates = slope_estimates(
+            np.asarray(means, dtype=np.float64),
+            is_medical[:, None],
+            (IS_MEDICAL,),
+            [""] * len(means),
+            tested={IS_MEDICAL},
+        )
+        if estimates is not None:
+            (estimate,) = estimates
+    return _of_estimate(
+        SHARPNESS_GAP,
+        estimate,
+        len(means),
+        degrees=len(means) - 2,
+        effect=SHARPNESS_GAP_OF_POWER,
+        reason=reason,
+    )
 
 
-def _hangs_on(ready: f.Prepared, headline: f.Fit, name: str) -> str:
-    """Say what a slope of the headline is without the dataset that moves it most."""
-    estimate = headline.estimate(name)
-    if estimate is None or estimate.influential is None:
-        return ""
-    dataset = estimate.influential
-    rest = ready.points[ready.points[c.DATASET] != dataset]
-    without = f.fit_headline(rest, ready.scale).estimate(name)
-    if without is None:
-        return ""
-    found = f"{number(without.value)} ({interval(without.interval)})"
-    return f"without {dataset}, on which it hangs most, it is {found}"
+def _fall_with_size(
+    prepared: Prepared, fits: ScalingFits, source: str, name: str, column: str
+) -> Answer:
+    """Return whether the loss falls at least as fast as the bound: in units of 1/d the bound is 1.
 
-
-def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerEntry:
-    """A claim about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
-    entry = LedgerEntry(
-        number=number_,
+    A fall that is slower has the p-value of the headline question, one that is faster that of t.
+    """
+    question = Question(
+        key=f"fall_by_{name}",
+        source=source,
         claim=f"Loss falls with N at least as fast as N^(−1/{name}).",
         null=1.0,
         estimand=(
             f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap"
         ),
         published="not tested",
-        power_of="telling no fall at all from the bound",
+        power_of="the difference between no fall and the bound",
     )
-    if not ready.points[column or c.D_DATA_MLE].notna().any():
-        return replace(entry, reason=f"{name} was not measured")
-    fit, past = f.fit_exponents(ready, dimension=column)
-    found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
-    if found.value is None:
-        return found
-    exponent = fit.estimates[0]
-    above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
-    slower = max(1.0 if p is None else p for p in (fit.bound_p, past.bound_p))
-    return replace(found, p_value=slower if exponent.value < 1 else float(above))
+    if not prepared.points[column or D_DATA_MLE].notna().any():
+        return Answer(question=question, reason=f"{name} was not measured")
+    fit, above_chance = fit_exponents(prepared.points, prepared.full, dimension=column)
+    degrees = fit.num_datasets - 1
+    answer = _of_estimate(
+        question,
+        fit.estimate("exponent"),
+        fit.num_datasets,
+        degrees=degrees,
+        effect=LAW_SLOPE,
+        reason=fit.reason,
+    )
+    if answer.value is None:
+        return answer
+    if answer.value < 1:
+        below = fits.answer(BELOW_BOUND)
+        if not column:
+            return replace(answer, p_value=below.p_value, adjusted_p=below.adjusted_p)
+        bound_ps = (fit.bound_p, above_chance.bound_p)
+        return replace(answer, p_value=max(1.0 if p is None else p for p in bound_ps))
+    (exponent,) = fit.estimates
+    if exponent.std_error is None:
+        return replace(answer, p_value=None)
+    faster = t_p_values(exponent.value - 1, exponent.std_error, degrees)
+    return replace(answer, p_value=float(faster))
 
 
-def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
-    """Claims about robustness."""
-    entry = LedgerEntry(
-        number="Thm 3",
+def _attacks(fits: ScalingFits) -> Answer:
+    """Return the answer on robustness."""
+    answer = fits.answer(ATTACKS)
+    scales = {fit.variant for fit in fits.attacks if fit.variant}
+    scale = f" (K_F of {scales.pop()} alone)" if scales else ""
+    question = replace(
+        answer.question,
+        source="Thm 3",
         claim="Sharper labels cost robustness: attacks raise the loss more.",
         estimand=(
-            "largest r (by max-r permutation) of loss gained with K_F, over attacks and models"
+            "largest r (by max-r permutation) of loss gained with K_F, over attacks and "
+            f"models{scale}"
         ),
         published="0.84 (FGSM, eleven datasets)",
-        power_of=f"a correlation of {f.STRONG:g}",
     )
-    tried = fits.attacks
-    best = max(
-        (fit for fit in tried if fit.estimates),
-        key=lambda fit: fit.estimates[0].value,
-        default=None,
-    )
-    if best is None:
-        return replace(entry, reason=tried[0].reason if tried else "no attack was run")
-    scale = f" (K_F of {best.variant} alone)" if best.variant else ""
-    found = _decided(replace(entry, estimand=f"{entry.estimand}{scale}"), best, "r", 0, 0.0)
-    power = f.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
-    return found if found.reason else replace(found, power=power)
+    return replace(answer, question=question)
 
 
 ON_PAIRS = {
-    LOSS_AT_DELTA: LedgerEntry(
-        number="Eq. 2, pairs",
-        claim="Between class pairs of equal d_data and δ, loss rises with K_F.",
-        estimand=LOSS_AT_DELTA,
-        published="1 by the law; not tested",
-    ),
-    R_HAT_FREE: LedgerEntry(
-        number="Thm 3, pairs",
+    LOSS_AT_DELTA: PAIR_QUESTIONS[LOSS_AT_DELTA].question,
+    R_HAT_FREE: replace(
+        PAIR_QUESTIONS[R_HAT_FREE].question,
+        source="Thm 3, pairs",
         claim="Between class pairs of equal d_data, sharper labels cost robustness, free of scale.",
-        estimand=R_HAT_FREE,
         published="−1 by the law; not tested",
-        side=-1,
+        power_of="the law's rate of 1",
     ),
-    DROP_AT_DELTA: LedgerEntry(
-        number="Thm 3, pairs, attacks",
-        claim="Between class pairs of equal d_data and δ, attacks cost more where K_F is higher.",
-        estimand=DROP_AT_DELTA,
-        published="above 0 by the law; not tested",
-    ),
+    DROP_AT_DELTA: PAIR_QUESTIONS[DROP_AT_DELTA].question,
 }
 """Claims on class pairs, by estimand. δ is the mean distance to the nearest unlike image."""
 
 
-def _of_pairs(slopes: Sequence[Slope]) -> Iterator[LedgerEntry]:
+def _on_pairs(slopes: Sequence[Slope]) -> Iterator[Answer]:
     """Yield the claims on K_F that the class pairs of one dataset decide, free of scale."""
     for slope in slopes:
         if slope.on not in ON_PAIRS:
             continue
-        entry = replace(ON_PAIRS[slope.on], reason=slope.reason)
-        if slope.value is None or slope.interval is None:
-            yield entry
-            continue
-        degrees = slope.num_groups - 1
-        half_width = (slope.interval[1] - slope.interval[0]) / 2
-        power = None
-        if slope.on != DROP_AT_DELTA:  # the law gives accuracy lost no rate
-            power = f.t_power(1.0, half_width / i.t_quantile(1 - i.LEVEL / 2, degrees), degrees)
-        yield replace(
-            entry,
-            estimand=f"{slope.on}; jackknife over {slope.num_groups} classes",
-            value=slope.value,
-            interval=slope.interval,
-            p_value=slope.p_value,
-            power=power,
-            power_of="the law's rate of 1",
+        question = ON_PAIRS[slope.on]
+        question = replace(
+            question, estimand=f"{slope.on}; jackknife over {slope.num_groups} classes"
         )
+        answer = replace(pair_answer(slope), question=question)
+        if slope.interval is not None and question.power_of:
+            degrees = slope.num_groups - 1
+            half_width = (slope.interval[1] - slope.interval[0]) / 2
+            std_error = half_width / t_quantile(1 - LEVEL / 2, degrees)
+            answer = replace(answer, power=t_power(LAW_SLOPE, std_error, degrees))
+        yield answer
 
 
-def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
-    """Theorem 5, an approximate bound. What can be tested is that more than half of the points keep
-    to it, and the claim says no more than that.
+def _compression(fits: ScalingFits) -> Answer:
+    """Return the answer on Theorem 5, an approximate bound.
+
+    What can be tested is that more than half of the points keep to it, and the claim says no more
+    than that.
     """
-    entry = LedgerEntry(
-        number="Thm 5",
-        claim="d_repr is at most d_data in more than half of the combinations.",
-        null=0.5,
-        published="an approximate bound for all",
-        is_share=True,
-        estimand="share of combinations with d_repr ≤ d_data; datasets count once, t against half",
-        power_of="a share of all points",
-    )
-    fit = fits.find("representation")
+    fit = fits.representation()
     if fit.status != "ok":
-        return replace(entry, reason=fit.reason)
-    share, num, p, reason = fit.estimates[0], fit.num_datasets, None, ""
-    if share.std_error:
-        p = float(i.t_p_values(share.value - 0.5, share.std_error, num - 1))
-    elif num < i.MIN_DATASETS:
-        reason = f"{plural(num, 'dataset')}, too few for an interval"
-    return replace(
-        entry,
+        return Answer(question=COMPRESSION, reason=fit.reason)
+    (share,) = fit.estimates
+    degrees = fit.num_datasets - 1
+    answer = Answer(
+        question=COMPRESSION,
         value=share.value,
         interval=share.interval,
-        num_datasets=num,
-        p_value=p,
-        reason=reason,
-        power=f.t_power(0.5, share.std_error, num - 1),
+        num_replicates=fit.num_datasets,
+        power=t_power(0.5, share.std_error, degrees),
     )
+    if fit.num_datasets < MIN_DATASETS:
+        return replace(
+            answer, reason=f"{plural(fit.num_datasets, 'dataset')}, too few for an interval"
+        )
+    if not share.std_error:
+        return answer
+    p_value = float(t_p_values(share.value - 0.5, share.std_error, degrees))
+    return replace(answer, p_value=p_value)

@@ -37,7 +37,7 @@ from orchestrator.analysis.learning_curves import (
     LearningCurve,
     Metric,
 )
-from orchestrator.analysis.table import number
+from orchestrator.analysis.number_formats import number
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1

@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from orchestrator.analysis import guessing
+from orchestrator.analysis.chance_ceiling import why_constant, why_flattened
+from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import Array, Interval, t_quantile
-from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.limits import MIN_CONVINCING_DATASETS, few_of_domain
 from orchestrator.analysis.prediction_inputs import PilotPoint
-from orchestrator.analysis.table import (
+from orchestrator.analysis.results_tables.points import (
     ALL,
     CURVE,
     D_REFERENCE,
@@ -33,10 +34,9 @@ from orchestrator.analysis.table import (
     LOG_SHARPNESS,
     LOG_TRAIN_SIZE,
     POOLED,
-    SharpnessScale,
-    plural,
     select,
 )
+from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 from orchestrator.results.columns import (
     D_DATA_MLE,
     DATA_MODE,
@@ -47,7 +47,7 @@ from orchestrator.results.columns import (
     NUM_CLASSES,
     TRAIN_SIZE,
 )
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import DataError, plural, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
 """Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
@@ -257,8 +257,8 @@ def fit_growth(
     for subset in (*([domain] if domain else []), ALL):
         growth = growth_of(select(ready.points, model, subset), ready.scale)
         if isinstance(growth, Growth):
-            if subset != ALL and growth.num_datasets < guessing.MIN_CONVINCING_DATASETS:
-                doubts.append(guessing.few_of_domain(subset, growth.num_datasets).rstrip("."))
+            if subset != ALL and growth.num_datasets < MIN_CONVINCING_DATASETS:
+                doubts.append(few_of_domain(subset, growth.num_datasets).rstrip("."))
             return replace(growth, doubts=(*doubts, *growth.doubts))
         reason = growth
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
@@ -316,7 +316,7 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
         return f"{len(rows)} points, at least {num_needed} needed"
-    reason = guessing.unvaried(rows)
+    reason = why_constant(rows)
     if reason:
         return reason
     if rows[TRAIN_SIZE].nunique() < 2:
@@ -337,7 +337,7 @@ def _height_choices(num_datasets: int, scale: SharpnessScale) -> list[list[str]]
 
 def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tuple[str, ...]:
     doubts = []
-    ceiling = guessing.flattened(rows)
+    ceiling = why_flattened(rows)
     if ceiling:
         doubts.append(ceiling)
     missing = [words for name, words in HEIGHT_TERMS.items() if name not in height]

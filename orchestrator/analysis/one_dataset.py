@@ -17,12 +17,12 @@ import pandas as pd
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
 from orchestrator.analysis.inference import Interval, t_interval
 from orchestrator.analysis.learning_curves import MIN_SIZES
+from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.paired_networks import (
     PairedComparison,
     independent_test_size,
     paired_comparison,
 )
-from orchestrator.analysis.table import listing, number, plural
 from orchestrator.results.columns import (
     CLASS_PAIR,
     D_DATA_MLE,
@@ -34,7 +34,7 @@ from orchestrator.results.columns import (
     TRAIN_SIZE,
     attack_columns,
 )
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 from search_spaces.published import read_published
 
 MIN_SEEDS_FOR_INTERVAL = 3

@@ -1,44 +1,104 @@
-"""What a design could detect: its own analysis on arrays drawn in its own shape with a known truth;
-of worlds, whose replicates they are, by the noncentral t. Shape letters: n points, G datasets, q
-terms.
+"""Power of a planned sweep by simulation: draw tables from a known truth, and answer them.
+
+The drawn tables have the plan's shape, and their answers come from the analysis of a real one
+(:func:`headline_answers`): the same regressions, permutations and correction. Two things are
+simpler. No loss is at chance level, so that all N are above it and the two fits of the exponent are
+one. And the question on attacks, where the plan has attacks, counts in the correction as a test
+that finds nothing. Both are said beside the numbers.
+
+Shape letters: n points, G datasets, q terms.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from orchestrator.analysis import fits as f
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
-from orchestrator.analysis.interventions import MOVED, Arm
-from orchestrator.analysis.tables import Table
+from orchestrator.analysis.answers import Answer, holm_adjusted
+from orchestrator.analysis.experiments.records import MOVED, Arm
+from orchestrator.analysis.headline import (
+    ATTACKS,
+    DIMENSION,
+    EXPONENT,
+    QUESTIONS,
+    SHARPNESS,
+    headline_answers,
+)
+from orchestrator.analysis.inference import (
+    LEVEL,
+    MIN_CLASSES,
+    Array,
+    curve_sums,
+    dataset_effects,
+    t_quantile,
+)
+from orchestrator.analysis.law_fits.estimates import slope_estimates, t_power
+from orchestrator.analysis.law_fits.exponents import with_exponent
+from orchestrator.analysis.law_fits.records import AnyFit, ExponentFit, HeightFit
+from orchestrator.analysis.number_formats import in_hundred, percent
+from orchestrator.analysis.results_tables.points import INVERSE_D, IS_MEDICAL, LOG_SHARPNESS
+from orchestrator.analysis.tables.layout import Table
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
 from orchestrator.planning.costs.needs import need_of
 from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.estimate_text import amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results import columns as c
-from search_spaces.errors import ConfigError, unknown_name
+from orchestrator.results.columns import MEDICAL, NATURAL
+from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 
-#: Spread of the slope between worlds of an experiment, as in the first one that was run, and of
-#: single trainings in log loss, as in the published residuals.
-WORLD_STD, TRIAL_STD = 0.8, 0.3
+WORLD_STD = 0.8
+"""Spread of the slope between worlds of an experiment, as in the first one that was run."""
+TRIAL_STD = 0.3
+"""Spread of single trainings in log loss, as in the published residuals."""
+MIN_DATASETS = 3
+"""Datasets of a design: two give one difference, which has no spread."""
+MIN_WORLDS = 3
+"""Worlds of an experiment, for the same reason."""
+GROWTH_REFERENCE = 1000.0
+"""Train size at which an estimate of d is taken to be right."""
+EASIER = (
+    "The simulation assumes that no loss is at chance level; such losses lower the power. The "
+    "question on attacks counts as a test that finds nothing."
+)
+NO_CLAIM_BETWEEN_WORLDS = (
+    "isweep fit makes no claim of what holds between worlds: they share images. Each condition is "
+    "compared with its own base."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What decides the losses: log L = −exponent · log N / d + sharpness · log K_F + d_slope · d +
-    errors.
+    """The model that decides the losses of a simulated table.
 
-    The standard deviations are of the published residuals: most of what is unexplained belongs to
-    datasets.
+    log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors. The standard
+    deviations are of the published residuals: most of what is unexplained belongs to datasets.
+
+    Attributes:
+        exponent: Exponent of N times d.
+        sharpness: Slope on log K_F.
+        d_slope: Slope on d.
+        dataset_std: Spread of log losses between datasets.
+        pair_std: Between class pairs of a dataset.
+        model_std: Between models on one dataset.
+        subset_std: Between train sizes of one class pair.
+        trial_std: Between trainings.
+        model_mean_std: Between models over all datasets.
+        lowest_d: Smallest d of a dataset.
+        highest_d: Largest d of a dataset.
+        pair_d_std: Spread of log d between class pairs of a dataset.
+        d_error: Error of log d.
+        d_growth: Growth of log d per unit of log N: estimates grow with the number of points.
+        sharpness_mean: Mean of log K_F.
+        sharpness_std: Spread of log K_F between datasets.
+        pair_sharpness_std: Between class pairs of a dataset.
+        sharpness_error: Error of log K_F.
+        sharpness_gap: log K_F of medical datasets less that of natural ones.
     """
 
     exponent: float = 1.0
@@ -49,23 +109,49 @@ class Truth:
     model_std: float = 0.2
     subset_std: float = 0.2
     trial_std: float = TRIAL_STD
+    model_mean_std: float = 0.1
+    lowest_d: float = 6.0
+    highest_d: float = 20.0
+    pair_d_std: float = 0.1
     d_error: float = 0.03
+    d_growth: float = 0.05
+    sharpness_mean: float = -9.2
+    sharpness_std: float = 0.45
+    pair_sharpness_std: float = 0.2
     sharpness_error: float = 0.1
     sharpness_gap: float = 0.9
 
 
-#: The law itself, or a part of it alone: its truth, and the questions whose answer is a claim then.
+@dataclass(frozen=True, slots=True)
+class SimulatedEffect:
+    """A part of the law whose power can be simulated.
+
+    Attributes:
+        truth: What decides the losses then.
+        questions: Keys of the questions whose claim is true then.
+    """
+
+    truth: Truth
+    questions: tuple[str, ...]
+
+
 EFFECTS = {
-    "law": (Truth(), (f.SHARPNESS, f.EXPONENT)),
-    "sharpness": (Truth(exponent=0.0), (f.SHARPNESS,)),
-    "exponent": (Truth(sharpness=0.0), (f.EXPONENT,)),
-    "d_data": (Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (f.DIMENSION,)),
+    "law": SimulatedEffect(Truth(), (SHARPNESS.key, EXPONENT.key)),
+    "sharpness": SimulatedEffect(Truth(exponent=0.0), (SHARPNESS.key,)),
+    "exponent": SimulatedEffect(Truth(sharpness=0.0), (EXPONENT.key,)),
+    "d_data": SimulatedEffect(Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (DIMENSION.key,)),
 }
+"""The law itself, or a part of it alone."""
 
 
 class Design:
-    """All (dataset, domain, number of class pairs) at all models and train sizes, as codes of
-    points (n,).
+    """The shape of a sweep: all datasets at all models and train sizes, as codes of points (n,).
+
+    Attributes:
+        datasets: Name, domain and number of class pairs of each dataset.
+        models: Names of the networks.
+        train_sizes: Train sizes.
+        has_attacks: Whether networks are attacked, which makes one more question.
     """
 
     def __init__(
@@ -73,79 +159,192 @@ class Design:
         datasets: Sequence[tuple[str, str, int]],
         models: Sequence[str],
         train_sizes: Sequence[int],
+        *,
+        has_attacks: bool = False,
     ) -> None:
-        self.datasets, self.models, self.train_sizes = (
-            tuple(datasets),
-            tuple(models),
-            tuple(train_sizes),
-        )
-        shapes = [(num, len(models), len(train_sizes)) for _, _, num in datasets]
-        cells = [np.indices(shape).reshape(3, -1) for shape in shapes]
-        pair, self.model, self.size = np.hstack(cells)
-        self.dataset = np.repeat(np.arange(len(shapes)), [own.shape[1] for own in cells])
-        numbers = np.array([num for num, _, _ in shapes])
-        self.weights = 1.0 / numbers[self.dataset]
-        self.subset = (np.cumsum(numbers) - numbers)[self.dataset] + pair
+        self.datasets = tuple(datasets)
+        self.models = tuple(models)
+        self.train_sizes = tuple(train_sizes)
+        self.has_attacks = has_attacks
+        num_pairs = np.array([num for _, _, num in datasets])
+        codes = []
+        for num in num_pairs:
+            codes.append(np.indices((num, len(models), len(train_sizes))).reshape(3, -1))
+        pair, self.model, self.size = np.hstack(codes)
+        num_points = num_pairs * len(models) * len(train_sizes)
+        self.dataset = np.repeat(np.arange(len(num_pairs)), num_points)
+        self.weights = 1.0 / num_pairs[self.dataset]
+        self.subset = (np.cumsum(num_pairs) - num_pairs)[self.dataset] + pair
         self.domains = [domain for _, domain, _ in datasets]
-        self.medical = np.array([domain == c.MEDICAL for domain in self.domains])[self.dataset]
+        self.medical = (np.array(self.domains) == MEDICAL)[self.dataset]
         self.log_size = np.log(np.array(train_sizes, dtype=float))[self.size]
         self.curve = self.subset * len(models) + self.model
 
+    @property
+    def num_subsets(self) -> int:
+        """Class pairs of all datasets."""
+        return int(self.subset.max()) + 1
 
-def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
-    """Draw one table and fit the headline questions but that on attacks. p-values above the level
-    may be too small: where the t test finds nothing no permutation is tried.
+
+@dataclass(frozen=True, slots=True)
+class DrawnTable:
+    """One simulated table, as columns of points (n,).
+
+    Attributes:
+        log_loss: Log losses.
+        d: Estimates of d, at the largest N.
+        log_sharpness: Estimates of log K_F.
     """
-    num_subsets, num_models, num_sizes = (
-        int(at.subset.max()) + 1,
-        len(at.models),
-        len(at.train_sizes),
-    )
 
-    def shared(std: float, codes: NDArray[np.intp]) -> i.Array:
+    log_loss: Array
+    d: Array
+    log_sharpness: Array
+
+
+def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnTable:
+    """Draw one table of a design's shape from a truth."""
+    num_models = len(design.models)
+    num_sizes = len(design.train_sizes)
+
+    def shared(std: float, codes: NDArray[np.intp]) -> Array:
+        """Return normal errors that points of one code share."""
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
-    d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
-    log_k = (
-        -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
+    d_of_datasets = rng.uniform(truth.lowest_d, truth.highest_d, len(design.domains))
+    d = d_of_datasets[design.dataset] * np.exp(shared(truth.pair_d_std, design.subset))
+    log_sharpness = (
+        truth.sharpness_mean
+        + truth.sharpness_gap * design.medical
+        + shared(truth.sharpness_std, design.dataset)
+        + shared(truth.pair_sharpness_std, design.subset)
     )
     log_loss = (
-        -truth.exponent * at.log_size / d
-        + truth.sharpness * log_k
+        -truth.exponent * design.log_size / d
+        + truth.sharpness * log_sharpness
         + truth.d_slope * d
-        + shared(truth.dataset_std, at.dataset)
-        + shared(truth.pair_std, at.subset)
-        + shared(0.1, at.model)
-        + shared(truth.model_std, at.dataset * num_models + at.model)
-        + shared(truth.subset_std, at.subset * num_sizes + at.size)
+        + shared(truth.dataset_std, design.dataset)
+        + shared(truth.pair_std, design.subset)
+        + shared(truth.model_mean_std, design.model)
+        + shared(truth.model_std, design.dataset * num_models + design.model)
+        + shared(truth.subset_std, design.subset * num_sizes + design.size)
         + rng.normal(0, truth.trial_std, len(d))
     )
-    # Estimates of d grow with the number of points they are made from.
-    grown = 0.05 * (at.log_size.max() - np.log(1000.0)) + rng.normal(0, truth.d_error, num_subsets)
-    d = d * np.exp(grown[at.subset])
-    log_k = log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset]
+    growth = truth.d_growth * (design.log_size.max() - np.log(GROWTH_REFERENCE))
+    d_errors = growth + rng.normal(0, truth.d_error, design.num_subsets)
+    sharpness_errors = rng.normal(0, truth.sharpness_error, design.num_subsets)
+    return DrawnTable(
+        log_loss=log_loss,
+        d=d * np.exp(d_errors[design.subset]),
+        log_sharpness=log_sharpness + sharpness_errors[design.subset],
+    )
 
-    found, terms, columns = list[f.Fit](), [t.INVERSE_D, t.LOG_SHARPNESS], [log_loss, 1 / d, log_k]
-    tested = {*terms}
-    if len(set(at.domains)) > 1:
-        columns, terms = [*columns, at.medical], [*terms, t.IS_MEDICAL]
-    cells = at.model * num_sizes + at.size
-    reduced = i.dataset_effects(np.column_stack(columns), cells, at.dataset, at.weights)
-    if reduced is not None and len(at.domains) >= len(terms) + 2:
-        y, x = reduced[1][:, 0], reduced[1][:, 1:]
-        estimates = f.slope_estimates(y, x, terms, at.domains, tested=tested, hopeless=i.LEVEL)
-        found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
+
+def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[AnyFit]:
+    """Draw one table and fit what the headline questions are answered from, but for attacks.
+
+    If the t test finds nothing, no permutation is tried: a p-value above the level may be too
+    small.
+    """
+    table = draw_table(design, truth, rng)
+    num_sizes = len(design.train_sizes)
+    terms = [INVERSE_D, LOG_SHARPNESS]
+    columns: list[Array] = [table.log_loss, 1 / table.d, table.log_sharpness]
+    if len(set(design.domains)) > 1:
+        terms.append(IS_MEDICAL)
+        columns.append(design.medical.astype(float))
+    cells = design.model * num_sizes + design.size
+    effects = dataset_effects(np.column_stack(columns), cells, design.dataset, design.weights)
+    fits: list[AnyFit] = []
+    if effects is not None and len(design.domains) >= len(terms) + 2:
+        _, values = effects
+        estimates = slope_estimates(
+            values[:, 0],
+            values[:, 1:],
+            terms,
+            design.domains,
+            tested={INVERSE_D, LOG_SHARPNESS},
+            skip_permutation_above=LEVEL,
+        )
+        if estimates is not None:
+            fits.append(
+                HeightFit(
+                    kind="headline",
+                    status="ok",
+                    terms=tuple(terms),
+                    num_datasets=len(design.domains),
+                    estimates=estimates,
+                )
+            )
     if num_sizes > 1:
-        sums = i.curve_sums(log_loss, -at.log_size / d, at.curve, at.dataset, at.weights)
-        found.append(f.with_exponent(f.Fit(kind="exponent"), sums))
-    return found
+        fall = -design.log_size / table.d
+        sums = curve_sums(table.log_loss, fall, design.curve, design.dataset, design.weights)
+        fits.append(with_exponent(ExponentFit(num_datasets=len(design.domains)), sums))
+    return fits
+
+
+def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tuple[Answer, ...]:
+    """Draw one table and answer its questions; that on attacks counts as one that finds nothing."""
+    answers = headline_answers(drawn_fits(design, truth, rng))
+    if not design.has_attacks:
+        return answers
+    of_attacks = Answer(question=ATTACKS, value=0.0, p_value=1.0)
+    other_answers = [answer for answer in answers if answer.question != ATTACKS]
+    return holm_adjusted([*other_answers, of_attacks])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentPower:
+    """Power of an experiment to tell the slope of log loss on log K_F from none and from the law's.
+
+    Attributes:
+        slope: The true slope.
+        num_worlds: Worlds in which K_F is moved.
+        from_none: Share of experiments whose interval leaves 0 out.
+        from_law: Share of those whose interval leaves the law's 1 out.
+        half_width: Half the length of the interval.
+        num_classes: Classes of the jackknife that makes the interval; 0 if it is t over worlds.
+    """
+
+    slope: float
+    num_worlds: int
+    from_none: float
+    from_law: float
+    half_width: float
+    num_classes: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """The power in words, by the interval that ``isweep fit`` gives the slope."""
+        interval_by = "by t over worlds"
+        if self.num_classes:
+            interval_by = (
+                f"by the jackknife over the {self.num_classes} classes that worlds share, which is "
+                "wider than t over worlds"
+            )
+        return (
+            f"Power, if losses follow K_F with slope {self.slope:g} and every condition passes its "
+            f"gate: with {self.num_worlds} worlds in which only K_F is moved, "
+            f"{in_hundred(self.from_none)} such experiments tell the slope from 0, and "
+            f"{in_hundred(self.from_law)} from the law's 1. The interval is about "
+            f"±{self.half_width:.2f}, {interval_by}."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions get a claim: ``alone`` with p ≤ 0.05, ``adjusted``
-    after Holm (standard error at most ``0.5 / √num_tables``); of a plan also its cost, and its
-    experiment's power.
+    """Power of a design on the headline questions.
+
+    Attributes:
+        effect: Name of the effect that is simulated.
+        num_datasets: Datasets of the design.
+        num_trials: Trials of the plan; points of a design without one.
+        num_tables: Tables that were drawn; shares have a standard error of ``0.5 / √num_tables`` at
+            most.
+        alone: Question -> share of the tables with p ≤ 0.05 before correction.
+        adjusted: Question -> share of the tables that decide it, after Holm's correction.
+        has_attacks: Whether attacks count in the correction.
+        gpu_hours: What the plan costs.
+        experiment: Power of the plan's experiment.
     """
 
     effect: str
@@ -154,42 +353,67 @@ class Power:
     num_tables: int
     alone: dict[str, float]
     adjusted: dict[str, float]
+    has_attacks: bool = False
     gpu_hours: float | None = None
-    experiment: dict[str, float] | None = None
+    experiment: ExperimentPower | None = None
 
     def lines(self) -> list[str]:
-        """Return lines for a plan: how often each question about the effect gets its claim."""
+        """Return lines for a plan: how often each question about the effect is decided."""
         if self.experiment:
-            return [_experiment_sentence(self.experiment), NO_CLAIM_BETWEEN_WORLDS]
-        error = 0.5 / self.num_tables**0.5
-        asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
-        claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
-        shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
+            return [self.experiment.sentence, NO_CLAIM_BETWEEN_WORLDS]
+        keys = list(self.adjusted)
+        if self.effect in EFFECTS:
+            keys = list(EFFECTS[self.effect].questions)
+        parts = []
+        for key in keys:
+            share = "cannot be tested"
+            if key in self.adjusted:
+                share = f"{in_hundred(self.adjusted[key])} such sweeps"
+            parts.append(f"{ESTIMANDS[key]}: {share}")
         return [
-            f"Power, if the effect is “{self.effect}”: so many of such sweeps with "
-            f"{self.num_datasets} "
-            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
+            f"Power, if “{self.effect}” is true, with {self.num_datasets} datasets (± "
+            f"{percent(self._standard_error)}): {'; '.join(parts) or 'no question can be tested'}."
         ]
 
+    @property
+    def _standard_error(self) -> float:
+        return float(0.5 / self.num_tables**0.5)
+
     def table(self) -> Table:
-        """Return how often every question is answered."""
-        cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
-        title = (
-            f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} "
-            f"trials{cost}"
-        )
-        error = 0.5 / self.num_tables**0.5
-        note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
-        if untested := [
-            words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)
-        ]:
-            note += f" With these datasets cannot be tested: {'; '.join(untested)}."
-        if self.experiment:
-            note += f" {NO_CLAIM_BETWEEN_WORLDS}"
-        rows = [
-            (f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone
+        """Return how often every question is decided."""
+        cost = ""
+        if self.gpu_hours is not None:
+            cost = f", {amount(self.gpu_hours)} GPU-hours"
+        notes = [
+            f"Share of {self.num_tables} drawn tables; standard error at most "
+            f"{self._standard_error:.1%}.",
+            EASIER,
         ]
-        return Table("power", title, note, ("question", "alone", "after Holm"), tuple(rows))
+        untested = []
+        for key, words in ESTIMANDS.items():
+            if key not in self.alone and key != ATTACKS.key:
+                untested.append(words)
+        if untested:
+            notes.append(f"With these datasets cannot be tested: {'; '.join(untested)}.")
+        if self.experiment:
+            notes.append(NO_CLAIM_BETWEEN_WORLDS)
+        rows = []
+        for key, share in self.alone.items():
+            rows.append((ESTIMANDS[key], percent(share), percent(self.adjusted[key])))
+        return Table(
+            key="power",
+            title=(
+                f"Power, if “{self.effect}” is true: {self.num_datasets} datasets, "
+                f"{self.num_trials} trials{cost}"
+            ),
+            note=" ".join(notes),
+            header=("question", "alone", "after Holm"),
+            rows=tuple(rows),
+        )
+
+
+ESTIMANDS = {question.key: question.estimand for question in QUESTIONS}
+"""Question -> the number that decides it."""
 
 
 def power(
@@ -200,96 +424,100 @@ def power(
     num_tables: int = 400,
     seed: int = 0,
 ) -> Power:
-    """Simulate a design's own analysis of an effect, or of a ``truth``; ConfigError if it cannot
-    be.
+    """Simulate a design's own analysis.
+
+    Args:
+        design: The shape of the sweep.
+        effect: A name of :data:`EFFECTS`.
+        truth: What decides the losses, in place of the effect's own.
+        num_tables: Tables that are drawn.
+        seed: Seed of the draws.
+
+    Raises:
+        ConfigError: If the effect is unknown, or there are fewer than three datasets or no table.
     """
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
-    if len(design.datasets) < 3:
-        rule = "Power needs at least 3 datasets, since datasets are what is compared"
-        raise ConfigError(
-            rule, t.plural(len(design.datasets), "dataset"), "add datasets to the sweep"
-        )
+    if len(design.datasets) < MIN_DATASETS:
+        rule = f"Power needs at least {MIN_DATASETS} datasets, since datasets are what is compared"
+        counted = plural(len(design.datasets), "dataset")
+        raise ConfigError(rule, counted, "add datasets to the sweep")
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
-    rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
-    drawn = [
-        claim for _ in range(num_tables) for claim in f.claims_of(drawn_fits(design, truth, rng))
-    ]
-    alone = Counter(claim.key for claim in drawn if claim.p_value <= i.LEVEL)
-    held = Counter(claim.key for claim in drawn if claim.established)
-    asked = dict.fromkeys(claim.key for claim in drawn)
+    if truth is None:
+        truth = EFFECTS[effect].truth
+    rng = np.random.default_rng(seed)
+    num_significant: Counter[str] = Counter()
+    num_decided: Counter[str] = Counter()
+    keys: dict[str, None] = {}
+    for _ in range(num_tables):
+        for answer in drawn_answers(design, truth, rng):
+            if answer.p_value is None or answer.question == ATTACKS:
+                continue
+            key = answer.question.key
+            keys[key] = None
+            num_significant[key] += answer.p_value <= LEVEL
+            num_decided[key] += answer.is_decided
     return Power(
         effect=effect,
         num_datasets=len(design.datasets),
         num_trials=len(design.dataset),
         num_tables=num_tables,
-        alone={name: alone[name] / num_tables for name in asked},
-        adjusted={name: held[name] / num_tables for name in asked},
-    )
-
-
-NO_CLAIM_BETWEEN_WORLDS = (
-    "isweep fit makes no claim of what holds between worlds: they share images. Each condition is "
-    "compared with its own base."
-)
-
-
-def _experiment_sentence(found: Mapping[str, float]) -> str:
-    """Say how often an experiment tells its slope from 0 and from the law's, by the interval that
-    ``isweep fit`` gives it.
-    """
-    worlds = f"{found['num_worlds']} worlds in which only K_F is moved"
-    how = "by t over worlds"
-    if "num_classes" in found:
-        how = (
-            f"by the jackknife over the {found['num_classes']} classes that worlds share, which is "
-            "wider than t over worlds"
-        )
-    return (
-        f"Power, if losses follow K_F with slope {found['slope']:g}: {worlds} tell it from 0 in "
-        f"{found['from_none']:.0%}, from the law's 1 in {found['from_law']:.0%} of such "
-        f"experiments (interval about ±{found['half_width']:.2f}, {how}; if every condition passes "
-        "its gate)."
+        alone={key: num_significant[key] / num_tables for key in keys},
+        adjusted={key: num_decided[key] / num_tables for key in keys},
+        has_attacks=design.has_attacks,
     )
 
 
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
-) -> dict[str, float]:
-    """Return how often an experiment tells the slope of log loss on log K_F from 0 (``from_none``)
-    and from the law's 1 (``from_law``), and its interval's ``half_width``, if every arm moves K_F
-    by the least factor.
+) -> ExperimentPower:
+    """Return the power of an experiment if every arm moves K_F by the least factor.
 
     As in ``isweep fit`` the interval is the wider one of t over worlds and of a jackknife over the
-    classes that worlds share. ``num_classes`` is there if that is the jackknife.
+    classes that worlds share.
+
+    Raises:
+        ConfigError: If there are fewer than three worlds in which K_F is moved.
     """
-    shows = {arm.world: arm.shows for arm in arms if arm.moves == "sharpness"}
-    per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
-    num = len(per_world)
-    if num < 3:
-        rule = "An experiment needs at least 3 worlds in which K_F is moved"
-        raise ConfigError(rule, f"{num}", "add worlds to the sweep")
-    slope, trainings = EFFECTS[effect][0].sharpness, num_models * num_sizes
-    of_trials = TRIAL_STD**2 * np.mean([1 + 1 / arms for arms in per_world.values()]) / trainings
-    error = float(np.sqrt((WORLD_STD**2 + of_trials / MOVED**2) / num))
-    half_width = i.t_quantile(0.975, num - 1) * error
-    found = {"slope": slope, "num_worlds": num}
+    of_sharpness = [arm for arm in arms if arm.moves == "sharpness"]
+    shows = {arm.world: arm.shows for arm in of_sharpness}
+    num_arms = Counter(arm.world for arm in of_sharpness)
+    num_worlds = len(num_arms)
+    if num_worlds < MIN_WORLDS:
+        rule = f"An experiment needs at least {MIN_WORLDS} worlds in which K_F is moved"
+        raise ConfigError(rule, f"{num_worlds}", "add worlds to the sweep")
+    slope = EFFECTS[effect].truth.sharpness
+    num_trainings = num_models * num_sizes
+    # An arm's change has the error of its own trainings and of its base's, which arms share.
+    base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
+    trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
+    error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
+    degrees = num_worlds - 1
+    over_worlds = t_quantile(1 - LEVEL / 2, degrees) * error
     widening, num_classes = _jackknife_widening([*shows.values()])
-    over_classes = i.t_quantile(0.975, max(1, num_classes - 1)) * error * widening
-    if num_classes and over_classes > half_width:
+    over_classes = t_quantile(1 - LEVEL / 2, max(1, num_classes - 1)) * error * widening
+    if num_classes and over_classes > over_worlds:
         # The jackknife's error varies little beside the mean's own scatter between experiments.
-        return found | {
-            "num_classes": num_classes,
-            "from_none": _outside(slope, error, over_classes),
-            "from_law": _outside(slope - 1, error, over_classes),
-            "half_width": over_classes,
-        }
-    return found | {
-        "from_none": f.t_power(slope, error, num - 1) or 0.0,
-        "from_law": f.t_power(slope - 1, error, num - 1) or 0.0,
-        "half_width": half_width,
-    }
+        return ExperimentPower(
+            slope=slope,
+            num_worlds=num_worlds,
+            from_none=_outside(slope, error, over_classes),
+            from_law=_outside(slope - 1, error, over_classes),
+            half_width=over_classes,
+            num_classes=num_classes,
+        )
+    from_none = t_power(slope, error, degrees)
+    from_law = t_power(slope - 1, error, degrees)
+    if from_none is None or from_law is None:
+        raise ValueError("an experiment's slope has an error: worlds and trainings scatter")
+    return ExperimentPower(
+        slope=slope,
+        num_worlds=num_worlds,
+        from_none=from_none,
+        from_law=from_law,
+        half_width=over_worlds,
+    )
 
 
 def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
@@ -300,26 +528,32 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     mean by a variance of 1/n' − 1/n. A world leaves with each of its classes: with two classes a
     world the jackknife counts it twice.
     """
-    num = len(shows)
-    names = sorted({name for shown in shows for name in shown})
-    remaining = [sum(name not in shown for shown in shows) for name in names]
-    remaining = [size for size in remaining if size]
-    num_classes = len(remaining)
-    if num_classes < i.MIN_CLASSES:
+    num_worlds = len(shows)
+    names = {name for world_classes in shows for name in world_classes}
+    num_left = []
+    for name in sorted(names):
+        num_without = sum(name not in world_classes for world_classes in shows)
+        if num_without:
+            num_left.append(num_without)
+    num_classes = len(num_left)
+    if num_classes < MIN_CLASSES:
         return 1.0, 0
-    variance = (num_classes - 1) / num_classes * sum(1 / size - 1 / num for size in remaining)
-    return float(np.sqrt(variance * num)), num_classes
+    variances = float(np.sum(1 / np.array(num_left) - 1 / num_worlds))
+    variance = (num_classes - 1) / num_classes * variances
+    return float(np.sqrt(variance * num_worlds)), num_classes
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
     """Return how often a normal estimate lies further from 0 than the half width."""
-    upper, lower = (mean - half_width) / std_error, (-mean - half_width) / std_error
-    return float(special.ndtr(upper) + special.ndtr(lower))
+    above = special.ndtr((mean - half_width) / std_error)
+    below = special.ndtr((-mean - half_width) / std_error)
+    return float(above + below)
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone
-    count.
+    """Return a plan's shape, as if no trial were missing.
+
+    A dataset without a domain counts as natural. Of an experiment only the bases count.
     """
     copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
@@ -327,37 +561,53 @@ def design_of(plan: SweepPlan) -> Design:
         subset = trial.network.subset
         if subset.dataset not in copies:
             pairs.setdefault(subset.dataset, set()).add(subset.class_pair)
+    datasets = []
+    for name, its_pairs in pairs.items():
+        datasets.append((name, plan.datasets[name].domain or NATURAL, len(its_pairs)))
     return Design(
-        [
-            (name, plan.datasets[name].domain or c.NATURAL, len(found))
-            for name, found in pairs.items()
-        ],
-        [*dict.fromkeys(trial.network.model.name for trial in plan.trials)],
+        datasets,
+        list(dict.fromkeys(trial.network.model.name for trial in plan.trials)),
         sorted({trial.network.train_size for trial in plan.trials}),
+        has_attacks=any(trial.attacks.methods for trial in plan.trials),
     )
 
 
 def planned_power(
     plan: SweepPlan, *, effect: str = "law", num_tables: int = 200, seed: int = 0
 ) -> Power:
-    """Simulate the analysis of a plan: what it could detect, at how many GPU-hours; see
-    :func:`power`.
+    """Simulate the analysis of a plan: what it could detect, and at how many GPU-hours.
+
+    Args:
+        plan: The plan.
+        effect: A name of :data:`EFFECTS`.
+        num_tables: Tables that are drawn.
+        seed: Seed of the draws.
     """
-    design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
-    found = power(design, effect=effect, num_tables=num_tables, seed=seed)
-    arms = [
-        Arm(
-            arm.prepared_name,
-            arm.base_name,
-            arm.moves,
-            arm.condition_name,
-            arm.images.digit_classes,
+    design = design_of(plan)
+    gpu = GPU_MODELS[DEFAULT_GPU]
+    gpu_seconds = sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials)
+    experiment = None
+    arms = []
+    for arm in plan.sweep.experiment:
+        arms.append(
+            Arm(
+                arm.prepared_name,
+                arm.base_name,
+                arm.moves,
+                arm.condition_name,
+                arm.images.digit_classes,
+            )
         )
-        for arm in plan.sweep.experiment
-    ]
-    shape = {"num_models": len(design.models), "num_sizes": len(design.train_sizes)}
+    if arms:
+        experiment = experiment_power(
+            arms,
+            num_models=len(design.models),
+            num_sizes=len(design.train_sizes),
+            effect=effect,
+        )
     return replace(
-        found,
-        gpu_hours=sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials) / 3600,
-        experiment=experiment_power(arms, effect=effect, **shape) if arms else None,
+        power(design, effect=effect, num_tables=num_tables, seed=seed),
+        num_trials=len(plan.trials),
+        gpu_hours=gpu_seconds / 3600,
+        experiment=experiment,
     )

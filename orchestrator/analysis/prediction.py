@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.analysis.guessing import is_guessing
 from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.loss_growth import LEVEL, MAX_PILOT_POINTS, Growth, GrowthCurve
+from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
-from orchestrator.analysis.table import LARGEST_VALUE, WORDS, listing, number
+from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
+from orchestrator.analysis.results_tables.checks import LARGEST_VALUE
+from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.results.columns import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
 
 LARGEST_TRAIN_SIZE = 1e15
@@ -323,7 +325,7 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     for point in points:
         if not low / FAR_FACTOR <= point.train_size <= high * FAR_FACTOR:
             far_sizes.append(f"{point.train_size:.4g}")
-        if is_guessing(point.test_loss, growth.num_classes):
+        if is_at_chance_level(point.test_loss, growth.num_classes):
             at_chance.append(f"{point.test_loss:.3g}")
     doubts = []
     if far_sizes:

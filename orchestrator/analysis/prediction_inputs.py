@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.table import (
-    LARGEST_VALUE,
-    POOLED,
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.checks import LARGEST_VALUE, check_values, finished_trials
+from orchestrator.analysis.results_tables.points import POOLED
+from orchestrator.analysis.results_tables.sharpness_scale import (
     UNRECORDED,
     SharpnessScale,
-    check_values,
-    finished_trials,
-    listing,
-    plural,
     spell_scale,
 )
 from orchestrator.results.columns import (
@@ -32,7 +29,7 @@ from orchestrator.results.columns import (
     TEST_LOSS,
     TRAIN_SIZE,
 )
-from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.errors import ConfigError, plural, unknown_name
 
 PILOT_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
 RECORD_HINT = "write one with: isweep measure SOURCE --json > record.json"

@@ -1,8 +1,7 @@
-"""A sweep beside others: the published study's numbers, how a sweep agrees with them, and two
-sweeps.
+"""A sweep beside others: the published study's numbers, and a second sweep.
 
-A quantity agrees where ours lies within a factor of the published one: what the published value can
-be read to, plus what repeats of the study itself vary by. Data modes are scored apart
+A quantity agrees with the published one if it lies within a factor of it: what the published value
+can be read to, plus what repeats of the study itself vary by. Data modes are scored apart
 (docs/faults.md).
 """
 
@@ -12,36 +11,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 import search_spaces.published
-from orchestrator.analysis import inference as i
-from orchestrator.analysis import table as t
-from orchestrator.analysis.tables import Table, laid_out
-from orchestrator.results import columns as c
+from orchestrator.analysis.inference import Array, Interval, mean_interval
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.checks import finished_trials, split_by_recipe
+from orchestrator.analysis.results_tables.csv_files import read_csv
+from orchestrator.analysis.results_tables.sharpness_scale import UNRECORDED, sharpness_scale
+from orchestrator.analysis.tables.layout import Table, laid_out
+from orchestrator.results.columns import (
+    CLASS_PAIR,
+    D_DATA_MLE,
+    D_REPR_MLE,
+    D_REPR_TWONN,
+    DATA_MODE,
+    DATASET,
+    LABEL_SHARPNESS,
+    MODEL,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+)
 from search_spaces.errors import DataError
 
-#: Of the published loss gains under attack; the epsilon is taken to be 2/255.
 GAIN = "fgsm_2_loss_gain"
-_KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
+"""Column of the published loss gains under attack; the epsilon is taken to be 2/255."""
+OF_SUBSET = (DATASET, TRAIN_SIZE)
+OF_TRAINING = (MODEL, DATASET, TRAIN_SIZE)
+CELL = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE]
+"""Columns that name what two sweeps are compared on."""
+MAX_NAMED = 5
+"""Cells that do not agree and are named."""
 
 
 def published_table() -> pd.DataFrame:
-    """Return one row per published (model, dataset, train size), in the form of a results table.
+    """Return one row per published (model, dataset, train size), as a results table.
 
     A loss that cannot be read from the figures is missing. ``d_repr_mle`` is from Fig. 5,
     ``d_repr_twonn`` from Fig. 4; of natural datasets d_data is the mean over models. Eleven rows
     hold the FGSM loss gains, of an unstated model and N. K_F is taken to be of three channels for
     CIFAR-10, SVHN and ImageNet.
     """
-    return t.read_csv(Path(str(files(search_spaces.published) / "results.csv")))
+    return read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
 
-class Quantity(NamedTuple):
-    """A published column, by which key its cells are named, and by which factor ours may differ."""
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A published quantity.
+
+    Attributes:
+        name: What it is called.
+        column: Its column.
+        key: Columns that name its cells.
+        factor: Factor by which ours may differ.
+    """
 
     name: str
     column: str
@@ -50,19 +76,28 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10),
-    Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25),
-    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5),
-    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25),
-    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25),
-    Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0),
+    Quantity("d_data", D_DATA_MLE, OF_SUBSET, 1.10),
+    Quantity("K_F", LABEL_SHARPNESS, (DATASET,), 1.25),
+    Quantity("test loss", TEST_LOSS, OF_TRAINING, 1.5),
+    Quantity("d_repr (MLE)", D_REPR_MLE, OF_TRAINING, 1.25),
+    Quantity("d_repr (TwoNN)", D_REPR_TWONN, OF_TRAINING, 1.25),
+    Quantity("FGSM loss gain at 2/255", GAIN, (DATASET,), 2.0),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How many published cells of one quantity a sweep in one data mode has, and how many agree to
-    the factor ``tolerance``; ``median_ratio`` is ours over theirs, ``apart`` names the others.
+    """The agreement of a sweep in one data mode with one published quantity.
+
+    Attributes:
+        quantity: Name of the quantity.
+        data_mode: The mode.
+        num_published: Published cells.
+        num_compared: Those that the sweep has too.
+        num_agreeing: Those that agree.
+        tolerance: Factor by which they may differ.
+        median_ratio: Ours over theirs; None if nothing is compared.
+        apart: Names of the cells that do not agree.
     """
 
     quantity: str
@@ -77,42 +112,47 @@ class Score:
 
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     """Score a results table (a partial one too) against every published quantity, by data mode."""
-    table, theirs = t.finished_trials(table)[0], published_table()
-    table = table.assign(**{c.DATA_MODE: table.get(c.DATA_MODE, "")})
-    return tuple(
-        _score(ours, theirs, quantity, str(mode))
-        for mode, ours in table.groupby(c.DATA_MODE)
-        for quantity in QUANTITIES
-    )
+    finished, _ = finished_trials(table)
+    published = published_table()
+    finished = finished.assign(**{DATA_MODE: finished.get(DATA_MODE, "")})
+    scores = []
+    for mode, rows in finished.groupby(DATA_MODE):
+        for quantity in QUANTITIES:
+            scores.append(_score(rows, published, quantity, str(mode)))
+    return tuple(scores)
 
 
-def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
-    def means(table: pd.DataFrame) -> pd.Series:
-        """Geometric mean of the positive values of every cell; empty where the table lacks the
-        column.
-        """
-        values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
-        logs = pd.Series(np.log(values.where(values > 0))).dropna()
-        return pd.Series(
-            np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean())
-        )
-
-    published = means(theirs)
-    ratio = (means(ours) / published).dropna()
-    off = np.abs(np.log(ratio.to_numpy(dtype=float))) > np.log(quantity.factor) * (1 + 1e-9)
-    keys = [key if isinstance(key, tuple) else (key,) for key in ratio.index[off]]
+def _score(rows: pd.DataFrame, published: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
+    """Score one quantity."""
+    theirs = _geometric_means(published, quantity)
+    ratios = (_geometric_means(rows, quantity) / theirs).dropna()
+    log_ratios = np.abs(np.log(ratios.to_numpy(dtype=float)))
+    is_apart = log_ratios > np.log(quantity.factor) * (1 + 1e-9)
     return Score(
         quantity=quantity.name,
         data_mode=mode,
-        num_published=len(published),
-        num_compared=len(ratio),
-        num_agreeing=int((~off).sum()),
+        num_published=len(theirs),
+        num_compared=len(ratios),
+        num_agreeing=int((~is_apart).sum()),
         tolerance=quantity.factor,
-        median_ratio=float(ratio.median()) if len(ratio) else None,
-        apart=tuple(
-            "-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys
-        ),
+        median_ratio=float(ratios.median()) if len(ratios) else None,
+        apart=tuple(_cell_name(key) for key in ratios.index[is_apart]),
     )
+
+
+def _geometric_means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
+    """Return the geometric mean of the positive values of every cell."""
+    values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
+    logs = pd.Series(np.log(values.where(values > 0))).dropna()
+    keys = [table.loc[logs.index, name] for name in quantity.key]
+    return pd.Series(np.exp(logs.groupby(keys).mean()))
+
+
+def _cell_name(key: object) -> str:
+    """Return the name of a cell, ``vgg13-mnist-500``."""
+    parts = key if isinstance(key, tuple) else (key,)
+    texts = [f"{part:.15g}" if isinstance(part, float) else str(part) for part in parts]
+    return "-".join(texts)
 
 
 def score_table(scores: Sequence[Score]) -> Table:
@@ -120,40 +160,61 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees where ours is within the factor of the published value; cells not in this "
-        "sweep are "
-        "not counted.",
+        "A cell agrees if ours is within the factor of the published value; cells that are not in "
+        "this sweep are not counted.",
         scores,
         {
             "data mode": "data_mode",
             "quantity": "quantity",
-            "agree": lambda s: f"{s.num_agreeing} of {s.num_compared}",
-            "compared": lambda s: f"{s.num_compared} of {s.num_published}",
-            "factor": lambda s: f"{s.tolerance:g}",
+            "agree": lambda score: f"{score.num_agreeing} of {score.num_compared}",
+            "compared": lambda score: f"{score.num_compared} of {score.num_published}",
+            "factor": lambda score: f"{score.tolerance:g}",
             "median ratio": "median_ratio",
-            "apart": lambda s: (
-                ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more") * (len(s.apart) > 5)
-            ),
+            "apart": _apart,
         },
         numeric_from=2,
     )
 
 
+def _apart(score: Score) -> str:
+    """Name the first cells that do not agree, and count the others."""
+    text = ", ".join(score.apart[:MAX_NAMED])
+    num_others = len(score.apart) - MAX_NAMED
+    if num_others > 0:
+        text += f" and {num_others} more"
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of one quantity, second over first, datasets counting once; of an accuracy the difference."""
+    """The difference of one quantity between two sweeps, datasets counting once.
+
+    Attributes:
+        quantity: Its column.
+        num_cells: Cells that both sweeps have.
+        num_datasets: Their datasets.
+        ratio: The second over the first; of an accuracy the difference.
+        interval: 95 % interval over datasets.
+    """
 
     quantity: str
     num_cells: int
     num_datasets: int
     ratio: float | None
-    interval: i.Interval | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
 class SweepComparison:
-    """Changes of every quantity, how many cells only one of the two sweeps has, and what was left
-    out.
+    """Two sweeps compared on the cells that both have.
+
+    Attributes:
+        first: Name of the first.
+        second: Name of the second.
+        changes: Changes of every quantity.
+        num_only_first: Cells that only the first has.
+        num_only_second: Cells that only the second has.
+        notes: What was left out.
     """
 
     first: str
@@ -165,15 +226,17 @@ class SweepComparison:
 
     def table(self) -> Table:
         """Return the comparison as a table of text."""
+        sentences = [
+            "Ratio of geometric means, of accuracies the difference of means: over the seeds of a "
+            "cell first, each dataset counting once. 95 % intervals are over datasets.",
+            f"{self.num_only_first} cells are only in {self.first}, {self.num_only_second} only in "
+            f"{self.second}.",
+        ]
+        sentences += [f"{note}." for note in self.notes]
         return laid_out(
             "comparison-of-sweeps",
             f"{self.second} against {self.first}",
-            "Ratio of geometric means (difference of means for accuracies), over the seeds of a "
-            "cell first, "
-            f"each dataset counting once; 95 % intervals over datasets. {self.num_only_first} "
-            "cells only in "
-            f"{self.first}, {self.num_only_second} only in {self.second}."
-            + "".join(f" {note}." for note in self.notes),
+            " ".join(sentences),
             self.changes,
             {
                 "quantity": "quantity",
@@ -185,62 +248,80 @@ class SweepComparison:
         )
 
 
+COMPARED = (TEST_LOSS, TEST_ACCURACY, D_DATA_MLE, LABEL_SHARPNESS, D_REPR_MLE, D_REPR_TWONN)
+"""Columns in which two sweeps are compared."""
+
+
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if
-    none.
+    """Compare two tables on the cells (model, dataset, class pair, train size) of both.
+
+    Raises:
+        DataError: If they share no cell.
     """
-    kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
-    notes = [
-        f"Left out of {n}: {found}"
-        for n, each in zip(names, excluded, strict=True)
-        for found in each
-    ]
-    quantities = [
-        c.TEST_LOSS,
-        c.TEST_ACCURACY,
-        c.D_DATA_MLE,
-        c.LABEL_SHARPNESS,
-        c.D_REPR_MLE,
-        c.D_REPR_TWONN,
-    ]
-    measured = [t.sharpness_scale(table, "ignore").scales for table in kept]
-    scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
+    notes = []
+    finished = []
+    for name, table in zip(names, (first, second), strict=True):
+        rows, excluded = finished_trials(table)
+        finished.append(rows)
+        notes += [f"Left out of {name}: {exclusion}" for exclusion in excluded]
+    quantities = list(COMPARED)
+    scales = [_scales_of(rows) for rows in finished]
     if scales[0] != scales[1] and all(scales):
-        quantities.remove(c.LABEL_SHARPNESS)
-        where = [
-            f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)
+        quantities.remove(LABEL_SHARPNESS)
+        scales_by_sweep = [
+            f"{' and '.join(of)} in {name}" for name, of in zip(names, scales, strict=True)
         ]
-        notes.append(f"K_F is not compared: it was measured on {t.listing(where)}")
-    one, two = (_cells(table, quantities) for table in kept)
-    shared = one.index.intersection(two.index).sort_values()
+        notes.append(f"K_F is not compared: it was measured on {listing(scales_by_sweep)}")
+    cells_of_first, cells_of_second = (_cells(rows, quantities) for rows in finished)
+    shared = cells_of_first.index.intersection(cells_of_second.index).sort_values()
     if len(shared) == 0:
-        rule, found = (
-            "compared on cells that both have",
-            f"none of {len(one)} and {len(two)} is shared",
+        num_first, num_second = len(cells_of_first), len(cells_of_second)
+        raise DataError(
+            "Two sweeps can be compared on cells that both have",
+            f"none of {num_first} and {num_second} is shared",
+            "compare sweeps with equal models, datasets, class pairs and train sizes",
         )
-        hint = "compare sweeps with equal models, datasets, class pairs and train sizes"
-        raise DataError(f"Two sweeps can be {rule}", found, hint)
     changes = []
-    for name in (name for name in quantities if name in one and name in two):
-        moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()
-        values = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
-        mean, _, bounds = i.mean_interval(values) if len(values) else (None, None, None)
-        if name != c.TEST_ACCURACY and mean is not None:
-            mean = float(np.exp(mean))
-            bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))
-        changes.append(Change(name, len(moved), len(values), mean, bounds))
-    only = len(one) - len(shared), len(two) - len(shared)
-    return SweepComparison(*names, tuple(changes), *only, tuple(notes))
+    for name in quantities:
+        if name in cells_of_first and name in cells_of_second:
+            differences = cells_of_second.loc[shared, name] - cells_of_first.loc[shared, name]
+            changes.append(_change(name, differences.dropna()))
+    return SweepComparison(
+        first=names[0],
+        second=names[1],
+        changes=tuple(changes),
+        num_only_first=len(cells_of_first) - len(shared),
+        num_only_second=len(cells_of_second) - len(shared),
+        notes=tuple(notes),
+    )
+
+
+def _scales_of(rows: pd.DataFrame) -> list[str]:
+    """Return the recorded scales of K_F."""
+    scales = sharpness_scale(rows, "ignore").scales
+    return [scale for scale, _ in scales if UNRECORDED not in scale]
+
+
+def _change(quantity: str, differences: pd.Series) -> Change:
+    """Average differences over the cells of a dataset, and then over datasets."""
+    by_dataset: Array = differences.groupby(level=DATASET).mean().to_numpy(dtype=float)
+    if len(by_dataset) == 0:
+        return Change(quantity, 0, 0, None, None)
+    mean, _, interval = mean_interval(by_dataset)
+    if quantity != TEST_ACCURACY:
+        mean = float(np.exp(mean))
+        if interval is not None:
+            low, high = interval
+            interval = (float(np.exp(low)), float(np.exp(high)))
+    return Change(quantity, len(differences), len(by_dataset), mean, interval)
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Average seeds: what is compared by its ratio as logarithms, accuracies as they are."""
-    known = [name for name in quantities if name in table]
-    table = t.split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
-    ratios = [name for name in known if name != c.TEST_ACCURACY]
-    table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
-    return table.groupby([c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE], dropna=False)[
-        known
-    ].mean()
+    """Average seeds: logarithms of what is compared by its ratio, accuracies as they are."""
+    columns = [name for name in quantities if name in table]
+    rows = split_by_recipe(table.assign(**{CLASS_PAIR: table.get(CLASS_PAIR, "")}))
+    compared_by_ratio = [name for name in columns if name != TEST_ACCURACY]
+    rows[compared_by_ratio] = np.log(rows[compared_by_ratio].where(rows[compared_by_ratio] > 0))
+    return rows.groupby(CELL, dropna=False)[columns].mean()

@@ -1,6 +1,4 @@
-"""The report: a self-contained HTML page that answers first, with figures, tables and fits beside
-it.
-"""
+"""The report: one HTML page that answers first, with figures, tables and fits beside it."""
 
 from __future__ import annotations
 
@@ -10,20 +8,45 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis import tables as tb
-from orchestrator.analysis.findings import family, findings
+from orchestrator.analysis.answers import VERDICTS
+from orchestrator.analysis.experiments.records import Arm
+from orchestrator.analysis.findings import family, findings, what_was_found
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
-from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.headline import with_p_values
 from orchestrator.analysis.published import score_table, scorecard
-from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
+from orchestrator.analysis.results_tables.csv_files import csv_text
+from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
+from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.tables.layout import Table, laid_out
+from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
+from orchestrator.analysis.tables.of_trials import best_table, seen_table
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import columns as c
+from orchestrator.results.columns import (
+    AUC,
+    CLASS_PAIR,
+    CODE_VERSION,
+    D_DATA_MLE,
+    DATASET,
+    DONE,
+    LABEL_SHARPNESS,
+    MODEL,
+    RECIPE,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+    TRIAL_ID,
+    WALL_TIME_S,
+    describe,
+)
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.rows import Row, measure_rows, predictions_table
 from orchestrator.results.state import State, read_state
@@ -32,37 +55,50 @@ from orchestrator.results.tracking import HEADLINE
 from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
+NUM_KEY_FIGURES = 2
+"""Figures on the page's first screens; the others are folded."""
+ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
+"""Columns by which rows are sorted."""
+NOT_IN_METRIC_NAMES = re.compile(r"[^\w\-. :/]+")
+"""Characters that MLflow does not take in a metric's name."""
+DERIVED = "DERIVED: "
+"""Mark of a description of a dataset that another one was made into."""
+MAX_EXACT_INTEGER = 1e15
+"""Whole numbers below are shown as such."""
+
 
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result
-    store's.
+    """Return a row per planned trial with a result that holds.
+
+    Args:
+        workspace: The sweep.
+        rows: MLflow's rows; the result store's if None.
+        state: State of the result store, if it was read.
     """
-    rows = (state or read_state(workspace)).rows() if rows is None else rows
-    kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    kept.sort(
-        key=lambda row: [row[k] for k in ("dataset", "class_pair", "model", "train_size", "seed")]
-    )
-    return pd.DataFrame(kept)
+    if rows is None:
+        rows = (state or read_state(workspace)).rows()
+    planned = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
+    planned.sort(key=itemgetter(*ORDER))
+    return pd.DataFrame(planned)
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
-    """Return the datasets of the sweep's experiment for the analysis; none where it has no
-    worlds.
-    """
-    arms = workspace.plan.sweep.experiment
-    return tuple(
-        Arm(
-            arm.prepared_name,
-            arm.base_name,
-            arm.moves,
-            arm.condition_name,
-            arm.images.digit_classes,
-            arm.intervene_on,
+    """Return the datasets of the sweep's experiment; none if it has no worlds."""
+    arms = []
+    for arm in workspace.plan.sweep.experiment:
+        arms.append(
+            Arm(
+                dataset=arm.prepared_name,
+                world=arm.base_name,
+                moves=arm.moves,
+                name=arm.condition_name,
+                shows=arm.images.digit_classes,
+                intervene_on=arm.intervene_on,
+            )
         )
-        for arm in arms
-    )
+    return tuple(arms)
 
 
 def stored_predictions(
@@ -77,7 +113,7 @@ def stored_predictions(
         state: What its result store holds.
         table: Its results table.
     """
-    if table[c.DATASET].nunique() != 1:
+    if table[DATASET].nunique() != 1:
         return None
     try:
         return predictions_table(state.records, ResultStore(workspace.results_url))
@@ -86,8 +122,15 @@ def stored_predictions(
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
-    """Fit and write the report of what the result store has; return the page, None without a
-    result.
+    """Fit and write the report of what the result store has.
+
+    Args:
+        workspace: The sweep.
+        state: State of its result store.
+        formats: Formats that figures are written in too.
+
+    Returns:
+        The page; None without a result.
     """
     table = results_table(workspace, state=state)
     if table.empty:
@@ -98,10 +141,19 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
         explore=True,
         predictions=stored_predictions(workspace, state, table),
     )
-    summary = report_summary(workspace, state)
-    folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
-    path = write_report(table, fits, folder, sweep=name, summary=summary, formats=formats)
-    numbers = {name: value for name, value in headline(table, fits).items() if math.isfinite(value)}
+    folder = workspace.sweep_paths.report
+    path = write_report(
+        table,
+        fits,
+        folder,
+        sweep=workspace.plan.sweep.name,
+        summary=report_summary(workspace, state),
+        formats=formats,
+    )
+    numbers = {}
+    for name, value in headline(table, fits).items():
+        if math.isfinite(value):
+            numbers[name] = value
     write_atomic(folder / HEADLINE, json.dumps(numbers, indent=1).encode(), durable=False)
     return path
 
@@ -111,27 +163,35 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     sweep = workspace.plan.sweep
     records = state.records
     pages = read_run_pages(workspace.sweep_paths.run_pages)
-    newest = max((record.finished_at for record in records), default=0.0)
+    newest = ""
+    if records:
+        finished_at = max(record.finished_at for record in records)
+        newest = f"{datetime.fromtimestamp(finished_at, UTC):%d %B %Y, %H:%M UTC}"
+    tracebacks = {}
+    for trial_id, failed in state.failures.items():
+        if failed.failure.traceback:
+            tracebacks[trial_id] = failed.failure.traceback
+    measures = []
+    for record in state.measures.values():
+        measures += measure_rows(record)
+    datasets = {}
+    for name, spec in workspace.plan.datasets.items():
+        datasets[name] = {"title": spec.title, "description": spec.description}
     return {
         "description": sweep.description,
         **state.counts(workspace.plan),
         "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
-        "tracebacks": {
-            i: text for i, one in state.failures.items() if (text := one.failure.traceback)
-        },
-        "measures": [row for record in state.measures.values() for row in measure_rows(record)],
+        "tracebacks": tracebacks,
+        "measures": measures,
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),
         "packages": records[0].provenance.packages if records else {},
-        "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
+        "newest": newest,
         "trial_devices": {record.trial_id: record.result.device for record in records},
         "cost": state.cost()["text"] if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
-        "datasets": {
-            name: {"title": spec.title, "description": spec.description}
-            for name, spec in workspace.plan.datasets.items()
-        },
+        "datasets": datasets,
         "preset": sweep_text(sweep),
         "runs": pages.runs,
         "run_pages": pages.prefix,
@@ -139,24 +199,18 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
-    """Return, for a tracker, each dataset's best test loss and the p-values of the headline
-    questions.
-    """
-    best = (
-        table.reindex(columns=[c.DATASET, c.TEST_LOSS])
-        .dropna()
-        .groupby(c.DATASET)[c.TEST_LOSS]
-        .min()
-    )
-    # What MLflow takes in a metric's name.
-    names = best.index.map(lambda name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"))
-    losses = dict(zip(names, best.astype(float).tolist(), strict=True))
-    p_values = {f"claim/{claim.key}/p": claim.p_value for claim in fits.claims}
-    return (
-        losses
-        | p_values
-        | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
-    )
+    """Return metrics for a tracker: each dataset's best loss, and the p-values of questions."""
+    rows_with_loss = table.reindex(columns=[DATASET, TEST_LOSS]).dropna()
+    metrics: dict[str, float] = {}
+    for dataset, loss in rows_with_loss.groupby(DATASET)[TEST_LOSS].min().items():
+        name = NOT_IN_METRIC_NAMES.sub(" ", f"best_test_loss/{dataset}")
+        metrics[name] = float(loss)
+    for answer in with_p_values(fits.answers):
+        key = answer.question.key
+        if answer.p_value is not None and answer.adjusted_p is not None:
+            metrics[f"claim/{key}/p"] = answer.p_value
+            metrics[f"claim/{key}/adjusted_p"] = answer.adjusted_p
+    return metrics
 
 
 def write_sweep_report(
@@ -185,59 +239,79 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and
-    ``fits.json``. The same input gives the same bytes, and every file is replaced whole. All of
-    ``summary`` is optional.
+    """Write the page, figures, results and ``fits.json``.
+
+    The same input gives the same bytes, and every file is replaced whole.
+
+    Args:
+        table: One row per trial.
+        fits: Its fits.
+        directory: Folder to write to.
+        sweep: Name of the sweep.
+        summary: What :func:`report_summary` returns; all of it is optional.
+        formats: Formats that figures are written in too.
+
+    Returns:
+        Path of ``report.html``.
     """
-    from orchestrator.analysis.figures import write_figures
+    from orchestrator.analysis.figures.files import write_figures
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
-    # Only columns that the caller had: a column added as missing would pretend to have been
-    # measured.
-    data = ready.full[list(table.columns)]
+    prepared = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
+    # Only columns that the caller had: a column added as missing would pretend to be measured.
+    data = prepared.full[list(table.columns)]
     write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
-    figures = write_figures(ready.points, fits, directory / "figures", formats)
-    scores = scorecard(ready.full)
+    figures = write_figures(prepared.points, fits, directory / "figures", formats)
+    scores = scorecard(prepared.full)
+    is_compared = any(score.num_compared for score in scores)
     page = _template().render(
         sweep=sweep,
         summary=summary,
         fits=fits,
+        found=what_was_found(fits),
         findings=findings(fits),
+        verdicts=VERDICTS,
         family=family(fits),
-        seen=tb.seen_table(fits),
-        key_figures=figures[:2],
-        figures=figures[2:],
+        seen=seen_table(fits),
+        key_figures=figures[:NUM_KEY_FIGURES],
+        figures=figures[NUM_KEY_FIGURES:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),
-        fit_tables=tb.fit_tables(fits),
-        not_fitted=tb.not_fitted(fits),
-        published=score_table(scores) if any(score.num_compared for score in scores) else None,
-        best=tb.best_table(ready.full),
-        columns=[*c.describe(table.columns)],
-        **_of_trials(ready, summary),
+        fit_tables=fit_tables(fits),
+        not_fitted=not_fitted(fits),
+        published=score_table(scores) if is_compared else None,
+        best=best_table(prepared.full),
+        columns=[*describe(table.columns)],
+        **_of_trials(prepared, summary),
     )
     path = directory / "report.html"
     write_atomic(path, page.encode(), durable=False)
     return path
 
 
-def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of single trials, and what only the caller knows."""
+def _of_trials(prepared: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of single trials, and counts that only the caller knows."""
     from markupsafe import Markup
 
-    full = ready.full
-    devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
+    full = prepared.full
+    devices = summary.get("trial_devices", {})
+    runs = summary.get("runs", {})
     trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
-    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
-    counted = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
-    counted["diverged"] = int((full[c.STATUS] != c.DONE).sum())
-    points = {"columns": [*map(str, ready.points)], "data": _rows(ready.points)}
+    counts = {
+        "planned": len(full),
+        "done": len(full),
+        "failed": len(summary.get("failures", ())),
+        "diverged": int((full[STATUS] != DONE).sum()),
+    }
+    for name in counts:
+        counts[name] = int(summary.get(name, counts[name]))
+    versions = full.loc[full[CODE_VERSION] != "", CODE_VERSION].value_counts().sort_index()
+    points = {"columns": [str(name) for name in prepared.points], "data": _rows(prepared.points)}
     return {
-        "counts": {name: int(summary.get(name, count)) for name, count in counted.items()},
+        "counts": counts,
         "trials": Markup(script_json(trials)),
         "points": Markup(script_json(points)),
         "code_versions": versions.to_dict() or summary.get("code_versions", {}),
@@ -245,6 +319,7 @@ def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template() -> Any:
+    """Return the template of the page, with its filters."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -255,22 +330,29 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # What stands in backticks is set on the page as names are.
-    named = re.compile(r"`([^`]+)`")
-    environment.filters["words"] = lambda text: Markup(
-        named.sub(r"<code>\1</code>", str(escape(text)))
-    )
+    in_backticks = re.compile(r"`([^`]+)`")
+
+    def with_code(text: str) -> Markup:
+        """Set what stands in backticks as names are set."""
+        return Markup(in_backticks.sub(r"<code>\1</code>", str(escape(text))))
+
+    environment.filters["words"] = with_code
     environment.filters["flat"] = flat_table
     return environment.get_template("report.html")
 
 
-def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> tb.Table:
-    def describe(name: str) -> str:
-        title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
-        description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+    """Return what each dataset is, with its train sizes and the shape of its images."""
+
+    def description_of(dataset: DatasetSummary) -> str:
+        texts = about.get(dataset.dataset, {})
+        title = texts.get("title", "")
+        description = texts.get("description", "")
+        if "(derived)" in title:
+            description = description.removeprefix(DERIVED)
         return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
-    return tb.laid_out(
+    return laid_out(
         "datasets",
         "Datasets",
         "",
@@ -278,40 +360,50 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
         {
             "dataset": "dataset",
             "domain": "domain",
-            "what it is": lambda d: describe(d.dataset),
+            "what it is": description_of,
             "trials": "num_trials",
-            "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
-            "side² × channels": lambda d: (
-                f"{d.image_size}² × {d.channels}"
-                if d.image_size and d.channels
-                else "not recorded"
-                if None in (d.image_size, d.channels)
-                else "mixed"
-            ),
+            "train sizes": _train_sizes,
+            "side² × channels": _shape,
         },
         numeric_from=3,
     )
 
 
-def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
+def _train_sizes(dataset: DatasetSummary) -> str:
+    return ", ".join(f"{size:,}" for size in dataset.train_sizes)
+
+
+def _shape(dataset: DatasetSummary) -> str:
+    """Return side and channels of the images."""
+    if dataset.image_size is None or dataset.channels is None:
+        return "not recorded"
+    if not (dataset.image_size and dataset.channels):
+        return "mixed"
+    return f"{dataset.image_size}² × {dataset.channels}"
+
+
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
-    names = {name: name for record in records for name in record}
-    return tb.laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
+    names: dict[str, str] = {}
+    for record in records:
+        names.update(zip(record, record, strict=True))
+    return laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 
-TEXT_COLUMNS = (c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.STATUS)
+TEXT_COLUMNS = (MODEL, RECIPE, DATASET, CLASS_PAIR, STATUS)
 NUMBER_COLUMNS = (
-    c.TRAIN_SIZE,
-    c.SEED,
-    c.TEST_LOSS,
-    c.TEST_ACCURACY,
-    c.AUC,
+    TRAIN_SIZE,
+    SEED,
+    TEST_LOSS,
+    TEST_ACCURACY,
+    AUC,
     SEED_STD,
-    c.D_DATA_MLE,
-    c.LABEL_SHARPNESS,
-    c.WALL_TIME_S,
+    D_DATA_MLE,
+    LABEL_SHARPNESS,
+    WALL_TIME_S,
 )
-_CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
+SEEDS_SHARE = (MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE)
+"""Columns that trials of several seeds have in common."""
 
 
 def trial_data(
@@ -320,32 +412,50 @@ def trial_data(
     runs: Mapping[str, str] | None = None,
     pages: str = "",
 ) -> dict[str, Any]:
-    """Return all trials for JSON, with what they ran on and their runs (by trial id) below
-    ``pages``.
+    """Return all trials for JSON.
+
+    Args:
+        full: One row per trial.
+        devices: Trial id -> what it ran on.
+        runs: Trial id -> its MLflow run.
+        pages: Prefix of the address of a run's page.
     """
-    keys = [name for name in _CELL if name in full]
-    rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
-    if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:
-        rows = rows.drop(columns=c.RECIPE)
-        keys.remove(c.RECIPE)
+    keys = [name for name in SEEDS_SHARE if name in full]
+    order = [*keys, SEED] if SEED in full else keys
+    rows = full.sort_values(order, kind="stable")
+    if RECIPE in keys and rows[RECIPE].nunique() < 2:
+        rows = rows.drop(columns=RECIPE)
+        keys.remove(RECIPE)
     if len(rows):
-        rows[SEED_STD] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
-    rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
+        rows[SEED_STD] = rows.groupby(keys, dropna=False)[TEST_LOSS].transform("std")
+    trial_ids = [str(trial_id) for trial_id in rows[TRIAL_ID]]
+    rows["device"] = [devices.get(trial_id, "") for trial_id in trial_ids]
     titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-    titles |= {"device": "device", c.TRIAL_ID: "trial"}
-    blank = rows.isna().all() | (rows == "").all() if len(rows) else pd.Series(False, rows.columns)
-    shown = [name for name in titles if name in rows and not blank[name]]
+    titles |= {"device": "device", TRIAL_ID: "trial"}
+    shown_columns = []
+    for name in titles:
+        if name in rows and not (len(rows) and _is_blank(rows[name])):
+            shown_columns.append(name)
     return {
-        "header": [titles[name] for name in shown],
-        "numeric": [name in NUMBER_COLUMNS for name in shown],
-        "rows": _rows(rows[shown]),
+        "header": [titles[name] for name in shown_columns],
+        "numeric": [name in NUMBER_COLUMNS for name in shown_columns],
+        "rows": _rows(rows[shown_columns]),
         "pages": pages,
-        "runs": [runs.get(str(name), "") for name in rows[c.TRIAL_ID]] if runs else [],
+        "runs": [runs.get(trial_id, "") for trial_id in trial_ids] if runs else [],
     }
 
 
+def _is_blank(values: pd.Series) -> bool:
+    """Return whether a column has no value at all."""
+    return bool(values.isna().all() or (values == "").all())
+
+
 def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
-    return [[_plain(value) for value in row] for row in table.itertuples(index=False, name=None)]
+    """Return the rows of a table as JSON takes them."""
+    rows = []
+    for row in table.itertuples(index=False, name=None):
+        rows.append([_plain(value) for value in row])
+    return rows
 
 
 def script_json(document: object) -> str:
@@ -355,11 +465,14 @@ def script_json(document: object) -> str:
 
 
 def _plain(value: Any) -> str | int | float | None:
+    """Return a value as JSON takes it: six figures, and infinities as text."""
     if isinstance(value, str):
         return value
     if pd.isna(value):
         return None
-    found = float(value)
-    if not math.isfinite(found):
-        return "∞" if found > 0 else "−∞"
-    return int(found) if found.is_integer() and abs(found) < 1e15 else float(f"{found:.6g}")
+    as_float = float(value)
+    if not math.isfinite(as_float):
+        return "∞" if as_float > 0 else "−∞"
+    if as_float.is_integer() and abs(as_float) < MAX_EXACT_INTEGER:
+        return int(as_float)
+    return float(f"{as_float:.6g}")

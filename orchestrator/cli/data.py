@@ -20,7 +20,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.machine.cluster import Cluster
-    from orchestrator.measuring.measure_source import Measured
+    from orchestrator.measuring.request import Measured
     from tasks.measures.records import MeasureSettings
 
 Side = o.whole(4, 1025)
@@ -268,13 +268,10 @@ def measure(
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
     """
-    from orchestrator.measuring.measure_source import (
-        MeasureRequest,
-        describe,
-        draw_pair,
-        measure_source,
-        measured_document,
-    )
+    from orchestrator.measuring.pair_figure import draw_pair
+    from orchestrator.measuring.published import describe, measured_document
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor, RayExecutor
 
     given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}

@@ -25,7 +25,7 @@ from rich.text import Text
 from orchestrator.cli.options import Place, Work
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.tables import Table as ReportTable
+    from orchestrator.analysis.tables.layout import Table as ReportTable
     from orchestrator.running.progress import Progress as RunProgress
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.curve_answers import CurveQuestion
-    from orchestrator.analysis.interventions import Arm
+    from orchestrator.analysis.experiments.records import Arm
     from orchestrator.analysis.learning_curves import Metric
     from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
@@ -93,7 +93,7 @@ class RowOptions:
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
         from orchestrator.analysis.result_rows import average_over_seeds, select_rows
-        from orchestrator.analysis.tables import best_models
+        from orchestrator.analysis.tables.of_trials import best_models
 
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
         table = select_rows(table, {_column(name, table): value for name, value in wanted.items()})
@@ -107,7 +107,7 @@ class RowOptions:
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
         """Lay rows out for people, and count the losses that mean nothing was learnt."""
-        from orchestrator.analysis.guessing import is_guessing
+        from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
 
         columns = [*CELL, "num_seeds" if self.mean else "seed", *NUMBERS]
         if self.best or self.search:
@@ -119,8 +119,16 @@ class RowOptions:
             table.add_row(*(cell(row.get(name)) for name in columns))
         yield table
         known = [row for row in rows if row.get("test_loss") is not None]
-        if guessed := sum(is_guessing(row["test_loss"], row.get("num_classes")) for row in known):
-            yield f"At guessing, or beyond: {guessed} of {plural(len(known), 'loss')}."
+        num_at_chance = 0
+        for row in known:
+            num_at_chance += is_at_chance_level(
+                row["test_loss"],
+                row.get("num_classes"),
+                accuracy=row.get("test_accuracy"),
+                auc=row.get("auc"),
+            )
+        if num_at_chance:
+            yield f"At chance level: {num_at_chance} of {plural(len(known), 'loss')}."
 
 
 def _column(asked: str, table: pd.DataFrame) -> str:
@@ -153,7 +161,7 @@ def results(
         predictions: Write every network's logits of the test images as Parquet instead, one row per
             trial and image; the sweep needs predictions: true.
     """
-    from orchestrator.analysis.table import write_csv
+    from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
 
     if predictions:
@@ -232,9 +240,9 @@ class TableOptions:
         grouped_fit = fit_user_table(table, design)
         emit(place, grouped_fit.to_json(), grouped_fit.lines())
         if self.figure:
-            from orchestrator.analysis import figures
+            from orchestrator.analysis.figures.of_groups import draw_groups
 
-            written(self.figure, figures.draw_groups(table.rows, grouped_fit).savefig)
+            written(self.figure, draw_groups(table.rows, grouped_fit).savefig)
 
 
 def fit(
@@ -255,7 +263,8 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped_tables.user_table import SUFFIXES
-    from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
+    from orchestrator.analysis.tables.of_fits import fit_tables, not_fitted
+    from orchestrator.analysis.tables.of_trials import seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
@@ -318,7 +327,7 @@ def claims(
     from_store: o.FromStore = False,
     place: o.Place = o.Place(),
 ) -> None:
-    """Decide every claim of the study: reproduced, refuted, or cannot be told, and why.
+    """Answer every claim of the study: supported, contradicted, undecided or not testable.
 
     Args:
         published: From the study's own published numbers, in place of a sweep's.
@@ -326,17 +335,17 @@ def claims(
             quantity.
         latex: Write it as LaTeX too.
     """
-    from orchestrator.analysis import claims as c
+    from orchestrator.analysis.claims import ledger
     from orchestrator.analysis.published import published_table
-    from orchestrator.analysis.tables import to_latex
+    from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
     if sweep is None:
-        found = c.ledger(published_table(), sweep="the published numbers", compare=False)
+        found = ledger(published_table(), sweep="the published numbers", compare=False)
     else:
         table, arms = read_table(sweep, place, from_store=from_store)
-        found = c.ledger(table, sweep=sweep, arms=arms)
+        found = ledger(table, sweep=sweep, arms=arms)
     emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
@@ -427,8 +436,8 @@ def predict(
     """
     from orchestrator.analysis.curve_tables import read_curve
     from orchestrator.analysis.loss_growth import fit_growth
+    from orchestrator.analysis.number_formats import number
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.table import number
 
     @cache
     def growth() -> Growth:
@@ -565,7 +574,8 @@ def _record(
     channels.
     """
     from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.measuring.measure_source import MeasureRequest, measure_source
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor
 
     if None not in given:

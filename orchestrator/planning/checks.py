@@ -1,4 +1,4 @@
-"""What one's data can give: checked before anything is prepared."""
+"""Checks of what the images can give, before anything is prepared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.planning.workspace import Workspace
-from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
-from search_spaces.specs import SubsetSpec
+from search_spaces.errors import (
+    ConfigError,
+    DataError,
+    SweepError,
+    TooFewImagesError,
+    collect,
+    nearest_path,
+)
+from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
 from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
+MAX_NAMED = 20
+"""Classes that a message names."""
+
 
 @dataclass(frozen=True)
-class Counted:
-    """Labels, groups and splits of images, each ``(num_images,)``, and the names of the classes."""
+class LabelCounts:
+    """Labels, groups and splits of a dataset, known before its images are read.
+
+    Attributes:
+        labels: ``(num_images,)`` class indices.
+        groups: ``(num_images,)`` group ids; an image without a group has one of its own.
+        splits: ``(num_images,)`` codes of given splits.
+        label_names: Names of the classes, by index.
+    """
 
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -29,16 +46,21 @@ class Counted:
     label_names: tuple[str, ...]
 
 
-def counted(listing: Listing) -> Counted | None:
-    """Return what own files say by their places and names; None where only reading them tells."""
+Images = PreparedDataset | LabelCounts
+"""What is known of the images of a dataset: all, or only their labels."""
+
+
+def count_labels(listing: Listing) -> LabelCounts | None:
+    """Return what the places and names of files tell, or None if they must be read to know."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
-    ids: dict[str, int] = {}
-    groups = [
-        ids.setdefault(item.group or f"\0{place}", len(ids))
-        for place, item in enumerate(listing.items)
-    ]
-    return Counted(
+    group_ids: dict[str, int] = {}
+    groups = []
+    for place, item in enumerate(listing.items):
+        # No group has a name that begins with NUL.
+        name = item.group or f"\0{place}"
+        groups.append(group_ids.setdefault(name, len(group_ids)))
+    return LabelCounts(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
         np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
@@ -49,98 +71,163 @@ def counted(listing: Listing) -> Counted | None:
 def check_feasible(
     workspace: Workspace, raw: Mapping[str, Path] | None = None
 ) -> dict[str, Listing]:
-    """Find every own source that is not there or contradicts itself, and every subset that data
-    cannot give.
+    """Refuse a sweep whose data are absent, contradict themselves, or have too few images.
 
-    Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the
-    sweep, which finds what is wrong with labels, groups, splits and names of files. Returns what
-    was listed of them, and not opened, by prepared id.
+    Your own data that are not prepared yet are listed, which finds what is wrong with labels,
+    groups, splits and names of files. No image is opened.
+
+    Args:
+        workspace: The sweep.
+        raw: Folders of your own data by dataset; those of the sweep if absent.
+
+    Returns:
+        The listings that were made, by prepared id.
+
+    Raises:
+        SweepError: All problems at once.
     """
-    plan, own = workspace.plan, _own_data(workspace, raw or {})
+    plan = workspace.plan
+    sources = _own_sources(workspace, raw or {})
     problems: list[SweepError] = []
-    images: dict[str, PreparedDataset | Counted | None] = {}
+    images: dict[str, Images | None] = {}
     unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
-        there: PreparedDataset | Counted | None = workspace.prepared.get(spec.prepared_id)
-        if there is None and dataset.images_per_class and not spec.dials:
-            # A set that a package ships: at best each image is its own group.
-            labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
-            splits = np.zeros(len(labels), np.int8)
-            there = Counted(labels, np.arange(len(labels)), splits, dataset.label_names)
-        if there is None and spec.dataset in own:
+        images_there: Images | None = workspace.prepared.get(spec.prepared_id)
+        if images_there is None:
+            images_there = _shipped_labels(dataset, spec)
+        if images_there is None and spec.dataset in sources:
             key = names_key(workspace.paths.root)
             try:
-                listing = workspace.listings.of(RawRequest(dataset, spec, own[spec.dataset], key))
+                request = RawRequest(dataset, spec, sources[spec.dataset], key)
+                listing = workspace.listings.of(request)
                 unopened[spec.prepared_id] = listing
-                there = counted(listing)
+                images_there = count_labels(listing)
             except SweepError as error:
                 problems.append(error)
-        images[spec.prepared_id], names = there, dataset.label_names
-        if there is not None and spec.dataset in own and names not in ((), there.label_names):
-            rule = (
-                f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in "
-                "their order"
-            )
-            found = f"{', '.join(names)}; classes: {', '.join(there.label_names[:20])}"
-            problems.append(DataError(rule, found, "leave it out"))
+        images[spec.prepared_id] = images_there
+        if images_there is not None and spec.dataset in sources:
+            problems += _wrong_class_names(dataset, images_there.label_names)
     for measure in plan.measures:
-        subset = measure.subset
-        there = images[subset.prepared.prepared_id]
-        if there is None:
-            continue
-        try:
-            size, names = max(measure.train_sizes), there.label_names
-            # Where the names were known when the sweep was planned, pairs were named; by numbers
-            # that are names of other classes they could be read in two ways.
-            unnamed = (
-                subset.class_pair is not None and not plan.datasets[subset.dataset].label_names
-            )
-            strange = names != tuple(map(str, range(len(names))))
-            if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
-                rule = (
-                    "class_pairs number classes by place, from 0; these have other numbers as names"
-                )
-                known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
-                hint = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
-                raise DataError(rule, f"{subset.dataset}: {known}", hint)
-            given = there.labels, there.groups, subset, there.splits
-            make_subset(*given, max_train_size=size, label_names=names)
-        except SweepError as error:
-            problems.append(about_subset(subset, there.label_names, error))
+        images_there = images[measure.subset.prepared.prepared_id]
+        if images_there is not None:
+            is_named = bool(plan.datasets[measure.subset.dataset].label_names)
+            problems += _too_few_images(measure, images_there, is_named)
     collect(problems, DataError)
     return unopened
 
 
-def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
-    """Return where own data lie, by dataset; refuses those that lie nowhere."""
+def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | None:
+    """Return the labels of a dataset that a package ships, or None for all others.
+
+    At best, each of its images is its own group.
+    """
+    if not dataset.images_per_class or spec.dials:
+        return None
+    labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
+    splits = np.zeros(len(labels), np.int8)
+    return LabelCounts(labels, np.arange(len(labels)), splits, dataset.label_names)
+
+
+def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[SweepError]:
+    """Return a problem if a sweep names other classes than its data have."""
+    if dataset.label_names in ((), names):
+        return []
+    rule = (
+        f"datasets.{dataset.name}.own.class_names must be the classes of the data, in their order"
+    )
+    value = f"{', '.join(dataset.label_names)}; classes: {', '.join(names[:MAX_NAMED])}"
+    return [DataError(rule, value, "leave it out")]
+
+
+def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
+    """Return a problem if the images cannot give the subset of a measure.
+
+    Args:
+        measure: The measure of the subset, with its train sizes.
+        images: What is known of the images.
+        is_named: True if the classes were known when the sweep was planned.
+    """
+    subset = measure.subset
+    names = images.label_names
+    try:
+        if not is_named:
+            _check_pair_of_numbers(subset, names)
+        make_subset(
+            images.labels,
+            images.groups,
+            subset,
+            images.splits,
+            max_train_size=max(measure.train_sizes),
+            label_names=names,
+        )
+    except SweepError as error:
+        return [about_subset(subset, names, error)]
+    return []
+
+
+def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
+    """Refuse a class pair of numbers that are names of other classes.
+
+    If the classes have numbers as names, but not 0, 1, 2 and so on, a number could mean a name or
+    an index.
+    """
+    are_indices = names == tuple(map(str, range(len(names))))
+    are_numbers = all(name.lstrip("-").isdigit() for name in names)
+    if subset.class_pair is None or are_indices or not are_numbers:
+        return
+    raise DataError(
+        "class_pairs number classes by place, from 0; these have other numbers as names",
+        f"{subset.dataset}: places 0 to {len(names) - 1} are classes "
+        f"{', '.join(names[:MAX_NAMED])}",
+        f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
+    )
+
+
+def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the paths of your own data by dataset, or refuse those that do not exist."""
     problems: list[SweepError] = []
-    own: dict[str, Path] = {}
+    sources: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
-        if choice.own is not None:
-            own[choice.name] = raw.get(choice.name) or Path(choice.own.path)
-            if choice.name not in raw and not own[choice.name].exists():
-                near = nearest_path(own[choice.name])
-                hint = f"a relative path starts at the sweep file; {near}" if near else ""
-                rule = f"datasets.{choice.name}.own.path must exist"
-                problems.append(ConfigError(rule, choice.own.path, hint))
+        if choice.own is None:
+            continue
+        path = raw.get(choice.name) or Path(choice.own.path)
+        sources[choice.name] = path
+        if choice.name not in raw and not path.exists():
+            nearest = nearest_path(path)
+            hint = f"a relative path starts at the sweep file; {nearest}" if nearest else ""
+            rule = f"datasets.{choice.name}.own.path must exist"
+            problems.append(ConfigError(rule, choice.own.path, hint))
     collect(problems, ConfigError)
-    return own
+    return sources
 
 
 def names_key(root: Path | None) -> str:
-    """Return the root's key, by which isweep locate finds what a message names; without a root,
-    none.
+    """Return the key with which a root hashes names of files in messages.
+
+    ``isweep locate`` finds the files with it. Without a root that can be written there is no key.
     """
-    return hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else UNKEYED
+    if root is None or not os.access(root, os.W_OK):
+        return UNKEYED
+    return hash_key(root / "prepared")
 
 
 def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
-    """Say of which dataset and classes a problem is: a sweep has several."""
-    about = subset.dataset
-    if error.rule.startswith((f"{about}:", f"{about} ")) or error.value.startswith(f"{about}:"):
+    """Return an error that names its dataset and classes: a sweep has several.
+
+    All errors but a :class:`TooFewImagesError` name them already.
+    """
+    if not isinstance(error, TooFewImagesError):
         return error
+    about = subset.dataset
     if subset.class_pair is not None:
-        named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
-        about += ", classes " + " and ".join(named)
-    return DataError(f"{about}: {error.rule}", error.value, error.hint)
+        first, second = subset.class_pair
+        about += f", classes {_class_name(first, names)} and {_class_name(second, names)}"
+    rule = f"{about}: {error.rule}"
+    return TooFewImagesError(rule, error.value, error.hint, error.largest_train_size)
+
+
+def _class_name(label: int, names: tuple[str, ...]) -> str:
+    if label < len(names):
+        return names[label]
+    return str(label)

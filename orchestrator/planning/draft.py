@@ -7,16 +7,14 @@ import os
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from orchestrator.planning.checks import Counted, about_subset, counted, names_key
+from orchestrator.planning.checks import LabelCounts, about_subset, count_labels, names_key
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
@@ -25,50 +23,95 @@ from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.listings import list_raw
+from tasks.prepared.record import MIN_ENLARGED
 from tasks.prepared.subsets import make_subset
 from tasks.sources import own_kinds_text, source_for
-from tasks.sources.base import Listing, RawRequest, SkipItem
+from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.dicom import is_dicom_name, read_header
 from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
 
-if TYPE_CHECKING:
-    pass
-
-
-# A first sweep file for one's own images, which runs: what ``isweep init`` writes.
-
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Of the images, the largest that groups and given splits allow."""
-MOST_NAMED, PEEKED, LEAST_TRAINED = 8, 20, 8
-"""Classes that a comment names; images that are tried until one can be read; and the fewest to
-train on."""
-MOST_HEADERS = 2_000
-"""DICOM files whose patients are looked at for a draft: about ten seconds."""
-Sizes = tuple[tuple[int, ...], int]
-"""Train sizes, and the size of the test set."""
-UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
+"""Shares of the images for the test set; the largest that groups and splits allow is taken."""
+MAX_NAMED = 8
+"""Classes that a comment names."""
+MAX_NAME = 64
+"""Characters of the name of a sweep or dataset."""
+MAX_TRIED = 20
+"""Images that are tried until enough of them can be read."""
+NUM_COMPARED = 5
+"""Readable images whose sizes are compared."""
+MIN_TRAINED = 8
+"""Fewest images to train on."""
+MAX_HEADERS = 2_000
+"""DICOM files whose patients are read for a draft: about ten seconds."""
+MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 
 
-class Size(NamedTuple):
-    """What a machine can train in reasonable time."""
+@dataclass(frozen=True)
+class Sizes:
+    """Train sizes of a sweep, and the size of its test set."""
+
+    train_sizes: tuple[int, ...]
+    test_size: int
+
+
+UNKNOWN_SIZES = Sizes((60, 120, 240), 100)
+"""Sizes for data whose images are counted only when they are read."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The work that a machine can do in reasonable time, as values of a sweep file.
+
+    Attributes:
+        models: The models.
+        recipe: The recipe.
+        image_size: Side of the images, pixels.
+        max_trained: Largest train size.
+        max_tested: Largest test set.
+        resources: Resources of one trial.
+    """
 
     models: str
     recipe: str
-    side: int
-    most_trained: int
-    most_tested: int
+    image_size: int
+    max_trained: int
+    max_tested: int
     resources: str
 
 
-ON_CPU = Size("[small_cnn, resnet_tiny]", "demo", 32, 1000, 400, "{num_cpus: 1}")
-ON_GPU = Size("[resnet18, resnet34]", "paper", 224, 1750, 750, "{num_cpus: 2}")
-EXAMPLE: tuple[str, ...] = (
-    "  - name: digits  # scans of handwritten digits; ships with scikit-learn",
-    "    class_pairs: [['3', '8']]",
-    "  # - name: my_images",
-    "  #   own: {kind: folder, path: ./my-images, domain: medical, channels: 1}",
+ON_CPU = Capacity("[small_cnn, resnet_tiny]", "demo", 32, 1000, 400, "{num_cpus: 1}")
+ON_GPU = Capacity("[resnet18, resnet34]", "paper", 224, 1750, 750, "{num_cpus: 2}")
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """Part of a sweep file that describes a dataset.
+
+    Attributes:
+        lines: Lines below ``datasets:``.
+        channels: Channels of its images.
+        sizes: Sizes that it can give.
+        size_comment: What to say of the side of its images; empty if it fits.
+    """
+
+    lines: Sequence[str]
+    channels: int
+    sizes: Sizes
+    size_comment: str = ""
+
+
+EXAMPLE = _Dataset(
+    lines=(
+        "  - name: digits  # scans of handwritten digits; ships with scikit-learn",
+        "    class_pairs: [['3', '8']]",
+        "  # - name: my_images",
+        "  #   own: {kind: folder, path: ./my-images, domain: medical, channels: 1}",
+    ),
+    channels=1,
+    sizes=UNKNOWN_SIZES,
 )
 
 
@@ -81,210 +124,327 @@ def draft_sweep(
     said: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
-    """Return the text of a sweep file of one's own images, of which only one is read, or of digits
-    for None.
+    """Return the text of a sweep file of your own images, or of digits.
+
+    A few images are read; all others are only listed.
 
     Args:
-        source: One's own images.
-        to: The file that will hold the text: its name is the sweep's, paths start at its folder.
-        domain: ``natural`` or ``medical``; None guesses by the files' kind and patients.
-        gpu: Whether to write larger networks and images.
-        said: What own data leave open, by the names of a sweep file's ``own``.
-        root: Whose key hides names in messages; None uses none.
+        source: Your own images; None for digits.
+        to: File that will hold the text. Its name is the sweep's, and paths start at its folder.
+        domain: ``natural`` or ``medical``; None to guess by the kind of the files and by patients.
+        gpu: True for larger networks and images.
+        said: Options of your own data, by the names of a sweep file's ``own_data``.
+        root: Root whose key hides names in messages; None for no key.
+
+    Raises:
+        SweepError: The images cannot be used, or are too few.
     """
-    size = ON_GPU if gpu else ON_CPU
-    stem = as_name(_ascii(to.stem))
     if not _ascii(to.stem):
         rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
         raise ConfigError(rule, str(to), "name another with --out")
-    lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES
+    capacity = ON_GPU if gpu else ON_CPU
+    stem = as_name(_ascii(to.stem))
+    name = f"my-{stem}"[:MAX_NAME] if stem in preset_names() else stem
+    dataset = EXAMPLE
+    command = "isweep init"
     if source is not None:
-        lines, channels, (train_sizes, test_size) = _own(
-            source, to, size, domain, said or {}, names_key(root)
-        )
-    text = "\n".join(
-        [
-            (
-                f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what "
-                "you "
-                "like:"
-            ),
-            (
-                f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does "
-                "what "
-                "is left."
-            ),
-            f"name: {f'my-{stem}'[:64] if stem in preset_names() else stem}",
-            f"models: {size.models}  # isweep models",
-            "datasets:  # add others to compare with: isweep datasets",
-            *lines,
-            f"train_sizes: {list(train_sizes)}  # every smaller set is part of the larger",
-            f"test_size: {test_size}  # images that nobody trains on; whole groups (patients)",
-            f"image_size: {size.side}  # side in pixels",
-            f"channels: {channels}  # equal for all datasets, so that K_F can be compared",
-            "seeds: [0]  # more seeds, narrower intervals",
-            f"recipe: {size.recipe}  # isweep recipes",
-            (
-                "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel "
-                "range; "
-                "also: pgd"
-            ),
-            f"resources: {size.resources}  # of one training",
-            "",
-        ]
-    )
+        dataset = _describe(source, to, capacity, domain, said or {}, names_key(root))
+        command = f"isweep init {_typed(source)}"
+    lines = [
+        f"# Written by `{command}`. Change what you like:",
+        f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does what is "
+        "left.",
+        f"name: {name}",
+        f"models: {capacity.models}  # isweep models",
+        "datasets:  # add others to compare with: isweep datasets",
+        *dataset.lines,
+        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a smaller set is part of the larger",
+        f"test_size: {dataset.sizes.test_size}  # images that nobody trains on; whole groups "
+        "(patients)",
+        f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
+        f"channels: {dataset.channels}  # equal for all datasets, so that K_F can be compared",
+        "seeds: [0]  # more seeds, narrower intervals",
+        f"recipe: {capacity.recipe}  # isweep recipes",
+        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; also: "
+        "pgd",
+        f"resources: {capacity.resources}  # of one training",
+        "",
+    ]
+    text = "\n".join(lines)
     parse_sweep(text, origin=str(to), folder=to.parent)
     return text
 
 
-def _own(
-    source: Path, to: Path, size: Size, domain: str | None, said: Mapping[str, Any], key: str
-) -> tuple[tuple[str, ...], int, Sizes]:
-    """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
+def _describe(
+    source: Path,
+    to: Path,
+    capacity: Capacity,
+    domain: str | None,
+    own_options: Mapping[str, Any],
+    key: str,
+) -> _Dataset:
+    """Return the part of a sweep file that describes your own images."""
+    request = _request(source, capacity, own_options, key)
+    listing = list_raw(request)
+    images = _read_some(request, listing)
+    counts = count_labels(listing)
+    # None if the files must be read to know their labels, or have too many headers.
+    with_patients = None if counts is None else _with_patients(counts, request, listing)
+    guess = _guess_domain(request, images, listing)
+    fields = {
+        "kind": request.dataset.source,
+        "path": _yaml(_relative(source, to)),
+        "domain": domain or guess.domain,
+        "channels": 3 if images[0].is_color else 1,
+    }
+    for option, value in own_options.items():
+        fields[option] = _yaml(value)
+    entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
+    comment = "" if domain else f"  # natural or medical? guessed{guess.reason}"
+    about = (
+        "how many images and groups there are is known when they are prepared: isweep run says so"
+    )
+    lines = [f"    own: {{{entry}}}{comment}"]
+    sizes = UNKNOWN_SIZES
+    if with_patients is not None:
+        about = _counts_text(with_patients)
+        if with_patients is not counts:
+            about += ", by the patients of the DICOM headers"
+        if len(with_patients.label_names) > 2:
+            pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
+            lines.append(
+                f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
+            )
+        sizes = _sizes(with_patients, request.spec, capacity)
+    head = [f"  - name: {request.dataset.name}", f"    # {about}"]
+    for flag in listing.flags:
+        head.append(f"    # doubtful: {flag}")
+    size_comment = _size_comment(images, capacity.image_size)
+    return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment)
+
+
+def _request(
+    source: Path, capacity: Capacity, own_options: Mapping[str, Any], key: str
+) -> RawRequest:
+    """Return the request by which your own images are listed and read."""
     if not source.exists():
-        hint = f"give a folder, a table or a file of arrays; {nearest_path(source)}".rstrip("; ")
+        nearest = nearest_path(source)
+        hint = f"give a folder, a table or a file of arrays; {nearest}".rstrip("; ")
         raise ConfigError("The images must exist", str(source), hint)
     kind = detect_own_kind(source)
     if kind is None:
         raise ConfigError("The images must be of a known kind", str(source), own_kinds_text())
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
-    name = f"my_{stem}"[:64] if stem in DATASETS else stem
-    own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
-    spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
-    request = RawRequest(own_dataset_spec(name, own), spec, source, key)
-    listing = list_raw(request)
-    listed, (channels, is_medical) = counted(listing), _look(request, listing)
-    found = None if listed is None else _with_patients(listed, request, listing)
+    name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
+    own_data = OwnSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
+    spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
+    return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
+
+
+def _relative(source: Path, to: Path) -> str:
+    """Return the path of the images as it starts at the sweep file's folder."""
     path = os.path.relpath(source.absolute(), to.absolute().parent)
-    medical = (
-        "kind of its files"
-        if is_medical
-        else "patients" * any(item.group for item in listing.items)
-    )
-    fields = {
-        "kind": kind,
-        "path": _flow(path if path.startswith("..") else f"./{path}"),
-        "domain": domain or ("medical" if medical else "natural"),
-        "channels": channels,
-        **{key: _flow(value) for key, value in said.items()},
-    }
-    entry = ", ".join(f"{key}: {value}" for key, value in fields.items())
-    about = (
-        "how many images and groups there are is known when they are prepared: isweep run says so"
-    )
-    guessed = f"  # natural or medical? guessed{f' by the {medical}' if medical else ''}"
-    lines = [f"    own: {{{entry}}}{'' if domain else guessed}"]
-    if found is not None:
-        about = _described(found) + (
-            "" if found is listed else ", by the patients of the DICOM headers"
-        )
-        if len(found.label_names) > 2:
-            pair = ", ".join(_flow(label) for label in found.label_names[:2])
-            lines.append(
-                f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
-            )
-    sizes = UNKNOWN_SIZES if found is None else _sizes(found, spec, size)
-    return (f"  - name: {name}", f"    # {about}", *lines), channels, sizes
+    if path.startswith(".."):
+        return path
+    return f"./{path}"
 
 
-def _with_patients(found: Counted, request: RawRequest, listing: Listing) -> Counted | None:
-    """Return it with the patients of DICOM headers as groups, as reading does; None for too many
-    files.
+@dataclass(frozen=True)
+class _Image:
+    """The traits of one image that tell something of its set.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        is_color: False if all channels are equal.
+        is_medical: True if its file is of a medical kind.
     """
-    groups, ids = found.groups.copy(), dict[str, int]()
-    in_folder = request.dataset.source == "folder"  # where files without an ending are DICOM
-    files = {
-        row: item.locator
-        for row, item in enumerate(listing.items)
-        if not item.group
-        and (is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator)))
-    }
-    if len(files) > MOST_HEADERS:
-        return None
-    for row, locator in files.items():
-        header = read_header(request.base(), locator)
-        if header and (patient := plain_id(header.known_patient())):
-            groups[row] = ids.setdefault(patient, int(groups[row]))
-    return replace(found, groups=groups) if ids else found
+
+    height: int
+    width: int
+    is_color: bool
+    is_medical: bool
 
 
-def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
-    """Read images until one can be read; returns its channels, and whether its file is of a medical
-    kind.
+def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
+    """Read images, evenly spaced in the listing, until enough can be read.
+
+    Raises:
+        DataError: None of those that were tried can be read.
     """
-    items, read = listing.items, source_for(request.dataset.source).reader(request)
+    num_tried = min(len(listing.items), MAX_TRIED)
+    reader = source_for(request.dataset.source).reader(request)
+    images: list[_Image] = []
     reasons: Counter[str] = Counter()
-    for item in islice(items, PEEKED):
+    for number in range(num_tried):
+        item = listing.items[number * len(listing.items) // num_tried]
         try:
-            pixels = next(iter(read(item))).pixels
-        except (SkipItem, StopIteration) as none:
-            reasons[none.reason if isinstance(none, SkipItem) else "no image"] += 1
-            continue
-        colour = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
-        medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
-        medical |= request.dataset.source == "folder" and not is_image_name(
-            item.locator
-        )  # DICOM, too
-        return 3 if colour else 1, medical
-    rule, tried = f"{request.dataset.name}: images must be readable", min(len(items), PEEKED)
-    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-    raise DataError(rule, f"none of the first {tried} is ({why})", "mend or convert them")
-
-
-def _described(found: Counted) -> str:
-    counts = np.bincount(found.labels, minlength=len(found.label_names)).tolist()
-    named = [f"{name} {count:,}" for name, count in zip(found.label_names, counts, strict=True)]
-    more = f" and {len(named) - MOST_NAMED} more classes" if len(named) > MOST_NAMED else ""
-    groups, images = len(np.unique(found.groups)), len(found.labels)
-    said = (
-        "every image is its own group"
-        if groups == images
-        else f"{plural(groups, 'group')} (patients)"
+            sample = next(iter(reader(item)))
+        except SkipItem as skip:
+            reasons[skip.reason] += 1
+        except StopIteration:
+            reasons["no image"] += 1
+        else:
+            images.append(_image(sample, item, request))
+        if len(images) == NUM_COMPARED:
+            break
+    if images:
+        return images
+    counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
+    raise DataError(
+        f"{request.dataset.name}: images must be readable",
+        f"none of {num_tried} that were tried is ({counts})",
+        "repair or convert them",
     )
-    return f"{plural(images, 'image')}, {said}: {', '.join(named[:MOST_NAMED])}{more}"
 
 
-def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
-    """Return what the data can give, each train size half of the next."""
+def _image(sample: Sample, item: Item, request: RawRequest) -> _Image:
+    pixels = sample.pixels
+    has_colors = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
+    is_medical = item.locator.lower().endswith(MEDICAL_ENDINGS)
+    if request.dataset.source == "folder" and not is_image_name(item.locator):
+        is_medical = True  # in a folder, a file without an ending is DICOM
+    return _Image(pixels.shape[0], pixels.shape[1], has_colors, is_medical)
+
+
+@dataclass(frozen=True)
+class _DomainGuess:
+    """A guess whether images are natural or medical, and by what, for a comment."""
+
+    domain: str
+    reason: str
+
+
+def _guess_domain(request: RawRequest, images: Sequence[_Image], listing: Listing) -> _DomainGuess:
+    if images[0].is_medical:
+        return _DomainGuess("medical", " by the kind of its files")
+    if any(item.group for item in listing.items):
+        return _DomainGuess("medical", " by the patients")
+    return _DomainGuess("natural", "")
+
+
+def _size_comment(images: Sequence[_Image], side: int) -> str:
+    """Return what to say of the sizes of some images beside the side that a sweep resizes to."""
+    shapes = sorted({(image.height, image.width) for image in images})
+    first = f"{shapes[0][0]}x{shapes[0][1]}"
+    comments = []
+    if MIN_ENLARGED * min(shapes[0]) <= side:
+        comments.append(
+            f"yours are {first}: enlarging adds interpolated pixels, so is {min(shapes[0])} meant?"
+        )
+    if len(shapes) > 1:
+        last = f"{shapes[-1][0]}x{shapes[-1][1]}"
+        comments.append(f"yours differ, {first} to {last}: do all have one scale?")
+    if any(height != width for height, width in shapes):
+        comments.append("yours are not square: they are stretched to a square")
+    return "".join(f"; {comment}" for comment in comments)
+
+
+def _with_patients(
+    counts: LabelCounts, request: RawRequest, listing: Listing
+) -> LabelCounts | None:
+    """Return counts with the patients of DICOM headers as groups, as reading the images does.
+
+    Return the same object if no header names a patient, and None if there are too many files.
+    """
+    in_folder = request.dataset.source == "folder"
+    locators: dict[int, str] = {}
+    for row, item in enumerate(listing.items):
+        # In a folder, files without an ending are DICOM.
+        is_dicom = is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator))
+        if is_dicom and not item.group:
+            locators[row] = item.locator
+    if len(locators) > MAX_HEADERS:
+        return None
+    groups = counts.groups.copy()
+    group_of_patient: dict[str, int] = {}
+    for row, locator in locators.items():
+        header = read_header(request.base(), locator)
+        patient = plain_id(header.known_patient()) if header else ""
+        if patient:
+            groups[row] = group_of_patient.setdefault(patient, int(groups[row]))
+    if not group_of_patient:
+        return counts
+    return replace(counts, groups=groups)
+
+
+def _counts_text(counts: LabelCounts) -> str:
+    """Return how many images, groups and images of each class there are."""
+    num_images = len(counts.labels)
+    num_groups = len(np.unique(counts.groups))
+    groups = f"{plural(num_groups, 'group')} (patients)"
+    if num_groups == num_images:
+        groups = "every image is its own group"
+    images_per_class = np.bincount(counts.labels, minlength=len(counts.label_names)).tolist()
+    classes: list[str] = []
+    for name, number in zip(counts.label_names, images_per_class, strict=True):
+        classes.append(f"{name} {number:,}")
+    named = ", ".join(classes[:MAX_NAMED])
+    if len(classes) > MAX_NAMED:
+        named += f" and {len(classes) - MAX_NAMED} more classes"
+    return f"{plural(num_images, 'image')}, {groups}: {named}"
+
+
+def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
+    """Return sizes that the data can give; each train size is half of the next."""
+    num_images = len(counts.labels)
     for share in TEST_SHARES:
-        asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
-        subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)
+        test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
+        subset = SubsetSpec(prepared=spec, class_pair=None, test_size=test_size)
         try:
-            given = found.labels, found.groups, subset, found.splits
-            order = make_subset(*given, label_names=found.label_names).train_order
+            order = make_subset(
+                counts.labels,
+                counts.groups,
+                subset,
+                counts.splits,
+                label_names=counts.label_names,
+            ).train_order
             break
         except DataError as error:
-            problem = about_subset(subset, found.label_names, error)
+            problem = about_subset(subset, counts.label_names, error)
     else:
         raise problem
-    largest = _rounded(min(size.most_trained, len(order)))
-    if largest < LEAST_TRAINED:
+    largest = _rounded(min(capacity.max_trained, len(order)))
+    if largest < MIN_TRAINED:
         raise DataError(
             f"{spec.dataset}: a sweep needs more images",
-            f"{len(found.labels)}, of which {len(order)} are left to train on",
+            f"{num_images}, of which {len(order)} are left to train on",
             "a group (patient) stays on one side of the split; add images or groups",
         )
-    sizes = {_rounded(largest // part) for part in (4, 2, 1)}
-    return tuple(sorted(one for one in sizes if one >= min(largest, LEAST_TRAINED))), asked
+    train_sizes: list[int] = []
+    for divisor in (4, 2, 1):
+        train_size = _rounded(largest // divisor)
+        if train_size >= MIN_TRAINED and train_size not in train_sizes:
+            train_sizes.append(train_size)
+    return Sizes(tuple(train_sizes), test_size)
 
 
 def _rounded(number: int) -> int:
-    """Round down to a number that is easy to read, and even, as two equal classes need it."""
-    unit = 100 if number >= 1000 else 10 if number >= 40 else 2
+    """Round down to a number that is easy to read, and even: two equal classes need it."""
+    unit = 2
+    if number >= 1000:
+        unit = 100
+    elif number >= 40:
+        unit = 10
     return max(number // unit * unit, 2)
 
 
 def _ascii(text: str) -> str:
-    """Return text without accents; empty where no letter of a to z and no digit is left."""
+    """Return text without accents, or nothing if it has no letter of a to z and no digit."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return plain if any(map(str.isalnum, plain)) else ""
+    if any(map(str.isalnum, plain)):
+        return plain
+    return ""
 
 
 def _typed(path: Path) -> str:
-    """Spell a path as it is typed, on one line."""
+    """Return a path as it is typed in a shell, on one line."""
     return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
-_flow = partial(json.dumps, ensure_ascii=False)
-"""Spells a value for YAML on one line; JSON is YAML, and quotes what could be read as something
-else."""
+def _yaml(value: object) -> str:
+    """Return a value as YAML on one line.
+
+    JSON is YAML, and quotes text that could be read as something else.
+    """
+    return json.dumps(value, ensure_ascii=False)

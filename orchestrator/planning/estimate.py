@@ -52,11 +52,12 @@ def estimate(
         compute. ``assumptions`` and ``text`` are sentences.
     """
     corrections = corrections_for(gpu, measured_trials)
-    memory = [
-        peak_bytes(trial.network) * corrections.memory.get(trial.network.model.name, 1.0)
-        for trial in trials
-    ]
-    seconds = [core_seconds(trial, corrections) for trial in trials]
+    memory = 0.0
+    seconds: list[float] = []
+    for trial in trials:
+        factor = corrections.memory.get(trial.network.model.name, 1.0)
+        memory = max(memory, factor * peak_bytes(trial.network))
+        seconds.append(core_seconds(trial, corrections))
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
         f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
@@ -68,7 +69,7 @@ def estimate(
         "cpu_core_hours": sum(seconds) / 3600,
         "cpu_hours": cpu_seconds / 3600,
         "num_cpus": num_cpus,
-        "memory_bytes": max(memory, default=0),
+        "memory_bytes": memory,
         "cluster": None,
         "hours_one_at_a_time": None,
         "refused": [],
@@ -85,8 +86,10 @@ def estimate(
         document["hours_one_at_a_time"] = alone["hours"]
         document["assumptions"] = f"predicted for {gpu.name} ({gpu.origin}), {assumptions}"
         if not gpu.bfloat16:
-            recipes = [trial.network.recipe for trial in trials]
-            refused = {recipe.name for recipe in recipes if recipe.precision == "bfloat16"}
+            refused: set[str] = set()
+            for trial in trials:
+                if trial.network.recipe.precision == "bfloat16":
+                    refused.add(trial.network.recipe.name)
             document["refused"] = sorted(refused)
     document["text"] = estimate_text(document)
     return document

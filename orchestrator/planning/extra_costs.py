@@ -1,4 +1,4 @@
-"""What a plan costs besides training: attacks and disk."""
+"""Costs of a plan besides training: attacks and disk."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
             predictions_bytes += num_columns * (COLUMN_BYTES + values_bytes)
         if cost.uncounted:
             uncounted[network.model.name] = cost.uncounted
-    attack_shares = {}
+    attack_shares: dict[str, float] = {}
     if training:
-        attack_shares = {kind: flops / training for kind, flops in attacks.items()}
+        for kind, flops in attacks.items():
+            attack_shares[kind] = flops / training
     return {
-        "num_retrained": sum(not has_weights for has_weights in incomplete),
+        "num_retrained": len(incomplete) - sum(incomplete),
         "num_measured": sum(incomplete),
         "weights_bytes": weights_bytes,
         "predictions_bytes": predictions_bytes,

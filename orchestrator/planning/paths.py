@@ -15,152 +15,170 @@ if TYPE_CHECKING:
     from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
+"""Folder below the working directory that is the root if none is named."""
 
 
 def user_cache(name: str) -> Path:
-    """Return this user's folder of what can be found out again; it may be thrown away, or never be
-    made.
+    """Return this user's folder of what can be computed again.
+
+    It may be deleted at any time, and need not exist.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # of a user without a home
+    except RuntimeError:  # a user without a home
         base = Path(tempfile.gettempdir())
     return base / "isweep" / name
 
 
 class _Below:
-    """A path below a root, or the folder of a sweep."""
+    """A path of a fixed name below a root, or below the folder of a sweep."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, owner: RootPaths | SweepPaths, kind: type) -> Path:
-        return (owner.root if isinstance(owner, RootPaths) else owner.folder) / self._name
+        base = owner.root if isinstance(owner, RootPaths) else owner.folder
+        return base / self._name
 
 
 @dataclass(frozen=True)
 class SweepPaths:
-    """What lies in one sweep's folder."""
+    """Paths in the folder of one sweep."""
 
     folder: Path
 
     progress = _Below("progress.json")
-    """What the driver is doing now; believed only while the root's lock is held."""
+    """Present state of the driver; it counts only while the root's lock is held."""
     sweep_file = _Below("sweep.yaml")
+    """The sweep as it was last run."""
     index = _Below("index.sqlite")
-    """Outlines of the sweep's results; may be thrown away."""
+    """Summaries of the sweep's results; may be deleted."""
     run_pages = _Below("run-pages.json")
-    """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
+    """Addresses of the trials' pages in MLflow, when the sweep last ran; may be deleted."""
     code = _Below("code")
-    """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
+    """Source of your own networks as they were last run, so that the name of the sweep suffices."""
     report = _Below("report")
+    """Folder of the report."""
     report_made_of = _Below("report.sha256")
-    """What the report was made of, and its files: where nothing changed, a run leaves it as it
-    is."""
+    """Hash of what the report was made of, and its files: an unchanged report is not made again."""
     search_report = _Below("search/report")
+    """Folder of a search's report."""
 
 
 @dataclass(frozen=True)
 class RootPaths:
-    """What lies below one root: prepared data, sweeps, the MLflow database."""
+    """Paths below one root: prepared data, sweeps, the database of MLflow."""
 
     root: Path
 
     lock = _Below("driver.lock")
+    """Lock of the driver that works on the root."""
     identity = _Below("driver.id")
-    """What tells this root from others on one object store."""
+    """Name that tells this root from others on one object store."""
     token = _Below("ray-token")
     """Access token of the private cluster that runs now, for its dashboard."""
     mlflow_database = _Below("mlflow.db")
     mlflow_artifacts = _Below("mlflow-artifacts")
     tune = _Below("tune")
-    """Ray Tune's own state; scratch, nothing is ever read back from it."""
+    """Ray Tune's own files; nothing is ever read back from them."""
     log = _Below("isweep.log")
     recipes = _Below("recipes")
-    """Of searches; sweeps of this root may name them."""
+    """Recipes that searches wrote; sweeps of this root may name them."""
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing
-        is made.
+        """Return the paths of a root; nothing is created.
 
-        ConfigError where ``root`` is a file, SetupError where it can be no folder, or none that can
-        be read.
+        Args:
+            root: The root; None for ``$ISWEEP_ROOT``, or else ``./isweep-root``.
+
+        Raises:
+            ConfigError: The root is a file.
+            SetupError: It cannot be a folder, or cannot be read.
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
-            named = path = Path(named).expanduser().absolute()
-            base = next(folder for folder in (path, *path.parents) if folder.exists())
-            if not base.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{base} is a file")
-            if not os.access(base, os.R_OK | os.X_OK):
+            path = Path(named).expanduser().absolute()
+            named = path
+            existing = next(folder for folder in (path, *path.parents) if folder.exists())
+            if not existing.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
+            if not os.access(existing, os.R_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, RuntimeError, ValueError) as error:
-            raise _no_root(named, error) from None
+            raise _unusable_root(named, error) from None
         return cls(path)
 
     def make(self) -> RootPaths:
-        """Make the folder, for this user alone, and see that it can be written and will stay;
-        returns itself.
+        """Create the root for this user alone, check that it can be written, and return itself.
 
-        ConfigError where it lies in a session folder of Ray, which goes with the cluster; else
-        SetupError.
+        Raises:
+            ConfigError: The root is a file, or goes away with a Ray cluster.
+            SetupError: It cannot be created or written.
         """
         check_outlasts_ray(self.root, "root", "--root")
         try:
-            # Prepared images are patients'; who shares a root makes it first, with the modes that
-            # suit.
+            # Prepared images may be patients'. Users who share a root create it themselves first,
+            # with the modes that they need.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise _no_root(self.root, error) from None
+            raise _unusable_root(self.root, error) from None
         return self
 
     def prepared(self, spec: PreparedSpec) -> Path:
-        """Folder of one prepared dataset."""
+        """Return the folder of one prepared dataset."""
         return self.root / "prepared" / spec.prepared_id
 
     def pretrained(self, key: str) -> Path:
-        """Weights that a library trained, downloaded once: a safetensors file."""
+        """Return the file of weights that a library trained: safetensors, downloaded once."""
         return self.root / "pretrained" / f"{key}.safetensors"
 
     def tuned_recipe(self, sweep: str) -> Path:
-        """The recipe that the search of a sweep writes."""
+        """Return the file of the recipe that the search of a sweep writes."""
         return self.recipes / f"tuned-{sweep}.yaml"
 
     def sweep_names(self) -> list[str]:
-        """Names of the sweeps that ran below this root."""
+        """Return the names of the sweeps that ran below this root."""
         folders = (self.root / "sweeps").glob("*")
-        # A link that leads nowhere is a damaged sweep, and none that never ran.
+        # A link to nothing is a damaged sweep, not one that never ran.
         return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
 
     def sweep(self, name: str) -> SweepPaths:
-        """Paths of one sweep."""
+        """Return the paths of one sweep."""
         return SweepPaths(self.root / "sweeps" / name)
 
 
-def _no_root(path: str | Path, error: Exception) -> SweepError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or error
+def _unusable_root(path: str | Path, error: Exception) -> SweepError:
+    """Return why a path cannot be the root."""
+    reason: object = error
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     hint = "choose another with --root or ISWEEP_ROOT"
     return kind("The root must be a folder that can be written", f"{path}: {reason}", hint)
 
 
-def check_outlasts_ray(path: Path, what: str, option: str) -> None:
-    """Refuse a path, links followed, below a folder that Ray made for one start of itself; says for
-    what.
+def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
+    """Refuse a path below a folder that Ray made for one start of itself.
+
+    Args:
+        path: The path; links are followed.
+        kind: What messages call it.
+        option: The option that names another.
+
+    Raises:
+        ConfigError: The path would go away with the cluster.
     """
-    found = path.resolve()
-    for folder in (found, *found.parents):
+    target = path.resolve()
+    for folder in (target, *target.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
-                f"The {what} must outlive the cluster, and a session folder of Ray does not",
+                f"The {kind} must outlive the cluster, and a session folder of Ray does not",
                 str(path),
-                (
-                    f"name another with {option}, absolute; `ray job submit --working-dir` starts "
-                    "commands there"
-                ),
+                f"name another with {option}, absolute; `ray job submit --working-dir` starts "
+                "commands there",
             )

@@ -40,7 +40,7 @@ UNWANTED_TYPES = (":timestamp", ":merge", ":value")
 
 @dataclass(frozen=True)
 class _ParserError:
-    """What a message of the YAML parser means.
+    """The meaning of a message of the YAML parser.
 
     Attributes:
         words: Part of the parser's message.
@@ -107,10 +107,10 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            what = "no regular file"
+            description = "no regular file"
             if path.is_dir():
-                what = "a folder; isweep init writes a file for one"
-            raise ConfigError(f"A {kind} must be a file", f"{path} is {what}")
+                description = "a folder; isweep init writes a file for one"
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {description}")
         if status.st_size > max_bytes:
             rule = f"A {kind} may have at most {max_bytes:,} bytes"
             raise ConfigError(rule, f"{path} has {status.st_size:,}", "split it")
@@ -147,10 +147,10 @@ def _located(error: MarkedYAMLError) -> str:
     message = ", ".join(filter(None, (error.context, error.problem)))
     meaning = message
     mark = error.problem_mark or error.context_mark
-    for known in PARSER_ERRORS:
-        if known.words in message:
-            meaning = known.meaning
-            if known.at_start and error.context_mark:
+    for error_row in PARSER_ERRORS:
+        if error_row.words in message:
+            meaning = error_row.meaning
+            if error_row.at_start and error.context_mark:
                 mark = error.context_mark
             break
     if isinstance(error, DuplicateKeyError):
@@ -172,9 +172,9 @@ def write_plain(document: object) -> str:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What a sweep file has no use for, and what to do instead."""
+    """A part of a file that is refused, and what to do instead."""
 
-    what: str
+    description: str
     hint: str
 
 
@@ -194,7 +194,7 @@ def _check_plain(text: str, origin: str) -> None:
             refusal = _Refusal(f"more than {MAX_NESTING} levels of nesting", "write it flatter")
         if refusal is not None:
             mark = event.start_mark
-            place = f"line {mark.line + 1}, column {mark.column + 1}: {refusal.what}"
+            place = f"line {mark.line + 1}, column {mark.column + 1}: {refusal.description}"
             raise ConfigError(f"{origin} must hold plain values only", place, refusal.hint)
 
 

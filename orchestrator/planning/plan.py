@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
@@ -33,23 +33,26 @@ from search_spaces.specs import (
 from search_spaces.sweeps import ConditionChoice, DatasetChoice, PairChoice, SweepSpec
 
 MAX_TRIALS = 100_000
+"""Trials of a sweep; planning this many takes some seconds."""
+MAX_NAMED = 20
+"""Classes that a message names."""
 
 
 class CellStatus(StrEnum):
-    """Where a planned trial stands."""
+    """State of a planned trial."""
 
     DONE = "done"
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """It has a result, made from other data than are prepared now or from other choices under the
-    same id."""
+    """It has a result that was made from other data than are prepared now, or from other choices
+    under the same id."""
     PENDING = "pending"
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a sweep, in a fixed order; ids are unique."""
+    """All trials and measures of a sweep, in a fixed order; ids are unique."""
 
     sweep: SweepSpec
     trials: tuple[TrialSpec, ...]
@@ -63,7 +66,7 @@ class SweepPlan:
 
     @cached_property
     def further_tests(self) -> dict[str, tuple[FurtherTest, ...]]:
-        """The further test sets of each dataset that has any."""
+        """Further test sets of each dataset that has any."""
         return self.sweep.further_tests
 
     @cached_property
@@ -72,125 +75,158 @@ class SweepPlan:
         return max(self.sweep.train_sizes)
 
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
-        """How many training images to load for a cell: all sizes share them unless a fault forbids
-        it.
+        """Return the number of training images to load for a trial.
+
+        Trials of all train sizes share their images, unless a fault of the study forbids it.
         """
-        return train_size if subset.depends_on_size else self.largest_size
+        if subset.depends_on_size:
+            return train_size
+        return self.largest_size
 
     def keeps_weights(self, trial: TrialSpec) -> bool:
-        """Whether the weights of a trial's network are kept, by the sweep's policy."""
+        """Return whether the weights of a trial's network are kept."""
         policy = self.sweep.keep_weights
-        return policy == "all" or (
-            policy == "last" and trial.network.train_size == self.largest_size
-        )
+        if policy == "last":
+            return trial.network.train_size == self.largest_size
+        return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """How many logits a network has, as far as is known before its data are read."""
+        """Return the number of logits of a network, as far as known before its data are read."""
+        if network.recipe.num_outputs:
+            return network.recipe.num_outputs
         subset = network.subset
-        pair = 2 if subset.class_pair else len(self.datasets[subset.dataset].label_names)
-        return network.recipe.num_outputs or max(2, pair)
+        if subset.class_pair:
+            return 2
+        return max(2, len(self.datasets[subset.dataset].label_names))
 
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
-        """The prepared datasets that the cells need, each once."""
-        specs = (measure.subset.prepared for measure in self.measures)
-        return tuple({spec.prepared_id: spec for spec in specs}.values())
+        """The prepared datasets that the trials need, each once."""
+        specs: dict[str, PreparedSpec] = {}
+        for measure in self.measures:
+            spec = measure.subset.prepared
+            specs[spec.prepared_id] = spec
+        return tuple(specs.values())
 
 
 def plan_sweep(sweep: SweepSpec) -> SweepPlan:
-    """Expand the grid: models x (datasets x class pairs) x train sizes x recipes x seeds."""
+    """Expand the grid: models x (datasets x class pairs) x train sizes x recipes x seeds.
+
+    Raises:
+        ConfigError: A name is unknown or stands twice, or there are too many trials.
+    """
     datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
-    subsets = [
-        subset
-        for choice in sweep.all_datasets
-        for subset in _subsets(sweep, choice, datasets[choice.name])
-    ]
-    num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
-    num_trials = (
-        len(subsets) * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
-    )
+    subsets: list[SubsetSpec] = []
+    for choice in sweep.all_datasets:
+        subsets += _subsets(sweep, choice, datasets[choice.name])
+    num_recipes = math.prod(map(len, sweep.recipe.changes.values()))
+    num_networks = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    num_trials = num_networks * num_recipes
     if num_trials > MAX_TRIALS:
         rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
         raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
-    models, further_tests = _models(sweep), sweep.further_tests
     trials = tuple(
         TrialSpec(
-            network=NetworkSpec(
-                model=model,
-                subset=_redrawn(subset, model.name, train_size, datasets[subset.dataset]),
-                train_size=train_size,
-                recipe=recipe,
-                seed=seed,
-            ),
+            network=network,
             attacks=sweep.attacks,
             robustness=sweep.robustness,
             predictions=sweep.predictions,
-            further_tests=further_tests.get(subset.dataset, ()),
+            further_tests=sweep.further_tests.get(network.subset.dataset, ()),
             representation=RepresentationSpec(
                 num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
             ),
         )
-        for subset in subsets
-        for model in models
-        for train_size in sweep.train_sizes
-        for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset)
-        for seed in sweep.seeds
+        for network in _networks(sweep, subsets, datasets)
     )
     return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
 
 
+def _networks(
+    sweep: SweepSpec, subsets: Iterable[SubsetSpec], datasets: Mapping[str, DatasetSpec]
+) -> Iterator[NetworkSpec]:
+    """Yield the networks of a grid, in the order of its trials."""
+    models = _models(sweep)
+    for subset in subsets:
+        dataset = datasets[subset.dataset]
+        for model in models:
+            for train_size in sweep.train_sizes:
+                redrawn = _redrawn(subset, model.name, train_size, dataset)
+                for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset):
+                    for seed in sweep.seeds:
+                        yield NetworkSpec(
+                            model=model,
+                            subset=redrawn,
+                            train_size=train_size,
+                            recipe=recipe,
+                            seed=seed,
+                        )
+
+
 def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
-    """Return the grid as plain rows, for tables and JSON; a trial without a status is
-    ``pending``.
+    """Return a row of plain values per trial, for tables and JSON.
+
+    Args:
+        plan: The plan.
+        statuses: Where trials stand, by id; ``pending`` if absent.
     """
-    return [
-        {
-            "trial_id": trial_id,
-            "model": trial.network.model.name,
-            "dataset": trial.network.subset.dataset,
-            "class_pair": pair_name(trial.network.subset.class_pair),
-            "train_size": trial.network.train_size,
-            "seed": trial.network.seed,
-            "recipe": trial.network.recipe.name,
-            "status": statuses.get(trial_id, CellStatus.PENDING),
-        }
-        for trial_id, trial in plan.trials_by_id.items()
-    ]
+    rows: list[dict[str, str | int]] = []
+    for trial_id, trial in plan.trials_by_id.items():
+        network = trial.network
+        rows.append(
+            {
+                "trial_id": trial_id,
+                "model": network.model.name,
+                "dataset": network.subset.dataset,
+                "class_pair": pair_name(network.subset.class_pair),
+                "train_size": network.train_size,
+                "seed": network.seed,
+                "recipe": network.recipe.name,
+                "status": statuses.get(trial_id, CellStatus.PENDING),
+            }
+        )
+    return rows
 
 
 def _models(sweep: SweepSpec) -> list[ModelSpec]:
+    """Return the models of a sweep, or refuse names that stand twice or that are unknown."""
     models = [model_spec(choice) for choice in sweep.models]
     counts = Counter(model.name for model in models)
-    if twice := ", ".join(sorted(name for name, count in counts.items() if count > 1)):
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
         rule = "Every model of a sweep needs a name of its own"
-        raise ConfigError(rule, twice, "give one of them a `name`")
-    rows, datasets = sweep.recipe.overrides, {choice.name for choice in sweep.all_datasets}
-    for kind, known, named in (
-        ("model", {model.name for model in models}, {name for row in rows for name in row.models}),
-        ("dataset", datasets, {name for row in rows for name in row.datasets}),
-    ):
-        if unknown := sorted(named - known):
-            raise unknown_name(f"{kind} of this sweep", unknown[0], known)
+        raise ConfigError(rule, ", ".join(twice), "give one of them a `name`")
+    dataset_names = [choice.name for choice in sweep.all_datasets]
+    for row in sweep.recipe.overrides:
+        _check_names("model", row.models, counts)
+        _check_names("dataset", row.datasets, dataset_names)
     return models
+
+
+def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
+    """Refuse a row of a recipe that names a model or dataset which the sweep does not have."""
+    for name in sorted(names):
+        if name not in known_names:
+            raise unknown_name(f"{kind} of this sweep", name, known_names)
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     if choice.made is not None:
         condition = choice.condition if isinstance(choice, ConditionChoice) else ()
         return made_dataset_spec(choice.name, choice.made, condition)
-    return (
-        dataset_spec(choice.name)
-        if choice.own is None
-        else own_dataset_spec(choice.name, choice.own)
-    )
+    if choice.own is not None:
+        return own_dataset_spec(choice.name, choice.own)
+    return dataset_spec(choice.name)
 
 
 def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
+    """Return the subsets of a dataset: one per class pair, or one of all classes."""
     condition = None
+    prepared_name = choice.name
     if isinstance(choice, ConditionChoice):
         condition = TrainingCondition(dataset=choice.name, parameters=choice.condition)
+        prepared_name = choice.base
     prepared = PreparedSpec(
-        dataset=choice.base if isinstance(choice, ConditionChoice) else choice.name,
+        dataset=prepared_name,
         task=dataset.task,
         image_size=sweep.image_size,
         channels=sweep.channels or dataset.channels,
@@ -199,28 +235,6 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
         max_images_per_class=dataset.max_images_per_class,
         dials=dataset.dials,
     )
-    pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
-    if choice.class_pairs is not None:
-        pairs = tuple(_places(pair, dataset) for pair in choice.class_pairs) or (None,)
-    elif "redrawn_class_pairs" in sweep.all_faults:
-        # One pair per cell instead of the table's five; which one follows in _redrawn.
-        pairs = pairs[:1]
-    named, num_classes = [pair for pair in pairs if pair], len(dataset.label_names)
-    where = f"datasets.{dataset.name}.class_pairs"
-    for pair in named:
-        if num_classes and max(pair) >= num_classes:
-            raise ConfigError(
-                f"{where} must name classes of the dataset",
-                f"{list(pair)}, but classes are 0 to {num_classes - 1}",
-                (
-                    "classes: "
-                    f"{', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}"
-                ),
-            )
-        # Turned round it is the same question, and would count twice in every fit.
-        if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
-            rule = f"{where} must name different classes, and each pair once, in one order"
-            raise ConfigError(rule, str(list(pair)))
     return [
         SubsetSpec(
             prepared=prepared,
@@ -229,16 +243,59 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
             split_seed=sweep.split_seed,
             condition=condition,
         )
-        for pair in pairs
+        for pair in _class_pairs(sweep, choice, dataset)
     ]
 
 
-def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
-    """Return the subset with the pair that the released script drew for this cell (F8), where it is
-    on.
+def _class_pairs(
+    sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
+) -> tuple[ClassPair | None, ...]:
+    """Return the class pairs of a dataset; None stands for all classes at once."""
+    pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
+    if choice.class_pairs is not None:
+        pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
+    elif "redrawn_class_pairs" in sweep.all_faults:
+        # One pair per trial instead of the table's five; which one follows in _redrawn.
+        pairs = pairs[:1]
+    _check_pairs([pair for pair in pairs if pair], dataset)
+    return pairs
 
-    ImageNet keeps the table's pair: whatever was drawn of its 1,000 classes, the same files were
-    read (F4).
+
+def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
+    """Refuse class pairs of classes that do not exist, and those that stand twice."""
+    names = dataset.label_names
+    key = f"datasets.{dataset.name}.class_pairs"
+    for pair in pairs:
+        if names and max(pair) >= len(names):
+            numbered = map("{0[0]} {0[1]}".format, enumerate(names[:MAX_NAMED]))
+            raise ConfigError(
+                f"{key} must name classes of the dataset",
+                f"{list(pair)}, but classes are 0 to {len(names) - 1}",
+                f"classes: {', '.join(numbered)}",
+            )
+        # A pair in the other order is the same question, and would count twice in every fit.
+        num_alike = pairs.count(pair) + pairs.count(pair[::-1])
+        if pair[0] == pair[1] or num_alike > 1:
+            rule = f"{key} must name different classes, and each pair once, in one order"
+            raise ConfigError(rule, str(list(pair)))
+
+
+def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
+    """Return the indices of a pair's classes; text is a name, a number is an index already."""
+    names = dataset.label_names
+    indices: list[int] = []
+    for label in pair:
+        if isinstance(label, str) and label not in names:
+            raise unknown_name(f"class of {dataset.name}", label, names)
+        indices.append(names.index(label) if isinstance(label, str) else label)
+    return indices[0], indices[1]
+
+
+def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
+    """Return the subset with the class pair that the released script drew for a trial (F8).
+
+    Without this fault the subset stays as it is. ImageNet keeps the table's pair: whatever was
+    drawn of its 1,000 classes, the same files were read (F4).
     """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
@@ -248,34 +305,30 @@ def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSp
     return subset.model_copy(update={"class_pair": pair})
 
 
+@dataclass
+class _Measured:
+    """A subset to measure, at all train sizes that share its images."""
+
+    subset: SubsetSpec
+    train_sizes: set[int] = field(default_factory=set)
+
+
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return one measure per subset for all its train sizes, or one per size where sizes share no
-    images.
-    """
-    sizes: dict[tuple[str, int], tuple[SubsetSpec, set[int]]] = {}
-    for network in (trial.network for trial in trials):
-        subset, size = network.subset, network.train_size
-        alone = size if subset.depends_on_size else 0
-        sizes.setdefault((subset.subset_id, alone), (subset, set()))[1].add(size)
+    """Return a measure per subset, or per subset and train size if sizes share no images."""
+    measures: dict[tuple[str, int], _Measured] = {}
+    for trial in trials:
+        subset = trial.network.subset
+        train_size = trial.network.train_size
+        key = (subset.subset_id, train_size if subset.depends_on_size else 0)
+        measures.setdefault(key, _Measured(subset)).train_sizes.add(train_size)
     return tuple(
         MeasureSpec(
-            subset=subset,
-            train_sizes=tuple(sorted(found)),
+            subset=measure.subset,
+            train_sizes=tuple(sorted(measure.train_sizes)),
             num_neighbors=sweep.num_neighbors,
             estimators=sweep.estimators,
             sharpness_sample=sweep.sharpness_sample,
             calibrate=sweep.calibrate,
         )
-        for subset, found in sizes.values()
+        for measure in measures.values()
     )
-
-
-def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
-    """Return the places of a pair's classes; text is a name, a number a place."""
-    unknown = [name for name in pair if isinstance(name, str) and name not in dataset.label_names]
-    if unknown:
-        raise unknown_name(f"class of {dataset.name}", unknown[0], dataset.label_names)
-    first, second = (
-        dataset.label_names.index(name) if isinstance(name, str) else name for name in pair
-    )
-    return first, second

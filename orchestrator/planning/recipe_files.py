@@ -21,8 +21,8 @@ from search_spaces.sweeps import RecipeOverride, SweepSpec
 MAX_RECIPE_FILES = 5
 """Recipe files that may start from one another."""
 TUNED = "tuned"
-"""As the name of a recipe: the one that was searched for the sweep itself. As a key of a recipe
-file: the evidence of the search."""
+"""Name of the recipe that was searched for the sweep itself, and key of the search's evidence in a
+recipe file."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 """Values of a recipe that a search chooses."""
 MAX_NAMED = 20
@@ -54,7 +54,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
         inner = with_recipe_file(inner, path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
-    beside_path = {key: value for key, value in outer.items() if key != "from"}
+    beside_path = dict(outer)
+    del beside_path["from"]
     merged = {**inner, **beside_path}
     overrides: list[object] = []
     for part in (inner, outer):

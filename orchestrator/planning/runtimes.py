@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost.
+    """Time and memory of a finished trial.
 
     Attributes:
         spec: The trial.
@@ -90,7 +90,7 @@ def _medians(ratios: dict[str, list[float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RuntimeModel:
-    """How long trials are expected to take, on a GPU or on CPUs, corrected by finished trials.
+    """Expected time of trials on a GPU or on CPUs, corrected by finished trials.
 
     Attributes:
         gpu: The kind of GPU; None for CPUs.

@@ -25,8 +25,8 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
             raise ConfigError("--set must be KEY=VALUE", word, EXAMPLE)
         value = read_plain(text, f"--set {key}")
         if key in changes and changes[key] != value:
-            both = f"{changes[key]!r} and {value!r}"
-            raise ConfigError(f"--set {key} must be given one value", both)
+            values = f"{changes[key]!r} and {value!r}"
+            raise ConfigError(f"--set {key} must be given one value", values)
         changes[key] = value
     return changes
 

@@ -148,10 +148,9 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     """
     content = with_changes(document.content, changes)
     if isinstance(content.get("datasets"), list):
-        content["datasets"] = [
-            {"name": choice} if isinstance(choice, str) else choice
-            for choice in content["datasets"]
-        ]
+        for index, choice in enumerate(content["datasets"]):
+            if isinstance(choice, str):
+                content["datasets"][index] = {"name": choice}
     named_recipe = tuned_path(content.pop("recipe", None), content.get("name"), recipes)
     recipe = with_recipe_file(named_recipe, document.folder)
     tuned = None
@@ -193,7 +192,9 @@ def _problems_of(
     def is_consequence(detail: ErrorDetails) -> bool:
         """Return whether a list is too short only because its items are wrong."""
         place = detail["loc"]
-        is_of_item = any(other != place and other[: len(place)] == place for other in places)
+        is_of_item = any(
+            len(longer) > len(place) and longer[: len(place)] == place for longer in places
+        )
         return detail["type"] == "too_short" and is_of_item
 
     problems: list[SweepError] = [
@@ -228,15 +229,15 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     except RuntimeError:
         rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
         raise ConfigError(rule, choice.own.path) from None
-    own = choice.own.model_copy(update={"path": str(path)})
+    own_data = choice.own.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()
     has_names = any(isinstance(label, str) for pair in pairs for label in pair)
-    if has_names and not own.class_names:
+    if has_names and not own_data.class_names:
         # Names become indices, for which all classes are needed. Size and channels do not matter.
-        prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
-        request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
-        own = own.model_copy(update={"class_names": listings.of(request).label_names})
-    return choice.model_copy(update={"own": own})
+        prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
+        request = RawRequest(own_dataset_spec(choice.name, own_data), prepared, path)
+        own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})
+    return choice.model_copy(update={"own": own_data})
 
 
 def _plain_json(document: object, origin: str) -> bytes:

@@ -34,7 +34,7 @@ RULES = {
     "dict_type": A_MAPPING,
     "model_type": A_MAPPING,
 }
-"""What is said instead of pydantic's message, by its kind of error."""
+"""Messages that replace pydantic's, by its kind of error."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -60,17 +60,17 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     recipe: Any = document.get("recipe")
     if keys[0] == "recipe" and len(keys) == 3 and not isinstance(recipe[keys[1]], list):
         keys = keys[:2]  # one value stands for a list of one
-    where = ".".join(str(key) for key in keys)
+    dotted = ".".join(map(str, keys))
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(detail["loc"], where)
+        return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
-        what = "value" if isinstance(detail["loc"][-1], int) else "key"
+        kind = "value" if isinstance(detail["loc"][-1], int) else "key"
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
-        return ConfigError(f"{where}: this {what} is required", hint=hint)
+        return ConfigError(f"{dotted}: this {kind} is required", hint=hint)
     value = detail["input"]
     shown = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
     message = _message(detail)
-    return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:MAX_SHOWN])
+    return ConfigError(f"{dotted}: {message[0].lower()}{message[1:]}", shown[:MAX_SHOWN])
 
 
 def _message(detail: ErrorDetails) -> str:
@@ -85,17 +85,17 @@ def _message(detail: ErrorDetails) -> str:
     return RULES.get(kind, detail["msg"].removeprefix("Value error, "))
 
 
-def _unknown_key(keys: tuple[int | str, ...], where: str) -> ConfigError:
+def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
     """Return that a key of a sweep file is unknown, with the keys that are known there."""
     model: type[BaseModel] = SweepSpec
     for key in keys[:-1]:
         if isinstance(key, str) and key in model.model_fields:
             model = _model_in(model.model_fields[key].annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
-        return ConfigError(f"{where}: this key belongs into recipe", hint=RECIPE)
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    hint = f"{nearest(str(keys[-1]), known)}known keys: {', '.join(known)}"
-    return ConfigError(f"{where}: unknown key", hint=hint)
+        return ConfigError(f"{dotted}: this key belongs into recipe", hint=RECIPE)
+    known_keys = [field.alias or name for name, field in model.model_fields.items()]
+    hint = f"{nearest(str(keys[-1]), known_keys)}known keys: {', '.join(known_keys)}"
+    return ConfigError(f"{dotted}: unknown key", hint=hint)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
@@ -130,10 +130,10 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
     for choice in document.get("datasets", ()):
         if not isinstance(choice, dict):
             continue
-        own = choice.get("own")
-        if isinstance(own, dict):
-            check(check_own_kind, own.get("kind"))
-        is_listed = own is None and choice.get("made") is None
+        own_data = choice.get("own")
+        if isinstance(own_data, dict):
+            check(check_own_kind, own_data.get("kind"))
+        is_listed = own_data is None and choice.get("made") is None
         check(dataset_spec if is_listed else _check_free_name, choice.get("name"))
     check(_check_recipe, document.get("recipe"))
     for name in document.get("estimators") or ():

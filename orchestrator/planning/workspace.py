@@ -22,11 +22,20 @@ from tasks.atomic import write_atomic
 from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
+URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
+"""A storage URL that names no bucket or host. The name of a sweep behind it would be taken for the
+bucket, or for a folder here."""
+
 
 @dataclass
 class Workspace:
-    """A plan and the places that belong to it; results are kept below ``storage``, or else below
-    the root.
+    """A plan and its folders.
+
+    Attributes:
+        plan: The plan.
+        paths: Paths below the root.
+        storage: Folder or URL below which results are kept; None for the root.
+        listings: Listings of raw data that this command has made.
     """
 
     plan: SweepPlan
@@ -44,9 +53,18 @@ class Workspace:
         changes: Mapping[str, object] | None = None,
         as_run: bool = False,
     ) -> Workspace:
-        """Read a sweep, see :func:`load_sweep`, or one that ran below ``root``, which is not made.
+        """Read a sweep, or one that ran below the root; nothing is created.
 
-        A name of both a preset and such a sweep is the latter ``as_run``.
+        Args:
+            source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the name
+                of one that ran below the root.
+            root: The root, see :meth:`RootPaths.at`.
+            storage: Folder or URL below which results are kept; None for the root.
+            changes: Values by dotted key that replace those of the sweep.
+            as_run: True to prefer the sweep that ran below the root, if a preset has its name.
+
+        Raises:
+            SweepError: The sweep or one of the arguments is not valid.
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
             rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
@@ -54,24 +72,18 @@ class Workspace:
         if not isinstance(changes, (Mapping, NoneType)):
             hint = "e.g. changes={'recipe.epochs': 3}"
             raise ConfigError("changes must be a mapping", type(changes).__name__, hint)
-        if not isinstance(storage, (str, NoneType)):
-            raise ConfigError("storage must be text: a folder or a URL", repr(storage))
+        _check_storage(storage)
         paths = RootPaths.at(root)
-        if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
-            # A sweep's name put behind it would be taken for the bucket, or for a folder here.
-            raise ConfigError(
-                "--storage must name a bucket or host", storage, "e.g. s3://bucket/results"
-            )
-        if storage and os.path.isfile(os.path.expanduser(storage)):
-            raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
         listings = Listings()
         load = partial(load_sweep, changes=changes, recipes=paths.recipes, listings=listings)
         sweep = _find(source, paths, load, has_changes=bool(changes), as_run=as_run)
         return cls(plan_sweep(sweep), paths, storage, listings)
 
     def make(self) -> None:
-        """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a
-        cluster.
+        """Create the root, see :meth:`RootPaths.make`.
+
+        Raises:
+            SweepError: The root, or the result store, cannot be used or would not last.
         """
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
@@ -79,11 +91,14 @@ class Workspace:
         self.paths.make()
 
     def record(self) -> None:
-        """Keep the sweep below the root, where its name is enough to find it again."""
+        """Write the sweep below the root, where it is found by its name."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
-        models = {trial.network.model for trial in self.plan.trials}
-        for reference in sorted(model.architecture for model in models if model.library == "own"):
+        references: set[str] = set()
+        for trial in self.plan.trials:
+            if trial.network.model.library == "own":
+                references.add(trial.network.model.architecture)
+        for reference in sorted(references):
             for relative, text in source_texts(reference).items():
                 path = self.sweep_paths.code / relative
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +106,10 @@ class Workspace:
 
     @contextmanager
     def recorded_while_checked(self) -> Iterator[None]:
-        """Keep a new sweep at once, others when the block ends; one that is refused in it leaves no
-        trace.
+        """Write the sweep below the root, and keep it only if the block raises nothing.
+
+        A new sweep is written at once, so that it is seen while it is checked. One that was run
+        before is replaced at the end.
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
@@ -112,31 +129,43 @@ class Workspace:
 
     @property
     def results_url(self) -> str:
-        """Where the sweep's results are kept: a folder or the URL of an object store."""
+        """Folder, or URL of an object store, with the sweep's results."""
         if self.storage:
             return f"{self.storage.rstrip('/')}/{self.plan.sweep.name}"
         return str(self.sweep_paths.folder)
 
     @property
     def search_url(self) -> str:
-        """Where the trials of the sweep's search are kept, likewise."""
+        """Folder or URL with the trials of the sweep's search."""
         return f"{self.results_url}/search"
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Prepared datasets that are whole, by prepared id; looked for once, see
-        :meth:`look_again`.
-        """
-        found: dict[str, PreparedDataset] = {}
+        """Prepared datasets that are whole, by prepared id; see :meth:`look_again`."""
+        datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
-            with suppress(CorruptStoreError):
-                found |= {spec.prepared_id: PreparedDataset.open(folder)} if folder.exists() else {}
-        return found
+            if folder.exists():
+                with suppress(CorruptStoreError):
+                    datasets[spec.prepared_id] = PreparedDataset.open(folder)
+        return datasets
 
     def look_again(self) -> None:
-        """Forget which datasets are prepared: some were prepared since."""
+        """Forget which datasets are prepared: more of them may be by now."""
         self.__dict__.pop("prepared", None)
+
+
+def _check_storage(storage: object) -> None:
+    """Refuse a place for results that is none."""
+    if storage is None:
+        return
+    if not isinstance(storage, str):
+        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
+    if URL_WITHOUT_HOST.fullmatch(storage):
+        hint = "e.g. s3://bucket/results"
+        raise ConfigError("--storage must name a bucket or host", storage, hint)
+    if storage and os.path.isfile(os.path.expanduser(storage)):
+        raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
 
 
 def _find(
@@ -147,27 +176,50 @@ def _find(
     has_changes: bool,
     as_run: bool,
 ) -> SweepSpec:
+    """Return a sweep by its name: a preset, one that ran below the root, or a sweep file here.
+
+    Args:
+        source: The name, or the sweep itself.
+        paths: Paths below the root.
+        load: Reads the sweep.
+        has_changes: True if ``load`` replaces values, so that mistakes may be in these.
+        as_run: True to prefer the sweep that ran below the root.
+    """
     if not isinstance(source, str) or "/" in source:
         return load(source)
-    path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
-    if not os.path.lexists(path) or (source in preset_names() and not as_run):
-        if (
-            source not in known
-            and not source.endswith((".yaml", ".yml"))
-            and not os.path.exists(source)
-        ):
-            if os.path.isfile(f"{source}.yaml"):
-                raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
-            raise unknown_name(f"preset or sweep of {paths.root}", source, known)
-        return load(source if source in known else Path(source))
-    find_modules_in(paths.sweep(source).code)
+    presets = preset_names()
+    recorded = paths.sweep(source).sweep_file
+    is_recorded = os.path.lexists(recorded)
+    if is_recorded and (as_run or source not in presets):
+        return _load_recorded(source, paths, load, has_changes=has_changes)
+    if source in presets:
+        return load(source)
+    is_file = source.endswith((".yaml", ".yml")) or os.path.exists(source)
+    if is_file:
+        return load(Path(source))
+    if os.path.isfile(f"{source}.yaml"):
+        raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
+    names = {*presets, *paths.sweep_names()}
+    raise unknown_name(f"preset or sweep of {paths.root}", source, names)
+
+
+def _load_recorded(
+    name: str,
+    paths: RootPaths,
+    load: Callable[[SweepSource], SweepSpec],
+    *,
+    has_changes: bool,
+) -> SweepSpec:
+    """Return a sweep as it was last run below the root."""
+    path = paths.sweep(name).sweep_file
+    find_modules_in(paths.sweep(name).code)
     try:
         return load(path)
     except ConfigError as error:
         if has_changes:
             raise
         raise ConfigError(
-            f"The sweep {source!r} as it was last run must be whole in {path}",
+            f"The sweep {name!r} as it was last run must be whole in {path}",
             str(error).rstrip("."),
             "remove what is there and run the sweep file that it came from: all results stay",
         ) from None

@@ -16,8 +16,12 @@ MAX_FILE_BYTES = 1_000_000
 def preset_names() -> list[str]:
     """Return the names of the presets that ship with the package."""
     folder = resources.files("search_spaces") / "presets"
-    files = (Path(entry.name) for entry in folder.iterdir())
-    return sorted(file.stem for file in files if file.suffix == ".yaml")
+    names = []
+    for entry in folder.iterdir():
+        file = Path(entry.name)
+        if file.suffix == ".yaml":
+            names.append(file.stem)
+    return sorted(names)
 
 
 def preset_text(name: str) -> str:
@@ -31,13 +35,13 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def read_file(path: Path, kind: str, what: str, names: Iterable[str]) -> str:
+def read_file(path: Path, kind: str, names_are: str, names: Iterable[str]) -> str:
     """Return the text of a sweep or recipe file.
 
     Args:
         path: The file.
         kind: What messages call the file.
-        what: What messages call the names that can be given instead of a path.
+        names_are: What messages call the names that can be given instead of a path.
         names: These names.
 
     Raises:
@@ -46,5 +50,5 @@ def read_file(path: Path, kind: str, what: str, names: Iterable[str]) -> str:
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        hint = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
+        hint = f"{names_are} are: {', '.join(names)}; {nearest_path(path)}"
         raise ConfigError(f"The {kind} must exist", str(path), hint) from None

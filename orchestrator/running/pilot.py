@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,24 +12,17 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import (
-    ConfigError,
-    DataError,
-    unknown_name,
-)
+from search_spaces.errors import ConfigError, DataError, TooFewImagesError, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import Domain
-from search_spaces.sweeps import SweepSpec
+from search_spaces.sweeps import ModelChoice, RecipeChoice, SweepSpec
 
 if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.machine.cluster import RunOptions
 
-
-# A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can
-# start.
-
 NUM_SIZES = 3
+"""Train sizes of a pilot if none are given: the smallest of the sweep."""
 
 
 def run_pilot(
@@ -38,35 +31,50 @@ def run_pilot(
     model: str,
     options: RunOptions,
     progress: Progress | None = None,
-    **asked: Any,
+    **sizes: Any,
 ) -> Pilot:
-    """Train what is missing of a pilot, see :func:`pilot_sweep`, and return its losses and
-    measures.
+    """Train what is missing of a pilot, and return its losses and measures.
+
+    Args:
+        sweep: The sweep from whose fits is predicted.
+        source: Path of your own data, or name of a dataset.
+        model: Name of the model to train.
+        options: How to run the trainings.
+        progress: Shows how far they are.
+        sizes: See :func:`pilot_sweep`: ``train_sizes``, ``test_size``, ``domain``.
+
+    Raises:
+        SweepError: The pilot cannot be trained, or no training has finished.
     """
+    # The command line imports this module for every prediction; most need none of these.
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
 
-    spec = pilot_sweep(sweep, source, model, **asked)
+    spec = pilot_sweep(sweep, source, model, **sizes)
     try:
         summary = run_sweep(spec, options, progress=progress)
-    except DataError as error:
-        hint = error.hint.replace("train_sizes", "--pilot-sizes")
-        hint = hint.replace("test_size", "--pilot-test-size")
-        raise DataError(error.rule, error.value, hint) from None
+    except TooFewImagesError as error:
+        raise DataError(error.rule, error.value, _fewer_images(error)) from None
     table = results_table(Workspace.open(spec, options.root, options.storage))
+    num_failed = len(summary.failures)
     if table.empty:
-        why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
-        raise DataError(
-            "A pilot needs one finished training", why, "see the failure, then ask again"
-        )
-    found = pilot_of(table, model, where=f"of sweep {spec.name}")
-    failed = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
-    return replace(found, notes=(*found.notes, *[failed][: len(summary.failures)]))
+        reason = summary.failures[0]["message"] if num_failed else "nothing was trained"
+        rule = "A pilot needs one finished training"
+        raise DataError(rule, reason, "see the failure, then ask again")
+    pilot = pilot_of(table, model, where=f"of sweep {spec.name}")
+    if not num_failed:
+        return pilot
+    note = f"{num_failed} of {summary.planned} trainings of the pilot failed"
+    return replace(pilot, notes=(*pilot.notes, note))
 
 
-def _mark(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:8]
+def _fewer_images(error: TooFewImagesError) -> str:
+    """Return what to do if a pilot has too few images, by the options of ``isweep predict``."""
+    if error.largest_train_size > 1:
+        largest = error.largest_train_size
+        return f"lower --pilot-sizes to at most {largest}, or lower --pilot-test-size"
+    return "lower --pilot-test-size, or add images"
 
 
 def pilot_sweep(
@@ -78,17 +86,51 @@ def pilot_sweep(
     test_size: int | None = None,
     domain: Domain | None = None,
 ) -> SweepSpec:
-    """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no
-    attacks.
+    """Return the sweep of a pilot: as another sweep trains, but without attacks.
 
-    Its name is that of all pilots of these data and this model: asked again, it trains nothing.
-    Sizes that are not given are the sweep's, the smallest three to train on. ``source`` is own data
-    or a dataset's name.
+    All pilots of the same data and model have one name, so that a second one trains only what is
+    missing.
+
+    Args:
+        sweep: The sweep whose recipe, image size, channels and split are taken.
+        source: Path of your own data, or name of a dataset.
+        model: Name of a model of the sweep.
+        train_sizes: Sizes to train on; the smallest of the sweep if empty.
+        test_size: Size of the test set; None for the sweep's.
+        domain: Domain of your own data; None for natural.
+
+    Raises:
+        ConfigError: The model, recipe or source cannot be a pilot's.
     """
-    from orchestrator.analysis.table import POOLED
-    from orchestrator.measuring.measure_source import known_kind
-
     models = {model_spec(choice).name: choice for choice in sweep.models}
+    _check_model(model, models)
+    if sweep.recipe.axes:
+        varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
+        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
+    as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
+    recipe = _recipe_of_model(sweep, model)
+    path = Path(source).expanduser().absolute()
+    document = sweep.model_dump(**as_written)
+    for key in ("worlds", "arms", "robustness", "tune"):
+        document.pop(key, None)
+    document.update(
+        name=f"{sweep.name}-pilot-{_short_hash(f'{path}|{model}')}",
+        description=f"Pilot of sweep {sweep.name}: {model} on {source}.",
+        models=[models[model].model_dump(**as_written)],
+        datasets=[_dataset(source, path, domain, sweep.channels or 1)],
+        train_sizes=list(train_sizes or sorted(sweep.train_sizes)[:NUM_SIZES]),
+        test_size=test_size or sweep.test_size,
+        recipe=recipe.model_dump(**as_written),
+        attacks={"methods": [], "epsilons": []},
+        keep_weights="none",
+    )
+    return load_sweep(document)
+
+
+def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
+    """Refuse a model that the sweep does not have, and all of them at once."""
+    from orchestrator.analysis.results_tables.points import POOLED  # takes a second: pandas
+
     if model == POOLED:
         hint = (
             f"name one: --model {' or '.join(models)}; a CSV of results has train_size and "
@@ -97,41 +139,39 @@ def pilot_sweep(
         raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", hint)
     if model not in models:
         raise unknown_name("model of the sweep to train a pilot with", model, models)
-    if sweep.recipe.axes:
-        varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
-        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
-    # Without rows for the sweep's own datasets or for other models.
-    rows = tuple(
-        row.model_copy(update={"models": (model,)} if row.models else {})
-        for row in sweep.recipe.overrides
-        if not row.datasets and (not row.models or model in row.models)
-    )
-    as_said: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
-    document = sweep.model_dump(**as_said)
-    for key in ("worlds", "arms", "robustness", "tune"):
-        document.pop(key, None)
-    path = Path(source).expanduser().absolute()
-    dataset: dict[str, Any] = {"name": source}
-    if source not in DATASETS or path.exists():
-        if not path.exists():
-            rule = (
-                "A pilot needs a folder or file of images, the name of a dataset, or a CSV file "
-                "of results"
-            )
-            raise ConfigError(rule, source, "give a path that exists")
-        own: dict[str, Any] = {"kind": known_kind(path), "path": str(path)}
-        own |= {"domain": domain or "natural", "channels": sweep.channels or 1}
-        # Prepared images of a root are found by this name: two folders need two.
-        dataset = {"name": f"pilot-{_mark(str(path))}", "own": own}
-    document |= {
-        "name": f"{sweep.name}-pilot-{_mark(f'{path}|{model}')}",
-        "description": f"Pilot of sweep {sweep.name}: {model} on {source}.",
-        "models": [models[model].model_dump(**as_said)],
-        "datasets": [dataset],
-        "train_sizes": list(train_sizes or sorted(sweep.train_sizes)[:NUM_SIZES]),
-        "test_size": test_size or sweep.test_size,
-        "recipe": sweep.recipe.model_copy(update={"overrides": rows}).model_dump(**as_said),
-        "attacks": {"methods": [], "epsilons": []},
-        "keep_weights": "none",
+
+
+def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
+    """Return the sweep's recipe without overrides for its own datasets and for other models."""
+    rows = []
+    for row in sweep.recipe.overrides:
+        if row.datasets or (row.models and model not in row.models):
+            continue
+        rows.append(row.model_copy(update={"models": (model,)}) if row.models else row)
+    return sweep.recipe.model_copy(update={"overrides": tuple(rows)})
+
+
+def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> dict[str, Any]:
+    """Return the dataset of a pilot as a sweep file has it."""
+    from orchestrator.measuring.sources import known_kind
+
+    if source in DATASETS and not path.exists():
+        return {"name": source}
+    if not path.exists():
+        rule = (
+            "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of "
+            "results"
+        )
+        raise ConfigError(rule, source, "give a path that exists")
+    own = {
+        "kind": known_kind(path),
+        "path": str(path),
+        "domain": domain or "natural",
+        "channels": channels,
     }
-    return load_sweep(document)
+    # Prepared images of a root are found by this name: two folders need two.
+    return {"name": f"pilot-{_short_hash(str(path))}", "own": own}
+
+
+def _short_hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:8]

@@ -1,6 +1,7 @@
-"""What comes before training: what cannot run is refused, data are prepared, subsets measured.
+"""Work before training: refuse what cannot run, prepare data, measure subsets.
 
-All that is wrong is found before it is raised, as one :class:`~search_spaces.errors.SweepError`.
+Each check collects all problems and raises them as one
+:class:`~search_spaces.errors.SweepError`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,141 +46,208 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Of all prepared images, also of those stored as float32."""
+"""Pixel values of black and white of all prepared images, also of those stored as float32."""
 READ_HERE_S = 30.0
-"""How long own data are read before anything is started for them: some 5,000 images of 512 x
-512."""
+"""Seconds for which your own data are read before a cluster is started for them: about 5,000 images
+of 512 x 512."""
 HERE_S = 5.0
-"""How long what is left is waited for, since processes of Ray would take seconds to begin with
-it."""
+"""Seconds for which the background preparation is waited for before Ray takes over. Processes of
+Ray would take as long to begin with it."""
 BLOCK_S = 10.0
-"""How long a block of images may take to be read to its end when it is wanted no more."""
+"""Seconds for which a block of images is read to its end after it is no longer wanted."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and find all that are
-    missing.
+    """Refuse raw folders of datasets that the sweep does not have, and those that are missing.
+
+    Args:
+        workspace: The sweep.
+        raw: Folder of the raw download by dataset.
+
+    Raises:
+        SweepError: All problems at once.
     """
     from tasks.sources import check_raw_folder, needs_download
     from tasks.sources.base import RawRequest
 
-    datasets, problems = workspace.plan.datasets, list[SweepError]()
+    datasets = workspace.plan.datasets
     for name in raw:
         if name not in datasets:
             raise unknown_name("dataset of this sweep", name, datasets)
+    problems: list[SweepError] = []
     for spec in workspace.plan.prepared:
-        dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
-        needed = needs_download(dataset) and spec.prepared_id not in workspace.prepared
-        request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
+        dataset = datasets[spec.dataset]
+        folder = raw.get(spec.dataset)
+        if folder is not None:
+            folder = folder.expanduser()
+        is_needed = needs_download(dataset) and spec.prepared_id not in workspace.prepared
         try:
-            check_raw_folder(request, needed=needed)
+            check_raw_folder(RawRequest(dataset, spec, folder), needed=is_needed)
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
 
 
+@dataclass(frozen=True)
+class _BuildSizes:
+    """All that decides, besides the model, whether a network can be built."""
+
+    num_outputs: int
+    channels: int
+    image_size: int
+    dropout: float | None
+
+
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
-    """Find every network that cannot be built; those of trials ``known``, which have a result,
-    were.
+    """Refuse networks that cannot be built.
+
+    Args:
+        plan: The plan.
+        known: Ids of trials that have a result: their networks were built.
+
+    Raises:
+        SweepError: All problems at once.
     """
-    asked: dict[tuple[ModelSpec, int, int, int, float | None], NetworkSpec] = {}
+    networks: dict[tuple[ModelSpec, _BuildSizes], NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
-        if trial_id not in known:
-            network, prepared = trial.network, trial.network.subset.prepared
-            outputs, dropout = plan.num_outputs(network), network.recipe.dropout
-            asked[network.model, outputs, prepared.channels, prepared.image_size, dropout] = network
-    asked = {key: network for key, network in asked.items() if not was_built(network, key[1])}
-    if not asked:
-        return  # without torch, which takes seconds
+        network = trial.network
+        num_outputs = plan.num_outputs(network)
+        if trial_id in known or was_built(network, num_outputs):
+            continue
+        prepared = network.subset.prepared
+        dropout = network.recipe.dropout
+        sizes = _BuildSizes(num_outputs, prepared.channels, prepared.image_size, dropout)
+        networks[network.model, sizes] = network
+    if not networks:
+        return  # without torch, which takes seconds to import
     from tasks.trials.models import check_buildable
 
     problems: list[SweepError] = []
-    for (model, outputs, channels, side, dropout), network in sorted(asked.items(), key=str):
-        size = {"num_outputs": outputs, "in_channels": channels, "image_size": side}
+    for (model, sizes), network in sorted(networks.items(), key=str):
         try:
-            check_buildable(model, **size, dropout=dropout)
+            check_buildable(
+                model,
+                num_outputs=sizes.num_outputs,
+                in_channels=sizes.channels,
+                image_size=sizes.image_size,
+                dropout=sizes.dropout,
+            )
             if model.library == "own":
-                cost_of(
-                    network
-                )  # a step without memory: one's own network may fail only in training
+                cost_of(network)  # takes a step: your own network may fail only in training
         except SweepError as error:
             problems.append(error)
     collect(problems)
 
 
 def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of one's own networks among ``cells``, by relative path, for the
-    workers.
-    """
-    references = {
-        cell.network.model.architecture for cell in cells if cell.network.model.library == "own"
-    }
-    return {path: text for name in sorted(references) for path, text in source_texts(name).items()}
+    """Return the source of your own networks among trials, by relative path, for the workers."""
+    references: set[str] = set()
+    for cell in cells:
+        if cell.network.model.library == "own":
+            references.add(cell.network.model.architecture)
+    code: dict[str, str] = {}
+    for reference in sorted(references):
+        code.update(source_texts(reference))
+    return code
 
 
 def fetch_pretrained(
     plan: SweepPlan, known: Collection[str], paths: RootPaths, say: Callable[[str], None]
 ) -> dict[str, bytes]:
-    """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`; all fit.
+    """Return the weights that networks start from, and check that they fit.
 
-    Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the
-    same.
+    Downloads are kept, so that all trainings of a root start from the same weights.
+
+    Args:
+        plan: The plan.
+        known: Ids of trials that have a result, and need no weights.
+        paths: Paths below the root.
+        say: Prints a message for the user.
+
+    Returns:
+        Weights by :attr:`ModelSpec.pretrained_key`.
+
+    Raises:
+        SweepError: All problems at once.
     """
-    asked: dict[ModelSpec, set[tuple[int, int]]] = {}
+    image_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
     for trial_id, trial in plan.trials_by_id.items():
-        model, prepared = trial.network.model, trial.network.subset.prepared
+        model = trial.network.model
+        prepared = trial.network.subset.prepared
         if model.pretrained and trial_id not in known:
-            asked.setdefault(model, set()).add((prepared.channels, prepared.image_size))
-    found: dict[str, bytes] = {}
+            image_sizes.setdefault(model, set()).add((prepared.channels, prepared.image_size))
+    weights: dict[str, bytes] = {}
     problems: list[SweepError] = []
-    for model, images in asked.items():
-        from tasks.trials.models import build_model
-        from tasks.trials.weights import download
+    for model, sizes in image_sizes.items():
+        from tasks.trials.models import build_model  # imports torch, which takes seconds
 
-        path = paths.pretrained(model.pretrained_key)
         try:
-            if not path.is_file():
-                say(f"Downloading the pretrained weights of {model.library} {model.architecture}")
-                data = download(model)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, data)
-            found[model.pretrained_key] = data = path.read_bytes()
-            for channels, side in sorted(images):
-                size: dict[str, Any] = {
-                    "in_channels": channels,
-                    "image_size": side,
-                    "num_outputs": 2,
-                }
-                build_model(model, **size, input_scale=1.0, dropout=None, seed=0, pretrained=data)
+            data = _pretrained_weights(model, paths, say)
+            weights[model.pretrained_key] = data
+            for channels, side in sorted(sizes):
+                build_model(
+                    model,
+                    num_outputs=2,
+                    in_channels=channels,
+                    image_size=side,
+                    input_scale=1.0,
+                    dropout=None,
+                    seed=0,
+                    pretrained=data,
+                )
         except SweepError as error:
             problems.append(error)
     collect(problems, type(problems[0]) if problems else SweepError)
-    return found
+    return weights
+
+
+def _pretrained_weights(model: ModelSpec, paths: RootPaths, say: Callable[[str], None]) -> bytes:
+    """Return the weights of a model from the root, downloaded if they are not there."""
+    path = paths.pretrained(model.pretrained_key)
+    if not path.is_file():
+        from tasks.trials.weights import download
+
+        say(f"Downloading the pretrained weights of {model.library} {model.architecture}")
+        data = download(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    return path.read_bytes()
 
 
 def check_same_start(
     records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
 ) -> None:
-    """Refuse to start networks of one sweep from different weights of one name, as libraries give
-    them.
+    """Refuse a sweep whose networks would start from different weights of one name.
+
+    Args:
+        records: Results by trial.
+        plan: The plan.
+        weights: Weights that further trials would start from, by
+            :attr:`ModelSpec.pretrained_key`.
+
+    Raises:
+        ConfigError: Results started from other weights of the same key.
     """
-    here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
-    others: dict[str, Counter[str]] = {}
+    hashes = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
+    other_starts: dict[str, Counter[str]] = {}
     for trial_id, trial in plan.trials_by_id.items():
         key = trial.network.model.pretrained_key
         start = records[trial_id].result.pretrained if trial_id in records else ""
-        if start and start != here.get(key, start):
-            others.setdefault(key, Counter())[start] += 1
-    rule = "Networks of a sweep must start from the same pretrained weights"
+        if start and start != hashes.get(key, start):
+            other_starts.setdefault(key, Counter())[start] += 1
     problems: list[SweepError] = []
-    for key, found in others.items():
-        theirs = ", ".join(
-            f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items()
+    for key, numbers in other_starts.items():
+        results = ", ".join(
+            f"{start[:16]}… in {plural(number, 'result')}" for start, number in numbers.items()
         )
-        hint = (
-            f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
+        problems.append(
+            ConfigError(
+                "Networks of a sweep must start from the same pretrained weights",
+                f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
+                f"copy pretrained/{key}.safetensors from the root that made them, or rename the "
+                "sweep",
+            )
         )
-        problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", hint))
     collect(problems)
 
 
@@ -189,23 +258,33 @@ def prepare_missing(
     executor: Executor,
     monitor: Progress,
 ) -> None:
-    """Prepare datasets one after another, each in parallel, and raise what could not be
-    prepared.
+    """Prepare datasets one after another, each in parallel.
+
+    Args:
+        workspace: The sweep.
+        missing: The datasets.
+        options: Folders of raw downloads, and the largest share of unusable files.
+        executor: Reads images.
+        monitor: Shows how far it is.
+
+    Raises:
+        DataError: All problems at once.
     """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.record import doubt_lines
 
     problems: list[SweepError] = []
-    known = set(workspace.prepared)
-    own = {
+    prepared_before = set(workspace.prepared)
+    own_paths = {
         choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own
     }
     for spec in missing:
         name = spec.dataset
         monitor.stage("prepare", name)
-        folder = options.raw.get(name) or own.get(name)
-        folder = None if folder is None else folder.expanduser().absolute()
-        named = executor.labelled(f"prepare {name}")
+        folder = options.raw.get(name) or own_paths.get(name)
+        if folder is not None:
+            folder = folder.expanduser().absolute()
+        named_executor = executor.labelled(f"prepare {name}")
 
         def show(done: int, total: int, name: str = name) -> None:
             monitor.advance(f"{name} {done:,}/{total:,} items")
@@ -216,103 +295,129 @@ def prepare_missing(
                 workspace.plan.datasets[name],
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
-                executor=named,
+                executor=named_executor,
                 max_skipped_share=options.max_skipped_share,
                 on_progress=show,
-                readers=_readers(name, folder, named, monitor),
+                readers=_readers(name, folder, named_executor, monitor),
                 listings=workspace.listings,
             )
         except SweepError as error:
             problems.append(error)
             continue
-        if folder is not None and spec.prepared_id not in known:  # of somebody's files, once
+        # Doubts of a user's own files are told once, when they are prepared.
+        if folder is not None and spec.prepared_id not in prepared_before:
             for line in doubt_lines(record):
                 monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 
 
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-    """Read own data in this process, so that what is wrong with them is said before MLflow and Ray
-    start.
+    """Prepare your own data in this process, before MLflow and Ray start.
 
-    After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are
-    listed again, which tells whether they changed.
+    So mistakes in them are reported within seconds. After :data:`READ_HERE_S` seconds the rest is
+    left to a cluster. Files that are prepared already are listed again, to see whether they have
+    changed.
+
+    Raises:
+        DataError: All problems at once.
     """
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
+    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    specs = [spec for spec in workspace.plan.prepared if spec.dataset in own_names]
     end = time.monotonic() + READ_HERE_S
 
-    def go_on() -> None:
+    def check_time() -> None:
         if time.monotonic() > end:
             raise TimeoutError
 
     with suppress(TimeoutError):
-        prepare_missing(workspace, listed, options, InlineExecutor(go_on), monitor)
+        prepare_missing(workspace, specs, options, InlineExecutor(check_time), monitor)
     workspace.look_again()
 
 
 class Meanwhile:
-    """A process that prepares the datasets which packages bring while Ray starts.
+    """A process that prepares the datasets which packages bring, while Ray starts.
 
-    What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and
-    told, after.
+    If it is cut off, what it has read is kept. A dataset that it cannot prepare is tried again
+    afterwards, and its error is reported then.
+
+    Args:
+        workspace: The sweep.
+        options: Folders of raw downloads, and the largest share of unusable files.
+        monitor: Shows which dataset it prepares.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-        self._workspace, self._monitor, plan = workspace, monitor, workspace.plan
-        brought = {choice.name for choice in plan.sweep.datasets if choice.own} | options.raw.keys()
-        asked = [
-            (spec.model_dump_json(), plan.datasets[spec.dataset].model_dump_json())
-            for spec in plan.prepared
-            if spec.prepared_id not in workspace.prepared and spec.dataset not in brought
-        ]
+        self._workspace = workspace
+        self._monitor = monitor
         self._process: Any = None
-        if asked:
-            code = "from tasks.prepared.prepare import prepare_from_stdin; prepare_from_stdin()"
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],  # whatever lies in the working directory
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-                process_group=0,  # Ctrl-C is for this one, which ends it
-            )
-            told = json.dumps(
-                [str(workspace.paths.root / "prepared"), options.max_skipped_share, asked]
-            )
-            threading.Thread(target=self._tell, args=(self._process, told), daemon=True).start()
+        plan = workspace.plan
+        own_names = {choice.name for choice in plan.sweep.datasets if choice.own}
+        pairs: list[tuple[str, str]] = []
+        for spec in plan.prepared:
+            is_brought = spec.dataset in own_names or spec.dataset in options.raw
+            if spec.prepared_id not in workspace.prepared and not is_brought:
+                dataset = plan.datasets[spec.dataset]
+                pairs.append((spec.model_dump_json(), dataset.model_dump_json()))
+        if not pairs:
+            return
+        code = "from tasks.prepared.prepare import prepare_from_stdin; prepare_from_stdin()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],  # -P: modules of the working directory are not used
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+            process_group=0,  # Ctrl-C reaches only this process, which then ends that one
+        )
+        folder = str(workspace.paths.root / "prepared")
+        request = json.dumps([folder, options.max_skipped_share, pairs])
+        threading.Thread(target=self._exchange, args=(self._process, request), daemon=True).start()
 
     def end(self, patience_s: float = 0.0) -> None:
-        """Wait for its end, and then for that of the block of images that is read."""
-        if (process := self._process) is None:
+        """End the process: wait for all of its work, and then for the block that it reads.
+
+        Args:
+            patience_s: Seconds to wait for all of its work.
+        """
+        process = self._process
+        if process is None:
             return
-        for patience, give_up in ((patience_s, process.stdin.close), (BLOCK_S, process.kill)):
-            try:
-                process.wait(patience)
-            except subprocess.TimeoutExpired:
-                with suppress(OSError):
-                    give_up()
+        self._wait_or(patience_s, process.stdin.close)  # it then ends after its block
+        self._wait_or(BLOCK_S, process.kill)
         process.wait()
         self._workspace.look_again()
 
-    def _tell(self, process: Any, asked: str) -> None:
-        with suppress(OSError, ValueError, KeyboardInterrupt):  # it has ended, or the sweep ends
-            process.stdin.write(f"{asked}\n")
+    def _wait_or(self, seconds: float, give_up: Callable[[], object]) -> None:
+        """Wait for the end of the process, or give up after some seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):
+                give_up()
+
+    def _exchange(self, process: Any, request: str) -> None:
+        """Send the request to the process, and show the datasets that it names."""
+        with suppress(OSError, ValueError, KeyboardInterrupt):  # either process has ended
+            process.stdin.write(f"{request}\n")
             process.stdin.flush()
             for name in process.stdout:
                 self._monitor.stage("prepare", name.strip())
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
-    """Return what reads on every node of a shared cluster that has the raw download too, if it is
-    faster.
+    """Return an executor that reads on all nodes of a shared cluster, if that is faster.
+
+    Return None if the images are read by ``executor``: only nodes that have the raw download too
+    can read it.
     """
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
     nodes = nodes_that_see(raw)
-    readers = RayExecutor(nodes=nodes, note=monitor.note) if nodes else None
-    if readers is None or readers.num_workers <= executor.num_workers:
+    if not nodes:
+        return None
+    readers = RayExecutor(nodes=nodes, note=monitor.note)
+    if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
         f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw "
@@ -324,15 +429,21 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
-    """Return the record of the intrinsic dimension and label sharpness of a subset's train
-    images.
+    """Measure the training images of a subset, and return the record.
+
+    Args:
+        spec: The measure.
+        data: Images of the subset.
+        dataset: The dataset.
+        executor: Computes distances.
     """
     import numpy as np
 
     from tasks.measures.measure import measure_nested
     from tasks.measures.records import MeasureSettings
 
-    started_at, began = time.time(), time.monotonic()
+    started_at = time.time()
+    began = time.monotonic()
     num_rows = max(spec.train_sizes)
     settings = MeasureSettings(
         num_neighbors=spec.num_neighbors,
@@ -344,16 +455,17 @@ def measure_subset(
         discard_fraction=spec.subset.twonn_discard_fraction,
         seed=spec.derived_seed % 2**32,
     )
-    images, labels = (
-        np.asarray(array[:num_rows]) for array in (data.train_images, data.train_labels)
-    )
-    measured = measure_nested(
-        images, labels, spec.train_sizes, executor=executor, settings=settings
+    result = measure_nested(
+        np.asarray(data.train_images[:num_rows]),
+        np.asarray(data.train_labels[:num_rows]),
+        spec.train_sizes,
+        executor=executor,
+        settings=settings,
     )
     return MeasureRecord(
         measure_id=spec.measure_id,
         spec=spec,
-        result=measured,
+        result=result,
         domain=dataset.domain,
         data_fingerprint=data.data_fingerprint,
         provenance=provenance(),
@@ -363,7 +475,16 @@ def measure_subset(
 
 
 def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> TrialData:
-    """Return the arrays of a subset, with so many training images."""
+    """Return the images of a subset.
+
+    Args:
+        workspace: The sweep.
+        subset: The subset.
+        train_size: Number of training images.
+
+    Raises:
+        DataError: The prepared dataset was changed or removed.
+    """
     from tasks.prepared.conditions import load_subset
     from tasks.prepared.subsets import make_subset
 

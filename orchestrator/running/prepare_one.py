@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from orchestrator.machine.cluster import RunOptions, connect
+from orchestrator.machine.locks import exclusive
 from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+from orchestrator.running.progress import Progress
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.sweeps import DatasetChoice, SweepSpec
 from tasks.prepared.montage import save_montage
 from tasks.prepared.store import PreparedDataset
-
-if TYPE_CHECKING:
-    from orchestrator.machine.cluster import RunOptions
-    from orchestrator.running.progress import Progress
+from tasks.remote import RayExecutor
 
 
 def prepare_one(
@@ -28,57 +31,58 @@ def prepare_one(
     montage: Path | None = None,
     said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its
-    record.
+    """Prepare one dataset and return its record.
 
-    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the
-    file's. ``montage`` is where to draw examples of each label; None draws nothing, for patients'
-    sake.
+    Args:
+        name: A dataset of the table, or your own data of the sweep.
+        preset: The sweep whose image size, channels and data mode are taken.
+        run_options: Root and cluster.
+        progress: Shows how far it is.
+        montage: File for a figure with examples of each label. Without it none is drawn, because
+            the images may be patients'.
+        said: Options of your own data that replace those of the sweep file.
 
     Raises:
-        SweepError: for an unknown name, an unusable download, or a root in use.
+        SweepError: The name is unknown, the download cannot be used, or the root is in use.
     """
-    # Measuring, which prepares nothing, does without these.
-    from orchestrator.machine.cluster import connect
-    from orchestrator.machine.locks import exclusive
-    from orchestrator.planning.plan import plan_sweep
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.remote import RayExecutor
-
     sweep = load_sweep(preset)
-    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
+    # Overrides of the recipe may name other datasets of the sweep; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
-    plan = plan_sweep(sweep.model_copy(update=only))
+    dataset = _choice(name, sweep, said or {})
+    plan = plan_sweep(sweep.model_copy(update={"datasets": (dataset,), "recipe": recipe}))
     check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
     paths = RootPaths.at(run_options.root).make()
     workspace = Workspace(plan, paths)
+    spec = plan.prepared[0]
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
         prepare_own(workspace, run_options, progress)
-        if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(
-                run_options.address, num_cpus=run_options.num_cpus, dashboard=False
-            ) as cluster:
+        if spec.prepared_id not in workspace.prepared:
+            num_cpus = run_options.num_cpus
+            with connect(run_options.address, num_cpus=num_cpus, dashboard=False) as cluster:
                 executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
-                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
-    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
+                prepare_missing(workspace, [spec], run_options, executor, progress)
+    prepared = PreparedDataset.open(paths.prepared(spec))
     if montage is not None:
-        save_montage(dataset, montage)
-    found: dict[str, Any] = dataset.record.model_dump(mode="json")
-    return found
+        save_montage(prepared, montage)
+    return prepared.record.model_dump(mode="json")
 
 
 def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
-    """Return the sweep's own data of that name, or else the dataset of the table."""
+    """Return the sweep's own data of a name, or else the dataset of the table.
+
+    Args:
+        name: The name.
+        sweep: The sweep.
+        said: Options of your own data that replace those of the sweep.
+    """
     for choice in sweep.datasets:
         if choice.name == name and choice.own is not None:
-            labels = {**choice.own.label_map, **said.get("label_map", {})}
-            own = choice.own.model_copy(update={**said, "label_map": labels})
+            label_map = {**choice.own.label_map, **said.get("label_map", {})}
+            own = choice.own.model_copy(update={**said, "label_map": label_map})
             return choice.model_copy(update={"own": own})
     dataset_spec(name)
     if said:
-        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        found = f"{name}, whose classes are the table's"
-        raise ConfigError(f"{options} is for own data", found, "leave it out")
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in said)
+        value = f"{name}, whose classes are the table's"
+        raise ConfigError(f"{options} is for own data", value, "leave it out")
     return DatasetChoice(name=name)

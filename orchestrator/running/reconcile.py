@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from orchestrator.machine.locks import locked
 from orchestrator.planning.workspace import Workspace
@@ -11,25 +10,30 @@ from orchestrator.results.state import compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import log_sweep, make_tracker
 
-if TYPE_CHECKING:
-    pass
-
 
 def reconcile_sweep(
     workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]
 ) -> dict[str, int]:
-    """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
+    """Write the result store to MLflow, and end MLflow's runs that no driver works on.
+
+    Args:
+        workspace: The sweep.
+        mlflow_uri: Address of MLflow; None for the root's own.
+        say: Prints a message for the user.
+
+    Returns:
+        Numbers of runs by what was done to them.
+    """
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = compare_with_plan(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
+        is_finished = len(state.results) >= len(workspace.plan.trials)
         try:
             log_sweep(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             tracker.save_run_pages(workspace.sweep_paths.run_pages)
         finally:
-            tracker.close(
-                "KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED"
-            )
+            tracker.close("FINISHED" if is_finished else "KILLED")
     return counts

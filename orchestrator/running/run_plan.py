@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from orchestrator.machine.gpus import check_driver, gpu_check_folders, gpu_models_here
 from orchestrator.planning.checks import check_feasible
@@ -14,24 +15,29 @@ from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
 from orchestrator.planning.plan import CellStatus, plan_rows
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import read_state
+from orchestrator.results.state import State, read_state
 from orchestrator.running.progress import running_trials
-from search_spaces.errors import (
-    ConfigError,
-)
+from search_spaces.errors import ConfigError
+from tasks.sources.base import Listing
 
-if TYPE_CHECKING:
-    pass
+NUM_TABLES = 40
+"""Tables that are simulated for a plan: shares are then good to 8 percentage points. ``isweep
+power`` simulates more."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A sweep that can run: a row per trial and per measure with its status, and what the rest will
-    cost.
+    """A sweep that can run, with what the rest of it will cost.
 
-    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the
-    path, how many files were listed there and not opened, and what was left out or is doubtful, by
-    reason. ``cost["text"]``, and ``beside`` training, are in words.
+    Attributes:
+        rows: A row per trial with its status.
+        cost: What the remaining trials take, see
+            :func:`orchestrator.planning.estimate.estimate`, and what comes besides training, see
+            :func:`orchestrator.planning.extra_costs.extras`.
+        measures: A row per measure with its status.
+        not_prepared: A row per dataset that a run prepares. For your own data it has the path, how
+            many files were listed and not opened, and what was left out or is doubtful, by reason.
+        beside: What comes besides training, in words.
     """
 
     rows: list[dict[str, str | int]]
@@ -44,62 +50,111 @@ class RunPlan:
 def plan_run(
     workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None
 ) -> RunPlan:
-    """Plan a sweep for ``num_gpus`` of a model of ``gpu``; SweepError for one that cannot run.
+    """Plan the rest of a sweep.
 
-    None is the GPUs that are here, if any, or as many as a trial asks for.
+    Args:
+        workspace: The sweep.
+        gpu: Model of GPU; None for those of this machine, if any.
+        num_gpus: Number of GPUs; None for those of this machine, or as many as a trial asks for.
+
+    Raises:
+        SweepError: The sweep cannot run.
     """
-    gpu_here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
-    if gpu is None and not num_here:
+    model, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
+    if gpu is not None:
+        model = gpu_model(gpu)
+    elif num_here:
+        num_gpus = num_gpus or num_here
+    else:
         check_driver()
-    kind = gpu_here if gpu is None else gpu_model(gpu)
-    if num_gpus is None and gpu is None and num_here:
-        num_gpus = num_here
     unopened = check_feasible(workspace)
     state = read_state(workspace, running_trials(workspace), quick=True)
     trials = workspace.plan.trials_by_id
-    left = [trial for name, trial in trials.items() if name not in state.results]
-    share = workspace.plan.sweep.resources.num_gpus
-    here = len(os.sched_getaffinity(0))
     cost = estimate(
-        left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share, num_cpus=here
+        [trial for trial_id, trial in trials.items() if trial_id not in state.results],
+        state.measured_trials(),
+        gpu=model,
+        num_gpus=num_gpus,
+        share=workspace.plan.sweep.resources.num_gpus,
+        num_cpus=len(os.sched_getaffinity(0)),
     )
-    beside = extras(workspace.plan, [one.has_weights for one in state.partial.values()])
-    rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
-    measures = [
-        {
-            "measure_id": measure.measure_id,
-            "dataset": measure.subset.dataset,
-            "train_sizes": list(measure.train_sizes),
-            "status": CellStatus.DONE
-            if measure.measure_id in state.measures
-            else CellStatus.PENDING,
-        }
-        for measure in workspace.plan.measures
-    ]
-    own = {choice.name: choice.own.path for choice in workspace.plan.sweep.datasets if choice.own}
-    missing = [
-        {
-            "dataset": spec.dataset,
-            "prepared_id": spec.prepared_id,
-            "own": own.get(spec.dataset),
-            "unopened": len(listing.items) if (listing := unopened.get(spec.prepared_id)) else None,
-            "left_out": listing.excluded if listing else {},
-            "doubtful": listing.flags if listing else {},
-        }
-        for spec in workspace.plan.prepared
-        if spec.prepared_id not in workspace.prepared
-    ]
-    return RunPlan(rows, cost | beside, measures, missing, extras_text(beside))
+    besides = extras(workspace.plan, [partial.has_weights for partial in state.partial.values()])
+    return RunPlan(
+        rows=plan_rows(workspace.plan, {trial_id: state.status(trial_id) for trial_id in trials}),
+        cost={**cost, **besides},
+        measures=_measure_rows(workspace, state),
+        not_prepared=_not_prepared(workspace, unopened),
+        beside=extras_text(besides),
+    )
 
 
-def describe_power(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
-    """Return what the planned sweep could settle if the law holds, as data and in lines; or why
-    nothing.
+def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for measure in workspace.plan.measures:
+        is_done = measure.measure_id in state.measures
+        rows.append(
+            {
+                "measure_id": measure.measure_id,
+                "dataset": measure.subset.dataset,
+                "train_sizes": list(measure.train_sizes),
+                "status": CellStatus.DONE if is_done else CellStatus.PENDING,
+            }
+        )
+    return rows
+
+
+def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list[dict[str, Any]]:
+    """Return a row per dataset that a run prepares."""
+    paths = {choice.name: choice.own.path for choice in workspace.plan.sweep.datasets if choice.own}
+    rows: list[dict[str, Any]] = []
+    for spec in workspace.plan.prepared:
+        if spec.prepared_id in workspace.prepared:
+            continue
+        listing = unopened.get(spec.prepared_id)
+        rows.append(
+            {
+                "dataset": spec.dataset,
+                "prepared_id": spec.prepared_id,
+                "own": paths.get(spec.dataset),
+                "unopened": None if listing is None else len(listing.items),
+                "left_out": {} if listing is None else listing.excluded,
+                "doubtful": {} if listing is None else listing.flags,
+            }
+        )
+    return rows
+
+
+class PlannedPower(NamedTuple):
+    """What a planned sweep could show about the study's questions.
+
+    Attributes:
+        power: How often each question would be answered; None if no question can be.
+        lines: The same in words.
     """
+
+    power: dict[str, object] | None
+    lines: list[str]
+
+
+def describe_power(workspace: Workspace) -> PlannedPower:
+    """Return what a planned sweep could show about the study's questions, if the law holds."""
+    # Imports scipy and pandas, which take seconds.
     from orchestrator.analysis.power import planned_power
 
-    try:  # with 40 tables shares are good to 8 points; isweep power draws more
-        found = planned_power(workspace.plan, num_tables=40)
+    try:
+        power = planned_power(workspace.plan, num_tables=NUM_TABLES)
     except ConfigError as error:
-        return None, [f"settles no question of the study: {error}"]
-    return asdict(found), found.lines()
+        too_small = f"It is too small for the study's questions between datasets: {error}"
+        return PlannedPower(None, [_shown_by(workspace), too_small])
+    return PlannedPower(asdict(power), power.lines())
+
+
+def _shown_by(workspace: Workspace) -> str:
+    """Return what a sweep shows without any test of the study's questions."""
+    sweep = workspace.plan.sweep
+    shown = "This sweep will show the test loss of each model"
+    if len(sweep.train_sizes) > 1:
+        shown = "This sweep will show how the test loss of each model falls with more images"
+    if len({measure.subset.dataset for measure in workspace.plan.measures}) > 1:
+        shown += ", on each dataset"
+    return f"{shown}."

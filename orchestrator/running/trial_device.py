@@ -7,7 +7,6 @@ for the trial's network.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -19,7 +18,7 @@ from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
-from search_spaces.specs import NetworkSpec
+from search_spaces.specs import NetworkSpec, TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def network_of(cell: Mapping[str, Any]) -> NetworkSpec:
     """Return the network of a worker's trial, of a grid or of a search."""
     if "network" in cell:
         return NetworkSpec.model_validate_json(cell["network"])
-    return NetworkSpec.model_validate(json.loads(cell["spec"])["network"])
+    return TrialSpec.model_validate_json(cell["spec"]).network
 
 
 def check_numbers(network: NetworkSpec) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.guessing import AT_GUESSING
+from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.tuning.combinations import Point
 from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
@@ -103,7 +103,7 @@ class CombinationOutcome(Finding):
                 "tune.learning_rate where they diverged, correct what failed, or raise "
                 f"tune.budget, {again}"
             )
-        if self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
+        if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
                 "the best recipe found is hardly better than guessing "
                 f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "

@@ -15,10 +15,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis import figures
+from orchestrator.analysis.figures.files import rendered
+from orchestrator.analysis.figures.style import (
+    GREY,
+    dataset_marks,
+    frame,
+    log_ticks,
+    mark_handles,
+    panels,
+    styled,
+)
 from orchestrator.analysis.inference import mean_interval
-from orchestrator.analysis.table import interval, number, write_csv
-from orchestrator.analysis.tables import Table, laid_out
+from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.results_tables.csv_files import write_csv
+from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.outcome import Candidate, CombinationOutcome
 from orchestrator.tuning.search import CombinationSearch, Search
@@ -217,10 +227,10 @@ def loss_against_rate(
     domains: dict[str, str] = {
         name: datasets[name].domain or "natural" for name in set(trials["dataset"])
     }
-    marks = figures.dataset_marks(domains)
+    marks = dataset_marks(domains)
     models = list(dict.fromkeys(trials["model"]))
-    with figures.styled():
-        figure, axes = figures.panels(len(models), share=False)
+    with styled():
+        figure, axes = panels(len(models), share=False)
         for panel, model in zip(axes, models, strict=True):
             panel.set_title(model)
             for search in searches:
@@ -232,18 +242,18 @@ def loss_against_rate(
                 _draw_points(panel, trials[is_shown], color, marker)
                 panel.axvline(
                     combination.sweep_point.learning_rate,
-                    color=figures.GREY,
+                    color=GREY,
                     linestyle=":",
                     linewidth=1,
                 )
                 if combination.key in chosen_rates:
                     rate = chosen_rates[combination.key]
                     _draw_chosen(panel, trials[is_shown], rate, color)
-            figures.log_ticks(panel, "x", trials["learning_rate"])
+            log_ticks(panel, "x", trials["learning_rate"])
             panel.set_yscale("log")
-        handles = figures.mark_handles(marks, trials["dataset"]) + _legend_handles()
-        figures.frame(figure, "learning rate", "validation loss (nat)", handles)
-        return base64.b64encode(figures.rendered(figure, "svg")).decode("ascii")
+        handles = mark_handles(marks, trials["dataset"]) + _legend_handles()
+        frame(figure, "learning rate", "validation loss (nat)", handles)
+        return base64.b64encode(rendered(figure, "svg")).decode("ascii")
 
 
 def _draw_points(panel: Axes, rows: pd.DataFrame, color: str, marker: str) -> None:
@@ -264,7 +274,7 @@ def _draw_chosen(panel: Axes, rows: pd.DataFrame, rate: float, color: str) -> No
 
 def _legend_handles() -> list[Line2D]:
     """Return the legend's entries for marks that are of no dataset."""
-    grey: dict[str, Any] = {"color": figures.GREY}
+    grey: dict[str, Any] = {"color": GREY}
     mark_alone: dict[str, Any] = {"linestyle": "none", "markersize": 4}
     star: dict[str, Any] = {"marker": "*", "markeredgecolor": "black", "markersize": 11}
     return [

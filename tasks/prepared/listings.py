@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
 from tasks.sources.base import HASH_PATTERN, UNKEYED, Listing, RawRequest
+
+PATIENTS_AS_CLASSES = "classes are numbered like patients: is the folder above it meant?"
+"""Flag of a folder whose own folders may be patients, and not classes."""
+MIN_NUMBERED = 5
+"""Fewest classes of numbered names that are taken for patients."""
+NUMBERED = re.compile(r"(.*\D)\d+")
+"""A name that ends with a number, after a word or letter: p07, patient_12."""
 
 Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
 
@@ -50,6 +60,15 @@ def _key(request: RawRequest) -> Key:
     return dataset, None if is_own else request.spec, raw
 
 
+def are_like_patients(class_names: Sequence[str]) -> bool:
+    """Return whether the names of classes are one word with many numbers, as of patients."""
+    words = set()
+    for name in class_names:
+        numbered = NUMBERED.fullmatch(name)
+        words.add(numbered[1] if numbered else name)
+    return len(class_names) >= MIN_NUMBERED and len(words) == 1
+
+
 def list_raw(request: RawRequest) -> Listing:
     """List a raw download.
 
@@ -68,6 +87,9 @@ def list_raw(request: RawRequest) -> Listing:
         hints = [error.hint, "isweep locate HASH --raw DIR finds a file"]
         raise DataError(error.rule, error.value, "; ".join(filter(None, hints))) from None
     if listing.items:
+        if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):
+            flags = {**listing.flags, PATIENTS_AS_CLASSES: len(listing.items)}
+            return replace(listing, flags=flags)
         return listing
     reasons = Counter(reason for _, reason in listing.skipped)
     reasons += Counter(listing.excluded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
-from tasks.prepared.parts import Part, Skip
+from tasks.prepared.parts import FORM, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
+from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
 
 Counts = NDArray[np.int64]
@@ -26,6 +28,12 @@ MAX_TELLING_P = 1e-3
 """Largest p of the G-test at which a trait counts as associated with the label."""
 MIN_IMAGES_PER_VALUE = 5
 """Images per value of a trait that the G-test needs."""
+MIN_ENLARGED = 2
+"""Factor by which an image is enlarged when that is doubted: 28 to 32 pixels is not, to 224 is."""
+MIN_STRETCHED = 1.5
+"""Ratio of the sides of an image that is doubted when it is stretched to a square."""
+SIZE = re.compile(r"\b(\d+)x(\d+)\b")
+"""Height and width of a raw image in the value of its trait ``FORM``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
 """Traits that have one value in a set of comparable images."""
 
@@ -138,7 +146,7 @@ def make_record(
     for part in parts:
         conversions.update(part.conversions)
         flags.update(part.flags)
-    flags.update(telling_traits(parts))
+    flags.update(telling_traits(parts) | _own_size_doubts(request, parts))
     flags.update(_split_doubts(images, parts))
     flags.update(_class_doubts(images, names, group_counts))
     return PreparedRecord(
@@ -268,6 +276,51 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
         if gain > MIN_TELLING_GAIN * table.sum() and _g_test(table) < MAX_TELLING_P:
             share = f"{num_right / table.sum():.0%} by it alone, {_information(table)}"
             flags[f"{name} tells the label ({share})"] = num_right
+    return flags
+
+
+def _own_size_doubts(request: RawRequest, parts: Sequence[Part]) -> dict[str, int]:
+    """Return the size doubts of a user's own images; the study's datasets are known."""
+    if current_name(request.dataset.source) not in OWN_KINDS:
+        return {}
+    return size_doubts(parts, request.spec.image_size)
+
+
+def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
+    """Flag raw images that are much smaller than the prepared ones, or differ in size.
+
+    Enlarged images have interpolated pixels: d_data is then lower than that of the raw images.
+
+    Args:
+        parts: Metadata of all images that were read.
+        side: Side of the prepared images, pixels.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for part in parts:
+        for _, name, value, num_images in part.traits:
+            if name == FORM:
+                size = SIZE.search(value)
+                if size:
+                    counts[int(size[1]), int(size[2])] += num_images
+    num_enlarged = 0
+    num_stretched = 0
+    for (height, width), num_images in counts.items():
+        if MIN_ENLARGED * min(height, width) <= side:
+            num_enlarged += num_images
+        if MIN_STRETCHED * min(height, width) <= max(height, width):
+            num_stretched += num_images
+    flags = {
+        f"enlarged to {side} pixels, which adds interpolated ones: is a smaller size meant?": (
+            num_enlarged
+        ),
+        "stretched to a square: are the images of one shape?": num_stretched,
+    }
+    smallest = min(counts, default=(0, 0))
+    largest = max(counts, default=(0, 0))
+    if max(largest) > MIN_STRETCHED * max(smallest):
+        sizes = f"{smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}"
+        num_unusual = counts.total() - max(counts.values())
+        flags[f"raw images differ in size, {sizes}: have all one scale?"] = num_unusual
     return flags
 
 

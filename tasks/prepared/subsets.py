@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import DataError, plural
+from search_spaces.errors import DataError, TooFewImagesError, plural
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
@@ -245,18 +245,20 @@ def _name(spec: SubsetSpec) -> str:
 
 
 def _check_train_size(subset: Subset, train_size: int) -> None:
-    """Raise a DataError if a subset has too few training images."""
+    """Raise a TooFewImagesError if a subset has too few training images."""
     largest = subset.max_train_size
     if train_size <= largest:
         return
-    per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
+    counts = zip(subset.class_names, subset.class_counts(largest), strict=True)
+    images_of_class = ", ".join(f"class {name}: {count}" for name, count in counts)
     hint = "lower test_size"
     if largest > 1:
         hint = f"lower train_sizes to at most {largest}, or lower test_size"
-    raise DataError(
+    raise TooFewImagesError(
         f"Train size {train_size} needs as many images beside {len(subset.test_rows)} test images",
-        f"at most {largest} (class: images {per_class})",
+        f"at most {largest} ({images_of_class})",
         hint,
+        largest,
     )
 
 
@@ -558,7 +560,7 @@ def draw_test_or_validation(
 
 def _too_few_images(
     class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
-) -> DataError:
+) -> TooFewImagesError:
     """Return the error of a class whose quota of test images cannot be met."""
     hint = "lower test_size, or add images"
     if (splits == IN_TRAINING).any():
@@ -566,7 +568,7 @@ def _too_few_images(
             "; those given for training, and their groups, are not tested on: name others test, "
             "or no split"
         )
-    return DataError(
+    return TooFewImagesError(
         f"Class {class_name} needs {plural(quota, 'test image')}",
         f"{num_allowed} that may be used for testing",
         hint,

@@ -42,7 +42,7 @@ from tasks.sources.own import (
     sort_labels,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.tables import label_text
+from tasks.sources.tables import label_text, unused_flags
 
 KEYS = (
     ("images", "labels"),
@@ -163,7 +163,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
     )
-    flags = (*columns.flags, *_unused_flag(file, arrays))
+    flags = (*columns.flags, *_unused_flags(file, arrays))
     named_first = _NamedFirst(names)
     return own_listing(
         rows, request, dataset_flags=flags, class_names=names, order=named_first, draft=draft
@@ -247,8 +247,8 @@ def _split_columns(names: set[str], keys: SplitKeys, word: str) -> dict[str, str
     return columns
 
 
-def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
-    """Return a flag that names the arrays that are not read; no flag if all are."""
+def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
+    """Return flags that name the arrays that are not read; no flag if all are."""
     names = set(file.names())
     used = {LABEL_NAMES}
     for array in arrays:
@@ -256,10 +256,7 @@ def _unused_flag(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     for keys in SPLIT_KEYS:
         for word in ("val", "valid"):
             used |= set(_split_columns(names, keys, word).values())
-    unused = sorted(names - used)
-    if not unused:
-        return []
-    return [f"columns not used: {', '.join(unused[:MAX_NAMED])}"]
+    return unused_flags(sorted(names - used), MAX_NAMED)
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:

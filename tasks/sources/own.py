@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tasks.sources.base import Item, Listing, RawRequest, Split, first_of
-from tasks.sources.tables import COLUMNS, SEVERAL, column_key
+from tasks.sources.tables import COLUMNS, SEVERAL, column_key, unused_flags
 
 # Words that say that something is not known, in lower case. There are four sets, because a word may
 # name a class and still be no patient's id:
@@ -254,8 +254,7 @@ def find_columns(
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
     unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
-    if unused:
-        flags.append(f"columns not used: {first_of(unused, MAX_NAMED)}")
+    flags += unused_flags(unused, MAX_NAMED)
     return Columns(names, labels, tuple(flags))
 
 

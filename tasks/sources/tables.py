@@ -40,6 +40,8 @@ COLUMNS = {
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
 """Our name of a column, JSON key or array -> other usual names, used if ours is not there."""
+GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
+"""Beginnings of the names of columns that may tell which images belong together."""
 MAX_COLUMNS = 1_000
 MAX_UNPACKED_BYTES = 1 << 30
 """Bytes of a workbook after unpacking, or characters of a Parquet file's cells."""
@@ -445,6 +447,28 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
 def column_key(name: str) -> str:
     """Return a column's name without case, blanks, ``_`` and ``-``, to compare names."""
     return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def unused_flags(names: Sequence[str], max_named: int) -> list[str]:
+    """Return flags for columns that are not read.
+
+    A column that may tell which images belong together is a question of its own: without it,
+    images of one patient may be trained on and tested on.
+
+    Args:
+        names: Names of the columns.
+        max_named: Largest number of other columns that the flag names.
+    """
+    flags: list[str] = []
+    others: list[str] = []
+    for name in names:
+        if column_key(name).startswith(GROUP_WORDS):
+            flags.append(f"column {name} not used: do its images belong together? call it group")
+        else:
+            others.append(name)
+    if others:
+        flags.append(f"columns not used: {first_of(others, max_named)}")
+    return flags
 
 
 KNOWN_KEYS = frozenset(

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.loss_growth import fit_growth
 from orchestrator.analysis.prediction import predict
-from orchestrator.analysis.table import escape_cell, read_csv, unescape_cell, write_csv
+from orchestrator.analysis.results_tables.csv_files import (
+    escape_cell,
+    read_csv,
+    unescape_cell,
+    write_csv,
+)
 from tests.synthetic import synthetic_table
 
 QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,9 +89,11 @@ def test_no_unit_changes_the_law(seed, factor, name):
     table["train_size"] = table["train_size"].astype(float)
     one = fit_scaling_laws(table)
     two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
-    for kind in ("headline", "exponent"):
-        pairs = zip(one.find(kind).estimates, two.find(kind).estimates, strict=True)
-        for before, after in pairs:
+    for before_fit, after_fit in (
+        (one.headline(), two.headline()),
+        (one.exponent(), two.exponent()),
+    ):
+        for before, after in zip(before_fit.estimates, after_fit.estimates, strict=True):
             assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
             assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-9)
             assert after.resampled_p == pytest.approx(before.resampled_p, abs=1e-3)

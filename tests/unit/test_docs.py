@@ -176,4 +176,7 @@ def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):
     file = tmp_path / "results.csv"
     file.write_text(table.lstrip(), encoding="utf-8")
     found = isweep.learning_curves(file, metric="accuracy", target=0.82, test_size=400)
-    assert repr(found) == shown.strip()
+    heading, *lines, prior = shown.strip().splitlines()
+    assert heading == "Learning curves of results.csv:"
+    assert repr(found) == "\n".join(lines)
+    assert ", ".join(found.answers[0].prior_sources) in prior

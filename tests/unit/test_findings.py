@@ -14,10 +14,10 @@ from scipy.stats import linregress
 
 from benchmarks.harness import source
 from orchestrator.analysis import class_pairs
+from orchestrator.analysis.experiments.interventions import fit_interventions
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.planning.workspace import Workspace
 from tests.demo_page import FIGURES
 
@@ -107,7 +107,7 @@ def test_slopes_free_of_scale_do_not_see_how_bright_each_pair_is(numbers):
     in_pixels = answers[class_pairs.R_HAT]
     assert in_pixels.interval[1] < -0.8
     assert in_pixels.adjusted_p is None
-    assert not in_pixels.established
+    assert not in_pixels.is_significant
 
 
 def test_it_scores_rules_as_the_registered_analysis_did(numbers):

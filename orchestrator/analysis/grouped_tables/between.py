@@ -40,7 +40,7 @@ from orchestrator.analysis.inference import (
     permutation_test,
     t_interval,
 )
-from orchestrator.analysis.table import listing
+from orchestrator.analysis.number_formats import listing
 
 MAX_PERMUTED = 1_000
 """Most groups of a permutation test: with more of them it says what t says, and takes 1 GB."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from orchestrator.analysis.grouped_tables.design import Design
-from orchestrator.analysis.table import listing, plural
+from orchestrator.analysis.number_formats import listing
+from search_spaces.errors import plural
 
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 

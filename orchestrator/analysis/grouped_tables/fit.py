@@ -77,7 +77,7 @@ class GroupedFit:
         """Return all numbers, with the sentences."""
         document = asdict(self)
         for entry, slope in zip(document["slopes"], self.slopes, strict=True):
-            entry["established"] = slope.established
+            entry["verdict"] = slope.verdict
         document["sentences"] = [self.sentence(on) for on in self.design.on]
         return document
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from orchestrator.analysis.inference import MIN_CLASSES, Array, Codes
-from orchestrator.analysis.table import plural
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, plural
 
 
 @dataclass(frozen=True, slots=True)

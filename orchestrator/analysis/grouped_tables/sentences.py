@@ -6,7 +6,9 @@ from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.number_formats import interval, listing, number, p_equals
+from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
 """Smallest share of scatter in the groups' means that is worth a sentence."""
@@ -43,7 +45,7 @@ def _level(design: Design, slope: Slope, place: str) -> str:
         start = f"At equal {listing(design.within)}, {place}"
     if slope.value is None:
         return f"{start}, nothing can be said of {slope.on}: {slope.reason}."
-    if slope.established:
+    if slope.is_significant:
         verb = "rises" if slope.value > 0 else "falls"
         claim = f"{design.response} {verb} with {slope.on}"
     else:
@@ -54,10 +56,12 @@ def _level(design: Design, slope: Slope, place: str) -> str:
 def _numbers(slope: Slope) -> str:
     """Write the slope, the interval of a claim, and what decides."""
     parts = [f"slope {number(slope.value)}"]
-    if slope.established:
+    if slope.is_significant:
         parts.append(f"95 % interval {interval(slope.interval)}")
     if slope.adjusted_p is not None:
-        parts.append(decided(slope.p_value, slope.adjusted_p, slope.interval))
+        parts.append(f"adjusted {p_equals(slope.adjusted_p)}")
+        if slope.adjusted_p <= LEVEL and not slope.is_significant:
+            parts.append("but the interval includes 0")
     if slope.reason:
         parts.append(slope.reason)
     return ", ".join(parts)
@@ -66,7 +70,7 @@ def _numbers(slope: Slope) -> str:
 def _limits(slope: Slope) -> str:
     """Say which slopes are possible where none is claimed, and which group matters most."""
     text = ""
-    if not slope.established and slope.interval is not None and slope.detectable:
+    if not slope.is_significant and slope.interval is not None and slope.detectable:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
             f"data. About 80 of 100 such studies would detect a slope of "
@@ -107,8 +111,8 @@ def pooled_answer(
         "100%": "it is nearly the slope between them",
     }.get(column_share, "it mixes both slopes")
     return (
-        f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} (p "
-        f"{_small_p(pooled.p_value)}). That takes {plural(num_rows, 'row')} of "
+        f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} "
+        f"({_small_p(pooled.p_value)}). That takes {plural(num_rows, 'row')} of "
         f"{_units(design, num_groups)} for independent. Of the spread of {design.response} "
         f"{response_share} and of {pooled.on} {column_share} lie between groups, so "
         f"{mixture}.{_by_group(pooled)}"
@@ -118,8 +122,8 @@ def pooled_answer(
 def _small_p(p: float) -> str:
     """Write a p-value with its order of magnitude: pooled ones are often absurdly small."""
     if p < 1e-300:
-        return "< 1e-300"
-    return f"= {p_value(p)}" if p >= 1e-3 else f"= {p:.0e}"
+        return "p < 1e-300"
+    return p_equals(p) if p >= 1e-3 else f"p = {p:.0e}"
 
 
 def _by_group(pooled: PooledCorrelation) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from orchestrator.analysis.answers import Verdict, is_significant
 from orchestrator.analysis.grouped_tables.cluster_robust import Variance
 from orchestrator.analysis.grouped_tables.design import Level
 from orchestrator.analysis.inference import Interval, holm, t_interval, t_p_values
-from orchestrator.analysis.table import decided, established, interval, number
 
 DETECTABLE_PER_LENGTH = 0.5 * (1 + 0.84 / 1.96)
 """Slope that 80 % of studies detect, per length of its 95 % interval, by the normal law."""
@@ -65,9 +65,16 @@ class Slope:
         return replace(self, interval=bounds, p_value=float(p_value))
 
     @property
-    def established(self) -> bool:
-        """Return whether a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
-        return established(self.adjusted_p, self.interval)
+    def is_significant(self) -> bool:
+        """True if a relation is claimed: adjusted p ≤ 0.05, and 0 outside the interval."""
+        return is_significant(self.adjusted_p, self.interval)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on a relation: supported, undecided or not testable."""
+        if self.value is None or self.adjusted_p is None:
+            return "not testable"
+        return "supported" if self.is_significant else "undecided"
 
     @property
     def most_influential(self) -> tuple[str, float] | None:
@@ -89,25 +96,6 @@ class Slope:
             return None
         low, high = self.interval
         return DETECTABLE_PER_LENGTH * (high - low)
-
-    @property
-    def numbers(self) -> str:
-        """The slope, its interval, what decides, and what it hangs on, on one line."""
-        parts = [f"slope {number(self.value)}"]
-        if self.interval is not None:
-            parts.append(f"95 % interval {interval(self.interval)}")
-        if self.adjusted_p is not None:
-            parts.append(decided(self.p_value, self.adjusted_p, self.interval))
-        if not self.established and self.detectable is not None:
-            parts.append(f"about 80% of such studies would show {number(self.detectable)} alone")
-        if self.reason:
-            parts.append(self.reason)
-        text = ", ".join(parts)
-        if self.most_influential is not None:
-            group, without = self.most_influential
-            if number(without) != number(self.value):
-                text += f"; {number(without)} without {group}"
-        return text
 
 
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:

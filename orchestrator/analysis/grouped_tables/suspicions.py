@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.grouped_tables.design import Design
-from orchestrator.analysis.table import listing, plural
+from orchestrator.analysis.number_formats import listing
+from search_spaces.errors import plural
 
 _NINES = (999.0, 9_999.0, 99_999.0, 999_999.0)
 MISSING_CODES = (

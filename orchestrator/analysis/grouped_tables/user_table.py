@@ -16,8 +16,8 @@ import pandas as pd
 from orchestrator.analysis.grouped_tables.crossing import CrossingColumn, crossing_columns
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.suspicions import row_numbers, suspicions
-from orchestrator.analysis.table import listing, plural
-from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
+from orchestrator.analysis.number_formats import listing
+from search_spaces.errors import ConfigError, collect, nearest_path, plural, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)

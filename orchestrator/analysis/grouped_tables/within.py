@@ -29,7 +29,8 @@ from orchestrator.analysis.inference import (
     centred,
     jackknife_error,
 )
-from orchestrator.analysis.table import listing, plural
+from orchestrator.analysis.number_formats import listing
+from search_spaces.errors import plural
 
 MIN_BOOTSTRAPPED = 6
 """Fewest groups of a wild bootstrap: with five, few of its draws differ and its p is coarse."""

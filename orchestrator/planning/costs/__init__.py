@@ -1,1 +1,1 @@
-"""What a network costs: kernels, memory and time of its passes, on the GPUs of a table."""
+"""Costs of a network: kernels, memory and time of its passes, on the GPUs of a table."""

@@ -144,7 +144,10 @@ def gpu_model_there(
     """
     gpu = gpu_model_like(name) or _unlisted(name, capability, processors)
     row = (checks or {}).get(name, {}).get("row", {})
-    measured = {field.name: row[field.name] for field in fields(GpuModel) if field.name in row}
+    measured: dict[str, Any] = {}
+    for field in fields(GpuModel):
+        if field.name in row:
+            measured[field.name] = row[field.name]
     measured.update(name=gpu.name, memory_gib=memory_gib)
     # JSON has lists; a frozen GPU is also a key of caches.
     factors = measured.get("network_factors", ())

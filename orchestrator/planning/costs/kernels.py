@@ -41,7 +41,7 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)  # hundreds of trials share one: it is hashed by its identity
 class PassCost:
-    """What one pass costs.
+    """Costs of one pass.
 
     Attributes:
         kernels: The operations of the pass, in order.
@@ -67,7 +67,7 @@ class PassCost:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs in one recipe; a multiply-add is two operations.
+    """Costs of one network in one recipe; a multiply-add is two operations.
 
     Attributes:
         num_parameters: Number of trained parameters.

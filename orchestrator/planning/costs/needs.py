@@ -60,7 +60,7 @@ class Corrections:
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """What a trial needs of one kind of GPU.
+    """Predicted needs of a trial on one kind of GPU.
 
     Attributes:
         seconds: Seconds of the trial on its share.

@@ -1,4 +1,4 @@
-"""How many images a trial sends through its network, in training and by each attack."""
+"""Numbers of images that a trial sends through its network, in training and by each attack."""
 
 from __future__ import annotations
 
@@ -87,11 +87,10 @@ def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
     gradients = sum(kind.gradients for kind in passes)
     # The pass that gives FGSM its directions also gives the test loss, so that it is made without
     # FGSM as well.
-    has_clean_gradients = any(
-        ATTACKS[method].passes(trial.attacks.all_parameters(method)).shared_gradients
-        for method in trial.attacks.methods
-    )
-    if not has_clean_gradients:
+    num_shared = 0
+    for method in trial.attacks.methods:
+        num_shared += ATTACKS[method].passes(trial.attacks.all_parameters(method)).shared_gradients
+    if not num_shared:
         gradients += network.subset.test_size
     tested_images = len(scored_epochs(recipe.epochs)) * network.subset.test_size
     forwards = network.train_size + tested_images + sum(kind.forwards for kind in passes)

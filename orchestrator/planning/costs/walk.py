@@ -230,17 +230,17 @@ class _PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     Args:
         network: Its parameters and buffers are held from the start.
-        held: Further tensors that are.
+        held_tensors: Further tensors that are.
     """
 
-    def __init__(self, network: nn.Module, *held: Tensor) -> None:
+    def __init__(self, network: nn.Module, *held_tensors: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
         self._alive_bytes = 0
         self._peak_bytes = 0
         self._workspace_bytes = 0
         self._sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        for tensor in (*network.parameters(), *network.buffers(), *held):
+        for tensor in (*network.parameters(), *network.buffers(), *held_tensors):
             self._hold(tensor)
 
     def cost(self) -> PassCost:

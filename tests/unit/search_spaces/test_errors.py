@@ -9,6 +9,7 @@ from search_spaces.errors import (
     DataError,
     SetupError,
     SweepError,
+    TooFewImagesError,
     collect,
     unknown_name,
 )
@@ -58,3 +59,8 @@ def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
 )
 def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(kind, name, known, message):
     assert str(unknown_name(kind, name, known)) == message
+
+
+def test_too_few_images_cross_processes_with_the_size_that_is_possible():
+    error = pickle.loads(pickle.dumps(TooFewImagesError("rule", "value", "fix", 80)))
+    assert (str(error), error.largest_train_size) == ("rule; found: value; fix.", 80)

@@ -6,12 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.figures import dataset_properties
-from orchestrator.analysis.findings import family, findings, summary
-from orchestrator.analysis.fits import fit_scaling_laws, prepare, t_power
+from orchestrator.analysis.answers import Answer, Question
+from orchestrator.analysis.figures.of_sweeps import dataset_properties
+from orchestrator.analysis.findings import family, findings, summary, what_was_found
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.headline import BELOW_BOUND
+from orchestrator.analysis.law_fits.estimates import t_power
+from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import decided, interval, number
-from orchestrator.analysis.tables import seen_table
+from orchestrator.analysis.tables.of_trials import seen_table
 from tests.synthetic import synthetic_table
 
 QUESTIONS = ("dimension", "sharpness", "exponent", "attacks", "representation")
@@ -34,14 +37,13 @@ def clear_law(**about):
     return table.assign(test_loss=table["test_loss"] / 100)
 
 
-def test_a_claim_has_its_direction_factor_interval_and_the_p_value_that_decides():
+def test_a_claim_has_its_direction_factor_and_interval():
     found = answers(clear_law(trial_std=0.02, dataset_std=0.02))["sharpness"]
-    assert found.verdict == "established"
+    assert found.verdict == "supported"
+    assert found.claim == "The loss rises with K_F (12 datasets)."
     said = re.search(
-        r"log test loss rises with K_F: doubling K_F multiplies the loss by ([\d.]+) \(95 % "
-        r"interval "
-        r"([\d.]+) to ([\d.]+)\); the law's form would give 2; adjusted p .* "
-        r"The slope on log K_F is ([\d.]+) \(",
+        r"The loss rises with K_F \(12 datasets\)\. Doubling K_F multiplies it by ([\d.]+) \(95 % "
+        r"interval ([\d.]+) to ([\d.]+)\)\..* The slope on log K_F is ([\d.]+) \(",
         found.answer,
     )
     factor, low, high, slope = map(float, said.groups())
@@ -49,25 +51,47 @@ def test_a_claim_has_its_direction_factor_interval_and_the_p_value_that_decides(
     assert low < 2 < high
 
 
-def test_without_a_claim_the_estimate_its_interval_and_the_power_are_said():
+def test_without_a_claim_the_interval_the_power_and_the_datasets_needed_are_said():
     table = synthetic_table(num_natural=4, num_medical=7, dataset_std=0.8, trial_std=0.3, seed=1)
     table["test_loss"] /= 100
     fits = fit_scaling_laws(table)
     found = findings(fits)[1]
-    assert found.verdict == "not established"
-    assert (
-        "no change of log test loss with K_F is established: doubling K_F multiplies"
-        in found.answer
+    estimate = fits.headline().estimate("log_sharpness")
+    low, high = (2**bound for bound in estimate.interval)
+    assert found.verdict == "undecided"
+    assert found.sentences[:2] == (
+        "No effect of K_F on the loss was detected (11 datasets).",
+        f"Doubling K_F may multiply it by {interval((low, high))}. These effects are compatible "
+        "with the data.",
     )
-    error = fits.find("headline").estimate("log_sharpness").std_error
-    expected = t_power(1.0, error, 11 - 4)
-    said = re.search(
-        r"the law's form would give 2; .*; that would show in at most (\d+)% of such studies",
-        found.line,
+    needed = int(re.search(r"8 of 10 such studies you need about (\d+) datasets", found.line)[1])
+
+    def power(num_datasets):
+        error = estimate.std_error * np.sqrt((11 - 4) / (num_datasets - 4))
+        return t_power(1.0, error, num_datasets - 4, 0.05 / 5)
+
+    assert power(needed - 1) < 0.8 <= power(needed)
+    power_now = t_power(1.0, estimate.std_error, 11 - 4)
+    assert f"the law's doubling in at most {round(100 * power_now)} of 100" in found.answer
+
+
+def test_an_interval_without_the_null_that_decides_nothing_says_why(published):
+    found = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
+    assert found.verdict == "undecided"
+    assert found.sentences[0] == (
+        "No effect of d_data on the loss was established (11 datasets): chance gives such a result "
+        "too often among 5 tests."
     )
-    assert int(said[1]) == round(100 * expected)
-    claim = fits.claim("sharpness_beyond_label")
-    assert f"adjusted p = {claim.adjusted_p:.2g}" in found.answer
+
+
+def test_no_sentence_of_a_finding_is_long(published):
+    """A reader keeps 25 words in mind; numbers and signs count as words here."""
+    tables = [clear_law(trial_std=0.02), clear_law(size_slope=0.3), synthetic_table(num_natural=2)]
+    for fits in (published, *map(fit_scaling_laws, tables)):
+        texts = [what for found in findings(fits) for what in (found.answer, *found.notes)]
+        texts += [*what_was_found(fits), family(fits), *fits.caveats]
+        sentences = re.split(r"(?<=[.!?;]) ", " ".join(texts))
+        assert [text for text in sentences if len(text.split()) > 25] == []
 
 
 def test_a_slope_on_d_data_is_taken_at_equal_n():
@@ -81,51 +105,45 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     for _, rows in table.groupby("domain"):
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     found = findings(fit_scaling_laws(table))[0]
-    assert (
-        "log test loss rises with d_data: going from the lowest to the highest d_data"
-        in found.answer
+    assert found.answer.startswith(
+        "The loss rises with d_data (15 datasets). Going from the lowest to"
     )
     fitted = table.loc[table["train_size"] == 16000, "d_data_mle"]
     assert f"({number(fitted.min())} to {number(fitted.max())})" in found.answer
 
 
 @pytest.mark.parametrize(
-    ("slope", "said"),
+    ("slope", "verdict", "said"),
     [
-        (3.0, "the loss falls with N, and nothing contradicts the bound"),
-        (
-            0.3,
-            "the loss falls more slowly with N than the bound allows, which contradicts the bound",
-        ),
-        (-2.0, "the loss rises with N, which contradicts the bound"),
+        (3.0, "supported", "The loss falls with N, and nothing contradicts the law's bound"),
+        (0.3, "contradicted", "The loss falls more slowly with N than the law's bound allows"),
+        (-2.0, "contradicted", "The loss rises with N, which contradicts the law's bound"),
     ],
 )
-def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, said):
+def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, verdict, said):
     found = answers(clear_law(size_slope=slope, trial_std=0.01))["exponent"]
-    assert found.badge == f"{'yes' if slope > 1 else 'no'}, established"
-    assert f": {said}. The bound asks for " in found.answer
-    said_of_n = (
-        r"doubling N multiplies the loss by ([\d.]+) \(95 % .*\) at the median d_data, ([\d.]+); "
-        r".* The bound asks for ([\d.]+) or less"
+    assert found.verdict == verdict
+    assert found.answer.startswith(f"{said} (12 datasets). Doubling N multiplies the loss by ")
+    factor = re.search(
+        r"Doubling N multiplies the loss by ([\d.]+) \(95 % .*\) at the median d_data, ([\d.]+)\. "
+        r"The bound allows a factor of ([\d.]+) or less",
+        found.answer,
     )
-    factor = re.search(said_of_n, found.answer)
     times, d_data, bound = map(float, factor.groups())
     assert bound == pytest.approx(2 ** (-1 / d_data), rel=2e-3)
-    stated = float(
-        re.search(r"log N / d has slope (−?[\d.]+) \(", found.answer)[1].replace("−", "-")
-    )
-    assert times == pytest.approx(2 ** (-stated / d_data), rel=5e-3)
+    stated = re.search(r"log N / d is (−?[\d.]+) \(", found.answer)[1].replace("−", "-")
+    assert times == pytest.approx(2 ** (-float(stated) / d_data), rel=5e-3)
 
 
-def test_a_slope_below_the_bound_that_could_not_be_tested_past_guessing_is_no_yes():
+def test_a_slope_below_the_bound_that_could_not_be_tested_above_chance_level_is_undecided():
     table = clear_law(size_slope=0.4, trial_std=0.01)
     over_fitted = table["dataset"].isin(sorted(table["dataset"].unique())[:10])
     means = table.groupby("dataset")["test_loss"].transform("mean")
-    found = answers(
-        table.assign(test_loss=table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2))
-    )
-    assert found["exponent"].badge == "it falls, established"
-    assert "contradicts" not in found["exponent"].answer
+    losses = table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2)
+    found = answers(table.assign(test_loss=losses, test_accuracy=np.nan))["exponent"]
+    assert found.verdict == "supported"
+    assert "The loss falls with N; whether too slowly for the law's bound is" in found.answer
+    assert "contradict" not in found.answer
 
 
 def test_losses_lost_to_divergence_contradict_no_bound():
@@ -134,63 +152,57 @@ def test_losses_lost_to_divergence_contradict_no_bound():
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
     losses = 0.3 * np.exp(noise - 0.3 / d * np.log(table["train_size"]))
     slow = table.assign(d_data_mle=d, test_loss=losses)
-    assert "contradicts the bound" in answers(slow)["exponent"].answer
+    slow = slow.assign(test_accuracy=np.nan)
+    assert answers(slow)["exponent"].verdict == "contradicted"
     gone = slow["train_size"].isin([100, 4000])
     lost = slow.assign(
         test_loss=slow["test_loss"].mask(gone), status=np.where(gone, "diverged", "done")
     )
     fits = fit_scaling_laws(lost)
-    assert fits.find("exponent", variant="N past guessing").status == "not_enough_data"
-    assert fits.claim("exponent_below_bound").adjusted_p == 1
-    assert "contradicts the bound" not in findings(fits)[2].answer.replace(
-        "nothing contradicts", ""
-    )
+    assert fits.exponent(variant="N above chance level").status == "not_enough_data"
+    assert fits.answer(BELOW_BOUND).adjusted_p == 1
+    assert findings(fits)[2].verdict != "contradicted"
 
 
 def test_attacks_are_claimed_with_their_sign_given_the_label():
     table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
     found = answers(table)["attacks"]
-    assert found.verdict == "established"
-    said = re.search(
-        r"rises with K_F in (\d+) of 8 combinations.*r = ([\d.]+) \(95 % interval ([\d.]+) to",
-        found.answer,
-    )
-    assert 0 < float(said[3]) < float(said[2]) <= 1
+    assert found.verdict == "supported"
+    assert found.claim == "Attacks raise the loss more where labels are sharper (12 datasets)."
+    said = re.search(r"of 8 correlations is r = ([\d.]+) \(95 % interval ([\d.]+) to", found.answer)
+    assert 0 < float(said[2]) < float(said[1]) <= 1
+    assert re.search(r"significant in \d of 8 combinations", found.answer)
     gains = [name for name in table if name.endswith("loss_gain")]
     opposed = answers(table.assign(**{name: -table[name] for name in gains}))["attacks"]
-    assert opposed.verdict == "not established"
-    assert "The estimate is of a fall, against what the law expects." in opposed.answer
-    assert re.search(
-        r"the largest is r = −.*; for a rise, adjusted p = 1, above 0.05; r = 0.8", opposed.answer
-    )
+    assert opposed.verdict == "undecided"
+    assert "The largest of 8 correlations is r = −" in opposed.line
+    assert "The estimate is a fall, against what the law expects." in opposed.line
     # Sharper labels and larger gains of one domain alone are no relation.
     label = np.where(table["domain"] == "medical", 10.0, 1.0) * np.random.default_rng(0).uniform(
         0.9, 1.1, len(table)
     )
-    assert (
-        answers(table.assign(**dict.fromkeys(gains, label)))["attacks"].verdict == "not established"
-    )
+    assert answers(table.assign(**dict.fromkeys(gains, label)))["attacks"].verdict == "undecided"
 
 
-def test_an_attack_that_is_not_established_says_what_it_could_have_found():
+def test_an_attack_that_is_undecided_says_what_it_could_have_found():
     rng = np.random.default_rng(1)
     table = synthetic_table(num_natural=4, num_medical=4, models=("a",))
     table = table.assign(
         **{n: rng.normal(5, 1, len(table)) for n in table if n.endswith("loss_gain")}
     )
     answer = answers(table)["attacks"].answer
-    assert "For none of 4 combinations of attack, epsilon and model is it established" in answer
-    assert re.search(r"r = 0.8 would show in at most \d+% of such studies", answer)
+    assert "No relation of K_F with what attacks add to the loss was detected (8 data" in answer
+    assert re.search(r"A correlation of 0.8 would be detected in at most \d+ of 100 such", answer)
 
 
 def test_what_cannot_be_tested_says_what_to_add():
     found = answers(synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain"))
-    assert found["dimension"].verdict == found["sharpness"].verdict == "cannot be tested"
+    assert found["dimension"].verdict == found["sharpness"].verdict == "not testable"
     assert found["sharpness"].to_add == "add 2 natural datasets with d_data, K_F and losses"
     assert found["attacks"].to_add == "add 2 natural datasets with K_F and attacks at equal N"
     bare = synthetic_table(num_natural=3, num_medical=3)
     bare = bare[[name for name in bare if not name.startswith("fgsm")]]
-    assert answers(bare)["attacks"].short == "no attack was run"
+    assert answers(bare)["attacks"].sentences == ("This cannot be tested: no attack was run.",)
     mixed = bare.assign(image_size=np.where(bare["dataset"] == "natural0", 32, 64))
     assert (
         answers(mixed)["sharpness"].to_add == "measure K_F at one image size and number of channels"
@@ -202,7 +214,7 @@ def test_what_to_add_lets_datasets_change_places_often_enough(natural, medical, 
     """Two and three can in 12 ways, of which none has a p-value of 0.05; two and four in 48."""
     found = answers(synthetic_table(num_natural=natural, num_medical=medical, trial_std=0.1))
     for name in ("sharpness", "attacks"):
-        assert found[name].verdict == "cannot be tested"
+        assert found[name].verdict == "not testable"
         assert found[name].to_add.startswith(f"add {to_add} ")
 
 
@@ -211,78 +223,87 @@ def test_k_f_that_is_the_same_everywhere_leaves_the_question_on_d():
         label_sharpness=1e-4
     )
     found = answers(table)
-    assert found["dimension"].verdict != "cannot be tested"
-    assert found["sharpness"].short == "K_F is the same for all datasets"
-    assert family(fit_scaling_laws(table)).startswith("0 of 2 headline questions")
+    assert found["dimension"].verdict != "not testable"
+    assert "K_F is the same for all datasets" in found["sharpness"].line
+    assert family(fit_scaling_laws(table)).startswith("The verdicts rest on 3 tests, adjusted")
 
 
 def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a",))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["dataset"] == "natural0", 2.0, 0.5)
     found = answers(table)["representation"]
-    assert (
-        "d_repr is at or below d_data at 9 of 12 points (each dataset counting once: 75%"
-        in found.answer
+    assert found.answer.startswith(
+        "At 9 of 12 points d_repr is at most d_data. With each dataset counting once, that is 75%"
     )
-    assert found.caveats[0] == "Above it are most often natural0 (100%)."
+    assert found.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
     never = answers(table.assign(d_repr_mle=1e9))["representation"]
-    assert "at 0 of 12 points (each dataset counting once: 0%)" in never.answer
+    assert never.answer.startswith("At 0 of 12 points d_repr is at most d_data.")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
-    (one,) = (finding for finding in of_one_dataset if "d_repr" in finding.short)
-    assert one.short == "at 3 of 3 points d_repr is at or below d_data"
+    (one,) = (finding for finding in of_one_dataset if "d_repr" in finding.line)
+    assert one.sentences == ("At 3 of 3 points d_repr is at most d_data.",)
 
 
-def test_the_published_table_says_what_its_answers_hang_on(published):
+def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):
     found = dict(zip(QUESTIONS, findings(published), strict=True))
-    assert found["exponent"].caveats[0] == (
-        "Hangs most on prostate, which carries 49% of the weight: without it, the slope is 1.78 "
-        "instead of "
-        "9.47."
+    assert found["exponent"].notes[0] == (
+        "The most influential dataset is prostate: without it, the slope is 1.78 instead of 9.47. "
+        "It carries 49% of the weight."
     )
     assert (
-        "without it, the slope on log K_F is 0.111 instead of 1.01" in found["sharpness"].caveats[0]
+        "without it, the slope on log K_F is 0.111 instead of 1.01" in found["sharpness"].notes[0]
     )
-    assert "without it, the slope on 1/d is −8.28 instead of −29.3" in found["dimension"].caveats[0]
+    assert "without it, the slope on 1/d is −8.28 instead of −29.3" in found["dimension"].notes[0]
     rows = published_table().dropna(subset=["fgsm_2_loss_gain"]).set_index("dataset")
     said = re.fullmatch(
-        r"Hangs most on (\w+): without it, r is ([\d.]+) instead of 0.636\.",
-        *found["attacks"].caveats,
+        r"The most influential dataset is (\w+): without it, r is ([\d.]+) instead of 0.636\.",
+        *found["attacks"].notes,
     )
-    kept = rows.drop(index=said[1])[["fgsm_2_loss_gain", "label_sharpness", "domain"]]
-    moved = kept.drop(columns="domain") - kept.groupby("domain").transform("mean")
-    assert float(said[2]) == pytest.approx(moved.corr().iloc[0, 1], abs=5e-4)
+    others = rows.drop(index=said[1])[["fgsm_2_loss_gain", "label_sharpness", "domain"]]
+    residuals = others.drop(columns="domain") - others.groupby("domain").transform("mean")
+    assert float(said[2]) == pytest.approx(residuals.corr().iloc[0, 1], abs=5e-4)
     # The unequal scales of K_F stand where K_F is asked about.
     assert any(
         "K_F is compared over unequal scales as it stands" in text
-        for text in found["sharpness"].caveats
+        for text in found["sharpness"].notes
     )
 
 
 def test_the_published_table_answers_from_the_published_loss_gains(published):
     found = findings(published)[3]
-    assert found.verdict == "not established"
+    assert found.verdict == "undecided"
     assert (
-        "r = 0.636 (95 % interval 0.0104 to 0.904) for FGSM at 2/255 on a model not stated"
+        "r = 0.636 (95 % interval 0.0104 to 0.904), for FGSM at 2/255 on a model not stated"
         in found.answer
     )
 
 
-def test_claims_are_counted_and_the_rest_is_called_exploratory(published):
-    """As many as there are verdicts; the exponent's has two tests behind it."""
-    assert family(published).startswith(
-        "0 of 4 headline questions that could be tested are answered"
-    )
-    assert "over their 5 tests (Holm)" in family(published)
-    assert family(published).endswith("in this report, compression too, is exploratory.")
+def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
+    """The question on the fall with N has two tests behind it."""
+    assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
+    assert family(published).endswith("Everything else here is exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):
     lines = summary(published)
-    assert len(lines) <= 24
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
-    text = " ".join(lines)
-    assert text.count("NOT ESTABLISHED: ") == text.count(" of such studies.") == 4
-    assert "153 of 261 points lie at guessing" in text
+    text = " ".join(" ".join(lines).split())
+    assert text.count("UNDECIDED: ") == 4
+    assert text.count("djusted p") == 1
+    assert "153 of 261 points are at chance level" in text
+
+
+def test_the_first_screen_says_in_three_sentences_what_was_done_found_and_means(published):
+    assert what_was_found(published) == (
+        "7 networks learned 11 datasets in 261 trainings.",
+        "No effect was detected: 4 questions that could be tested are undecided.",
+        "This does not show that there is none; each answer says which effects are compatible "
+        "with these data.",
+    )
+    clear = what_was_found(fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02)))
+    assert clear[1].startswith("Found: The loss rises with ")
+    single = what_was_found(fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0)))
+    assert "1 dataset" in single[0]
 
 
 @pytest.mark.parametrize("num", [1, 2, 6])
@@ -293,7 +314,7 @@ def test_a_summary_never_needs_more_than_its_lines(num):
     lines = summary(
         fit_scaling_laws(table.assign(dataset=names, data_mode=["x", "y"] * (len(table) // 2)))
     )
-    assert len(lines) <= 24
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
 
 
@@ -309,6 +330,7 @@ def test_what_was_seen_is_a_row_a_dataset():
     hard = table["dataset"] == "medical0"
     table = table.assign(
         test_loss=np.where(hard, 0.6, 0.1),
+        test_accuracy=np.where(hard, 0.5, 0.9),
         d_data_mle=np.where(table["dataset"] == "natural1", 20.0, 10.0),
         label_sharpness=np.where(hard, 1e-3, 1e-4),
         fgsm_8_loss_gain=np.where(hard, 9.0, 1.0),
@@ -330,7 +352,7 @@ def test_what_was_seen_is_a_row_a_dataset():
     )  # as one that stopped halfway
     fits = fit_scaling_laws(stopped)
     assert seen_table(fits).rows[1][3] == "0.0002"  # a mean over pairs, not over trials
-    figure, _ = dataset_properties(prepare(stopped).points, fits)
+    figure = dataset_properties(prepare(stopped).points, fits).figure
     bars = [sorted(bar.get_width() for bar in axes.patches) for axes in figure.axes]
     assert bars == [
         sorted(d.d_data for d in fits.datasets),
@@ -351,7 +373,7 @@ def test_what_was_seen_is_a_row_a_dataset():
         "10",
         "0.001",
         "1,750",
-        "0.6 (at guessing)",
+        "0.6 (at chance level)",
         "9",
     )
 
@@ -364,46 +386,43 @@ def test_an_interval_shows_the_figures_that_tell_its_ends_apart():
 
 
 @pytest.mark.parametrize(
-    ("p", "adjusted_p", "bounds", "said"),
+    ("value", "p", "adjusted_p", "bounds", "verdict"),
     [
-        (0.1, 0.2, (-1.0, 2.0), "adjusted p = 0.2, above 0.05"),
-        (0.046, 0.18, (1.0, 2.0), "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides"),
-        (
-            0.06,
-            0.18,
-            (1.0, 2.0),
-            (
-                "p = 0.06 alone (by resampling, unlike the interval); adjusted p = 0.18, above "
-                "0.05, "
-                "decides"
-            ),
-        ),
-        (0.01, 0.03, (-1.0, 2.0), "adjusted p = 0.03, but the interval holds 0"),
-        (0.01, 0.03, None, "adjusted p = 0.03, but without an interval"),
-        (1e-6, 1e-5, (1.0, 2.0), "adjusted p < 0.001"),
-        (None, None, (1.0, 2.0), "not tested"),
+        (1.5, 0.001, 0.01, (1.0, 2.0), "supported"),
+        (-1.5, 0.001, 0.01, (-2.0, -1.0), "contradicted"),
+        (1.5, 0.046, 0.18, (1.0, 2.0), "undecided"),
+        (1.5, 0.01, 0.03, (-1.0, 2.0), "undecided"),
+        (1.5, 0.01, 0.03, None, "undecided"),
+        (1.5, None, None, (1.0, 2.0), "not testable"),
+        (None, None, None, None, "not testable"),
     ],
 )
-def test_what_is_not_established_says_why(p, adjusted_p, bounds, said):
-    """An interval that leaves 0 out stands beside the p that it belongs to, not beside another
-    alone."""
-    assert decided(p, adjusted_p, bounds) == said
+def test_a_verdict_needs_the_adjusted_p_and_the_interval(value, p, adjusted_p, bounds, verdict):
+    """An unknown p-value or interval decides nothing."""
+    answer = Answer(
+        question=Question(key="any"),
+        value=value,
+        p_value=p,
+        adjusted_p=adjusted_p,
+        interval=bounds,
+    )
+    assert answer.verdict == verdict
 
 
 def test_equal_losses_and_properties_are_said_in_words():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2)
     same = answers(table.assign(d_data_mle=8.0, label_sharpness=1e-4))
     assert "1/d and the domain label do not vary enough" in same["sharpness"].answer
-    flat = answers(table.assign(test_loss=0.5))
+    flat = answers(table.assign(test_loss=0.5, test_accuracy=np.nan))
     assert flat["exponent"].answer == "This cannot be tested: the losses are the same at every N."
     assert "0 to 0" not in " ".join(finding.answer for finding in flat.values())
 
 
-def test_slopes_that_guessing_flattens_are_refused():
+def test_slopes_that_chance_level_flattens_are_refused():
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
-    held = table.assign(test_loss=np.log(2) * np.tanh(table["test_loss"] * 2 / np.log(2)))
-    found = answers(held)["sharpness"]
+    bent = np.log(2) * np.tanh(table["test_loss"] * 2 / np.log(2))
+    found = answers(table.assign(test_loss=bent, test_accuracy=0.5))["sharpness"]
     assert re.search(
-        r"the losses of \d+ of 36 points lie at guessing, which flattens slopes", found.answer
+        r"the losses of \d+ of 36 points are at chance level, which flattens slopes", found.answer
     )
-    assert found.to_add == "train until losses leave guessing"
+    assert found.to_add == "train until losses fall below chance level"

@@ -10,13 +10,16 @@ import pytest
 import statsmodels.api as sm
 from mlflow.utils.validation import _validate_metric_name
 
-from orchestrator.analysis import table as t
+from orchestrator.analysis.chance_ceiling import why_flattened
 from orchestrator.analysis.findings import findings
-from orchestrator.analysis.fits import fit_height, fit_scaling_laws, prepare
-from orchestrator.analysis.guessing import flattened
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.headline import ATTACKS, SHARPNESS, with_p_values
+from orchestrator.analysis.law_fits.heights import fit_height
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
-from orchestrator.analysis.tables import claim_table, fit_tables, not_fitted, seen_table
+from orchestrator.analysis.results_tables.points import WORDS
+from orchestrator.analysis.tables.of_fits import answer_table, fit_tables, not_fitted
+from orchestrator.analysis.tables.of_trials import seen_table
 from tests.synthetic import synthetic_table
 
 
@@ -41,7 +44,7 @@ def test_the_headline_is_least_squares_over_datasets():
         x = np.column_stack([1 / last["d_data_mle"], sharpness, label])
         return sm.OLS(means["log_loss"].to_numpy()[keep], sm.add_constant(x)[keep]).fit()
 
-    fit = fit_scaling_laws(table).find("headline")
+    fit = fit_scaling_laws(table).headline()
     assert fit.terms == ("inverse_d", "log_sharpness", "is_medical")
     everything = theirs(np.ones(12, dtype=bool))
     assert [e.value for e in fit.estimates] == pytest.approx(everything.params[1:])
@@ -53,61 +56,57 @@ def test_the_headline_is_least_squares_over_datasets():
 
 def test_the_headline_leaves_out_what_cannot_be_asked():
     table = synthetic_table(trial_std=0.2)
-    assert fit_scaling_laws(table[table["domain"] == "medical"]).find("headline").terms == (
+    assert fit_scaling_laws(table[table["domain"] == "medical"]).headline().terms == (
         "inverse_d",
         "log_sharpness",
     )
     mixed = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
     fits = fit_scaling_laws(mixed)
-    assert fits.find("headline").terms == ("inverse_d", "is_medical")
+    assert fits.headline().terms == ("inverse_d", "is_medical")
     assert {"dimension", "exponent", "exponent_below_bound", "attacks_on_sharpness"} == {
-        claim.key for claim in fits.claims
+        answer.question.key for answer in with_p_values(fits.answers)
     }
     bare = fit_scaling_laws(table.assign(label_sharpness=np.nan))
-    assert bare.find("headline").terms == ("inverse_d", "is_medical")
+    assert bare.headline().terms == ("inverse_d", "is_medical")
 
 
 def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answer():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2, models=("a", "b"))
     asked, everything = fit_scaling_laws(table), explored(table)
-    assert asked.claims == everything.claims
+    assert asked.answers == everything.answers
     assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
     assert len(asked.fits) < len(everything.fits) / 1.5
-    assert everything.find("exponent", model="a").status == "ok"
+    assert everything.exponent(model="a").status == "ok"
 
 
 def test_other_models_change_no_fit_of_one_model():
     table = synthetic_table(num_natural=3, num_medical=3, trial_std=0.3, models=("a", "b"))
     alone, both = explored(table[table["model"] == "a"]), explored(table)
-    for kind in ("headline", "exponent"):
-        assert alone.find(kind, model="a") == both.find(kind, model="a")
+    assert alone.headline("a") == both.headline("a")
+    assert alone.exponent("a") == both.exponent("a")
 
 
 def test_an_empty_table_gives_no_fit_and_no_error():
     fits = fit_scaling_laws(synthetic_table().head(0))
-    assert (fits.num_trials, fits.fits, fits.claims) == (0, (), ())
-    assert fits.find("headline").reason == "no usable trial"
+    assert (fits.num_trials, fits.fits, [*with_p_values(fits.answers)]) == (0, (), [])
+    assert fits.headline().reason == "no usable trial"
     assert any("No medical dataset" in caveat for caveat in fits.caveats)
 
 
 def test_too_little_is_refused_in_words_with_what_is_needed():
-    three = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=1)).find("headline")
+    three = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=1)).headline()
     assert three.reason == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
     assert (three.num_datasets, three.num_needed) == (3, 5)
     one = explored(synthetic_table(num_natural=1, num_medical=0))
-    assert (
-        one.find("exponent").reason
-        == "1 dataset with two train sizes and d_data, at least 3 needed"
-    )
+    assert one.exponent().reason == "1 dataset with two train sizes and d_data, at least 3 needed"
 
 
 def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "2 natural datasets: a trend from one natural dataset to the next, unlike one over N "
-        "within them, "
-        "cannot be told from the peculiarities of these; at least 5 are needed.",
-        "One model and seed alone: nothing tells what another would have changed.",
+        "With only 2 natural datasets, a trend across them cannot be separated from differences "
+        "between these 2. Add at least 3.",
+        "There is only one model and seed: another one could give other results.",
     )
     more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
     assert fit_scaling_laws(more).caveats == ()
@@ -118,7 +117,7 @@ def test_measures_equal_up_to_rounding_explain_nothing():
         d_data_mle=7.3, label_sharpness=0.1 + 0.2
     )
     fits = explored(table)
-    assert fits.find("headline").reason == (
+    assert fits.headline().reason == (
         "1/d and the domain label do not vary enough, or only together, to tell coefficients apart"
     )
     sharpness = fit_height(prepare(table).points, fits.sharpness_scale, ("log_sharpness",))
@@ -127,20 +126,20 @@ def test_measures_equal_up_to_rounding_explain_nothing():
 
 def test_nothing_to_fit_is_said_without_the_names_of_our_fits():
     fits = explored(synthetic_table().assign(status="diverged"))
-    assert fits.find("exponent", model="resnet18").reason == "no usable trial of resnet18"
+    assert fits.exponent(model="resnet18").reason == "no usable trial of resnet18"
 
 
 def test_datasets_without_a_measure_are_not_counted():
     table = synthetic_table()
     table.loc[table["dataset"] == "natural0", "d_data_mle"] = np.nan
-    assert fit_scaling_laws(table).find("headline").num_datasets == 11
+    assert fit_scaling_laws(table).headline().num_datasets == 11
 
 
 def test_unequal_channels_refuse_what_compares_sharpness_and_only_that():
     fits = explored(published_table())
     assert not fits.sharpness_scale.comparable
     assert "3 channels, range 255: cifar10, imagenet, svhn" in fits.sharpness_scale.note
-    assert fits.find("exponent", model="resnet34").status == "ok"
+    assert fits.exponent(model="resnet34").status == "ok"
     few = synthetic_table(num_natural=3, num_medical=3, models=("a",))
     few["sharpness_channels"] = np.where(few["domain"] == "medical", 1, 3)
     assert {
@@ -182,16 +181,29 @@ def test_below_four_datasets_no_correlation_is_given_and_those_there_are_counted
         assert not any(table.key == "attacks" for table in fit_tables(explored(table)))
 
 
+def test_k_f_is_compared_with_gains_at_equal_n():
+    """K_F grows with N: a dataset that has large N alone would have too high a mean."""
+    table = synthetic_table(num_natural=6, num_medical=0, train_sizes=(250, 1000, 4000))
+    sharpness = table.groupby("dataset")["label_sharpness"].transform("mean")
+    grown = sharpness + 1e-4 * np.log(table["train_size"] / 250)
+    table = table.assign(label_sharpness=grown, fgsm_8_loss_gain=1e4 * sharpness)
+    is_small = (table["dataset"] == "natural0") & (table["train_size"] < 4000)
+    fits = fit_scaling_laws(table[~is_small])
+    r = fits.attack("fgsm_8_loss_gain", model="resnet18").estimate("r")
+    assert r.value == pytest.approx(1)
+    assert [*r.left_out.values()] == pytest.approx([1] * 6)
+
+
 def test_a_loss_gain_that_never_varies_is_no_correlation():
     table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
-    found = fit_scaling_laws(table).find("attack", response="fgsm_1_loss_gain")
+    found = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")
     assert "same value everywhere" in found.reason
 
 
 def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_number():
     fits = fit_scaling_laws(synthetic_table(trial_std=0.3, dataset_std=0.3))
-    headline_fit, exponent = fits.find("headline"), fits.find("exponent")
-    found = {claim.key: claim for claim in fits.claims}
+    headline_fit, exponent = fits.headline(), fits.exponent()
+    found = {answer.question.key: answer for answer in fits.answers}
     sharpness = headline_fit.estimate("log_sharpness")
     assert found["sharpness_beyond_label"].p_value == max(sharpness.p_value, sharpness.resampled_p)
     assert found["exponent"].p_value == max(
@@ -199,7 +211,7 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
     )
     smallest = min(found.values(), key=lambda claim: claim.p_value)
     assert smallest.adjusted_p == pytest.approx(min(1, 5 * smallest.p_value))
-    assert all(claim.established == (claim.adjusted_p <= 0.05) for claim in fits.claims)
+    assert all(answer.is_decided == (answer.adjusted_p <= 0.05) for answer in fits.answers)
 
 
 def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
@@ -215,10 +227,12 @@ def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
         fits = fit_scaling_laws(
             table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)])
         )
-        claim, answer = fits.claim("attacks_on_sharpness"), findings(fits)[3]
-        assert claim.established == (answer.verdict == "established")
-        assert ("loss gained by attacks" in str(claim_table(fits).rows)) == (claim is not None)
-        parted += claim.adjusted_p <= 0.05 and not claim.established
+        claim, answer = fits.answer(ATTACKS), findings(fits)[3]
+        assert claim.verdict == answer.verdict
+        assert ("of the loss gained with K_F" in str(answer_table(fits).rows)) == (
+            claim is not None
+        )
+        parted += claim.adjusted_p <= 0.05 and not claim.is_decided
     assert parted
 
 
@@ -235,8 +249,8 @@ def test_trials_without_a_loss_still_count_for_representations():
     table = synthetic_table().assign(test_loss=np.nan)
     fits = fit_scaling_laws(table)
     assert fits.num_used == 0
-    assert fits.find("headline").status == "not_enough_data"
-    assert fits.find("representation").num_points == len(table)
+    assert fits.headline().status == "not_enough_data"
+    assert fits.representation().num_points == len(table)
 
 
 def test_the_exponent_is_shown_for_other_choices_of_d():
@@ -245,21 +259,19 @@ def test_the_exponent_is_shown_for_other_choices_of_d():
         d_data_mle_k5=table["d_data_mle"] * 0.9, d_data_mle_k10=table["d_data_mle"] * 1.1
     )
     fits = explored(table)
-    exponent = fits.find("exponent").estimates[0].value
+    exponent = fits.exponent().estimates[0].value
     # exponent · d is proportional to d.
     for variant, factor in (("5 neighbours", 0.9), ("10 neighbours", 1.1), ("TwoNN", 1.1)):
-        assert fits.find("exponent", variant=variant).estimates[0].value == pytest.approx(
-            factor * exponent
-        )
+        assert fits.exponent(variant=variant).estimates[0].value == pytest.approx(factor * exponent)
     bare = explored(table.drop(columns="d_data_mle_k5"))
-    assert bare.find("exponent", variant="5 neighbours").status == "not_enough_data"
+    assert bare.exponent(variant="5 neighbours").status == "not_enough_data"
     assert not [
         fit for fit in bare.fits if fit.variant == "5 neighbours"
     ]  # not measured, so not asked
     few = explored(
         table.assign(d_data_twonn=table["d_data_twonn"].where(table["dataset"] == "natural0"))
     )
-    found = few.find("exponent", variant="TwoNN").reason
+    found = few.exponent(variant="TwoNN").reason
     assert found == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
 
 
@@ -274,71 +286,99 @@ def test_refusals_are_one_line_and_never_rows():
     assert not any(fit.reason in cell for fit in refused for cell in rows)
 
 
-# Guessing
+# Chance level
 
 
 def bent(table):
-    """The same table, its losses bent so that none passes guessing."""
+    """The same table, its losses bent so that none passes the chance loss."""
     return table.assign(test_loss=np.log(2) * np.tanh(table["test_loss"] / np.log(2)))
 
 
-def test_every_count_of_guessing_is_the_same_one():
+def test_every_count_of_chance_level_is_the_same_one():
     """One page used to say "4 of 24" and "5 of 24" of the same points."""
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
-    held = bent(table.assign(test_loss=table["test_loss"] * 2))
+    held = bent(table.assign(test_loss=table["test_loss"] * 2, test_accuracy=0.5))
     held.loc[held.index[:2], "test_loss"] = 0.9
     num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
     fits = explored(held)
-    assert fits.num_at_guessing == num
-    assert fits.caveats[0].startswith(f"{num} of 36 points lie at guessing between two classes")
+    assert fits.num_at_chance_level == num
+    assert fits.caveats[0].startswith(
+        f"{num} of 36 points are at chance level: their loss is 0.8 ln"
+    )
     reason = (
-        f"the losses of {num} of 36 points lie at guessing, which flattens slopes by an "
+        f"the losses of {num} of 36 points are at chance level, which flattens slopes by an "
         "unknown amount"
     )
-    for fit in (fits.find("headline"), fits.find("height", "is_medical")):
+    for fit in (fits.headline(), fits.height("is_medical")):
         assert (fit.status, fit.reason) == ("refused", reason)
-    assert fits.claim("sharpness_beyond_label") is None
+    assert fits.answer(SHARPNESS).verdict == "not testable"
 
 
-def test_guessing_is_that_of_the_classes_that_a_network_told_apart():
+def test_chance_level_is_that_of_the_classes_that_a_network_told_apart():
     """Losses of 0.5 to 0.72 are next to nothing of two classes, and much of ten."""
-    table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1)
+    table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1).assign(test_accuracy=0.1)
     low = table["test_loss"].rank() / len(table)
     two, ten = (
         fit_scaling_laws(table.assign(test_loss=0.5 + 0.22 * low, num_classes=n)) for n in (2, 10)
     )
-    assert (two.num_at_guessing, two.find("headline").status) == (28, "refused")
-    assert (ten.num_at_guessing, ten.find("headline").status) == (0, "ok")
-    assert ["guessing" in str(row) for row in seen_table(ten).rows] == [False] * 12
+    assert (two.num_at_chance_level, two.headline().status) == (28, "refused")
+    assert (ten.num_at_chance_level, ten.headline().status) == (0, "ok")
+    assert ["chance" in str(row) for row in seen_table(ten).rows] == [False] * 12
     beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
-    assert (
-        "lie at guessing between their classes (a loss from 0.8 ln of their number on)"
-        in beyond.caveats[0]
-    )
+    assert "are at chance level: their loss is 0.8 ln n or more for n classes" in beyond.caveats[0]
 
 
-def test_pairs_of_a_dataset_weigh_as_one_where_guessing_is_judged():
+def test_pairs_of_a_dataset_weigh_as_one_where_a_ceiling_is_judged():
     pairs = synthetic_table(
         num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,)
     )
     single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
-    points = prepare(
-        pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)])
-    ).points
-    assert flattened(points) == (
-        "the losses of 1 of 3 points lie at guessing, which flattens slopes by an unknown amount"
+    other = synthetic_table(num_natural=0, num_medical=2, train_sizes=(500,)).iloc[1:]
+    at_chance = pd.concat([single, other]).assign(test_loss=0.69, test_accuracy=0.5)
+    points = prepare(pd.concat([pairs.assign(test_loss=0.01), at_chance])).points
+    assert why_flattened(points) == (
+        "the losses of 2 of 4 points are at chance level, which flattens slopes by an unknown "
+        "amount"
     )
 
 
-def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
+def test_losses_that_pass_chance_level_freely_are_not_held_down_by_it():
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=1.0, trial_std=0.3)
-    fits = fit_scaling_laws(table.assign(test_loss=table["test_loss"] * 2))
-    assert fits.num_at_guessing > 10
-    assert fits.find("height", "is_medical").status == "ok"
-    assert fits.find("exponent").num_at_guessing == 0
+    table = table.assign(test_loss=table["test_loss"] * 2, test_accuracy=0.5)
+    fits = fit_scaling_laws(table)
+    assert fits.num_at_chance_level > 10
+    assert fits.height("is_medical").status == "ok"
+    assert fits.exponent().num_at_chance == 0
 
 
-def test_curves_that_are_flat_only_at_guessing_have_no_exponent():
+def test_one_point_at_chance_level_blanks_no_question():
+    """Of eight points one is 12 %, more than the tenth that makes a ceiling of several."""
+    table = synthetic_table(num_natural=4, num_medical=4, train_sizes=(500,), trial_std=0.2)
+    table["test_loss"] /= 10
+    table["test_accuracy"] = 0.9
+    table.loc[table.index[0], ["test_loss", "test_accuracy"]] = (0.69, 0.5)
+    fits = fit_scaling_laws(table)
+    assert (fits.num_at_chance_level, fits.headline().status) == (1, "ok")
+    table.loc[table.index[1], ["test_loss", "test_accuracy"]] = (0.69, 0.5)
+    assert fit_scaling_laws(table).headline().status == "refused"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "auc", "is_over_confident"),
+    [(0.5, np.nan, False), (0.69, np.nan, True), (0.6, 0.85, True), (np.nan, np.nan, False)],
+)
+def test_a_high_loss_of_a_network_that_learned_is_over_confidence(accuracy, auc, is_over_confident):
+    table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
+    rows = table.assign(test_loss=0.835, test_accuracy=accuracy, auc=auc)
+    fits = fit_scaling_laws(rows)
+    said = "are over-confident" if is_over_confident else "are at chance level"
+    assert f"12 of 12 points {said}" in fits.caveats[0]
+    assert fits.num_at_chance_level == (0 if is_over_confident else 12)
+    shown = "0.835 (over-confident)" if is_over_confident else "0.835 (at chance level)"
+    assert shown in seen_table(fits).rows[0]
+
+
+def test_curves_that_are_flat_only_at_chance_level_have_no_exponent():
     table = synthetic_table(
         num_natural=6, num_medical=6, train_sizes=(10, 30, 100, 1000, 4000, 16000)
     )
@@ -347,20 +387,21 @@ def test_curves_that_are_flat_only_at_guessing_have_no_exponent():
 
     def exponent_of(exponent, start=1.0):
         """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of
-        guessing."""
+        the chance loss."""
         fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
         losses = start * np.log(2) * np.exp(noise - fall)
-        return fit_scaling_laws(table.assign(d_data_mle=d, test_loss=losses)).find("exponent")
+        rows = table.assign(d_data_mle=d, test_loss=losses, test_accuracy=np.nan)
+        return fit_scaling_laws(rows).exponent()
 
     near = exponent_of(1.2)
     assert near.reason == (
-        "0 datasets with two train sizes and d_data whose losses are clear of guessing, at least 3 "
-        "needed"
+        "0 datasets with two train sizes and d_data whose losses are clear of chance level, at "
+        "least 3 needed"
     )
-    assert (near.num_curves, near.num_at_guessing) == (12, 12)
+    assert (near.num_curves, near.num_at_chance) == (12, 12)
     late = exponent_of(12.0)
     assert late.estimates[0].value == pytest.approx(12, abs=0.1)
-    assert late.num_points == (12 - late.num_at_guessing) * 3
+    assert late.num_points == (12 - late.num_at_chance) * 3
 
 
 @pytest.mark.filterwarnings("error")
@@ -369,22 +410,22 @@ def test_losses_that_are_all_the_same_give_no_slope_and_no_interval():
     fits = explored(table)
     of_losses = [fit for fit in fits.fits if fit.kind in ("headline", "height", "exponent")]
     assert {fit.status for fit in of_losses} == {"not_enough_data"}
-    assert fits.find("exponent").reason == "the losses are the same at every N"
+    assert fits.exponent().reason == "the losses are the same at every N"
 
 
 def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height():
     table = synthetic_table(dataset_std=0.3)
     table["test_loss"] = table.groupby("dataset")["test_loss"].transform("mean")
     fits = fit_scaling_laws(table)
-    assert fits.find("exponent").reason == "the losses are the same at every N"
-    assert fits.find("height", "is_medical").status == "ok"
+    assert fits.exponent().reason == "the losses are the same at every N"
+    assert fits.height("is_medical").status == "ok"
 
 
 def test_datasets_that_share_no_cell_are_not_compared():
     table = synthetic_table(num_natural=6, num_medical=0, trial_std=0.2)
     modes = np.where(np.arange(len(table)) % 2 == 0, "corrected", "as_released")
     assert "share no model, train size and data mode" in (
-        fit_scaling_laws(table.assign(data_mode=modes)).find("headline").reason
+        fit_scaling_laws(table.assign(data_mode=modes)).headline().reason
     )
 
 
@@ -396,9 +437,10 @@ def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
         assert found[f"best_test_loss/{name}"] == min(
             table.loc[table["dataset"] == name, "test_loss"]
         )
-    for claim in fits.claims:
-        assert found[f"claim/{claim.key}/adjusted_p"] == claim.adjusted_p
-    assert len(found) == table["dataset"].nunique() + 2 * len(fits.claims)
+    answers = [*with_p_values(fits.answers)]
+    for answer in answers:
+        assert found[f"claim/{answer.question.key}/adjusted_p"] == answer.adjusted_p
+    assert len(found) == table["dataset"].nunique() + 2 * len(answers)
     for name in found:
         _validate_metric_name(name)
-    assert t.WORDS["inverse_d"] == "1/d"
+    assert WORDS["inverse_d"] == "1/d"

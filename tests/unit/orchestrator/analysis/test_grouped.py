@@ -11,7 +11,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis.figures import draw_groups
+from orchestrator.analysis.figures.of_groups import draw_groups
 from orchestrator.analysis.grouped_tables.design import LEVELS, Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups, fit_user_table
 from orchestrator.analysis.grouped_tables.user_table import read_user_table
@@ -305,7 +305,7 @@ def test_nothing_to_find_is_found_in_few_tables(drawn, groups):
     design = Design("loss", ("d",), groups)
     fits = [fit_groups(drawn(np.random.default_rng([seed, 20])), design) for seed in range(120)]
     levels = LEVELS[: 1 if drawn is folds else 2]
-    assert sum(any(fit.find(level, "d").established for level in levels) for fit in fits) <= 12
+    assert sum(any(fit.find(level, "d").is_significant for level in levels) for fit in fits) <= 12
     shared = "8 names in fold and run taken for a different group in each"
     assert all(shared in " ".join(fit.remarks) for fit in fits) == (drawn is folds)
 
@@ -360,7 +360,7 @@ def test_what_cannot_be_told_says_why_and_claims_nothing(change, level, message)
     fit = fit_groups(change(rows()), PLAIN)
     slope = fit.find(level, "d")
     assert message in slope.reason
-    assert not slope.established
+    assert not slope.is_significant
     assert slope.reason in fit.sentence("d")
 
 
@@ -563,7 +563,7 @@ def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, sh
         table = table.assign(site=np.array(few)[site], scanner=np.array(many)[scanner])
         design = Design("y", ("x",), ("site", "scanner"))
         fit = fit_groups(table, design)
-        num_found += any(slope.established for slope in fit.slopes)
+        num_found += any(slope.is_significant for slope in fit.slopes)
         if not seed:
             apart = fit_groups(table.assign(site="of " + table["site"]), design)
             for level in ("within", "between"):
@@ -608,4 +608,4 @@ def test_as_many_groups_as_rows_are_fitted_as_by_hand(groups):
     assert slope.left_out["17"] == pytest.approx(
         sm.OLS(without["loss"], sm.add_constant(without["d"])).fit().params["d"], rel=1e-9
     )
-    assert slope.established
+    assert slope.is_significant

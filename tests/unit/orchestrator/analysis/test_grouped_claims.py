@@ -106,8 +106,8 @@ def test_shocks_of_models_are_seldom_taken_for_a_relation(tmp_path):
     for seed in range(60):
         table = bench(seed, num_names=20).drop(columns=["layer", "params", "note"])
         fit = fitted(tmp_path, table)
-        claims += any(slope.established for slope in fit.slopes)
-        unaware += fit_groups(table, BENCH).find("within", "dimension").established
+        claims += any(slope.is_significant for slope in fit.slopes)
+        unaware += fit_groups(table, BENCH).find("within", "dimension").is_significant
     assert claims <= 8
     assert unaware >= 15
 
@@ -115,7 +115,7 @@ def test_shocks_of_models_are_seldom_taken_for_a_relation(tmp_path):
 def test_a_relation_beside_an_unnamed_column_is_still_found(tmp_path):
     table = bench(shock=0.5).assign(score=lambda own: own["score"] + 0.5 * own["dimension"])
     fit = fitted(tmp_path, table.drop(columns=["layer", "params", "note"]))
-    assert fit.find("within", "dimension").established
+    assert fit.find("within", "dimension").is_significant
 
 
 def test_the_excess_of_a_crossing_column_is_that_of_two_way_clustering():
@@ -169,7 +169,7 @@ def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
     claims, naive = 0, 0
     for seed in range(100):
         table = few_rows(seed)
-        claims += fit_groups(table, design).find("between", "x").established
+        claims += fit_groups(table, design).find("between", "x").is_significant
         means = table.groupby("g").mean()
         naive += stats.pearsonr(means["x"], means["y"]).pvalue <= 0.05
     assert claims <= 11
@@ -179,7 +179,7 @@ def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
 def test_a_slope_between_groups_of_three_rows_is_found_and_unbiased():
     design = Design("y", ("x",), ("g",))
     fits = [fit_groups(few_rows(seed, between=-1.0), design) for seed in range(40)]
-    assert sum(fit.find("between", "x").established for fit in fits) >= 20
+    assert sum(fit.find("between", "x").is_significant for fit in fits) >= 20
     assert np.median([fit.scatter[0].slope for fit in fits]) == pytest.approx(-1.0, abs=0.2)
     covered = [fit.scatter[0].interval[0] <= -1 <= fit.scatter[0].interval[1] for fit in fits]
     assert sum(covered) >= 34
@@ -190,7 +190,7 @@ def test_scatter_that_hides_all_is_said_and_nothing_is_claimed():
     table["x"] -= table.groupby("g")["x"].transform("mean") * 0.98
     fit = fit_groups(table, Design("y", ("x",), ("g",)))
     assert fit.scatter[0].slope is None
-    assert not fit.find("between", "x").established
+    assert not fit.find("between", "x").is_significant
     assert "too much to tell both apart, so nothing is claimed between groups" in fit.sentence("x")
 
 
@@ -206,7 +206,7 @@ def test_grunfelds_panel_is_answered():
     fit = fit_groups(grunfeld(), design)
     value, capital = (fit.find("within", name) for name in design.on)
     assert (value.value, capital.value) == pytest.approx((0.1101, 0.3101), abs=5e-5)
-    assert value.established
+    assert value.is_significant
     low, high = value.interval
     assert 0 < low < 0.075 < 0.145 < high < 0.25
     assert capital.p_value < 0.05
@@ -249,6 +249,6 @@ def test_one_group_of_most_rows_makes_no_claims_and_no_silence(num_groups):
         for slope in claims:
             own = slope + (slopes if slope == 0 else 0.2 * slopes)
             table = pd.DataFrame({"y": own[group] * x + error, "x": x, "g": group})
-            claims[slope] += fit_groups(table, design).find(LEVELS[0], "x").established
+            claims[slope] += fit_groups(table, design).find(LEVELS[0], "x").is_significant
     assert claims[0.0] <= 8
     assert claims[1.0] >= 40

@@ -8,11 +8,12 @@ import pytest
 from scipy import stats
 
 from benchmarks import null_interventions
+from orchestrator.analysis.experiments.interventions import fit_interventions
+from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.interventions import Arm, fit_interventions
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import number
 
 ARMS = tuple(
     Arm(f"w{world}_{name}", f"w{world}", moves)
@@ -89,7 +90,7 @@ def test_the_first_lines_tell_what_followed_with_its_interval():
         f"/ Δ log K_F = {number(found.value)}, 95 % interval {low} to {high} over 4 worlds; "
         "the law says 1"
     )
-    assert words in told.short
+    assert words in told.line
 
 
 def test_trials_of_arms_that_diverged_are_counted_in_the_answer():

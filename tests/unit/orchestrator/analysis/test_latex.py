@@ -1,6 +1,7 @@
 import pytest
 
-from orchestrator.analysis.tables import Table, escape, to_latex
+from orchestrator.analysis.tables.latex import escape, to_latex
+from orchestrator.analysis.tables.layout import Table
 
 TABLE = Table(
     "levels", "Height of K_F", "R² in %", ("model", "on", "value"), (("a_b", "1/d & K", "−0.5"),), 2

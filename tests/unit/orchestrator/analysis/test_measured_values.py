@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.analysis.prediction_inputs import check_scale, values_of
-from orchestrator.analysis.table import SharpnessScale
+from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 from search_spaces.errors import ConfigError
 
 

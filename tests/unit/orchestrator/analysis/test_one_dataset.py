@@ -56,7 +56,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "What do d_data and K_F decide?",
     ]
     assert found[0].answer.startswith(
-        "the lowest test loss at all 4 train sizes is that of small_cnn"
+        "The lowest test loss at all 4 train sizes is that of small_cnn"
     )
     assert "0.79 against 1.15 of resnet_tiny" in found[0].answer
     assert "With 1 seed, another training could change this" in found[0].answer
@@ -65,7 +65,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
 
 def test_what_needs_more_datasets_is_one_line_and_no_box_of_its_own():
     said = summary(fit_scaling_laws(table()))
-    assert sum("CANNOT BE TESTED" in line for line in said) == 1
+    assert sum("NOT TESTABLE" in line for line in said) == 1
     assert not any("1 medical dataset" in line or "No natural dataset" in line for line in said)
 
 

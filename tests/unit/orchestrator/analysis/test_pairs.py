@@ -22,13 +22,14 @@ from orchestrator.analysis.class_pairs import (
     R_HAT_AT_DELTA,
     R_HAT_FREE,
     fit_pairs,
+    pair_answer,
 )
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
+from orchestrator.analysis.number_formats import interval
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import interval
 
 CLASSES, SIZES = range(6), (20, 60, 180)
 
@@ -133,14 +134,14 @@ def test_any_table_with_two_columns_of_groups_is_refitted_without_each():
     assert slope.interval == pytest.approx(stats.t.interval(0.95, 5, slope.value, error), rel=1e-9)
 
 
-def test_what_follows_k_f_is_established_and_its_sign_is_told():
+def test_what_follows_k_f_is_significant_and_its_sign_is_told():
     slopes = found(table(exponent=1.0, on_k=1.0, noise=0.05))
-    assert slopes[LOSS].established
+    assert slopes[LOSS].is_significant
     assert slopes[LOSS].value == pytest.approx(1, abs=0.1)
     assert slopes["slope of log R̂ on log K_F at equal 1/d"].value == pytest.approx(-1, abs=0.1)
     assert slopes[EXPONENT_BEYOND].value == pytest.approx(slopes[EXPONENT].value - 1)
-    assert slopes[EXPONENT].established
-    assert not slopes[EXPONENT_BEYOND].established
+    assert slopes[EXPONENT].is_significant
+    assert not slopes[EXPONENT_BEYOND].is_significant
 
 
 def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
@@ -149,39 +150,35 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     by_estimand = {slope.on: slope for slope in fits.class_pairs}
     slopes = [by_estimand[name] for name in (EXPONENT, EXPONENT_BEYOND, LOSS, R_HAT_FREE)]
     found = findings(fits)[:5]
-    assert [finding.verdict == "established" for finding in found[:4]] == [
-        one.established for one in slopes
-    ]
-    assert found[2].short.startswith(f"{LOSS} is {slopes[2].value:.3g}, 95 % interval ")
-    assert found[3].short.startswith(f"{R_HAT_FREE} is −1, ")
+    assert [one.verdict for one in found[:4]] == [pair_answer(one).verdict for one in slopes]
+    assert f"{LOSS[:1].upper()}{LOSS[1:]} is {slopes[2].value:.3g} (95 % interval " in found[2].line
+    assert f"{R_HAT_FREE[:1].upper()}{R_HAT_FREE[1:]} is −1 (" in found[3].line
     reverse = findings(fit_scaling_laws(table(on_k=-1.0, noise=0.05)))
-    assert [one.badge for one in (*found[2:4], *reverse[2:4])] == [
-        "yes, established",
-        "yes, established",
-        "the reverse, established",
-        "the reverse, established",
-    ]
-    assert " without class " in found[2].short
-    assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
+    verdicts = [one.verdict for one in (*found[2:4], *reverse[2:4])]
+    assert verdicts == ["supported", "supported", "contradicted", "contradicted"]
+    assert found[2].claim == "Sharper labels go with a higher loss (6 classes)."
+    assert reverse[2].claim == "Sharper labels go with a lower loss (6 classes)."
+    assert "Without class " in found[2].line
+    assert f"Exponent b less the law's 1 is {slopes[1].value:.3g} (" in found[1].line
     d_data = 1 / (1 / rows["d_data_mle"]).mean()
     fall, high, low = (2 ** (-value / d_data) for value in (slopes[0].value, *slopes[0].interval))
-    assert found[0].short.endswith(f"; N doubled: loss × {fall:.3g} ({interval((low, high))})")
+    shown = f"Doubling N multiplies the loss by {fall:.3g} ({interval((low, high))})."
+    assert shown in found[0].line
     other = rows.assign(trial_id="other " + rows["trial_id"], dataset="another", d_data_mle=np.nan)
     beside = findings(fit_scaling_laws(pd.concat([rows, other], ignore_index=True)))[0]
-    assert beside.short == found[0].short
-    for k, what in ((2, "K_F doubled: loss"), (3, "K_F·δ doubled: R̂/δ")):
+    assert beside.line == found[0].line
+    for k, what in ((2, "K_F multiplies the loss"), (3, "K_F·δ multiplies R̂/δ")):
         by, low, high = (2**value for value in (slopes[k].value, *slopes[k].interval))
-        assert found[k].short.endswith(f"; {what} × {by:.3g} ({interval((low, high))})")
-    assert {one.why for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
-    assert "p by Holm over 6 slopes" in family(fits)
+        assert f"Doubling {what} by {by:.3g} ({interval((low, high))})." in found[k].line
+    assert {one.reason for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
+    assert "p-values by Holm over 6 slopes" in family(fits)
     said = summary(fits)
-    assert not any("CANNOT BE TESTED" in line for line in said)
+    assert not any("NOT TESTABLE" in line for line in said)
     page = unescape(
         write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8")
     )
     assert (
-        "cannot be tested"
-        not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
+        "not testable" not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
     )
     for finding in found:
         assert finding.question in page
@@ -190,12 +187,12 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     assert {one["on"]: one["value"] for one in stored} == {
         name: slope.value for name, slope in by_estimand.items()
     }
-    assert len(said) <= 24
+    assert len(said) <= 40
     assert max(map(len, said)) <= 80
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_where_nothing_is_established_the_power_of_each_answer_is_said_in_a_screen(seed):
+def test_where_nothing_is_decided_the_power_of_each_answer_is_said_in_a_screen(seed):
     rng, rows = (
         np.random.default_rng(seed),
         table(exponent=0.0, noise=1.5, class_noise=1.0, seed=seed),
@@ -203,10 +200,11 @@ def test_where_nothing_is_established_the_power_of_each_answer_is_said_in_a_scre
     rows["r_hat_pred"], rows["fgsm_8_accuracy_drop"] = np.exp(rng.normal(size=(2, len(rows))))
     lines = summary(fit_scaling_laws(rows))
     said = " ".join(" ".join(lines).split())
-    assert said.count("NOT ESTABLISHED: ") == 6
-    assert said.count("about 80% of such studies would show ") == 5
-    assert said.count("no effect was detected") == 1
-    assert len(lines) <= 30
+    assert said.count("UNDECIDED: ") == 6
+    assert said.count("About 80 of 100 such studies would detect ") == 5
+    assert said.count("No effect was detected (") == 5
+    assert said.count("No effect was detected at equal mean distance") == 1
+    assert len(lines) <= 40
 
 
 def test_a_slope_that_units_alone_give_is_shown_and_claims_nothing():
@@ -214,13 +212,14 @@ def test_a_slope_that_units_alone_give_is_shown_and_claims_nothing():
     slopes, answers = found(rows), findings(fit_scaling_laws(rows))
     (robustness,) = [one for one in answers if "less robustness" in one.question]
     in_pixels = slopes[R_HAT]
-    assert robustness.short.startswith(f"{R_HAT_FREE} is −0.5, ")
-    assert robustness.caveats == (
+    assert f"{R_HAT_FREE[:1].upper()}{R_HAT_FREE[1:]} is −0.5 (" in robustness.line
+    assert robustness.notes == (
         f"In pixel units the {R_HAT} is −{-in_pixels.value:.3g} (95 % interval "
         f"{interval(in_pixels.interval)}), but units alone give −1: R̂ is a length, and K_F one "
         "over a length.",
     )
-    assert (in_pixels.adjusted_p, in_pixels.established) == (None, False)
+    assert (in_pixels.adjusted_p, in_pixels.is_significant) == (None, False)
+    assert pair_answer(in_pixels).verdict == "not testable"
 
 
 def test_what_goes_with_k_f_at_equal_mean_distance_is_one_answer():
@@ -228,10 +227,9 @@ def test_what_goes_with_k_f_at_equal_mean_distance_is_one_answer():
     slopes, answer = found(rows), findings(fit_scaling_laws(rows))[4]
     assert slopes[LOSS_AT_DELTA].value == pytest.approx(1, abs=0.1)
     assert slopes[R_HAT_AT_DELTA].value == pytest.approx(-1, rel=1e-6)
-    assert answer.badge == "something, established"
-    assert "; log loss rises with K_F, adjusted p" in answer.short
-    assert "; log R̂ falls with K_F, adjusted p" in answer.short
-    assert "accuracy lost" not in answer.short
+    assert answer.verdict == "supported"
+    assert "At equal δ, log loss rises with K_F. At equal δ, log R̂ falls with K_F." in answer.line
+    assert "accuracy lost" not in answer.line
 
 
 def test_at_equal_mean_distance_is_least_squares_with_that_column():
@@ -250,15 +248,15 @@ def test_without_mean_distances_the_questions_that_need_them_say_so():
     assert needing == {R_HAT_FREE, LOSS_AT_DELTA, R_HAT_AT_DELTA}
     assert {slopes[name].reason for name in needing} == {NO_DELTA}
     assert [slopes[name].value for name in needing] == [None] * 3
-    untested = [one for one in findings(fit_scaling_laws(rows)) if one.verdict[:6] == "cannot"]
-    assert [one.short for one in untested] == [NO_DELTA] * 2
-    assert slopes[LOSS].established
+    untested = [one for one in findings(fit_scaling_laws(rows)) if one.verdict == "not testable"]
+    assert [one.sentences for one in untested] == [(f"This cannot be tested: {NO_DELTA}.",)] * 2
+    assert slopes[LOSS].is_significant
     assert slopes[R_HAT].value is not None
 
 
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
     slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[LOSS] for seed in range(20)]
-    assert sum(slope.established for slope in slopes) <= 1
+    assert sum(slope.is_significant for slope in slopes) <= 1
 
 
 def test_tables_that_are_not_pairs_of_one_set_have_no_such_answer():

@@ -1,10 +1,14 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from orchestrator.analysis.experiments.interventions import judged
+from orchestrator.analysis.experiments.records import MOVED, Arm, Effect
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.inference import mean_interval, t_quantile
-from orchestrator.analysis.interventions import MOVED, Arm, Effect, judged
+from orchestrator.analysis.number_formats import in_hundred
 from orchestrator.analysis.power import (
     NO_CLAIM_BETWEEN_WORLDS,
     TRIAL_STD,
@@ -12,6 +16,8 @@ from orchestrator.analysis.power import (
     Design,
     Truth,
     design_of,
+    draw_table,
+    drawn_answers,
     drawn_fits,
     experiment_power,
     planned_power,
@@ -52,6 +58,46 @@ def test_without_errors_the_truth_is_found_exactly():
     assert exponent.estimates[0].value == pytest.approx(1.3 * grown)
 
 
+def test_simulated_answers_are_those_of_the_analysis_of_the_same_table():
+    """The power of a plan is that of its own analysis: equal estimates, p-values and verdicts."""
+    truth = Truth(dataset_std=0.1, trial_std=0.05)
+    for seed in range(3):
+        drawn = draw_table(SMALL, truth, np.random.default_rng(seed))
+        simulated = drawn_answers(SMALL, truth, np.random.default_rng(seed))
+        names = np.array([name for name, _, _ in SMALL.datasets])
+        table = pd.DataFrame(
+            {
+                "trial_id": np.arange(len(drawn.d)).astype(str),
+                "model": np.array(SMALL.models)[SMALL.model],
+                "dataset": names[SMALL.dataset],
+                "domain": np.array(SMALL.domains)[SMALL.dataset],
+                "class_pair": SMALL.subset.astype(str),
+                "train_size": np.array(SMALL.train_sizes)[SMALL.size],
+                "test_loss": np.exp(drawn.log_loss - drawn.log_loss.max() - 3),  # below chance
+                "d_data_mle": drawn.d,
+                "label_sharpness": np.exp(drawn.log_sharpness),
+            }
+        )
+        real = fit_scaling_laws(table).answers
+        for one, other in zip(simulated[:4], real[:4], strict=True):
+            assert one.verdict == other.verdict
+            assert one.value == pytest.approx(other.value)
+            assert one.interval == pytest.approx(other.interval)
+            if other.p_value <= 0.05:  # above it the simulation tries no permutation
+                assert one.p_value == pytest.approx(other.p_value)
+
+
+def test_attacks_of_a_plan_count_in_the_correction():
+    attacked = Design(SMALL.datasets, SMALL.models, SMALL.train_sizes, has_attacks=True)
+    truth = Truth(dataset_std=0.1, trial_std=0.05)
+    without = drawn_answers(SMALL, truth, np.random.default_rng(0))
+    beside = drawn_answers(attacked, truth, np.random.default_rng(0))
+    smallest = min(range(4), key=lambda k: without[k].p_value)
+    assert without[smallest].adjusted_p == pytest.approx(4 * without[smallest].p_value)
+    assert beside[smallest].adjusted_p == pytest.approx(5 * without[smallest].p_value)
+    assert design_of(plan_sweep(load_sweep("demo"))).has_attacks
+
+
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
     null = power(SMALL, truth=Truth(exponent=0, sharpness=0), num_tables=60)
     assert (
@@ -65,10 +111,10 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
 
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
     found = power(SMALL, effect="exponent", num_tables=20)
-    share = f"{found.adjusted['exponent']:.0%}"
-    assert (
-        f"8 datasets would claim it (± 11%): exponent of N within datasets (against none): {share}."
-        in (found.lines()[0])
+    share = in_hundred(found.adjusted["exponent"])
+    assert found.lines()[0] == (
+        "Power, if “exponent” is true, with 8 datasets (± 11%): exponent b of N^(−b/d) within "
+        f"datasets, against no fall: {share} such sweeps."
     )
     assert "d_data" not in found.lines()[0]
 
@@ -95,13 +141,13 @@ def test_what_a_design_cannot_test_is_said():
     ]
     plan = plan_sweep(load_sweep("demo", {"datasets": [*three, {"name": "mri_lesion"}]}))
     found = planned_power(plan, num_tables=20)
-    text = "loss on K_F, given 1/d and the domain label"
-    assert (
-        f"{text}: cannot be tested; exponent of N within datasets (against none): "
-        in found.lines()[0]
-    )
+    text = "slope of log loss on log K_F, given 1/d and the domain label"
+    assert f"{text}: cannot be tested; exponent b of N^(−b/d)" in found.lines()[0]
     note = found.table().note
-    assert f"cannot be tested: loss on 1/d, given K_F and the domain label; {text}." in note
+    assert (
+        f"cannot be tested: slope of log loss on 1/d, given K_F and the domain label; {text}."
+        in note
+    )
     assert set(found.alone) == {"exponent", "exponent_below_bound"}
 
 
@@ -130,9 +176,9 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
         "digits_base",
     ]
     found = planned_power(plan, num_tables=4)
-    assert found.experiment["num_worlds"] == 6
-    assert "6 worlds in which only K_F is moved tell it from 0 in" in found.lines()[0]
-    assert found.experiment["slope"] == 1
+    assert found.experiment.num_worlds == 6
+    assert "with 6 worlds in which only K_F is moved, " in found.lines()[0]
+    assert found.experiment.slope == 1
 
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
@@ -161,8 +207,8 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
     ]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)
     # Four standard errors of 2,000 draws.
-    assert none / 2000 == pytest.approx(reckoned["from_none"], abs=0.045)
-    assert reckoned["from_law"] == pytest.approx(0.05)
+    assert none / 2000 == pytest.approx(reckoned.from_none, abs=0.045)
+    assert reckoned.from_law == pytest.approx(0.05)
     assert law / 2000 == pytest.approx(0.05, abs=0.02)
 
 
@@ -172,7 +218,7 @@ def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit
     rng, widths, claims = np.random.default_rng(0), [], 0
     arms = [Arm(f"{a}{b}_near", f"{a}{b}", "sharpness", shows=(a, b)) for a, b in pairs]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)
-    error = reckoned["half_width"] / t_quantile(0.975, 9) / 1.5  # 9/10 · 10 · (1/36 − 1/45) · 45
+    error = reckoned.half_width / t_quantile(0.975, 9) / 1.5  # 9/10 · 10 · (1/36 − 1/45) · 45
     for _ in range(400):
         drawn = rng.normal(1, error * np.sqrt(45), 45)
         by_world = {f"{a}{b}": slope for (a, b), slope in zip(pairs, drawn, strict=True)}
@@ -182,19 +228,19 @@ def test_worlds_that_share_digits_are_judged_by_the_wider_interval_as_isweep_fit
         low, high = judged(effect, {arm.world: arm.shows for arm in arms}).interval
         widths.append((high - low) / 2)
         claims += not low <= 0 <= high
-    assert reckoned["num_classes"] == 10
-    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(reckoned["half_width"], rel=0.05)
-    assert claims / 400 == pytest.approx(reckoned["from_none"], abs=0.1)
+    assert reckoned.num_classes == 10
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(reckoned.half_width, rel=0.05)
+    assert claims / 400 == pytest.approx(reckoned.from_none, abs=0.1)
 
 
 def test_of_worlds_that_share_images_no_claim_between_them_is_promised():
     found = planned_power(plan_sweep(load_sweep("interventions-digits")), num_tables=1)
     experiment, no_claim = found.lines()
     assert "by the jackknife over the 10 classes that worlds share, which is wider" in experiment
-    assert found.experiment["half_width"] > 0.3
+    assert found.experiment.half_width > 0.3
     assert no_claim == NO_CLAIM_BETWEEN_WORLDS
     assert NO_CLAIM_BETWEEN_WORLDS in found.table().note
-    assert "would claim it" not in " ".join(found.lines())
+    assert "such sweeps" not in " ".join(found.lines())
 
 
 def test_an_experiment_of_two_worlds_is_refused():

@@ -241,8 +241,9 @@ def test_a_loss_that_could_be_anything_is_not_given_as_one():
 def test_predictions_from_losses_at_guessing_say_so():
     table = synthetic_table(num_natural=6)
     losses = np.log(2) * np.minimum(1, table["test_loss"] / table["test_loss"].quantile(0.5))
-    found = predict(fit_growth(table.assign(test_loss=losses)), train_size=1000, **AT)
-    assert re.search(r"the losses of \d+ of \d+ points lie at guessing", found.warning)
+    table = table.assign(test_loss=losses, test_accuracy=0.5)
+    found = predict(fit_growth(table), train_size=1000, **AT)
+    assert re.search(r"the losses of \d+ of \d+ points are at chance level", found.warning)
 
 
 def test_a_pilot_is_conditioned_on_as_a_gaussian_should_be():

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.fits import fit_exponent, fit_height, fit_scaling_laws, prepare
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.law_fits.exponents import fit_exponent
+from orchestrator.analysis.law_fits.heights import fit_height
 from orchestrator.analysis.published import published_table
 from search_spaces.published import read_published
 
@@ -78,20 +80,20 @@ def test_the_exponent_without_prostate(points):
 
 
 def test_the_share_of_representations_below_the_data_dimension(fits):
-    found = fits.find("representation")
+    found = fits.representation()
     assert (found.num_held, found.num_points) == (334, 396)
     assert found.estimates[0].value == pytest.approx(0.841, abs=0.005)
     assert found.by_dataset["oai"] == pytest.approx(18 / 36)
     for name, above in {"chexpert": 4, "mnist": 4, "prostate": 2, "mura": 1}.items():
         assert found.by_dataset[name] == pytest.approx(above / 36)
-    one = fits.find("representation", model="resnet34")
+    one = fits.representation(model="resnet34")
     assert one.num_held / one.num_points == pytest.approx(0.83, abs=5e-3)
 
 
 def test_exponents_of_the_train_size_within_a_dataset(fits):
     """Each dataset's own exponent times d, over d at the largest N, beside those derived
     earlier."""
-    found = fits.find("exponent", model="resnet34").by_dataset
+    found = fits.exponent(model="resnet34").by_dataset
     last = published_table().query("train_size == 1750").groupby("dataset")["d_data_mle"].mean()
     expected = {
         "brats": -0.24,
@@ -111,7 +113,7 @@ def test_exponents_of_the_train_size_within_a_dataset(fits):
 
 
 def test_the_answer_about_attacks_is_given_the_label(fits):
-    found = fits.find("attack", response="fgsm_2_loss_gain", model="a model not stated")
+    found = fits.attack(response="fgsm_2_loss_gain", model="a model not stated")
     r = found.estimates[0]
     assert (found.num_datasets, r.value) == (11, pytest.approx(0.636, abs=5e-4))
     assert r.num_resamples == 24 * 5040

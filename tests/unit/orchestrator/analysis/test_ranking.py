@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.report import script_json, trial_data
-from orchestrator.analysis.table import number
-from orchestrator.analysis.tables import best_models, best_table
+from orchestrator.analysis.tables.of_trials import best_models, best_table
 
 
 def rows(*cells):

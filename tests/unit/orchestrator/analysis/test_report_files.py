@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.figures import DRAWINGS
+from orchestrator.analysis.figures.of_sweeps import DRAWINGS
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from tests.synthetic import synthetic_table
 
 SUMMARY = {
@@ -244,13 +244,13 @@ def test_a_sweep_is_scored_against_published_numbers_of_matching_datasets_only(p
 
 
 def test_the_report_answers_first(page, fits):
-    """Verdicts, what was seen, two figures, answers, datasets, best models, trials; the rest is
+    """Verdicts, a summary of the data, two figures, answers, datasets, best models, trials; the rest is
     folded."""
     places = [
         page.index(text)
         for text in (
             'class="strip"',
-            "<h2>What was seen",
+            "<h2>Summary of the data",
             "<svg ",
             "<h2>Answers",
             "<h2>Failures",
@@ -264,8 +264,8 @@ def test_the_report_answers_first(page, fits):
     strip = page.partition('class="strip"')[2].partition("</table>")[0]
     for finding in findings(fits):
         assert finding.question in strip
-        assert f">{finding.badge}</span>" in strip
-        assert (" of such studies" in finding.line) == (finding.verdict == "not established")
+        assert f">{finding.verdict}</span>" in strip
+        assert (" such studies" in finding.line) == (finding.verdict == "undecided")
     assert page.partition("<h2>Answers")[0].count("<svg ") == 2
     rest = page.partition("<h2>The rest")[2]
     assert 0 < rest.count("<details") == rest.count("</details>")

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.table import read_csv, write_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv, write_csv
 from search_spaces.errors import DataError
 
 

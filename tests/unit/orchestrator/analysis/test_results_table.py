@@ -2,14 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.results_tables.checks import Exclusion, finished_trials, normalise
+from orchestrator.analysis.results_tables.points import LOG_LOSS, fitted_points
 from search_spaces.errors import DataError
 from tests.synthetic import synthetic_table
 
 
 def points_of(table):
-    return t.fitted_points(t.normalise(table)[0])[0]
+    return fitted_points(normalise(table)[0])[0]
 
 
 @pytest.mark.parametrize(
@@ -41,33 +42,33 @@ def test_a_measure_that_cannot_be_is_missing_and_counted():
     table = synthetic_table()
     table.loc[:2, "d_data_mle"] = -3.0
     table.loc[:1, "label_sharpness"] = 0.0
-    full, exclusions = t.normalise(table)
+    full, exclusions = normalise(table)
     assert full["d_data_mle"].isna().sum() == 3
     assert set(exclusions) == {
-        t.Exclusion("d_data_mle: not above zero, treated as missing", 3),
-        t.Exclusion("label_sharpness: not above zero, treated as missing", 2),
+        Exclusion("d_data_mle: not above zero, treated as missing", 3),
+        Exclusion("label_sharpness: not above zero, treated as missing", 2),
     }
 
 
 def test_mlflows_stand_in_for_infinity_is_missing_and_counted():
     table = synthetic_table()
     table.loc[:1, "label_sharpness"] = [1.797e308, np.inf]
-    full, infinities = t.normalise(table)
+    full, infinities = normalise(table)
     assert full["label_sharpness"].isna().sum() == 2
-    assert infinities == (t.Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
+    assert infinities == (Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
 
 
 def test_text_in_place_of_a_number_is_missing_and_counted():
     table = synthetic_table().astype({"d_data_mle": object, "test_loss": object})
     table.loc[:3, "d_data_mle"] = ["ten", "", None, "12.5"]
     table.loc[0, "test_loss"] = "0,3"
-    full, unusable = t.normalise(table)
+    full, unusable = normalise(table)
     assert sorted(
         full["d_data_mle"].isna().groupby(full["trial_id"]).sum().loc[lambda n: n > 0].index
     ) == (sorted(table["trial_id"][:3]))
     assert set(unusable) == {
-        t.Exclusion("d_data_mle: not a number, treated as missing", 1),
-        t.Exclusion("test_loss: not a number, treated as missing", 1),
+        Exclusion("d_data_mle: not a number, treated as missing", 1),
+        Exclusion("test_loss: not a number, treated as missing", 1),
     }
 
 
@@ -82,7 +83,7 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
         ("train_size", True, "whole number of images; found: True, 2 rows in all"),
     ],
 )
-@pytest.mark.parametrize("check", [t.normalise, t.finished_trials])
+@pytest.mark.parametrize("check", [normalise, finished_trials])
 def test_what_makes_no_trial_is_refused(check, column, value, message):
     table = synthetic_table().astype({column: object})
     table.loc[3:4, column] = value
@@ -90,7 +91,7 @@ def test_what_makes_no_trial_is_refused(check, column, value, message):
         check(table)
 
 
-@pytest.mark.parametrize("check", [t.normalise, t.finished_trials])
+@pytest.mark.parametrize("check", [normalise, finished_trials])
 def test_a_column_without_a_name_is_refused(check):
     with pytest.raises(
         DataError, match="columns of a results table have names; found: 5; name them"
@@ -101,9 +102,9 @@ def test_a_column_without_a_name_is_refused(check):
 def test_a_truth_value_is_no_number():
     table = synthetic_table().astype({"test_loss": object})
     table.loc[0, "test_loss"] = True
-    full, unusable = t.normalise(table)
+    full, unusable = normalise(table)
     assert full["test_loss"].isna().sum() == 1
-    assert unusable == (t.Exclusion("test_loss: not a number, treated as missing", 1),)
+    assert unusable == (Exclusion("test_loss: not a number, treated as missing", 1),)
 
 
 @pytest.mark.filterwarnings("error")
@@ -118,7 +119,7 @@ def test_numbers_whose_squares_are_none_are_missing_and_counted():
         ("d_data_mle: stored infinity", 1),
         ("label_sharpness: next to zero", 1),
     }
-    assert fits.find("headline").status == "ok"
+    assert fits.headline().status == "ok"
 
 
 def test_every_unusable_loss_is_counted_under_its_first_reason():
@@ -128,14 +129,14 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[1, "test_loss"] = np.nan
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
-    points, excluded = t.fitted_points(t.normalise(table)[0])
+    points, excluded = fitted_points(normalise(table)[0])
     assert {e.reason.split(" ")[0]: e.count for e in excluded} == {
         "diverged": 1,
         "no": 1,
         "test": 2,
     }
     assert len(points) == len(table) - 1
-    assert points[t.LOG_LOSS].isna().sum() == 3
+    assert points[LOG_LOSS].isna().sum() == 3
 
 
 def test_seeds_are_averaged_as_logarithms():
@@ -153,7 +154,7 @@ def test_the_pairs_of_a_dataset_weigh_as_much_as_one_without_pairs():
 
 
 def test_absent_columns_read_as_missing():
-    full, _ = t.normalise(synthetic_table().drop(columns=["d_data_mle", "data_mode", "status"]))
+    full, _ = normalise(synthetic_table().drop(columns=["d_data_mle", "data_mode", "status"]))
     assert full["d_data_mle"].isna().all()
     assert set(full["status"]) == {"done"}
     assert set(full["data_mode"]) == {""}

@@ -115,7 +115,8 @@ SPLITS = {
                     "40 images, 2 classes",
                     "class 1: 20 images",
                     ("left out: validation split, 40"),
-                    "doubtful: columns not used: patient_id",
+                    "doubtful: column patient_id not used: do its images belong together? call it "
+                    "group",
                 ],
             )
             for words in ("", "--image-size 12")

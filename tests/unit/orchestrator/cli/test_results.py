@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.table import read_csv
+from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
 from orchestrator.planning.workspace import Workspace
@@ -93,12 +93,11 @@ def test_what_is_left_out_or_means_nothing_is_said(asked):
     diverged = few(status=["diverged", "done", "done"])
     said = "Left out: diverged (loss stopped being a finite number): 1"
     assert said in asked(diverged, "claims")
-    assert "At guessing, or beyond: 2 of 3 losses." in asked(
-        few(test_loss=[0.1, 0.6, 3.0]), "results"
-    )
-    ten = few(test_loss=[0.1, 0.6, 3.0], num_classes=10)
-    assert "At guessing, or beyond: 1 of 3 losses." in asked(ten, "results")
-    assert "guessing" not in asked(few(test_loss=0.1), "results")
+    losses = {"test_loss": [0.1, 0.6, 3.0], "test_accuracy": [0.9, 0.5, 0.5]}
+    assert "At chance level: 2 of 3 losses." in asked(few(**losses), "results")
+    ten = few(**losses | {"test_accuracy": 0.1}, num_classes=10)
+    assert "At chance level: 1 of 3 losses." in asked(ten, "results")
+    assert "chance level" not in asked(few(test_loss=0.1), "results")
     # Robustness has a column where it was measured.
     assert "R̂" not in asked(few(r_hat_pred=float("nan")), "results")
     found = asked(few(r_hat_pred=37.5), "results")
@@ -109,12 +108,12 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(asked):
     table = synthetic_table(num_natural=4, num_medical=4, models=("a", "b"), trial_std=0.3)
     short = asked(table, "fit")
     lines = short.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 40
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     assert lines[-1].startswith("Every number: ")
     assert "Do sharper labels give higher losses?" in short
     whole = asked(table, "fit", "--all")
-    for title in ("What was seen", "Headline questions", "Height of the losses"):
+    for title in ("Summary of the data", "Answers", "Losses of datasets at equal N"):
         assert title in whole
         assert title not in short
 
@@ -123,12 +122,13 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
     out = asked(table, "fit")
     lines = out.splitlines()
-    assert len(lines) <= 30
+    assert len(lines) <= 40
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
-    place = lines.index("YES, ESTABLISHED: Does the loss fall with N?")
+    place = lines.index("SUPPORTED: Does the loss fall with N?")
     assert lines[place + 1].startswith(
-        "  Exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, "
+        "  The loss falls with N (10 classes). Doubling N multiplies the loss by "
     )
+    assert "Exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in " ".join(out.split())
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
     assert [one["num_groups"] for one in found] == [10] * 9
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
@@ -149,7 +149,7 @@ def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured
 ):
     monkeypatch.setattr(results, "read_table", lambda *_, **__: (few(), ()))
     monkeypatch.setattr(
-        "orchestrator.measuring.measure_source.measure_source", lambda *_: pytest.fail("measured")
+        "orchestrator.measuring.sources.measure_source", lambda *_: pytest.fail("measured")
     )
     code, _, err = run(
         "predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words

@@ -156,9 +156,8 @@ class TestInit:
             (
                 ("cut",),
                 (
-                    "cut: images must be readable; found: none of the first 2 is (not an image: "
-                    "2); "
-                    "mend"
+                    "cut: images must be readable; found: none of 2 that were tried is (not an "
+                    "image: 2); repair"
                 ),
             ),
             (("few.npz",), "few: a sweep needs more images; found: 8"),

@@ -27,7 +27,7 @@ from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation
 
-NETWORK = plan_sweep(load_sweep("demo")).trials[0].network
+TRIAL = plan_sweep(load_sweep("demo")).trials[0]
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
@@ -37,7 +37,7 @@ def options(share, fast="auto", *, own=False, precision="float32"):
         "fast": fast,
         "own_network": own,
         "precision": precision,
-        "network": NETWORK.model_dump_json(),
+        "spec": TRIAL.model_dump_json(),
     }
     return trial_device.trial_options(cell)[0]
 
@@ -145,6 +145,11 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
     assert asked == ["test", "begins"]
+
+
+def test_the_network_of_a_grid_s_trial_and_of_a_search_s_is_known():
+    for cell in ({"spec": TRIAL.model_dump_json()}, {"network": TRIAL.network.model_dump_json()}):
+        assert trial_device.network_of(cell) == TRIAL.network
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_perturbed_weights_are_given_back():
     before = [weight.detach().clone() for weight in model.parameters()]
     with self_test._perturbed(model):
         changes = [
-            float(((now - then).abs() / then.abs().clamp_min(1e-6)).max())
+            float(((now.detach() - then).abs() / then.abs().clamp_min(1e-6)).max())
             for now, then in zip(model.parameters(), before, strict=True)
         ]
     assert 1e-5 < max(changes) < 1e-3

@@ -54,11 +54,7 @@ def opened(tmp_path):
         (
             "[['1', '11']]",
             51,
-            (
-                r"mine, classes 1 and 11: Train size 51 .* 50 \(class: images {'1': "
-                r"25, "
-                r"'11'"
-            ),
+            r"mine, classes 1 and 11: Train size 51 .* 50 \(class 1: 25, class 11: 25\)",
         ),
         ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21; name them as text"),
     ],

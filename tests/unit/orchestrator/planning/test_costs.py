@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator.planning.costs.memory import (
@@ -11,7 +12,7 @@ from orchestrator.planning.costs.memory import (
     peak_bytes,
 )
 from orchestrator.planning.costs.networks import cost_of, network_cost
-from orchestrator.planning.costs.walk import _PassCounter
+from orchestrator.planning.costs.walk import _PassCounter, _unfused_attention
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from search_spaces.models import model_spec
@@ -172,3 +173,17 @@ def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(t
         CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     )
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=1e-6)
+
+
+def test_attention_is_counted_in_evaluation_by_its_formula():
+    """Torch fuses a whole layer in evaluation, into one operation that counts as none."""
+    batch, tokens, width, hidden = 2, 16, 32, 64
+    layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=hidden, batch_first=True)
+    layer.eval()
+    counter = _PassCounter(layer)
+    with _unfused_attention(), torch.no_grad(), counter:
+        layer(torch.rand(batch, tokens, width))
+    projections = 4 * width * width  # queries, keys, values, and what they are mixed to
+    attention = 2 * tokens * width  # products with the keys, and with the values
+    multiply_adds = batch * tokens * (projections + attention + 2 * width * hidden)
+    assert counter.cost().flops == 2 * multiply_adds

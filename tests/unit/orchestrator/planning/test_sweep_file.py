@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from orchestrator.analysis.table import split_by_recipe
+from orchestrator.analysis.results_tables.checks import split_by_recipe
 from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
 from orchestrator.planning.plan import plan_sweep

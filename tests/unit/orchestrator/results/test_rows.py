@@ -87,7 +87,7 @@ def test_a_trial_says_on_which_gpu_it_was_trained():
     """Of a grid on two kinds of GPU, or one that went on on another, rows can be told apart."""
     (row,) = rows_of([trial_record(gpu_name="NVIDIA L4")], [])
     assert row["gpu"] == "NVIDIA L4"
-    assert "gpu" not in rows_of([trial_record(gpu_name="")], [])[0]
+    assert rows_of([trial_record(gpu_name="")], [])[0]["gpu"] == ""
 
 
 def test_params_are_the_network_alone():

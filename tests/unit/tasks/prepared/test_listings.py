@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.prepared.listings import Listings
+from tasks.prepared.listings import Listings, are_like_patients
 from tasks.sources import folder
 from tests.unit.tasks.sources.conftest import request_for, write_tree
 
@@ -88,3 +88,17 @@ def test_cleared_listings_are_made_again(raw, listed):
     listings.clear()
     listings.of(request)
     assert len(listed) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["p00", "p01", "p02", "p03", "p04"], True),
+        (["patient_1", "patient_2", "patient_3", "patient_10", "patient_11"], True),
+        (["0", "1", "2", "3", "4"], False),
+        (["grade1", "grade2", "grade3"], False),
+        (["p00", "p01", "p02", "p03", "cat"], False),
+    ],
+)
+def test_classes_that_are_numbered_like_patients_are_a_question(names, expected):
+    assert are_like_patients(names) == expected

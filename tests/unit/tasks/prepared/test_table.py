@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
-from tasks.prepared.parts import FORM, IMAGE, Part
-from tasks.prepared.record import telling_traits
+from tasks.prepared.parts import FORM, IMAGE, Part, TraitCount
+from tasks.prepared.record import size_doubts, telling_traits
 from tasks.prepared.table import (
     content_fingerprint,
     gather,
@@ -97,3 +97,20 @@ def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
     assert telling_traits([part(*rare), part(*weak)]) == {}
     assert telling_traits([]) == {}
     assert telling_traits([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "expected"),
+    [
+        ({"28x28": 30}, 32, {}),
+        ({"28x28": 30}, 224, {"enlarged to 224 pixels": 30}),
+        ({"64x64": 30, "32x32": 10}, 32, {"raw images differ in size, 32x32 to 64x64": 10}),
+        ({"64x128": 30}, 32, {"stretched to a square": 30}),
+    ],
+)
+def test_images_of_other_sizes_are_a_question(sizes, side, expected):
+    part = Part(num_items=40)
+    part.traits = [TraitCount(0, FORM, f"grey {size}", number) for size, number in sizes.items()]
+    flags = {flag: number for flag, number in size_doubts([part], side).items() if number}
+    assert list(flags.values()) == list(expected.values())
+    assert all(flag.startswith(beginning) for flag, beginning in zip(flags, expected, strict=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orchestrator.measuring.measure_source import name_labels
+from orchestrator.measuring.labels import name_labels
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.detect import detect_own_kind
@@ -151,7 +151,7 @@ CASES: dict[str, Case] = {
     ),
     "a column nobody reads": Case(
         {"label": fill(*CATS), "lesion_id2": each(3)},
-        flags=("columns not used: lesion_id2",),
+        flags=("column lesion_id2 not used: do its images belong together? call it group",),
         lacking=(NO_COLUMNS,),
     ),
     "a site that tells the label": Case(
@@ -380,7 +380,8 @@ def test_labels_from_python_get_the_same_verdict(name):
     source = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
     cells = case.columns["label"]
     if case.refused is None:
-        names, codes = name_labels(cells, source)
+        labels = name_labels(cells, source)
+        names, codes = labels.names, labels.codes
         assert (names, len(codes)) == (tuple(case.classes), COUNT)
     elif name != "one class":  # arrays of one class have an intrinsic dimension, if no sharpness
         with pytest.raises(DataError, match=case.refused):
@@ -390,4 +391,4 @@ def test_labels_from_python_get_the_same_verdict(name):
             name_labels(cells)
         assert "label_map" not in str(caught.value)
     text = [str(cell).encode() for cell in cells]
-    assert case.refused or len(set(name_labels(text, source)[1].tolist())) == len(case.classes)
+    assert case.refused or len(set(name_labels(text, source).codes.tolist())) == len(case.classes)

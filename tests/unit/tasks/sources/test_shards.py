@@ -122,7 +122,7 @@ CASES: dict[
         {
             "splits": [1, 2] * 4,
             "excluded": {"validation split": 4},
-            "flags": {"columns not used: lesion": 12},
+            "flags": {"column lesion not used: do its images belong together? call it group": 12},
         },
     ),
     "hidden files": (

@@ -1,0 +1,127 @@
+"""The chain from a question to its verdict, which report, ``fit``, ``claims`` and JSON read.
+
+A :class:`Question` names one number, its null value and what the law expects. An :class:`Answer`
+adds the estimate, how sure it is, and the verdict. Whoever shows an answer takes its words from
+here, so two pages cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from orchestrator.analysis.inference import LEVEL, Interval, holm
+
+Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
+VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not testable")
+"""Verdicts of a table on a question; ``docs/glossary.md`` defines each."""
+
+
+def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
+    """Return whether an estimate differs from its null value after correction.
+
+    Both must hold: the adjusted p-value is at most 0.05, and the interval leaves the null out. An
+    unknown p-value or interval decides nothing.
+    """
+    if adjusted_p is None or interval is None or adjusted_p > LEVEL:
+        return False
+    low, high = interval
+    return not low <= null <= high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question about one number.
+
+    Attributes:
+        key: Name in files and metrics.
+        text: The question as a person asks it.
+        claim: The statement that a verdict supports or contradicts.
+        reverse: The statement that holds if the claim is contradicted.
+        estimand: The number that decides, in the words of the field.
+        null: Value of the number if nothing is there.
+        expected_sign: Side of the null on which the claim holds, 1 or −1.
+        power_of: The effect whose power is given.
+        source: Number of the claim in the study.
+        published: What the study reports.
+        is_share: Whether the number is a share, shown in per cent.
+    """
+
+    key: str
+    text: str = ""
+    claim: str = ""
+    reverse: str = ""
+    estimand: str = ""
+    null: float = 0.0
+    expected_sign: int = 1
+    power_of: str = ""
+    source: str = ""
+    published: str = ""
+    is_share: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer of a table to a question.
+
+    Attributes:
+        question: The question.
+        value: The estimate; None without one.
+        interval: 95 % interval.
+        p_value: p of the null value, before correction.
+        adjusted_p: The same after Holm's correction for the number of tests.
+        num_replicates: Datasets, or classes, that the interval is over.
+        power: How often such a study would detect the effect ``question.power_of``, at most.
+        left_out: The estimate without each dataset or class.
+        reason: Why there is no estimate, or no test of it.
+        note: A sentence on what limits the estimate.
+    """
+
+    question: Question
+    value: float | None = None
+    interval: Interval | None = None
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    num_replicates: int = 0
+    power: float | None = None
+    left_out: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the table on the question."""
+        if self.value is None or self.p_value is None or self.reason:
+            return "not testable"
+        if not is_significant(self.adjusted_p, self.interval, self.question.null):
+            return "undecided"
+        is_expected = (self.value - self.question.null) * self.question.expected_sign > 0
+        return "supported" if is_expected else "contradicted"
+
+    @property
+    def is_decided(self) -> bool:
+        """True if the claim is supported or contradicted."""
+        return self.verdict in ("supported", "contradicted")
+
+    @property
+    def most_influential(self) -> str | None:
+        """The dataset or class without which the estimate changes most; None without any."""
+        return most_influential(self.value, self.left_out)
+
+
+def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
+    """Return the name without which an estimate changes most; of equal ones the first by name."""
+    if value is None or not left_out:
+        return None
+    changes = {name: abs(left_out[name] - value) for name in sorted(left_out)}
+    return max(changes, key=changes.__getitem__)
+
+
+def holm_adjusted(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Adjust the p-values of answers for the number of those that have one."""
+    adjusted_ps = holm([answer.p_value for answer in answers])
+    adjusted = []
+    for answer, adjusted_p in zip(answers, adjusted_ps, strict=True):
+        adjusted.append(replace(answer, adjusted_p=adjusted_p))
+    return tuple(adjusted)

@@ -1,0 +1,1 @@
+"""Experiments that move one property of a dataset: gates, effects, and what followed."""

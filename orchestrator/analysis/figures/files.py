@@ -1,0 +1,97 @@
+"""Figures written to files and embedded in a page; equal figures are equal bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from orchestrator.analysis.figures.of_sweeps import DRAWINGS
+from orchestrator.analysis.figures.style import styled
+from orchestrator.analysis.fits import ScalingFits
+from tasks.atomic import write_atomic
+
+MAX_SVG_POINTS = 2000
+"""More points make SVG too large to open at once; the figure is then a picture."""
+PNG_DPI = 150
+FORMER_DRAWINGS = ("d_repr_on_d_data",)
+"""Figures of earlier versions, which are removed."""
+NO_METADATA: dict[str, dict[str, None]] = {
+    "png": dict.fromkeys(("Software",)),
+    "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+}
+"""Format -> entries that would make equal figures differ: dates and versions."""
+SVG_ID = re.compile(r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)')
+"""Ids that matplotlib counts from 1 in each figure."""
+
+
+def write_figures(
+    points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Draw every figure that has data, and remove earlier ones.
+
+    Args:
+        points: The points.
+        fits: Their fits.
+        folder: Folder of the files.
+        formats: Formats besides the one that the page embeds.
+
+    Returns:
+        File name, caption and drawing of each, for a page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
+    embedded_figures: list[dict[str, Any]] = []
+    written = set()
+    with styled():
+        for name, draw in DRAWINGS.items():
+            drawing_with_caption = draw(points, fits)
+            if drawing_with_caption is None:
+                continue
+            rendered_as = {}
+            for kind in dict.fromkeys((embedded, *formats)):
+                rendered_as[kind] = rendered(drawing_with_caption.figure, kind)
+                write_atomic(folder / f"{name}.{kind}", rendered_as[kind], durable=False)
+                written.add(f"{name}.{kind}")
+            drawing = _embedded(rendered_as[embedded], embedded, name)
+            embedded_figures.append(
+                {
+                    "file": f"{name}.{embedded}",
+                    "caption": drawing_with_caption.caption,
+                    "drawing": drawing,
+                }
+            )
+    for path in folder.iterdir():
+        if path.stem in (*DRAWINGS, *FORMER_DRAWINGS) and path.name not in written:
+            path.unlink()
+    return embedded_figures
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a file of a format: png, pdf or svg."""
+    # Laid out once, by hand: every save would do it again, and change nothing.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=NO_METADATA[kind])
+    return buffer.getvalue()
+
+
+def _embedded(data: bytes, kind: str, name: str) -> Markup:
+    """Return what the page embeds: SVG, whose points say what they are, or a picture."""
+    if kind == "png":
+        encoded = base64.b64encode(data).decode("ascii")
+        return Markup(f'<img alt="" src="data:image/png;base64,{encoded}">')
+    text = data.decode("utf-8")
+    # All figures share one page, so ids must differ between them.
+    return Markup(SVG_ID.sub(rf"\1{name}-\2", text[text.index("<svg") :]))

@@ -1,0 +1,246 @@
+"""Colors, panels and axes that all figures share.
+
+Colors are safe for color-blind readers. A domain has the same colors in every figure, and every
+dataset its own marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
+
+from orchestrator.analysis.number_formats import SMALL, number
+from orchestrator.results.columns import MEDICAL, NATURAL
+
+# Okabe & Ito (2008), without yellow, which is too faint on white.
+BLUE = "#0072B2"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+VERMILLION = "#D55E00"
+ORANGE = "#E69F00"
+PURPLE = "#CC79A7"
+BLACK = "#000000"
+GREY = "#666666"
+DOMAIN_COLORS = {NATURAL: BLUE, MEDICAL: VERMILLION}
+DOMAIN_MARKERS = {NATURAL: "o", MEDICAL: "s"}
+SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORANGE)}
+"""Domain -> colors of its datasets; no color is in two domains."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
+MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
+"""Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
+MAX_PANELS = 12
+"""More panels are unreadable; the tables have the rest."""
+MAX_LINEAR_FACTOR = 30.0
+"""Values that span more than this factor get a logarithmic axis."""
+LEGEND_WIDTH = 1.5
+"""Inches beside the panels, for the legend."""
+SINGLE_PANEL_SCALE = 1.5
+"""A single panel is drawn wider, or its legend would be as large as the plot."""
+MAX_LINEAR_TICKS = 5
+"""Ticks of a linear axis: numbers of K_F are long."""
+MIN_GAP_OF_TICKS = 0.19
+"""Smallest distance of two train sizes on an axis, as a share of its length."""
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "isweep",
+    "svg.fonttype": "none",
+    # A name with dollars is a name, not a formula.
+    "text.parse_math": False,
+}
+"""Applied while drawing only."""
+Mark = tuple[str, str]
+"""Color and marker of one dataset or model."""
+AxisName = Literal["x", "y"]
+
+
+def styled() -> AbstractContextManager[None]:
+    """Return the context in which figures are drawn and saved."""
+    return mpl.rc_context(STYLE)
+
+
+def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
+    """Return a mark per dataset: markers differ throughout, colors by domain.
+
+    Args:
+        domains: Dataset -> domain.
+    """
+    marks: dict[str, Mark] = {}
+    shades = {domain: cycle(colors) for domain, colors in SHADES.items()}
+    in_order = sorted(domains.items(), key=lambda entry: (entry[1], entry[0]))
+    for k, (dataset, domain) in enumerate(in_order):
+        marks[dataset] = (next(shades[domain]), MARKERS[k % len(MARKERS)])
+    return marks
+
+
+def panels(
+    num: int, *, width: float = 3.3, height: float = 2.9, most_columns: int = 3, share: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels in rows.
+
+    Args:
+        num: Number of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+        most_columns: Panels in a row.
+        share: Whether all have the same axes.
+    """
+    num_columns = min(most_columns, max(1, num))
+    num_rows = -(-max(1, num) // num_columns)
+    scale = SINGLE_PANEL_SCALE if num == 1 else 1.0
+    size = (width * num_columns * scale + LEGEND_WIDTH, height * num_rows * min(scale, 1.3))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share)
+    axes = list(grid.flat)
+    for unused in axes[num:]:
+        unused.set_visible(False)
+    for lowest in axes[max(0, num - num_columns) : num]:
+        lowest.tick_params(labelbottom=True)
+    return figure, axes[:num]
+
+
+def frame(figure: Figure, x: str, y: str, handles: Sequence[Line2D]) -> None:
+    """Label the axes of all panels once, and put the legend beside them.
+
+    Args:
+        figure: The figure.
+        x: Quantity and unit of the x axes.
+        y: The same of the y axes.
+        handles: Entries of the legend.
+    """
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+    figure.legend(handles=[*handles], loc="outside right upper", alignment="left", fontsize=8)
+
+
+def mark_handles(
+    marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
+) -> list[Line2D]:
+    """Return legend entries for what is drawn."""
+    present_names = set(present)
+    marker_size = 6 if line == "none" else 3.5
+    handles = []
+    for name, (color, marker) in marks.items():
+        if name in present_names:
+            handles.append(
+                Line2D(
+                    [],
+                    [],
+                    color=color,
+                    marker=marker,
+                    label=name,
+                    linestyle=line,
+                    markersize=marker_size,
+                )
+            )
+    return handles
+
+
+def spans_much(values: pd.Series) -> bool:
+    """Return whether values are positive and span more than :data:`MAX_LINEAR_FACTOR`."""
+    finite = values.dropna()
+    if finite.empty or not (finite > 0).all():
+        return False
+    return bool(finite.max() > MAX_LINEAR_FACTOR * finite.min())
+
+
+def number_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
+    """Write plain numbers on an axis, without a common factor; logarithmic if values span much.
+
+    Values of which some are negative or 0 get a symmetric logarithmic axis, which is linear up to
+    the smallest positive one that matters.
+    """
+    if spans_much(values):
+        log_ticks(axes, axis_name, values)
+        return
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(MAX_LINEAR_TICKS, steps=[1, 2, 5, 10]))
+    sizes = values[values != 0].dropna().abs()
+    if (values <= 0).any() and not sizes.empty:
+        linear_up_to = float(sizes.quantile(0.25))
+        if sizes.max() > MAX_LINEAR_FACTOR * linear_up_to:
+            axes.set(
+                **{
+                    f"{axis_name}scale": SymmetricalLogScale(
+                        axis, linthresh=linear_up_to, linscale=0.5
+                    )
+                }
+            )
+            axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain_number))
+
+
+def _plain_number(value: float, _: int | None) -> str:
+    """Return a tick's number as text, small ones in decimals: one notation an axis."""
+    if 0 < abs(value) < SMALL:
+        return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+    return number(value)
+
+
+def log_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
+    """Make an axis logarithmic, with plain numbers and enough of them.
+
+    Args:
+        axes: The panel.
+        axis_name: The axis.
+        values: What is drawn on it: below a decade more ticks are set.
+    """
+    positive = values[values > 0]
+    decades = 1.0
+    if len(positive):
+        decades = float(np.log10(positive.max() / positive.min()))
+    steps: tuple[float, ...] = (1.0,)
+    if decades < 1:
+        steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    elif decades < 2.5:
+        steps = (1.0, 2.0, 5.0)
+    _ticks(axes, axis_name, LogLocator(subs=steps, numticks=12))
+
+
+def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
+    """Put the train sizes themselves on a logarithmic x axis, leaving out those that collide."""
+    span = np.log(sizes[-1] / sizes[0]) or 1.0
+    ticks = [sizes[0]]
+    for size in sizes[1:]:
+        if np.log(size / ticks[-1]) > MIN_GAP_OF_TICKS * span:
+            ticks.append(size)
+    _ticks(axes, "x", FixedLocator(ticks))
+
+
+def _ticks(axes: Axes, axis_name: AxisName, locator: Locator) -> None:
+    """Make an axis logarithmic with ticks at the locator's places."""
+    axes.set(**{f"{axis_name}scale": "log"})
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(FuncFormatter(_plain_number))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,222 @@
+"""The study's questions to a table of several datasets, answered from its fits.
+
+Five tests stand behind four questions: the fall with N is tested against no fall, and against the
+law's bound. Their p-values are adjusted together (Holm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.analysis.answers import Answer, Question, holm_adjusted
+from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.law_fits.estimates import (
+    STRONG,
+    Estimate,
+    correlation_power,
+    datasets_needed,
+    t_power,
+)
+from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE
+from orchestrator.analysis.law_fits.records import AnyFit, AttackFit, ExponentFit, Fit, HeightFit
+from orchestrator.analysis.results_tables.points import ALL, INVERSE_D, LOG_SHARPNESS, POOLED
+from search_spaces.errors import plural
+
+DIMENSION = Question(
+    key="dimension",
+    text="Is a dataset of higher intrinsic dimension harder to learn?",
+    claim="Loss rises with d_data.",
+    estimand="slope of log loss on 1/d, given K_F and the domain label",
+    expected_sign=-1,
+    power_of="a loss twice as high at the highest d_data as at the lowest",
+)
+SHARPNESS = Question(
+    key="sharpness_beyond_label",
+    text="Do sharper labels give higher losses?",
+    claim="Loss rises with K_F.",
+    estimand="slope of log loss on log K_F, given 1/d and the domain label",
+    power_of="the law's doubling",
+)
+EXPONENT = Question(
+    key="exponent",
+    text="Does the loss fall with N as the law allows?",
+    claim="Loss falls with N.",
+    estimand="exponent b of N^(−b/d) within datasets, against no fall",
+    power_of="a fall as fast as the bound",
+)
+BELOW_BOUND = Question(
+    key="exponent_below_bound",
+    text="Does the loss fall with N as the law allows?",
+    claim="Loss falls with N at least as fast as the law's bound.",
+    estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
+    null=1.0,
+)
+ATTACKS = Question(
+    key="attacks_on_sharpness",
+    text="Do attacks gain more where labels are sharper?",
+    claim="Attacks raise the loss more where labels are sharper.",
+    estimand="largest r of the loss gained with K_F, given the domain label",
+    power_of=f"a correlation of {STRONG:g}",
+)
+QUESTIONS = (DIMENSION, SHARPNESS, EXPONENT, BELOW_BOUND, ATTACKS)
+LAW_SLOPE = 1.0
+"""Slope on log K_F, and exponent times d, that the law says."""
+
+
+def headline_answers(
+    fits: Sequence[AnyFit],
+    *,
+    why_no_sharpness: str = "",
+    doubling_slope: float | None = None,
+    num_domains: int = 1,
+) -> tuple[Answer, ...]:
+    """Answer the five questions from the fits of all models together.
+
+    Args:
+        fits: The fits.
+        why_no_sharpness: Why K_F cannot be compared, or an empty text.
+        doubling_slope: Slope on 1/d at which the loss doubles over the range of d_data, whose power
+            is given.
+        num_domains: Domains of the datasets.
+    """
+    headline = _find(fits, HeightFit, "headline")
+    exponent = _find(fits, ExponentFit, "")
+    above_chance = _find(fits, ExponentFit, ABOVE_CHANCE)
+    attacks = [fit for fit in fits if isinstance(fit, AttackFit) and fit.model != POOLED]
+    answers = [
+        _of_height(DIMENSION, headline, INVERSE_D, doubling_slope, ""),
+        _of_height(SHARPNESS, headline, LOG_SHARPNESS, LAW_SLOPE, why_no_sharpness),
+        _of_exponent(exponent),
+        _of_bound(exponent, above_chance),
+        _of_attacks(attacks, num_domains),
+    ]
+    return holm_adjusted(answers)
+
+
+def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
+    """Return the fit of all models and both domains; ``headline`` is a kind of heights."""
+    for fit in fits:
+        if not isinstance(fit, kind) or (fit.model, fit.subset) != (POOLED, ALL):
+            continue
+        if variant in (fit.kind, fit.variant):
+            return fit
+    return None
+
+
+def few_ways(estimate: Estimate) -> str:
+    """Say that datasets can be rearranged in too few ways for a p-value at the level."""
+    ways = plural(estimate.num_resamples, "way")
+    return f"datasets can be rearranged in {ways} only, too few for a p-value of {LEVEL:g}"
+
+
+def _of_estimate(question: Question, fit: Fit, estimate: Estimate) -> Answer:
+    """Return the answer of an estimate that was tested, or why it cannot be tested."""
+    if estimate.p is None:
+        return Answer(question=question, reason="it has no p-value")
+    if not estimate.is_tested:
+        return Answer(question=question, reason=few_ways(estimate))
+    return Answer(
+        question=question,
+        value=estimate.value,
+        interval=estimate.interval,
+        p_value=estimate.p,
+        num_replicates=fit.num_datasets,
+        left_out=estimate.left_out,
+    )
+
+
+def _of_height(
+    question: Question,
+    fit: AnyFit | None,
+    name: str,
+    effect: float | None,
+    why_not_measured: str,
+) -> Answer:
+    """Answer a question about the height of losses."""
+    if not isinstance(fit, HeightFit):
+        return Answer(question=question, reason="no usable trial")
+    estimate = fit.estimate(name)
+    if estimate is None:
+        return Answer(question=question, reason=fit.reason or why_not_measured or "not measured")
+    answer = _of_estimate(question, fit, estimate)
+    if answer.reason or effect is None:
+        return answer
+    degrees = fit.num_datasets - len(fit.terms) - 1
+    return replace(answer, power=t_power(effect, estimate.std_error, degrees))
+
+
+def _of_exponent(fit: AnyFit | None) -> Answer:
+    """Answer whether the loss falls with N at all."""
+    if not isinstance(fit, ExponentFit):
+        return Answer(question=EXPONENT, reason="no usable trial")
+    if fit.status != "ok":
+        return Answer(question=EXPONENT, reason=fit.reason)
+    (estimate,) = fit.estimates
+    power = t_power(LAW_SLOPE, estimate.std_error, fit.num_datasets - 1)
+    return replace(_of_estimate(EXPONENT, fit, estimate), power=power)
+
+
+def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
+    """Answer whether the loss falls more slowly than the bound allows.
+
+    The larger p-value of two fits counts, over all N and over those above chance level, where
+    curves cannot be flat for another reason. One that could not be made contradicts nothing.
+    """
+    if not isinstance(fit, ExponentFit):
+        return Answer(question=BELOW_BOUND, reason="no usable trial")
+    if fit.status != "ok":
+        return Answer(question=BELOW_BOUND, reason=fit.reason)
+    (estimate,) = fit.estimates
+    bound_ps = [fit.bound_p]
+    if isinstance(above_chance, ExponentFit):
+        bound_ps.append(above_chance.bound_p)
+    p_value = max(1.0 if p is None else p for p in bound_ps)
+    return replace(_of_estimate(BELOW_BOUND, fit, estimate), p_value=p_value)
+
+
+def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
+    """Return the fit of the largest correlation; else the one that has most datasets."""
+
+    def strength(fit: AttackFit) -> tuple[bool, float, int]:
+        value = fit.estimates[0].value if fit.estimates else 0.0
+        return fit.status == "ok", value, fit.num_datasets
+
+    return max(fits, key=strength, default=None)
+
+
+def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
+    """Answer whether attacks gain more where labels are sharper, by the largest correlation."""
+    best = strongest_attack(fits)
+    if best is None:
+        return Answer(question=ATTACKS, reason="no attack was run")
+    if best.status != "ok":
+        return Answer(question=ATTACKS, reason=best.reason)
+    answer = _of_estimate(ATTACKS, best, best.estimates[0])
+    if answer.reason:
+        return answer
+    return replace(answer, power=correlation_power(best.num_datasets, num_domains - 1))
+
+
+def num_tests(answers: Iterable[Answer]) -> int:
+    """Return how many answers have a p-value."""
+    return sum(answer.p_value is not None for answer in answers)
+
+
+def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) -> int | None:
+    """Return the datasets that detect an effect in 8 of 10 studies at Holm's strictest level."""
+    estimate = fit.estimate(name)
+    if estimate is None or not np.isfinite(effect):
+        return None
+    num_fitted = len(fit.terms) + 1
+    level = LEVEL / max(tests, 1)
+    return datasets_needed(effect, estimate.std_error, fit.num_datasets, num_fitted, level=level)
+
+
+def with_p_values(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Yield the answers that have a p-value."""
+    for answer in answers:
+        if answer.p_value is not None:
+            yield answer

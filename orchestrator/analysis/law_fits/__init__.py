@@ -1,0 +1,1 @@
+"""The law fitted to points: heights, the exponent, attacks and representations."""

@@ -1,0 +1,162 @@
+"""Correlation of the loss that attacks add with K_F (Theorem 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.inference import (
+    MIN_DATASETS_OF_A_CORRELATION,
+    Array,
+    centred,
+    max_correlation_test,
+)
+from orchestrator.analysis.law_fits.estimates import Estimate, correlation_interval
+from orchestrator.analysis.law_fits.records import AttackFit
+from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
+from orchestrator.analysis.results_tables.points import ALL, POOLED
+from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
+from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
+from search_spaces.errors import plural
+
+
+@dataclass(frozen=True, slots=True)
+class AttackGain:
+    """The loss that one attack adds to one network, as dataset effects at equal N."""
+
+    fit: AttackFit
+    rows: pd.DataFrame
+    gains: pd.Series
+
+
+def fit_attacks(
+    points: pd.DataFrame, scale: SharpnessScale, models: Sequence[str]
+) -> Iterator[AttackFit]:
+    """Correlate what attacks add to the loss with K_F, over datasets and within domains.
+
+    Gains and K_F are dataset effects at equal model and train size. p-values are adjusted over
+    attacks and networks. If K_F has several scales, only the datasets of the commonest one are
+    taken.
+    """
+    variant = ""
+    if not scale.comparable:
+        variant, points = _of_commonest_scale(points, scale)
+    tried: list[AttackGain] = []
+    for attack in attack_columns(points.columns):
+        if not points[attack.name].notna().any():
+            continue
+        for model in (*models, POOLED):
+            gain = _gain(points, attack.name, model, variant)
+            if isinstance(gain, AttackFit):
+                yield gain
+            else:
+                tried.append(gain)
+    if tried:
+        yield from _correlated(points, tried)
+
+
+def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, pd.DataFrame]:
+    """Return the scale of K_F that most datasets have, and the points of those that have no
+    other.
+    """
+    commonest, datasets = max(scale.scales, key=lambda entry: len(entry[1]))
+    datasets_of_other_scales: set[str] = set()
+    for name, its_datasets in scale.scales:
+        if name != commonest:
+            datasets_of_other_scales.update(its_datasets)
+    return commonest, points[points[DATASET].isin(set(datasets) - datasets_of_other_scales)]
+
+
+def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> AttackGain | AttackFit:
+    """Return the gains of an attack on a network, or the fit that says why there are none."""
+    rows = complete_rows(points, model, ALL, (attack, LABEL_SHARPNESS))
+    unfitted = AttackFit(
+        model=model,
+        response=attack,
+        variant=variant,
+        num_points=len(rows),
+        num_datasets=rows[DATASET].nunique(),
+        num_needed=MIN_DATASETS_OF_A_CORRELATION,
+    )
+    effects = None
+    if unfitted.num_datasets >= unfitted.num_needed:
+        effects = effects_of(rows, (attack,))
+    if effects is not None:
+        return AttackGain(unfitted, rows, effects[attack])
+    if variant:
+        return replace(unfitted, status="refused", reason=UNEQUAL_SCALES)
+    counted = plural(unfitted.num_datasets, "dataset")
+    reason = (
+        f"{counted} with K_F and attacks at equal N, at least {MIN_DATASETS_OF_A_CORRELATION} "
+        "needed"
+    )
+    return replace(unfitted, reason=reason)
+
+
+def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
+    """Yield the fits of all gains that were tried, tested together."""
+    gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
+    about = _sharpness_by_dataset(points)
+    sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
+    domains = about[DOMAIN][gains.index].to_numpy(dtype=str).tolist()
+    single = [k for k, gain in enumerate(tried) if gain.fit.model != POOLED]
+    test = max_correlation_test(gains.to_numpy(dtype=float), sharpness, domains, single)
+    largest = np.nanmax([-1.0, *test.r[single]])
+    for gain, r, p in zip(tried, test.r.tolist(), test.adjusted_p.tolist(), strict=True):
+        if np.isnan(r):
+            reason = "K_F or the loss gained has the same value everywhere"
+            yield replace(gain.fit, reason=reason)
+            continue
+        num_domains = about[DOMAIN][gain.gains.index].nunique()
+        adjusted_p = None if np.isnan(p) else p
+        # The largest of several correlations is chosen: so its interval holds for all at once.
+        critical = None if adjusted_p is None else test.critical
+        estimate = Estimate(
+            name="r",
+            value=r,
+            interval=correlation_interval(
+                r, gain.fit.num_datasets, num_domains - 1, critical=critical
+            ),
+            resampled_p=adjusted_p,
+            num_resamples=test.num_rearrangements,
+        )
+        if r == largest:
+            estimate = replace(estimate, left_out=_without_each(gain, about))
+        yield replace(gain.fit, status="ok", estimates=(estimate,))
+
+
+def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
+    """Return K_F at equal model and N, and the domain, a row per dataset.
+
+    K_F grows with N, so a plain mean would be larger where a dataset has larger train sizes. Where
+    datasets share no train size there is nothing but that mean.
+    """
+    rows = points.dropna(subset=[LABEL_SHARPNESS])
+    about = rows.groupby(DATASET).agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"})
+    effects = effects_of(rows, (LABEL_SHARPNESS,))
+    if effects is not None:
+        about[LABEL_SHARPNESS] = effects[LABEL_SHARPNESS]
+    return about
+
+
+def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
+    """Return the correlation without each dataset, whose effects are taken anew without it."""
+    attack = gain.fit.response
+    left_out = {}
+    for name in gain.gains.index:
+        effects = effects_of(gain.rows[gain.rows[DATASET] != name], (attack,))
+        if effects is not None:
+            rows = about.loc[effects.index].assign(gain=effects[attack])
+            left_out[str(name)] = _correlation(rows)
+    return left_out
+
+
+def _correlation(rows: pd.DataFrame) -> float:
+    """Return Pearson's r of the gain with K_F within domains."""
+    values: Array = rows[["gain", LABEL_SHARPNESS]].to_numpy(dtype=float)
+    residuals = centred(values, rows[DOMAIN].to_numpy(dtype=str))
+    lengths = np.prod(np.linalg.norm(residuals, axis=0))
+    return float(np.prod(residuals, axis=1).sum() / max(lengths, 1e-300))

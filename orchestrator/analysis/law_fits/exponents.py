@@ -1,0 +1,155 @@
+"""The exponent of N within datasets, times d: 1 is the law's bound, 0 no fall at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.chance_ceiling import above_chance, clear_of_ceiling, why_constant
+from orchestrator.analysis.inference import (
+    MIN_DATASETS,
+    Sums,
+    jackknife_error,
+    t_interval,
+    t_p_values,
+    wild_cluster_p,
+    wild_draws,
+)
+from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.records import ExponentFit
+from orchestrator.analysis.law_fits.rows import complete_rows
+from orchestrator.analysis.results_tables.points import (
+    ALL,
+    CURVE,
+    D_REFERENCE,
+    LOG_LOSS,
+    LOG_TRAIN_SIZE,
+    POOLED,
+    SUBSET,
+    at_largest_size,
+    sums_of,
+)
+from orchestrator.results.columns import (
+    D_DATA_MLE,
+    D_DATA_TWONN,
+    DATASET,
+    MODEL,
+    NEIGHBORS_TOO,
+    TRAIN_SIZE,
+    d_data_at,
+)
+from search_spaces.errors import plural
+
+ABOVE_CHANCE = "N above chance level"
+"""Variant of the exponent whose train sizes are all above chance level."""
+OTHER_D = {"TwoNN": D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
+"""Variant -> column of another estimate of d."""
+
+
+def fit_exponents(
+    points: pd.DataFrame, full: pd.DataFrame, dimension: str = ""
+) -> tuple[ExponentFit, ExponentFit]:
+    """Return the exponent, and that of train sizes above chance level.
+
+    Curves are flat at chance level whatever their law, so a fall that is too slow must show at
+    train sizes above it too.
+    """
+    is_above = above_chance(clear_of_ceiling(points), full)
+    return (
+        fit_exponent(points, dimension=dimension),
+        fit_exponent(is_above, dimension=dimension, variant=ABOVE_CHANCE),
+    )
+
+
+def fit_exponent(
+    points: pd.DataFrame,
+    *,
+    model: str = POOLED,
+    subset: str = ALL,
+    dimension: str = "",
+    variant: str = "",
+) -> ExponentFit:
+    """Fit log loss on −log N / d with an intercept per curve.
+
+    Args:
+        points: The points.
+        model: One network, or all pooled.
+        subset: One domain, or both.
+        dimension: Column of d, taken at the largest N; by maximum likelihood if empty.
+        variant: Name of the choice of d or of points.
+    """
+    if dimension:
+        reference = at_largest_size(points, dimension, (*SUBSET, MODEL))
+        points = points.assign(**{D_REFERENCE: reference})
+    columns = (LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE)
+    all_curves = _with_two_sizes(complete_rows(points, model, subset, columns))
+    rows = _with_two_sizes(clear_of_ceiling(all_curves))
+    num_curves = all_curves[CURVE].nunique()
+    unfitted = ExponentFit(
+        model=model,
+        subset=subset,
+        variant=variant,
+        num_points=len(rows),
+        num_datasets=rows[DATASET].nunique(),
+        num_needed=MIN_DATASETS,
+        num_curves=num_curves,
+        num_at_chance=num_curves - rows[CURVE].nunique(),
+    )
+    if unfitted.num_datasets < MIN_DATASETS:
+        return replace(unfitted, reason=_too_few(unfitted, dimension))
+    reason = why_constant(rows, within=CURVE)
+    if reason:
+        return replace(unfitted, reason=reason)
+    return with_exponent(unfitted, sums_of(rows, LOG_LOSS))
+
+
+def _with_two_sizes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of curves with at least two train sizes."""
+    return rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
+
+
+def _too_few(unfitted: ExponentFit, dimension: str) -> str:
+    """Say how many datasets have what an exponent needs."""
+    name = "_".join((dimension or D_DATA_MLE).split("_")[:2])
+    if unfitted.variant in OTHER_D:
+        name += f" by {unfitted.variant}"
+    clear = " whose losses are clear of chance level" if unfitted.num_at_chance else ""
+    counted = f"{plural(unfitted.num_datasets, 'dataset')} with two train sizes and {name}{clear}"
+    return f"{counted}, at least {MIN_DATASETS} needed"
+
+
+def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
+    """Return a fit with the exponent that the sums of its datasets give.
+
+    The interval is by a jackknife over datasets and t, the p-value the larger one of that and of a
+    wild cluster bootstrap.
+    """
+    names, xx, xy = sums
+    value = float(xy.sum() / xx.sum())
+    degrees = len(names) - 1
+    without_each = (xy.sum() - xy) / (xx.sum() - xx)
+    error = jackknife_error(value, without_each)
+    p_of_zero, p_of_bound = t_p_values(value - np.array([0.0, 1.0]), error, degrees).tolist()
+    estimate = Estimate(
+        name="exponent",
+        value=value,
+        std_error=error,
+        interval=t_interval(value, error, degrees),
+        p_value=p_of_zero,
+        resampled_p=wild_cluster_p(sums),
+        num_resamples=len(wild_draws(len(names))),
+        left_out=dict(zip(names, without_each.tolist(), strict=True)),
+        weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
+    )
+    by_dataset = {}
+    for name, x_squares, products in zip(*sums, strict=True):
+        if x_squares > 0:
+            by_dataset[name] = float(products / x_squares)
+    bound_p = 1.0
+    if value < 1:
+        bound_p = max(p_of_bound, wild_cluster_p(sums, null=1.0))
+    return replace(
+        unfitted, status="ok", estimates=(estimate,), by_dataset=by_dataset, bound_p=bound_p
+    )

@@ -1,0 +1,161 @@
+"""Heights of the losses: dataset effects at equal model and N, regressed on their properties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import pandas as pd
+
+from orchestrator.analysis.chance_ceiling import why_flattened
+from orchestrator.analysis.inference import MIN_DATASETS, Array, ols
+from orchestrator.analysis.law_fits.estimates import Estimate, slope_estimates
+from orchestrator.analysis.law_fits.records import HeightFit
+from orchestrator.analysis.law_fits.rows import complete_rows, effects_of
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.points import (
+    ALL,
+    INVERSE_D,
+    IS_MEDICAL,
+    LOG_LOSS,
+    LOG_SHARPNESS,
+    POOLED,
+    WORDS,
+)
+from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
+from orchestrator.results.columns import DATASET, DOMAIN
+
+MAX_NAMES_LENGTH = 60
+"""Characters of dataset names in a reason; longer lists are left out."""
+
+
+def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = POOLED) -> HeightFit:
+    """Regress dataset effects on 1/d, log K_F and the domain, as far as they can be separated."""
+    terms = dataset_properties(points, scale)
+    rows = complete_rows(points, model, ALL, (LOG_LOSS, *terms))
+    if rows[DOMAIN].nunique() > 1:
+        terms += (IS_MEDICAL,)
+    return fit_height(points, scale, terms, model=model, kind="headline")
+
+
+def dataset_properties(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
+    """Return 1/d, and log K_F if it varies and may be compared over datasets."""
+    if scale.comparable and points[LOG_SHARPNESS].nunique() > 1:
+        return (INVERSE_D, LOG_SHARPNESS)
+    return (INVERSE_D,)
+
+
+def fit_height(
+    points: pd.DataFrame,
+    scale: SharpnessScale,
+    terms: tuple[str, ...],
+    *,
+    model: str = POOLED,
+    kind: Literal["headline", "height"] = "height",
+) -> HeightFit:
+    """Regress dataset effects of log loss at equal model and N on terms.
+
+    The headline of all models is tested by permutation of datasets too, and fitted without each of
+    them. All fits take the same points: those that have the headline's columns.
+
+    Args:
+        points: The points.
+        scale: Whether K_F may be compared.
+        terms: Columns that explain.
+        model: One network, or all pooled.
+        kind: ``headline`` for the fit that questions are answered from.
+    """
+    properties = dataset_properties(points, scale)
+    columns = list(dict.fromkeys((LOG_LOSS, *terms, IS_MEDICAL, *properties)))
+    rows = complete_rows(points, model, ALL, columns)
+    unfitted = HeightFit(
+        kind=kind,
+        model=model,
+        terms=terms,
+        num_points=len(rows),
+        num_datasets=rows[DATASET].nunique(),
+        num_needed=max(MIN_DATASETS, len(terms) + 2),
+    )
+    if unfitted.num_datasets < unfitted.num_needed:
+        return replace(unfitted, reason=_too_few(rows, unfitted))
+    reason = why_flattened(rows)
+    if reason:
+        return replace(unfitted, status="refused", reason=reason)
+    effects = effects_of(rows, columns)
+    if effects is None:
+        reason = (
+            "the datasets share no model, train size and data mode, so none can be compared at "
+            "equal N"
+        )
+        return replace(unfitted, reason=reason)
+    if not effects[LOG_LOSS].any():
+        return replace(unfitted, reason="the losses are the same for all datasets")
+
+    domains = rows.groupby(DATASET)[DOMAIN].first()[effects.index].tolist()
+    is_headline = kind == "headline" and model == POOLED
+    tested = set()
+    if is_headline:
+        tested = set(terms) - {IS_MEDICAL}
+    elif kind == "height":
+        tested = {IS_MEDICAL}
+    estimates = slope_estimates(
+        effects[LOG_LOSS].to_numpy(),
+        effects[[*terms]].to_numpy(),
+        terms,
+        domains,
+        tested=tested,
+    )
+    if estimates is None:
+        return replace(unfitted, reason=_not_identified(terms, domains))
+    if is_headline:
+        slopes_without = _slopes_without_each(rows, columns, terms, [*effects.index])
+        estimates = tuple(_with_left_out(estimates, slopes_without))
+    return replace(unfitted, status="ok", estimates=estimates)
+
+
+def _slopes_without_each(
+    rows: pd.DataFrame, columns: Sequence[str], terms: Sequence[str], datasets: Sequence[str]
+) -> dict[str, Array]:
+    """Return the slopes without each dataset, of those whose absence leaves them identified."""
+    slopes_without: dict[str, Array] = {}
+    for dataset in datasets:
+        effects = effects_of(rows[rows[DATASET] != dataset], columns)
+        if effects is None:
+            continue
+        slopes = ols(effects[LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy())
+        if slopes is not None:
+            slopes_without[dataset] = slopes[0]
+    return slopes_without
+
+
+def _with_left_out(
+    estimates: Sequence[Estimate], slopes_without: dict[str, Array]
+) -> list[Estimate]:
+    """Add to every estimate its value without each dataset."""
+    completed = []
+    for k, estimate in enumerate(estimates):
+        values_without = {name: float(slopes[k]) for name, slopes in slopes_without.items()}
+        completed.append(replace(estimate, left_out=values_without))
+    return completed
+
+
+def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
+    """Say how many datasets there are of those that the fit needs, by name if they are few."""
+    if unfitted.num_datasets == 0:
+        return "no point has all the numbers that this fit needs"
+    names = listing(sorted(map(str, rows[DATASET].unique())))
+    text = f"{unfitted.num_datasets} of the {unfitted.num_needed} datasets that it needs"
+    if len(names) + len(" ()") < MAX_NAMES_LENGTH:
+        text += f" ({names})"
+    return text
+
+
+def _not_identified(terms: Sequence[str], domains: Sequence[str]) -> str:
+    """Say why coefficients cannot be separated."""
+    names = listing([WORDS[name] for name in terms])
+    if IS_MEDICAL in terms and len(set(domains)) < 2:
+        return f"only {domains[0]} datasets: an offset between domains needs both"
+    if len(terms) == 1:
+        return f"{names} does not vary enough over these datasets"
+    return f"{names} do not vary enough, or only together, to tell coefficients apart"

@@ -1,0 +1,40 @@
+"""Counts of d_repr ≤ d_data (Theorem 5, an approximate bound)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.inference import mean_interval
+from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.records import RepresentationFit
+from orchestrator.analysis.law_fits.rows import complete_rows
+from orchestrator.analysis.results_tables.points import ALL, POOLED
+from orchestrator.results.columns import D_DATA_MLE, D_REPR_MLE, DATASET
+
+
+def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> RepresentationFit:
+    """Count how often d_repr ≤ d_data, both by maximum likelihood; datasets count once."""
+    rows = complete_rows(points, model, ALL, (D_DATA_MLE, D_REPR_MLE))
+    unfitted = RepresentationFit(
+        model=model, num_points=len(rows), num_datasets=rows[DATASET].nunique()
+    )
+    if rows.empty:
+        return replace(unfitted, reason="no point has both d_repr and d_data")
+    is_below = rows[D_REPR_MLE] <= rows[D_DATA_MLE]
+    shares = is_below.astype(float).groupby(rows[DATASET]).mean()
+    mean, error, interval = mean_interval(np.asarray(shares, dtype=float))
+    if interval is not None:
+        low, high = interval
+        interval = (max(0.0, low), min(1.0, high))
+    shares_above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}
+    estimate = Estimate(name="share", value=mean, interval=interval, std_error=error)
+    return replace(
+        unfitted,
+        status="ok",
+        num_held=int(is_below.sum()),
+        by_dataset=shares_above,
+        estimates=(estimate,),
+    )

@@ -1,0 +1,82 @@
+"""Numbers, p-values, intervals and lists of names as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from orchestrator.analysis.inference import Interval
+
+LARGE = 1e3
+"""Numbers from here on are written whole, with commas."""
+HUGE = 1e7
+"""Numbers from here on are written with a power of ten."""
+SMALL = 1e-4
+"""Numbers below this are written with a power of ten. K_F of images lies above: one notation a
+column."""
+SMALLEST_P = 1e-3
+"""Smaller p-values are given as a bound."""
+MAX_FIGURES = 8
+"""Figures to which the ends of an interval are compared."""
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def number(value: float | None, figures: int = 3) -> str:
+    """Return a number to so many figures; empty for None and NaN."""
+    if value is None or pd.isna(value):
+        return ""
+    if LARGE <= abs(value) < HUGE:
+        text = f"{value:,.0f}"
+    elif value != 0 and abs(value) < SMALL:
+        text = f"{value:.{figures - 1}e}"
+    else:
+        text = f"{value:.{figures}g}"
+    if text == "-0":
+        return "0"
+    return text.replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value to two figures; a small one as a bound."""
+    if value is None:
+        return ""
+    if value < SMALLEST_P:
+        return "< 0.001"
+    return f"{value:.2g}"
+
+
+def p_equals(value: float) -> str:
+    """Return ``p = 0.02``, or ``p < 0.001``."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def interval(bounds: Interval | None) -> str:
+    """Return an interval, to the figures that separate its ends; a dash for None."""
+    if bounds is None:
+        return "–"
+    for figures in range(3, MAX_FIGURES + 1):
+        low, high = (number(bound, figures) for bound in bounds)
+        if low != high:
+            return f"{low} to {high}"
+    return f"{number(bounds[0])}, without scatter"
+
+
+def percent(share: float) -> str:
+    """Return a share in whole per cent."""
+    return f"{share:.0%}"
+
+
+def in_hundred(share: float) -> str:
+    """Return a share as a count of 100: ``6 of 100``; small ones as ``fewer than 1 of 100``."""
+    count = round(100 * share)
+    if count == 0:
+        return "fewer than 1 of 100"
+    return f"{count} of 100"

@@ -1,0 +1,1 @@
+"""A results table: read, checked, and reduced to the points that are fitted."""

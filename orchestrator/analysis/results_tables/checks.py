@@ -1,0 +1,282 @@
+"""Checks of a results table that may come from anybody, and its values made numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.number_formats import listing
+from orchestrator.results.columns import (
+    CLASS_PAIR,
+    COLUMNS,
+    DATA_MODE,
+    DATASET,
+    DOMAIN,
+    DOMAINS,
+    DONE,
+    MODEL,
+    RECIPE,
+    REQUIRED,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEXT_COLUMNS,
+    TRAIN_SIZE,
+    TRIAL_ID,
+    describe,
+)
+from search_spaces.errors import DataError, plural
+from tasks.trials.records import TrialStatus
+
+LARGEST_VALUE = 1e50
+"""Larger values stand for infinity: MLflow stores it as 1.797e308, and nothing measured comes near.
+The square of this bound is still a number."""
+DIVERGED = "diverged (loss stopped being a finite number)"
+POSITIVE_MEASURES = ("d_data_", "label_sharpness")
+"""Beginnings of measures that are positive by what they mean."""
+MISSING_TEXTS = ("", "nan", "none")
+"""Texts that stand for a missing number, in lower case."""
+CELL_COLUMNS = (MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, SEED, DATA_MODE)
+"""Columns that name a trial of one recipe."""
+MAX_NAMED = 5
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A number of rows, or stored values, that were left out, and why."""
+
+    reason: str
+    count: int
+
+    def __str__(self) -> str:
+        """Return it as a line."""
+        return f"{self.reason}: {self.count:,}"
+
+
+def _refuse_if(problem: str, rule: str, hint: str) -> None:
+    """Raise a DataError if there is a problem."""
+    if problem:
+        raise DataError(rule, problem, hint)
+
+
+def check_values(table: pd.DataFrame) -> None:
+    """Check names, statuses and train sizes.
+
+    Raises:
+        DataError: If a row has no name, an unknown status, or a part of an image as train size.
+    """
+    _check_names(table)
+    _check_statuses(table)
+    _check_train_sizes(table)
+
+
+def _check_names(table: pd.DataFrame) -> None:
+    nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
+    problem = ", ".join(nameless[:MAX_NAMED])
+    _refuse_if(problem, "The columns of a results table have names", "name them")
+    for name in (TRIAL_ID, MODEL, DATASET):
+        if name in table:
+            num_blank = sum(map(_is_blank, table[name]))
+            problem = f"{plural(num_blank, 'row')} without" if num_blank else ""
+            _refuse_if(problem, f"Every row of a results table has a {name}", "name them")
+
+
+def _check_statuses(table: pd.DataFrame) -> None:
+    known_statuses = [str(status) for status in TrialStatus]
+    unknown = set()
+    for value in table.get(STATUS, pd.Series(dtype=object)):
+        if not _is_blank(value) and str(value) not in known_statuses:
+            unknown.add(repr(str(value)))
+    rule = f"The status of a trial is {' or '.join(known_statuses)}"
+    hint = "correct it, or leave it blank for trials that are done"
+    _refuse_if(listing(sorted(unknown)), rule, hint)
+
+
+def _check_train_sizes(table: pd.DataFrame) -> None:
+    sizes = table.get(TRAIN_SIZE, pd.Series(dtype=float))
+    numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
+    is_fraction = np.isfinite(numbers) & (numbers != np.floor(numbers))
+    wrong = sizes[is_fraction | _is_boolean(sizes)]
+    problem = ""
+    if len(wrong):
+        problem = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
+    _refuse_if(problem, "A train size is a whole number of images", "count images in ones")
+
+
+def _is_boolean(values: pd.Series) -> pd.Series:
+    """Return which values are True or False, which pandas would treat as 1 and 0."""
+    may_be = values.dtype == object or pd.api.types.is_bool_dtype(values)
+    if not may_be:
+        return pd.Series(False, index=values.index)
+    return values.map(type).isin([bool, np.bool_])
+
+
+def _is_blank(value: Any) -> bool:
+    """Return whether a value is missing, or text of spaces alone."""
+    if isinstance(value, str):
+        return not value.strip()
+    return bool(pd.isna(value))
+
+
+def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Check a table, add the columns that it lacks, and make stored infinities missing.
+
+    Returns:
+        The table sorted by ``trial_id``, and the number of unusable values by column.
+
+    Raises:
+        DataError: If the table lacks a column or contradicts itself.
+    """
+    _check_columns(table)
+    check_values(table)
+    _check_trials(table)
+    _check_domains(table)
+    _check_accuracies(table)
+    full, exclusions = _with_numbers(split_by_recipe(table).copy())
+    absent: dict[str, Any] = {}
+    for column in COLUMNS:
+        if column.name not in full:
+            absent[column.name] = "" if column.kind == "text" else np.nan
+    full = full.assign(**absent)
+    texts = [name for name in full.columns if name in TEXT_COLUMNS]
+    # As objects: every look at one of pandas' own string columns is a call into Arrow, and fits
+    # take thousands.
+    filled = full[texts].astype(object).where(full[texts].notna(), "")
+    full[texts] = filled.astype(str).astype(object)
+    full.loc[full[STATUS] == "", STATUS] = DONE
+    return full.sort_values(TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
+
+
+def _check_columns(table: pd.DataFrame) -> None:
+    missing = [name for name in REQUIRED if name not in table]
+    problem = f"without {', '.join(missing)}" if missing else ""
+    rule = f"A results table needs the columns {', '.join(REQUIRED)}"
+    _refuse_if(problem, rule, "see docs/results-columns.md")
+    repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
+    problem = f"{', '.join(repeated)} repeated" if repeated else ""
+    _refuse_if(problem, "A results table has every column once", "keep one")
+
+
+def _check_trials(table: pd.DataFrame) -> None:
+    repeated = table[TRIAL_ID][table[TRIAL_ID].duplicated()]
+    problem = ""
+    if len(repeated):
+        problem = f"{len(repeated)} repeated, such as {repeated.iloc[0]!r}"
+    hint = "keep the last attempt of each trial"
+    _refuse_if(problem, "A results table has one row per trial", hint)
+
+
+def _check_domains(table: pd.DataFrame) -> None:
+    hint = "correct the dataset's spec"
+    unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
+    problem = ", ".join(map(repr, unknown))
+    _refuse_if(problem, "A domain is natural or medical", hint)
+    num_domains = table.groupby(DATASET)[DOMAIN].nunique()
+    problem = ""
+    if (num_domains > 1).any():
+        problem = f"{num_domains.idxmax()!r} has two"
+    _refuse_if(problem, "A dataset has one domain", hint)
+
+
+def _check_accuracies(table: pd.DataFrame) -> None:
+    unknown = pd.Series(np.nan, table.index)
+    shares = pd.to_numeric(table.get(TEST_ACCURACY, unknown), errors="coerce")
+    is_wrong = (shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))
+    wrong = shares[is_wrong]
+    problem = ""
+    if len(wrong):
+        trial_id = table.loc[wrong.index[0], TRIAL_ID]
+        problem = f"{wrong.iloc[0]:g} at trial {trial_id!r}, {len(wrong)} in all"
+    _refuse_if(problem, "An accuracy is a share from 0 to 1", "divide percentages by 100")
+
+
+def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that did not diverge, and how many trials and values that left out."""
+    check_values(table)
+    statuses = table.get(STATUS, pd.Series("", table.index)).fillna("")
+    is_done = statuses.isin([DONE, ""])
+    finished, unusable = _with_numbers(table[is_done].copy())
+    num_diverged = int((~is_done).sum())
+    if not num_diverged:
+        return finished, unusable
+    return finished, (Exclusion(DIVERGED, num_diverged), *unusable)
+
+
+def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
+    """Name models by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
+    if RECIPE not in table:
+        return table
+    changes = [_changes_of(recipe) for recipe in table[RECIPE].fillna("")]
+    by_row = pd.Series(changes, index=table.index)
+    keys = [table[name].fillna("") for name in CELL_COLUMNS if name in table]
+    varied: set[str] = set()
+    for _, cell in by_row.groupby(keys):
+        varied |= _varied(cell)
+    if not varied:
+        return table
+    labels = by_row.map(lambda changes: _label(changes, sorted(varied)))
+    return table.assign(**{MODEL: table[MODEL].astype(str) + " (" + labels + ")"})
+
+
+def _changes_of(recipe: str) -> dict[str, str]:
+    """Return what a recipe's name says: its base, and the settings that it changes."""
+    changes = {}
+    for text in f"recipe={recipe}".split("+"):
+        if "=" in text:
+            name, value = text.split("=", 1)
+            changes[name] = value
+    return changes
+
+
+def _varied(recipes: Iterable[dict[str, str]]) -> set[str]:
+    """Return the settings that are not the same in all recipes."""
+    of_cell = list(recipes)
+    names = {name for changes in of_cell for name in changes}
+    return {name for name in names if len({changes.get(name) for changes in of_cell}) > 1}
+
+
+def _label(changes: dict[str, str], names: Iterable[str]) -> str:
+    """Return the settings of a recipe that vary, as text."""
+    return ", ".join(f"{name}={changes.get(name, 'as given')}" for name in names)
+
+
+def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Make every measured column one of numbers; what stands for none becomes missing, and is
+    counted.
+    """
+    exclusions = []
+    for name in full.columns:
+        (column,) = describe([name])
+        is_own = column.meaning == "not part of the standard table"
+        if name in TEXT_COLUMNS or is_own:
+            continue
+        values, unusable = _numbers(full[name])
+        for reason, is_affected in unusable.items():
+            if is_affected.any():
+                text = f"{name}: {reason}, treated as missing"
+                exclusions.append(Exclusion(text, int(is_affected.sum())))
+            values = values.mask(is_affected)
+        full[name] = values
+    return full, tuple(exclusions)
+
+
+def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
+    """Return a column as float64, and which of its values are unusable, by reason."""
+    name = str(cells.name)
+    values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
+    is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
+    texts = cells.to_numpy(dtype=object)[is_no_number]
+    is_no_number[is_no_number] = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+    unusable = {
+        "not a number": pd.Series(is_no_number, index=values.index),
+        "stored infinity": values.abs() >= LARGEST_VALUE,
+    }
+    if name.startswith(POSITIVE_MEASURES) and not name.endswith("_std_error"):
+        unusable["not above zero"] = values <= 0
+        unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
+    return values, unusable

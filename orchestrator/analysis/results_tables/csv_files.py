@@ -1,0 +1,80 @@
+"""Results tables as CSV files, safe to open in a spreadsheet and read back unchanged.
+
+A text cell that begins with =, +, - or @ is a formula to a spreadsheet. Such cells get a leading
+apostrophe (OWASP, "CSV Injection"), which reading takes off again; so does a cell that begins with
+an apostrophe itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.results.columns import TEXT_COLUMNS
+from search_spaces.errors import DataError
+
+RISKY_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def escape_cell(value: object) -> object:
+    """Return a cell made safe for a spreadsheet; anything but risky text is returned as it is."""
+    if isinstance(value, str) and value.startswith(RISKY_STARTS):
+        return f"'{value}"
+    return value
+
+
+def unescape_cell(value: object) -> object:
+    """Undo :func:`escape_cell`."""
+    if not isinstance(value, str) or not value.startswith("'"):
+        return value
+    text = value[1:]
+    return text if text.startswith(RISKY_STARTS) else value
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return a table as CSV, every number in full precision and every risky text escaped."""
+    safe = table.rename(columns=escape_cell)
+    for position, dtype in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(dtype):
+            cells = safe.iloc[:, position]
+            safe.isetitem(position, [escape_cell(value) for value in cells])
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as :func:`csv_text`; return the path."""
+    path.write_text(csv_text(table), encoding="utf-8", newline="")
+    return path
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table that :func:`write_csv` wrote; empty text stays empty.
+
+    Raises:
+        DataError: If the file is missing or is no CSV table.
+    """
+    try:
+        table = _read(path)
+    except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        rule = "A results file must be a CSV table"
+        raise DataError(rule, f"{path}: {error}", "write it with `isweep results --csv`") from error
+    for name in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[name].dtype):
+            table[name] = table[name].astype(object).map(unescape_cell)
+    return table.rename(columns=unescape_cell)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Return the cells of a file, still escaped."""
+    texts = {}
+    blanks = {}
+    for name in pd.read_csv(path, nrows=0).columns:
+        if unescape_cell(name) in TEXT_COLUMNS:
+            texts[name] = str
+        else:
+            blanks[name] = ["", "nan"]
+    exact: Any = {"keep_default_na": False, "float_precision": "round_trip"}
+    table: pd.DataFrame = pd.read_csv(path, dtype=texts, na_values=blanks, **exact)
+    return table

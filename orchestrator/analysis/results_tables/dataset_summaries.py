@@ -1,0 +1,125 @@
+"""A summary of each dataset that is fitted: its measures, its losses, and what attacks add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.results_tables.points import INVERSE_D, LOG_LOSS
+from orchestrator.results.columns import (
+    AUC,
+    CHANNELS,
+    CLASS_PAIR,
+    DATASET,
+    DOMAIN,
+    IMAGE_SIZE,
+    LABEL_SHARPNESS,
+    NUM_CLASSES,
+    TEST_ACCURACY,
+    TRAIN_SIZE,
+    attack_columns,
+)
+
+LARGEST_EPSILON = 8
+"""Largest strength of an attack in a summary, in 1/255 of the pixel range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSummary:
+    """A summary of one dataset.
+
+    Attributes:
+        dataset: Its name.
+        domain: Natural or medical.
+        num_trials: Its trials.
+        train_sizes: Their train sizes.
+        d_data: d_data at the largest N.
+        label_sharpness: K_F, a mean over train sizes and class pairs.
+        image_size: Side in pixels; 0 if it has several, None if none is recorded.
+        channels: Channels, in the same way.
+        num_classes: Classes, in the same way.
+        loss: Geometric mean of the test loss over models at the largest N, in nat.
+        accuracy: Mean accuracy there.
+        auc: Mean AUROC there.
+        loss_gain: What ``attack`` adds to the loss there, in nat.
+        attack: The strongest attack up to 8/255.
+    """
+
+    dataset: str
+    domain: str
+    num_trials: int
+    train_sizes: tuple[int, ...]
+    d_data: float | None
+    label_sharpness: float | None
+    image_size: int | None
+    channels: int | None
+    num_classes: int | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    auc: float | None = None
+    loss_gain: float | None = None
+    attack: str = ""
+
+
+def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
+    """Return the summary of each dataset, from all trials and the fitted points."""
+    attack = _strongest_attack(points)
+    largest = points.groupby(DATASET)[TRAIN_SIZE].transform("max")
+    last = points[points[TRAIN_SIZE] == largest].groupby(DATASET)
+    cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE]).groupby(DATASET)
+    losses = np.exp(last[LOG_LOSS].mean())
+    accuracies = last[TEST_ACCURACY].mean()
+    aucs = last[AUC].mean()
+    inverse_d = points.groupby(DATASET)[INVERSE_D].mean()
+    sharpness = cells[LABEL_SHARPNESS].mean()
+    gains = losses.iloc[:0]
+    if attack is not None:
+        gains = last[attack.name].mean()
+    summaries = []
+    for name, rows in full.groupby(DATASET):
+        sizes = sorted(int(size) for size in rows[TRAIN_SIZE].dropna().unique())
+        summaries.append(
+            DatasetSummary(
+                dataset=str(name),
+                domain=str(rows[DOMAIN].iloc[0]),
+                num_trials=len(rows),
+                train_sizes=tuple(sizes),
+                d_data=_known(1 / inverse_d.get(name, np.nan)),
+                label_sharpness=_known(sharpness.get(name, np.nan)),
+                image_size=_single(rows[IMAGE_SIZE]),
+                channels=_single(rows[CHANNELS]),
+                num_classes=_single(rows[NUM_CLASSES]),
+                loss=_known(losses.get(name, np.nan)),
+                accuracy=_known(accuracies.get(name, np.nan)),
+                auc=_known(aucs.get(name, np.nan)),
+                loss_gain=_known(gains.get(name, np.nan)),
+                attack="" if attack is None else attack.words,
+            )
+        )
+    return tuple(summaries)
+
+
+def _strongest_attack(points: pd.DataFrame) -> Any:
+    """Return the column of the strongest attack up to 8/255, FGSM first; None without one."""
+    measured = []
+    for attack in attack_columns(points.columns):
+        if attack.epsilon <= LARGEST_EPSILON and points[attack.name].notna().any():
+            measured.append(attack)
+    return max(measured, key=lambda attack: (attack.attack == "fgsm", attack.epsilon), default=None)
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def _single(values: pd.Series) -> int | None:
+    """Return the one value that there is; 0 for several, None for none."""
+    if values.isna().all():
+        return None
+    if values.nunique() > 1:
+        return 0
+    return int(values.max())

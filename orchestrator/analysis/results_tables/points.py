@@ -1,0 +1,192 @@
+"""Points: trials averaged over seeds, with the regressors of the law as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.inference import Sums, curve_sums
+from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.results_tables.chance_level import chance_loss, has_learned, reaches
+from orchestrator.analysis.results_tables.checks import DIVERGED, Exclusion
+from orchestrator.results.columns import (
+    AUC,
+    CLASS_PAIR,
+    D_DATA_MLE,
+    DATA_MODE,
+    DATASET,
+    DOMAIN,
+    DONE,
+    LABEL_SHARPNESS,
+    MEDICAL,
+    MODEL,
+    NUM_CLASSES,
+    RECIPE,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TEXT_COLUMNS,
+    TRAIN_SIZE,
+    WALL_TIME_S,
+)
+
+LOG_LOSS = "log_loss"
+LOG_ERROR = "log_error"
+OF_CHANCE_LOSS = "of_chance_loss"
+"""Logarithm of the share that a loss has of the chance loss."""
+AT_CHANCE_LEVEL = "at_chance_level"
+"""Indicator, 1 or 0, of a loss at chance level."""
+LOG_TRAIN_SIZE = "log_train_size"
+D_REFERENCE = "d_reference"
+"""d_data at the largest train size of the dataset and class pair: the estimate grows with N."""
+INVERSE_D = "inverse_d"
+LOG_SHARPNESS = "log_sharpness"
+IS_MEDICAL = "is_medical"
+CELL = "cell"
+"""Code of what must be equal for two points to be compared: model, train size and data mode."""
+CURVE = "curve"
+"""Code of one curve over N: a model on one dataset and class pair."""
+WEIGHT = "weight"
+"""Weight of a point; the class pairs of a dataset count together as one."""
+SEED_STD = "seed_std"
+
+WORDS = {
+    MODEL: "model",
+    RECIPE: "recipe",
+    DATASET: "dataset",
+    CLASS_PAIR: "pair",
+    STATUS: "status",
+    TRAIN_SIZE: "N",
+    SEED: "seed",
+    TEST_LOSS: "test loss",
+    TEST_ACCURACY: "accuracy",
+    AUC: "AUC",
+    SEED_STD: "seed spread",
+    D_DATA_MLE: "d_data",
+    LABEL_SHARPNESS: "K_F",
+    WALL_TIME_S: "time (s)",
+    D_REFERENCE: "d_data",
+    INVERSE_D: "1/d",
+    LOG_SHARPNESS: "log K_F",
+    IS_MEDICAL: "the domain label",
+}
+"""Column -> what it is called in text."""
+POOLED = "pooled"
+"""All models together, each with its own intercept."""
+ALL = "all"
+"""Both domains together."""
+SUBSET = [DATASET, CLASS_PAIR, DATA_MODE]
+"""Columns that name what a network was trained on."""
+POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
+"""Columns that name a point: its trials differ in their seed alone."""
+
+
+def given(terms: Sequence[str], name: str) -> str:
+    """Return which other terms a coefficient holds equal, as ``, given 1/d``; empty for none."""
+    held_equal = [WORDS[term].removeprefix("log ") for term in terms if term != name]
+    if not held_equal:
+        return ""
+    return f", given {listing(held_equal)}"
+
+
+def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Average trials over seeds and add the regressors.
+
+    Args:
+        full: A checked table, one row per trial.
+
+    Returns:
+        A row per model, dataset, class pair and train size, losses averaged as logarithms; and how
+        many trials have no loss to fit, each under its first reason. Those that finished stay, for
+        their other numbers.
+    """
+    unusable = {
+        DIVERGED: full[STATUS] != DONE,
+        "no positive train size": ~(full[TRAIN_SIZE] > 0),
+    }
+    is_no_point = pd.DataFrame(unusable).any(axis=1)
+    unusable["no test loss"] = full[TEST_LOSS].isna()
+    unusable["test loss not above zero, so it has no logarithm"] = full[TEST_LOSS] <= 0
+    is_usable = pd.Series(True, index=full.index)
+    exclusions = []
+    for reason, is_affected in unusable.items():
+        count = int((is_usable & is_affected).sum())
+        if count:
+            exclusions.append(Exclusion(reason, count))
+        is_usable &= ~is_affected
+
+    trials = full.assign(**{LOG_LOSS: np.log(full[TEST_LOSS].where(is_usable))})[~is_no_point]
+    numbers = []
+    for name in trials.columns:
+        is_number = pd.api.types.is_numeric_dtype(trials[name])
+        if is_number and name not in TEXT_COLUMNS and name not in POINT:
+            numbers.append(name)
+    points = trials.groupby(POINT, sort=True)[numbers].mean().reset_index()
+    return _with_regressors(points), tuple(exclusions)
+
+
+def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
+    """Add what fits regress on, and the codes by which points are compared."""
+    num_pairs = points.groupby([MODEL, DATASET, TRAIN_SIZE])[CLASS_PAIR].transform("size")
+    sharpness = points[LABEL_SHARPNESS]
+    errors = 1.0 - points[TEST_ACCURACY]
+    reference = at_largest_size(points, D_DATA_MLE)
+    of_chance_loss = points[LOG_LOSS] - np.log(chance_loss(points[NUM_CLASSES]))
+    learned = has_learned(points[TEST_ACCURACY], points[AUC], points[NUM_CLASSES])
+    added = {
+        WEIGHT: 1.0 / num_pairs,
+        TEST_LOSS: np.exp(points[LOG_LOSS]),
+        OF_CHANCE_LOSS: of_chance_loss,
+        AT_CHANCE_LEVEL: (reaches(of_chance_loss) & ~learned).astype(float),
+        LOG_ERROR: np.log(errors.where(errors > 0)),
+        LOG_TRAIN_SIZE: np.log(points[TRAIN_SIZE].astype(float)),
+        LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
+        IS_MEDICAL: (points[DOMAIN] == MEDICAL).astype(float),
+        CELL: points.groupby([MODEL, TRAIN_SIZE, DATA_MODE]).ngroup(),
+        CURVE: points.groupby([MODEL, *SUBSET]).ngroup(),
+        D_REFERENCE: reference,
+        INVERSE_D: 1.0 / reference,
+    }
+    # Copied: added columns lie apart in memory, and every selection of rows would pay for it.
+    return points.assign(**added).copy()
+
+
+def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET) -> pd.Series:
+    """Return the positive value of a measure at the largest train size that has one.
+
+    Args:
+        points: Rows with a train size.
+        name: Column of the measure.
+        by: Columns that name what it is a measure of.
+    """
+    keys = list(by)
+    measured = points[points[name] > 0]
+    largest = measured.groupby(keys)[TRAIN_SIZE].transform("max")
+    means = measured[measured[TRAIN_SIZE] == largest].groupby(keys)[name].mean()
+    values = means.reindex(pd.MultiIndex.from_frame(points[keys])).to_numpy(dtype=float)
+    return pd.Series(values, index=points.index)
+
+
+def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
+    """Return the points of one model (or all of them, pooled) and one domain (or both)."""
+    rows = points
+    if model != POOLED:
+        rows = rows[rows[MODEL] == model]
+    if subset != ALL:
+        rows = rows[rows[DOMAIN] == subset]
+    return rows
+
+
+def sums_of(points: pd.DataFrame, column: str) -> Sums:
+    """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
+    fall = -points[LOG_TRAIN_SIZE].to_numpy(dtype=float) / points[D_REFERENCE].to_numpy(dtype=float)
+    return curve_sums(
+        points[column].to_numpy(dtype=float),
+        fall,
+        points[CURVE].to_numpy(),
+        points[DATASET].to_numpy(dtype=str),
+        points[WEIGHT].to_numpy(dtype=float),
+    )

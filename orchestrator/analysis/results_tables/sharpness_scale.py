@@ -1,0 +1,94 @@
+"""The image scale on which K_F was measured, and whether values of datasets may be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.results.columns import (
+    DATASET,
+    IMAGE_SIZE,
+    LABEL_SHARPNESS,
+    SHARPNESS_CHANNELS,
+    SHARPNESS_PIXEL_RANGE,
+)
+
+Policy = Literal["refuse", "ignore"]
+"""Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
+UNEQUAL_SCALES = "K_F was measured on unequal scales"
+"""The short reason of every refusal; the scale's note names the scales."""
+SAME_SHARPNESS = "K_F is the same for all datasets"
+UNRECORDED = "unrecorded"
+SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharpnessScale:
+    """The scales on which K_F was measured.
+
+    Attributes:
+        comparable: Whether K_F is compared over datasets.
+        policy: What to do about unequal scales.
+        note: A sentence about them; empty if there is one scale.
+        scales: Each scale with its datasets.
+    """
+
+    comparable: bool
+    policy: Policy
+    note: str
+    scales: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
+    """Return whether K_F may be compared: it depends on pixel range, side and channels.
+
+    Args:
+        table: One row per trial.
+        policy: What to do about unequal scales.
+    """
+    columns = table.columns.union([LABEL_SHARPNESS, *SCALE_COLUMNS])
+    measured = table.reindex(columns=[*columns])
+    measured = measured[measured[LABEL_SHARPNESS].notna()]
+    scales = []
+    for key, datasets in measured.groupby(SCALE_COLUMNS, dropna=False)[DATASET]:
+        scales.append((spell_scale(key), tuple(sorted(datasets.unique()))))
+    names = "; ".join(f"{scale}: {', '.join(datasets)}" for scale, datasets in scales)
+    note = ""
+    if len(scales) > 1 and policy == "refuse":
+        note = (
+            f"{UNEQUAL_SCALES} ({names}), so fits that compare it over datasets are refused. "
+            "Measure at one size and channel count."
+        )
+    elif len(scales) > 1:
+        note = (
+            "K_F is compared over unequal scales as it stands. More pixels or channels alone make "
+            f"it smaller: {names}."
+        )
+    elif measured[SCALE_COLUMNS].isna().any(axis=None):
+        note = "The scale of K_F is not fully recorded; it is taken to be one."
+    return SharpnessScale(
+        comparable=len(scales) <= 1 or policy == "ignore",
+        policy=policy,
+        note=note,
+        scales=tuple(scales),
+    )
+
+
+def spell_scale(key: object) -> str:
+    """Return the scale of a K_F as text.
+
+    Args:
+        key: Pixel range, side in pixels and channels; NaN where one is not recorded.
+    """
+    pixel_range, side, channels = np.asarray(key, dtype=float).tolist()
+    parts = [f"{UNRECORDED} size", f"{UNRECORDED} channels", f"{UNRECORDED} range"]
+    if not np.isnan(side):
+        parts[0] = f"{side:g}×{side:g} pixels"
+    if not np.isnan(channels):
+        parts[1] = f"{channels:g} channel" if channels == 1 else f"{channels:g} channels"
+    if not np.isnan(pixel_range):
+        parts[2] = f"range {pixel_range:g}"
+    return ", ".join(parts)

@@ -1,0 +1,44 @@
+"""Sentences on what followed in an experiment."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.experiments.records import Interventions
+from orchestrator.analysis.experiments.sentences import followed
+from orchestrator.analysis.sentences.finding import (
+    Finding,
+)
+from search_spaces.errors import plural
+
+
+def of_experiment(interventions: Interventions) -> Finding:
+    """Describe what followed when one property was moved."""
+    effects = interventions.effects
+    notes = [
+        "Worlds are the replicates: intervals hold for these kinds of images and networks. Where "
+        "worlds share classes, the wider of two intervals is given.",
+        "Arms with exchanged labels also raise the loss that no network can go below.",
+    ]
+    overall = [effect for effect in effects if not effect.arm]
+    num_at_chance = 0
+    num_without = 0
+    for effect in overall:
+        if effect.response == "loss":
+            num_at_chance += effect.num_at_chance
+        if effect.response == "error":
+            num_without += effect.num_without
+    if num_at_chance:
+        notes.append(
+            f"Left out: {plural(num_at_chance, 'pair')} whose base has the chance loss or more."
+        )
+    if num_without:
+        notes.append(f"{num_without} pairs have an error of 0 on one side, without a logarithm.")
+    images = "in training and test images"
+    if any(effect.tested_on for effect in effects):
+        images = "in training images alone"
+    return Finding(
+        question=f"When one property is moved, {images}, what follows?",
+        verdict="described",
+        sentences=(followed(effects),),
+        details=(interventions.answer,),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,40 @@
+"""Datasets to add to a sweep so that it can answer a question."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import factorial, prod
+
+from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.law_fits.records import ExponentFit, Fit
+from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
+from search_spaces.errors import plural
+
+
+def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "") -> str:
+    """Return what to add so that a fit can be made and tested; empty if more datasets do not help.
+
+    Args:
+        fits: All fits.
+        fit: The fit that could not be made or tested.
+        numbers: What each dataset must have, in words.
+        reason: Why it could not be tested, if the fit itself was made.
+    """
+    if UNEQUAL_SCALES in (fit.reason, reason):
+        return "measure K_F at one image size and number of channels"
+    if fit.status == "refused":
+        return "train until losses fall below chance level"
+    num_missing = max(0, fit.num_needed - fit.num_datasets)
+    noun = "dataset"
+    domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
+    if domains and not isinstance(fit, ExponentFit):
+        # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
+        (domain, num_of_domain), *other_domains = domains.most_common()
+        ways_of_others = prod(factorial(num) for _, num in other_domains)
+        while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:
+            num_missing += 1
+        noun = f"{domain} dataset"
+    if not num_missing:
+        return ""
+    return f"add {plural(num_missing, noun)} with {numbers}"

@@ -1,0 +1,70 @@
+"""Tables as LaTeX, for the package booktabs."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.analysis.tables.layout import Table
+
+LONG_CELL = 24
+"""Characters from which on a column's cells are broken into lines."""
+BROKEN_WIDTH = 0.5
+"""Share of the line's width that all broken columns have together."""
+SPECIAL: dict[str, str | int | None] = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "–": "--",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≲": r"$\lesssim$",
+    "²": "$^2$",
+    "·": r"$\cdot$",
+    "×": r"$\times$",
+    "ε": r"$\varepsilon$",
+    "“": "``",
+    "”": "''",
+    "→": r"$\rightarrow$",
+    "<": "$<$",
+    ">": "$>$",
+}
+"""Character -> what LaTeX sets as it."""
+
+
+def escape(text: str) -> str:
+    """Return text that LaTeX sets as it reads."""
+    return text.translate(str.maketrans(SPECIAL))
+
+
+def to_latex(table: Table) -> str:
+    """Return a table as LaTeX; columns of long cells are broken and share half a line."""
+    longest = [0] * len(table.header)
+    for row in table.rows:
+        for k, cell in enumerate(row):
+            longest[k] = max(longest[k], len(cell))
+    num_broken = max(1, sum(length > LONG_CELL for length in longest))
+    column_format = ""
+    for k, length in enumerate(longest):
+        if length > LONG_CELL:
+            column_format += rf"p{{{BROKEN_WIDTH / num_broken:.2f}\linewidth}}"
+        else:
+            column_format += "l" if k < table.numeric_from else "r"
+    sentences = [text.rstrip(".") for text in (table.title, table.note) if text]
+    header = [escape(name) for name in table.header]
+    rows = pd.DataFrame(table.rows, columns=header, dtype=str).map(escape)
+    text = rows.to_latex(
+        index=False,
+        escape=False,
+        caption=f"{escape('. '.join(sentences))}.",
+        label=f"tab:{table.key}",
+        column_format=column_format,
+    )
+    return text.replace(r"\begin{table}", r"\begin{table}\small", 1)

@@ -1,0 +1,96 @@
+"""A table as plain cells, declared as columns over records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from orchestrator.analysis.number_formats import interval, number, p_value
+
+Column = str | Callable[[Any], str]
+"""The content of a column: a field by its name, or a text made from the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        key: Its anchor on the page.
+        title: Heading.
+        note: What it shows.
+        header: Names of the columns.
+        rows: Cells.
+        numeric_from: First column of numbers, which are set to the right.
+    """
+
+    key: str
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric_from: int = 1
+
+
+def laid_out(
+    key: str,
+    title: str,
+    note: str,
+    records: Iterable[Any],
+    columns: Mapping[str, Column],
+    *,
+    numeric_from: int = 1,
+) -> Table:
+    """Return a table of a row per record, without columns that are empty in all.
+
+    Args:
+        key: Anchor on the page.
+        title: Heading.
+        note: What it shows.
+        records: Mappings, or objects with fields.
+        columns: Name -> what it shows.
+        numeric_from: First column of numbers.
+    """
+    rows = []
+    for record in records:
+        rows.append([_cell(record, column) for column in columns.values()])
+    filled = []
+    for k in range(len(columns)):
+        if not rows or any(row[k] for row in rows):
+            filled.append(k)
+    names = list(columns)
+    kept_rows = []
+    for row in rows:
+        kept_rows.append(tuple(row[k] for k in filled))
+    return Table(
+        key=key,
+        title=title,
+        note=note,
+        header=tuple(names[k] for k in filled),
+        rows=tuple(kept_rows),
+        numeric_from=len([k for k in filled if k < numeric_from]),
+    )
+
+
+def _field(record: Any, name: str) -> Any:
+    """Return a field of an object, or an entry of a mapping; None if the mapping lacks it."""
+    if isinstance(record, Mapping):
+        return record.get(name)
+    return getattr(record, name)
+
+
+def _cell(record: Any, column: Column) -> str:
+    """Return what a column shows of a record."""
+    if callable(column):
+        return column(record)
+    value = _field(record, column)
+    if column == "interval":
+        return interval(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return f"{value:,}"
+    if value is None or isinstance(value, float):
+        is_p_value = column.startswith(("p_", "adjusted_p"))
+        return p_value(value) if is_p_value else number(value)
+    return str(value)

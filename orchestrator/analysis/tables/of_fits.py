@@ -1,0 +1,362 @@
+"""Tables of fits and their answers; a fit that could not be made is no row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.analysis.experiments.records import Effect, Gate, Interventions
+from orchestrator.analysis.findings import adjusted_p_values
+from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.law_fits.estimates import Estimate
+from orchestrator.analysis.law_fits.records import (
+    AnyFit,
+    ExponentFit,
+    HeightFit,
+    RepresentationFit,
+)
+from orchestrator.analysis.number_formats import interval, number, p_value, percent
+from orchestrator.analysis.results_tables.points import WORDS
+from orchestrator.analysis.tables.layout import Table, laid_out
+from orchestrator.results.columns import attack_columns
+from search_spaces.errors import plural
+
+MAX_REASONS = 3
+"""Reasons that the line on unmade fits names."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitRow:
+    """An estimate with its fit: a row of a table of fits."""
+
+    fit: AnyFit
+    estimate: Estimate
+
+
+Column = Callable[[FitRow], str]
+
+
+@dataclass(frozen=True, slots=True)
+class FitTable:
+    """A table of fits of some kinds.
+
+    Attributes:
+        key: Anchor on the page.
+        kinds: Kinds of fits that it shows.
+        title: Heading.
+        note: What it shows.
+        columns: Name -> what it shows of a row.
+        numeric_from: First column of numbers.
+    """
+
+    key: str
+    kinds: tuple[str, ...]
+    title: str
+    note: str
+    columns: Mapping[str, Column]
+    numeric_from: int
+
+
+def _model(row: FitRow) -> str:
+    return row.fit.model
+
+
+def _datasets(row: FitRow) -> str:
+    return f"{row.fit.subset} ({row.fit.num_datasets})"
+
+
+def _value(row: FitRow) -> str:
+    return number(row.estimate.value)
+
+
+def _interval(row: FitRow) -> str:
+    return interval(row.estimate.interval)
+
+
+def _p_by_t(row: FitRow) -> str:
+    return p_value(row.estimate.p_value)
+
+
+def _resampled_p(row: FitRow) -> str:
+    """Return the p-value by resampling, with a star if it is exact."""
+    star = "*" if row.estimate.exact else ""
+    return f"{p_value(row.estimate.resampled_p)}{star}"
+
+
+def _without(row: FitRow) -> str:
+    """Return the value without the most influential dataset."""
+    name = row.estimate.influential
+    if name is None:
+        return ""
+    return f"{name}: {number(row.estimate.left_out[name])}"
+
+
+def _variant(row: FitRow) -> str:
+    return row.fit.variant
+
+
+def _curves(row: FitRow) -> str:
+    if not isinstance(row.fit, ExponentFit):
+        return ""
+    return f"{row.fit.num_curves - row.fit.num_at_chance} of {row.fit.num_curves}"
+
+
+def _terms(row: FitRow) -> str:
+    if not isinstance(row.fit, HeightFit):
+        return ""
+    return ", ".join(WORDS[name] for name in row.fit.terms)
+
+
+def _coefficient(row: FitRow) -> str:
+    return WORDS[row.estimate.name]
+
+
+def _attack(row: FitRow) -> str:
+    return attack_columns([row.fit.response])[0].words
+
+
+def _num_points(row: FitRow) -> str:
+    return str(row.fit.num_points)
+
+
+def _num_held(row: FitRow) -> str:
+    if not isinstance(row.fit, RepresentationFit):
+        return ""
+    return f"{row.fit.num_held} of {row.fit.num_points}"
+
+
+def _share(row: FitRow) -> str:
+    return percent(row.estimate.value)
+
+
+def _interval_of_share(row: FitRow) -> str:
+    if row.estimate.interval is None:
+        return ""
+    low, high = row.estimate.interval
+    return f"{percent(low)} to {percent(high)}"
+
+
+def _shares_above(row: FitRow) -> str:
+    if not isinstance(row.fit, RepresentationFit):
+        return ""
+    shares = sorted(row.fit.by_dataset.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{name} {percent(share)}" for name, share in shares)
+
+
+FIT_TABLES = (
+    FitTable(
+        key="exponent",
+        kinds=("exponent",),
+        title="Exponent of N within datasets, times d",
+        note=(
+            "Slope of log test loss on −log N / d. Every curve has its own intercept, and one d "
+            "per dataset and class pair (at its largest N). 1 is the law's bound, 0 no dependence; "
+            "no unit of N, pixels or loss changes it. Curves: fitted, of all. If there is a "
+            "ceiling at chance level, those clear of it are fitted."
+        ),
+        columns={
+            "model": _model,
+            "datasets": _datasets,
+            "d or points": _variant,
+            "curves": _curves,
+            "exponent · d": _value,
+            "interval": _interval,
+            "p (t)": _p_by_t,
+            "wild p": _resampled_p,
+            "without": _without,
+        },
+        numeric_from=3,
+    ),
+    FitTable(
+        key="heights",
+        kinds=("headline", "height"),
+        title="Losses of datasets at equal N",
+        note=(
+            "Dataset effects of log test loss at equal model and train size; t intervals. The "
+            "permutation p of exchangeable datasets is exact (*). “Without”: the value without the "
+            "most influential dataset."
+        ),
+        columns={
+            "model": _model,
+            "datasets": _datasets,
+            "on": _terms,
+            "coefficient of": _coefficient,
+            "value": _value,
+            "interval": _interval,
+            "p (t)": _p_by_t,
+            "permutation p": _resampled_p,
+            "without": _without,
+        },
+        numeric_from=4,
+    ),
+    FitTable(
+        key="attacks",
+        kinds=("attack",),
+        title="Loss gained by attacks, with K_F",
+        note=(
+            "Pearson's r over dataset effects at equal model and train size, within domains if "
+            "there are two, with its 95 % interval. p is of a rise, adjusted over all attacks, "
+            "epsilons and models of this table, before the correction over questions."
+        ),
+        columns={
+            "attack": _attack,
+            "model": _model,
+            "datasets": _datasets,
+            "r": _value,
+            "interval": _interval,
+            "p over the table": _resampled_p,
+            "points": _num_points,
+        },
+        numeric_from=3,
+    ),
+    FitTable(
+        key="representations",
+        kinds=("representation",),
+        title="d_repr against d_data",
+        note="Both by maximum likelihood; the bound d_repr ≲ d_data is approximate.",
+        columns={
+            "model": _model,
+            "datasets": _datasets,
+            "at or below": _num_held,
+            "mean of datasets": _share,
+            "interval": _interval_of_share,
+            "share above": _shares_above,
+        },
+        numeric_from=2,
+    ),
+)
+
+
+def fit_tables(fits: ScalingFits) -> list[Table]:
+    """Return the tables of all fits, the answers first; those without a row are left out."""
+    tables = [answer_table(fits)]
+    if fits.interventions:
+        tables += intervention_tables(fits.interventions)
+    for table in FIT_TABLES:
+        rows = []
+        for fit in fits.fits:
+            if fit.kind in table.kinds and fit.status == "ok":
+                rows += [FitRow(fit, estimate) for estimate in fit.estimates]
+        tables.append(
+            laid_out(
+                table.key,
+                table.title,
+                table.note,
+                rows,
+                table.columns,
+                numeric_from=table.numeric_from,
+            )
+        )
+    return [table for table in tables if table.rows]
+
+
+def not_fitted(fits: ScalingFits) -> str:
+    """Say in one line how many fits could not be made, and why; empty if all could."""
+    reasons = Counter(fit.reason for fit in fits.fits if fit.status != "ok")
+    if not reasons:
+        return ""
+    most = reasons.most_common(MAX_REASONS)
+    num_others = reasons.total() - sum(count for _, count in most)
+    named = "; ".join(f"{reason} ({count})" for reason, count in most)
+    more = f"; {num_others} more" if num_others else ""
+    return f"Not fitted: {plural(reasons.total(), 'question')}: {named}{more}."
+
+
+def answer_table(fits: ScalingFits) -> Table:
+    """Return the questions that were tested, with p before and after correction."""
+    note = (
+        "p is the larger one of the t test over datasets and of the permutation (or wild cluster "
+        "bootstrap) test; of attacks it is one-sided. The adjusted p is Holm's, over the questions "
+        "that could be tested."
+    )
+    if fits.class_pairs:
+        note = "Intervals and p are by a jackknife over classes, which pairs share; Holm-adjusted."
+    return laid_out(
+        "answers",
+        "Answers",
+        note,
+        adjusted_p_values(fits),
+        {
+            "estimand": lambda answer: answer.question.estimand,
+            "value": "value",
+            "interval": "interval",
+            "p": "p_value",
+            "adjusted p": "adjusted_p",
+            "datasets or classes": "num_replicates",
+            "verdict": "verdict",
+        },
+    )
+
+
+MEANT = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
+"""Name of what an arm moves, in the table."""
+
+
+def intervention_tables(interventions: Interventions) -> list[Table]:
+    """Return effects, and what each arm moved."""
+    return [_effect_table(interventions.effects), _gate_table(interventions.gates)]
+
+
+def _effect_table(effects: Sequence[Effect]) -> Table:
+    return laid_out(
+        "interventions",
+        "What follows when one property is moved",
+        "Mean over worlds with its 95 % interval: the wider one of t and of a jackknife over the "
+        "classes that worlds share. Every arm is compared with the base of its own world at equal "
+        "model and N. Only arms that pass the gate count. Rows of single arms are exploratory.",
+        effects,
+        {
+            "effect": _effect_words,
+            "arms": lambda effect: effect.arm or "all",
+            "worlds": "num_worlds",
+            "classes": lambda effect: str(effect.num_classes or ""),
+            "value": "value",
+            "interval": "interval",
+            "the law says": "theory",
+            "p against it": "p_theory",
+            "p against 0": "p_zero",
+            "pairs": "num_cells",
+        },
+        numeric_from=2,
+    )
+
+
+def _effect_words(effect: Effect) -> str:
+    """Return what an effect is of, and which images were used."""
+    text = effect.estimand
+    if effect.estimand == "exponent · d":
+        text += f", {effect.response}"
+    if effect.trained_on:
+        text += f", trained on the {effect.trained_on}"
+    if effect.tested_on:
+        text += f", tested on the {effect.tested_on}"
+    return text
+
+
+def _gate_table(gates: Sequence[Gate]) -> Table:
+    return laid_out(
+        "intervention-gates",
+        "What each arm moved",
+        "Factors on K_F and d against the world's base, at the largest N that both have. An arm "
+        "counts if what it is to move moved (K_F by 2, d by 1.25), and the log of what it holds by "
+        "less than 0.05.",
+        gates,
+        {
+            "dataset": lambda gate: gate.arm.dataset,
+            "meant to move": lambda gate: MEANT.get(gate.arm.moves, ""),
+            "K_F": lambda gate: _factor(gate.sharpness_moved),
+            "d": lambda gate: _factor(gate.dimension_moved),
+            "counts": lambda gate: "yes" if gate.counts else f"no: {gate.reason}",
+        },
+        numeric_from=2,
+    )
+
+
+def _factor(log_ratio: float | None) -> str:
+    """Return a log ratio as a factor."""
+    if log_ratio is None:
+        return ""
+    return f"× {number(float(np.exp(log_ratio)))}"

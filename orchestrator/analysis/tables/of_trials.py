@@ -1,0 +1,191 @@
+"""Tables of what was trained: a summary of each dataset, and the best model of each."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.number_formats import number
+from orchestrator.analysis.results_tables.chance_level import (
+    AT_CHANCE_SHARE,
+    is_at_chance_level,
+    is_over_confident,
+)
+from orchestrator.analysis.results_tables.checks import split_by_recipe
+from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
+from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.tables.layout import Table, laid_out
+from orchestrator.results.columns import (
+    AUC,
+    CLASS_PAIR,
+    DATASET,
+    DONE,
+    MODEL,
+    NUM_CLASSES,
+    SEED,
+    STATUS,
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAIN_SIZE,
+)
+
+BEST_COLUMNS = (
+    DATASET,
+    TRAIN_SIZE,
+    MODEL,
+    TEST_LOSS,
+    SEED_STD,
+    TEST_ACCURACY,
+    "runner_up",
+    "runner_up_loss",
+    "num_models",
+    "num_compared",
+    NUM_CLASSES,
+)
+"""Columns of :func:`best_models`."""
+
+
+def loss_text(
+    loss: float | None,
+    num_classes: float | None,
+    *,
+    accuracy: float | None = None,
+    auc: float | None = None,
+) -> str:
+    """Return a loss, and whether it is at chance level or over-confident."""
+    if loss is None:
+        return ""
+    if is_at_chance_level(loss, num_classes, accuracy=accuracy, auc=auc):
+        return f"{number(loss)} (at chance level)"
+    if is_over_confident(loss, num_classes, accuracy=accuracy, auc=auc):
+        return f"{number(loss)} (over-confident)"
+    return number(loss)
+
+
+def seen_table(fits: ScalingFits) -> Table:
+    """Return every dataset's properties, its loss at its largest N, and what an attack adds."""
+    attack = next((d.attack for d in fits.datasets if d.attack), "attacks")
+    losses = sorted((d.loss, d.dataset) for d in fits.datasets if d.loss is not None)
+    range_of_losses = ""
+    if losses:
+        ends = dict.fromkeys([losses[0], losses[-1]])
+        named = " to ".join(f"{number(loss)} ({name})" for loss, name in ends)
+        range_of_losses = f"At the largest train size the mean test loss is {named}. "
+    return laid_out(
+        "seen",
+        "Summary of the data",
+        f"{range_of_losses}d_data is by maximum likelihood at the largest N, K_F a mean over N and "
+        "class pairs. Losses are in nat: geometric means over models and class pairs at the "
+        f"largest train size. At chance level: {AT_CHANCE_SHARE:g} ln n or more for n classes "
+        f"({number(AT_CHANCE_SHARE * np.log(2))} for two). Over-confident: the same with an "
+        "accuracy or AUROC well above chance.",
+        fits.datasets,
+        {
+            "dataset": "dataset",
+            "domain": "domain",
+            "d_data": "d_data",
+            "K_F": "label_sharpness",
+            "largest N": _largest_size,
+            "loss there": _loss_of_dataset,
+            f"gained by {attack}": "loss_gain",
+        },
+        numeric_from=2,
+    )
+
+
+def _largest_size(dataset: DatasetSummary) -> str:
+    if not dataset.train_sizes:
+        return ""
+    return f"{dataset.train_sizes[-1]:,}"
+
+
+def _loss_of_dataset(dataset: DatasetSummary) -> str:
+    return loss_text(dataset.loss, dataset.num_classes, accuracy=dataset.accuracy, auc=dataset.auc)
+
+
+def best_models(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the model of lowest mean test loss per dataset and train size, and the next.
+
+    Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std`` is
+    over seeds.
+
+    Returns:
+        A row per dataset and train size, with :data:`BEST_COLUMNS`.
+    """
+    ranked = _ranked(table)
+    return ranked[list(BEST_COLUMNS)]
+
+
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the best models with their mean AUROC, a row per dataset and train size."""
+    rows = split_by_recipe(table)
+    needed = {*rows, CLASS_PAIR, SEED, STATUS, TEST_ACCURACY, AUC, NUM_CLASSES}
+    rows = rows.reindex(columns=sorted(needed)).fillna({CLASS_PAIR: "", SEED: 0})
+    rows = rows[rows[TEST_LOSS].notna() & (rows[STATUS] == DONE)]
+    best = []
+    for (dataset, size), group in rows.groupby([DATASET, TRAIN_SIZE]):
+        best.append({DATASET: dataset, TRAIN_SIZE: size, **_best_of(group)})
+    return pd.DataFrame(best, columns=[*BEST_COLUMNS, AUC]).astype({TRAIN_SIZE: int})
+
+
+def _best_of(group: pd.DataFrame) -> dict[Hashable, Any]:
+    """Return the best model of one dataset and train size, and the next."""
+    key = [CLASS_PAIR, SEED]
+    num_models = group[MODEL].nunique()
+    shared = group[group.groupby(key)[MODEL].transform("nunique") == num_models]
+    means = shared.groupby(MODEL)[TEST_LOSS].mean().sort_values(kind="stable")
+    ranked = [*means.items(), (None, np.nan), (None, np.nan)]
+    (model, loss), (runner_up, runner_up_loss), *_ = ranked
+    of_best = shared[shared[MODEL] == model]
+    return {
+        MODEL: model,
+        TEST_LOSS: loss,
+        "runner_up": runner_up,
+        "runner_up_loss": runner_up_loss,
+        "num_models": num_models,
+        "num_compared": shared.groupby(key).ngroups,
+        SEED_STD: of_best.groupby(SEED)[TEST_LOSS].mean().std(),
+        **of_best[[TEST_ACCURACY, AUC, NUM_CLASSES]].mean(),
+    }
+
+
+def best_table(full: pd.DataFrame) -> Table:
+    """Return the model of lowest mean test loss per dataset and train size."""
+    return laid_out(
+        "best",
+        "Best model per dataset and train size",
+        "The lowest mean test loss over the class pairs and seeds that all models have, by "
+        "arithmetic means; the summary of the data has geometric ones. Seed spread is the standard "
+        "deviation over seeds. Without it, or within it, the order of two models means nothing.",
+        _ranked(full).to_dict("records"),
+        {
+            "dataset": DATASET,
+            "model": _best_name,
+            WORDS[TRAIN_SIZE]: TRAIN_SIZE,
+            WORDS[TEST_LOSS]: _best_loss,
+            WORDS[SEED_STD]: SEED_STD,
+            WORDS[TEST_ACCURACY]: TEST_ACCURACY,
+            "next": _runner_up,
+            "its loss": "runner_up_loss",
+            "compared": "num_compared",
+        },
+        numeric_from=2,
+    )
+
+
+def _best_name(row: dict[str, Any]) -> str:
+    if not row["num_compared"]:
+        return "models share no class pair and seed"
+    return str(row[MODEL])
+
+
+def _best_loss(row: dict[str, Any]) -> str:
+    return loss_text(row[TEST_LOSS], row[NUM_CLASSES], accuracy=row[TEST_ACCURACY], auc=row[AUC])
+
+
+def _runner_up(row: dict[str, Any]) -> str:
+    return "" if pd.isna(row["runner_up"]) else str(row["runner_up"])

@@ -1,0 +1,165 @@
+"""Measure a file of arrays as it is stored, without resizing its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from pydantic import ValidationError
+
+from orchestrator.measuring.arrays import measure_on_scale
+from orchestrator.measuring.labels import Labels, name_labels, raw_request
+from orchestrator.measuring.request import Images, LabeledImages, Measured, MeasureRequest
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.prepared.record import set_lines
+from tasks.remote import Executor
+from tasks.sources import source_for
+from tasks.sources.array_files import ARRAY_FILES
+from tasks.sources.base import format_counts
+from tasks.sources.detect import detect_own_kind
+
+MAX_HELD_BYTES = 2 << 30
+"""Largest file of arrays that is read into memory."""
+ONLY_FOR_ARRAYS = frozenset({"label_map", "pixel_range"})
+"""Options of your own data that a file of arrays may have."""
+NUM_PROBED = 64
+"""Values of an image that are compared before all are: most images differ in one of them."""
+
+
+def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+    """Measure a file of arrays as it is stored.
+
+    Raises:
+        SweepError: The file, its labels, or an option does not fit.
+    """
+    kind = detect_own_kind(path)
+    if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
+        raise ConfigError(
+            "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the "
+            "images to",
+            f"{path.stat().st_size:,} bytes",
+            "give --image-size, e.g. that of the arrays",
+        )
+    unfit = sorted(set(request.said) - ONLY_FOR_ARRAYS)
+    if unfit:
+        rule = f"{options_text(unfit)} is for other kinds of own data"
+        raise ConfigError(rule, path.name, "leave it out")
+    own_data = own_source(kind or "npz", path, request)
+    if kind is None:
+        return _measure_npy(request, path, own_data, executor)
+    from tasks.sources.arrays import load_images  # imports more than a .npy needs
+
+    # The source checks declared sizes, labels and types before anything large is read.
+    raw = raw_request(own_data)
+    listing = source_for(kind).list_items(raw)
+    images = load_images(ARRAY_FILES[path.suffix.lower()](raw), listing)
+    codes = np.array([item.label for item in listing.items], np.int64)
+    labels = Labels(tuple(listing.label_names), codes)
+    groups = [item.group or f"\0{item.locator}" for item in listing.items]
+    notes = format_counts(left_out=listing.excluded, doubtful=listing.flags)
+    return _measure_labeled(images, labels, groups, notes, request, executor)
+
+
+def _measure_npy(
+    request: MeasureRequest, path: Path, own_data: OwnSourceSpec, executor: Executor
+) -> Measured:
+    """Measure a ``.npy``, whose labels are in a file beside it, if there are any."""
+    images = _load_npy(path)
+    if request.labels is None:
+        return measure_on_scale(LabeledImages(images), request, executor)
+    if not request.labels.exists():
+        nearest = nearest_path(request.labels)
+        raise ConfigError("--labels must be a file that is there", str(request.labels), nearest)
+    labels = _read_labels(request.labels, own_data)
+    if len(labels.codes) != len(images):
+        counts = f"{len(labels.codes)} labels, {len(images)} images"
+        raise DataError("There must be one label per image", counts, "check --labels")
+    return _measure_labeled(images, labels, range(len(images)), [], request, executor)
+
+
+def _measure_labeled(
+    images: Images,
+    labels: Labels,
+    groups: Sequence[object],
+    notes: Iterable[str],
+    request: MeasureRequest,
+    executor: Executor,
+) -> Measured:
+    """Measure images with labels; tell what was read of them."""
+    lines = _set_lines(images, labels, groups)
+    data = LabeledImages(images, labels.codes, labels.names)
+    measured = measure_on_scale(data, request, executor)
+    return replace(measured, taken=(*lines, *measured.taken, *notes))
+
+
+def own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
+    """Return your own data as a sweep file has them.
+
+    Raises:
+        ConfigError: An option has a wrong value.
+    """
+    fields = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+    try:
+        return OwnSourceSpec.model_validate({**fields, **request.said})
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def options_text(names: Iterable[str]) -> str:
+    """Return options as they are typed: ``--label-map, --layout``."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _load_npy(path: Path) -> Images:
+    try:
+        # Mapped: a header that declares more than the file holds is refused before memory is taken.
+        return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "A .npy file must hold one plain numeric array",
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array)",
+        ) from None
+
+
+def _read_labels(path: Path, own_data: OwnSourceSpec) -> Labels:
+    """Return the labels of a file: a ``.npy``, or text with one per line or all on one line."""
+    is_array = path.suffix.lower() == ".npy"
+    if is_array:
+        values = _load_npy(path)
+    else:
+        from orchestrator.planning.plain_yaml import read_text  # imports ruamel
+
+        lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
+        values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
+    if values.ndim != 1 or values.dtype.kind not in "uibfUS":
+        rule = "There must be one label per image"
+        raise DataError(rule, f"{values.dtype} {values.shape}", "check --labels")
+    return name_labels(values.tolist(), own_data, first=0 if is_array else 1)
+
+
+def _set_lines(images: Images, labels: Labels, groups: Sequence[object]) -> list[str]:
+    """Return lines that tell how many images and groups were read, and of which classes."""
+    images_of_class: dict[str, int] = {}
+    groups_of_class: list[int] = []
+    for code, name in enumerate(labels.names):
+        rows = np.flatnonzero(labels.codes == code).tolist()
+        images_of_class[name] = len(rows)
+        groups_of_class.append(len({groups[row] for row in rows}))
+    lines = set_lines(images_of_class, groups_of_class, len(set(groups)))
+    num_blank = _count_blank(images)
+    if num_blank:
+        lines.append(f"  doubtful: images of one value, {num_blank:,}")
+    return lines
+
+
+def _count_blank(images: Images) -> int:
+    """Return the number of images whose pixels all have one value."""
+    flat = images.reshape(len(images), -1)
+    probed = flat[:, :: flat.shape[1] // NUM_PROBED or 1]
+    candidates = flat[(probed == probed[:, :1]).all(axis=1)]
+    return int((candidates == candidates[:, :1]).all(axis=1).sum())

@@ -1,0 +1,155 @@
+"""Measure images in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.measuring.request import (
+    Codes,
+    Images,
+    LabeledImages,
+    Measured,
+    MeasureRequest,
+    Names,
+)
+from search_spaces.errors import ConfigError
+from tasks.measures.measure import measure_array
+from tasks.measures.records import MeasureResult
+from tasks.remote import Executor
+
+PREPARED_RANGE = (0.0, 255.0)
+"""Pixel values of black and white of all prepared images."""
+MAX_NAMED = 20
+"""Classes that a message names."""
+
+
+def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
+    """Measure images in memory; the source of the request is not read.
+
+    Raises:
+        SweepError: The class pair, the train sizes or the images cannot be measured.
+    """
+    if request.class_pair is not None:
+        if data.labels is None:
+            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+        rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
+        data = replace(data, images=data.images[rows], labels=data.labels[rows])
+    record = measure_array(
+        data.images,
+        data.labels,
+        train_sizes=request.train_sizes or None,
+        executor=executor,
+        settings=request.settings,
+    )
+    return with_pair(record, data.images.__getitem__, data.labels, data.label_names)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Images on the scale of their pixels, and lines that tell which scale that is."""
+
+    images: Images
+    lines: list[str]
+    is_scaled: bool
+
+
+def measure_on_scale(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
+    """Measure images in memory on the scale of their pixels, which ``taken`` tells.
+
+    Floating-point images, and all images whose black and white are given, are brought to [0, 255],
+    as a preparation does. Whole numbers, and points ``(num_points, num_features)``, stay as they
+    are.
+    """
+    scaled = _to_scale(data.images, request.settings.pixel_range)
+    if scaled.is_scaled:
+        settings = replace(request.settings, pixel_range=PREPARED_RANGE)
+        request = replace(request, settings=settings)
+    data = replace(data, images=scaled.images)
+    return replace(measure_arrays(data, request, executor), taken=tuple(scaled.lines))
+
+
+def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
+    """Return images on the scale of their pixels.
+
+    Args:
+        images: ``(num_images, ...)``.
+        limits: Values of black and white; None if they were not given.
+    """
+    from tasks.sources.arrays import CUT, pixel_scale, to_scale  # imports more than points need
+
+    kind = images.dtype.kind
+    shape = "x".join(map(str, images.shape[1:]))
+    values = str(images.dtype)
+    if images.dtype != np.uint8 and kind in "uif" and images.size:
+        values += f" in [{images.min():g}, {images.max():g}]"
+    has_scale = kind in "uif"
+    if limits is None:
+        has_scale = kind == "f" and images.ndim > 2  # whole numbers may be on any scale
+    # Values that are not finite are refused by the measure itself.
+    if not has_scale or not images.size or not all(np.isfinite(image).all() for image in images):
+        return _Scaled(images, [f"  as they are, {shape}, {values}, not scaled"], is_scaled=False)
+    scale, rule = pixel_scale("images", [images], limits)
+    pixels = np.empty(images.shape, np.float32)
+    num_cut = 0
+    for row, image in enumerate(images):
+        pixels[row], is_cut = to_scale(image, scale)
+        num_cut += bool(is_cut.any())
+    lines = [f"  {shape}, {values}: {rule}"]
+    if num_cut:
+        lines.append(f"  doubtful: {CUT}, {num_cut:,}")
+    return _Scaled(pixels, lines, is_scaled=True)
+
+
+def with_pair(
+    record: MeasureResult,
+    read_rows: Callable[[Codes], Images],
+    labels: Codes | None,
+    names: Names,
+) -> Measured:
+    """Return a measure with the closest pair of differently labelled images.
+
+    Args:
+        record: The measure.
+        read_rows: Returns images by their rows.
+        labels: ``(num_images,)`` class indices; None without labels.
+        names: Names of the classes, by index.
+    """
+    if labels is None:
+        return Measured(record)
+    classes: dict[int, str] = {}
+    for code in np.unique(labels).tolist():
+        classes[code] = names[code] if code < len(names) else str(code)
+    label_names = tuple(classes.values())
+    pair = record.label_sharpness.pair if record.label_sharpness else None
+    if pair is None:
+        return Measured(record, label_names=label_names)
+    first, second = read_rows(np.array(pair, np.int64))
+    pair_labels = (classes[int(labels[pair[0]])], classes[int(labels[pair[1]])])
+    return Measured(record, (first, second), pair_labels, label_names)
+
+
+def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
+    """Return the rows of two classes.
+
+    Args:
+        labels: ``(num_images,)`` class indices.
+        names: Names of the classes, by index.
+        pair: The two classes. If one is no name, it is an index: labels 1, 2, 3 have the indices
+            0, 1, 2.
+
+    Raises:
+        ConfigError: A class does not exist, or both are the same.
+    """
+    index_of_name = {name: index for index, name in enumerate(names)}
+    index_of_text = {str(index): index for index in np.unique(labels).tolist()}
+    codes = []
+    for name in pair:
+        codes.append(index_of_name.get(name, index_of_text.get(name, -1)))
+    if -1 in codes or codes[0] == codes[1]:
+        known = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
+        rule = "The class pair must name two different classes of the data"
+        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+    return np.flatnonzero(np.isin(labels, codes))

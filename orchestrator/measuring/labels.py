@@ -1,0 +1,75 @@
+"""Labels of arrays: numbers or text, in memory or in a file beside a ``.npy``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.measuring.request import Codes, Names
+from search_spaces.datasets import own_dataset_spec
+from search_spaces.errors import DataError
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.sources.base import RawRequest
+
+IN_MEMORY = OwnSourceSpec(kind="npz", path="own", domain=None)
+"""Your own data of which nothing is known but its labels."""
+ANY_SIDE = 224
+"""Side of images in a request that only lists: it does not matter."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of images.
+
+    Attributes:
+        names: Names of the classes, in order.
+        codes: ``(num_images,)`` index of each image's class.
+    """
+
+    names: Names
+    codes: Codes
+
+
+def name_labels(
+    written: Sequence[object], own_data: OwnSourceSpec | None = None, first: int = 0
+) -> Labels:
+    """Return the classes of labels as they are given.
+
+    Args:
+        written: A label per image: a number, text or bytes.
+        own_data: What labels of a file mean; None for labels in memory.
+        first: Number of the first row in messages.
+
+    Raises:
+        DataError: A label is empty or ambiguous.
+    """
+    # These import more than an array of numbers needs.
+    from tasks.sources.own import Rows, classes_of_rows, sort_labels
+    from tasks.sources.tables import label_text
+
+    rows = Rows(
+        cells={"label": [label_text(label) for label in written]},
+        locator=str,
+        name=lambda row: f"row {row + first}",
+        numbering=lambda _: f"the first row is {first}",
+    )
+    try:
+        labels = classes_of_rows(rows, raw_request(own_data or IN_MEMORY))
+    except DataError as error:
+        if own_data is not None:
+            raise
+        hint = "change those labels, or leave their images out, before measuring"
+        raise DataError(error.rule, error.value, hint) from None
+    names = tuple(sort_labels(labels))
+    index_of_name = {name: index for index, name in enumerate(names)}
+    return Labels(names, np.array([index_of_name[label] for label in labels], np.int64))
+
+
+def raw_request(own_data: OwnSourceSpec) -> RawRequest:
+    """Return the request that lists your own data."""
+    spec = PreparedSpec(dataset="own", image_size=ANY_SIDE, channels=1)
+    return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))

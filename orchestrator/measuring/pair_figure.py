@@ -1,0 +1,48 @@
+"""A figure of the two differently labelled images that are closest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.measuring.request import Images, Measured
+from search_spaces.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_pair(figure: Figure, measured: Measured) -> None:
+    """Draw the closest pair side by side, each image stretched to its own range.
+
+    Raises:
+        DataError: There is no such pair, or its rows are no images.
+    """
+    sharpness = measured.record.label_sharpness
+    if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
+        raise DataError("A closest pair needs two images with different labels", "there are none")
+    panels = zip(
+        figure.subplots(1, 2),
+        sharpness.pair,
+        measured.pair_images,
+        measured.pair_labels,
+        strict=True,
+    )
+    for axes, row, image, label in panels:
+        axes.imshow(_stretched(image), cmap="gray", interpolation="nearest")
+        axes.set_title(f"image {row}: {label}")
+        axes.set_axis_off()
+
+
+def _stretched(image: Images) -> Images:
+    """Return an image with channels last, and values from 0 to 1."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    pixels = pixels.squeeze()
+    if pixels.ndim < 2:
+        raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
+    low = float(pixels.min())
+    high = float(pixels.max())
+    return (pixels - low) / ((high - low) or 1.0)
