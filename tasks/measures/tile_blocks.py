@@ -89,7 +89,7 @@ class SearchJob:
         num_shells: Number of train sizes.
         num_neighbors: Neighbors per position.
         precision: How products of floats are computed.
-        block_rows: Held rows, at most.
+        block_rows: Rows of a block, at most.
         multiply_adds_per_worker: Multiply-adds, total per worker.
         pair_capacities: Closest pairs to keep, per shell; empty for none.
         byte_dtype: Dtype of rows of bytes. None if rows are measured as floats.
@@ -202,7 +202,7 @@ def _byte_blocks(
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
-    # Each piece is read again for all held rows, time after time; its norms are cached.
+    # Each piece is read again for every set of held rows; its norms are cached.
     norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):

@@ -30,8 +30,8 @@ from tasks.sources.tables import COLUMNS, SEVERAL, column_key, unused_flags
 # name a class and still be no patient's id:
 # - MISSING: the cell is blank, or holds a program's word for that.
 # - UNKNOWN: a word that people use as the name of a class.
-# Both are refused as a label unless they are in ``label_map``; the messages differ. Both are never
-# an id.
+# Both are refused as a label unless they are in ``label_map``; the messages differ. Neither is
+# ever an id.
 # - NO_IDS adds the words for a patient whose name was taken out.
 # - PLACEHOLDERS adds ids that look real. One patient may have such an id, but not most of them.
 MISSING = (
