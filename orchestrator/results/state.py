@@ -180,7 +180,7 @@ def compare_with_plan(
             workspace, trial.network.subset, outline.data_fingerprint
         ):
             outdated.add(trial_id)
-        elif outline.missing_for(trial):
+        elif outline.lacks(trial):
             partial[trial_id] = outline
         else:
             results[trial_id] = outline

@@ -264,9 +264,7 @@ def perform_cell(
         how |= {"keep_predictions": keep_predictions, "micro_batch": worker.cell["micro_batch"]}
         try:
             weights = keeper.get(FileKind.WEIGHTS, trial_id, known.result.weights)
-            return measure_trial(
-                spec, data, weights, known.result, known.missing_for(spec), **how
-            ), False
+            return measure_trial(spec, data, weights, known.result, known.lacks(spec), **how), False
         except CorruptStoreError as error:
             log.warning("%s is trained again: %s", trial_id, error)
     options["micro_batch"] = worker.cell["micro_batch"]
