@@ -408,7 +408,7 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
         threading.enumerate(),
         processes.stopped_child,
     )  # a cluster of this process has a watch too
-    own = lambda: (0, "") if threading.current_thread() in others else seen()  # noqa: E731
+    own = lambda: None if threading.current_thread() in others else seen()  # noqa: E731
     monkeypatch.setattr("orchestrator.machine.processes.stopped_child", own)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[
         victim
