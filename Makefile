@@ -17,12 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/isweep run demo
+	$(BIN)/isweep run digits-demo
 	@printf '%s\n' '' 'Open that page in a browser. Then, from this folder:' \
 	  '  source $(BIN)/activate        # once per terminal: from now on the command is isweep' \
-	  '  isweep results demo --best    # the best model of every dataset and size' \
-	  '  isweep fit demo               # the fits with their intervals' \
-	  '  isweep ui demo                # MLflow, with links to the best models' \
+	  '  isweep fit digits-demo        # what was found, with intervals' \
+	  '  isweep ui digits-demo         # MLflow, with every trial' \
+	  '  isweep run demo               # eight sets of images, four of them medical' \
 	  '  isweep init ./my-images       # a sweep file for your own images'
 
 # Five workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones

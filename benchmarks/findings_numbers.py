@@ -174,6 +174,16 @@ class PairTable:
 
         return self.jackknifed(slope)
 
+    def on_distance(self, response: np.ndarray) -> dict[str, float]:
+        """Return the slope of a response's mean over networks and N on log δ, at equal 1/d."""
+        height = response.mean((1, 2))
+        columns = np.column_stack([self.log_delta, 1 / self.d, np.ones(len(self.d))])
+
+        def slope(at):
+            return float(np.linalg.lstsq(columns[at], height[at], rcond=None)[0][0])
+
+        return self.jackknifed(slope)
+
     def num_classes(self, width: float) -> dict[str, float]:
         """How many classes an interval of the exponent of this width takes: by how much the
         exponents of two pairs differ that share a class, and that share none, scaled to the
@@ -238,6 +248,7 @@ class PairTable:
             "log loss on log K_F": self.on_sharpness(self.loss, self.d),
             "log R̂ on log K_F, free of scale": self.free_of_scale(self.r_hat, self.log_delta),
             "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
+            "accuracy lost to the attack on log δ": self.on_distance(self.drop),
             "log loss on log K_F, at equal δ": self.on_sharpness(self.loss, self.d, **beside),
             "log R̂ on log K_F, at equal δ": self.on_sharpness(self.r_hat, self.d, **beside),
             "accuracy lost on log K_F, at equal δ": self.on_sharpness(self.drop, self.d, **beside),

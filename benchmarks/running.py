@@ -27,7 +27,8 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext, SweepTrials
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import NetworkSpec, SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -94,8 +95,8 @@ def drive(
     """Seconds of a sweep of no-op trials."""
     paths, stored = RootPaths.at(folder).make(), StoredResults.read(str(folder / "store"))
     start = time.perf_counter()
-    run = Run(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
-    Trials(run, GridWork(run, plan.trials, load)).run()
+    run = RunContext(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
+    TrialLoop(run, SweepTrials(run, plan.trials, load)).run()
     tracker.flush()
     return time.perf_counter() - start
 

@@ -128,7 +128,7 @@ def on_ray_local(ray_local: Cluster) -> Iterator[None]:
         yield ray_local
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.running.run.connect", connected)
+        patch.setattr("orchestrator.running.stages.connect", connected)
         yield
 
 

@@ -15,9 +15,12 @@ import pytest
 from ray.tune.search import Searcher
 
 from orchestrator.machine.cluster import Cluster
-from orchestrator.results.records import CellReport
 from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
+from orchestrator.running.messages import TrialAssignment, TrialReport
+from orchestrator.running.perform import TrialTask
+from orchestrator.running.queue import ASSIGNMENT
+from orchestrator.running.recovery.shortage import Slots
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
@@ -27,21 +30,24 @@ CLUSTER = Cluster(
 
 
 class HereExecution:
-    """See :class:`orchestrator.running.queue.Execution`; a cell that fails raises."""
+    """See :class:`orchestrator.running.backend.Backend`; a cell that fails raises."""
 
     def __init__(self, run: Any, work: Any) -> None:
-        self._work, self._data, self._keeper = work, None, None
-        if work.keep_url:
-            call = IsweepKeeper(work.keep_url, {}).call
-            self._keeper = SimpleNamespace(
+        self._source, self._data, self._files = work, None, None
+        if work.store_url:
+            call = IsweepKeeper(work.store_url, {}).call
+            self._files = SimpleNamespace(
                 **{name: partial(call, name) for name in ("put", "get", "checkpoint")}
             )
         self.arrays = SimpleNamespace(
-            trial_started=self._started, trial_ended=lambda *_, **__: None, close=lambda: None
+            trial_started=self._started,
+            trial_ended=lambda *_, **__: None,
+            check_actor=lambda: None,
+            close=lambda: None,
         )
 
     def _started(self, trial: str, key: str) -> None:
-        self._data = self._work.load(key)
+        self._data = self._source.load_array(key)
 
     def fit(self, trials: Any, feed: Any) -> None:
         while (config := feed.suggest("")) != Searcher.FINISHED:
@@ -49,37 +55,43 @@ class HereExecution:
             trial = SimpleNamespace(config=config, status="RUNNING")
             trials.on_trial_start(0, [trial], trial)
             trials.on_step_begin(0, [trial])
-            trials.on_trial_result(0, [trial], trial, {REPORT: self._report(config["cell"]).text()})
+            report = self._report(config[ASSIGNMENT])
+            trials.on_trial_result(0, [trial], trial, {REPORT: report.text()})
             trials.on_trial_complete(0, [trial], trial)
 
-    def _report(self, cell: dict[str, Any]) -> CellReport:
+    def _report(self, assignment: TrialAssignment) -> TrialReport:
         started_at, data = time.time(), self._data
-        worker = SimpleNamespace(
-            cell=cell, keeper=self._keeper, epochs=None, pretrained=self._work.pretrained
+        resources = assignment.resources
+        device = trial_device.trial_device(resources, assignment.spec.network)
+        task = TrialTask(
+            assignment, data, device.options, self._files, pretrained=self._source.pretrained
         )
-        found, trained = self._work.perform(worker, data, trial_device.trial_options(cell)[0])
-        return CellReport(
+        performed = self._source.perform(task)
+        return TrialReport(
             started_at=started_at,
             finished_at=time.time(),
-            outcome=found,
-            trained=trained,
+            outcome=performed.result,
+            trained=performed.trained,
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
         )
 
-    def heard(self, **_: Any) -> list[Any]:
+    def poll(self, **_: Any) -> list[Any]:
         return []
 
-    def show(self, *_: Any) -> None:
+    def publish(self, *_: Any) -> None:
         pass
 
-    process = count_failure = gpu_failed = show
+    killer_of = count_failure = quarantine = publish
 
     def node_memory_bytes(self) -> float:
         return math.inf
 
-    def why_nothing_starts(self) -> str:
+    def shortage(self) -> str:
         return ""
+
+    def worker_cpu_seconds(self) -> dict[int, float]:
+        return {}
 
     def is_up(self) -> bool:
         return True
@@ -94,9 +106,13 @@ def trained_here() -> Iterator[None]:
         yield CLUSTER
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.running.run.connect", connected)
-        patch.setattr("orchestrator.running.run.Stages.executor", lambda *_, **__: InlineExecutor())
-        patch.setattr("orchestrator.running.actors.Desk", lambda url: None)
-        patch.setattr("orchestrator.running.requests.places", lambda request: (1.0, ""))
-        patch.setattr("orchestrator.running.trials.TuneExecution", HereExecution)
+        patch.setattr("orchestrator.running.stages.connect", connected)
+        patch.setattr(
+            "orchestrator.running.stages.Stages.executor", lambda *_, **__: InlineExecutor()
+        )
+        patch.setattr("orchestrator.running.actors.ActorHandles", lambda url: None)
+        patch.setattr(
+            "orchestrator.running.recovery.shortage.slots_for", lambda request: Slots(1, "")
+        )
+        patch.setattr("orchestrator.running.trials.TuneBackend", HereExecution)
         yield

@@ -51,6 +51,7 @@ LOSS = "slope of log loss on log K_F at equal 1/d"
 R_HAT_FREE = "slope of log(R̂/δ) on log(K_F·δ) at equal 1/d"
 R_HAT = "slope of log R̂ on log K_F at equal 1/d"
 DROP = "slope of accuracy lost to the attack on log K_F at equal 1/d"
+DROP_ON_DELTA = "slope of accuracy lost to the attack on log δ at equal 1/d"
 LOSS_AT_DELTA = f"{LOSS} and δ"
 R_HAT_AT_DELTA = f"{R_HAT} and δ"
 DROP_AT_DELTA = f"{DROP} and δ"
@@ -150,6 +151,20 @@ PAIR_QUESTIONS = {
         response="drop",
         on=SHARPNESS_AND_D,
         factor="Doubling K_F adds {} to the accuracy lost.",
+    ),
+    DROP_ON_DELTA: PairQuestion(
+        Question(
+            key="pairs_drop_on_delta",
+            text="Do attacks cost more accuracy where two classes lie closer together?",
+            claim="Attacks cost more accuracy where two classes lie closer together",
+            reverse="Attacks cost less accuracy where two classes lie closer together",
+            estimand=DROP_ON_DELTA,
+            expected_sign=-1,
+        ),
+        response="drop",
+        on=("delta", "inverse_d"),
+        factor="Doubling δ adds {} to the accuracy lost.",
+        needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(
         Question(

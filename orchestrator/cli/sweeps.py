@@ -320,13 +320,13 @@ def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a run does now, and a line per trial that runs."""
-    from orchestrator.running.progress import RunningTrial, spelled
+    from orchestrator.running.progress import RunningTrial, format_duration
 
     if document["now"]:
         yield f"now: {document['now']}"
     for name, said in document["running_trials"].items():
         trial = RunningTrial.model_validate(said)
-        yield f"running {name}  {trial.text(spelled(time.time() - trial.started_at))}"
+        yield f"running {name}  {trial.text(format_duration(time.time() - trial.started_at))}"
 
 
 def _watch(look: Callable[[], Mapping[str, Any]]) -> None:

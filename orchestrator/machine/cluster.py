@@ -10,6 +10,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -215,15 +216,10 @@ class Resources:
         amounts = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
         return {name: amount for name, amount in amounts.items() if amount}
 
-    def for_worker(self) -> dict[str, Any]:
-        """Return the fields that a trial's process needs; its torch threads are its whole CPUs."""
-        return {
-            "num_gpus": self.num_gpus,
-            "fast": self.fast,
-            "micro_batch": self.micro_batch,
-            "num_threads": max(1, int(self.num_cpus)),
-            "request": self.as_ray(),
-        }
+    @property
+    def num_threads(self) -> int:
+        """Torch threads of the trial's process: its whole CPUs, at least one."""
+        return max(1, int(self.num_cpus))
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
@@ -347,6 +343,7 @@ def _imported_ray() -> Any:
             "pip install -U 'ray[default,tune]'",
         )
     _read_settings_again()
+    _keep_off_the_terminal()
     return ray
 
 
@@ -548,6 +545,27 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
     finally:
         _read_settings_again()
         remove()
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+"""Codes of colors in what Ray prints."""
+
+
+def _keep_off_the_terminal() -> None:
+    """Write what Ray would print about its processes to the log.
+
+    Of a lost raylet it prints the last 40 lines of that process's log, with codes of colors.
+    """
+    # Private: with a Ray that lacks it, these lines are on the terminal.
+    with contextlib.suppress(ImportError, AttributeError):
+        worker: Any = importlib.import_module("ray._private.worker")
+
+        def write_to_log(message: Mapping[str, Any], *_: Any, **__: Any) -> None:
+            for line in message.get("lines", ()):
+                log.info("Ray: %s", ESCAPES.sub("", str(line)))
+
+        if hasattr(worker, "print_to_stdstream"):
+            worker.print_to_stdstream = write_to_log
 
 
 def _read_settings_again() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.machine import self_test
-from orchestrator.machine.gpu_errors import gpu_error
+from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.self_test_case import SMALL_CASES, Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -121,7 +121,7 @@ class Bench:
             with self.as_trials(share):
                 work()
         except Exception as error:
-            row = gpu_error(error)
+            row = library_error(error)
             return type(error).__name__ if row is None else str(row.kind)
         return ""
 

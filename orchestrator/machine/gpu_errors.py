@@ -1,5 +1,4 @@
-"""A table of the exceptions of PyTorch, CUDA and cuDNN: memory that ran out, or a device that
-failed.
+"""Errors of libraries that are known by their words: PyTorch, CUDA, cuDNN, Ray's memory killer.
 
 These libraries have few types of exceptions, so that only words tell some of them apart. This table
 is the one place where words of theirs decide something.
@@ -7,93 +6,139 @@ is the one place where words of theirs decide something.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from orchestrator.results.records import FailureKind
 
 
 @dataclass(frozen=True)
-class GpuError:
-    """A row of the table.
+class LibraryError:
+    """An error of a library, and the failure that it stands for.
 
     Attributes:
-        type: name of the exception's class, or of a base class.
-        words: part of its message; empty fits every message.
-        kind: the failure that it stands for.
-        ends_process: whether nothing can be believed that the process computes afterwards.
+        type_name: name of the exception's class, or of one of its bases.
+        words: text that the message contains; empty if the class says enough.
+        kind: the failure's cause.
+        ends_process: nothing that the process computes afterwards can be trusted.
+        memory: the memory that ran out.
+        device_lost: the GPU failed, and the trial's own code is not known to have broken it.
+        capture_failed: a step could not be captured as a CUDA graph.
     """
 
-    type: str
+    type_name: str
     words: str
     kind: FailureKind
-    ends_process: bool
+    ends_process: bool = False
+    memory: Literal["", "gpu", "machine"] = ""
+    device_lost: bool = False
+    capture_failed: bool = False
 
 
-_MEMORY = FailureKind.OUT_OF_MEMORY
-_DEVICE = FailureKind.DEVICE_ERROR
-GPU_ERRORS = (
-    # PyTorch's allocator.
-    GpuError("OutOfMemoryError", "", _MEMORY, ends_process=False),
+LOST_WORKER = "lost worker"
+"""Stands for a class in rows about workers that are gone: Tune keeps only Ray's text about them."""
+
+
+def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
+    return LibraryError(type_name, words, FailureKind.OUT_OF_MEMORY, ends_process, memory="gpu")
+
+
+def _lost_device(type_name: str, words: str) -> LibraryError:
+    return LibraryError(
+        type_name, words, FailureKind.DEVICE_ERROR, ends_process=True, device_lost=True
+    )
+
+
+LIBRARY_ERRORS = (
+    # Ours, of which the message repeats a library's; a graph's memory is lost to the process:
+    # pytorch#190308. If memory ran out, its kind changes: see library_error().
+    LibraryError(
+        "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
+    ),
     # The machine's memory.
-    GpuError("MemoryError", "", _MEMORY, ends_process=False),
-    # No room for the workspace of any convolution: pytorch#108645.
-    GpuError("RuntimeError", "unable to find an engine", _MEMORY, ends_process=False),
-    # On a slice (MIG) NVML does not report who holds memory: pytorch#112377.
-    GpuError("RuntimeError", "NVML_SUCCESS ==", _MEMORY, ends_process=False),
-    # cuBLAS and cuDNN allocate by themselves; the second is cuDNN 9's.
-    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", _MEMORY, ends_process=False),
-    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", _MEMORY, ends_process=False),
-    # cublasCreate and cudnnCreate find no room.
-    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", _MEMORY, ends_process=True),
-    GpuError("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", _MEMORY, ends_process=True),
-    # Modules that load, graphs that are made, pinned memory: not the allocator, which tries again.
-    # cudaErrorMemoryAllocation; c10/cuda/driver_api.h; hipErrorOutOfMemory.
-    GpuError("RuntimeError", "CUDA error: out of memory", _MEMORY, ends_process=True),
-    GpuError("RuntimeError", "CUDA driver error: out of memory", _MEMORY, ends_process=True),
-    GpuError("RuntimeError", "HIP error: out of memory", _MEMORY, ends_process=True),
-    GpuError("DeferredCudaCallError", "", _DEVICE, ends_process=True),
-    # The capture's memory is lost to the process: pytorch#190308.
-    GpuError("CaptureError", "", _DEVICE, ends_process=True),
-    # A CUDA error stays with its process.
-    GpuError("AcceleratorError", "", _DEVICE, ends_process=True),
-    # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged.
-    GpuError("RuntimeError", "cudaGetDeviceCount()", _DEVICE, ends_process=True),
-    # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
-    GpuError("RuntimeError", "CUDA unknown error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "No CUDA GPUs are available", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "NVIDIA driver on your system", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "CUDA error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "CUDA driver error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "HIP error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "NCCL error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "cuDNN error", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "CUBLAS_STATUS", _DEVICE, ends_process=True),
-    GpuError("RuntimeError", "CUDNN_STATUS", _DEVICE, ends_process=True),
+    LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
+    LibraryError(
+        LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"
+    ),  # Ray's memory killer
+    # A GPU's memory; the process can go on.
+    _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
+    _gpu_memory(
+        "RuntimeError", "unable to find an engine", ends_process=False
+    ),  # no room for a workspace: pytorch#108645
+    _gpu_memory(
+        "RuntimeError", "NVML_SUCCESS ==", ends_process=False
+    ),  # slices (MIG), where NVML does not know who holds it: pytorch#112377
+    _gpu_memory(
+        "RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False
+    ),  # cuBLAS and cuDNN allocate by themselves
+    _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
+    # A GPU's memory; the process is unusable. These come from loading modules, from making graphs
+    # and from pinned memory. The allocator, which tries again, is not involved.
+    _gpu_memory(
+        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
+    ),  # cublasCreate finds no room
+    _gpu_memory(
+        "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
+    ),  # cudnnCreate finds no room
+    _gpu_memory(
+        "RuntimeError", "CUDA error: out of memory", ends_process=True
+    ),  # cudaErrorMemoryAllocation
+    _gpu_memory(
+        "RuntimeError", "CUDA driver error: out of memory", ends_process=True
+    ),  # c10/cuda/driver_api.h
+    _gpu_memory(
+        "RuntimeError", "HIP error: out of memory", ends_process=True
+    ),  # hipErrorOutOfMemory
+    # A failed GPU.
+    _lost_device("DeferredCudaCallError", ""),
+    LibraryError(
+        "RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True
+    ),  # the trial's own code may be to blame, such as a label outside the classes
+    _lost_device("AcceleratorError", ""),  # CUDA keeps reporting an error until the process ends
+    _lost_device("RuntimeError", "cudaGetDeviceCount()"),  # torch.cuda._lazy_init
+    _lost_device("RuntimeError", "CUDA unknown error"),  # c10/cuda/CUDAFunctions.cpp
+    _lost_device("RuntimeError", "No CUDA GPUs are available"),  # a node lost one: ray#37225
+    _lost_device("RuntimeError", "NVIDIA driver on your system"),  # the driver was exchanged
+    _lost_device("RuntimeError", "CUDA error"),
+    _lost_device("RuntimeError", "CUDA driver error"),
+    _lost_device("RuntimeError", "HIP error"),
+    _lost_device("RuntimeError", "NCCL error"),
+    _lost_device("RuntimeError", "cuDNN error"),
+    _lost_device("RuntimeError", "CUBLAS_STATUS"),
+    _lost_device("RuntimeError", "CUDNN_STATUS"),
 )
-"""The first row that fits counts."""
+"""Errors of libraries; the first row that matches counts. A comment names what raises it."""
 
 
-def gpu_error(error: BaseException) -> GpuError | None:
-    """Return the row for an exception; None if it is not about a GPU or memory."""
-    class_names = {base.__name__ for base in type(error).__mro__}
-    text = str(error)
-    for row in GPU_ERRORS:
-        if row.type in class_names and row.words in text:
-            if row.type == "CaptureError" and _ran_out_of_memory(error):
-                return replace(row, kind=_MEMORY)
+def library_error(error: BaseException) -> LibraryError | None:
+    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
+    if type(error).__module__.startswith("ray."):
+        return None  # known by its class; one has the name of PyTorch's OutOfMemoryError
+    type_names = {base.__name__ for base in type(error).__mro__}
+    row = matching_row(type_names, str(error))
+    if row is not None and row.capture_failed and _memory_ran_out(error.__cause__):
+        return replace(row, kind=FailureKind.OUT_OF_MEMORY, memory="gpu")
+    return row
+
+
+def matching_row(type_names: Collection[str], message: str) -> LibraryError | None:
+    """Return the first row for classes of these names and a message; None if there is none."""
+    for row in LIBRARY_ERRORS:
+        if row.type_name in type_names and row.words in message:
             return row
     return None
 
 
-def _ran_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out in a broken capture.
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that led to it, means that memory ran out.
 
-    Ending a capture that broke may raise an error of its own, whose context is what broke it.
+    Ending a capture that broke may raise an error of its own. What broke the capture is then in
+    that error's context.
     """
-    cause = error.__cause__
-    while cause is not None:
-        row = gpu_error(cause)
-        if row is not None and row.kind == _MEMORY:
+    while error is not None:
+        row = library_error(error)
+        if row is not None and row.kind == FailureKind.OUT_OF_MEMORY:
             return True
-        cause = cause.__cause__ or cause.__context__
+        error = error.__cause__ or error.__context__
     return False

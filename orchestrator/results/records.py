@@ -7,7 +7,7 @@ without it are read with its default. A change of what a field means counts the 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,7 @@ from tasks.trials.records import SearchResult, TrialResult
 
 
 class FailureKind(StrEnum):
-    """Cause of a failed attempt; :mod:`orchestrator.running.failures` says what follows."""
+    """Cause of a failed attempt; the retry policy says what follows."""
 
     OUT_OF_MEMORY = "out_of_memory"
     LOST_NODE = "lost_node"
@@ -198,15 +198,31 @@ class MeasureRecord(ComputedRecord):
 class TrialFailure(Finding):
     """Why an attempt at a trial failed.
 
+    ``message`` and ``traceback`` are for people. Decisions are made by the other fields.
+
     Attributes:
-        kind: the cause, by which decisions are made.
+        kind: the cause.
         message: one line for the user.
         traceback: for developers; empty for a user's mistake.
+        gpu: the GPU that failed, by its UUID or number and its node; empty if no GPU did.
+        unfit_node: the node gave the trial a GPU on which it cannot compute.
+        device_lost: the GPU failed, and nothing says that the trial's own code broke it.
+        capture_failed: a step could not be captured as a CUDA graph, which the network prevents.
+        ends_process: the worker's process must not be used again.
+        memory: memory that ran out: of the GPU or the machine; empty if none did or it is unknown.
+        held_by_others: share of that memory, 0 to 1, that other processes held; None if unknown.
     """
 
     kind: FailureKind
     message: str
     traceback: str = ""
+    gpu: str = ""
+    unfit_node: bool = False
+    device_lost: bool = False
+    capture_failed: bool = False
+    ends_process: bool = False
+    memory: Literal["", "gpu", "machine"] = ""
+    held_by_others: float | None = None
 
 
 class FailureRecord(StoredRecord):
@@ -229,34 +245,3 @@ class FailureRecord(StoredRecord):
             "kind": str(self.failure.kind),
             "message": self.failure.message,
         }
-
-
-class CellReport(Finding):
-    """A worker's answer about one attempt at a trial: a result or a failure.
-
-    Attributes:
-        started_at: time by the worker's clock, in seconds since 1970; likewise ``finished_at``.
-        outcome: the result, or why there is none.
-        data_fingerprint: content hash of the prepared dataset.
-        shared_group_share: share of test images whose group is also trained on.
-        gpu_share: share of a GPU that the trial had; 0 on a CPU.
-        gpu_name: the GPU by its driver's name; empty on a CPU.
-        gpu_note: something about the GPU that the user should know; shown once.
-        trained: whether a network was trained; False if a stored one was measured.
-        provenance: code and packages of the worker.
-        node: address of the worker's node.
-        log: what the attempt logged, warned of and printed.
-    """
-
-    started_at: float
-    finished_at: float
-    outcome: TrialResult | SearchResult | TrialFailure
-    data_fingerprint: str = ""
-    shared_group_share: float = 0.0
-    gpu_share: float = 0.0
-    gpu_name: str = ""
-    gpu_note: str = ""
-    trained: bool = True
-    provenance: Provenance = Provenance()
-    node: str = ""
-    log: str = ""

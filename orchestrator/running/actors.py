@@ -1,7 +1,8 @@
-"""The actors on the driver's node that trials speak with: they hand out arrays, keep files and hear
-epochs.
+"""Actors on the driver's node that workers talk to: they hand out images, store files and pass on
+messages.
 
-Each is a process, which imports what is imported here: nothing of Ray Tune or torch.
+Each actor is a process that imports what is imported here, so nothing of Ray Tune or torch. An
+actor that is killed is started again by Ray; calls that were under way are repeated.
 """
 
 from __future__ import annotations
@@ -11,206 +12,231 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import FileKind, ResultStore
-from orchestrator.running.failures import Place
+from orchestrator.running.messages import EpochReport, Note, WorkerMessage
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord, EpochScore, KeptFile
 
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
-"""Of the variables that name object stores and open them."""
-TELL_INTERVAL_S = 0.5
-ASK_INTERVAL_S = 1.0
-ANSWER_TIMEOUT_S = 2.0
-MOST_KEPT = 100_000
-"""Of what trials say, until the driver asks. Live views alone lose the rest: a result has all its
-epochs."""
-PATIENCE_S = 120.0
-"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to
-hang."""
-SAID_AFTER_S = 10.0
+"""Beginnings of environment variables that name object stores and open them."""
+PUBLISH_INTERVAL_S = 0.5
+"""Seconds between two messages of a trial: shorter epochs are sent together."""
+POLL_INTERVAL_S = 1.0
+"""Seconds between two polls of the driver for messages."""
+POLL_TIMEOUT_S = 2.0
+"""Seconds that the driver waits for messages of a worker that has just ended."""
+MAX_MESSAGES = 100_000
+"""Messages kept until the driver polls. Live views lose older ones: a result has all epochs."""
+STORAGE_WAIT_S = 120.0
+"""Seconds that a file waits for storage that is full or away. Its trial waits, too, and must not
+count as hung."""
+CALL_RETRIES = 5
+"""Repetitions of a call whose actor was killed under it; a call that kills its actor must end."""
+NOTE_AFTER_S = 10.0
+"""Seconds of such a wait after which the user is told."""
 
 
-class Desk:
-    """The actors of a run, started; no files are kept where ``keep_url`` is None."""
+class ActorHandles:
+    """The actors of a run, started.
 
-    def __init__(self, keep_url: str | None) -> None:
-        self.board = EpochBoard()
-        self.keeper = None if keep_url is None else Keeper(keep_url, self.board)
-        self.arrays = start_beside_driver(IsweepArrays)
+    Args:
+        store_url: result store for weights, predictions and checkpoints; None stores none.
+    """
+
+    def __init__(self, store_url: str | None) -> None:
+        self.messages = MessageQueue()
+        self.files = None if store_url is None else ArtifactStore(store_url, self.messages)
+        self.arrays = start_beside_driver(IsweepArrays, max_restarts=-1, max_task_retries=-1)
 
     def end(self) -> None:
-        """End them by a word to each: a head that is lost, over which Ray kills, is not waited
-        for.
-        """
-        for actor in (self.board.actor, self.keeper and self.keeper.actor, self.arrays):
-            actor and actor.__ray_terminate__.options(max_task_retries=0).remote()
+        """Ask each actor to end. Ray would end it through the head, which may be lost."""
+        actors = [self.messages.actor, self.arrays]
+        if self.files is not None:
+            actors.append(self.files.actor)
+        for actor in actors:
+            actor.__ray_terminate__.options(max_task_retries=0).remote()
 
 
-def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
-    """Start an actor on this driver's node, since one lost with another node would fail every
-    trial.
+def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> Any:
+    """Start an actor on the driver's node and return its handle.
 
-    It asks for no CPU, for it must answer while trials have all of them; Ray's list of tasks is for
-    trials.
+    An actor that is lost with another node would fail every trial. It asks for no CPU, since it
+    must answer while trials have all of them. Its tasks are not in Ray's list, which is for trials.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
-    return ray.remote(**options)(kind).remote(*arguments)
-
-
-class EpochReport(NamedTuple):
-    """An epoch of a trial has ended; ``score`` is what the test images gave after it, if they were
-    passed.
-    """
-
-    trial_id: str
-    epoch: EpochRecord
-    score: EpochScore | None
-
-
-class Note(NamedTuple):
-    """Something that a person should know of a running trial."""
-
-    trial_id: str
-    text: str
-
-
-Said = EpochReport | Place | Note
+    on_this_node = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    options = {
+        "num_cpus": 0,
+        "enable_task_events": False,
+        "scheduling_strategy": on_this_node,
+        **options,
+    }
+    return ray.remote(**options)(actor_class).remote(*arguments)
 
 
 class IsweepEpochs:
-    """The actor that keeps what running trials say until the driver asks; nobody waits."""
+    """Actor that keeps workers' messages until the driver polls; nobody waits."""
 
     def __init__(self) -> None:
-        self._said: list[Said] = []
+        self._messages: list[WorkerMessage] = []
 
-    def tell(self, said: list[Said]) -> None:
-        """Keep what a trial says; the oldest goes when nobody asks."""
-        self._said = (self._said + said)[-MOST_KEPT:]
+    def put(self, messages: list[WorkerMessage]) -> None:
+        """Add messages; the oldest go if nobody polls."""
+        self._messages = (self._messages + messages)[-MAX_MESSAGES:]
 
-    def take(self) -> list[Said]:
-        """Return what was said since the last call."""
-        said, self._said = self._said, []
-        return said
+    def take(self) -> list[WorkerMessage]:
+        """Return the messages since the last call."""
+        messages = self._messages
+        self._messages = []
+        return messages
 
 
-class EpochBoard:
-    """The way to the actor, of trials, to which it may be sent, and of the driver."""
+class MessageQueue:
+    """Access to :class:`IsweepEpochs`: workers publish, the driver polls; it can be pickled."""
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
-        self._asked: Any = None
-        self._heard_at = 0.0
+        self._pending: Any = None
+        self._polled_at = 0.0
 
-    def say(self, said: Said) -> None:
-        """Say something, and go on."""
-        self.actor.tell.remote([said])
+    def publish(self, message: WorkerMessage) -> None:
+        """Send a message, and do not wait."""
+        self.actor.put.remote([message])
 
-    def teller(self, trial_id: str) -> EpochTeller:
-        """Return what tells the epochs of a trial."""
-        return EpochTeller(trial_id, self.actor.tell.remote, time.monotonic)
+    def publisher(self, trial_id: str) -> EpochPublisher:
+        """Return what publishes the epochs of a trial."""
+        return EpochPublisher(trial_id, self.actor.put.remote, time.monotonic)
 
-    def heard(self, *, wait: bool = False) -> list[Said]:
-        """Return, in the driver, what was said since the last call; asks about once a second.
+    def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
+        """Return, in the driver, messages that have come since the last call.
 
-        With ``wait`` it asks now and waits: a process has ended that may just have said something.
+        The actor is asked about once a second, and its answer returned by a later call. With
+        ``wait`` it is asked now, and waited for: a process has ended that may just have said
+        something.
         """
-        said = self._answer(0.0)
-        if self._asked is None and (wait or time.monotonic() - self._heard_at >= ASK_INTERVAL_S):
-            self._asked = self.actor.take.remote()
-        return said + (self._answer(ANSWER_TIMEOUT_S) if wait else [])
+        messages = self._answer(timeout_s=0.0)
+        is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
+        if self._pending is None and is_due:
+            self._pending = self.actor.take.remote()
+        if wait:
+            messages = messages + self._answer(timeout_s=POLL_TIMEOUT_S)
+        return messages
 
-    def _answer(self, timeout_s: float) -> list[Said]:
-        if self._asked is None or not ray.wait([self._asked], timeout=timeout_s)[0]:
+    def _answer(self, timeout_s: float) -> list[WorkerMessage]:
+        if self._pending is None or not ray.wait([self._pending], timeout=timeout_s)[0]:
             return []
-        asked, self._asked, self._heard_at = self._asked, None, time.monotonic()
+        pending = self._pending
+        self._pending = None
+        self._polled_at = time.monotonic()
         try:
-            said: list[Said] = ray.get(asked)
+            messages: list[WorkerMessage] = ray.get(pending)
         except ray.exceptions.RayError:
             return []  # the actor died, and is started again
-        return said
+        return messages
 
 
-class EpochTeller:
-    """Tells the epochs of a trial; those that are shorter than a moment are told together."""
+class EpochPublisher:
+    """Publishes the epochs of one trial; short ones are sent together.
+
+    Args:
+        trial_id: the trial.
+        send: sends reports to the driver.
+        clock: returns seconds.
+    """
 
     def __init__(
         self, trial_id: str, send: Callable[[list[EpochReport]], Any], clock: Callable[[], float]
     ) -> None:
-        self._trial_id, self._send, self._clock = trial_id, send, clock
-        self._kept: list[EpochReport] = []
+        self._trial_id = trial_id
+        self._send = send
+        self._clock = clock
+        self._unsent: list[EpochReport] = []
         self._score: EpochScore | None = None
-        self._sent = clock()
+        self._sent_at = clock()
 
-    def scored(self, score: EpochScore) -> None:
-        """Take what the test images gave after the epoch that is told next."""
+    def score_evaluated(self, score: EpochScore) -> None:
+        """Take the scores on the test images after the epoch that ends next."""
         self._score = score
 
-    def ended(self, epoch: EpochRecord) -> None:
-        """Tell an epoch, now or together with the next ones."""
-        self._kept.append(EpochReport(self._trial_id, epoch, self._score))
+    def epoch_ended(self, epoch: EpochRecord) -> None:
+        """Publish an epoch, now or together with the next ones."""
+        self._unsent.append(EpochReport(self._trial_id, epoch, self._score))
         self._score = None
-        if self._clock() - self._sent >= TELL_INTERVAL_S:
-            self._send(self._kept)
-            self._kept, self._sent = [], self._clock()
+        if self._clock() - self._sent_at >= PUBLISH_INTERVAL_S:
+            self._send(self._unsent)
+            self._unsent = []
+            self._sent_at = self._clock()
 
 
 class IsweepKeeper:
-    """The one actor that writes weights, predictions and checkpoints; it may be started again at
-    any time.
+    """Actor that reads and writes weights, predictions and checkpoints, and no other process does.
+
+    Args:
+        url: the result store.
+        environment: variables that open the store, of the driver's environment.
     """
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
-        self._files = ResultStore(url)
-        self._patience = RetryWithBackoff(limit_s=PATIENCE_S)
+        self._store = ResultStore(url)
+        self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ResultStore`; of a file that could not be kept, return why."""
-        work = partial(getattr(self._files, method), *arguments)
+        """Call a method of :class:`ResultStore`, again until storage is there.
+
+        Returns:
+            What the method returns; for ``put`` a text if the file could not be stored.
+        """
+        work = partial(getattr(self._store, method), *arguments)
         if method != "put":
-            return self._patience.until_done(work)
+            return self._retry.until_done(work)
+        is_checkpoint = arguments[0] == FileKind.CHECKPOINT
         try:
-            # A checkpoint does not wait: another follows.
-            return (
-                work() if arguments[0] == FileKind.CHECKPOINT else self._patience.until_done(work)
-            )
+            # A checkpoint does not wait: another one follows.
+            return work() if is_checkpoint else self._retry.until_done(work)
         except SetupError as error:
             return str(error)
 
 
-class Keeper:
-    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent
-    anywhere.
+class ArtifactStore:
+    """Access to :class:`IsweepKeeper`, with methods of :class:`ResultStore`. It may be sent to
+    workers.
+
+    Args:
+        url: the result store.
+        messages: tells the driver if a file has to wait.
     """
 
-    def __init__(self, url: str, board: EpochBoard) -> None:
-        self._board = board
-        credentials = {
+    def __init__(self, url: str, messages: MessageQueue) -> None:
+        self._messages = messages
+        environment = {
             name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)
         }
         self.actor = start_beside_driver(
-            IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1
+            IsweepKeeper, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
         )
         self.actor.__ray_ready__.remote()  # so that the driver knows its address, to end it
 
-    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
-        """Keep a file; text says why it could not be kept, which costs no result."""
-        asked = self.actor.call.remote("put", kind, trial_id, data)
-        if not ray.wait([asked], timeout=SAID_AFTER_S)[0]:
-            told = f"its {kind} wait for storage that is full or away, {PATIENCE_S:.0f} s at most"
-            self._board.say(Note(trial_id, told))
-        return cast("KeptFile | str", ray.get(asked))
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> KeptFile | str:
+        """Store a file; a text says why that was not possible, which costs no result."""
+        call = self.actor.call.remote("put", kind, trial_id, content)
+        if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
+            text = (
+                f"its {kind} wait for storage that is full or away, {STORAGE_WAIT_S:.0f} s at most"
+            )
+            self._messages.publish(Note(trial_id, text))
+        return cast("KeptFile | str", ray.get(call))
 
-    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+    def get(self, kind: FileKind, trial_id: str, file: KeptFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
-        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, kept)))
+        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """See :meth:`ResultStore.checkpoint`."""
@@ -218,26 +244,32 @@ class Keeper:
 
 
 class IsweepArrays:
-    """The actor that hands out references; who comes before the driver has put the array waits."""
+    """Actor that hands out references of arrays; a worker that comes too early waits.
+
+    A reference is kept in a list of one, so that Ray does not fetch the array itself. The list may
+    hold an error instead: why there is no array.
+    """
 
     def __init__(self) -> None:
         self._references: dict[str, list[Any]] = {}
-        self._there = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     async def put(self, key: str, boxed: list[Any]) -> None:
-        """Keep a reference, boxed so that Ray does not fetch the array itself, or why there is
-        none.
-        """
-        async with self._there:
+        """Keep a reference, in a list, for the workers that ask for it."""
+        async with self._changed:
             self._references[key] = boxed
-            self._there.notify_all()
+            self._changed.notify_all()
 
     async def drop(self, key: str) -> None:
         """Forget a reference."""
         self._references.pop(key, None)
 
     async def take(self, key: str) -> list[Any]:
-        """Return the boxed reference as soon as it is there."""
-        async with self._there:
-            await self._there.wait_for(lambda: key in self._references)
+        """Return a reference, in a list, as soon as it is there."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: key in self._references)
             return self._references[key]
+
+    async def missing(self, keys: list[str]) -> list[str]:
+        """Return those of the keys that have no reference here."""
+        return [key for key in keys if key not in self._references]

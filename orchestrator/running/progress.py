@@ -1,6 +1,4 @@
-"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file, to
-Prometheus.
-"""
+"""Progress of a run: for people on stderr, for ``isweep status`` in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,18 +26,26 @@ from tasks.trials.records import EpochRecord, TrialStatus
 
 log = logging.getLogger(__name__)
 
-PLAIN_INTERVAL_S = 10.0
+PRINT_INTERVAL_S = 10.0
+"""Seconds between two lines of progress where stderr is no terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Of how far things are; that a trial starts or ends is said at once."""
-WITH_TRIALS = ("train", "search")
-"""Stages that train networks."""
-MOST_SHOWN = 4
-"""Running trials in the terminal."""
+"""Seconds between two updates of the run's file. Starts and ends of trials are written at once."""
+TRIAL_STAGES = ("train", "search")
+"""Stages that train networks, whose progress is counted in trials."""
+MAX_TRIALS_SHOWN = 4
+"""Running trials that the terminal shows."""
 
 
 class RunningTrial(BaseModel):
-    """How far a trial is: what no epoch has told yet is 0 or None; times are in seconds since
-    1970.
+    """The progress of a running trial.
+
+    Attributes:
+        started_at: seconds since 1970.
+        epoch: epochs that have ended; 0 before the first has.
+        num_epochs: epochs of its recipe; 0 before the first has ended.
+        images_per_second: speed of the last epoch; None before the first has ended.
+        epochs_per_second: the same.
+        seconds_left: of training, by the last epoch; None before the first has ended.
     """
 
     started_at: float = Field(default_factory=time.time)
@@ -50,20 +56,18 @@ class RunningTrial(BaseModel):
     seconds_left: float | None = None
 
     def text(self, duration: str) -> str:
-        """Say it in a line, after how long it has run."""
-        if self.images_per_second is None or self.seconds_left is None:  # no epoch has ended
+        """Return a line about the trial that begins with how long it has run."""
+        if self.images_per_second is None or self.seconds_left is None:
             return duration
-        left = f"about {spelled(self.seconds_left)} of training left"
+        left = format_duration(self.seconds_left)
         return (
-            f"{duration}  epoch {self.epoch}/{self.num_epochs}  {self.images_per_second:,.0f} "
-            f"img/s  {left}"
+            f"{duration}  epoch {self.epoch}/{self.num_epochs}  "
+            f"{self.images_per_second:,.0f} img/s  about {left} of training left"
         )
 
 
 class RunState(BaseModel):
-    """Where a run stands, as its file says; it counts only while process ``pid`` holds the root's
-    lock.
-    """
+    """The state of a run in its file, valid while process ``pid`` holds the root's lock."""
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
@@ -72,9 +76,7 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return what the process that works on a sweep now says; None when none does, or it has not
-    said yet.
-    """
+    """Return the state of the run that works on a sweep; None if none does, or it just starts."""
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -82,38 +84,47 @@ def read_run(workspace: Workspace) -> RunState | None:
     try:
         state = RunState.model_validate_json(read_whole(path))
     except (OSError, ValueError) as error:
-        # The live driver writes it anew within seconds; nothing else hangs on it.
+        # The live driver writes it again within seconds, and nothing else depends on it.
         log.warning("%s cannot be read, so no trial counts as running: %s", path, error)
         return None
     return state if state.pid == holder else None
 
 
 def running_trials(workspace: Workspace) -> list[str]:
-    """Return the ids of the trials that run now."""
+    """Return the ids of the trials of a sweep that run now."""
     state = read_run(workspace)
     return [] if state is None else sorted(state.running)
 
 
-def spelled(seconds: float) -> str:
-    """Spell a duration for people."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: ``8 s``, ``2 min 05 s``, ``3 h 07 min``."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 @dataclass
 class Progress:
-    """The state of a run, told to whoever watches: on a ``console``, and at a ``path`` for ``isweep
-    status``.
+    """The state of a run, shown on a console and written to a file for ``isweep status``.
 
     Attributes:
-        slots: Trials that run at the same time, for the time left.
-        expected: Seconds by trial, for the time left: the longest go first, so their mean is too
-            long.
-        done: Those with a result, of earlier runs too.
+        console: where people read it; None shows nothing.
+        path: the file; None writes none.
+        slots: trials that run at the same time.
+        planned: trials of the plan.
+        done: trials with a result, those of earlier runs included.
+        diverged: trials of this run that diverged.
+        running: trials that run now.
+        failed: kind of failure of each trial whose last attempt failed.
+        name: name of the stage.
+        detail: what the stage does now.
+        step: steps of the stage that are done.
+        total: steps of the stage; 0 if unknown.
+        expected: expected seconds of each trial. Long trials start first, so a plain mean would
+            overestimate the time left.
     """
 
     console: Console | None = None
@@ -131,37 +142,41 @@ class Progress:
     expected: Mapping[str, float] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
-    _live: bool = False
-    _started: float = field(default_factory=time.monotonic)
-    _printed: float = 0.0
-    _saved: float = 0.0
+    _is_live: bool = False
+    _started_at: float = field(default_factory=time.monotonic)
+    _printed_at: float = 0.0
+    _saved_at: float = 0.0
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show progress inside the block: live in a terminal, a line now and then elsewhere."""
+        """Show progress while the block lasts: live in a terminal, else a line now and then."""
         try:
             if self.console is None or not self.console.is_terminal:
                 yield
                 return
             with Live(get_renderable=self._render, console=self.console, transient=True):
-                self._live = True
+                self._is_live = True
                 yield
         finally:
-            self._live = False
+            self._is_live = False
             self.save()
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
-        """A stage begins."""
+        """Begin a stage of ``total`` steps."""
         raise_if_asked()
-        self.name, self.detail, self.step, self.total = name, detail, 0, total
+        self.name = name
+        self.detail = detail
+        self.step = 0
+        self.total = total
         log.info("stage %s %s", name, detail)
-        self._say(force=True)
+        self._update(print_now=True)
 
     def advance(self, detail: str) -> None:
-        """The stage moved on."""
+        """Count a step of the stage."""
         raise_if_asked()
-        self.step, self.detail = self.step + 1, detail
-        self._say()
+        self.step += 1
+        self.detail = detail
+        self._update()
 
     def note(self, message: str) -> None:
         """Print a line that stays."""
@@ -170,17 +185,20 @@ class Progress:
             self.console.print(Text(message), soft_wrap=True)
 
     def trial_started(self, trial_id: str) -> None:
-        """A trial runs."""
+        """Show a trial as running."""
         log.info("trial %s starts", trial_id)
-        self.running[trial_id], self._began[trial_id] = RunningTrial(), time.monotonic()
+        self.running[trial_id] = RunningTrial()
+        self._began[trial_id] = time.monotonic()
         self.failed.pop(trial_id, None)
-        self._say(save=True)
+        self._update(save_now=True)
 
     def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
-        """An epoch of a running trial has ended."""
-        if (trial := self.running.get(trial_id)) is None:
+        """Show an epoch of a running trial."""
+        trial = self.running.get(trial_id)
+        if trial is None:
             return
-        num_epochs, seconds = network.recipe.epochs, max(epoch.seconds, 1e-9)
+        num_epochs = network.recipe.epochs
+        seconds = max(epoch.seconds, 1e-9)
         self.running[trial_id] = RunningTrial(
             started_at=trial.started_at,
             epoch=epoch.epoch,
@@ -189,30 +207,40 @@ class Progress:
             epochs_per_second=1 / seconds,
             seconds_left=epoch.seconds * (num_epochs - epoch.epoch),
         )
-        self._say()
+        self._update()
 
     def trial_finished(self, trial_id: str, status: str) -> None:
-        """A trial has its result."""
-        self._seconds[trial_id] = seconds = self._ran(trial_id)
+        """Count a trial that has its result."""
+        seconds = self._seconds_since_start(trial_id)
+        self._seconds[trial_id] = seconds
         log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
         self.done += 1
         self.diverged += status == TrialStatus.DIVERGED
         self.trial_stopped(trial_id)
 
-    def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-        """An attempt failed."""
+    def trial_failed(
+        self, trial_id: str, kind: str, message: str, retry_after_s: float | None
+    ) -> None:
+        """Show that an attempt failed.
+
+        Args:
+            trial_id: the trial.
+            kind: the kind of failure.
+            message: why it failed, and what follows.
+            retry_after_s: seconds until the trial may be tried again; None gives it up.
+        """
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
         self.trial_stopped(trial_id)
 
     def trial_stopped(self, trial_id: str) -> None:
-        """A trial runs no more; where nothing else was said of it, it waits again."""
+        """Show that a trial does not run any more; if nothing else is known, it waits again."""
         self.running.pop(trial_id, None)
         self._began.pop(trial_id, None)
-        self._say(save=True)
+        self._update(save_now=True)
 
     def counts(self) -> dict[str, int]:
-        """Return how many trials there are, under the names of a tracker's metrics."""
+        """Return numbers of trials under the names of a tracker's metrics."""
         return {
             "trials_planned": self.planned,
             "trials_done": self.done,
@@ -221,146 +249,115 @@ class Progress:
         }
 
     def states(self) -> dict[str, int]:
-        """Return how many trials are in each state now."""
-        done, failed, running = self.done - self.diverged, len(self.failed), len(self.running)
-        pending = max(0, self.planned - self.done - failed - running)
-        states = {"done": done, "diverged": self.diverged, "failed": failed, "running": running}
-        return states | {"pending": pending}
+        """Return how many trials are in each state."""
+        num_failed, num_running = len(self.failed), len(self.running)
+        return {
+            "done": self.done - self.diverged,
+            "diverged": self.diverged,
+            "failed": num_failed,
+            "running": num_running,
+            "pending": max(0, self.planned - self.done - num_failed - num_running),
+        }
 
     def pace(self) -> dict[str, float]:
-        """Return how fast running trials are, and when the last will end, as far as is known."""
-        left, names = self.time_left(), ("images_per_second", "epochs_per_second")
+        """Return the speed of all running trials, and the seconds left if known, by metric."""
+        trials = self.running.values()
         pace = {
-            f"isweep_{n}": sum(getattr(one, n) or 0.0 for one in self.running.values())
-            for n in names
+            "isweep_images_per_second": sum(trial.images_per_second or 0.0 for trial in trials),
+            "isweep_epochs_per_second": sum(trial.epochs_per_second or 0.0 for trial in trials),
         }
-        return pace | ({} if left is None else {"isweep_seconds_left": left})
+        left = self.time_left()
+        if left is not None:
+            pace["isweep_seconds_left"] = left
+        return pace
 
     def time_left(self) -> float | None:
-        """Seconds until the last trial ends, from the trials of this run; None before the first
-        one.
-        """
+        """Return the seconds until the last trial ends; None before the first of this run has."""
         if not self._seconds:
             return None
-        took, ended = sum(self._seconds.values()), self._seconds.keys() | self.failed
         expected = {
-            name: seconds for name, seconds in self.expected.items() if math.isfinite(seconds)
+            trial_id: seconds
+            for trial_id, seconds in self.expected.items()
+            if math.isfinite(seconds)
         }
-        foreseen = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
-        left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
-        if foreseen > 0:
-            open_s = {
-                name: took / foreseen * s for name, s in expected.items() if name not in ended
-            }
-            left = sum(max(0.0, seconds - self._ran(name)) for name, seconds in open_s.items())
+        seconds_taken = sum(self._seconds.values())
+        expected_of_ended = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
+        if expected_of_ended > 0:
+            left = self._expected_left(expected, scale=seconds_taken / expected_of_ended)
+        else:
+            num_left = self.planned - self.done - len(self.failed)
+            left = seconds_taken / len(self._seconds) * num_left
         return left / max(1, self.slots)
 
-    def save(self) -> None:
-        """Say in the run's file where it stands; that it cannot be written neither ends nor stops a
-        sweep.
+    def _expected_left(self, expected: Mapping[str, float], scale: float) -> float:
+        """Return the seconds left of all open trials, one after the other.
+
+        Args:
+            expected: expected seconds of each trial.
+            scale: by which trials of this run took longer than expected.
         """
+        ended = self._seconds.keys() | self.failed.keys()
+        return sum(
+            max(0.0, scale * seconds - self._seconds_since_start(trial_id))
+            for trial_id, seconds in expected.items()
+            if trial_id not in ended
+        )
+
+    def save(self) -> None:
+        """Write the state to the run's file; a file that cannot be written ends nothing."""
         if self.path is None:
             return
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
         state = RunState(now=self._line(), running=self.running, seconds_left=self.time_left())
         try:
             write_atomic(self.path, state.model_dump_json().encode(), durable=False)
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error)
 
-    def _ran(self, trial_id: str) -> float:
+    def _seconds_since_start(self, trial_id: str) -> float:
         began = self._began.get(trial_id)
         return 0.0 if began is None else time.monotonic() - began
 
     def _line(self) -> str:
-        if not self.planned or self.name not in WITH_TRIALS:
+        """Return the state in a line."""
+        if not self.planned or self.name not in TRIAL_STAGES:
             step = f"{self.step}/{self.total}" if self.total else ""
             return "  ".join(filter(None, (self.name, step, self.detail)))
-        left = self.time_left()
+        parts = [f"{self.name}  {self.done}/{self.planned} done"]
         counts = {
             "running": len(self.running),
             "failed": len(self.failed),
             "diverged": self.diverged,
         }
-        parts = [f"{self.name}  {self.done}/{self.planned} done"]
-        parts += [f"{count} {what}" for what, count in counts.items() if count]
+        parts += [f"{count} {state}" for state, count in counts.items() if count]
+        left = self.time_left()
         if left is not None and self.done < self.planned:
-            parts.append(f"about {spelled(left)} left")
+            parts.append(f"about {format_duration(left)} left")
         return "  ".join(parts)
 
     def _render(self) -> Table:
-        table, running = Table.grid(padding=(0, 1)), list(self.running.items())
-        table.add_row(
-            Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line())
-        )
-        lines = [
-            f"{name}  {one.text(spelled(self._ran(name)))}" for name, one in running[:MOST_SHOWN]
-        ]
-        if len(running) > MOST_SHOWN:
-            lines.append(f"and {len(running) - MOST_SHOWN} more: isweep status --watch shows them")
-        for line in lines:
-            table.add_row("", Text(line, style="dim"))
+        """Return the live view: the state, and a line for each of a few running trials."""
+        table = Table.grid(padding=(0, 1))
+        since_start = format_duration(time.monotonic() - self._started_at)
+        table.add_row(Text(since_start, style="dim"), Text(self._line()))
+        running = list(self.running.items())
+        for trial_id, trial in running[:MAX_TRIALS_SHOWN]:
+            duration = format_duration(self._seconds_since_start(trial_id))
+            table.add_row("", Text(f"{trial_id}  {trial.text(duration)}", style="dim"))
+        num_hidden = len(running) - MAX_TRIALS_SHOWN
+        if num_hidden > 0:
+            more = f"and {num_hidden} more: isweep status --watch shows them"
+            table.add_row("", Text(more, style="dim"))
         return table
 
-    def _say(self, *, force: bool = False, save: bool = False) -> None:
+    def _update(self, *, print_now: bool = False, save_now: bool = False) -> None:
+        """Write and print the state, each as often as it should be at most."""
         now = time.monotonic()
-        if force or save or now - self._saved >= SAVE_INTERVAL_S:
+        if print_now or save_now or now - self._saved_at >= SAVE_INTERVAL_S:
             self.save()
-        if self.console is None or self._live:
+        if self.console is None or self._is_live:
             return
-        if force or now - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = now
-            self.console.print(
-                Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True
-            )
-
-
-INTERVAL_S = 2.0
-GAUGES = {
-    "isweep_images_per_second": "Images trained on per second, over all running trials.",
-    "isweep_epochs_per_second": "Epochs per second, over all running trials.",
-    "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
-    "isweep_gpus_asked": "GPUs that running trials share.",
-    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
-    "isweep_memory_asked_bytes": "Memory that running trials asked for.",
-}
-
-
-class Series:
-    """The series of one sweep for Prometheus, served as ``ray_isweep_…``; ``grafana.json`` draws
-    them.
-    """
-
-    def __init__(self, sweep: str, num_gpus: float) -> None:
-        from ray.util.metrics import Counter, Gauge  # late: a finished sweep needs no Ray
-
-        self._sweep, self._num_gpus, self._told = {"sweep": sweep}, num_gpus, 0.0
-        self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
-        kinds = "Failed attempts by kind."
-        self._failed = Counter("isweep_failed_attempts", kinds, tag_keys=("sweep", "kind"))
-        self._gauges = {
-            name: Gauge(name, text, tag_keys=("sweep",)) for name, text in GAUGES.items()
-        }
-
-    def failed(self, kind: str) -> None:
-        """Count an attempt that failed."""
-        self._failed.inc(1, {**self._sweep, "kind": kind})
-
-    def tell(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at
-        most.
-        """
-        if time.monotonic() - self._told < INTERVAL_S:
-            return
-        self._told = time.monotonic()
-        for state, count in progress.states().items():
-            self._trials.set(count, {**self._sweep, "state": state})
-        asked = list(requests)
-        num_gpus = sum(request.get("gpu", 0.0) for request in asked)
-        found = progress.pace() | {
-            "isweep_gpus_asked": num_gpus,
-            "isweep_gpu_share_used": num_gpus / self._num_gpus if self._num_gpus else 0.0,
-            "isweep_memory_asked_bytes": sum(request.get("memory", 0.0) for request in asked),
-        }
-        for name, value in found.items():
-            self._gauges[name].set(value, self._sweep)
+        if print_now or now - self._printed_at >= PRINT_INTERVAL_S:
+            self._printed_at = now
+            since_start = format_duration(now - self._started_at)
+            self.console.print(Text(f"[{since_start:>6}] {self._line()}"), soft_wrap=True)

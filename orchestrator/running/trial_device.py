@@ -10,66 +10,103 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from orchestrator.machine import gpus, self_test_verdict
+from orchestrator.machine.cluster import Resources
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
-from search_spaces.specs import NetworkSpec, TrialSpec
+from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
-NO_GPU = "A trial that is given a GPU must be able to compute on it"
-"""Rule of the error of a trial whose GPU does not work."""
 REST_S = 120.0
 """Seconds before a process that has finished no trial reports a failure of its GPU. A GPU that
 fails at once would otherwise be free first and get every trial of the sweep."""
 
 
-def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return where and how a trial computes.
+class UnusableGpuError(SetupError):
+    """A trial was given a GPU on which it cannot compute; ``gpu`` names the GPU and its node."""
 
-    Returns:
-        Arguments of :func:`tasks.trials.trial.run_trial`, and why its GPU takes plain steps (empty
-        if it takes graphs, or if graphs were not asked for).
+    gpu = ""
+
+    @classmethod
+    def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
+        """Return the error for a GPU, why it cannot be used, and the fix."""
+        rule = "A trial that is given a GPU must be able to compute on it"
+        error = cls(rule, f"{gpu}: {reason}", hint)
+        error.gpu = gpu
+        return error
+
+
+@dataclass(frozen=True)
+class HeldMemory:
+    """GPU memory that other processes hold; ``total_bytes`` is 0 if the GPU could not be asked."""
+
+    held_bytes: float
+    total_bytes: float
+
+    @property
+    def share(self) -> float:
+        """Share of the GPU's memory; 1 if this process could not even begin on the GPU."""
+        return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
+
+    def __str__(self) -> str:
+        """Return the amounts for people."""
+        if not self.total_bytes:
+            return "other processes hold all of its memory"
+        held_gib = self.held_bytes / 2**30
+        return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
+
+
+class TrialDevice(NamedTuple):
+    """The device of a trial.
+
+    Attributes:
+        options: arguments of :func:`tasks.trials.trial.run_trial`.
+        note: why its GPU takes plain steps; empty if it takes graphs, or if they were not asked
+            for.
+    """
+
+    options: dict[str, Any]
+    note: str
+
+
+def trial_device(resources: Resources, network: NetworkSpec) -> TrialDevice:
+    """Return where and how a trial of a network computes, with these resources.
 
     Raises:
-        SetupError: the GPU cannot be used; see :data:`NO_GPU`.
+        UnusableGpuError: the trial cannot compute on the GPU that it was given.
     """
-    share = float(cell["num_gpus"])
-    options = {
+    share = resources.num_gpus
+    options: dict[str, Any] = {
         "device": "cpu",
-        "num_threads": cell["num_threads"],
+        "num_threads": resources.num_threads,
         "gpu_fraction": None,
         "graphs": False,
     }
     if not share or gpus.is_logical():
-        return options, ""
-    check_gpu(cell["precision"])
+        return TrialDevice(options, "")
+    check_gpu(network.recipe.precision)
     # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
-    plain_because = check_numbers(network_of(cell))
+    plain_because = check_numbers(network)
     check_computes()
     options["device"] = "cuda"
     if share < 1:
         # A whole GPU needs no limit: nobody else is there.
         options["gpu_fraction"] = share
-    if cell["fast"] == "on":
-        return options | {"graphs": True}, ""
-    if cell["fast"] == "off" or cell["own_network"]:
+    if resources.fast == "on":
+        options["graphs"] = True
+        return TrialDevice(options, "")
+    if resources.fast == "off" or network.model.library == "own":
         # The code of a user's network need not replay as a graph.
-        return options, ""
-    return options | {"graphs": not plain_because}, plain_because
-
-
-def network_of(cell: Mapping[str, Any]) -> NetworkSpec:
-    """Return the network of a worker's trial, of a grid or of a search."""
-    if "network" in cell:
-        return NetworkSpec.model_validate_json(cell["network"])
-    return TrialSpec.model_validate_json(cell["spec"]).network
+        return TrialDevice(options, "")
+    options["graphs"] = not plain_because
+    return TrialDevice(options, plain_because)
 
 
 def check_numbers(network: NetworkSpec) -> str:
@@ -79,14 +116,14 @@ def check_numbers(network: NetworkSpec) -> str:
         Why trials of the network take plain steps on this GPU; empty if they take graphs.
 
     Raises:
-        SetupError: the GPU computes wrongly, so no trial may use it.
+        UnusableGpuError: the GPU computes wrongly, so no trial may use it.
     """
     gpu = gpus.gpu_in_use()
     verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network))
     if verdict.wrong:
-        raise SetupError(
-            f"{NO_GPU}, and its numbers must be right",
-            f"{gpu_and_node(gpu.uuid)}: {gpu.name} computes wrongly: {verdict.wrong}",
+        raise UnusableGpuError.of(
+            gpu_and_node(gpu.uuid),
+            f"{gpu.name} computes wrongly: {verdict.wrong}",
             "use another GPU, driver or torch, or hide this one with CUDA_VISIBLE_DEVICES; "
             f"to test it again delete {verdict.file}",
         )
@@ -104,7 +141,7 @@ def check_computes() -> None:
     """Check that the GPU computes at all. If it is dead, the trial is not to blame.
 
     Raises:
-        SetupError: the GPU is dead.
+        UnusableGpuError: the GPU is dead.
         torch.AcceleratorError: it is out of memory.
     """
     import torch
@@ -114,10 +151,9 @@ def check_computes() -> None:
     except torch.AcceleratorError as error:
         if "out of memory" in str(error):
             raise
-        where = gpu_and_node(gpus.gpu_in_use().uuid)
-        raise SetupError(
-            NO_GPU,
-            f"{where}: {str(error).splitlines()[0]}",
+        raise UnusableGpuError.of(
+            gpu_and_node(gpus.gpu_in_use().uuid),
+            str(error).splitlines()[0],
             "reset or hide it: nvidia-smi says more",
         ) from error
 
@@ -128,7 +164,7 @@ def check_gpu(precision: str) -> None:
     Nodes that join a running cluster were not checked before.
 
     Raises:
-        SetupError: torch reaches no GPU, or the GPU lacks bfloat16 and the recipe needs it.
+        UnusableGpuError: torch reaches no GPU, or the GPU lacks bfloat16 and the recipe needs it.
     """
     import torch
 
@@ -137,9 +173,9 @@ def check_gpu(precision: str) -> None:
         reason = gpus.why_no_gpu()
         cuda = torch.version.cuda
         hint = gpus.driver_hint(driver, cuda, reason)
-        raise SetupError(
-            f"{NO_GPU}, and never computes on CPUs instead",
-            f"{gpu_and_node()}: NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
+        raise UnusableGpuError.of(
+            gpu_and_node(),
+            f"NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
             f"built for CUDA {cuda or 'none'}: {reason}",
             f"{hint}, or run with --device cpu",
         )
@@ -148,28 +184,25 @@ def check_gpu(precision: str) -> None:
     capability = gpus.compute_capability()
     if capability < BFLOAT16_FROM:
         gpu = gpus.gpu_in_use()
-        raise SetupError(
-            f"{NO_GPU}, in bfloat16 where its recipe says so",
-            f"{gpu_and_node(gpu.uuid)}: {gpu.name}, of compute capability {capability}",
+        raise UnusableGpuError.of(
+            gpu_and_node(gpu.uuid),
+            f"its recipe needs bfloat16, which {gpu.name}, of compute capability {capability}, "
+            "lacks",
             "take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 
-def held_by_others() -> str:
-    """Return a sentence about the memory of this process's GPU that other processes hold.
-
-    If not even this process's context found room, others hold all of it. Empty if unknown.
-    """
+def held_by_others() -> HeldMemory | None:
+    """Return what other processes hold of this process's GPU; None if that is unknown."""
     import torch
 
     if gpus.is_logical():
-        return ""
+        return None
     reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
     with suppress(RuntimeError, AssertionError):
         free, total = torch.cuda.mem_get_info()
-        others = max(0, total - free - reserved - CONTEXT_BYTES) / 2**30
-        return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
-    return "" if reserved else "others hold 1 of 1 GiB: "
+        return HeldMemory(max(0, total - free - reserved - CONTEXT_BYTES), total)
+    return None if reserved else HeldMemory(0, 0)
 
 
 def gpu_and_node(uuid: str = "") -> str:

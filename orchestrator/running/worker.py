@@ -1,223 +1,193 @@
-"""Workers, which take cell after cell, keep nothing between, and need no disk of the driver's."""
+"""The worker: a process of Ray that runs one trial after another and keeps nothing between them.
+
+It needs no disk of the driver's. An exception inside a trial is an outcome like a result: the
+driver is told everything that is known about it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.machine import gpus
-from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.provenance import code_fingerprint, provenance
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure, TrialRecord
-from orchestrator.results.store import FileKind
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running import trial_device
-from orchestrator.running.actors import EpochBoard, Keeper
-from orchestrator.running.failures import (
-    CellFailed,
-    DeviceError,
-    OtherCodeError,
-    Place,
-    classify,
-    ends_process,
+from orchestrator.running.actors import ArtifactStore, MessageQueue
+from orchestrator.running.attempt_log import recorded
+from orchestrator.running.messages import (
+    TrialAssignment,
+    TrialFailedError,
+    TrialReport,
+    WorkerLocation,
 )
-from search_spaces.errors import CorruptStoreError, SweepError
-from search_spaces.specs import TrialSpec
+from orchestrator.running.perform import Perform, TrialTask, perform_trial
+from orchestrator.running.queue import ASSIGNMENT
+from orchestrator.running.recovery.failures import OtherCodeError, classify
+from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import CAPTURE_FAILED, SearchResult, TrialResult
-
-log = logging.getLogger(__name__)
 
 REPORT = "report"
-"""Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
-HEAD_CHARACTERS = 16_000
-TAIL_CHARACTERS = 48_000
-
-Perform = Callable[
-    ["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]
-]
-"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns
-what was found, and whether a network was trained for it."""
-
-
-class TrialLog(io.TextIOBase):
-    """The first and last of what an attempt said, to be read when its process and node are gone."""
-
-    def __init__(self) -> None:
-        self._head, self._tail, self._left_out = "", "", 0
-
-    def write(self, text: str) -> int:
-        """Take more."""
-        room = HEAD_CHARACTERS - len(self._head)
-        self._head += text[:room]
-        self._tail += text[room:]
-        surplus = len(self._tail) - TAIL_CHARACTERS
-        if surplus > TAIL_CHARACTERS // 4:
-            self._tail = self._tail[surplus:]
-            self._left_out += surplus
-        return len(text)
-
-    def text(self) -> str:
-        """Return it, without secrets."""
-        gap = f"\n… {self._left_out:,} characters are left out …\n" if self._left_out else ""
-        return without_secrets(self._head + gap + self._tail)
-
-
-class _Tee(io.TextIOBase):
-    """A stream that also goes into a log."""
-
-    def __init__(self, stream: TextIO, found: TrialLog) -> None:
-        self._stream, self._found = stream, found
-
-    def write(self, text: str) -> int:
-        self._found.write(text)
-        return self._stream.write(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-@contextlib.contextmanager
-def recorded() -> Iterator[TrialLog]:
-    """Copy what this process logs, warns of and prints while the block lasts."""
-    found, root = TrialLog(), logging.getLogger()
-    handler = logging.StreamHandler(found)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(min(level, logging.INFO) if level else logging.INFO)
-    logging.captureWarnings(True)
-    out, error = _Tee(sys.stdout, found), _Tee(sys.stderr, found)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            yield found
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        root.setLevel(level)
+"""Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
+NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
+"""Failures that a process's first trial suffers because of its node."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
-    """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
+    """Runs one trial per ``step`` and answers with a :class:`TrialReport`.
 
-    An exception inside a cell is an outcome, of which the driver is told in full. It reaches Tune
-    as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing
-    that a failure left in the process meets the next cell.
+    A failed trial raises its report as :class:`TrialFailedError`. Tune then ends the process: Ray
+    shows the task as failed, and nothing that a failure left in the process meets the next trial.
     """
 
     def setup(
         self,
         config: dict[str, Any],
-        perform: Perform | None = None,
+        perform: Perform = perform_trial,
         arrays: Any = None,
-        keeper: Keeper | None = None,
-        code: dict[str, str] | None = None,
-        epochs: EpochBoard | None = None,
-        pretrained: dict[str, bytes] | None = None,
+        files: ArtifactStore | None = None,
+        messages: MessageQueue | None = None,
+        code: Mapping[str, str] | None = None,
+        pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Take the first cell, and what all have in common: see
-        :class:`orchestrator.running.trials.Work`.
+        """Take the first trial, and what all trials of the run share.
 
-        ``code`` is the source of one's own networks, by relative path.
+        Args:
+            config: configuration of the Tune trial, which holds the assignment.
+            perform: performs a trial.
+            arrays: actor that hands out images.
+            files: stores weights, predictions and checkpoints; None stores none.
+            messages: takes messages for the driver; None if nobody polls.
+            code: source of user-defined networks by relative path.
+            pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
-        self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
-        self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
-        self.cell = config["cell"]
-        self._has_run, self._gpu = False, ("", "")
+        self.assignment: TrialAssignment = config[ASSIGNMENT]
+        self._perform = perform
+        self._arrays = arrays
+        self._files = files
+        self._messages = messages
+        self._code = code or {}
+        self._pretrained = pretrained or {}
+        self._has_run = False
+        self._gpu_name = ""
+        self._gpu_uuid = ""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another cell in the same process: starting one costs seconds."""
-        self.cell = new_config["cell"]
+        """Take another trial in the same process: starting a process costs seconds."""
+        self.assignment = new_config[ASSIGNMENT]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell; return its report, or raise it as :class:`CellFailed` or
-        ``DeviceError``.
+        """Run the trial and return its report.
+
+        Raises:
+            TrialFailedError: the trial failed; the error holds the report.
         """
-        trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
-        if self.epochs is not None:
-            self.epochs.say(Place.here(trial_id))
+        trial_id = self.assignment.trial_id
+        started_at = time.time()
+        began = time.monotonic()
+        if self._messages is not None:
+            self._messages.publish(WorkerLocation.here(trial_id))
         # In ``top`` and on the dashboard's node page, until Ray puts its own title back.
-        # Private: with a Ray that has it no more, the class's name is shown instead.
+        # Private: with a Ray that lacks it, the class's name is shown instead.
         getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
-        with recorded() as said:
+        with recorded() as attempt_log:
             try:
                 self._check_code()
                 report = self._run(started_at)
                 self._check_code()
                 self._has_run = True
-            except (Exception, SystemExit) as error:  # the latter of somebody's own network
-                failed = self._failure(error)
-                report = CellReport(started_at=started_at, finished_at=started_at, outcome=failed)
-            # By a clock that nobody sets: durations are stored.
-            seconds, outcome = time.monotonic() - began, report.outcome
-            # Into the worker's log, which the dashboard shows beside the task, and into the
-            # trial's.
-            ended = (
-                f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else outcome.status
-            )
-            print(f"{trial_id}: {ended} after {seconds:.1f} s", flush=True)  # noqa: T201
-        told: dict[str, Any] = {"finished_at": started_at + seconds, "provenance": provenance()}
-        told |= {"node": ray.util.get_node_ip_address(), "log": said.text()}
-        text = report.model_copy(update=told).text()
+            except (Exception, SystemExit) as error:  # a user's network may raise SystemExit
+                failure = self._failure(error)
+                report = TrialReport(started_at=started_at, finished_at=started_at, outcome=failure)
+            outcome = report.outcome
+            # Durations are stored, so they are taken by a clock that nobody sets.
+            seconds = time.monotonic() - began
+            if isinstance(outcome, TrialFailure):
+                ending = f"failed ({outcome.kind})"
+            else:
+                ending = outcome.status.value
+            # Into the attempt's log, and the worker's, which the dashboard shows beside the task.
+            print(f"{trial_id}: {ending} after {seconds:.1f} s", flush=True)  # noqa: T201
+        report = report.model_copy(
+            update={
+                "finished_at": started_at + seconds,
+                "provenance": provenance(),
+                "node": ray.util.get_node_ip_address(),
+                "log": attempt_log.text(),
+            }
+        )
         if isinstance(outcome, TrialFailure):
-            # Costs the process, and shows the task as failed in Ray's dashboard.
-            raise CellFailed(f"{outcome.kind}: {outcome.message}", text)
-        return {DONE: True, REPORT: text}
+            raise TrialFailedError(f"{outcome.kind}: {outcome.message}", report.text())
+        return {DONE: True, REPORT: report.text()}
 
-    def _run(self, started_at: float) -> CellReport:
-        data = self._taken()
-        options, note = trial_device.trial_options(self.cell)
-        if options["device"] == "cuda":
-            self._gpu = gpus.gpu_in_use()  # one that failed cannot be asked any more
-        found, trained = self._perform(self, data, options)
-        return CellReport(
+    def _run(self, started_at: float) -> TrialReport:
+        """Perform the trial; its report still lacks what ``step`` adds."""
+        assignment = self.assignment
+        resources = assignment.resources
+        network = assignment.spec.network
+        data = self._images()
+        device = trial_device.trial_device(resources, network)
+        if device.options["device"] == "cuda":
+            # Now, because a GPU that has failed cannot be asked any more.
+            gpu = gpus.gpu_in_use()
+            self._gpu_name = gpu.name
+            self._gpu_uuid = gpu.uuid
+        task = TrialTask(
+            assignment, data, device.options, self._files, self._messages, self._pretrained
+        )
+        performed = self._perform(task)
+        return TrialReport(
             started_at=started_at,
             finished_at=started_at,
-            outcome=found,
-            trained=trained,
+            outcome=performed.result,
+            trained=performed.trained,
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
-            gpu_share=float(self.cell["num_gpus"]),
-            gpu_name=self._gpu[0],
-            gpu_note=note,
+            gpu_share=resources.num_gpus,
+            gpu_name=self._gpu_name,
+            gpu_note=device.note,
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
-        """Return the failure that an error in a cell stands for, or end this process."""
+        """Return the failure that an error in a trial stands for, with what this process knows.
+
+        A process that has finished no trial waits first if its node is to blame. Otherwise the node
+        would be free at once, be given every trial of the sweep, and fail each.
+        """
         failure = classify(error)
-        # Of a share that is too small its limit tells, not what other trials hold.
-        if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"] >= 1:
-            failure = failure.model_copy(
-                update={"message": f"{trial_device.held_by_others()}{failure.message}"}
-            )
-        of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-        of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing
-        if not self._has_run and (of_node or failure.message.startswith(trial_device.NO_GPU)):
-            time.sleep(
-                trial_device.REST_S
-            )  # or this node would be given, and fail, every cell of the sweep
-        if ends_process(error):
-            gpu = f" ({trial_device.gpu_and_node(self._gpu[1])})" if self.cell["num_gpus"] else ""
-            raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
+        num_gpus = self.assignment.resources.num_gpus
+        facts: dict[str, Any] = {}
+        message = failure.message
+        # A trial with a share of a GPU has a limit: what others hold does not matter to it.
+        if failure.memory == "gpu" and num_gpus >= 1:
+            held_memory = trial_device.held_by_others()
+            if held_memory is not None:
+                facts["held_by_others"] = held_memory.share
+                message = f"{held_memory}: {message}"
+        if failure.ends_process and num_gpus:
+            gpu = trial_device.gpu_and_node(self._gpu_uuid)
+            message = f"{message} ({gpu})"
+            if failure.kind == FailureKind.DEVICE_ERROR and not failure.capture_failed:
+                facts["gpu"] = gpu
+        failure = failure.model_copy(update={**facts, "message": message})
+        is_of_node = failure.kind in NODE_FAILURES and not failure.capture_failed
+        if not self._has_run and (is_of_node or failure.unfit_node):
+            time.sleep(trial_device.REST_S)
         return failure
 
-    def _taken(self) -> TrialData:
-        """Return the cell's arrays, in a process made ready to compute."""
+    def _images(self) -> TrialData:
+        """Return the trial's images, in a process that is made ready to compute."""
         from tasks.trials.isolation import keep_freed_memory
         from tasks.trials.models import install_code
 
         keep_freed_memory()
-        (reference,) = ray.get(self._arrays.take.remote(self.cell["data"]))
+        (reference,) = ray.get(self._arrays.take.remote(self.assignment.array))
         if isinstance(reference, SweepError):
             raise reference
         install_code(self._code)
@@ -225,69 +195,44 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return data
 
     def _check_code(self) -> None:
-        """See that this process runs the driver's code; one that has run a cell has loaded what it
-        needs.
+        """Check that this process runs the driver's code.
+
+        A process that has run a trial has loaded everything it needs, and is not checked again.
+
+        Raises:
+            OtherCodeError: the source here is another one.
         """
-        wanted = self.cell["code"]
-        if not self._has_run and (here := code_fingerprint()) != wanted:
-            found = (
-                f"{provenance().code_version} with source {here} on node "
-                f"{ray.util.get_node_ip_address()}"
-            )
-            hint = "install the same everywhere, and leave it as it is while a sweep runs"
-            rule = "A worker must run the code of the driver"
-            raise OtherCodeError(rule, f"{found}, the driver's is {wanted}", hint)
+        if self._has_run:
+            return
+        expected = self.assignment.code
+        code_here = code_fingerprint()
+        if code_here == expected:
+            return
+        node = ray.util.get_node_ip_address()
+        raise OtherCodeError(
+            "A worker must run the code of the driver",
+            f"{provenance().code_version} with source {code_here} on node {node}, the driver's is "
+            f"{expected}",
+            "install the same everywhere, and leave it as it is while a sweep runs",
+        )
 
     def save_checkpoint(self, _: Any) -> None:
-        """Save and load nothing: a trial's result is the only state worth keeping."""
+        """Do nothing, like ``load_checkpoint``: only a trial's result is worth keeping."""
 
     load_checkpoint = save_checkpoint
 
 
-def perform_cell(
-    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
-) -> tuple[TrialResult, bool]:
-    """Train and measure a cell of a grid, or measure on its kept network what an earlier result
-    lacks.
-    """
-    from tasks.trials.training import Checkpoints
-    from tasks.trials.trial import measure_trial, run_trial
+def configured(trainable: type[TrialTrainable], **shared: Any) -> Any:
+    """Return the trainable for Tune, with arguments that all trials share, and its dashboard name.
 
-    spec, keeper = TrialSpec.model_validate_json(worker.cell["spec"]), worker.keeper
-    trial_id, text = spec.trial_id, worker.cell["known"]
-    known = TrialRecord.model_validate_json(text) if text else None
-    keep_predictions = (
-        None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
+    Args:
+        trainable: the class of the workers.
+        shared: arguments of its ``setup``.
+    """
+    with_shared = tune.with_parameters(trainable, **shared)
+    with_request = tune.with_resources(
+        with_shared, lambda config: config[ASSIGNMENT].resources.as_ray()
     )
-    if keeper is not None and known is not None and known.result.weights is not None:
-        how = {name: value for name, value in options.items() if name != "graphs"}
-        how |= {"keep_predictions": keep_predictions, "micro_batch": worker.cell["micro_batch"]}
-        try:
-            weights = keeper.get(FileKind.WEIGHTS, trial_id, known.result.weights)
-            return measure_trial(spec, data, weights, known.result, known.lacks(spec), **how), False
-        except CorruptStoreError as error:
-            log.warning("%s is trained again: %s", trial_id, error)
-    options["micro_batch"] = worker.cell["micro_batch"]
-    options["pretrained"] = worker.pretrained.get(spec.network.model.pretrained_key)
-    if worker.epochs is not None:
-        teller = worker.epochs.teller(trial_id)
-        options |= {"on_epoch": teller.ended, "on_score": teller.scored}
-    if keeper is not None:
-        keep = (
-            partial(keeper.put, FileKind.WEIGHTS, trial_id) if worker.cell["keep_weights"] else None
-        )
-        written = partial(keeper.put, FileKind.CHECKPOINT, trial_id)
-        checkpoints = Checkpoints(partial(keeper.checkpoint, trial_id), written)
-        options |= {"keep": keep, "keep_predictions": keep_predictions, "checkpoints": checkpoints}
-    return run_trial(spec, data, **options), True
-
-
-def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return ``trainable`` with what its trials share (arguments of its ``setup``), named for
-    people.
-    """
-    made = tune.with_parameters(trainable, **shared)
-    made = tune.with_resources(made, lambda config: config["cell"]["request"])
-    # What Ray's dashboard calls the actors; it would be ResourceTrainable.
-    made.__name__ = made.__qualname__ = "IsweepTrial"
-    return made
+    # Ray's dashboard would call the actors ResourceTrainable.
+    with_request.__name__ = with_request.__qualname__ = "IsweepTrial"
+    return with_request

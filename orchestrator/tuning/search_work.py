@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
-from orchestrator.planning.trial_order import array_key
 from orchestrator.results.flat_runs import CurvePoint, FlatRun
-from orchestrator.results.records import CellReport
-from orchestrator.running.queue import CellQueue
-from orchestrator.running.trials import Run, Work
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.messages import TrialReport
+from orchestrator.running.perform import Performed, TrialTask
+from orchestrator.running.queue import TrialQueue
+from orchestrator.running.work import RunContext, TrialSource
 from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
@@ -21,28 +20,28 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
-
 """Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
 
 
-def perform_search(
-    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
-) -> tuple[SearchResult, bool]:
-    """Train a point of a search, in a worker."""
+def perform_search(task: TrialTask) -> Performed:
+    """Train a network on a validation split, in a worker."""
     from tasks.trials.trial import run_search_trial
 
-    cell = worker.cell
-    found = run_search_trial(
-        NetworkSpec.model_validate_json(cell["network"]),
-        data,
-        micro_batch=cell["micro_batch"],
-        on_epoch=None if worker.epochs is None else worker.epochs.teller(cell["trial_id"]).ended,
-        **options,
+    assignment = task.assignment
+    on_epoch = None
+    if task.messages is not None:
+        on_epoch = task.messages.publisher(assignment.trial_id).epoch_ended
+    result = run_search_trial(
+        assignment.spec.network,
+        task.data,
+        micro_batch=assignment.resources.micro_batch,
+        on_epoch=on_epoch,
+        **task.device,
     )
-    return found, True
+    return Performed(result, trained=True)
 
 
-class SearchQueue(CellQueue):
+class SearchQueue(TrialQueue):
     """The trials of a search that wait, run, or are tried again later.
 
     Args:
@@ -63,16 +62,16 @@ class SearchQueue(CellQueue):
         self._store_request = store_request
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """True if the search is over, or no trials are given out any more."""
-        return self.error is not None or (not (self.later or self.running) and self._search.done)
+        return self.error is not None or (not (self.retry_at or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None if none may be taken yet."""
         retried = super().take(now)
         if retried is not None:
             return retried
-        if self.error is not None or len(self.running - self.begun) >= AHEAD:
+        if self.error is not None or len(self.running - self.started) >= AHEAD:
             return None
         trial = self._search.next()
         if trial is None:
@@ -88,7 +87,7 @@ class SearchQueue(CellQueue):
         return trial_id
 
 
-class SearchWork(Work):
+class SearchTrials(TrialSource):
     """The trials of a search, each of which is made when it is taken.
 
     Args:
@@ -103,7 +102,7 @@ class SearchWork(Work):
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         search: Search,
         earlier: EarlierTrials,
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
@@ -117,44 +116,40 @@ class SearchWork(Work):
             for number in range(search.tune.seeds):
                 trial = combination.trial(combination.sweep_point, number)
                 trials[trial.trial_id] = trial
-        cells: dict[str, TrialSpec] = dict(trials)
-        super().__init__(run, SearchQueue(search, cells, self._store_request), cells)
+        taken: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, taken, self._store_request), taken)
         self._search = search
         self._stored = earlier
         self._load = load
         self._fingerprints = fingerprints
-        self._by_array = {array_key(run.plan, trial): trial for trial in trials.values()}
+        self._by_array = {self.array_of(trial): trial for trial in trials.values()}
         self._count()
 
-    def load(self, key: str) -> TrialData:
-        """See :class:`Work`."""
+    def load_array(self, key: str) -> TrialData:
+        """See :class:`TrialSource`."""
         trial = self._by_array[key]
         return self._load(trial.network.subset, trial.network.train_size, trial.validation)
 
-    def job(self, cell: TrialSpec) -> dict[str, Any]:
-        """See :class:`Work`."""
-        return {"network": cell.network.model_dump_json()}
-
-    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
-        """See :class:`Work`."""
-        trial = self._search.running_trial(cell.trial_id)
-        fields = self.sealed(cell, report, attempt)
-        record = SearchRecord(**fields, role=trial.role, run=trial.run)
+    def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
+        """See :class:`TrialSource`."""
+        requested = self._search.running_trial(trial.trial_id)
+        fields = self.record_fields(trial, report, attempt)
+        record = SearchRecord(**fields, role=requested.role, run=requested.run)
         self.run.stored.save(record)
-        self._stored.records[cell.trial_id] = record
-        self._search.finished(cell.trial_id, cast("SearchResult", report.outcome))
+        self._stored.records[trial.trial_id] = record
+        self._search.finished(trial.trial_id, cast("SearchResult", report.outcome))
         self._count()
         return flat_search(record)
 
-    def given_up(self, trial_id: str) -> None:
-        """See :class:`Work`."""
+    def gave_up(self, trial_id: str) -> None:
+        """See :class:`TrialSource`."""
         self._search.finished(trial_id, None)
 
-    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
-        """See :class:`Work`."""
-        share = cast("SearchTrialSpec", cell).validation.share
-        train_size = round(cell.network.train_size * (1 - share))
-        return cell.network.model_copy(update={"train_size": train_size})
+    def trained_network(self, trial: TrialSpec) -> NetworkSpec:
+        """See :class:`TrialSource`."""
+        share = cast("SearchTrialSpec", trial).validation.share
+        train_size = round(trial.network.train_size * (1 - share))
+        return trial.network.model_copy(update={"train_size": train_size})
 
     def points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int

@@ -17,7 +17,7 @@ from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import Stages
+from orchestrator.running.stages import Stages
 from orchestrator.tuning.combinations import Combination, combinations_to_tune
 from orchestrator.tuning.outcome import TuneSummary, outcomes
 from orchestrator.tuning.recipe import write_recipe
@@ -151,14 +151,14 @@ class _Tuning(Stages):
         self, search: Search, stored: StoredResults, earlier: EarlierTrials, tracker: Tracker
     ) -> None:
         """Run the trials of the search until it is done."""
-        from orchestrator.running.trials import Trials
-        from orchestrator.tuning.search_work import SearchWork
+        from orchestrator.running.trials import TrialLoop
+        from orchestrator.tuning.search_work import SearchTrials
 
         self.check_gpus(self.nodes)
         own = [combination.trial(combination.sweep_point) for combination in self.combinations]
-        run = self.trials_of(self._as_sweep.plan, stored, tracker, own)
+        run = self.run_context(self._as_sweep.plan, stored, tracker, own)
         self.monitor.stage("search")
-        Trials(run, SearchWork(run, search, earlier, self._load, self._fingerprints)).run()
+        TrialLoop(run, SearchTrials(run, search, earlier, self._load, self._fingerprints)).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int

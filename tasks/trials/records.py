@@ -24,8 +24,6 @@ EVALUATION_PASS = 16
 CONTEXT_BYTES = int(0.7 * 2**30)
 """Bytes that a process needs on a GPU besides its tensors: its CUDA context and kernels. Others
 report 0.3 to 0.9 GiB (pytorch#58466, #107667); not measured here."""
-CAPTURE_FAILED = "a step could not be captured"
-"""Beginning of the error message of a step that cannot be captured as a CUDA graph."""
 NUM_SCORED_EPOCHS = 10
 """Epochs, about, after which the test images are evaluated during a training."""
 

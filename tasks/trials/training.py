@@ -35,7 +35,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
-from tasks.trials.records import CAPTURE_FAILED, EVALUATION_PASS, EpochRecord
+from tasks.trials.records import EVALUATION_PASS, EpochRecord
 
 SGD_MOMENTUM = 0.9
 WARM_UP_STEPS = 3
@@ -211,7 +211,8 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.graph(graph):
             work()
     except Exception as error:
-        raise CaptureError(f"{CAPTURE_FAILED}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptureError(f"a step could not be captured: {reason}") from error
     replay: Callable[[], None] = graph.replay
     return replay
 

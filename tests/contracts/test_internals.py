@@ -46,6 +46,10 @@ INTERNALS = {
         "ray._private.state",
         "actors",
     ): "which trial the memory killer hit: all that ran would count as failed",
+    (
+        "ray._private.worker",
+        "print_to_stdstream",
+    ): "what Ray says of a lost raylet goes to the log, not to the terminal",
     ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
 }
 """By module and name: what is lost."""

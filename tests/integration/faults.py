@@ -36,12 +36,13 @@ from ray.experimental.internal_kv import (
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import trial_device
+from orchestrator.running.backend import TuneBackend
+from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import TuneExecution
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -65,8 +66,8 @@ class Sleeper(TrialTrainable):
 
     seconds = 1.0
 
-    def _run(self, started_at: float) -> CellReport:
-        cell = self.cell["trial_id"]
+    def _run(self, started_at: float) -> TrialReport:
+        cell = self.assignment.trial_id
         first = not _internal_kv_put(f"seen {cell}", b"1", overwrite=False)
         node = ray.get_runtime_context().get_node_id()
         _internal_kv_put(f"pid {cell}", f"{os.getpid()} {node}".encode())
@@ -90,7 +91,7 @@ class Sleeper(TrialTrainable):
             num_threads=1,
             scores=SCORES,
         )
-        return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
+        return TrialReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
 
 def running_now() -> dict[int, str]:
@@ -114,7 +115,7 @@ def run_cells(
     name: str,
     trainable: type[TrialTrainable] = Sleeper,
     resources: Resources = Resources(1, 0),  # noqa: B008 (frozen)
-) -> tuple[Run, Callable[[], None]]:
+) -> tuple[RunContext, Callable[[], None]]:
     """Return a sweep of a cell for each train size, and what runs it."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
         _internal_kv_del(key)
@@ -131,7 +132,7 @@ def run_cells(
     )
     plan, paths = plan_sweep(sweep), RootPaths.at(root).make()
     images, labels = np.zeros((200, 1, 8, 8), np.uint8), np.arange(200, dtype=np.int64) % 2
-    run = Run(
+    run = RunContext(
         plan=plan,
         cluster=cluster,
         resources=resources,
@@ -144,11 +145,11 @@ def run_cells(
     def load(subset: SubsetSpec, size: int) -> TrialData:
         return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
-    work = GridWork(run, plan.trials, load)
-    return run, lambda: Trials(run, work, TuneExecution(run, work, trainable)).run()
+    work = SweepTrials(run, plan.trials, load)
+    return run, lambda: TrialLoop(run, work, TuneBackend(run, work, trainable)).run()
 
 
-def outcome(trials: Run, history: list[Any], started: float) -> dict[str, Any]:
+def outcome(trials: RunContext, history: list[Any], started: float) -> dict[str, Any]:
     """Heal and read: what a new look at the store finds."""
     again = StoredResults.read(trials.stored.store.url)
     assert isinstance(trials.tracker, RecordedTracker)
@@ -270,9 +271,9 @@ class OnDeadGpu(Sleeper):
 
     seconds = 0.1
 
-    def _run(self, started_at: float) -> CellReport:
+    def _run(self, started_at: float) -> TrialReport:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            trial_device.REST_S, self._gpu = 0.1, ("dead", "GPU-0")
+            trial_device.REST_S, self._gpu_uuid = 0.1, "GPU-0"
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return super()._run(started_at)
 

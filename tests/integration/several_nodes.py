@@ -31,13 +31,14 @@ from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.machine.gpus import LOGICAL_GPUS
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import IsweepArrays, start_beside_driver
+from orchestrator.running.backend import TuneBackend
+from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import TuneExecution
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
@@ -64,8 +65,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Probe(TrialTrainable):
     """Reports its node and GPUs; returns only when as many trials as planned have run beside it."""
 
-    def _run(self, started_at: float) -> CellReport:
-        _internal_kv_put(f"probe-{self.cell['trial_id']}", b"1")
+    def _run(self, started_at: float) -> TrialReport:
+        _internal_kv_put(f"probe-{self.assignment.trial_id}", b"1")
         while len(_internal_kv_list("probe-")) < AT_ONCE:
             time.sleep(0.05)
         context = ray.get_runtime_context()
@@ -78,7 +79,7 @@ class Probe(TrialTrainable):
             num_threads=1,
             scores=SCORES,
         )
-        return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
+        return TrialReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
 
 def _libc_call(name: str, *arguments: Any) -> None:
@@ -136,7 +137,7 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
         np.zeros((14, 1, 8, 8), np.uint8),
     )
     labels = np.arange(14, dtype=np.int64) % 2
-    run = Run(
+    run = RunContext(
         plan=plan,
         cluster=cluster,
         resources=Resources(0.25, SHARE),
@@ -146,8 +147,8 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
         monitor=Progress(),
     )
     data = TrialData(images, labels, images[:4], labels[:4], 2, "f")
-    work = GridWork(run, plan.trials, lambda subset, size: data)
-    Trials(run, work, TuneExecution(run, work, Probe)).run()
+    work = SweepTrials(run, plan.trials, lambda subset, size: data)
+    TrialLoop(run, work, TuneBackend(run, work, Probe)).run()
     return [
         {
             "node": json.loads(record.result.reason)[0],

@@ -18,7 +18,7 @@ from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_
 from orchestrator.cli.app import main
 from orchestrator.results.mlflow_connection import connect
 from orchestrator.results.mlflow_runs import read_rows
-from orchestrator.running import run
+from orchestrator.running import stages as run_stages
 from orchestrator.running.pilot import run_pilot
 from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
@@ -210,7 +210,7 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, here, monk
     source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
     found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
-    monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
+    monkeypatch.setattr(run_stages, "connect", None)  # asked again, it needs no cluster
     assert run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes) == found
     assert [point.train_size for point in found.points] == [20, 40]
     assert all(point.test_loss > 0 for point in found.points)

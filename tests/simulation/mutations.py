@@ -38,40 +38,41 @@ class Mutation(NamedTuple):
 
 
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
-FAILURES, LOCKS = "orchestrator/running/failures.py", "orchestrator/machine/locks.py"
+RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
+WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/work.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
-REQUESTS = "orchestrator/running/requests.py"
+RESOURCES = "orchestrator/running/recovery/resource_policy.py"
 
 MUTATIONS = tuple(
     Mutation(promise, file, before, after)
     for file, rows in {
         QUEUE: (
-            ("a cell that failed is tried again", "        self.later[trial_id] = at\n", ""),
+            ("a cell that failed is tried again", "        self.retry_at[trial_id] = at\n", ""),
             (
                 "cells that are tried later are waited for",
-                "(self.ready or self.later or self.running)",
+                "(self.ready or self.retry_at or self.running)",
                 "(self.ready or self.running)",
             ),
             (
                 "a settled cell is done",
-                '        """A cell has its result, or has failed for good."""\n'
+                '        """Remove a trial that has its result, or that failed for good."""\n'
                 "        self.running.discard(trial_id)\n",
-                '        """A cell has its result, or has failed for good."""\n',
+                '        """Remove a trial that has its result, or that failed for good."""\n',
             ),
             (
                 "a cell that waits again runs no more",
-                "        self.running.discard(trial_id)\n        self.later",
-                "        self.later",
+                "        self.running.discard(trial_id)\n        self.retry_at",
+                "        self.retry_at",
             ),
             (
                 "a cell that failed waits before it is tried again",
-                "elif self.later and min(self.later.values()) <= now:",
-                "elif self.later:",
+                "elif self.retry_at and min(self.retry_at.values()) <= now:",
+                "elif self.retry_at:",
             ),
         ),
         TRIALS: (
@@ -79,17 +80,16 @@ MUTATIONS = tuple(
                 "the end of a trial is no failure of it",
                 "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
                 "            return\n"
-                "        with self._ends_on_error():\n"
+                "        with self._ends_run():\n"
                 "            self._failed(trial_id, failure, died=True)",
-                "        with self._ends_on_error():\n"
+                "        with self._ends_run():\n"
                 "            self._failed(trial_id, failure, died=True)",
             ),
             (
                 "failures are stored",
-                "        self._run.stored.save(record)\n        self._execution.count_failure",
-                "        self._execution.count_failure",
+                "        self._run.stored.save(record)\n        self._backend.count_failure",
+                "        self._backend.count_failure",
             ),
-            ("results are stored", "        self.run.stored.save(record)\n", ""),
             (
                 "failures are told",
                 ("        self._run.monitor.trial_failed("),
@@ -102,37 +102,34 @@ MUTATIONS = tuple(
             ),
             (
                 "cells that ran when Tune broke are tried again",
-                (
-                    "        running, failure = sorted(self._queue.running), "
-                    "classify_broken_fit(error)\n"
-                ),
-                "        running, failure = [], classify_broken_fit(error)\n"
+                "        failure = classify_broken_loop(error)\n",
+                "        failure = classify_broken_loop(error)\n"
                 "        self._queue.running.clear()\n",
             ),
             (
                 "what Tune raises does not end a sweep",
-                "                    self._fit_failed(error)\n",
+                "                    self._loop_broke(error)\n",
                 "                    raise\n",
             ),
             (
                 "what a worker says of its failure counts",
-                "            self._reported(trial_id, failure)\n        else:\n",
-                "            self._lost(trial_id, WITHOUT_A_WORD)\n        else:\n",
+                "            self._reported(trial_id, outcome)\n        else:\n",
+                "            self._lost(trial_id, NO_RESULT)\n        else:\n",
             ),
             (
                 "a cell that waits for its worker when Tune breaks loses no attempt",
-                "if trial_id in (killed or self._queue.begun):",
+                "if trial_id in (killed or self._queue.started):",
                 ("if not killed or trial_id in killed:"),
             ),
             (
                 "a cell that is stopped with a memory kill loses no attempt",
-                "            self._attempts[trial_id] -= 1\n",
+                "        self._attempts[trial_id] -= 1\n",
                 "",
             ),
             (
                 "a memory kill that ends Tune costs its own cell alone",
-                "if trial_id in (killed or self._queue.begun):",
-                "if trial_id in self._queue.begun:",
+                "if trial_id in (killed or self._queue.started):",
+                "if trial_id in self._queue.started:",
             ),
             (
                 "a report that comes twice counts once",
@@ -143,47 +140,41 @@ MUTATIONS = tuple(
             ),
             (
                 "a result ends its cell",
-                "        self._num_broken = 0\n        self._settled(trial_id)\n",
-                "        self._num_broken = 0\n",
+                "        self._num_broken_loops = 0\n        self._settled(trial_id)\n",
+                "        self._num_broken_loops = 0\n",
             ),
             (
                 "what ends a sweep ends it",
-                "            self._queue.error = error\n\n    def _hear",
-                "            pass\n\n    def _hear",
+                "            self._queue.error = error\n\n    def _take_messages",
+                "            pass\n\n    def _take_messages",
             ),
             (
                 "Tune that breaks now and then ends no sweep",
-                "        self._num_broken = 0\n        self._settled",
+                "        self._num_broken_loops = 0\n        self._settled",
                 "        self._settled",
             ),
             (
                 ("Tune that breaks again and again ends one"),
-                (" or self._num_broken > MOST_BROKEN_FITS"),
+                (" or self._num_broken_loops > MAX_BROKEN_LOOPS"),
                 "",
             ),
-            ("a lost cluster ends a sweep", "not self._execution.is_up() or ", ""),
+            ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
             (
                 "attempts of earlier runs are counted",
-                ("self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]"),
+                ("self._source.earlier_attempts.get(trial_id, 0) + self._attempts[trial_id]"),
                 "self._attempts[trial_id]",
             ),
             (
                 "arrays go with the last cell that needs them",
                 (
-                    "        self._execution.arrays.trial_ended(trial_id, "
+                    "        self._backend.arrays.trial_ended(trial_id, "
                     "self._array(trial_id), "
                     "for_good=True)\n"
                 ),
                 "",
             ),
         ),
-        FAILURES: (
-            ("hung trials are ended", "        kill()\n", "        return\n"),
-            (
-                "a worker that does not answer is ended within a minute",
-                "min(watched.limit_s, ANSWERS_WITHIN_S)",
-                "watched.limit_s",
-            ),
+        RETRIES: (
             (
                 "a crash is tried again",
                 "    FailureKind.WORKER_CRASH: 2,",
@@ -196,13 +187,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a broken network is not tried again",
-                "        if limit is not None and mine[kind] > limit:",
-                "        if limit is not None and mine[kind] > limit + 1:",
-            ),
-            (
-                "a cell that hung may die of something else",
-                "        self._failures.pop(trial_id, None)\n",
-                "",
+                "        if limit is not None and of_trial[kind] > limit:",
+                "        if limit is not None and of_trial[kind] > limit + 1:",
             ),
             (
                 "the third death of a cell alone is its own doing",
@@ -221,15 +207,14 @@ MUTATIONS = tuple(
             ),
             (
                 "other code here and there ends no sweep",
-                "        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0\n",
+                "        self.other_code[node] = 0\n",
                 "",
             ),
             (
                 "other code on every node ends a sweep",
-                "self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered",
-                "True for address in offered",
+                "count[address] < MAX_ON_UNFIT_NODE for address in eligible",
+                "True for address in eligible",
             ),
-            ("a shared cluster that has no room is waited for", "if self._ends and now", "if now"),
             (
                 "where others die too, a cell that dies gets more attempts",
                 "        self.deaths[trial_id] += died\n",
@@ -237,7 +222,7 @@ MUTATIONS = tuple(
             ),
             (
                 "where a GPU fails others too, a cell gets more attempts",
-                "len(self.of_gpus.get(gpu, ())) > 1",
+                "len(self.trials_by_gpu[failure.gpu]) > 1",
                 "False",
             ),
             (
@@ -254,14 +239,33 @@ MUTATIONS = tuple(
             (
                 ("the first retry comes after a second"),
                 "FIRST_PAUSE_S * 2 **",
-                "LONGEST_PAUSE_S * 2 **",
+                "MAX_PAUSE_S * 2 **",
+            ),
+        ),
+        WATCHDOG: (
+            ("hung trials are ended", "        kill()\n", "        return\n"),
+            (
+                "a worker that does not answer is ended within a minute",
+                "limit_s = min(limit_s, WORKER_TIMEOUT_S)",
+                "pass",
+            ),
+            (
+                "a cell that hung may die of something else",
+                "        self._failures.pop(trial_id, None)\n",
+                "",
+            ),
+            (
+                "a shared cluster that has no room is waited for",
+                "        if not self._is_private:\n            return\n",
+                "",
             ),
             (
                 "an epoch begins the limit of its cell anew",
-                ("watched.since, watched.answered = self._clock.monotonic(), True"),
-                "watched.answered = True",
+                "            watched.silent_since = self._clock.monotonic()\n",
+                "",
             ),
         ),
+        WORK: (("results are stored", "        self.run.stored.save(record)\n", ""),),
         LOCKS: (
             (
                 "one driver per store",
@@ -545,15 +549,16 @@ MUTATIONS = tuple(
                 "            if True:\n                for point, run",
             ),
         ),
-        REQUESTS: (
+        RESOURCES: (
             (
                 "a cell that ran out of memory gets more",
-                (
-                    "        times = max(self.out_of_memory[cell.trial_id], "
-                    "self.out_of_memory[network], "
-                    "pressed)\n"
-                ),
-                "        times = 0\n",
+                "        return self._request(trial, num_increases)\n",
+                "        return self._request(trial, 0)\n",
+            ),
+            (
+                "a cell whose memory others hold is not given up for it",
+                "        if is_held_by_others or is_changed or granted < MAX_UNCHANGED:\n",
+                "        if is_changed or granted < MAX_UNCHANGED:\n",
             ),
         ),
     }.items()

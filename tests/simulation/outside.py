@@ -61,6 +61,8 @@ FAULTS = (
     "data changed",
 )
 """Everything that may go wrong, by the name that a summary counts."""
+NAMED_ONLY = ("a cell finds no memory",)
+"""Faults of named schedules alone: they are long, and no seed draws them."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 AT_ONCE_S = 15.0
 """In which even a slow driver that stored something looks at it once."""
@@ -76,7 +78,7 @@ class Fault(NamedTuple):
 
     Attributes:
         step: At which port call of the world.
-        kind: One of :data:`FAULTS`.
+        kind: One of :data:`FAULTS` or :data:`NAMED_ONLY`.
         amount: Seconds that it lasts, or by which a clock is set; which file or cell it hits.
     """
 

@@ -132,6 +132,8 @@ LIMITS = {
         *_repeated("killed behind a result", (220, 280)),
     ],
     "a cell that takes all memory": _repeated("a cell fails again", (5,), 0.44),
+    "others take all memory for a while": _repeated("a cell finds no memory", (5, 9), 15.0),
+    "others take all memory for good": _repeated("a cell finds no memory", (5,), 25.0),
     "GPUs that fail whatever they are given": _repeated("device fails", range(10, 260, 5)),
     "a slow cell that tells of epochs": _repeated("a cell is slow", (5,)),
     "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),

@@ -17,12 +17,12 @@ from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.trials import GridWork, Run, Work
+from orchestrator.running.work import RunContext, SweepTrials, TrialSource
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, EarlierTrials, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
-from orchestrator.tuning.search_work import SearchWork
+from orchestrator.tuning.search_work import SearchTrials
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
 from tests.unit.orchestrator.results.examples import diverged, trial_result
@@ -164,13 +164,15 @@ class Grid:
         state = self._state
         return dict.fromkeys(state.failures, "FAILED") | dict.fromkeys(state.results, "FINISHED")
 
-    def work(self, run: Run) -> Work | None:
+    def source(self, run: RunContext) -> TrialSource | None:
         """Return what is left, if anything."""
         state = self._state
         pending = [
             cell for name, cell in self.plan.trials_by_id.items() if name not in state.results
         ]
-        return GridWork(run, pending, lambda subset, size: None, state=state) if pending else None
+        return (
+            SweepTrials(run, pending, lambda subset, size: None, state=state) if pending else None
+        )
 
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         """Do as :func:`orchestrator.running.run.run_sweep` does then; returns what is done, and
@@ -217,10 +219,10 @@ class Tuning:
     def statuses(self) -> dict[str, str]:
         return dict.fromkeys(self._earlier.records, "FINISHED")
 
-    def work(self, run: Run) -> Work | None:
+    def source(self, run: RunContext) -> TrialSource | None:
         if self._search.done:
             return None
-        return SearchWork(run, self._search, self._earlier, lambda *_: None, self._fingerprints)
+        return SearchTrials(run, self._search, self._earlier, lambda *_: None, self._fingerprints)
 
     def ends(self, tracker: Tracker) -> tuple[set[str], set[str]]:
         outcomes(self._search)

@@ -1,4 +1,4 @@
-"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them: nodes and workers that
+"""Ray and Tune as :class:`orchestrator.running.trials.TrialLoop` meets them: nodes and workers that
 fail."""
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from orchestrator.results.provenance import provenance
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure
-from orchestrator.running.actors import EpochReport
-from orchestrator.running.failures import Place
+from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.messages import EpochReport, TrialReport, WorkerLocation
+from orchestrator.running.queue import ASSIGNMENT, trial_id_of
 from orchestrator.running.worker import REPORT
 from tasks.trials.records import SearchResult, TrialResult
 from tests.simulation.outside import Outside
@@ -43,6 +43,7 @@ LOST = {
     "worker dies": FailureKind.WORKER_CRASH,
     "node lost": FailureKind.LOST_NODE,
     "memory kill": FailureKind.OUT_OF_MEMORY,
+    "others take all memory": FailureKind.OUT_OF_MEMORY,
 }
 SILENT = {"trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
 KINDS = {**TOLD, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
@@ -84,7 +85,7 @@ class SimulatedTrial:
 
     @property
     def trial_id(self) -> str:
-        return str(self.config["cell"]["trial_id"])
+        return trial_id_of(self)
 
 
 class Arrays:
@@ -105,8 +106,20 @@ class Arrays:
         self.held.discard(trial)
         self.ended[trial] += for_good
 
+    def check_actor(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+class ToldFailure(NamedTuple):
+    """A failure that the sweep told: of which trial, of which kind, and whether it is given up."""
+
+    trial_id: str
+    kind: str
+    gave_up: bool
+    message: str
 
 
 @dataclass
@@ -125,19 +138,20 @@ class Cells:
     data: str
     outcome: Callable[[str], TrialResult | SearchResult]
     begins: Callable[[str], None]
-    told: list[tuple[str, str, str]]
+    told: list[ToldFailure]
     at_rest: Callable[[set[str]], None]
     idle: Callable[[], None]
 
 
-class SimulatedExecution:
-    """See :class:`orchestrator.running.queue.Execution`; a cell takes ``seconds``, about."""
+class SimulatedBackend:
+    """See :class:`orchestrator.running.backend.Backend`; a cell takes ``seconds``, about."""
 
     def __init__(self, outside: Outside, process: Process, seconds: float, cells: Cells) -> None:
         self._outside, self._process, self._seconds, self._cells = outside, process, seconds, cells
         self._failed, self._num_nodes = defaultdict[str, list[FailureKind]](list), 0
         self._asked: dict[str, tuple[tuple[float, float], int]] = {}
         self._again: dict[str, list[str]] = {}
+        self._own_memory, self._others_memory = Counter[str](), Counter[str]()
         self._breaks, self._unfit, self._of_gpus = (
             0,
             Counter[str](),
@@ -152,7 +166,7 @@ class SimulatedExecution:
         self._node_added()
         self._node_added()
 
-    def heard(self, *, wait: bool = False) -> list[Any]:
+    def poll(self, *, wait: bool = False) -> list[Any]:
         said, self._said = self._said, []
         return said
 
@@ -207,12 +221,12 @@ class SimulatedExecution:
         if self._broke is not None:
             before, names, kind = self._broke
             self._broke = None
-            told = sorted((name, told_kind) for name, told_kind, _ in self._cells.told[before:])
+            told = sorted((told.trial_id, told.kind) for told in self._cells.told[before:])
             expected = sorted((name, kind) for name in names)
             right = told == expected or self._is_over()
             self._must(right, f"Tune broke under {expected}, and told were {told}")
-            for name, _, message in self._cells.told[before:]:
-                self._judge(name, kind, message)
+            for failure in self._cells.told[before:]:
+                self._judge(failure.trial_id, kind, failure)
 
     def _node_added(self) -> None:
         self._num_nodes += 1
@@ -263,19 +277,23 @@ class SimulatedExecution:
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
         """Take a cell, of which each attempt asks for more than one that ran out of memory."""
         trial, outside = SimulatedTrial(config), self._outside
-        cell, name, failed = config["cell"], trial.trial_id, self._failed[trial.trial_id]
+        name, failed = trial.trial_id, self._failed[trial.trial_id]
+        resources = config[ASSIGNMENT].resources
         self._must(not self._is_over(), f"{name} is given out: {self._process.over}")
         asks = (
-            float(cell["num_gpus"]),
-            cell["fast"] == "off",
-            -float(cell["micro_batch"] or math.inf),
+            resources.num_gpus,
+            resources.fast == "off",
+            -float(resources.micro_batch or math.inf),
         )
-        before, known = self._asked.get(name, (asks, len(failed)))
-        more = bool(asks[0]) and FailureKind.OUT_OF_MEMORY in failed[known:]
+        num_own = self._own_memory[name]
+        before, known = self._asked.get(name, (asks, num_own))
+        more = bool(asks[0]) and num_own > known
         self._must(
             asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}"
         )
-        self._asked[name] = asks, len(failed)
+        self._asked[name] = asks, num_own
+        if fault := outside.take("a cell finds no memory"):
+            self._again[name] = ["others take all memory"] * int(fault.amount)
         if fault := outside.take("a cell fails again"):
             self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (
                 1 + int(fault.amount * 100) % 9
@@ -304,7 +322,9 @@ class SimulatedExecution:
         waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
         if waiting.fault != "worker says nothing":
             self._cells.begins(waiting.trial_id)
-            self._said.append(Place(waiting.trial_id, f"actor of {waiting.trial_id}", waiting.node))
+            self._said.append(
+                WorkerLocation(waiting.trial_id, f"actor of {waiting.trial_id}", waiting.node)
+            )
         trials.on_trial_start(iteration, running, waiting)
 
     def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
@@ -322,11 +342,13 @@ class SimulatedExecution:
             self._said += [
                 EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]
             ]
-            self._said.append(Place(trial.trial_id, f"actor of {trial.trial_id}", trial.node))
+            self._said.append(
+                WorkerLocation(trial.trial_id, f"actor of {trial.trial_id}", trial.node)
+            )
             trial.num_epochs = len(due)
             return False
         self._breaks, self._unfit[trial.node] = 0, 0
-        report = CellReport(
+        report = TrialReport(
             started_at=now - self._seconds,
             finished_at=now,
             outcome=self._cells.outcome(trial.trial_id),
@@ -348,26 +370,31 @@ class SimulatedExecution:
         self._must(trial.fault in KINDS, f"{trial.trial_id} works and was killed")
         trial.status, told = "ERROR", self._cells.told
         kind, name = KINDS[trial.fault], trial.trial_id
+        self._others_memory[name] += trial.fault == "others take all memory"
         silent_s = self._outside.scheduler.now - trial.heard_at
         before, calls = len(told), self._outside.num_written
         lost = trial.fault == "report lost"
         (trials.on_trial_complete if lost else trials.on_trial_error)(iteration, running, trial)
         if self._is_over():
             return True
-        new = [(told_name, told_kind) for told_name, told_kind, _ in told[before:]]
+        new = [(failure.trial_id, failure.kind) for failure in told[before:]]
         self._must(new == [(name, kind)], f"{trial.fault} of {name} was told as {new}")
         self._must(self._outside.num_written > calls, f"{trial.fault} of {name} was not stored")
         # A driver that waits for storage looks at no worker.
         most_s = LONGEST_SILENCE_S.get(trial.fault, math.inf) + self._outside.paused_s
         self._must(silent_s < most_s, f"{trial.fault} of {name} was noticed after {silent_s:.0f} s")
-        self._judge(name, kind, told[-1][2], trial.node)
+        self._judge(name, kind, told[-1], trial.node)
         return True
 
-    def _judge(self, name: str, kind: FailureKind, message: str, node: str = "") -> None:
+    def _judge(self, name: str, kind: FailureKind, told: ToldFailure, node: str = "") -> None:
         """See that a cell that failed is tried again as often as it should be, and no oftener."""
         mine = self._failed[name]
         mine.append(kind)
         fewest, most = TRIED_AGAIN[kind]
+        is_of_memory = kind == FailureKind.OUT_OF_MEMORY
+        self._own_memory[name] = mine.count(FailureKind.OUT_OF_MEMORY) - self._others_memory[name]
+        if is_of_memory and not self._own_memory[name]:  # nothing that the cell does would help
+            fewest = most = MOST_DEATHS - 1
         if kind == FailureKind.DEVICE_ERROR:
             self._of_gpus[node].add(name)
         if kind == FailureKind.DEVICE_ERROR and len(self._of_gpus[node]) > 1:
@@ -376,10 +403,10 @@ class SimulatedExecution:
             died = [k for one, failed in self._failed.items() if one != name for k in failed]
             more = sum(k not in TOLD.values() for k in died) // 2  # where others die too
             most += more
-            fewest += 0 if kind == FailureKind.OUT_OF_MEMORY else more
-        given_up, times = "given up" in message, mine.count(kind)
+            fewest += 0 if is_of_memory else more
+        given_up, times = told.gave_up, mine.count(kind)
         right = not given_up if times <= min(fewest, MOST_DEATHS - 1) else given_up or times <= most
-        self._must(right, f"{name}, of which {kind} is the failure no. {times}: {message}")
+        self._must(right, f"{name}, of which {kind} is the failure no. {times}: {told.message}")
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
             if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
@@ -390,36 +417,44 @@ class SimulatedExecution:
         if not holds:
             raise Violation(why)
 
-    def failure_of(self, trial: SimulatedTrial, place: Place | None) -> CellReport | TrialFailure:
+    def outcome_of(
+        self, trial: SimulatedTrial, location: WorkerLocation | None
+    ) -> TrialReport | TrialFailure:
         kind = (TOLD | LOST).get(trial.fault, FailureKind.WORKER_CRASH)
-        gpu = (
-            f"GPU-{trial.node[-1]} of node {trial.node}: " if trial.fault == "device fails" else ""
-        )
-        failure = TrialFailure(kind=kind, message=f"{gpu}{trial.fault} on {trial.node}")
+        facts: dict[str, Any] = {}
+        if trial.fault == "device fails":
+            facts = {"gpu": f"GPU-{trial.node[-1]} of node {trial.node}", "device_lost": True}
+        if trial.fault == "others take all memory":
+            facts = {"memory": "machine", "held_by_others": 0.9}
+        message = f"{trial.fault} on {trial.node}"
+        failure = TrialFailure(kind=kind, message=message, **facts)
         now = self._outside.scheduler.now
-        report = CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
+        report = TrialReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
         return report if trial.fault in TOLD else failure
 
-    def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
+    def killer_of(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return partial(setattr, trial, "killed", True) if trial.node else None
 
-    def show(self, monitor: Any, requests: Any) -> None:
+    def publish(self, monitor: Any, requests: Any) -> None:
         pass
 
     def count_failure(self, kind: FailureKind) -> None:
         pass
 
-    def fit_nodes(self, failure: TrialFailure) -> set[str]:
+    def eligible_nodes(self, failure: TrialFailure) -> set[str]:
         return set(self._nodes)
 
-    def gpu_failed(self, place: Place, seconds: float) -> None:
+    def quarantine(self, location: WorkerLocation, seconds: float) -> None:
         pass
 
-    def killed_for_memory(self, places: Mapping[str, Place]) -> Collection[str]:
-        return self._hit & places.keys()
+    def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> Collection[str]:
+        return self._hit & locations.keys()
 
-    def why_nothing_starts(self) -> str:
+    def shortage(self) -> str:
         return "nothing is free"
+
+    def worker_cpu_seconds(self) -> dict[int, float]:
+        return {}
 
     def node_memory_bytes(self) -> float:
         return math.inf

@@ -25,7 +25,8 @@ from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import Run, Trials
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import EpochRecord
@@ -40,7 +41,7 @@ from tests.simulation.outside import (
 )
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
 from tests.simulation.sweeps import FOLDER, SWEEP, Grid, Tuning, plan_of
-from tests.simulation.workers import Cells, SimulatedExecution
+from tests.simulation.workers import Cells, SimulatedBackend, ToldFailure
 
 MOST_DRIVERS = 40
 MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
@@ -71,7 +72,7 @@ class World:
         random = Random(seed)
         self.scheduler = Scheduler(random)
         self.outside = Outside(self.scheduler, random, [*faults])
-        self.told: list[tuple[str, str, str]] = []
+        self.told: list[ToldFailure] = []
         self.sealed: set[tuple[str, str]] = set()
         self.holders: list[Process] = []
         self.killed_at: dict[Process, float] = {}
@@ -279,15 +280,15 @@ class World:
         monitor, ending, left = Monitor(self, sweep), "FAILED", (0.0, 0.0, 0.0)
         try:
             with open_tracker(tracker, results, failures):
-                run = Run(sweep.plan, None, CLUSTER, self.asks, stored, tracker, monitor)
-                if work := sweep.work(run):
+                run = RunContext(sweep.plan, None, CLUSTER, self.asks, stored, tracker, monitor)
+                if source := sweep.source(run):
                     at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
                     begins = lambda trial_id: self._begins(sweep, monitor, trial_id)  # noqa: E731
                     idle = partial(self._idle, monitor)
                     cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest, idle)
-                    execution = SimulatedExecution(outside, process, self.seconds, cells)
+                    execution = SimulatedBackend(outside, process, self.seconds, cells)
                     try:
-                        Trials(run, work, execution, clock).run()
+                        TrialLoop(run, source, execution, clock).run()
                     except KeyboardInterrupt:
                         away_until = outside.lasting.get("server away", 0.0)
                         left = self.scheduler.now, process.frozen_s, away_until
@@ -419,7 +420,9 @@ class World:
         """Tell whether a cell can have been tried once alone."""
         broke = any(self.outside.met[kind] for kind in ("Tune breaks", "Tune runs out of memory"))
         return (
-            self.num_drivers == 1 and not broke and all(name != trial_id for name, *_ in self.told)
+            self.num_drivers == 1
+            and not broke
+            and all(failure.trial_id != trial_id for failure in self.told)
         )
 
     def _check_end(self) -> None:
@@ -429,7 +432,7 @@ class World:
             self.size, self.data, StoredResults(store, Records(store, {}, {}), {}, {}, [])
         )
         records, problems = sweep.judged(bool(self.outside.hit))
-        failed = Counter(name for name, *_ in self.told)
+        failed = Counter(failure.trial_id for failure in self.told)
         same = (
             self.of is Grid
             and not self.outside.hit
@@ -478,7 +481,7 @@ class World:
                 and not (self.of is Tuning and path in hit)
             ):
                 found.append(f"{name} counts as done and is not there")
-        told = {name for name, _, message in self.told if "given up" in message}
+        told = {failure.trial_id for failure in self.told if failure.gave_up}
         found += [
             f"{name} is neither done nor given up"
             for name in sweep.planned().difference(done)
@@ -574,14 +577,16 @@ class Monitor(Progress):
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "FINISHED"
 
-    def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-        self._world.told.append((trial_id, str(kind), message))
+    def trial_failed(
+        self, trial_id: str, kind: str, message: str, retry_after_s: float | None
+    ) -> None:
+        gave_up = retry_after_s is None
+        self._world.told.append(ToldFailure(trial_id, str(kind), gave_up, message))
         self._failures[trial_id] += 1
         pause = min(2.0 ** (self._failures[trial_id] - 1), 60.0)
         self.kinds[trial_id] = str(kind)
-        never = "given up" in message
-        self.not_before[trial_id] = math.inf if never else self._world.scheduler.now + pause
-        super().trial_failed(trial_id, kind, message)
+        self.not_before[trial_id] = math.inf if gave_up else self._world.scheduler.now + pause
+        super().trial_failed(trial_id, kind, message, retry_after_s)
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "FAILED"
 

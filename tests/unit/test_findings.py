@@ -31,6 +31,7 @@ SAME = {
     "log R̂ on log K_F, free of scale": class_pairs.R_HAT_FREE,
     "log R̂ on log K_F": class_pairs.R_HAT,
     "accuracy lost to the attack on log K_F": class_pairs.DROP,
+    "accuracy lost to the attack on log δ": class_pairs.DROP_ON_DELTA,
     "log loss on log K_F, at equal δ": class_pairs.LOSS_AT_DELTA,
     "log R̂ on log K_F, at equal δ": class_pairs.R_HAT_AT_DELTA,
     "accuracy lost on log K_F, at equal δ": class_pairs.DROP_AT_DELTA,

@@ -44,10 +44,7 @@ MAX_PER_LINE = {
     "walrus": 0.001,
 }
 """What a line of code may hold on average; the codebases we learn from have 5.6 to 8.5 tokens."""
-KNOWN_CIRCLES = [
-    "orchestrator.running.queue",
-    "orchestrator.running.trials",
-]
+KNOWN_CIRCLES = []
 """Modules that import each other, to be parted; the list may only become shorter."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LAYOUT = (

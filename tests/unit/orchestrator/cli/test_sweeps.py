@@ -181,7 +181,8 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        f"orchestrator.{'running' if command == 'run' else 'tuning'}.run.{command}_sweep", stopped
+        f"orchestrator.{'running.run' if command == 'run' else 'tuning.tune_sweep'}.{command}_sweep",
+        stopped,
     )
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"

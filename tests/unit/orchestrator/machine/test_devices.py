@@ -15,31 +15,27 @@ import pytest
 import torch
 
 from orchestrator.machine import doctor, gpu_problems, gpus, processes, self_test_verdict
-from orchestrator.machine.cluster import this_machine, trial_resources
+from orchestrator.machine.cluster import Resources, this_machine, trial_resources
 from orchestrator.machine.gpus import GpuInUse
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
-from orchestrator.running.failures import classify, gpu_named
+from orchestrator.running.recovery.failures import classify
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation
 
-TRIAL = plan_sweep(load_sweep("demo")).trials[0]
+NETWORK = plan_sweep(load_sweep("demo")).trials[0].network
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
-    cell = {
-        "num_gpus": share,
-        "num_threads": 1,
-        "fast": fast,
-        "own_network": own,
-        "precision": precision,
-        "spec": TRIAL.model_dump_json(),
-    }
-    return trial_device.trial_options(cell)[0]
+    recipe = NETWORK.recipe.model_copy(update={"precision": precision})
+    library = "own" if own else NETWORK.model.library
+    model = NETWORK.model.model_copy(update={"library": library})
+    network = NETWORK.model_copy(update={"recipe": recipe, "model": model})
+    return trial_device.trial_device(Resources(1, share, fast=fast), network).options
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
@@ -72,7 +68,7 @@ def without_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
-    with pytest.raises(SetupError, match="never computes on CPUs instead") as caught:
+    with pytest.raises(SetupError, match=r"NVIDIA driver 570\.82") as caught:
         options(0.25)
     named = (
         socket.gethostname(),
@@ -147,11 +143,6 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     assert asked == ["test", "begins"]
 
 
-def test_the_network_of_a_grid_s_trial_and_of_a_search_s_is_known():
-    for cell in ({"spec": TRIAL.model_dump_json()}, {"network": TRIAL.network.model_dump_json()}):
-        assert trial_device.network_of(cell) == TRIAL.network
-
-
 @pytest.fixture
 def verdict(without_cuda, monkeypatch):
     """The verdict on the GPU of a process that torch reaches."""
@@ -178,8 +169,8 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
     assert text.endswith("to test it again delete /cache/verdict.json.")
     failure = classify(caught.value)
     # So it is quarantined and the trial goes elsewhere, as from a GPU that does not answer.
-    assert failure.message.startswith(trial_device.NO_GPU)
-    assert gpu_named(failure.message) == f"GPU-3f of node {socket.gethostname()}"
+    assert failure.unfit_node
+    assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
 
 
 def test_plain_steps_are_explained_in_one_line(verdict, caplog):
@@ -198,8 +189,8 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
     for text, error, words in (
         (
             said,
-            SetupError,
-            f"^{trial_device.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it",
+            trial_device.UnusableGpuError,
+            f"found: GPU-1 of node .*: {said}; reset or hide it",
         ),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
     ):
@@ -216,9 +207,17 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for error, has_run in product(
-        (SetupError(trial_device.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+        (
+            trial_device.UnusableGpuError.of("GPU-1", "", ""),
+            SetupError("Something else"),
+            ValueError(),
+        ),
+        (0, 1),
     ):
-        TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
+        worker = SimpleNamespace(
+            _has_run=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
+        )
+        TrialTrainable._failure(worker, error)
     assert pauses == [trial_device.REST_S]
 
 
@@ -596,12 +595,12 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
     assert options(1.0, "off")["device"] == "cuda"
     with pytest.raises(
-        SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"
+        SetupError, match=r"bfloat16, which Tesla T4, of compute capability 7.5.*precision: float32"
     ) as caught:
         options(1.0, precision="bfloat16")
     failure = classify(caught.value)
-    assert failure.message.startswith(trial_device.NO_GPU)
-    assert gpu_named(failure.message) == f"GPU-7 of node {socket.gethostname()}"
+    assert failure.unfit_node
+    assert failure.gpu == f"GPU-7 of node {socket.gethostname()}"
 
 
 def test_a_node_describes_itself_in_a_process_of_its_own():

@@ -118,7 +118,7 @@ def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
         assert store_check(store.url)["ok"]
         missing = store_check("s3://no-such-bucket/lab")
         assert not missing["ok"]
-        assert "must exist; found: s3://no-such-bucket; make it" in missing["detail"]
+        assert "must exist; found: s3://no-such-bucket; create it" in missing["detail"]
 
 
 @pytest.mark.parametrize(

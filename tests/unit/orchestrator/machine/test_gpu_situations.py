@@ -35,20 +35,13 @@ from orchestrator.planning.runtimes import (
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
-from orchestrator.running.failures import (
-    RETRIES,
-    DeviceError,
-    Retries,
-    classify,
-    ends_process,
-    gpu_named,
-)
-from orchestrator.running.requests import Requests, expected
+from orchestrator.running.recovery.failures import classify
+from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
-from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.machine.test_devices import nvidia_smi
@@ -128,8 +121,12 @@ SITUATIONS = {
 """The smaller one of two kinds decides."""
 
 
-OTHERS = classify(torch.OutOfMemoryError("others hold 3.1 of 23.6 GiB: CUDA out of memory."))
-MINE = classify(torch.OutOfMemoryError("others hold 0.2 of 23.6 GiB: CUDA out of memory."))
+OTHERS, MINE = (
+    classify(torch.OutOfMemoryError("CUDA out of memory.")).model_copy(
+        update={"held_by_others": held_gib / 23.6}
+    )
+    for held_gib in (3.1, 0.2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +175,8 @@ def test_what_is_refused_before_anything_starts(plan, where):
 
 
 def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.run.gpus_here", lambda: [T4])
-    monkeypatch.setattr("orchestrator.running.run.survey", lambda *_, **__: [node(T4)])
+    monkeypatch.setattr("orchestrator.running.stages.gpus_here", lambda: [T4])
+    monkeypatch.setattr("orchestrator.running.stages.survey", lambda *_, **__: [node(T4)])
     with pytest.raises(SweepError, match=ON_T4):
         tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
     assert not [*tmp_path.rglob("prepared/*")]
@@ -267,13 +264,13 @@ def test_an_old_card_beside_a_new_one_may_be_hidden_by_the_others_uuid(plan):
 @pytest.mark.parametrize("mps", [False, True])
 def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mps):
     situation = SITUATIONS[where]
-    expectation = expected([replace(situation.node, mps=mps)], plan.sweep.resources, ())
+    expectation = expectation_for([replace(situation.node, mps=mps)], plan.sweep.resources, ())
     known = expectation.gpu
     assert (known.name, known.timed) == (situation.model, situation.model in GPU_MODELS)
     assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
-    requests = Requests(Resources(1, 1.0), expectation)
+    requests = ResourcePolicy(Resources(1, 1.0), expectation)
     for trial in trials.values():
-        share, memory = requests.of(trial).num_gpus, situation.memory_gib * GIB
+        share, memory = requests.request_for(trial).num_gpus, situation.memory_gib * GIB
         if mps and situation.shares:
             assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
@@ -296,7 +293,7 @@ def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
     large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
     there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
     refuse([there], plan.trials, share=1.0, alone=True)
-    found = expected([there], plan.sweep.resources, ())
+    found = expectation_for([there], plan.sweep.resources, ())
     assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
 
 
@@ -311,7 +308,7 @@ def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere
         ("Exclusive_Process", True, None),
     ):
         there = node(replace(A100, compute_mode=mode), mps=mps)
-        assert expected([there], plan.sweep.resources, (), [tmp_path]).share == share
+        assert expectation_for([there], plan.sweep.resources, (), [tmp_path]).share == share
 
 
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
@@ -349,18 +346,18 @@ def attempts(share, batch, is_cut, is_small):
 @pytest.mark.parametrize("where", SITUATIONS)
 def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, trials, where):
     there = replace(SITUATIONS[where].node, mps=True)
-    requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
+    requests = ResourcePolicy(Resources(1, 1.0), expectation_for([there], plan.sweep.resources, ()))
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
     for name, trial in trials.items():
         said, seen = "", []
         while not said:
-            request = requests.of(trial)
+            request = requests.request_for(trial)
             seen.append((request.num_gpus, request.micro_batch))
             said = requests.failed(trial, failure)
         batch = trial.network.recipe.batch_size
         is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
         assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
-        assert len(seen) <= RETRIES[failure.kind] + 1
+        assert len(seen) <= MAX_RETRIES[failure.kind] + 1
         there = "others leave of its GPU" if is_small else "a whole GPU has: choose a larger GPU"
         assert f"{name} at batch {batch} needs more memory than {there}" in said
         assert ("micro_batches: on" in said) is name.startswith("resnet")
@@ -369,49 +366,67 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
 def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_share(plan, trials):
     """As PyTorch tells it: ending a capture in which memory ran out raises an error of its own."""
     there = replace(SITUATIONS["b: an A100"].node, mps=True)
-    requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
+    requests = ResourcePolicy(Resources(1, 1.0), expectation_for([there], plan.sweep.resources, ()))
     trial, memory = trials["resnet18"], torch.OutOfMemoryError("CUDA out of memory.")
-    before = requests.of(trial)
+    before = requests.request_for(trial)
     for context, kind in ((None, "device_error"), (memory, "out_of_memory")):
         ended = torch.AcceleratorError(
             "CUDA error: operation failed due to a previous error during capture"
         )
         ended.__context__ = context
-        error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: {ended}")
+        error = CaptureError(f"a step could not be captured: AcceleratorError: {ended}")
         error.__cause__ = ended
-        assert (classify(error).kind, ends_process(error)) == (kind, True)
+        failure = classify(error)
+        assert (failure.kind, failure.ends_process, failure.capture_failed) == (kind, True, True)
         assert requests.failed(trial, classify(error)) == ""
         if context is None:
-            assert requests.of(trial) == replace(before, fast="off")
+            assert requests.request_for(trial) == replace(before, fast="off")
             requests.not_captured.clear()
     # Where memory ran out it gets more, or waits for what others hold, before its network loses its
     # graphs.
-    after = requests.of(trial)
+    after = requests.request_for(trial)
     assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
-    assert requests.of(trials["vgg16"]).fast == "auto"
+    assert requests.request_for(trials["vgg16"]).fast == "auto"
 
 
 def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
     """486 VGGs that each begin with too little would end a sweep: that many failures in a row are
     in vain."""
-    requests = Requests(Resources(1, 0.15), expected([], plan.sweep.resources, ()))
+    requests = ResourcePolicy(Resources(1, 0.15), expectation_for([], plan.sweep.resources, ()))
     first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
-    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (0.15, 0.15)
+    assert (requests.request_for(first).num_gpus, requests.request_for(second).num_gpus) == (
+        0.15,
+        0.15,
+    )
     assert requests.failed(first, failure) == requests.failed(second, failure) == ""
-    assert [requests.of(cell).num_gpus for cell in (first, second, third)] == [0.3, 0.3, 0.3]
-    assert requests.of(trials["resnet18"]).num_gpus == 0.15
+    assert [requests.request_for(cell).num_gpus for cell in (first, second, third)] == [
+        0.3,
+        0.3,
+        0.3,
+    ]
+    assert requests.request_for(trials["resnet18"]).num_gpus == 0.15
     assert requests.failed(third, failure) == ""
-    assert requests.of(first).num_gpus == 0.6
+    assert requests.request_for(first).num_gpus == 0.6
     assert requests.failed(first, OTHERS) == ""
-    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (1.0, 0.6)
-    requests.failed(second, classify(CaptureError(f"{CAPTURE_FAILED}: RuntimeError: .item()")))
-    assert (requests.of(third).fast, requests.of(trials["vgg16"]).fast) == ("off", "auto")
+    assert (requests.request_for(first).num_gpus, requests.request_for(second).num_gpus) == (
+        1.0,
+        0.6,
+    )
+    requests.failed(
+        second, classify(CaptureError("a step could not be captured: RuntimeError: .item()"))
+    )
+    assert (requests.request_for(third).fast, requests.request_for(trials["vgg16"]).fast) == (
+        "off",
+        "auto",
+    )
 
 
 @pytest.fixture
 def whole(plan):
-    return Requests(Resources(1, 1.0), expected([node(RTX4090)], plan.sweep.resources, ()))
+    return ResourcePolicy(
+        Resources(1, 1.0), expectation_for([node(RTX4090)], plan.sweep.resources, ())
+    )
 
 
 @pytest.mark.parametrize(
@@ -426,7 +441,7 @@ def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
     waiting, attempts, retries, less = [*cells], Counter(), Retries(), []
     while waiting:
         cell = waiting.pop(0)
-        request, is_there = whole.of(cell), lasts or len(less) < 3
+        request, is_there = whole.request_for(cell), lasts or len(less) < 3
         attempts[cell.trial_id] += 1
         fits = request.fast == fast and (parts is None or request.micro_batch == parts)
         if fits or not is_there:
@@ -435,7 +450,7 @@ def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
             retries.finished()
             continue
         assert whole.failed(cell, OTHERS) == ""
-        assert retries.failed(cell.trial_id, OTHERS.kind).pause_s is not None
+        assert retries.failed(cell.trial_id, OTHERS).pause_s is not None
         waiting.append(cell)
     assert len(less) == len(cells)
     assert max(attempts.values()) <= 9
@@ -452,49 +467,54 @@ def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan
         whole, expectation=RuntimeModel(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0)
     )
     for cell in (first, second):
-        assert whole.of(cell).fast == "auto"
+        assert whole.request_for(cell).fast == "auto"
         assert whole.failed(cell, untold) == ""
-    assert (whole.of(second).fast, whole.of(third).fast) == ("off", "auto")
+    assert (whole.request_for(second).fast, whole.request_for(third).fast) == ("off", "auto")
     assert whole.failed(third, MINE) == ""
-    assert whole.of(third).fast == "off"
+    assert whole.request_for(third).fast == "off"
     small = next(cell for cell in plan.trials if cell.network.model.name == "resnet18")
     for _ in range(2):  # others may have gone before it was asked
-        whole.of(small)
+        whole.request_for(small)
         assert whole.failed(small, MINE) == ""
-    assert whole.of(small).fast == "auto"
+    assert whole.request_for(small).fast == "auto"
     fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
-    assert whole.of(fourth).fast == "off"
-    whole.given[first.trial_id] = 0  # it began before, and came to its end with graphs
+    assert whole.request_for(fourth).fast == "off"
+    whole.granted[first.trial_id] = 0  # it began before, and came to its end with graphs
     whole.finished(first)
-    assert whole.of(fourth).fast == "auto"
+    assert whole.request_for(fourth).fast == "auto"
+
+
+def worker_with(num_gpus, *, has_run):
+    """A worker that had this share of a GPU."""
+    return SimpleNamespace(
+        _has_run=has_run,
+        assignment=SimpleNamespace(resources=Resources(1, num_gpus)),
+        _gpu_uuid="GPU-1",
+    )
 
 
 def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
-    cell = {"num_gpus": 1.0}
-    worker = SimpleNamespace(_has_run=True, cell=cell, _gpu=("A100", "GPU-1"))
+    worker, half = (worker_with(num_gpus, has_run=True) for num_gpus in (1.0, 0.5))
     monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
     error = torch.OutOfMemoryError("CUDA out of memory.")
-    said = TrialTrainable._failure(worker, error).message
-    assert said == "others hold 14.3 of 24.0 GiB: CUDA out of memory."
+    failure = TrialTrainable._failure(worker, error)
+    assert failure.held_by_others == pytest.approx(14.3 / 24)
+    assert failure.message == "other processes hold 14.3 of 24.0 GiB: CUDA out of memory."
+    failure = TrialTrainable._failure(half, error)
+    assert (failure.held_by_others, failure.message) == (None, "CUDA out of memory.")
 
     def fails():
         raise torch.AcceleratorError("CUDA error: out of memory")
 
-    assert (
-        TrialTrainable._failure(
-            SimpleNamespace(_has_run=True, cell={"num_gpus": 0.5}, _gpu=worker._gpu), error
-        ).message
-        == "CUDA out of memory."
-    )
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    assert trial_device.held_by_others() == ""
+    assert trial_device.held_by_others() is None
     monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
-    with pytest.raises(
-        DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
-    ):
-        TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
+    failure = TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
+    assert (failure.kind, failure.held_by_others) == ("out_of_memory", 1.0)
+    assert (failure.ends_process, failure.gpu) == (True, "")
+    assert failure.message.startswith("other processes hold all of its memory: CUDA error")
 
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
@@ -512,7 +532,7 @@ def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
             (node(ADA), None),
             (node(MIG, visible="MIG-1"), 1.0),
         ):
-            its = expected([there], ResourceSpec(num_gpus=asked), ())
+            its = expectation_for([there], ResourceSpec(num_gpus=asked), ())
             factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
             assert time_limit(trial, (), its) == pytest.approx(
                 max(MIN_LIMIT_S, factor * its.seconds(trial))
@@ -522,20 +542,31 @@ def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
 
 def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("rests"))
-    error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: operation not permitted")
-    with pytest.raises(DeviceError) as ended:
-        TrialTrainable._failure(
-            SimpleNamespace(_has_run=False, cell={"num_gpus": 1.0}, _gpu=("A100", "GPU-1")), error
-        )
-    assert gpu_named(str(ended.value)) == ""
+    error = CaptureError("a step could not be captured: AcceleratorError: operation not permitted")
+    failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
+    assert (failure.kind, failure.ends_process) == ("device_error", True)
+    assert (failure.gpu, failure.device_lost) == ("", False)
+
+
+def test_a_lost_gpu_is_named_by_a_field_and_its_worker_waits(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    error = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+    failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
+    assert failure.gpu == trial_device.gpu_and_node("GPU-1")
+    assert (failure.device_lost, failure.ends_process) == (True, True)
+    assert pauses == [trial_device.REST_S]
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    found = expected([node(A100)], sweep.resources, ())
+    found = expectation_for([node(A100)], sweep.resources, ())
     assert (found.gpu.name, found.share) == ("a100", 0.25)
-    assert Requests(Resources(1, 0.25), found).usual(plan_sweep(sweep).trials).num_gpus == 0.25
+    assert (
+        ResourcePolicy(Resources(1, 0.25), found).mean_request(plan_sweep(sweep).trials).num_gpus
+        == 0.25
+    )
 
 
 def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):

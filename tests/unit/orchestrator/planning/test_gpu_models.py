@@ -15,6 +15,7 @@ from orchestrator.planning.costs.walk import walk_network
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
+from tasks.trials import models
 
 # (GPU, model, batch) -> images per second on one GPU at 224 px, 16-bit.
 THROUGHPUT = {
@@ -45,7 +46,9 @@ def step(model, batch, precision="bfloat16"):
 
 
 @pytest.mark.parametrize(("gpu", "model", "batch"), THROUGHPUT)
-def test_predicted_throughput_is_the_published_one(gpu, model, batch):
+def test_predicted_throughput_is_the_published_one(monkeypatch, gpu, model, batch):
+    # Published VGGs pool after their ReLUs; ours before, which takes less time.
+    monkeypatch.setattr(models, "_pool_first", lambda network: None)
     cost, interval = step(model, batch), 10e-6
     if batch == 12:
         # Measured without an optimiser, and with weights that were float16 from the start.

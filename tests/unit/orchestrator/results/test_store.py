@@ -6,9 +6,10 @@ import pytest
 
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.records import CellReport, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.records import FailureRecord, TrialFailure, TrialRecord
 from orchestrator.results.store import Event, FileKind, ResultStore
 from orchestrator.results.stored_results import StoredResults
+from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -170,12 +171,12 @@ def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, c
 
 def test_a_report_survives_its_way_from_the_worker_unless_a_number_in_it_is_none():
     for outcome in (trial_result(), TrialFailure(kind="lost_node", message="gone")):
-        report = CellReport(started_at=1.0, finished_at=2.0, outcome=outcome)
-        assert CellReport.model_validate_json(report.text()) == report
+        report = TrialReport(started_at=1.0, finished_at=2.0, outcome=outcome)
+        assert TrialReport.model_validate_json(report.text()) == report
     unsound = trial_result()
     object.__setattr__(unsound.d_repr["mle"], "value", float("inf"))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        CellReport(started_at=1.0, finished_at=2.0, outcome=unsound).text()
+        TrialReport(started_at=1.0, finished_at=2.0, outcome=unsound).text()
 
 
 # The story of a cell: for people alone.

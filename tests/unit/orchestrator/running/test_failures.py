@@ -1,26 +1,20 @@
 """What each kind of error becomes, by its type; and what that means for another attempt."""
 
 import errno
-import traceback
 
 import pytest
 import ray.exceptions as rex
 import torch
 
-from orchestrator.machine.gpu_errors import GPU_ERRORS, gpu_error
+from orchestrator.machine.gpu_errors import LIBRARY_ERRORS, LOST_WORKER, library_error
 from orchestrator.results.records import FailureKind
-from orchestrator.running.failures import (
-    RETRIES,
-    DeviceError,
-    Retries,
+from orchestrator.running.recovery.failures import (
     classify,
-    classify_broken_fit,
+    classify_broken_loop,
     classify_lost_worker,
-    ends_process,
-    gpu_named,
 )
+from orchestrator.running.recovery.retries import MAX_RETRIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
-from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
 
 LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
@@ -86,12 +80,14 @@ BY_KIND = {
         torch.cuda.DeferredCudaCallError(
             "CUDA call failed lazily at initialization with error: device >="
         ),
-        CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"),
+        CaptureError("a step could not be captured: RuntimeError: unsupported"),
         Accelerator("CUDA error: uncorrectable ECC error encountered"),
         Accelerator("CUDA error: an illegal memory access was encountered"),
         Accelerator("CUDA error: no kernel image is available for execution"),
         Accelerator("CUDA error: CUDA-capable device(s) is/are busy"),
+        Cuda("CUDA error: unspecified launch failure"),
         Cuda("CUDA error: device-side assert triggered"),
+        Accelerator("CUDA error: device-side assert triggered"),
         Cuda("CUDA driver error: unknown error"),
         Cuda("HIP error: invalid device function"),
         Cuda("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
@@ -105,38 +101,60 @@ OF_GPUS = [(error, *kind) for kind, errors in BY_KIND.items() for error in error
 
 @pytest.mark.parametrize(("error", "kind", "ends"), OF_GPUS, ids=lambda value: str(value)[:60])
 def test_errors_of_gpus_have_the_kind_of_the_table_and_end_a_process_or_not(error, kind, ends):
-    assert (classify(error).kind, ends_process(error)) == (kind, ends)
+    failure = classify(error)
+    assert (failure.kind, failure.ends_process) == (kind, ends)
 
 
 def test_every_row_of_the_table_is_met_by_an_error():
-    assert {gpu_error(error) for error, *_ in OF_GPUS} == set(GPU_ERRORS)
+    of_lost_workers = {row for row in LIBRARY_ERRORS if row.type_name == LOST_WORKER}
+    met = {library_error(error) for error, *_ in OF_GPUS}
+    assert met | of_lost_workers == set(LIBRARY_ERRORS)
 
 
-def test_a_process_that_ended_for_its_gpu_has_the_kind_and_words_it_died_with():
-    dead = DeviceError("out_of_memory: CUDA error: out of memory (GPU-3f of node a)")
-    text = "".join(traceback.format_exception(dead))
-    failure = classify_lost_worker(None, text)
-    assert (failure.kind, failure.message) == tuple(str(dead).split(": ", 1))
-    assert gpu_named(failure.message) == "GPU-3f of node a"
-    assert ends_process(dead)
-    assert classify_lost_worker(None, "x.DeviceError: bad").message == "bad"
+RAYS_WORDS = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.1, ID: 28f0c1) was 23.50GB used / 24.00GB limit (0.979167)
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+410\t18.25\tpython other.py
+411\t0.75\tray::IsweepTrial
+412\t0.50\tbash
+"""
+
+
+@pytest.mark.parametrize(
+    ("pid", "own_gb", "held"), [(410, 18.25, 0.21875), (411, 0.75, 22.75 / 24), (999, 0.5, 23 / 24)]
+)
+def test_a_memory_kill_tells_what_others_held_of_the_machine(pid, own_gb, held):
+    """A process that is not among the ten largest held no more than the smallest of them."""
+    for error in (None, rex.OutOfMemoryError(RAYS_WORDS)):
+        failure = classify_lost_worker(error, "" if error else RAYS_WORDS, pid=pid)
+        assert (failure.kind, failure.memory) == ("out_of_memory", "machine")
+        assert failure.held_by_others == pytest.approx(held)
+        assert f"at most {own_gb:.1f} GB" in failure.message
+
+
+def test_a_memory_kill_of_an_unknown_process_blames_nobody():
+    for text, pid in ((RAYS_WORDS, 0), (RAYS_WORDS.splitlines()[0], 411)):
+        failure = classify_lost_worker(None, text, pid=pid)
+        assert (failure.memory, failure.held_by_others) == ("machine", None)
+        assert failure.message == RAYS_WORDS.splitlines()[0]
 
 
 def test_a_users_mistake_is_told_without_a_traceback_and_a_failed_fetch_tried_again_not_for_ever():
     failure = classify(ConfigError("A batch needs two images", "1", "raise batch_size"))
     assert failure.message == "A batch needs two images; found: 1; raise batch_size."
     assert failure.traceback == ""
-    kind, retries = classify(LOST_OBJECT).kind, Retries()
-    pauses = [retries.failed("a", kind).pause_s for _ in range(100)]
+    failure, retries = classify(LOST_OBJECT), Retries()
+    assert failure.kind == "cluster_error"
+    pauses = [retries.failed("a", failure).pause_s for _ in range(100)]
     assert (pauses[0] is None, pauses[-1]) == (False, None)
 
 
 def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
-    assert classify_broken_fit(RuntimeError("inside Tune")).kind == "cluster_error"
-    assert classify_broken_fit(rex.OutOfMemoryError("low")).kind == "out_of_memory"
+    assert classify_broken_loop(RuntimeError("inside Tune")).kind == "cluster_error"
+    assert classify_broken_loop(rex.OutOfMemoryError("low")).kind == "out_of_memory"
     wrapped = RuntimeError("Caught unexpected exception: low")
     wrapped.__cause__ = rex.OutOfMemoryError("low")
-    assert classify_broken_fit(wrapped).kind == "out_of_memory"
+    assert classify_broken_loop(wrapped).kind == "out_of_memory"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +177,7 @@ def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
     ],
 )
 def test_of_what_a_worker_went_is_told_by_rays_own_words_and_ids(error, text, kind):
-    assert classify_lost_worker(error, text, ["77aa", "28f0c1"]).kind == kind
+    assert classify_lost_worker(error, text, dead_ids=["77aa", "28f0c1"]).kind == kind
 
 
 def test_no_error_at_all_is_a_crash():
@@ -168,4 +186,4 @@ def test_no_error_at_all_is_a_crash():
 
 
 def test_every_kind_has_a_policy():
-    assert set(RETRIES) == set(FailureKind)
+    assert set(MAX_RETRIES) == set(FailureKind)

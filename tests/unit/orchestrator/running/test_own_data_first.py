@@ -47,7 +47,7 @@ def started(request, root, monkeypatch):
     def reached(*_: object, **__: object) -> None:
         raise AssertionError("Ray or MLflow starts")
 
-    monkeypatch.setattr("orchestrator.running.run.connect", reached)
+    monkeypatch.setattr("orchestrator.running.stages.connect", reached)
     monkeypatch.setattr(f"{module}.open_tracker", reached)
     return lambda sweep, **options: start(sweep, RunOptions(root=root, **options))
 

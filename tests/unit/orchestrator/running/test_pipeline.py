@@ -15,14 +15,14 @@ from orchestrator.machine.cluster import Cluster, RunOptions
 from orchestrator.machine.ray_folders import remove_orphans
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.records import CellReport
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import run as module
+from orchestrator.running.messages import TrialReport
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.running.trials import GridWork, Run
+from orchestrator.running.work import RunContext, SweepTrials
 from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
@@ -86,8 +86,10 @@ def rerun(finished, root, monkeypatch):
 
 
 def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
-    read, each = [], ResultStore.each
-    monkeypatch.setattr(ResultStore, "each", lambda *its: read.append(its[1]) or each(*its))
+    read, read_each = [], ResultStore.read_each
+    monkeypatch.setattr(
+        ResultStore, "read_each", lambda *its: read.append(its[1]) or read_each(*its)
+    )
     summary = rerun.again()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == [
@@ -104,7 +106,7 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
         raise SetupError("The disk must be readable", "it is not", "mend it")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
-    monkeypatch.setattr(GridWork, "load", broken)
+    monkeypatch.setattr(SweepTrials, "load_array", broken)
     with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
         rerun.again()
 
@@ -148,7 +150,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert (
-        f"smoke, another sweep of this root, has {num} of these cells: trained again here"
+        f"smoke, another sweep of this root, has {num} of these trials: trained again here"
         in rerun.notes
     )
     damaged = (
@@ -167,7 +169,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
     def connected(*_, **__):
         yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
 
-    monkeypatch.setattr("orchestrator.running.run.connect", connected)
+    monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
     with pytest.raises(
         ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"
@@ -278,16 +280,16 @@ def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trai
     )
     stored.save(known)
     monitor, cluster = Progress(), SimpleNamespace(object_store_bytes=1e9)
-    run = Run(finished.plan, finished.paths, cluster, None, stored, None, monitor)
-    work = GridWork(run, [cell], lambda *_: None)
-    report = CellReport(
+    run = RunContext(finished.plan, finished.paths, cluster, None, stored, None, monitor)
+    source = SweepTrials(run, [cell], lambda *_: None)
+    report = TrialReport(
         started_at=5000.0,
         finished_at=6000.0,
         outcome=result,
         trained=trained,
         data_fingerprint="new data",
     )
-    work.found(cell, report, 1)
+    source.store_result(cell, report, 1)
     record = StoredResults.read(finished.results_url).trials[cell.trial_id]
     expected = (5000.0, 6000.0, None) if trained else (100.0, 200.0, 6000.0)
     assert (record.started_at, record.finished_at, record.measured_at) == expected

@@ -28,7 +28,7 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(root
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    monkeypatch.setattr("orchestrator.running.run.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
     told = "resnet18 must be downloaded once; found: <urlopen error.*leave pretrained out"
     with pytest.raises(SetupError, match=told) as raised:
@@ -84,7 +84,7 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
 
 
 def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.run.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
     with pytest.raises(ConfigError, match="searches from random weights"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()

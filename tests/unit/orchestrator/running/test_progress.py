@@ -16,7 +16,8 @@ from orchestrator.machine.locks import exclusive, holder_pid, is_held
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import progress
-from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
+from orchestrator.running.metrics import GAUGES
+from orchestrator.running.progress import Progress, format_duration, read_run, running_trials
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord
 
@@ -91,7 +92,7 @@ def test_trials_that_run_are_those_that_started_and_did_not_end(workspace, seed)
                 name = chance.choice(sorted(truth))
                 truth.remove(name)
                 if chance.random() < 0.3:
-                    progress.trial_failed(name, "worker_crash", "gone")
+                    progress.trial_failed(name, "worker_crash", "gone", None)
                 else:
                     progress.trial_finished(name, "done")
             else:
@@ -120,7 +121,7 @@ def test_a_trial_says_epoch_rate_and_what_is_left(workspace):
 
 def test_durations():
     spelt = {0.4: "0 s", 59.4: "59 s", 60: "1 min 00 s", 3599: "59 min 59 s", 3600: "1 h 00 min"}
-    assert {seconds: spelled(seconds) for seconds in spelt} == spelt
+    assert {seconds: format_duration(seconds) for seconds in spelt} == spelt
 
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}

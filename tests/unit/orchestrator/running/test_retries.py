@@ -11,25 +11,26 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running import queue
-from orchestrator.running.failures import (
-    DEVICE_ERRORS,
-    LONGEST_PAUSE_S,
-    LONGEST_REST_S,
-    MOST_ON_UNFIT,
-    OF_GPU,
-    RETRIES,
-    Place,
+from orchestrator.running.messages import EpochReport, WorkerLocation
+from orchestrator.running.queue import ASSIGNMENT, TRIAL_ID
+from orchestrator.running.recovery import quarantine
+from orchestrator.running.recovery.failures import classify
+from orchestrator.running.recovery.quarantine import MAX_QUARANTINE_S, GpuQuarantine
+from orchestrator.running.recovery.retries import (
+    DEVICE_ERRORS_PER_UNFIT,
+    MAX_ON_UNFIT_NODE,
+    MAX_PAUSE_S,
+    MAX_RETRIES,
     Retries,
-    classify,
-    gpu_named,
 )
-from orchestrator.running.queue import TuneExecution
-from orchestrator.running.trial_device import NO_GPU, REST_S
-from orchestrator.running.trials import Trials
+from orchestrator.running.trial_device import REST_S, UnusableGpuError
+from orchestrator.running.trials import TrialLoop
 from search_spaces.errors import SetupError
 
-CRASH, LOST, DEVICE = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE, FailureKind.DEVICE_ERROR
+CRASH, LOST, DEVICE, MEMORY = (
+    TrialFailure(kind=kind, message="")
+    for kind in ("worker_crash", "lost_node", "device_error", "out_of_memory")
+)
 
 
 def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
@@ -39,7 +40,9 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
         decisions.append(retries.failed("poison", CRASH, died=True))
         retries.finished("good")
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
-    assert decisions[0].reason == "attempt 2 of 3 in 1 s: other trials live"
+    assert decisions[0].reason == (
+        "tried again in 1 s; worker_crash 1 of at most 3: other trials live"
+    )
     assert decisions[-1].reason == "other trials live"
 
 
@@ -54,25 +57,28 @@ def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
 
 
 def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
-    retries, memory = Retries(), FailureKind.OUT_OF_MEMORY
+    retries = Retries()
     for _ in range(4):
         for cell in ("a", "b", "c"):
-            assert retries.failed(cell, memory, died=True).pause_s is not None
-    more = retries.failed("a", memory, died=True)
-    assert more.reason == "attempt 6 of 24 in 16 s: other trials died 8 times too"
+            assert retries.failed(cell, MEMORY, died=True).pause_s is not None
+    more = retries.failed("a", MEMORY, died=True)
+    assert more.reason == (
+        "tried again in 16 s; out_of_memory 5 of at most 24: other trials died 8 times too"
+    )
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
-        alone.failed(cell, memory)
-    decisions = [alone.failed("a", memory, died=True) for _ in range(20)]
+        alone.failed(cell, MEMORY)
+    decisions = [alone.failed("a", MEMORY, died=True) for _ in range(20)]
     assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
+    assert decisions[-1].reason == "it crashed or ran out of memory 20 times"
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     retries = Retries()
     for _ in range(201):
-        assert retries.failed("a", LOST, died=True).pause_s <= LONGEST_PAUSE_S
+        assert retries.failed("a", LOST, died=True).pause_s <= MAX_PAUSE_S
     retries.finished("b")
-    assert retries.failed("a", LOST, died=True).pause_s == LONGEST_PAUSE_S
+    assert retries.failed("a", LOST, died=True).pause_s == MAX_PAUSE_S
     assert retries.failed("a", CRASH, died=True).pause_s is not None
 
 
@@ -82,7 +88,7 @@ def test_where_nothing_ever_works_the_sweep_ends():
     for cell in (*cells, *cells, "one more"):  # 201 nodes may go at once
         assert retries.failed(cell, LOST, died=True).pause_s is not None
     last = retries.failed("one more", LOST, died=True)
-    assert last.reason == "200 further attempts in a row failed, of all trials"
+    assert last.reason == "200 retries of trials failed in a row"
 
 
 @pytest.mark.parametrize(
@@ -93,17 +99,18 @@ def test_where_nothing_ever_works_the_sweep_ends():
     ],
 )
 def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
-    assert Retries().failed("a", kind, hopeless=hopeless) == (None, reason)
+    failure = TrialFailure(kind=kind, message="")
+    assert Retries().failed("a", failure, hopeless=hopeless) == (None, reason)
 
 
-NONE = SetupError(NO_GPU, "node a: NVIDIA driver absent", "install a driver")
+NONE = UnusableGpuError.of("GPU 0 of node a", "NVIDIA driver absent", "install a driver")
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
-    for node in ["a"] * 10 + ["b"] * (MOST_ON_UNFIT - 1):
+    for node in ["a"] * 10 + ["b"] * (MAX_ON_UNFIT_NODE - 1):
         retries.check_nodes(node, failure, {"a", "b"})
-    last = "the last: node a: NVIDIA driver absent; install a driver; mend a node"
+    last = "NVIDIA driver absent; install a driver; repair a node"
     with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
         retries.check_nodes("b", failure, {"a", "b"})
 
@@ -111,7 +118,7 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
 def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     retries, failure = Retries(), classify(NONE)
     for _ in range(5):
-        for _ in range(MOST_ON_UNFIT - 1):
+        for _ in range(MAX_ON_UNFIT_NODE - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.finished("a")
     for _ in range(20):
@@ -119,7 +126,7 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     # Other failures say nothing of GPUs.
     retries = Retries()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
-        for _ in range(MOST_ON_UNFIT):
+        for _ in range(MAX_ON_UNFIT_NODE):
             retries.check_nodes(
                 "a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"}
             )
@@ -127,37 +134,42 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
 
 def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_that_asserts_does_not():
     """It was 47 hours of first attempts, each of which rested."""
-    failure = TrialFailure(kind="device_error", message="CUDA error: unspecified launch failure")
-    own = failure.model_copy(update={"message": "CUDA error: device-side assert triggered"})
+    failure = TrialFailure(kind="device_error", message="", device_lost=True)
+    own = TrialFailure(kind="device_error", message="", device_lost=False)
     retries = Retries()
     for _ in range(500):
         retries.check_nodes("a", own, {"a"})
     for _ in range(10):
-        for _ in range(MOST_ON_UNFIT * DEVICE_ERRORS - 1):
+        for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
-        retries.computes("a")  # an epoch is told
+        retries.epoch_ended("a")  # an epoch is told
     with pytest.raises(SetupError, match="Some node must give trials a GPU"):
-        [retries.check_nodes("a", failure, {"a"}) for _ in range(MOST_ON_UNFIT * DEVICE_ERRORS + 1)]
+        [
+            retries.check_nodes("a", failure, {"a"})
+            for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT + 1)
+        ]
 
 
 def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
     """Trials may take longer than the dead one rests four times: it is the epochs of the others
     that tell."""
     retries, failure = Retries(), classify(NONE)
-    epoch = SimpleNamespace(trial_id="cell", epoch=1, score=None)
-    there = SimpleNamespace(
-        _clock=SimpleNamespace(time=float),
-        _execution=SimpleNamespace(heard=lambda wait: [epoch]),
-        _watch=SimpleNamespace(heard=str),
-        _queue=SimpleNamespace(running={"cell"}),
+    epoch = EpochReport("cell", 1, None)
+    loop = SimpleNamespace(
         _retries=retries,
         _nodes={"cell": "a"},
-        _work=SimpleNamespace(cells={"cell": 0}, trained_on=int, points=lambda *said: {}),
-        _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *said: None)),
+        _source=SimpleNamespace(
+            trials={"cell": 0}, trained_network=int, points=lambda *message: ()
+        ),
+        _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )
-    for _ in range(5 * MOST_ON_UNFIT):
+    for _ in range(5 * MAX_ON_UNFIT_NODE):
         retries.check_nodes("a", failure, {"a"})
-        Trials._hear(there)
+        TrialLoop._epoch_ended(loop, epoch, 0)
+
+
+def on_gpu(gpu):
+    return DEVICE.model_copy(update={"gpu": gpu})
 
 
 def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
@@ -172,7 +184,7 @@ def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
         now, slot, ran = heapq.heappop(events)
         dead = slot >= 2 * num_gpus - 2  # processes that live take cells before another is started
         if ran is not None and dead:
-            decision = retries.failed(str(ran), DEVICE, died=True, gpu="GPU-1 of node a")
+            decision = retries.failed(str(ran), on_gpu("GPU-1 of node a"), died=True)
             lost += decision.pause_s is None
             if decision.pause_s is not None:
                 later.append((now + decision.pause_s, ran))
@@ -198,7 +210,7 @@ def test_a_dead_gpu_among_sound_ones_costs_no_cell(num_gpus):
 def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
     retries = Retries()
     gpus = [f"GPU-{number} of node a" for number in range(4)]
-    decisions = [retries.failed("poison", DEVICE, died=True, gpu=gpu) for gpu in gpus]
+    decisions = [retries.failed("poison", on_gpu(gpu), died=True) for gpu in gpus]
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
 
 
@@ -212,65 +224,64 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
     assert list(found["results"]) == found["planned"]
     # The dead GPU's process may still be ending when it is asked to rest: then the next failure
     # asks again.
-    assert 1 <= len(found["told"]) <= RETRIES[DEVICE]
+    assert 1 <= len(found["told"]) <= MAX_RETRIES[FailureKind.DEVICE_ERROR]
     for _, kind, _, message in found["told"]:
         assert kind == "device_error"
         assert "uncorrectable ECC error encountered (GPU-0 of node" in message
 
 
-def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypatch):
-    asked, over = [], []
+def test_a_gpu_that_failed_is_quarantined_once_at_a_time_and_never_the_last_one(monkeypatch):
+    occupied, ended = [], []
     monkeypatch.setattr(
-        queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or len(asked)
+        quarantine, "occupy", lambda place, seconds: occupied.append(place.gpus) or len(occupied)
     )
-    monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over and parts, []))
+    monkeypatch.setattr(quarantine.ray, "wait", lambda tasks, **_: (ended and tasks, []))
     for num_gpus, share, expected in (
         (1, 1.0, []),
         (2, 1.0, ["0"]),
         (8, 1.0, ["0", "3"]),
         (8, 0.4, ["0", "0", "3"]),
     ):
-        asked.clear()
-        there = SimpleNamespace(
-            _resting={}, _run=SimpleNamespace(cluster=SimpleNamespace(num_gpus=num_gpus))
-        )
+        occupied.clear()
+        gpus = GpuQuarantine(num_gpus)
         for gpu in ("0", "0", "0", "3"):
-            place = Place("cell", "actor", "10.0.0.1", gpus=gpu, num_gpus=share)
-            TuneExecution.gpu_failed(there, place, 120.0)
-        assert asked == expected
-    over.append("0")
-    TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus="0"), 120.0)
-    assert asked == ["0", "0", "3", "0"]
+            gpus.add(WorkerLocation("cell", "actor", "10.0.0.1", gpus=gpu, num_gpus=share), 120.0)
+        assert occupied == expected
+    ended.append("0")
+    gpus.add(WorkerLocation("cell", "actor", "10.0.0.1", gpus="0"), 120.0)
+    assert occupied == ["0", "0", "3", "0"]
 
 
-def test_a_gpu_on_which_a_trial_hangs_rests_and_costs_no_cell_its_attempts():
-    """A hang names no GPU itself: the last cell of a sweep got the same one again, and was given
+def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_attempts():
+    """A hang names no GPU itself: the last trial of a sweep got the same one again, and was given
     up."""
-    told, rested, retries = [], [], Retries()
+    lost, decisions, retries = [], [], Retries()
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
-    for cell in ("a", "b", "b", "b"):
-        there = SimpleNamespace(
-            _hear=lambda wait: None,
-            _places={cell: Place(cell, "actor", "10.0.0.1", gpus="0")},
-            _watch=SimpleNamespace(failure=lambda trial_id: hung),
-            _lost=lambda trial_id, failure: told.append((trial_id, failure)),
+    for trial_id in ("a", "b", "b", "b"):
+        loop = SimpleNamespace(
+            _take_messages=lambda wait: None,
+            _locations={trial_id: WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")},
+            _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
+            _lost=lambda trial_id, failure: lost.append(failure),
         )
-        Trials.on_trial_error(there, 0, [], SimpleNamespace(config={"cell": {"trial_id": cell}}))
-        message = told[-1][1].message
-        assert message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
-        assert FailureKind.HUNG in OF_GPU
-        rested.append(retries.failed(cell, FailureKind.HUNG, died=True, gpu=gpu_named(message)))
-    assert all(decision.pause_s is not None for decision in rested)
-    assert rested[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
-    assert retries.failed("c", FailureKind.HUNG, died=True).pause_s is not None
-    assert retries.failed("c", FailureKind.HUNG, died=True).pause_s is None
+        loop._hang_of = lambda trial_id, loop=loop: TrialLoop._hang_of(loop, trial_id)
+        trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
+        TrialLoop.on_trial_error(loop, 0, [], trial)
+        failure = lost[-1]
+        assert failure.gpu == "GPU 0 of node 10.0.0.1"
+        assert failure.message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
+        decisions.append(retries.failed(trial_id, failure, died=True))
+    assert all(decision.pause_s is not None for decision in decisions)
+    assert decisions[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
+    assert retries.failed("c", hung, died=True).pause_s is not None
+    assert retries.failed("c", hung, died=True).pause_s is None
 
 
 def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():
     retries = Retries()
-    assert [retries.rest_s("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
-    assert retries.rest_s("a", "1") == 120
+    assert [retries.quarantine_s("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
+    assert retries.quarantine_s("a", "1") == 120
     for _ in range(2000):
-        assert retries.rest_s("a", "0") == LONGEST_REST_S
+        assert retries.quarantine_s("a", "0") == MAX_QUARANTINE_S
     retries.finished("a", "1")
-    assert (retries.rest_s("a", "0"), retries.rest_s("a", "1")) == (960, 120)
+    assert (retries.quarantine_s("a", "0"), retries.quarantine_s("a", "1")) == (960, 120)

@@ -1,13 +1,17 @@
 """Arrays in the object store: there when a trial needs them, gone when none does."""
 
+import os
+import signal
+import time
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
 from orchestrator.running.actors import IsweepArrays, start_beside_driver
-from orchestrator.running.queue import ArrayCache
+from orchestrator.running.arrays import ArrayCache
 from search_spaces.errors import DataError, SetupError
 from tasks.prepared.subsets import TrialData
 
@@ -33,16 +37,16 @@ def shelf(ray_local):
 
 
 def start(shelf, key):
-    shelf.trial_started(f"{key}{len(shelf._running)}", key)
+    shelf.trial_started(f"{key}{len(shelf._array_by_trial)}", key)
 
 
 def end(shelf, key):
-    trial = next(trial for trial, array in shelf._running.items() if array == key)
+    trial = next(trial for trial, array in shelf._array_by_trial.items() if array == key)
     shelf.trial_ended(trial, key, for_good=True)
 
 
 def taken(shelf, key):
-    (reference,) = ray.get(shelf.references.take.remote(key))
+    (reference,) = ray.get(shelf.actor.take.remote(key))
     return ray.get(reference)
 
 
@@ -54,7 +58,7 @@ def test_an_array_is_there_for_the_trial_that_starts_and_loaded_once(shelf):
 
 
 def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
-    early = shelf.references.take.remote("b")
+    early = shelf.actor.take.remote("b")
     assert ray.wait([early], timeout=0.2)[0] == []
     start(shelf, "b")
     (reference,) = ray.get(early)
@@ -94,6 +98,57 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     else:
         with pytest.raises(SetupError, match="half of one"):
             start(shelf, "a")
-    (reason,) = ray.get(shelf.references.take.remote("a"))
+    (reason,) = ray.get(shelf.actor.take.remote("a"))
     assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
     shelf.close()
+
+
+def killed(actor):
+    """Kill an actor's process, as Ray's memory killer does, and wait until it is gone."""
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+
+
+class WithPid(IsweepArrays):
+    async def pid(self):
+        return os.getpid()
+
+
+def test_trials_get_their_arrays_again_when_the_actor_that_hands_them_out_was_killed(
+    ray_local, monkeypatch
+):
+    """Each further trial of that start failed, up to twenty times, and nobody said why."""
+    monkeypatch.setattr("orchestrator.running.arrays.CHECK_INTERVAL_S", 0.0)
+    actor = start_beside_driver(WithPid, max_restarts=-1, max_task_retries=-1)
+    cache = ArrayCache(data, 5000, actor, Counter("aab"))
+    start(cache, "a")
+    early = actor.take.remote("b")
+    killed(actor)
+    late = actor.take.remote("a")
+    while not ray.wait([late], timeout=0.1)[0]:
+        cache.check_actor()
+    assert ray.get(ray.get(late)[0]).data_fingerprint == "a"
+    start(cache, "b")
+    assert ray.get(ray.get(early)[0]).data_fingerprint == "b"
+    cache.close()
+
+
+def test_a_trial_learns_that_its_array_cannot_be_read_also_from_an_actor_that_was_killed(
+    ray_local, monkeypatch
+):
+    monkeypatch.setattr("orchestrator.running.arrays.CHECK_INTERVAL_S", 0.0)
+    actor = start_beside_driver(WithPid, max_restarts=-1, max_task_retries=-1)
+
+    def broken(key):
+        raise DataError("Arrays must be whole", "half of one")
+
+    cache = ArrayCache(broken, 1, actor)
+    start(cache, "a")
+    killed(actor)
+    late = actor.take.remote("a")
+    while not ray.wait([late], timeout=0.1)[0]:
+        cache.check_actor()
+    assert isinstance(ray.get(late)[0], DataError)
+    cache.close()

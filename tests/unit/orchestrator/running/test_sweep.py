@@ -23,14 +23,17 @@ from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.provenance import code_fingerprint
-from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import failures, queue, trial_device, trials, worker
-from orchestrator.running.failures import CellFailed, classify
+from orchestrator.running import backend, trial_device, work, worker
+from orchestrator.running.backend import TuneBackend
+from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import TuneExecution
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.recovery import retries
+from orchestrator.running.recovery.failures import classify
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec, TrialSpec
@@ -76,9 +79,9 @@ ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug")), 16: talk}
 class Scripted(TrialTrainable):
     """Does what the tables say; with 28 images the wall clock steps back an hour while it runs."""
 
-    def _run(self, started_at: float) -> CellReport:
-        size, real = int(self.cell["trial_id"].split("-n")[1].split("-")[0]), time.time
-        first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
+    def _run(self, started_at: float) -> TrialReport:
+        size, real = int(self.assignment.trial_id.split("-n")[1].split("-")[0]), time.time
+        first = not _internal_kv_put(f"seen {self.assignment.trial_id}", b"1", overwrite=False)
         if size in ALWAYS or (first and size in ONCE):
             (ALWAYS | ONCE)[size]()
         if size == 28:
@@ -89,9 +92,9 @@ class Scripted(TrialTrainable):
             time.time = real
 
 
-def _report(started_at: float, result: TrialResult) -> CellReport:
+def _report(started_at: float, result: TrialResult) -> TrialReport:
     finished_at = started_at + 0.5
-    return CellReport(
+    return TrialReport(
         started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f"
     )
 
@@ -122,7 +125,7 @@ def run_plan(
     trainable: type = Scripted,
     load: Any = load,
     **changes: Any,
-) -> Run:
+) -> RunContext:
     paths = RootPaths.at(root).make()
     fields: dict[str, Any] = {
         "plan": plan,
@@ -133,14 +136,14 @@ def run_plan(
         "tracker": RecordedTracker(),
         "monitor": Progress(),
     }
-    made = Run(**{**fields, **changes})
-    work = GridWork(made, plan.trials, load)
-    Trials(made, work, TuneExecution(made, work, trainable)).run()
+    made = RunContext(**{**fields, **changes})
+    source = SweepTrials(made, plan.trials, load)
+    TrialLoop(made, source, TuneBackend(made, source, trainable)).run()
     return made
 
 
 @pytest.fixture
-def run(ray_local: Cluster, root: str) -> Callable[..., Run]:
+def run(ray_local: Cluster, root: str) -> Callable[..., RunContext]:
     return partial(run_plan, ray_local, root)
 
 
@@ -157,9 +160,9 @@ class Looks(Progress):
 
 
 @pytest.fixture(scope="module")
-def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
+def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     """One sweep in which a cell does each thing of the tables."""
-    told = trials.provenance().model_copy(update={"machine": "the driver's"})
+    told = work.provenance().model_copy(update={"machine": "the driver's"})
 
     def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
@@ -167,8 +170,8 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        patch.setattr(trials, "time_limit", limit)
-        patch.setattr(trials, "provenance", lambda: told)
+        patch.setattr(work, "time_limit", limit)
+        patch.setattr(work, "provenance", lambda: told)
         plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
         return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
 
@@ -211,17 +214,20 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
-    assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crash)
+    assert re.search(
+        r"^worker_crash: .*\(tried again in 1 s; worker_crash 1 of at most 3: other trials live\)$",
+        crash,
+    )
     (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
 
 
 def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
     held = scripted.monitor.held
-    ended = {trial.config["cell"]["trial_id"] for trial in held}
+    ended = {trial.config["trial_id"] for trial in held}
     assert len(ended & scripted.plan.trials_by_id.keys()) >= 2
     for trial in held:
-        assert trial.config == {"cell": {"trial_id": str(trial)}}
+        assert trial.config == {"trial_id": str(trial), "assignment": None}
         assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
         assert trial.last_result == {"trial_id": trial.trial_id}
 
@@ -229,7 +235,7 @@ def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
 def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
     (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
     (_, failed) = scripted.stored.store.events(failure.trial_id)
-    text = scripted.stored.store.log(failure.trial_id, 1)
+    text = scripted.stored.store.attempt_log(failure.trial_id, 1)
     said = (
         "copied [] in print",
         "INFO my.network: a log line of …",
@@ -258,8 +264,8 @@ class Poisoned(TrialTrainable):
     """The first process to run a cell breaks at it, and fails at everything it is given from then
     on."""
 
-    def _run(self, started_at: float) -> CellReport:
-        cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
+    def _run(self, started_at: float) -> TrialReport:
+        cell = f"poisoned {self.assignment.trial_id.split('-n')[0]} {self.assignment.array}"
         _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(cell) == str(os.getpid()).encode():
             trial_device.REST_S = 0.1  # of this process, which ends
@@ -284,15 +290,15 @@ class Patched(TrialTrainable):
         trial_device.REST_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
-    def _run(self, started_at: float) -> CellReport:
-        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
+    def _run(self, started_at: float) -> TrialReport:
+        _internal_kv_put(f"ran in vain {self.assignment.trial_id} {started_at}", b"1")
         return _report(started_at, trial_result(0.5))
 
 
 def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
-    monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
-    monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
+    monkeypatch.setattr(backend, "eligible_nodes", lambda failure: {ray.util.get_node_ip_address()})
+    monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     message = "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"
@@ -313,7 +319,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.failures.PATIENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
         KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
     ):
@@ -331,8 +337,8 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
         return load(subset, train_size)
 
     class Loads(TrialTrainable):
-        def _run(self, started_at: float) -> CellReport:
-            self._taken()
+        def _run(self, started_at: float) -> TrialReport:
+            self._images()
             return _report(started_at, trial_result(0.5))
 
     sweep = run(plan, trainable=Loads, load=vanished)
@@ -347,10 +353,10 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
 
 
 def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
-    report = CellReport(
+    report = TrialReport(
         started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug"))
     )
-    error = CellFailed("code_error: ZeroDivisionError: a bug", report.text())
+    error = TrialFailedError("code_error: ZeroDivisionError: a bug", report.text())
     again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
     assert str(again) == "code_error: ZeroDivisionError: a bug"
-    assert CellReport.model_validate_json(again.report) == report
+    assert TrialReport.model_validate_json(again.report) == report

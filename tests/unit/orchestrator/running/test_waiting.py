@@ -18,9 +18,16 @@ from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
 from orchestrator.machine.cluster import Resources
-from orchestrator.running import requests
-from orchestrator.running.failures import TrialWatch
-from orchestrator.running.requests import launch_report, places, told_of, why_nothing_starts
+from orchestrator.running.queue import TRIAL_ID
+from orchestrator.running.recovery import shortage
+from orchestrator.running.recovery.shortage import (
+    autoscaler_report,
+    shortage_for,
+    slots_for,
+    status_summary,
+)
+from orchestrator.running.recovery.watchdog import Watchdog
+from search_spaces.errors import SetupError
 from tests.steady_clock import SteadyClock
 
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
@@ -79,7 +86,7 @@ def second_version() -> str:
     ],
 )
 def test_both_versions_tell_what_comes_and_what_failed(said, words):
-    assert re.match(words, told_of(said()))
+    assert re.match(words, status_summary(said()))
 
 
 def status(*failures: str, pending: str = "(no pending nodes)", node: str = "head") -> str:
@@ -105,28 +112,30 @@ def status(*failures: str, pending: str = "(no pending nodes)", node: str = "hea
     ],
 )
 def test_the_hint_follows_the_providers_words(message, what):
-    assert what in told_of(status(message)).partition("What to do: ")[2]
+    assert what in status_summary(status(message)).partition("What to do: ")[2]
 
 
 def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
-    text = told_of(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
+    text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. Launch failed: {NO_CAPACITY}. Launch failed: b. " in text
     assert "Launch failed: d" not in text
     assert text.endswith("an on-demand type is taken when max_workers of this one is lowered.")
     nothing = "No node is on its way. What to do: ask for less, or raise max_workers"
-    assert told_of(status()).startswith(nothing)
-    assert "raise max_workers" not in told_of(status(pending="gpu, 1 launching"))
-    assert told_of(status(node=f"node_{'3f' * 28}")) is told_of("") is None
+    assert status_summary(status()).startswith(nothing)
+    assert "raise max_workers" not in status_summary(status(pending="gpu, 1 launching"))
+    assert status_summary(status(node=f"node_{'3f' * 28}")) is status_summary("") is None
 
 
 @pytest.mark.ray
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local, monkeypatch):
     said = [""]
-    monkeypatch.setattr(requests, "told_of", lambda status: said.append(status) or told_of(status))
+    monkeypatch.setattr(
+        shortage, "status_summary", lambda status: said.append(status) or status_summary(status)
+    )
     while "node_" not in said[-1]:
         time.sleep(0.1)  # until Ray's monitor has written of its nodes
-        assert launch_report() is None
-    text = why_nothing_starts(Resources(1, 0.5))
+        assert autoscaler_report() is None
+    text = shortage_for(Resources(1, 0.5))
     assert "0.5 GPU (the cluster has 0, 0 free)" in text
     assert "does not grow by itself" in text
 
@@ -135,12 +144,12 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
     """A cluster of these nodes, of which so much is free."""
     names = {name for node in nodes for name in node}
     total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
-    monkeypatch.setattr(requests, "launch_report", lambda: None)
+    monkeypatch.setattr(shortage, "autoscaler_report", lambda: None)
     shown = [{"Alive": True, "Resources": node} for node in nodes]
     shown += [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     there = {"cluster_resources": total, "available_resources": free, "nodes": shown}
     answers = {name: lambda found=found: found for name, found in there.items()}
-    monkeypatch.setattr(requests, "ray", SimpleNamespace(**answers))
+    monkeypatch.setattr(shortage, "ray", SimpleNamespace(**answers))
 
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
@@ -149,7 +158,7 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}],
         {"CPU": 4.0, "GPU": 1.0},
     )
-    said, with_gpu = why_nothing_starts(Resources(3, 0)), why_nothing_starts(Resources(3, 1))
+    said, with_gpu = shortage_for(Resources(3, 0)), shortage_for(Resources(3, 1))
     kinds = "No node has all that one asks for: they have 1 CPU (2 nodes), 2 CPU (1 nodes). "
     assert said.startswith(
         f"each asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not"
@@ -178,7 +187,7 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
     monkeypatch, nodes, free, asked, held
 ):
     of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
-    said = why_nothing_starts(asked)
+    said = shortage_for(asked)
     assert (
         "What is not free is held by other work, or by processes that still start." in said
     ) is held
@@ -188,8 +197,10 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     clock, said, reasons = SteadyClock(), [], ["no capacity"]
-    watch = TrialWatch(said.append, lambda trial: None, lambda: reasons[0], ends=False, clock=clock)
-    about = {"config": {"cell": {"trial_id": "cell"}}}
+    watch = Watchdog(
+        said.append, lambda trial: None, lambda: reasons[0], is_private=False, clock=clock
+    )
+    about = {"config": {TRIAL_ID: "cell"}}
     pending, running = (
         [SimpleNamespace(status=status, **about)] for status in ("PENDING", "RUNNING")
     )
@@ -197,7 +208,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     def look(at: float, trials: list[SimpleNamespace]) -> None:
         while clock.now < at:
             clock.now = min(clock.now + 10, at)
-            watch.look(trials, {"cell"})
+            watch.check(trials, {"cell"})
 
     look(59, pending)
     assert said == []
@@ -209,7 +220,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     look(200, pending)
     assert said[1:] == ["No trial could start for 200 s: a quota"]
     clock.now = 4000.0  # the machine slept
-    watch.look(pending, {"cell"})
+    watch.check(pending, {"cell"})
     assert len(said) == 2
     look(4010, running)
     assert said[2:] == ["The first trial started after 10 s."]
@@ -238,13 +249,13 @@ def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(
     monkeypatch, nodes, resources, at_once, said
 ):
     of_nodes(monkeypatch, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], {})
-    found, told = places(resources)
+    found, told = slots_for(resources)
     assert (found, said in told, bool(told)) == (at_once, True, bool(said))
 
 
 # What counts as a hang: a trial past its limit, and no driver that stood still.
 
-CELL = [SimpleNamespace(config={"cell": {"trial_id": "cell"}}, status="RUNNING")]
+CELL = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="RUNNING")]
 STARTED, HEARD = "started", "heard"
 
 
@@ -267,18 +278,62 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
     look."""
     clock, said, killed = SteadyClock(), [], []
     kill = lambda: killed.append(clock.now)  # noqa: E731
-    watch = TrialWatch(said.append, lambda trial: kill, lambda: "", ends=False, clock=clock)
+    watch = Watchdog(said.append, lambda trial: kill, lambda: "", is_private=False, clock=clock)
     for number, event in enumerate(events, 1):
         if event == STARTED:
             watch.started("cell", 100.0)
         elif event == HEARD:
-            watch.heard("cell")
+            watch.message_from("cell")
         elif event < 0:
             clock.now -= event
         else:
             for _ in range(event // 10):
                 clock.now += 10
-                watch.look(CELL, {"cell"})
+                watch.check(CELL, {"cell"})
         assert len(killed) == (number == len(events))
     assert watch.failure("cell").message.startswith(told)
     assert said == ([f"cell: {told}"] if "answer" in told else [])
+
+
+def ends_after(cpu_seconds, *, is_private=True, seconds=4000):
+    """Return the second at which a run ends of which no trial starts; None if it goes on.
+
+    ``cpu_seconds`` gives the CPU time of each worker process at a second."""
+    clock, notes = SteadyClock(), []
+    began = clock.now
+    watch = Watchdog(
+        notes.append,
+        lambda trial: None,
+        lambda: "nothing is free",
+        is_private=is_private,
+        cpu_seconds=lambda: cpu_seconds(clock.now - began),
+        clock=clock,
+    )
+    pending = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="PENDING")]
+    while clock.now - began < seconds:
+        clock.now += 10
+        try:
+            watch.check(pending, {"cell"})
+        except SetupError:
+            return clock.now - began
+    return None
+
+
+def test_a_machine_on_which_no_worker_gets_anywhere_is_given_up_after_three_minutes():
+    assert 180 < ends_after(lambda second: {}) <= 250
+    assert 180 < ends_after(lambda second: {7: 30.0}) <= 250  # it has computed, and stands still
+    assert ends_after(lambda second: {}, is_private=False) is None
+
+
+def test_a_worker_that_still_imports_is_waited_for():
+    """At a load of 80 a first start took 166 s; three runs ended while their workers imported."""
+    assert ends_after(lambda second: {7: 0.025 * second}, seconds=1700) is None
+    assert 600 < ends_after(lambda second: {7: 0.025 * min(second, 600.0)}) <= 900
+
+
+def test_workers_that_die_at_once_and_are_started_again_are_not_waited_for():
+    assert 180 < ends_after(lambda second: {int(second): 5.0}) <= 250
+
+
+def test_no_start_takes_half_an_hour():
+    assert 1800 < ends_after(lambda second: {7: second}) <= 1900

@@ -104,7 +104,7 @@ def drive(
             waiting += [taken] if taken is not None else []
             if len(running) < workers:
                 running.append(waiting.pop(0))
-                queue.begun.add(running[-1])
+                queue.started.add(running[-1])
         if not running or number == most:
             return list(stored.values())
         trial_id = ends(running)

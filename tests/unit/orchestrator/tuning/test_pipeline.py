@@ -13,7 +13,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_connection import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
-from orchestrator.running import run as run_pipeline
+from orchestrator.running import stages
 from orchestrator.running.progress import Progress
 from orchestrator.tuning import tune_sweep as pipeline
 from orchestrator.tuning.search import Search
@@ -102,7 +102,7 @@ def test_every_trial_is_stored_told_and_tracked_once(found):
 def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     summary, root = found
     before, recipe = records(root), summary.recipe.read_bytes()
-    monkeypatch.setattr(run_pipeline, "connect", None)
+    monkeypatch.setattr(stages, "connect", None)
     again = tune_sweep(TINY, RunOptions(root=root))
     assert again.num_new == 0
     assert again.combinations == summary.combinations

@@ -1,0 +1,71 @@
+"""Metrics of a run for Prometheus, served by Ray as ``ray_isweep_…``; see ``grafana.json``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from ray.util.metrics import Counter, Gauge
+
+from orchestrator.running.progress import Progress
+
+PUBLISH_INTERVAL_S = 2.0
+"""Seconds between two updates; Ray collects them less often."""
+GAUGES = {
+    "isweep_images_per_second": "Images trained on per second, over all running trials.",
+    "isweep_epochs_per_second": "Epochs per second, over all running trials.",
+    "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
+    "isweep_gpus_asked": "GPUs that running trials share.",
+    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
+    "isweep_memory_asked_bytes": "Memory that running trials asked for.",
+}
+"""Gauges with a value per sweep, and their descriptions."""
+
+
+class SweepMetrics:
+    """The metrics of one sweep.
+
+    Args:
+        sweep: name of the sweep.
+        num_gpus: GPUs of the cluster.
+    """
+
+    def __init__(self, sweep: str, num_gpus: float) -> None:
+        self._tags = {"sweep": sweep}
+        self._num_gpus = num_gpus
+        self._published_at = 0.0
+        self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
+        self._failures = Counter(
+            "isweep_failed_attempts", "Failed attempts by kind.", tag_keys=("sweep", "kind")
+        )
+        self._gauges = {
+            name: Gauge(name, description, tag_keys=("sweep",))
+            for name, description in GAUGES.items()
+        }
+
+    def count_failure(self, kind: str) -> None:
+        """Count a failed attempt."""
+        self._failures.inc(1, {**self._tags, "kind": kind})
+
+    def publish(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Publish where the sweep stands, every two seconds at most.
+
+        Args:
+            progress: the state of the run.
+            requests: what each running trial asks of Ray.
+        """
+        if time.monotonic() - self._published_at < PUBLISH_INTERVAL_S:
+            return
+        self._published_at = time.monotonic()
+        for state, count in progress.states().items():
+            self._trials.set(count, {**self._tags, "state": state})
+        requests = list(requests)
+        num_gpus = sum(request.get("gpu", 0.0) for request in requests)
+        values = progress.pace()
+        values["isweep_gpus_asked"] = num_gpus
+        values["isweep_gpu_share_used"] = num_gpus / self._num_gpus if self._num_gpus else 0.0
+        values["isweep_memory_asked_bytes"] = sum(
+            request.get("memory", 0.0) for request in requests
+        )
+        for name, value in values.items():
+            self._gauges[name].set(value, self._tags)

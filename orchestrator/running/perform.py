@@ -1,0 +1,109 @@
+"""Performing a trial in a worker: training a network, or measuring more on a stored one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from orchestrator.results.store import FileKind
+from orchestrator.running.actors import ArtifactStore, MessageQueue
+from orchestrator.running.messages import TrialAssignment
+from search_spaces.errors import CorruptStoreError
+from tasks.prepared.subsets import TrialData
+from tasks.trials.records import SearchResult, TrialResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """A trial in its worker, with everything that it needs.
+
+    Attributes:
+        assignment: what the worker was given.
+        data: the trial's images.
+        device: options of :func:`tasks.trials.trial.run_trial`: device, threads, share, graphs.
+        files: stores weights, predictions and checkpoints; None stores none.
+        messages: tells the driver of epochs; None tells nobody.
+        pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
+    """
+
+    assignment: TrialAssignment
+    data: TrialData
+    device: Mapping[str, Any]
+    files: ArtifactStore | None = None
+    messages: MessageQueue | None = None
+    pretrained: Mapping[str, bytes] | None = None
+
+
+class Performed(NamedTuple):
+    """The result of a trial; ``trained`` is False if a stored network was measured."""
+
+    result: TrialResult | SearchResult
+    trained: bool
+
+
+Perform = Callable[[TrialTask], Performed]
+"""Performs a trial; a sweep and a search have one each."""
+
+
+def perform_trial(task: TrialTask) -> Performed:
+    """Train and measure a network; measure a stored one if only measurements are missing."""
+    result = _measure_stored(task)
+    if result is not None:
+        return Performed(result, trained=False)
+    return Performed(_train(task), trained=True)
+
+
+def _measure_stored(task: TrialTask) -> TrialResult | None:
+    """Return an earlier result with what it lacked; None if its network is not stored."""
+    assignment, files = task.assignment, task.files
+    earlier = assignment.earlier
+    if files is None or earlier is None or earlier.result.weights is None:
+        return None
+    from tasks.trials.trial import measure_trial
+
+    trial_id = assignment.trial_id
+    options = dict(task.device)
+    del options["graphs"]  # no step is taken
+    try:
+        return measure_trial(
+            assignment.spec,
+            task.data,
+            files.get(FileKind.WEIGHTS, trial_id, earlier.result.weights),
+            earlier.result,
+            earlier.lacks(assignment.spec),
+            micro_batch=assignment.resources.micro_batch,
+            keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
+            **options,
+        )
+    except CorruptStoreError as error:
+        log.warning("%s is trained again: %s", trial_id, error)
+        return None
+
+
+def _train(task: TrialTask) -> TrialResult:
+    from tasks.trials.training import Checkpoints
+    from tasks.trials.trial import run_trial
+
+    assignment, files = task.assignment, task.files
+    trial_id = assignment.trial_id
+    options = dict(task.device)
+    options["micro_batch"] = assignment.resources.micro_batch
+    pretrained = task.pretrained or {}
+    options["pretrained"] = pretrained.get(assignment.spec.network.model.pretrained_key)
+    if task.messages is not None:
+        publisher = task.messages.publisher(trial_id)
+        options["on_epoch"] = publisher.epoch_ended
+        options["on_score"] = publisher.score_evaluated
+    if files is not None:
+        if assignment.keep_weights:
+            options["keep"] = partial(files.put, FileKind.WEIGHTS, trial_id)
+        options["keep_predictions"] = partial(files.put, FileKind.PREDICTIONS, trial_id)
+        options["checkpoints"] = Checkpoints(
+            partial(files.checkpoint, trial_id), partial(files.put, FileKind.CHECKPOINT, trial_id)
+        )
+    return run_trial(assignment.spec, task.data, **options)

@@ -1,0 +1,1 @@
+"""Recovery from failures: what failed, which trial is tried again and how, and what hangs."""

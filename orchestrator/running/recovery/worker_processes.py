@@ -1,0 +1,47 @@
+"""The processes of a private cluster's workers on this machine, from ``/proc``."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+WORKER_SCRIPT = b"default_worker.py"
+"""Part of the command line of a worker of Ray's that is starting."""
+WORKER_TITLE = b"ray::IsweepTrial"
+"""Title of a worker that imports what trials need."""
+PARENT, USER_TICKS, SYSTEM_TICKS = 1, 11, 12
+"""Fields of ``/proc/PID/stat`` behind the command's name, which may contain blanks."""
+
+
+def worker_cpu_seconds(ancestor: int | None = None) -> dict[int, float]:
+    """Return the CPU seconds of each worker process that is starting or runs trials, by its id.
+
+    Args:
+        ancestor: the process from which the workers descend; None is this one, a driver.
+    """
+    children: dict[int, list[int]] = defaultdict(list)
+    cpu_seconds: dict[int, float] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):  # it may have ended meanwhile
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            pid = int(folder.name)
+            children[int(fields[PARENT])].append(pid)
+            ticks = int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])
+            cpu_seconds[pid] = ticks / TICKS_PER_S
+    descendants: list[int] = []
+    waiting = [os.getpid() if ancestor is None else ancestor]
+    while waiting:
+        below = children[waiting.pop()]
+        descendants += below
+        waiting += below
+    return {pid: cpu_seconds[pid] for pid in descendants if _is_worker(pid)}
+
+
+def _is_worker(pid: int) -> bool:
+    with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return WORKER_SCRIPT in command or command.startswith(WORKER_TITLE)
+    return False

@@ -1,0 +1,222 @@
+"""Stages that ``isweep run`` and ``isweep tune`` share: locks, the cluster, checks, preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from orchestrator.machine.cluster import (
+    Cluster,
+    RunOptions,
+    connect,
+    reached,
+    this_machine,
+    trial_resources,
+)
+from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical
+from orchestrator.machine.locks import locked
+from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.runtimes import MeasuredTrial
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.mlflow_connection import mlflow_uri
+from orchestrator.results.provenance import provenance
+from orchestrator.results.stored_results import StoredResults
+from orchestrator.results.tracking import Tracker
+from orchestrator.running import preparation
+from orchestrator.running.progress import Progress
+from search_spaces.errors import plural
+from search_spaces.specs import PreparedSpec, TrialSpec
+from tasks.remote import Executor, RayExecutor
+
+if TYPE_CHECKING:
+    from orchestrator.running.work import RunContext
+
+
+@dataclass
+class Stages:
+    """A command that works on a sweep.
+
+    Attributes:
+        purpose: the command, for people.
+        workspace: the sweep's plan and folders.
+        options: where and how to run.
+        monitor: shows what happens.
+        stack: what is undone when the command ends.
+    """
+
+    purpose: str
+    workspace: Workspace
+    options: RunOptions
+    monitor: Progress
+    stack: ExitStack
+
+    def begin(self) -> None:
+        """Take the root's lock, and remove what a killed run left."""
+        if self.options.tracking:
+            # A mistaken address is refused here, not when MLflow starts.
+            mlflow_uri(self.workspace.paths, self.options.mlflow_uri)
+        self.workspace.make()
+        provenance()  # cached: of the code as it is now, even if it changes while trials run
+        self.monitor.path = self.workspace.sweep_paths.progress
+        self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
+        self.stack.enter_context(self.monitor.shown())
+        self.monitor.stage("start", "MLflow" if self.options.tracking else "")
+        remove_orphans(self.workspace.paths)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The cluster, connected at its first use: a sweep that is done starts no Ray."""
+        plan = self.workspace.plan
+        paths = self.workspace.paths
+        self.monitor.stage("start", "Ray")
+        connection = connect(
+            self.options.address,
+            num_cpus=self.options.num_cpus,
+            dashboard=self.options.dashboard,
+            token_file=paths.token,
+            job={
+                "job_name": self.purpose,
+                "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
+                "isweep root": str(paths.root),
+            },
+        )
+        cluster = self.stack.enter_context(connection)
+        self._show_cluster(cluster)
+        return cluster
+
+    def _show_cluster(self, cluster: Cluster) -> None:
+        note = self.monitor.note
+        gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
+        place = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+        note(f"Running on {place}: {cluster.num_cpus:g} CPUs{gpus}")
+        if cluster.dashboard:
+            note(
+                f"Ray dashboard: {cluster.dashboard} (access token in {self.workspace.paths.token})"
+            )
+            # A private cluster has one job only.
+            table = f"{cluster.dashboard}/#/jobs/01000000, Task Table"
+            note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
+
+    @cached_property
+    def nodes(self) -> list[NodeGpus]:
+        """The cluster's nodes with GPUs; none if trials run on CPUs."""
+        if self.options.device == "cpu" or not self.cluster.num_gpus:
+            return []
+        return survey(self.cluster.num_gpus, local=self.cluster.local)
+
+    def check_machine(self) -> None:
+        """Check, before anything starts, that trials can run.
+
+        Raises:
+            SweepError: the cluster does not answer, this machine is too small, or no trial can use
+                its GPUs.
+        """
+        options = self.options
+        if options.address is not None:
+            reached(options.address)
+            return
+        num_gpus = 0 if options.device == "cpu" else len(gpus_here())
+        device = "cpu" if num_gpus or is_logical() else options.device
+        # Called for what it refuses.
+        trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+        if num_gpus:
+            self.check_gpus(survey(num_gpus, local=True))
+
+    def check_gpus(self, nodes: list[NodeGpus]) -> None:
+        """Check that some trial of the sweep can run on these nodes' GPUs.
+
+        Raises:
+            SweepError: none can.
+        """
+        plan = self.workspace.plan
+        share = plan.sweep.resources.num_gpus
+        if share is None:
+            share = 0.5 if any(node.mps for node in nodes) else 1.0
+        if share:
+            refuse(nodes, plan.trials, share=share, alone=self.options.address is None)
+
+    def executor(self, *, reads_files: bool = False) -> Executor:
+        """Return what runs tasks on the cluster.
+
+        Args:
+            reads_files: the tasks read raw downloads or prepared data, which only the driver's node
+                is known to have.
+        """
+        return RayExecutor(
+            driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note
+        )
+
+    def check_stored(self, stored: StoredResults) -> None:
+        """Check that the store may be written, and say how many of its files are not believed.
+
+        Raises:
+            NewerRecordError: a newer version of the program wrote there.
+        """
+        stored.check_writable()
+        damaged = stored.unreadable
+        if damaged:
+            self.monitor.note(
+                f"{plural(len(damaged), 'stored file')} not believed, such as {damaged[0].path}: "
+                f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their trials are run "
+                "again"
+            )
+
+    @property
+    def missing(self) -> list[PreparedSpec]:
+        """Datasets that are not prepared yet."""
+        prepared = self.workspace.prepared
+        return [spec for spec in self.workspace.plan.prepared if spec.prepared_id not in prepared]
+
+    def prepare(self) -> None:
+        """Prepare the datasets that are missing."""
+        missing = self.missing
+        if not missing:
+            return
+        executor = self.executor(reads_files=True)
+        preparation.prepare_missing(self.workspace, missing, self.options, executor, self.monitor)
+        self.workspace.look_again()
+
+    def run_context(
+        self,
+        plan: SweepPlan,
+        stored: StoredResults,
+        tracker: Tracker,
+        trials: Collection[TrialSpec],
+        measured: Collection[MeasuredTrial] = (),
+    ) -> RunContext:
+        """Return what the trials of a plan share, and set how many run at once.
+
+        Args:
+            plan: the plan of the sweep or the search.
+            stored: its results.
+            tracker: shows its trials in MLflow.
+            trials: trials that are typical of what is run, at least one.
+            measured: trials that have run, from which predictions are corrected.
+        """
+        from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
+        from orchestrator.running.recovery.shortage import slots_for
+        from orchestrator.running.work import RunContext
+
+        requested = plan.sweep.resources
+        folders = gpu_check_folders(self.workspace.paths.root)
+        resources = trial_resources(requested, self.cluster, self.options.device)
+        expectation = expectation_for(self.nodes, requested, measured, folders)
+        slots = slots_for(ResourcePolicy(resources, expectation).mean_request(trials))
+        self.monitor.slots = slots.num_trials
+        if slots.note:
+            self.monitor.note(slots.note)
+        return RunContext(
+            plan,
+            self.workspace.paths,
+            self.cluster,
+            resources,
+            stored,
+            tracker,
+            self.monitor,
+            expectation,
+        )

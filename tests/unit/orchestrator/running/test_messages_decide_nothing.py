@@ -1,0 +1,152 @@
+"""Decisions are made by fields: whoever rewords a message changes what a person reads, and no more."""
+
+import json
+import math
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import ray.exceptions as rex
+
+from orchestrator.machine.cluster import Resources
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.running import trial_device
+from orchestrator.running.messages import TrialReport
+from orchestrator.running.recovery.failures import OtherCodeError, classify, classify_lost_worker
+from orchestrator.running.recovery.resource_policy import ResourcePolicy
+from orchestrator.running.recovery.retries import Retries
+from orchestrator.running.trial_device import UnusableGpuError
+from orchestrator.running.worker import TrialTrainable
+from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
+from tasks.trials.training import CaptureError
+from tests.simulation.schedules import draw, run_seed
+from tests.simulation.workers import SimulatedBackend
+from tests.small_sweep import small_sweep
+from tests.unit.orchestrator.results.examples import trial_spec
+from tests.unit.orchestrator.running.test_failures import OF_GPUS, RAYS_WORDS
+
+OURS = (
+    (UnusableGpuError.of("GPU-1 of node a", "it has no driver", "install one"), {}),
+    (OtherCodeError("A worker must run the code of the driver", "another", "install it"), {}),
+    (CaptureError("a step could not be captured: RuntimeError: unsupported"), {}),
+    (ConfigError("A batch needs two images", "1", "raise batch_size"), {}),
+    (DataError("Pixels must be finite"), {}),
+    (SetupError("Storage must answer"), {}),
+)
+REWORDED = "GPU-9 of node z: out of memory, others hold 9 of 9 GiB; a step could not be captured"
+"""What no failure is, in the words by which failures were known once."""
+
+
+@pytest.fixture(scope="module")
+def trial():
+    sweep = load_sweep(small_sweep("mine", models=["small_mlp"]))
+    return plan_sweep(sweep).trials[0]
+
+
+def failures():
+    """Return a failure of each kind that is told apart, and the same failures in other words."""
+    told = [classify(error) for error, *_ in OF_GPUS]
+    told += [classify(error) for error, _ in OURS]
+    told.append(classify_lost_worker(None, RAYS_WORDS, pid=411))
+    told.append(classify_lost_worker(rex.RayActorError("ab", "gone"), "gone"))
+    told += [failure.model_copy(update={"held_by_others": 0.5}) for failure in told]
+    update = {"message": REWORDED, "traceback": REWORDED}
+    return [(failure, failure.model_copy(update=update)) for failure in told]
+
+
+def decisions_on(trial, failure):
+    """Return all that follows when a trial fails so again and again on the one node there is."""
+    retries, policy, decisions = Retries(), ResourcePolicy(Resources(1, 0.5)), []
+    for _ in range(25):
+        request = policy.request_for(trial)
+        is_hopeless = bool(policy.failed(trial, failure))
+        decision = retries.failed("t", failure, died=failure.ends_process, hopeless=is_hopeless)
+        ends_sweep = False
+        try:
+            retries.check_nodes("a", failure, {"a"})
+        except SetupError:
+            ends_sweep = True
+        decisions.append((request, is_hopeless, decision.pause_s, ends_sweep, failure.gpu))
+    return decisions
+
+
+@pytest.mark.parametrize(
+    ("failure", "reworded"), failures(), ids=[str(pair[0].message)[:50] for pair in failures()]
+)
+def test_a_reworded_failure_is_tried_again_elsewhere_and_with_as_much_as_before(
+    trial, failure, reworded
+):
+    assert decisions_on(trial, failure) == decisions_on(trial, reworded)
+
+
+def test_the_failures_that_are_reworded_differ_in_what_follows(trial):
+    """Or the test before would hold of a program that decides nothing."""
+    followed = Counter(str(decisions_on(trial, failure)) for failure, _ in failures())
+    assert len(followed) >= 8
+
+
+@pytest.mark.parametrize(
+    "error", [error for error, _ in OURS], ids=lambda error: type(error).__name__
+)
+def test_an_error_of_ours_in_other_words_is_classified_alike(error):
+    again = type(error)(*[REWORDED.replace("GPU-9", "a GPU")] * len(error.args))
+    again.__dict__.update(
+        {name: error.__dict__[name] for name in ("gpu",) if name in error.__dict__}
+    )
+    told, expected = classify(again), classify(error)
+    without_text = {"message": "", "traceback": ""}
+    assert told.model_copy(update=without_text) == expected.model_copy(update=without_text)
+
+
+def test_a_worker_waits_for_what_failed_and_not_for_what_is_said(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    worker = SimpleNamespace(
+        _has_run=False, assignment=SimpleNamespace(resources=Resources(1, 0.5)), _gpu_uuid="GPU-1"
+    )
+    for error in (ValueError(REWORDED), DataError(REWORDED)):
+        assert TrialTrainable._failure(worker, error).gpu == ""
+    assert pauses == []
+    TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
+    assert pauses == [trial_device.REST_S]
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(40) if len(draw(seed)) >= 7][:4])
+def test_a_sweep_whose_failures_are_reworded_takes_the_same_course(monkeypatch, seed):
+    expected = [told[:3] for told in run_seed(seed).told]
+    undisturbed = SimulatedBackend.outcome_of
+
+    def in_other_words(backend, trial, location):
+        outcome = undisturbed(backend, trial, location)
+        if isinstance(outcome, TrialReport):
+            failure = outcome.outcome.model_copy(update={"message": REWORDED})
+            return outcome.model_copy(update={"outcome": failure})
+        return outcome.model_copy(update={"message": REWORDED})
+
+    monkeypatch.setattr(SimulatedBackend, "outcome_of", in_other_words)
+    assert [told[:3] for told in run_seed(seed).told] == expected
+
+
+def test_a_failure_that_an_older_version_stored_is_still_read():
+    older = '{"kind": "device_error", "message": "CUDA error", "traceback": "…"}'
+    failure = TrialFailure.model_validate_json(older)
+    assert (failure.gpu, failure.memory, failure.held_by_others) == ("", "", None)
+    record = FailureRecord(trial_id="t", spec=trial_spec(), attempt=1, failure=failure).model_dump(
+        mode="json"
+    )
+    new = set(TrialFailure.model_fields) - {"kind", "message", "traceback"}
+    record["failure"] = {
+        name: value for name, value in record["failure"].items() if name not in new
+    }
+    assert FailureRecord.model_validate_json(json.dumps(record)).failure == failure
+
+
+def test_every_kind_of_failure_is_among_those_that_are_reworded_or_has_no_fields():
+    kinds = {failure.kind for failure, _ in failures()}
+    told_by_type = {"lost_node", "cluster_error", "hung", "disk_full", "code_error"}
+    assert kinds | told_by_type == set(FailureKind)
+    assert issubclass(UnusableGpuError, SweepError)
+    assert math.isinf(ResourcePolicy(Resources(1, 0)).node_memory_bytes())
