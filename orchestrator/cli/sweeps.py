@@ -238,7 +238,7 @@ def _range_text(values: Sequence[object]) -> str:
 def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what stands in the way of a run on this machine now."""
     from orchestrator.machine.cluster import this_machine, trial_resources
-    from tasks.sources.base import count_lines
+    from tasks.sources.base import format_counts
 
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
