@@ -255,7 +255,7 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
             f"not prepared: {item['dataset']} ({num_files} files listed, none opened: {measure} "
             "opens them, or isweep run)"
         )
-        yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
+        yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:
         named = ", ".join(known_datasets[:MAX_UNPREPARED])
         if len(known_datasets) > MAX_UNPREPARED:
