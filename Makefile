@@ -70,7 +70,7 @@ slurm-test: wheel
 bench: $(STAMP)
 	@for script in $$(ls benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-# The documentation as a site, without a connection; a warning is an error.
+# The documentation as a site, without a connection; a warning is an error. The tutorial is executed when it changed (minutes).
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group docs --constraint constraints.txt
 	$(BIN)/sphinx-build -EW --keep-going -q docs docs/_build/html

@@ -35,7 +35,7 @@ NUM_COUNTED = 94
 def shown_digits() -> dict[str, tuple[str, ...]]:
     """Return the digits that each world of both sweeps shows; none for other images."""
     return {
-        one.world: one.made.digit_classes
+        one.base_name: one.images.digit_classes
         for name in SWEEPS
         for one in load_sweep(name).experiment
         if one.moves == "base"

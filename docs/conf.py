@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+# Kernels that execute pages import this checkout too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
 project = "isweep"
-author = "The isweep maintainers"
+author = copyright = "The isweep maintainers"
 version = release = metadata.version("isweep")
 
 extensions = [
@@ -22,7 +25,13 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = False
 
-nb_execution_mode = "off"
+# Only pages with code cells are executed (tutorial.md, concepts.md), once per change, offline.
+nb_execution_mode = "cache"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900
+nb_execution_show_tb = True
+nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 

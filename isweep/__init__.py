@@ -1,21 +1,37 @@
-"""The front for notebooks and scripts: run, open, plan, tune, measure, predict.
+"""Run sweeps, measure images and read what was found, from notebooks and scripts.
 
->>> import isweep
->>> sweep = isweep.run("demo")            # or a sweep file's path, a mapping, a SweepSpec
->>> sweep.table, sweep.best(dataset="digits"), sweep.failures, sweep.fits.to_frame(), sweep.report
->>> search = isweep.tune("demo")  # learning rates: search.table, search.recipe, search.report
->>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
->>> isweep.predict(record, sweep, target_loss=0.3)
+A first session::
+
+    import isweep
+
+    isweep.measure("./my-images", image_size=32)  # d_data and K_F, nothing is trained
+    sweep = isweep.run("demo")                    # or a sweep file's path, or a mapping
+    sweep.table                                   # one row per trial, a DataFrame
+    sweep.best(dataset="digits")                  # the best model at each train size
+    sweep.report                                  # the page with all answers
+
+Functions: ``run``, ``open``, ``plan`` and ``tune`` work on a sweep. ``measure`` needs images only.
+``learning_curves`` and ``predict`` look ahead. ``compare``, ``claims`` and ``power`` judge sweeps.
+``help(isweep.run)`` and its like say what each takes, returns and raises.
 """
+
+from typing import TYPE_CHECKING
 
 import lazy_loader
 
-_named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+if TYPE_CHECKING:
+    __version__: str
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("isweep")
     if name in __all__ or name.startswith("_"):
-        return _named(name)
+        return _load_name(name)
     raise AttributeError(
         f"isweep has no {name}; it has {', '.join(__all__)}: isweep.open(NAME).table"
     )

@@ -1,4 +1,4 @@
-"""Learning curves of one dataset, from Python: the score at N, and the images a target needs."""
+"""Extrapolate the learning curves of one dataset: the score at N, and the images a target needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from isweep.measuring import Shown
+from isweep.display import Displayed
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
 from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import DEFAULT_ASSURANCE, Metric
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class LearningCurves(Shown):
-    """What the learning curves of one dataset answer, one answer per network and class pair."""
+class LearningCurves(Displayed):
+    """Answers from the learning curves of one dataset.
+
+    Attributes:
+        answers: One answer per network and class pair.
+        remarks: What a reader should know of them, one sentence each.
+    """
 
     answers: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        lines = [line for curve in self.answers for line in curve.lines()]
+        lines: list[str] = []
+        for curve in self.answers:
+            lines += curve.lines()
         return "\n".join([*lines, *self.remarks])
 
-    def shown(self) -> pd.DataFrame:
+    def displayed(self) -> pd.DataFrame:
         """Return a row per curve: the score at N with its 90 % interval, and the images needed."""
         rows = []
         for curve in self.answers:
@@ -77,9 +84,9 @@ def learning_curves(
         SweepError: If a table holds no such score, or too few train sizes.
 
     Example:
-        >>> import pandas as pd
+        >>> import isweep, pandas as pd
         >>> table = pd.DataFrame({"train_size": [60, 120, 240], "accuracy": [0.71, 0.78, 0.83]})
-        >>> curves = learning_curves(table, target=0.86, test_size=200)
+        >>> curves = isweep.learning_curves(table, target=0.86, test_size=200)
         >>> 240 < curves.answers[0].images.assured < 4000
         True
     """
@@ -89,6 +96,8 @@ def learning_curves(
         table = results
     else:
         table = results.table
-    question = CurveQuestion(metric or metric_of(table), train_size, target, assurance, test_size)
+    if metric is None:
+        metric = metric_of(table)
+    question = CurveQuestion(metric, train_size, target, assurance, test_size)
     report = answers(table, question, model)
     return LearningCurves(report.curves, report.remarks)

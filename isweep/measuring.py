@@ -1,20 +1,19 @@
-"""Measuring one's own images: arrays, folders and files give the same record."""
+"""Measure images of your own: arrays, folders and files give the same record."""
 
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from isweep.display import CellFigure, Displayed
 from orchestrator.analysis.figures.style import styled
 from orchestrator.measuring.arrays import measure_on_scale
 from orchestrator.measuring.labels import name_labels
@@ -23,83 +22,65 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
-from tasks.measures.records import MeasureSettings, as_sizes, one_array
+from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor
 
 
-class Shown:
-    """What a notebook shows as its repr and a table below."""
-
-    def shown(self) -> pd.DataFrame | None:
-        """Return the table, if there is one."""
-        return None
-
-    def _repr_html_(self) -> str:
-        head, table = f"<p>{html.escape(repr(self))}</p>", self.shown()
-        if table is None:
-            return head
-        return head + table.to_html(index=False, float_format="{:.4g}".format, na_rep="")
-
-
-class CellFigure(Figure):
-    """A figure that a cell shows by itself: IPython draws bare ones only once pyplot was
-    imported.
-    """
-
-    def _repr_png_(self) -> bytes:
-        with io.BytesIO() as file:
-            self.savefig(file, format="png")
-            return file.getvalue()
-
-
 @dataclass(frozen=True, repr=False)
-class Measurement(Measured, Shown):
-    """The measures of a set of images, to look at in a notebook."""
+class Measurement(Measured, Displayed):
+    """Intrinsic dimension and label sharpness of a set of images, with everything around them."""
 
     @property
     def num_images(self) -> int:
-        """Images measured, duplicates included."""
+        """Number of images measured, duplicates included."""
         return self.record.sizes[-1].train_size
 
     @property
     def d_data(self) -> float | None:
-        """Intrinsic dimension by maximum likelihood, of all images."""
+        """Intrinsic dimension of all images, by maximum likelihood."""
         estimate = self.record.d_data.get("mle")
-        return None if estimate is None else estimate.value
+        if estimate is None:
+            return None
+        return estimate.value
 
     @property
     def label_sharpness(self) -> float | None:
-        """K_F of all images; None without labels."""
+        """K_F of all images, per unit of L2 pixel distance; None without labels."""
         sharpness = self.record.label_sharpness
-        return None if sharpness is None else sharpness.value
+        if sharpness is None:
+            return None
+        return sharpness.value
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per train size and estimator of d_data, with K_F beside."""
-        rows = [
-            {
-                "train_size": size.train_size,
-                "estimator": name,
-                "d_data": estimate.value,
-                "std_error": estimate.reported_std_error,
-                "label_sharpness": None
-                if size.label_sharpness is None
-                else size.label_sharpness.value,
-                "num_duplicates": size.num_duplicates,
-            }
-            for size in self.record.sizes
-            for name, estimate in size.d_data.items()
-        ]
+        """Return one row per train size and estimator of d_data, with K_F in each row."""
+        rows = []
+        for size in self.record.sizes:
+            sharpness = None
+            if size.label_sharpness is not None:
+                sharpness = size.label_sharpness.value
+            for name, estimate in size.d_data.items():
+                rows.append(
+                    {
+                        "train_size": size.train_size,
+                        "estimator": name,
+                        "d_data": estimate.value,
+                        "std_error": estimate.reported_std_error,
+                        "label_sharpness": sharpness,
+                        "num_duplicates": size.num_duplicates,
+                    }
+                )
         return pd.DataFrame(rows)
 
-    shown = to_frame
+    displayed = to_frame
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as plain JSON: what ``isweep measure --json`` prints of them."""
+        """Return the record as plain JSON, as ``isweep measure --json`` prints it."""
         return self.record.to_json()
 
     def plot_pair(self) -> Figure:
-        """Draw the two differently labelled images that attain K_F, if any. It shows your
-        images.
+        """Draw the two closest images with different labels, which attain K_F.
+
+        The figure shows two of your images.
         """
         with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
@@ -107,28 +88,38 @@ class Measurement(Measured, Shown):
         return figure
 
     def __repr__(self) -> str:
-        parts, count = [plural(self.num_images, "image")], len(self.label_names)
-        if count:
-            parts.append(plural(count, "class"))
-        estimate, sharpness = self.record.d_data.get("mle"), self.record.label_sharpness
-        error = (
-            ""
-            if estimate is None or estimate.reported_std_error is None
-            else f" ± {estimate.reported_std_error:.2g}"
-        )
-        for name, one, more in (("d_data", estimate, error), ("K_F", sharpness, "")):
-            if one is not None:
-                value = (
-                    f"undefined ({one.reason})" if one.value is None else f"{one.value:.3g}{more}"
-                )
-                parts.append(f"{name} {value}")
-        if duplicates := self.record.sizes[-1].num_duplicates:
+        parts = [plural(self.num_images, "image")]
+        if self.label_names:
+            parts.append(plural(len(self.label_names), "class"))
+        parts += _numbers_in_words(self.record)
+        duplicates = self.record.sizes[-1].num_duplicates
+        if duplicates:
             parts.append(f"{plural(duplicates, 'duplicate')} left out")
         return "Measurement: " + ", ".join(parts)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.record.notes)
         return f"{super()._repr_html_()}<ul>{notes}</ul>"
+
+
+def _numbers_in_words(record: MeasureResult) -> list[str]:
+    """Return d_data with its standard error and K_F as text, or why one of them is undefined."""
+    words = []
+    estimate = record.d_data.get("mle")
+    if estimate is not None:
+        if estimate.value is None:
+            words.append(f"d_data undefined ({estimate.reason})")
+        elif estimate.reported_std_error is None:
+            words.append(f"d_data {estimate.value:.3g}")
+        else:
+            words.append(f"d_data {estimate.value:.3g} ± {estimate.reported_std_error:.2g}")
+    sharpness = record.label_sharpness
+    if sharpness is not None:
+        if sharpness.value is None:
+            words.append(f"K_F undefined ({sharpness.reason})")
+        else:
+            words.append(f"K_F {sharpness.value:.3g}")
+    return words
 
 
 def measure(
@@ -143,80 +134,133 @@ def measure(
     root: str | Path | None = None,
     **settings: Any,
 ) -> Measurement:
-    """Measure d_data and label sharpness in this process, without Ray and without training
-    anything.
+    """Measure intrinsic dimension and label sharpness in this process; nothing is trained.
 
     Args:
-        images: ``(num_images, channels, height, width)``, ``(num_images, height, width[,
-            channels])`` or ``(num_images, num_features)``. Images of floats must lie in [0, 1] or
-            [0, 255], or have a ``pixel_range``, and are brought to [0, 255]; or the path or name
-            that ``isweep measure`` takes.
-        labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a
-            ``.npy`` the path of a file of labels.
-        train_sizes: Nested, stratified subsets to measure beside all images.
-        class_pair: Only these two classes, by name.
-        image_size: Side to which image files are resized (224 when None).
-        channels: 1 or 3, of image files.
-        own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``,
-            ``layout``.
-        root: Where prepared datasets are looked for; see :func:`isweep.run`.
-        settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``,
-            ...
+        images: Arrays of shape ``(num_images, channels, height, width)``, ``(num_images, height,
+            width[, channels])`` or ``(num_images, num_features)``. Floats must lie in [0, 1] or
+            [0, 255], or come with a ``pixel_range``. Or a path, or a dataset's name, as
+            ``isweep measure`` takes it.
+        labels: One number or text per image, ``(num_images,)``. None measures d_data only. For a
+            ``.npy`` file, the path of a file of labels.
+        train_sizes: Sizes of nested, stratified subsets to measure besides all images (images).
+        class_pair: Names of the only two classes to measure.
+        image_size: Side in pixels to which image files are resized; None takes 224.
+        channels: 1 (gray) or 3 (color), for image files.
+        own: Answers that a folder or table of yours leaves open, as in a sweep file:
+            ``label_map``, ``label_columns``, ``layout``.
+        root: Folder in which prepared datasets are looked up; see :func:`isweep.run`.
+        **settings: Fields of :class:`tasks.measures.records.MeasureSettings`, such as
+            ``num_neighbors`` or ``seed``.
+
+    Returns:
+        The measurement. ``d_data`` is a number of directions, ``label_sharpness`` is one over an
+        L2 distance of pixels in [0, 255].
+
+    Raises:
+        SweepError: If the images or labels cannot be read or measured, or a setting is unknown.
+
+    Example:
+        >>> import numpy as np, isweep
+        >>> images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+        >>> record = isweep.measure(images, ["cat", "dog"] * 30, num_neighbors=10)
+        >>> record.num_images, record.label_names
+        (60, ('cat', 'dog'))
+        >>> record.label_sharpness < 0.01
+        True
     """
+    known_settings = MeasureSettings.__dataclass_fields__
     for name in settings:
-        if name not in MeasureSettings.__dataclass_fields__:
-            raise unknown_name("setting", name, MeasureSettings.__dataclass_fields__)
-    of_files = isinstance(images, (str, Path))
-    asked = MeasureRequest(str(images) if of_files else "", settings=MeasureSettings(**settings))
-    asked = replace(asked, train_sizes=as_sizes(train_sizes), class_pair=_two_names(class_pair))
-    if of_files:
-        if not isinstance(own, (Mapping, NoneType)):
-            raise ConfigError(
-                "own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}"
-            )
-        if labels is not None and not isinstance(labels, (str, Path)):
-            rule = "Labels of a file of images must be a file too"
-            raise ConfigError(rule, type(labels).__name__, "give its path")
-        asked = replace(
-            asked, labels=None if labels is None else Path(labels), said=dict(own or {})
+        if name not in known_settings:
+            raise unknown_name("setting", name, known_settings)
+    method = MeasureSettings(**settings)
+    sizes = as_sizes(train_sizes)
+    pair = _two_names(class_pair)
+    if isinstance(images, (str, Path)):
+        request = MeasureRequest(
+            source=str(images),
+            labels=_label_file(labels),
+            said=_source_options(own),
+            class_pair=pair,
+            train_sizes=sizes,
+            image_size=image_size,
+            channels=channels,
+            settings=method,
         )
-        asked = replace(asked, image_size=image_size, channels=channels)
-        return Measurement(
-            **vars(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
-        )
+        measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
+        return Measurement(**vars(measured))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None or channels != 1:
-        found = f"image_size {image_size}, channels {channels}"
         raise ConfigError(
-            "image_size is for image files, as channels are", found, "change the array before"
+            "image_size is for image files, as channels are",
+            f"image_size {image_size}, channels {channels}",
+            "change the array before",
         )
-    array, written = (
-        one_array("Images", images),
-        None if labels is None else one_array("Labels", labels),
+    request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
+    return _measure_arrays(images, labels, request)
+
+
+def _measure_arrays(
+    images: npt.ArrayLike, labels: npt.ArrayLike | None, request: MeasureRequest
+) -> Measurement:
+    """Measure arrays of images and their labels, which must be as many."""
+    image_array = one_array("Images", images)
+    if labels is None:
+        measured = measure_on_scale(LabeledImages(image_array), request, InlineExecutor())
+        return Measurement(**vars(measured))
+    label_array = one_array("Labels", labels)
+    if label_array.shape != (len(image_array),):
+        raise DataError(
+            "There must be one label per image",
+            f"{label_array.shape} labels, {len(image_array)} images",
+        )
+    named = name_labels(label_array.tolist())
+    data = LabeledImages(image_array, named.codes, named.names)
+    measured = measure_on_scale(data, request, InlineExecutor())
+    return Measurement(**vars(measured))
+
+
+def _label_file(labels: object) -> Path | None:
+    """Return the path of a file of labels, the only kind of labels that a file of images has."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, Path)):
+        return Path(labels)
+    raise ConfigError(
+        "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
     )
-    if written is not None and written.shape != (len(array),):
-        found = f"{written.shape} labels, {len(array)} images"
-        raise DataError("There must be one label per image", found)
-    data = LabeledImages(array)
-    if written is not None:
-        named = name_labels(written.tolist())
-        data = LabeledImages(array, named.codes, named.names)
-    return Measurement(**vars(measure_on_scale(data, asked, InlineExecutor())))
+
+
+def _source_options(own: object) -> dict[str, Any]:
+    """Return the answers that a user gives about a folder or table of images."""
+    if own is None:
+        return {}
+    if isinstance(own, Mapping):
+        return dict(own)
+    raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
-    """Return a class pair as two names; of labels that are numbers these may be numbers too."""
+    """Return a class pair as two names; classes that are numbers may be given as numbers."""
     if class_pair is None:
         return None
-    names = class_pair if isinstance(class_pair, (tuple, list)) else ()
+    names: list[object] = []
+    if isinstance(class_pair, (tuple, list)):
+        names = list(class_pair)
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
         raise ConfigError("class_pair must be two classes", repr(class_pair), "e.g. ('cat', 'dog')")
     return str(names[0]), str(names[1])
 
 
 def root_text(root: object) -> str | None:
-    """Return a root as text, or None for the default one; ConfigError when it is no path."""
-    if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
+    """Return a root as text, or None for the default root.
+
+    Raises:
+        ConfigError: If it is no path, or empty.
+    """
+    if root is None:
+        return None
+    if not isinstance(root, (str, Path)) or not str(root).strip():
         raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
-    return None if root is None else str(root)
+    return str(root)

@@ -1,69 +1,71 @@
-"""A sweep as one object: what was planned, what was found, what it means, and what it predicts."""
+"""A sweep as one object: what is planned, what was found, and what it means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
 
-from isweep.measuring import Measurement, Shown, root_text
+from isweep.display import Displayed, PrintedTable
+from isweep.measuring import root_text
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from search_spaces.errors import ConfigError, DataError, invalid, plural, unknown_name
+from search_spaces.errors import DataError, plural
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
-    from orchestrator import RunOptions
     from orchestrator.analysis.experiments.records import Arm
     from orchestrator.analysis.fits import ScalingFits
-    from orchestrator.analysis.loss_growth import Growth
-    from orchestrator.analysis.prediction import Prediction
-    from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.results.state import State
-    from orchestrator.running.progress import Progress
 
 
 @dataclass(repr=False)
-class Sweep(Shown):
-    """A sweep below one root: ``workspace`` plans it. What is read is kept: open it again to look
-    anew.
+class Sweep(Displayed):
+    """A sweep and its results below one root.
+
+    Results are read once and kept. Open the sweep again to see what was added since.
+
+    Attributes:
+        workspace: The plan of the sweep, and where its results lie.
     """
 
     workspace: Workspace
 
     @property
     def name(self) -> str:
-        """The sweep's name."""
+        """Name of the sweep."""
         return self.workspace.plan.sweep.name
 
     @cached_property
     def state(self) -> State:
-        """What the result store holds."""
+        """Records in the result store."""
         from orchestrator.results.state import read_state
 
         return read_state(self.workspace)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per trial with a result; ``docs/results-columns.md`` explains the columns."""
+        """One row per trial with a result; ``docs/results-columns.md`` explains the columns.
+
+        The table of a sweep without results is empty, with a warning.
+        """
         from orchestrator import results_table
 
-        return results_table(self.workspace, state=self.state)
+        table = results_table(self.workspace, state=self.state)
+        if table.empty:
+            warnings.warn(self._no_results, stacklevel=3)
+        return table
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``,
-        ….
-        """
+        """One row per trial and test image: ``image``, ``label``, ``logit_0``, ``logit_1``, …."""
         from orchestrator.results.rows import predictions_table
         from orchestrator.results.store import ResultStore
 
@@ -73,168 +75,212 @@ class Sweep(Shown):
     def failures(self) -> pd.DataFrame:
         """One row per failed trial: ``trial_id``, ``kind``, ``message``."""
         rows = self.state.failure_rows()
-        return pd.DataFrame(rows, columns=None if rows else ["trial_id", "kind", "message"])
+        if not rows:
+            return pd.DataFrame(columns=["trial_id", "kind", "message"])
+        return pd.DataFrame(rows)
 
     def best(
-        self, *, dataset: str | None = None, train_size: int | None = None, model: str | None = None
+        self,
+        *,
+        dataset: str | None = None,
+        train_size: int | None = None,
+        model: str | None = None,
+        metric: str = "test_loss",
     ) -> pd.DataFrame:
-        """Return the model of lowest mean test loss and the next, one row per dataset and train
-        size.
+        """Return the best model and the runner-up for each dataset and train size.
 
-        Means are over the class pairs and seeds that all models have. The arguments keep one
-        dataset, size or model; of one model it is that model's numbers.
+        Means are over the class pairs and seeds that all models have.
+
+        Args:
+            dataset: Keep this dataset only.
+            train_size: Keep this number of training images only.
+            model: Keep this model only, which is then the best one.
+            metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or another
+                score of the table. Losses and calibration errors rank upward, other scores
+                downward.
+
+        Returns:
+            One row per dataset and train size. ``runner_up`` is the next best model.
+
+        Raises:
+            SweepError: If there is no result, or a name is in no row.
+
+        Example:
+            >>> import isweep
+            >>> best = isweep.open("smoke").best(dataset="manifold_d4", metric="test_accuracy")
+            >>> best.columns[:4].tolist()
+            ['dataset', 'train_size', 'model', 'test_accuracy']
         """
         from orchestrator.analysis.result_rows import select_rows
         from orchestrator.analysis.tables.of_trials import best_models
 
-        wanted = {"dataset": dataset, "train_size": train_size, "model": model}
-        rows = select_rows(
-            self._with_results(), {name: it for name, it in wanted.items() if it is not None}
-        )
-        return best_models(rows)
+        filters = {"dataset": dataset, "train_size": train_size, "model": model}
+        filters = {name: value for name, value in filters.items() if value is not None}
+        return PrintedTable(best_models(select_rows(self.results(), filters), metric))
 
     @cached_property
     def fits(self) -> Fits:
-        """The scaling-law fits, with uncertainty."""
+        """The scaling-law fits, each with its uncertainty."""
         from orchestrator import fit_scaling_laws
         from orchestrator.analysis.report import arms_of, stored_predictions
 
-        table, arms = self._with_results(), arms_of(self.workspace)
+        table = self.results()
+        arms = arms_of(self.workspace)
         predictions = stored_predictions(self.workspace, self.state, table)
         fits = fit_scaling_laws(table, arms=arms, explore=True, predictions=predictions)
         return Fits(fits, table, arms)
 
     @property
     def report(self) -> Path:
-        """``report.html``, written anew; figures, results and fits lie beside it."""
+        """Path of ``report.html``, written anew; figures, results and fits lie in its folder."""
         from orchestrator.analysis.report import write_sweep_report
 
-        self._with_results()
+        self.results()
         return cast(Path, write_sweep_report(self.workspace, self.state))
 
-    def _with_results(self) -> pd.DataFrame:
-        if self.table.empty:
+    def results(self) -> pd.DataFrame:
+        """Return the table of results, which must have a row.
+
+        Raises:
+            SweepError: If no trial has a result yet.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = self.table
+        if table.empty:
             raise DataError(
                 f"Sweep {self.name!r} has no results yet", hint="run it: isweep.run(...)"
             )
-        return self.table
+        return table
+
+    @property
+    def _no_results(self) -> str:
+        return f"Sweep {self.name!r} has no results yet. Run it: isweep.run({self.name!r})"
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many trials are planned, done, failed and left."""
-        plan, state = self.workspace.plan, self.state
-        planned, done, failed = map(len, (plan.trials, state.results, state.failures))
-        return {
-            "planned": planned,
-            "done": done,
-            "failed": failed,
-            "left": planned - done - failed,
-        }
+        """Number of trials that are planned, done, failed and left."""
+        planned = len(self.workspace.plan.trials)
+        done = len(self.state.results)
+        failed = len(self.state.failures)
+        return {"planned": planned, "done": done, "failed": failed, "left": planned - done - failed}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
 
-    def shown(self) -> pd.DataFrame | None:
-        """Return the best models, where there are results."""
-        return self.best() if len(self.table) else None
+    def displayed(self) -> pd.DataFrame | None:
+        """Return the best models if there are results, else None."""
+        if not (self.state.results or self.state.partial):
+            return None
+        return self.best()
 
 
 @dataclass(frozen=True, repr=False)
-class Fits(Shown):
-    """The fits of a sweep: ``records`` is what :func:`orchestrator.fit_scaling_laws` returned."""
+class Fits(Displayed):
+    """The scaling-law fits of one sweep.
+
+    Attributes:
+        records: All fits, as :func:`orchestrator.fit_scaling_laws` returns them.
+        table: The results that were fitted.
+        arms: Conditions of an experiment; empty for other sweeps.
+    """
 
     records: ScalingFits
     table: pd.DataFrame = field(repr=False)
     arms: tuple[Arm, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per number of every fit, with its 95 % interval; of a refused fit, its
-        reason.
-        """
-        return pd.DataFrame(
-            [
-                {
-                    "fit": fit.kind,
-                    **{
-                        name: getattr(fit, name)
-                        for name in ("response", "model", "subset", "variant")
-                    },
-                    "coefficient": None if estimate is None else estimate.name,
-                    "value": None if estimate is None else estimate.value,
-                    "low": None if interval is None else interval[0],
-                    "high": None if interval is None else interval[1],
-                    **{
-                        name: getattr(fit, name)
-                        for name in ("num_points", "num_datasets", "reason")
-                    },
-                }
-                for fit in self.records.fits
-                for estimate in fit.estimates or (None,)
-                for interval in (None if estimate is None else estimate.interval,)
-            ]
-        )
+        """Return one row per number of every fit, with its 95 % interval.
 
-    def shown(self) -> pd.DataFrame:
+        A fit that could not be made has one row with its reason.
+        """
+        rows = []
+        for fit in self.records.fits:
+            described = {
+                "fit": fit.kind,
+                "response": fit.response,
+                "model": fit.model,
+                "subset": fit.subset,
+                "variant": fit.variant,
+            }
+            basis = {
+                "num_points": fit.num_points,
+                "num_datasets": fit.num_datasets,
+                "reason": fit.reason,
+            }
+            if not fit.estimates:
+                blank = dict.fromkeys(("coefficient", "value", "low", "high"))
+                rows.append({**described, **blank, **basis})
+            for estimate in fit.estimates:
+                low, high = estimate.interval or (None, None)
+                numbers = {
+                    "coefficient": estimate.name,
+                    "value": estimate.value,
+                    "low": low,
+                    "high": high,
+                }
+                rows.append({**described, **numbers, **basis})
+        return pd.DataFrame(rows)
+
+    def displayed(self) -> pd.DataFrame:
         """Return the rows of all models together."""
         return self.to_frame().query("model == 'pooled'")
 
     def __repr__(self) -> str:
         fits = self.records
-        sizes = {"point": fits.num_points, "model": len(fits.models), "dataset": len(fits.datasets)}
-        points, *others = (plural(count, noun) for noun, count in sizes.items())
-        return f"Fits of {points}: {', '.join(others)}"
+        points = plural(fits.num_points, "point")
+        models = plural(len(fits.models), "model")
+        datasets = plural(len(fits.datasets), "dataset")
+        return f"Fits of {points}: {models}, {datasets}"
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(Shown):
-    """The grid of a sweep: a row per trial with its status, and an estimate of what the rest will
-    cost.
+class Plan(Displayed):
+    """The grid of a sweep, and what the trials that are left will cost.
+
+    Attributes:
+        table: One row per trial, with its ``status``.
+        estimate: Estimated time, memory and disk; ``estimate["text"]`` says it in words.
     """
 
     table: pd.DataFrame
     estimate: dict[str, Any]
 
     def summary(self) -> pd.DataFrame:
-        """Return one row per model and dataset: trials, and how many are done."""
+        """Return one row per model and dataset: its number of trials, and how many are done."""
         rows = self.table.assign(done=self.table["status"] == CellStatus.DONE)
         groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
         return groups.agg(trials=("done", "size"), done=("done", "sum"))
 
-    shown = summary
+    displayed = summary
 
     def __repr__(self) -> str:
         return f"Plan of {plural(len(self.table), 'trial')}; {self.estimate['text']}"
 
 
-def run(
-    source: SweepSource,
-    *,
-    root: str | Path | None = None,
-    changes: Mapping[str, object] | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> Sweep:
-    """Do what is left of a sweep and return it; again resumes, extends or repairs.
-
-    Args:
-        source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
-        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        changes: Values by dotted key that hold over the source's: ``{"recipe.epochs": 3}``.
-        progress: Show what happens.
-        options: See :class:`orchestrator.RunOptions`: ``address``, ``num_cpus``, ``tracking``, ...
-    """
-    from orchestrator import run_sweep
-
-    given = _run_options(root, options)
-    run_sweep(source, given, progress=_progress(progress), changes=changes)
-    return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
-
-
 def open(
     source: SweepSource, *, root: str | Path | None = None, storage: str | None = None
 ) -> Sweep:
-    """Return a sweep as it stands, a preset as it ran; nothing is run or made. See :func:`run`."""
+    """Return a sweep as it stands. Nothing is run or written.
+
+    Args:
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+            A preset that ran is opened as it ran.
+        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: Folder or URL of the result store, if it is not below the root.
+
+    Returns:
+        The sweep, with the results that are there.
+
+    Raises:
+        SweepError: If there is no such sweep.
+
+    Example:
+        >>> import isweep
+        >>> isweep.open("smoke").name
+        'smoke'
+    """
     return Sweep(Workspace.open(source, root_text(root), storage, as_run=True))
 
 
@@ -245,159 +291,28 @@ def plan(
     storage: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Return the grid of a sweep, what is done and what the rest will cost; see :func:`run`."""
-    from orchestrator.running.run_plan import plan_run
-
-    found = plan_run(Workspace.open(source, root_text(root), storage, changes=changes))
-    return Plan(pd.DataFrame(found.rows), found.cost)
-
-
-@dataclass(frozen=True, repr=False)
-class Tuned(Shown):
-    """What a search found: a row per model and dataset, the recipe file, the page, and what went
-    wrong.
-
-    A sweep takes the recipe with ``changes={"recipe": found.recipe}``. There is no page of no
-    trial.
-    """
-
-    table: pd.DataFrame
-    recipe: str
-    report: Path | None
-    problems: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        tuned = int(self.table["learning_rate"].notna().sum())
-        return f"Recipe of {tuned} of {len(self.table)} models on datasets: {self.recipe}"
-
-    def shown(self) -> pd.DataFrame:
-        """Return the chosen values."""
-        return self.table[
-            ["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]
-        ]
-
-
-def tune(
-    source: SweepSource,
-    *,
-    root: str | Path | None = None,
-    changes: Mapping[str, object] | None = None,
-    progress: bool = True,
-    **options: object,
-) -> Tuned:
-    """Search what is left of a sweep's learning rates; again resumes or extends. See
-    :func:`run`.
-    """
-    from orchestrator.tuning.outcome import outcome_rows
-    from orchestrator.tuning.tune_sweep import tune_sweep
-
-    given = _run_options(root, options)
-    summary = tune_sweep(source, given, progress=_progress(progress), changes=changes)
-    return Tuned(
-        table=pd.DataFrame(outcome_rows(summary.combinations)),
-        recipe=str(summary.recipe),
-        report=summary.report,
-        problems=summary.problems,
-    )
-
-
-def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a caller names by keyword, checked as the command line checks its
-    own.
-    """
-    from orchestrator import RunOptions
-
-    known = set(RunOptions.__dataclass_fields__) - {"root"}
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known)
-    given = {
-        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
-    }
-    try:
-        return TypeAdapter(RunOptions).validate_python({**given, "root": root_text(root)})
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-def _progress(progress: bool) -> Progress:
-    """Return what shows how far a run is, or what shows nothing."""
-    if not isinstance(progress, bool):
-        raise ConfigError("progress must be True or False", repr(progress))
-    from rich.console import Console
-
-    from orchestrator.running.progress import Progress
-
-    return Progress(console=Console() if progress else None)
-
-
-def predict(
-    measured: Measurement | dict[str, Any] | str | Path | None = None,
-    sweep: Sweep | Fits | str = "demo",
-    *,
-    model: str = "pooled",
-    domain: str | None = None,
-    d_data: float | None = None,
-    label_sharpness: float | None = None,
-    train_size: float | None = None,
-    target_loss: float | None = None,
-    pilot: Sequence[tuple[float, float]] | str | Path = (),
-    root: str | Path | None = None,
-) -> Prediction:
-    """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the
-    question.
+    """Plan a sweep: its grid, what is done, and what the rest will cost. Nothing is run.
 
     Args:
-        measured: A measurement of images on the sweep's scale, its JSON record or the path of that;
-            None where the two numbers are given.
-        sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
-        model: A model of the sweep; ``pooled`` for all of them together.
-        domain: ``natural`` or ``medical``; None for all datasets.
-        d_data: Intrinsic dimension, in place of the measured one.
-        label_sharpness: K_F, in place of the measured one, on the scale of the sweep.
-        train_size: Images to train on: what will the loss be?
-        target_loss: Test loss in nat to reach: how many images are needed?
-        pilot: Small trainings of ``model`` on the dataset: pairs of train size and test loss, or a
-            CSV file.
-        root: See :func:`isweep.run`.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: Folder or URL of the result store, if it is not below the root.
+        changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SweepError: If the sweep is invalid, or could not run on this machine.
+
+    Example:
+        >>> import isweep
+        >>> plan = isweep.plan("smoke", changes={"seeds": [0, 1, 2, 3]})
+        >>> set(plan.summary()["trials"])
+        {8}
     """
-    from orchestrator.analysis.loss_growth import fit_growth
-    from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.analysis.report import arms_of
+    from orchestrator.running.run_plan import plan_run
 
-    asked = {"d_data": d_data, "label_sharpness": label_sharpness}
-    asked |= {"train_size": train_size, "target_loss": target_loss}
-    for name, value in asked.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
-
-    def growth() -> Growth:
-        whose = sweep if isinstance(sweep, (Sweep, Fits)) else open(sweep, root=root)
-        table = whose.table if isinstance(whose, Fits) else whose._with_results()
-        arms = whose.arms if isinstance(whose, Fits) else arms_of(whose.workspace)
-        return fit_growth(table, model=model, domain=domain, arms=arms)
-
-    if isinstance(measured, (str, Path)):
-        measured = read_record(Path(measured))
-    elif isinstance(measured, Measurement):
-        measured = measured.to_json()
-    elif not isinstance(measured, (dict, NoneType)):
-        rule = "measured must be a measurement, a record or the path of one"
-        raise ConfigError(rule, type(measured).__name__, "isweep.measure(images, labels) makes one")
-    return predict_sweep(measured or {}, growth, _pilot(pilot, model), **asked)[0]
-
-
-def _pilot(
-    pilot: Sequence[tuple[float, float]] | str | Path, model: str
-) -> Callable[[], Pilot] | None:
-    from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint, read_pilot
-
-    if isinstance(pilot, (str, Path)):
-        return lambda: read_pilot(Path(pilot), model)
-    try:
-        points = tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot)
-    except (TypeError, ValueError):
-        rule = "pilot must be pairs of train size and test loss, or a file of them"
-        raise ConfigError(rule, repr(pilot)[:200], "e.g. [(50, 0.6), (100, 0.5)]") from None
-    return (lambda: Pilot(points)) if points else None
+    workspace = Workspace.open(source, root_text(root), storage, changes=changes)
+    grid = plan_run(workspace)
+    return Plan(pd.DataFrame(grid.rows), grid.cost)

@@ -108,7 +108,7 @@ ATTACKS: dict[str, AttackMethod] = {
             "num_restarts": AttackParameter(
                 5, 1, 1_000, "descents; the first starts at the image, others at random"
             ),
-            # 20 such steps can cross the allowed cube, which is 2 epsilon wide, once.
+            # 20 such steps can cross the L-infinity ball, which is 2 epsilon wide, once.
             "relative_step_size": AttackParameter(
                 0.1, 0.001, 2, "length of a step as a fraction of epsilon"
             ),

@@ -24,6 +24,8 @@ from search_spaces import specs
 BASE = "base"
 """The name that a base dataset has among its conditions."""
 Moves = Literal["sharpness", "dimension", "nothing"]
+"""The property that a condition is meant to change. ``nothing`` marks a control: a change that
+should have no effect."""
 Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 InterveneOn = Literal["all", "training"]
 """Images that a condition changes: ``all`` images before the split, so test images too; or only the
@@ -55,11 +57,13 @@ class Parameter:
         return self.low <= value <= self.high and (not self.whole or value == int(value))
 
 
-_FLIPS = {
+_COMMON = {
     "flip_share": Parameter(
         0, 0, 0.5, "share of the labels that are flipped, in training and test images"
     ),
-    "flipped": Parameter(0, 0, 100, "number of labels that are flipped besides", whole=True),
+    "flipped": Parameter(
+        0, 0, 100, "number of labels flipped in addition to flip_share", whole=True
+    ),
     "pixel_scale": Parameter(1, 0.01, 1, "factor on all pixels"),
 }
 _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
@@ -79,7 +83,7 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
             2,
             2,
             8,
-            "number of bands along each of these; neighbors have different labels",
+            "bands along each label-deciding coordinate (bits); neighbors differ in label",
             whole=True,
         ),
         "gap": Parameter(
@@ -90,11 +94,11 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
         ),
         "contrast": Parameter(1, 0, 4, "factor on the gap between bands"),
         "frequency": Parameter(
-            1, 1, 2, "2: the halves of a band have different labels; the images stay", whole=True
+            1, 1, 2, "1: label by band; 2: label by half-band; the images stay", whole=True
         ),
         "num_images": Parameter(4000, 100, 40_000, "number of images", whole=True),
         "draw": Parameter(0, 0, 10_000, "seed of the images", whole=True),
-        **_FLIPS,
+        **_COMMON,
     },
     "lesions": {
         "contrast": Parameter(1, 0, 1, "factor on the lesions' contrast"),
@@ -102,9 +106,9 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
         "variations": Parameter(
             700, 10, 10_000, "number of variations of the head, with four slices each", whole=True
         ),
-        **_FLIPS,
+        **_COMMON,
     },
-    "digits_even_odd": {"blend": _BLEND, **_FLIPS},
+    "digits_even_odd": {"blend": _BLEND, **_COMMON},
     "pictures": {
         "set": Parameter(1, 0, 7, f"number of the set, from 0: {_SETS}", whole=True),
         "first": Parameter(0, 0, 9, "class of the set whose images have label 0", whole=True),
@@ -121,7 +125,7 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
             "rotation, contrast, coarse background, blur, fine background",
             whole=True,
         ),
-        **_FLIPS,
+        **_COMMON,
     },
 }
 """Parameters by kind of base dataset. The source of the same name in :mod:`tasks.sources` applies
@@ -135,8 +139,8 @@ TRAINING_PARAMETERS: dict[str, Parameter] = {
         1, 0, 1, "share of the images that are blended: those nearest to another class"
     ),
 }
-"""Parameters that can change training images after the split, in any base dataset. All others make
-every image again, so the test images would change too."""
+"""Parameters that can change training images after the split, in any base dataset. All others
+regenerate all images, so the test images would change too."""
 
 
 def check_training_parameters(dials: specs.Dials) -> specs.Dials:
@@ -148,7 +152,7 @@ def check_training_parameters(dials: specs.Dials) -> specs.Dials:
     for name, value in dials:
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dial {name!r} makes every image anew; with intervene_on: training an arm can set "
+                f"dial {name!r} regenerates all images; with intervene_on: training an arm can set "
                 f"{' and '.join(TRAINING_PARAMETERS)}"
             )
         _check_range(name, value, TRAINING_PARAMETERS[name])
@@ -165,7 +169,10 @@ def _check_range(name: str, value: float, parameter: Parameter) -> None:
 
 
 def _as_pairs(value: object) -> object:
-    """Return a mapping as sorted pairs whose numbers are floats, or a list as it is, in pairs."""
+    """Return a value of a sweep file as pairs.
+
+    A mapping becomes sorted (name, value) pairs with float values; a list becomes a tuple of pairs.
+    """
     if isinstance(value, list):
         return tuple(tuple(pair) for pair in value)
     if not isinstance(value, Mapping):
@@ -245,7 +252,7 @@ class ConditionSpec(specs.Spec):
     """A condition of an experiment.
 
     Attributes:
-        name: of the condition.
+        name: the condition's name.
         moves: the property that it is meant to change.
         dials: its parameters with their values.
         worlds: names of the base datasets to which it is applied; empty for all.
@@ -270,29 +277,29 @@ class ExperimentDataset:
     """One dataset of an experiment.
 
     Attributes:
-        world: name of the base dataset.
-        name: of the condition; :data:`BASE` for the base dataset itself.
+        base_name: name of the base dataset.
+        condition_name: name of the condition; :data:`BASE` for the base dataset itself.
         moves: the property that the condition is meant to change.
-        made: kind and parameters of the images before the split.
-        condition: parameters that change the training images after the split. It is empty for a
-            base dataset. It is also empty if the condition changes all images, because ``made`` has
-            its parameters then.
+        images: kind and parameters of the images before the split.
+        training_parameters: parameters that change the training images after the split. They are
+            empty for a base dataset. They are also empty if the condition changes all images,
+            because ``images`` has its parameters then.
         intervene_on: images that the condition changes.
     """
 
-    world: str
-    name: str
+    base_name: str
+    condition_name: str
     moves: Literal["base"] | Moves
-    made: MadeSpec
-    condition: specs.Dials = ()
+    images: MadeSpec
+    training_parameters: specs.Dials = ()
     intervene_on: InterveneOn = "all"
 
     @property
-    def dataset(self) -> str:
+    def prepared_name(self) -> str:
         """The name under which it is prepared and its results are stored."""
-        return f"{self.world}_{self.name}"
+        return f"{self.base_name}_{self.condition_name}"
 
     @property
-    def base_dataset(self) -> str:
+    def base_prepared_name(self) -> str:
         """The name under which its base dataset is prepared."""
-        return f"{self.world}_{BASE}"
+        return f"{self.base_name}_{BASE}"

@@ -28,9 +28,9 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# One version for each kind of result. Increase it when the numbers of this kind change, the meaning
-# of its specs, or one of their defaults: fields at their default are not part of an id. Then all
-# stored results of this kind, and of no other, are computed again.
+# One version for each kind of result. Increase a version when results of this kind, the meaning of
+# a spec field, or a default changes (defaults are not hashed). Then all stored results of this
+# kind, and of no other, are computed again.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 ATTACK_VERSION = (
@@ -74,8 +74,8 @@ def check_range(limits: object) -> object:
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
     # Pydantic refuses values that are no numbers, with a message of its own.
-    is_falling = len(numbers) == 2 and numbers[0] >= numbers[1]
-    if len(limits) != 2 or is_falling:
+    is_not_rising = len(numbers) == 2 and numbers[0] >= numbers[1]
+    if len(limits) != 2 or is_not_rising:
         raise ValueError("must be two rising numbers, the smallest and the largest")
     return tuple(limits)
 
@@ -85,6 +85,8 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
+"""``as_released``: all faults of the released code are on, TwoNN discards no ratios, and some
+sources read their files as that code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -160,12 +162,12 @@ class DatasetSpec(Spec):
     """One row of the table of datasets: what a dataset is, not where its files are.
 
     Attributes:
-        name: as sweep files and tables use it.
-        title: for people.
+        name: name of the dataset in sweep files and tables.
+        title: name of the dataset in text for people.
         domain: None for a user's data that were measured without one. In a sweep it is required.
         modality: ``handwritten digits``, ``chest X-ray``.
         label_names: names of the classes by index.
-        channels: of the raw images.
+        channels: number of channels of the raw images.
         source: name of the source in :mod:`tasks.sources` that reads them.
         description: one or two sentences.
         terms: license or access terms, and where to ask for access.
@@ -334,13 +336,13 @@ class AttackSpec(Spec):
             )
         return self
 
-    def changes(self, method: str) -> ParameterValues:
+    def changed_parameters(self, method: str) -> ParameterValues:
         """Return the parameters of ``method`` that are not at their default."""
         return dict(self.parameters).get(method, ())
 
-    def values(self, method: str) -> dict[str, Number]:
+    def all_parameters(self, method: str) -> dict[str, Number]:
         """Return all parameters of ``method`` with their values."""
-        return ATTACKS[method].values(dict(self.changes(method)))
+        return ATTACKS[method].values(dict(self.changed_parameters(method)))
 
 
 class RobustnessSpec(Spec):
@@ -424,13 +426,14 @@ class SubsetSpec(Spec):
     """A subset of a prepared dataset: its training images of every size, and its test images.
 
     Training sets of all sizes are prefixes of one stratified permutation and share one test set, so
-    nothing here depends on the train sizes of a sweep.
+    nothing here depends on the train sizes of a sweep, unless a fault makes it
+    (:attr:`depends_on_size`).
 
     Attributes:
         prepared: the prepared dataset.
         class_pair: the two classes of a binary task; None for all classes.
-        test_size: test images.
-        split_seed: of the permutation.
+        test_size: number of test images.
+        split_seed: seed of the permutation.
         condition: changes the training images; None trains on the images as they were prepared.
     """
 
@@ -484,9 +487,8 @@ class MeasureSpec(Spec):
         train_sizes: numbers of training images.
         num_neighbors: nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
-        sharpness_sample: images of which label sharpness is computed, for larger train sizes; None
-            takes all.
-        sharpness_seeds: one sample for each, for train sizes above ``sharpness_sample``.
+        sharpness_sample: images per sharpness sample when the train size is larger; None uses all.
+        sharpness_seeds: seeds, one sample each.
         calibrate: also correct the bias of the intrinsic dimension by simulation.
     """
 
@@ -614,7 +616,7 @@ class TrialSpec(Spec):
 
     @property
     def trial_id(self) -> str:
-        """The network's id, which Tune's trial, the store's folder and MLflow's tag carry."""
+        """The network's id, used as Tune trial name, store folder and MLflow tag."""
         return self.network.network_id
 
     @property
@@ -645,7 +647,7 @@ class TrialSpec(Spec):
                         schema_version=ATTACKS[method].version_at(self.attack_version),
                         method=method,
                         epsilon=epsilon,
-                        parameters=self.attacks.changes(method),
+                        parameters=self.attacks.changed_parameters(method),
                     )
                 )
         if self.robustness is not None:
@@ -664,7 +666,7 @@ class TrialSpec(Spec):
             )
         return tuple(measurements)
 
-    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+    def missing_for(self, requested: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``requested`` that a trial of this spec does not have."""
         if self == requested:
             return ()

@@ -388,10 +388,10 @@ class SweepSpec(specs.Spec):
         datasets: list[ExperimentDataset] = []
         for world in self.worlds:
             base = ExperimentDataset(
-                world=world.name,
-                name=BASE,
+                base_name=world.name,
+                condition_name=BASE,
                 moves="base",
-                made=world.with_dials(()),
+                images=world.with_dials(()),
                 intervene_on=self.intervene_on,
             )
             datasets.append(base)
@@ -402,20 +402,24 @@ class SweepSpec(specs.Spec):
 
     def _condition(self, base: ExperimentDataset, arm: ConditionSpec) -> ExperimentDataset:
         """Return the dataset of an arm in the world of ``base``."""
-        contents = base.made
+        images = base.images
         training_parameters: specs.Dials = ()
         try:
             if self.intervene_on == "training":
                 training_parameters = check_training_parameters(arm.dials)
             else:
-                contents = contents.with_dials(arm.dials)
+                images = images.with_dials(arm.dials)
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"arm {arm.name} in world {base.world}: {problem}") from None
+            raise ValueError(f"arm {arm.name} in world {base.base_name}: {problem}") from None
         except ValueError as error:
-            raise ValueError(f"arm {arm.name} in world {base.world}: {error}") from None
+            raise ValueError(f"arm {arm.name} in world {base.base_name}: {error}") from None
         return replace(
-            base, name=arm.name, moves=arm.moves, made=contents, condition=training_parameters
+            base,
+            condition_name=arm.name,
+            moves=arm.moves,
+            images=images,
+            training_parameters=training_parameters,
         )
 
     @property
@@ -423,13 +427,13 @@ class SweepSpec(specs.Spec):
         """The named datasets, then those of the experiment."""
         choices = list(self.datasets)
         for dataset in self.experiment:
-            choice = DatasetChoice(name=dataset.dataset, made=dataset.made)
-            if dataset.condition:
+            choice = DatasetChoice(name=dataset.prepared_name, made=dataset.images)
+            if dataset.training_parameters:
                 choice = ConditionChoice(
-                    name=dataset.dataset,
-                    made=dataset.made,
-                    base=dataset.base_dataset,
-                    condition=dataset.condition,
+                    name=dataset.prepared_name,
+                    made=dataset.images,
+                    base=dataset.base_prepared_name,
+                    condition=dataset.training_parameters,
                 )
             choices.append(choice)
         return tuple(choices)
@@ -441,10 +445,13 @@ class SweepSpec(specs.Spec):
             return {}
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         for dataset in self.experiment:
-            if dataset.condition:
-                test = specs.FurtherTest(name=dataset.name, parameters=dataset.condition)
-                tests[dataset.dataset] = (test,)
-                tests[dataset.base_dataset] = (*tests.get(dataset.base_dataset, ()), test)
+            if dataset.training_parameters:
+                test = specs.FurtherTest(
+                    name=dataset.condition_name, parameters=dataset.training_parameters
+                )
+                tests[dataset.prepared_name] = (test,)
+                base_name = dataset.base_prepared_name
+                tests[base_name] = (*tests.get(base_name, ()), test)
         return tests
 
     @property

@@ -555,7 +555,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. Of an experiment only the bases count.
     """
-    copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -589,7 +589,15 @@ def planned_power(
     experiment = None
     arms = []
     for arm in plan.sweep.experiment:
-        arms.append(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.digit_classes))
+        arms.append(
+            Arm(
+                arm.prepared_name,
+                arm.base_name,
+                arm.moves,
+                arm.condition_name,
+                arm.images.digit_classes,
+            )
+        )
     if arms:
         experiment = experiment_power(
             arms,

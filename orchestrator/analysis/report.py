@@ -90,11 +90,11 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     for arm in workspace.plan.sweep.experiment:
         arms.append(
             Arm(
-                dataset=arm.dataset,
-                world=arm.world,
+                dataset=arm.prepared_name,
+                world=arm.base_name,
                 moves=arm.moves,
-                name=arm.name,
-                shows=arm.made.digit_classes,
+                name=arm.condition_name,
+                shows=arm.images.digit_classes,
                 intervene_on=arm.intervene_on,
             )
         )

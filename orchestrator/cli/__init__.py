@@ -1,6 +1,4 @@
-"""The command line: parsing and printing only. One module per group of commands, options beside
-them.
-"""
+"""The command line: it parses and prints. One module holds each group of commands."""
 
 import gc
 import os
@@ -10,20 +8,19 @@ from typing import NoReturn
 
 
 def entry() -> NoReturn:
-    """Entry point of the ``isweep`` command."""
-    gc.set_threshold(100_000, 20, 20)  # or a third of a look at 50,000 cells is the collector's
+    """Run the ``isweep`` command and exit with its code."""
+    # With the default thresholds, a third of the time of a status of 50,000 trials is the garbage
+    # collector's.
+    gc.set_threshold(100_000, 20, 20)
     try:
         from orchestrator.cli.app import main
 
         code = main()
-    except KeyboardInterrupt:  # while that is imported: nothing has begun
+    except KeyboardInterrupt:  # during the import, before anything has begun
         sys.stderr.write("Stopped.\n")
         code = 130
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # all is said and kept: no traceback more
+    # Everything is printed and stored. A signal now must not print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()

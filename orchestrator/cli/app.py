@@ -1,7 +1,8 @@
-"""From the words of a command line to a command and its exit code."""
+"""Parse a command line, run its command and return an exit code."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -10,7 +11,7 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import metadata
 from inspect import signature
@@ -21,7 +22,8 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 from rich.markup import escape
 
-from orchestrator.cli import data, environment, results, sweeps
+from orchestrator.cli import data, environment, looking_ahead, results, status, sweeps
+from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
 from orchestrator.machine.signals import is_stop, stop_on_signals
@@ -32,7 +34,10 @@ from tasks.atomic import without_waiting
 
 log = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED, EXIT_BUG = 130, 4
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C or another signal to stop, as shells use it."""
+EXIT_BUG = 4
+"""Exit code after an error that is no mistake of the user's and no fault of the machine."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -52,7 +57,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep run ./mine.yaml --set recipe.epochs=3",
         ),
         sweeps.plan: ("planning", "isweep plan ./mine.yaml"),
-        sweeps.status: ("looking at the root", "isweep status", "isweep status demo --watch"),
+        status.status: ("looking at the root", "isweep status", "isweep status demo --watch"),
         sweeps.tune: ("reading the sweep", "isweep tune demo"),
         sweeps.reconcile: ("sending to MLflow", "isweep reconcile demo"),
     },
@@ -73,11 +78,11 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
     },
     "Ahead": {
-        results.predict: (
+        looking_ahead.predict: (
             "measuring and fitting",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
         ),
-        results.power: ("simulating sweeps", "isweep power paper"),
+        looking_ahead.power: ("simulating sweeps", "isweep power paper"),
     },
     "Your data": {
         data.datasets: ("looking at the root", "isweep datasets mnist"),
@@ -97,32 +102,41 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
-"""By group: what a command says while one waits ("" where it shows its own progress), and its
-examples."""
+"""Commands by group, each with a text to show while the user waits and with examples.
+
+A command with the text "" shows its own progress.
+"""
 SLOW = {
     results.fit,
     results.report,
     results.compare,
     results.claims,
-    results.predict,
-    results.power,
+    looking_ahead.predict,
+    looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""They take seconds whatever they find, and say that into a pipe or file too."""
+"""Commands that take seconds, which announce the wait in a pipe or file too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a
-    bug.
+    """Run one command.
+
+    Args:
+        arguments: Words after ``isweep``; None takes those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 failed trials, 2 a mistake in the command or its files, 3 the
+        machine or a server, 4 a bug, 130 stopped.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    words = list(arguments)
     stop_on_signals()
     try:
         command = parse(words)
     except ConfigError as error:
-        return _failed(error)
-    given = (*command.args, *command.keywords.values())
-    place = next((value for value in given if isinstance(value, Place)), Place())
+        return _print_error(error)
+    place = place_of(command)
     with root_log(place.root):
         log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
         code = _run(command)
@@ -130,11 +144,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def place_of(command: partial[int | None]) -> Place:
+    """Return the option group of a command that says where everything lies."""
+    for value in (*command.args, *command.keywords.values()):
+        if isinstance(value, Place):
+            return value
+    return Place()
+
+
 def parse(arguments: Sequence[str]) -> partial[int | None]:
-    """Read a command line: the command with its options, ready to be called.
+    """Return the command of a command line with its options, ready to be called.
 
     Raises:
-        ConfigError: when it is none.
+        ConfigError: If the words are no valid command.
     """
     if not arguments:
         raise ConfigError("A command is required", hint="see: isweep --help")
@@ -148,32 +170,33 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
 
 
 def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
-    """Say what is wrong with a command line and where its help is."""
+    """Return the error for a command line that cannot be parsed, with the command for help."""
     error.verbose = False
-    if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
-        return ConfigError(
-            "Options begin with plain hyphens", dash, "type it: pages write other dashes"
-        )
-    said = " ".join(str(error).split())
+    for word in words:
+        # Web pages replace hyphens by longer dashes.
+        if re.match("[‐-―−]", word):
+            hint = "type it: pages write other dashes"
+            return ConfigError("Options begin with plain hyphens", word, hint)
+    message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            return ConfigError(
-                f"Unknown option: {words[0]}", hint="options stand after the command"
-            )
+            hint = "options stand after the command"
+            return ConfigError(f"Unknown option: {words[0]}", hint=hint)
         if words[0] in ("resume", "continue"):
-            return ConfigError(
-                f"Unknown command: {words[0]}", hint="isweep run SWEEP does what is left"
-            )
-        said = said.partition(" Available commands")[0]
+            hint = "isweep run SWEEP does what is left"
+            return ConfigError(f"Unknown command: {words[0]}", hint=hint)
+        message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
-        said = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
+        message = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
     elif error.argument is None and error.__cause__ is not None:
-        said = str(error.__cause__)
-    elif error.argument is not None and error.argument.name not in said:
-        said = f"Invalid value for {error.argument.name}: {said}"
-    return ConfigError(
-        said, hint=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help"
-    )
+        message = str(error.__cause__)
+    elif error.argument is not None and error.argument.name not in message:
+        message = f"Invalid value for {error.argument.name}: {message}"
+    hint = " ".join(["see: isweep", *(error.command_chain or ()), "--help"])
+    message, did_you_mean, name = message.partition(". Did you mean ")
+    if did_you_mean:
+        hint = f"did you mean {name} {hint}"
+    return ConfigError(message, hint=hint)
 
 
 def application() -> App:
@@ -201,8 +224,9 @@ def application() -> App:
 
 
 def _usage(function: Callable[..., int | None]) -> str | None:
-    """Return the line of usage where the library's would be ``[ARGS]``, for a name that may be left
-    out.
+    """Return the usage line of a command whose first name may be left out, else None.
+
+    The library would write ``[ARGS]`` there.
     """
     first = next(iter(signature(function).parameters.values()))
     if first.kind != first.POSITIONAL_ONLY or first.default is first.empty:
@@ -211,71 +235,109 @@ def _usage(function: Callable[..., int | None]) -> str | None:
 
 
 class _App(App):
-    """In bash, completes names of files where there is nothing else to offer, as the library does
-    not.
-    """
+    """The parser, which in bash also completes the names of files."""
 
-    def generate_completion(self, **how: Any) -> str:
+    def generate_completion(self, **options: Any) -> str:
         """Return the script that teaches a shell to complete the commands."""
-        return super().generate_completion(**how).replace("complete -F ", "complete -o default -F ")
+        script = super().generate_completion(**options)
+        return script.replace("complete -F ", "complete -o default -F ")
+
+
+def _wait_text(function: Callable[..., int | None]) -> str:
+    """Return what to show while a command works; empty if it shows its own progress."""
+    for functions in COMMANDS.values():
+        if function in functions:
+            return functions[function][0]
+    return ""
+
+
+def _display(function: Callable[..., int | None]) -> AbstractContextManager[None]:
+    """Return the display of a command while the user waits."""
+    text = _wait_text(function)
+    if not text:
+        return nullcontext()
+    return waiting(text, slow=function in SLOW)
 
 
 def _run(command: partial[int | None]) -> int:
-    waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
+    """Run a command and return its exit code; print an error as one message."""
     try:
-        with (
-            waiting(wait, slow=command.func in SLOW)
-            if (wait := waits.get(command.func))
-            else nullcontext()
-        ):
+        with _display(command.func):
             code = command() or 0
         sys.stdout.flush()
         return code
     except SweepError as error:
-        return _failed(error)
+        return _print_error(error, command)
     except KeyboardInterrupt as stop:
-        return _stopped(str(stop))
+        return _print_stop(str(stop))
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing is wrong, and nothing more can be said.
+        # The reader went away (`| head`): nothing is wrong, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        log.exception("the machine did not do what was asked")
-        where = f" ({error.filename})" if error.filename else ""
-        reason = (error.strerror or str(error) or type(error).__name__) + where
-        hint = "mend that (free some space on a full disk), and run the same command again"
-        return _failed(SetupError("The machine must do what is asked of it", reason, hint))
+        log.exception("the operating system refused")
+        return _print_error(_of_the_machine(error, place_of(command)))
     except Exception as error:
         if is_stop(error):
-            log.exception("on the way out of a stop")
-            return _stopped("")
+            log.exception("while stopping")
+            return _print_stop("")
         log.exception("a bug")
-        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        hint = "the log below the root has its traceback; what was done is kept"
-        _failed(SweepError("This is a bug", what, hint))
+        first_line = (str(error).splitlines() or [""])[0]
+        _print_error(
+            SweepError(
+                "This is a bug",
+                f"{type(error).__name__}: {first_line}",
+                "the log below the root has its traceback; what was done is kept",
+            )
+        )
         return EXIT_BUG
 
 
-def _stopped(kept: str) -> int:
-    text = escape(kept or "Nothing that was kept is lost; run the same command again.")
-    stderr.print(f"[bold]Stopped.[/] {text}", soft_wrap=True)
+def _of_the_machine(error: OSError, place: Place) -> SetupError:
+    """Return an error of the operating system as a message with the file and a way out."""
+    reason = error.strerror or str(error) or type(error).__name__
+    hint = "mend that, and run the same command again; finished trials are kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        disk = error.filename or place.root or "the root"
+        rule = f"The disk that holds {disk} is full"
+        hint = "free some space and run the same command again; finished trials are kept"
+        return SetupError(rule, reason, hint)
+    if error.filename:
+        reason = f"{reason} ({error.filename})"
+    return SetupError("The operating system must allow what the command does", reason, hint)
+
+
+def _print_stop(message: str) -> int:
+    """Print that a command was stopped and what is kept; return the exit code."""
+    if not message:
+        message = "Nothing that was kept is lost; run the same command again."
+    stderr.print(f"[bold]Stopped.[/] {escape(message)}", soft_wrap=True)
     return EXIT_INTERRUPTED
 
 
-def _failed(error: SweepError) -> int:
-    # Not folded: a command or path in it can be copied.
-    stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
+def _print_error(error: SweepError, command: partial[int | None] | None = None) -> int:
+    """Print an error as one message and return its exit code.
+
+    The message is not folded, so that a command or path in it can be copied.
+    """
+    text = without_secrets(str(error))
+    if command is not None and stderr.is_terminal:
+        text = with_file_names(text, command.args, place_of(command))
+    stderr.print(f"[bold red]isweep:[/] {escape(text)}", soft_wrap=True)
     return error.exit_code
 
 
-MAX_BYTES, MAX_WAITING = 5_000_000, 1000
+MAX_BYTES = 5_000_000
+"""Bytes of the root's log before it is rotated."""
+MAX_WAITING = 1000
+"""Log records that are kept until the root exists."""
 
 
 @contextmanager
 def root_log(root: str | None) -> Iterator[None]:
     """Send all logs and warnings of a block to the root's log, once there is a root."""
     handler: logging.Handler = logging.NullHandler()
-    with suppress(SweepError):  # the command says what is wrong with the root
+    with suppress(SweepError):  # the command itself reports what is wrong with the root
         handler = _RootLog(RootPaths.at(root).log)
     handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     top = logging.getLogger()
@@ -295,14 +357,14 @@ def root_log(root: str | None) -> Iterator[None]:
 
 
 class _Discreet(logging.Formatter):
-    """Leaves secrets out of every line, tracebacks included."""
+    """A formatter that leaves secrets out of every line, also out of tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 class _RootLog(logging.handlers.RotatingFileHandler):
-    """Writes once its folder exists; a log that cannot be written stops no command."""
+    """A log that is written once its folder exists, and whose errors stop no command."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
@@ -315,12 +377,8 @@ class _RootLog(logging.handlers.RotatingFileHandler):
             super().emit(self.waiting.popleft())
 
     def _open(self) -> TextIOWrapper:
-        """Open the file; a pipe in its place is an error, where opening it would wait for a
-        reader.
-        """
+        """Open the file without waiting: a pipe of that name would wait for a reader."""
         return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Stay silent: the file is on a full disk or another's, and the terminal is for the
-        user.
-        """
+        """Ignore errors: the log's disk may be full, and the terminal is for the user."""

@@ -1,10 +1,7 @@
-"""Commands to begin with: what a sweep file can name, a first one, and measuring your own
-images.
-"""
+"""Commands to begin with: write a sweep file, list what it can name, and measure your images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,28 +11,58 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from orchestrator.cli import options as o
-from orchestrator.cli.printing import Shown, cell, emit, grid, progress, tell, written
-from search_spaces.errors import ConfigError
+from orchestrator.cli.file_names import has_key, with_file_names
+from orchestrator.cli.options import (
+    CLUSTER,
+    NAMED,
+    Address,
+    File,
+    Names,
+    OwnOptions,
+    Place,
+    Png,
+    Positive,
+    ReadingOptions,
+    Sizes,
+    Work,
+    ending,
+    real,
+    whole,
+    writable,
+)
+from orchestrator.cli.printing import (
+    Shown,
+    cell,
+    emit,
+    grid,
+    progress,
+    stdout,
+    tell,
+    written,
+)
+from search_spaces.errors import ConfigError, nearest_path
 
 if TYPE_CHECKING:
     from orchestrator.machine.cluster import Cluster
     from orchestrator.measuring.request import Measured
     from tasks.measures.records import MeasureSettings
+    from tasks.measures.sharpness import LabelSharpness
+    from tasks.remote import Executor
 
-Side = o.whole(4, 1025)
-DRAFT, METHOD = Group("Sweep file", sort_key=1), Group("Method", sort_key=1)
+Side = whole(4, 1025)
+DRAFT = Group("Sweep file", sort_key=1)
+METHOD = Group("Method", sort_key=1)
 
 
 def init(
     source: Path | None = None,
     /,
     *,
-    out: Annotated[Path | None, o.ending(".yaml", ".yml"), Parameter(group=DRAFT)] = None,
+    out: Annotated[Path | None, ending(".yaml", ".yml"), Parameter(group=DRAFT)] = None,
     domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
-    own: o.OwnOptions = o.OwnOptions(),
-    place: o.Place = o.Place(),
+    answers: OwnOptions = OwnOptions(),
+    place: Place = Place(),
 ) -> None:
     """Write a sweep file for your images that runs as it is; prints its path last.
 
@@ -43,30 +70,44 @@ def init(
         source: Your images: a folder, a table or a file of arrays. Without it, an example on
             digits.
         out: File to write (default: the source's name with .yaml, here).
-        domain: What the images are of (default: guessed).
+        domain: Kind of images (default: guessed).
         device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
-        own: What own data leave open.
+        answers: Answers that your images leave open.
     """
     from orchestrator.planning.draft import draft_sweep
 
-    to = out or o.writable(
-        Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
-    )
-    if to.exists():
+    sweep_file = out
+    if sweep_file is None:
+        sweep_file = writable(Path(f"{_stem(source)}.yaml"))
+    if sweep_file.exists():
         raise ConfigError(
-            "No file is written over", f"{to} exists", "name another with --out, or remove it"
+            "No file is written over",
+            f"{sweep_file} exists",
+            "name another with --out, or remove it",
         )
-    gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
-    to.write_text(text, encoding="utf-8")
-    named = str(to) if "/" in str(to) else f"./{to}"
-    hints = [place.hint("plan", named), place.hint("run", named)]
+    has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    text = draft_sweep(
+        source, sweep_file, domain=domain, gpu=has_gpu, said=answers.by_key(), root=place.paths.root
+    )
+    sweep_file.write_text(text, encoding="utf-8")
+    # A bare name would mean a sweep of the root.
+    path = str(sweep_file)
+    if "/" not in path:
+        path = f"./{path}"
+    hints = [place.hint("plan", path), place.hint("run", path)]
     if not place.json:
         tell(f"{text}\nWhat it will do: {hints[0]}\nDo it:           {hints[1]}")
-    emit(place, {"sweep_file": str(to), "text": text, "next": hints}, str(to))
+    emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
 
-def models(*, place: o.Place = o.Place()) -> None:
+def _stem(source: Path | None) -> str:
+    """Return the name of a sweep file for these images, without its ending."""
+    if source is None:
+        return "first"
+    return source.absolute().name.split(".")[0]
+
+
+def models(*, place: Place = Place()) -> None:
     """List the networks that a sweep file can name."""
     from search_spaces.models import MODELS, about
 
@@ -83,25 +124,24 @@ def models(*, place: o.Place = o.Place()) -> None:
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
-def recipes(*, place: o.Place = o.Place()) -> None:
-    """List the training recipes that a sweep file can name, those that isweep tune wrote among
-    them.
-    """
+def recipes(*, place: Place = Place()) -> None:
+    """List the training recipes that a sweep file can name, with those that isweep tune wrote."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
-    names, rows = ("recipe", "epochs", "rate", "batch", "pixels", "about"), list[dict[str, Any]]()
+    names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
+    rows: list[dict[str, Any]] = []
     for name, recipe in RECIPES.items():
         usual = recipe_spec(name, "", "")
-        pixels = f"0 to {255 * usual.input_scale:.4g}"
-        values = (
-            name,
-            usual.epochs,
-            f"{usual.learning_rate:g}",
-            usual.batch_size,
-            pixels,
-            recipe.about,
+        rows.append(
+            {
+                "recipe": name,
+                "epochs": usual.epochs,
+                "rate": f"{usual.learning_rate:g}",
+                "batch": usual.batch_size,
+                "pixels": f"0 to {255 * usual.input_scale:.4g}",
+                "about": recipe.about,
+            }
         )
-        rows.append(dict(zip(names, values, strict=True)))
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
         about = f"found by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
@@ -111,7 +151,7 @@ def recipes(*, place: o.Place = o.Place()) -> None:
     emit(place, rows, _listed(rows, names, more))
 
 
-def presets(*, place: o.Place = o.Place()) -> None:
+def presets(*, place: Place = Place()) -> None:
     """List the sweeps that ship with the package."""
     from orchestrator.planning.plan import plan_sweep
     from orchestrator.planning.sweep_file import load_sweep
@@ -128,6 +168,7 @@ def presets(*, place: o.Place = o.Place()) -> None:
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
+    """Yield a table of these columns and a line below it."""
     table = grid(*names)
     for row in rows:
         table.add_row(*(cell(row[name]) for name in names))
@@ -135,22 +176,27 @@ def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) 
     yield more
 
 
-def datasets(name: str | None = None, /, *, place: o.Place = o.Place()) -> None:
-    """Print what each dataset is, needs, and whether it is prepared.
+def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
+    """Print for each dataset its task, its terms, the files it needs and whether it is prepared.
 
     Args:
-        name: Only this dataset.
+        name: This dataset only.
     """
     from orchestrator.planning.dataset_rows import list_datasets
 
     rows = list_datasets(place.root, name)
-    said = []
+    entries = []
     for row in rows:
-        title = f"  {row['title']} ({row['domain']}, {row['modality']})\n  {row['description']}\n"
-        prepared = f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}"
-        text = f"{title}  terms: {row['terms']}\n  files: {row['raw_layout']}\n{prepared}"
-        said.append(Text.assemble((row["name"], "bold"), text))
-    emit(place, rows, said)
+        prepared = ", ".join(row["prepared"]) or "not prepared"
+        lines = [
+            f"  {row['title']} ({row['domain']}, {row['modality']})",
+            f"  {row['description']}",
+            f"  terms: {row['terms']}",
+            f"  files: {row['raw_layout']}",
+            f"  groups: {row['groups']}; {prepared}",
+        ]
+        entries.append(Text.assemble((row["name"], "bold"), "\n".join(lines)))
+    emit(place, rows, entries)
 
 
 def prepare(
@@ -158,16 +204,15 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: o.Png = None,
+    montage: Png = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
-    own: o.OwnOptions = o.OwnOptions(),
-    work: o.Work = o.Work(),
+    answers: OwnOptions = OwnOptions(),
+    work: Work = Work(),
 ) -> None:
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep
-            names.
+        name: A dataset that isweep datasets lists, or one of your own in the sweep of --sweep.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
         sweep: Take image size, channels and data mode from this sweep (default paper).
@@ -175,13 +220,16 @@ def prepare(
     from orchestrator.running.prepare_one import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
+    raw_folders = {}
+    if raw is not None:
+        raw_folders[name] = raw
     record = prepare_one(
         name,
         preset=sweep,
-        run_options=work.options({name: raw} if raw else {}),
+        run_options=work.options(raw_folders),
         progress=progress(work),
         montage=montage,
-        said=own.said(),
+        said=answers.by_key(),
     )
     emit(work, record, preparation_lines(PreparedRecord.model_validate(record)))
 
@@ -189,11 +237,11 @@ def prepare(
 @Parameter(name="*", group=METHOD)
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """How to measure.
+    """Options of the measures.
 
     Attributes:
         num_neighbors: k of the maximum-likelihood estimate (default 20).
-        estimators: Of d_data, by name (default: all that docs/measures.md calls default).
+        estimators: Names of estimators of d_data, e.g. mle twonn (default: mle twonn gride).
         sharpness_sample: Images per sample for K_F (default 1000; 0 for all).
         pixel_range: Lowest and highest value that pixels of float arrays can have.
         dtype: Type of the matrix products (default float32).
@@ -202,62 +250,64 @@ class MethodOptions:
         seed: Seed of every random choice (default 0).
     """
 
-    num_neighbors: Annotated[int, o.whole(3), Parameter(metavar="K")] = 20
-    estimators: o.Names = ()
-    sharpness_sample: Annotated[int, o.whole(0), Parameter(metavar="N")] = 1000
-    pixel_range: Annotated[tuple[float, float] | None, o.real(), Parameter(metavar="LOW HIGH")] = (
-        None
-    )
+    num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
+    estimators: Names = ()
+    sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
+    pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     calibrate: bool = False
-    seed: Annotated[int, o.whole(0)] = 0
+    seed: Annotated[int, whole(0)] = 0
 
     def settings(self) -> MeasureSettings:
-        """Return them as the measures take them."""
+        """Return the settings that the measures take."""
         from search_spaces.specs import DEFAULT_ESTIMATORS
         from tasks.measures.records import MeasureSettings
 
         if self.sharpness_sample == 1:
             raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
-        given = vars(self) | {"sharpness_sample": self.sharpness_sample or None}
-        return MeasureSettings(**given | {"estimators": self.estimators or DEFAULT_ESTIMATORS})
+        values = {
+            **vars(self),
+            "sharpness_sample": self.sharpness_sample or None,
+            "estimators": self.estimators or DEFAULT_ESTIMATORS,
+        }
+        return MeasureSettings(**values)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Which images to measure, and as what.
+    """Options that choose the images to measure.
 
     Attributes:
         labels: Labels for a .npy: a .npy, or text with one per image.
         raw: Raw download, for a dataset's name.
-        class_pair: Only these two classes, by name.
-        train_sizes: Nested sizes to measure beside all images.
+        class_pair: Names of the only two classes to measure.
+        train_sizes: Nested sizes to measure besides all images.
         image_size: Resize to this side (image files: 224).
         channels: 1 (default) or 3.
     """
 
-    labels: o.File = None
+    labels: File = None
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
     class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
-    train_sizes: o.Sizes = ()
+    train_sizes: Sizes = ()
     image_size: Annotated[int | None, Side, Parameter(metavar="SIDE")] = None
     channels: Literal[1, 3] = 1
 
 
 def measure(
-    source: Annotated[str, o.NAMED],
+    source: Annotated[str, NAMED],
     /,
     *,
     images: ImageOptions = ImageOptions(),
-    own: o.OwnOptions = o.OwnOptions(),
+    answers: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: o.Png = None,
-    reading: o.ReadingOptions = o.ReadingOptions(),
-    address: o.Address = None,
-    num_cpus: Annotated[o.Positive, Parameter(group=o.CLUSTER, metavar="N")] = 1,
-    place: o.Place = o.Place(),
+    show_pair: Png = None,
+    reading: ReadingOptions = ReadingOptions(),
+    address: Address = None,
+    num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
+    place: Place = Place(),
 ) -> None:
     """Measure d_data and label sharpness of your own images.
 
@@ -274,19 +324,23 @@ def measure(
     from orchestrator.measuring.sources import measure_source
     from tasks.remote import InlineExecutor, RayExecutor
 
-    given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}
-    request = MeasureRequest(source=source, **given)
-
+    request = MeasureRequest(
+        source=source,
+        said=answers.by_key(),
+        settings=method.settings(),
+        **vars(images),
+        **vars(reading),
+    )
     connected: AbstractContextManager[Cluster | None] = nullcontext()
     if address is not None or num_cpus > 1:
         from orchestrator.machine.cluster import connect
 
         connected = connect(address, num_cpus=num_cpus, dashboard=False)
     with connected as cluster:
-        # The source and the prepared images lie on this node.
-        executor = (
-            InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
-        )
+        executor: Executor = InlineExecutor()
+        if cluster is not None:
+            # The source and the prepared images lie on this node.
+            executor = RayExecutor(driver_node_only=not cluster.local)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure
@@ -294,13 +348,21 @@ def measure(
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         draw_pair(figure, measured)
         written(show_pair, lambda path: figure.savefig(path, format="png"))
-    emit(place, measured_document(measured), _measured_lines(measured), describe(measured))
+    lines = [*_measured_lines(measured), *describe(measured)]
+    if stdout.is_terminal:
+        lines = [_with_names(line, source, place) for line in lines]
+    emit(place, measured_document(measured), lines)
+
+
+def _with_names(part: Shown, source: str, place: Place) -> Shown:
+    """Return a line with the names of files behind their hashes; other output as it is."""
+    if isinstance(part, str):
+        return with_file_names(part, [source], place)
+    return part
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:
-    """Yield what was taken, left out and doubtful (a wrong label shows there first), then the
-    numbers.
-    """
+    """Yield what was read, left out and doubtful, where a wrong label shows first, then numbers."""
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
     if measured.preparation is not None:
@@ -309,58 +371,84 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     record = measured.record
     table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
     for size in record.sizes:
-        sharpness = size.label_sharpness
-        k_f = "" if sharpness is None else _or_why(sharpness.value, sharpness.reason)
-        images, duplicates = str(size.train_size), str(size.num_duplicates)
+        sharpness = ""
+        if size.label_sharpness is not None:
+            sharpness = _value_or_reason(size.label_sharpness.value, size.label_sharpness.reason)
+        num_images = str(size.train_size)
+        num_duplicates = str(size.num_duplicates)
         for name, estimate in size.d_data.items():
-            d_data = _or_why(estimate.value, estimate.reason)
-            table.add_row(images, name, d_data, cell(estimate.reported_std_error), k_f, duplicates)
-            images = k_f = duplicates = ""
-    if (corrected := record.calibration) is not None:
-        spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
-        table.add_row("", "calibrated", _or_why(corrected.value, corrected.reason), spread, "", "")
+            d_data = _value_or_reason(estimate.value, estimate.reason)
+            std_error = cell(estimate.reported_std_error)
+            table.add_row(num_images, name, d_data, std_error, sharpness, num_duplicates)
+            # Only the first row of a size shows these.
+            num_images = ""
+            sharpness = ""
+            num_duplicates = ""
+    calibration = record.calibration
+    if calibration is not None:
+        interval = ""
+        if calibration.interval:
+            interval = "{:.3g} to {:.3g}".format(*calibration.interval)
+        d_data = _value_or_reason(calibration.value, calibration.reason)
+        table.add_row("", "calibrated", d_data, interval, "", "")
     yield table
-    if record.label_sharpness is None:
+    sharpness_of_all = record.label_sharpness
+    if sharpness_of_all is None:
         yield "No label sharpness: there are no labels; --labels names a file of them."
+    elif sharpness_of_all.value is not None and len(sharpness_of_all.sample_values) > 1:
+        yield _sampling_line(record.sizes[-1].train_size, sharpness_of_all)
 
 
-def _or_why(value: float | None, reason: str | None) -> str:
+def _sampling_line(num_images: int, sharpness: LabelSharpness) -> str:
+    """Say how K_F of many images was taken, since it is no maximum over all of them."""
+    samples = sharpness.sample_values
+    line = (
+        f"K_F of {num_images:,} images is the mean of the maxima of {len(samples)} samples of "
+        f"{sharpness.num_images:,} images ({min(samples):.4g} to {max(samples):.4g}), as in the "
+        "study."
+    )
+    if sharpness.pair_value is not None:
+        line += f" The maximum over all pairs is {sharpness.pair_value:.4g}."
+    return f"{line} --sharpness-sample 0 takes all images."
+
+
+def _value_or_reason(value: float | None, reason: str | None) -> str:
+    """Format a measure, or the reason why it is undefined."""
     return cell(value) or f"undefined: {reason}"
 
 
 def locate(
-    said: Annotated[str, Parameter(name="WHAT")],
+    message: Annotated[str, Parameter(name="WHAT")],
     /,
     *,
     raw: Annotated[Path, Parameter(metavar="DIR")],
-    place: o.Place = o.Place(),
+    place: Place = Place(),
 ) -> None:
-    """Find the file that a message tells of, for who holds the root's key.
+    """Find the file that a message is about, on a machine that holds the root's key.
 
     Args:
-        said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
+        message: The message, or the part of it that matters: 16 hex digits, or 'row 12'.
         raw: Folder or file that was read.
     """
-    from tasks.sources.base import HASH_PATTERN, KEY_FILE, KEY_VARIABLE
-    from tasks.sources.locate import locate as find
+    from tasks.sources.base import HASH_PATTERN, KEY_FILE
+    from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError("--raw must be the folder or file that was read", str(raw))
-    key_folder = place.paths.root / "prepared"
-    if (
-        HASH_PATTERN.search(said)
-        and not (key_folder / KEY_FILE).exists()
-        and not os.environ.get(KEY_VARIABLE)
-    ):
-        rule = "The root must hold the key by which the hash was made"
         raise ConfigError(
-            rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT"
+            "--raw must be the folder or file that was read", str(raw), nearest_path(raw)
         )
-    name = find(raw, key_folder, said)
+    key_folder = place.paths.root / "prepared"
+    if HASH_PATTERN.search(message) and not has_key(place):
+        raise ConfigError(
+            "The root must hold the key by which the hash was made",
+            f"no {key_folder / KEY_FILE}",
+            "name that root with --root or ISWEEP_ROOT",
+        )
+    name = locate_file(raw, key_folder, message)
     if name is None:
         rule = (
             "WHAT must be a row of the table, or the hash of a file below --raw, made with this "
             "root's key"
         )
-        raise ConfigError(rule, said)
+        raise ConfigError(rule, message)
     emit(place, {"file": name}, name)

@@ -1,10 +1,10 @@
-"""Commands about a root, what runs beside it, and the machine."""
+"""Commands about the root, the pages that it serves, and the machine."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,27 +16,31 @@ from rich.text import Text
 
 from orchestrator.cli.options import Address, File, Place, whole, writable
 from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
-from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.errors import ConfigError, nearest, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
     """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
     from orchestrator.machine.root_contents import list_root
 
-    paths, rows = place.paths, list_root(place.paths)
+    rows = list_root(place.paths)
     table = grid("what", "name", "size", "")
     for row in rows:
         table.add_row(row["what"], cell(row["name"]), decimal(row["bytes"]), row["about"])
-    remove = f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}"
-    begin = f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}"
-    emit(place, rows, (table, remove) if rows else begin)
+    root = place.paths.root
+    if rows:
+        remove = place.hint("rm", "NAME")
+        emit(place, rows, table, f"In {root}; remove a sweep or prepared data with: {remove}")
+    else:
+        begin = place.hint("run", "demo")
+        emit(place, rows, f"Nothing lies in {root} yet; begin with: {begin}")
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     """Remove a sweep with its results, or prepared data, from the root; asks first.
 
     Args:
-        name: Of a sweep, or of prepared data, as isweep ls prints it.
+        name: Name of a sweep or of prepared data, as isweep ls prints it.
         yes: Do not ask.
     """
     from orchestrator.machine.root_contents import list_root, remove_from_root
@@ -46,23 +50,28 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
         raise ConfigError(
             rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
         )
-    known = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
-    if name not in known:
-        holds = f"it holds: {', '.join(known) or 'nothing'}; see {place.hint('ls')}"
-        raise ConfigError(f"{place.paths.root} must hold what is removed", name, holds)
-    row = known[name]
-    what = f"{row['what']} {name}" + f" with {row['about']}" * bool(row["about"])
+    removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
+    if name not in removable:
+        names = ", ".join(removable) or "nothing"
+        hint = f"{nearest(name, removable)}it holds: {names}; see {place.hint('ls')}"
+        raise ConfigError(f"{place.paths.root} must hold what is removed", name, hint)
+    row = removable[name]
+    description = f"{row['what']} {name}"
+    if row["about"]:
+        description += f" with {row['about']}"
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
                 "isweep rm asks before it removes", "no terminal to ask on", "give --yes"
             )
-        question = f"Remove {what}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
+        question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
     remove_from_root(place.paths, row["path"])
-    said = f"removed {what}" + "; MLflow keeps its runs" * (row["what"] == "sweep")
-    emit(place, {"removed": row["path"]}, said)
+    message = f"removed {description}"
+    if row["what"] == "sweep":
+        message += "; MLflow keeps its runs"
+    emit(place, {"removed": row["path"]}, message)
 
 
 def ui(
@@ -72,35 +81,34 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends
-    it.
+    """Serve MLflow's page on this machine, with an address for each question; Ctrl-C ends it.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
-        port: Of 127.0.0.1 (default: 5000, or any free one).
+        port: Port of 127.0.0.1 (default: 5000, or any free one).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
-    from orchestrator.results.mlflow_server import find_sweep_pages, free_port, serve_pages
+    from orchestrator.results.mlflow_server import PORT, find_sweep_pages, free_port, serve_pages
 
     paths = place.paths
-    uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
+    uri = mlflow_uri(paths, place.mlflow_uri)
+    names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        found = f"no {paths.mlflow_database}"
-        raise ConfigError("MLflow has nothing to show yet", found, "run a sweep first")
+        missing = f"no {paths.mlflow_database}"
+        raise ConfigError("MLflow has nothing to show yet", missing, "run a sweep first")
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
+    if sweep is not None:
+        names = [sweep]
     try:
         with serve_pages(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
-            for name in [sweep] if sweep else names:
+            for name in names:
                 pages |= find_sweep_pages(address, name)
-            nothing = "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
-            said = [
-                text
-                for name, its in pages.items()
-                for text in (name, *(f"  {question}: {page}" for question, page in its.items()))
-            ]
-            emit(place, {"address": address, "pages": pages}, f"MLflow: {address}", said or nothing)
+            if port is None and not address.endswith(f":{PORT}"):
+                tell(f"Port {PORT} is in use; MLflow's page has another one.")
+            document = {"address": address, "pages": pages}
+            emit(place, document, f"MLflow: {address}", _page_lines(pages))
             if not place.json:
                 tell("Ctrl-C ends it.")
             sys.stdout.flush()
@@ -110,9 +118,18 @@ def ui(
         raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
 
 
+def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield the addresses of MLflow's pages, by sweep and question."""
+    if not pages:
+        yield "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
+    for name, address_by_question in pages.items():
+        yield name
+        for question, address in address_by_question.items():
+            yield f"  {question}: {address}"
+
+
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
-    """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each
-    fault.
+    """Check machine, cluster, storage, MLflow, versions and security, and print each fix.
 
     Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
 
@@ -124,30 +141,44 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
     nodes = [check["node"] for check in checks if "node" in check]
-    verdicts = list[Text]()
+    verdicts: list[Table | Text] = []
+    if nodes:
+        verdicts.append(node_table(nodes))
     for check in checks:
-        mark, style = ("ok", "green") if check["ok"] else ("no", "red")
-        fix = "" if check["ok"] else f"\n    fix: {check['fix']}"
-        verdicts.append(Text.assemble((mark, style), f"  {check['name']}: {check['detail']}{fix}"))
-    emit(place, checks, [node_table(nodes)] if nodes else (), verdicts)
-    failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
-    return 0 if not failed else 3 if False in failed else 2
+        line = f"  {check['name']}: {check['detail']}"
+        if check["ok"]:
+            verdicts.append(Text.assemble(("ok", "green"), line))
+        else:
+            verdicts.append(Text.assemble(("no", "red"), f"{line}\n    fix: {check['fix']}"))
+    emit(place, checks, verdicts)
+    failed_names = [check["name"] for check in checks if not check["ok"]]
+    if not failed_names:
+        return 0
+    if all(name.startswith(LAUNCH_FILE) for name in failed_names):
+        return 2
+    return 3
 
 
 def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
-    """Lay out a row per node."""
+    """Return a table with one row per node of a cluster."""
     versions = ("isweep", "ray", "torch")
     table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk")
     for node in nodes:
+        address = escape(node["address"])
+        if node["head"]:
+            address += " (head)"
+        disk = "?"
+        if node["versions"]:
+            disk = f"{node['free_disk_bytes'] / 2**30:.0f} GiB"
         table.add_row(
-            escape(node["address"]) + (" (head)" if node["head"] else ""),
+            address,
             f"{node['num_cpus']:g}",
             f"{node['num_gpus']:g}",
             ", ".join(node["gpus"]) or "-",
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in versions),
-            f"{node['free_disk_bytes'] / 2**30:.0f} GiB" if node["versions"] else "?",
+            disk,
         )
     return table
 
@@ -170,8 +201,12 @@ def gpu_check(
     from orchestrator.machine.gpu_check import check, devices
 
     folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
-    found = [check(its, folder, tell) for its in devices(device)]
-    files, ok = [str(path) for path, _ in found], all(ok for _, ok in found)
-    said = (f"{path}: send this file back, or keep it for plans" for path in files)
-    emit(place, {"files": files, "ok": ok}, said)
-    return 0 if ok else 1
+    files = []
+    has_passed = True
+    for one_device in devices(device):
+        path, is_ok = check(one_device, folder, tell)
+        files.append(str(path))
+        has_passed = has_passed and is_ok
+    lines = (f"{path}: send this file back, or keep it for plans" for path in files)
+    emit(place, {"files": files, "ok": has_passed}, lines)
+    return int(not has_passed)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how words of a command line are read."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -23,31 +23,37 @@ if TYPE_CHECKING:
 
 
 def whole(least: int, below: int = 2**63) -> Parameter:
-    """Return how to read whole numbers from ``least`` to ``below``."""
+    """Return a parser of whole numbers from ``least`` up to, and without, ``below``."""
 
     def check(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            parted = "; put blanks, not commas, between numbers" if "," in text else ""
-            raise ValueError(f"must be a whole number, got {text!r}{parted}") from None
-        if not least <= value < below:
-            limits = f"at least {least}" if value < least else f"at most {below - 1:,}"
-            raise ValueError(f"must be {limits}, got {value}")
+            hint = ""
+            if "," in text:
+                hint = "; put blanks, not commas, between numbers"
+            raise ValueError(f"must be a whole number, got {text!r}{hint}") from None
+        if value < least:
+            raise ValueError(f"must be at least {least}, got {value}")
+        if value >= below:
+            raise ValueError(f"must be at most {below - 1:,}, got {value}")
         return value
 
     return _each(check)
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
-    """Return how to read finite numbers from ``least`` to ``most``; a share may be written as
-    ``1%``.
+    """Return a parser of finite numbers from ``least`` to ``most``.
+
+    A ``share`` may be written in percent, as ``1%``.
     """
 
     def check(text: str) -> float:
         try:
-            percent = share and text.endswith("%")
-            value = float(text.removesuffix("%")) / 100 if percent else float(text)
+            if share and text.endswith("%"):
+                value = float(text.removesuffix("%")) / 100
+            else:
+                value = float(text)
         except ValueError:
             raise ValueError(f"must be a number, got {text!r}") from None
         if not math.isfinite(value):
@@ -60,8 +66,9 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
 
 
 def ending(*endings: str) -> Parameter:
-    """Return how to read the path of a file to write: a slip may not write over a file of another
-    kind.
+    """Return a parser of the path of a file to write, which must have one of these endings.
+
+    So a slip of the hand does not overwrite a file of another kind.
     """
 
     def check(word: str) -> Path:
@@ -73,39 +80,46 @@ def ending(*endings: str) -> Parameter:
 
 
 def writable(path: Path, *, into_new: bool = False) -> Path:
-    """Return the path of a file that can be written, in a new folder if asked; checked before any
-    work.
+    """Return the path of a file after checking that it can be written.
+
+    Args:
+        path: File to write later.
+        into_new: Make its folder if there is none.
+
+    Raises:
+        ConfigError: If it cannot be written.
     """
     try:
         if into_new:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            open(path, "ab", opener=without_waiting)
-            if path.exists()
-            else TemporaryFile(dir=path.parent)
-        ):
-            return path
+        if path.exists():
+            open(path, "ab", opener=without_waiting).close()
+        else:
+            TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        why = f"{path}: {error.strerror}"
         raise ConfigError(
-            "The file must be one that can be written", why, "name one elsewhere"
+            "The file must be one that can be written",
+            f"{path}: {error.strerror}",
+            "name one elsewhere",
         ) from None
+    return path
 
 
 def _each(check: Callable[[str], object], **more: Any) -> Parameter:
-    """Return how to read an option by applying ``check`` to its value, or to each of several."""
+    """Return a parser that applies ``check`` to the value of an option, or to each of several."""
 
     def convert(hint: object, tokens: Sequence[Token]) -> object:
         values = tuple(check(token.value) for token in tokens)
-        return values if get_origin(hint) is tuple else values[0]
+        if get_origin(hint) is tuple:
+            return values
+        return values[0]
 
     return Parameter(converter=convert, **more)
 
 
 def _named(text: str) -> str:
-    if (
-        not text.strip()
-    ):  # a shell's variable that is not set: what it should have said is not the default
+    # An empty value is usually a shell variable that is not set. It does not mean the default.
+    if not text.strip():
         raise ValueError("must not be empty; leave the option out to take its default")
     return text
 
@@ -119,8 +133,10 @@ def _named_openly(text: str) -> str:
     return text
 
 
-NAMED, NAMED_OPENLY = _each(_named), _each(_named_openly)
-CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
+NAMED = _each(_named)
+NAMED_OPENLY = _each(_named_openly)
+CLUSTER = Group("Cluster", sort_key=7)
+PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 Positive = Annotated[int, whole(1)]
@@ -139,7 +155,7 @@ Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE"
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where everything lies, and how to print: taken by every command.
+    """Options of every command: where everything lies, and how to print.
 
     Attributes:
         root: Folder of everything (default: $ISWEEP_ROOT or ./isweep-root).
@@ -155,74 +171,92 @@ class Place:
 
     @property
     def paths(self) -> RootPaths:
-        """What lies below the root."""
+        """Paths below the root."""
         return RootPaths.at(self.root)
 
     def open(
         self, sweep: str, *, as_run: bool = True, changes: Mapping[str, object] | None = None
     ) -> Workspace:
-        """Open a sweep; of a name that is both, the one that ran rather than the preset, if
-        ``as_run``.
+        """Open a sweep.
+
+        Args:
+            sweep: Name or path of the sweep.
+            as_run: If a preset of this name ran, open it as it ran.
+            changes: Values that replace those of the sweep, by dotted key.
         """
         from orchestrator.planning.workspace import Workspace
 
         return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
 
     def hint(self, command: str, *words: str) -> str:
-        """Spell a command to type next, for the same places, quoted for a shell; without
-        passwords.
+        """Format a command to type next, for the same places, quoted for a shell.
+
+        Passwords are left out.
         """
         options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
-        given = [word for flag, value in options.items() if value for word in (flag, value)]
-        return without_secrets(shlex.join(["isweep", command, *words, *given]))
+        line = ["isweep", command, *words]
+        for flag, value in options.items():
+            if value:
+                line += [flag, value]
+        return without_secrets(shlex.join(line))
 
 
 def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
-    """Read words of the form ``NAME=VALUE``; refuses blank sides, and a name with two values."""
-    found: dict[str, str] = {}
-    for value in values:
-        name, mark, meant = (part.strip() for part in value.partition("="))
-        if not (name and mark and meant):
-            raise ConfigError(f"{flag} must be {form}", value, f"e.g. {flag} {example}")
-        if found.setdefault(name, meant) != meant:
+    """Return the values by name of words of the form ``NAME=VALUE``.
+
+    Args:
+        flag: The option, for messages.
+        values: The words.
+        form: The form that is expected, for messages.
+        example: A valid word, for messages.
+
+    Raises:
+        ConfigError: If a name or value is blank, or a name has two values.
+    """
+    value_by_name: dict[str, str] = {}
+    for word in values:
+        name, equals_sign, value = (part.strip() for part in word.partition("="))
+        if not (name and equals_sign and value):
+            raise ConfigError(f"{flag} must be {form}", word, f"e.g. {flag} {example}")
+        if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
-                f"{flag} must give {name} one value", f"{name}={found[name]} and {value}"
+                f"{flag} must give {name} one value", f"{name}={value_by_name[name]} and {word}"
             )
-    return found
+    return value_by_name
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class OwnOptions:
-    """What own data leave open.
+    """Answers that a folder or table of your images leaves open.
 
     Attributes:
-        label_map: Classes that labels as written stand for, e.g. CAT=cat; of a negative
-            number: --label-map=-1=NAME.
-        label_columns: A table's column of labels, or one of 0 and 1 for each class.
-        layout: What is on top of class folders in patients' folders, or of these in those.
+        label_map: Class of each label as it is written, e.g. CAT=cat; for a negative number
+            --label-map=-1=NAME.
+        label_columns: A table's column of labels, or one column of 0 and 1 for each class.
+        layout: Order of class and patient folders, outermost first.
     """
 
     label_map: Annotated[Names, Parameter(metavar="WRITTEN=CLASS...")] = ()
     label_columns: Names = ()
     layout: Literal["class/group", "group/class"] | None = None
 
-    def said(self) -> dict[str, Any]:
-        """Return what was said, by the names of a sweep file's ``own``."""
+    def by_key(self) -> dict[str, Any]:
+        """Return the options that were given, by the keys of ``own`` in a sweep file."""
         label_map = pairs("--label-map", self.label_map, "WRITTEN=CLASS", "CAT=cat 0.0=0")
-        found = {**vars(self), "label_map": label_map}
-        return {name: value for name, value in found.items() if value}
+        answers = {**vars(self), "label_map": label_map}
+        return {name: value for name, value in answers.items() if value}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How to read raw files.
+    """Options of commands that read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one
-            with another label, as 0.01 or 1%; one file may always be unusable, unless it is 0
-            (default 0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or be copies
+            with another label, as 0.01 or 1% (default 0.1%). One unusable file is always allowed
+            unless this is 0.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -231,7 +265,7 @@ class ReadingOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Work(ReadingOptions, Place):
-    """What commands take that read raw files, compute on a cluster and store results.
+    """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
         address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
@@ -250,17 +284,18 @@ class Work(ReadingOptions, Place):
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
-        """Return where and how to run, with the folders of raw downloads by dataset."""
+        """Return where and how to run, with the folder of each dataset's raw download."""
         from orchestrator.machine.cluster import RunOptions
 
-        given = vars(self) | {"raw": {name: Path(folder) for name, folder in raw.items()}}
-        return RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__})
+        folders = {name: Path(folder) for name, folder in raw.items()}
+        values = vars(self) | {"raw": folders}
+        return RunOptions(**{name: values[name] for name in RunOptions.__dataclass_fields__})
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SweepWork(Work):
-    """What commands take that do what is left of a sweep.
+    """Options of commands that run a sweep's remaining trials.
 
     Attributes:
         raw: Raw download of a dataset; may be given for several.
@@ -271,11 +306,12 @@ class SweepWork(Work):
 
     @property
     def run_options(self) -> RunOptions:
-        """Where and how to run."""
+        """Options of the run: folders, cluster and device."""
         return self.options(pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist"))
 
     def again(self, command: str, sweep: str) -> str:
-        """Spell the command that goes on where this one was stopped."""
-        return self.hint(
-            command, sweep, *(word for change in self.changes for word in ("--set", change))
-        )
+        """Format the command that continues where this one was stopped."""
+        words = [sweep]
+        for change in self.changes:
+            words += ["--set", change]
+        return self.hint(command, *words)

@@ -1,9 +1,9 @@
-"""``isweep status``: where a sweep stands, and what happened to one trial."""
+"""The state of a sweep, and the history of one trial, as documents for ``isweep status``."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
@@ -11,38 +11,36 @@ from orchestrator.results.state import read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.progress import read_run, running_trials
 from orchestrator.tuning.search_records import search_standing
-from search_spaces.errors import (
-    CorruptStoreError,
-)
+from search_spaces.errors import CorruptStoreError
 from tasks.trials.records import TrialStatus
-
-if TYPE_CHECKING:
-    pass
 
 
 def sweep_status(workspace: Workspace) -> dict[str, Any]:
-    """Return where a sweep stands: counts, what runs, failures, costs."""
-    # First what runs, then what is done: a trial that ends in between counts once, as done.
+    """Return the state of a sweep: counts, running trials, failures and costs."""
+    # Running trials are read before results. A trial that ends in between then counts once.
     run = read_run(workspace)
-    trials = (
-        {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
-    )
+    now = ""
+    seconds_left = None
+    trials: dict[str, dict[str, Any]] = {}
+    if run is not None:
+        now = run.now
+        seconds_left = run.seconds_left
+        trials = {name: trial.model_dump() for name, trial in run.running.items()}
     state = read_state(workspace, trials, quick=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
+    num_diverged = sum(result.status == TrialStatus.DIVERGED for result in state.results.values())
+    unfinished = {name: trial for name, trial in trials.items() if name not in state.results}
     return {
         "planned": counts.total(),
-        **{
-            str(one): counts[one]
-            for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)
-        },
+        "done": counts[CellStatus.DONE],
+        "failed": counts[CellStatus.FAILED],
+        "running": counts[CellStatus.RUNNING],
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
-        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
-        "now": "" if run is None else run.now,
-        "seconds_left": None if run is None else run.seconds_left,
-        "running_trials": {
-            name: trial for name, trial in trials.items() if name not in state.results
-        },
+        "diverged": num_diverged,
+        "now": now,
+        "seconds_left": seconds_left,
+        "running_trials": unfinished,
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.unplanned),
@@ -52,30 +50,43 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
 
 
 def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
-    """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt
-    logged.
+    """Return the history of one trial.
+
+    Args:
+        workspace: The sweep.
+        trial_id: Full id of the trial.
+
+    Returns:
+        Its attempts, nodes, failures and logs as a document, and the log of its last attempt.
     """
     state = read_state(workspace, running_trials(workspace), quick=True)
-    store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
+    store = ResultStore(workspace.results_url)
+    events: list[Event] = []
+    problem = ""
     try:
-        story = store.events(trial_id)
+        events = store.events(trial_id)
     except CorruptStoreError as error:
         problem = str(error)
-    numbers = sorted({event.attempt for event in story})
-    said = {
-        number: text
-        for number in numbers
-        if (text := store.attempt_log(trial_id, number)) is not None
-    }
-    failure = state.failures.get(trial_id)
+    log_by_attempt: dict[int, str] = {}
+    for attempt in sorted({event.attempt for event in events}):
+        text = store.attempt_log(trial_id, attempt)
+        if text is not None:
+            log_by_attempt[attempt] = text
+    failure = None
+    if trial_id in state.failures:
+        record = state.failures[trial_id]
+        failure = record.row() | {"traceback": record.failure.traceback}
     document = {
         "trial_id": trial_id,
         "status": str(state.status(trial_id)),
-        "events": [event.plain() for event in story],
-        "logs": {str(number): store.attempt_log_path(trial_id, number) for number in said},
-        "failure": None
-        if failure is None
-        else failure.row() | {"traceback": failure.failure.traceback},
+        "events": [event.plain() for event in events],
+        "logs": {
+            str(attempt): store.attempt_log_path(trial_id, attempt) for attempt in log_by_attempt
+        },
+        "failure": failure,
         "unreadable": problem,
     }
-    return document, said[max(said)] if said else ""
+    last_log = ""
+    if log_by_attempt:
+        last_log = log_by_attempt[max(log_by_attempt)]
+    return document, last_log

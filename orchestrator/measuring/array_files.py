@@ -19,7 +19,7 @@ from tasks.prepared.record import set_lines
 from tasks.remote import Executor
 from tasks.sources import source_for
 from tasks.sources.array_files import ARRAY_FILES
-from tasks.sources.base import count_lines
+from tasks.sources.base import format_counts
 from tasks.sources.detect import detect_own_kind
 
 MAX_HELD_BYTES = 2 << 30
@@ -60,7 +60,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     codes = np.array([item.label for item in listing.items], np.int64)
     labels = Labels(tuple(listing.label_names), codes)
     groups = [item.group or f"\0{item.locator}" for item in listing.items]
-    notes = count_lines(left_out=listing.excluded, doubtful=listing.flags)
+    notes = format_counts(left_out=listing.excluded, doubtful=listing.flags)
     return _measure_labeled(images, labels, groups, notes, request, executor)
 
 

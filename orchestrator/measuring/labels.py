@@ -48,17 +48,17 @@ def name_labels(
         DataError: A label is empty or ambiguous.
     """
     # These import more than an array of numbers needs.
-    from tasks.sources.own import Rows, class_labels, sort_labels
+    from tasks.sources.own import Rows, classes_of_rows, sort_labels
     from tasks.sources.tables import label_text
 
     rows = Rows(
         cells={"label": [label_text(label) for label in written]},
         locator=str,
         name=lambda row: f"row {row + first}",
-        counting=lambda _: f"the first row is {first}",
+        numbering=lambda _: f"the first row is {first}",
     )
     try:
-        labels = class_labels(rows, raw_request(own_data or IN_MEMORY))
+        labels = classes_of_rows(rows, raw_request(own_data or IN_MEMORY))
     except DataError as error:
         if own_data is not None:
             raise

@@ -46,7 +46,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tags by which MLflow's page opens on training runs, not on traces of language models."""
 TRAINING_PAGES = "workflowType=machine_learning"
 """Parameter of a link that does the same."""
-SHOWN_TAGS = (MODEL, DATASET, TRAIN_SIZE, CLASS_PAIR, SEED)
+SHOWN_TAGS = (MODEL, TRAIN_SIZE, DATASET, CLASS_PAIR, SEED)
 """Tags that a view shows as columns."""
 
 

@@ -169,7 +169,7 @@ def missing_measurements(
         requested: the same trial as it is planned now.
         lost_predictions: the trial has stored weights, but its predictions could not be stored.
     """
-    lacking = performed.lacks(requested)
+    lacking = performed.missing_for(requested)
     # Listing all requested measurements takes longer than everything else here.
     if not lost_predictions:
         return lacking

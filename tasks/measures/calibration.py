@@ -224,7 +224,7 @@ def calibrate(
         num_neighbors,
         executor=executor,
         precision=precision,
-        keep=chosen_rows,
+        source_rows=chosen_rows,
     )
     pair_distances = _pair_distances(source, chosen_rows)
     observed = statistics(search.tables[0], pair_distances, num_neighbors)

@@ -1,12 +1,13 @@
 """Intrinsic dimension from neighbor distances: MLE, TwoNN and Gride, with standard errors.
 
 T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of T
-and returns a record. A dimension that the points do not allow is None with a reason, never NaN or
+and returns a record. If no finite dimension fits, the value is None with a reason, never NaN or
 infinity.
 
 An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of near points overlap,
 so resampling single points would underestimate the standard error. The bootstrap therefore draws
-disjoint blocks of neighboring points.
+disjoint blocks of neighboring points. Gride has no bootstrap: its standard error is by the observed
+information.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ BLOCK_POINTS = 10
 """Points of a block, at most. Blocks of 21 and of 42 points give the same standard errors to within
 a few percent (docs/measures.md)."""
 
-Weights = FloatArray
+DrawCounts = FloatArray
 """Counts of a resample: how often it drew each point, ``(num_points,)``."""
-Statistic = Callable[[Weights], float | None]
+Statistic = Callable[[DrawCounts], float | None]
 """A number of a resample, or None if the resample does not define it."""
 
 
 @dataclass(frozen=True)
 class IntrinsicDimension:
-    """An estimate with its standard error, and its reason if there is no value.
+    """An estimate with its standard error, or the reason why there is none.
 
     Attributes:
         estimator: Name of the row in `ESTIMATORS`.
@@ -237,7 +238,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
     ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1`` divides
-    by k - 1, which is unbiased when inverses are averaged. ``curve`` has both for every smaller k.
+    by k - 1: with it the mean inverse is unbiased for 1/d. ``curve`` has both for every smaller k.
 
     The standard error is by the delta method, ``d² · sd(inverse) / √n``. It takes points as
     independent, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
@@ -257,7 +258,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
         for smaller_k in range(3, k + 1)
     ]
 
-    def value_of_resample(weights: Weights) -> float:
+    def value_of_resample(weights: DrawCounts) -> float:
         return float(weights.sum() / (weights * inverses).sum())
 
     spread = inverses.std(ddof=1)
@@ -475,7 +476,7 @@ def estimate(
 
     Args:
         table: As wide as `table_width` returns.
-        num_neighbors: k of the MLE, and the largest scale of the others.
+        num_neighbors: k of the MLE. It bounds Gride's scales; TwoNN uses 2.
         estimators: Names of rows.
         parameters: Values that replace those of the rows, by the parameter's name. Names that no
             row of ``estimators`` has are ignored.
@@ -492,28 +493,28 @@ def estimate(
     replaced = parameters or {}
     records = {}
     for name in estimators:
-        row = find_estimator(name)
-        values = {key: replaced.get(key, value) for key, value in row.parameters.items()}
-        records[name] = _estimate_one(table, name, row, num_neighbors, values, seed)
+        estimator = find_estimator(name)
+        values = {key: replaced.get(key, value) for key, value in estimator.parameters.items()}
+        records[name] = _estimate_one(table, name, estimator, num_neighbors, values, seed)
     return records
 
 
 def _estimate_one(
     table: NeighborTable,
     name: str,
-    row: Estimator,
+    estimator: Estimator,
     num_neighbors: int,
     parameters: Mapping[str, float],
     seed: int,
 ) -> IntrinsicDimension:
     """Run one estimator. The record has a reason if the points do not allow a dimension."""
-    k = row.required_neighbors(num_neighbors)
-    convention = row.convention.format(**parameters)
+    k = estimator.required_neighbors(num_neighbors)
+    convention = estimator.convention.format(**parameters)
     distances = table.distances[:, :k]
 
     def undefined(reason: str, num_points: int) -> IntrinsicDimension:
         """Return a record without a value."""
-        num_dropped = table.num_points - num_points
+        num_dropped = table.num_positions - num_points
         return IntrinsicDimension(
             estimator=name,
             value=None,
@@ -525,16 +526,16 @@ def _estimate_one(
             reason=reason,
         )
 
-    if table.num_points < k + 1 or distances.shape[1] < k:
+    if table.num_positions < k + 1 or distances.shape[1] < k:
         rule = f"needs at least {k + 1} distinct points for {k} neighbors"
-        return undefined(f"{rule}, has {table.num_points}", table.num_points)
+        return undefined(f"{rule}, has {table.num_positions}", table.num_positions)
     is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
     num_usable = int(is_usable.sum())
     if num_usable < 2:
         rule = f"needs two points whose {k} neighbor distances are positive and finite"
-        return undefined(f"{rule}, has {num_usable} of {table.num_points}", num_usable)
+        return undefined(f"{rule}, has {num_usable} of {table.num_positions}", num_usable)
     indices = table.indices[:, :k]
-    fit = row.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
     num_points = num_usable - fit.num_ties
     if fit.value is None:
         return undefined(EQUALLY_FAR, num_points)
@@ -550,6 +551,6 @@ def _estimate_one(
         num_points=num_points,
         num_neighbors=k,
         convention=convention,
-        num_dropped=table.num_points - num_points,
+        num_dropped=table.num_positions - num_points,
         details=details,
     )

@@ -116,7 +116,7 @@ def measure_nested(
         records.append(
             SizeRecord(
                 train_size=size,
-                num_duplicates=size - table.num_points,
+                num_duplicates=size - table.num_positions,
                 num_conflicts=sum(row < size for row, _ in profile.conflicts),
                 d_data=dimensions,
                 label_sharpness=distinct_images.sharpness(size_index, convention),
@@ -171,7 +171,7 @@ def _find_neighbors(
         executor=executor,
         precision=precision,
         block_rows=settings.block_rows,
-        keep=source_rows,
+        source_rows=source_rows,
         samples=samples,
     )
     return SearchedImages(
@@ -330,7 +330,7 @@ class SearchedImages:
         if self.labels is None:
             return None
         table = self.neighbors.tables[size_index]
-        labels = self.labels[: table.num_points]
+        labels = self.labels[: table.num_positions]
         unlike = self._unlike_distances(table, self.sample_slices[size_index])
         record = summarize(labels, unlike, convention)
         if record.value is None:
@@ -339,7 +339,7 @@ class SearchedImages:
 
     def _unlike_distances(self, table: NeighborTable, sample_slice: slice) -> UnlikeDistances:
         """Return distances to the nearest images with another label, the smallest ones refined."""
-        positions = slice(table.num_points)
+        positions = slice(table.num_positions)
         nearest = table.unlike_distances.copy()
         in_samples = self.neighbors.sample_unlike_distances[sample_slice, positions].copy()
         if self.neighbors.precision != EXACT:

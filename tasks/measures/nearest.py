@@ -1,4 +1,4 @@
-"""The nearest rows so far: the k nearest, the nearest with another label, and the closest pairs.
+"""Nearest rows found so far: the k nearest, the nearest with another label, the closest pairs.
 
 Blocks of squared distances are merged by "keep the k smallest" and "keep the minimum". Ties go to
 the smaller position. So a result depends neither on the order of blocks nor on how they were
@@ -14,19 +14,21 @@ import numpy as np
 
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.products import in_threads
-from tasks.measures.tile_blocks import EXACT, Block, SearchJob, Span, TileBlock, no_pair
+from tasks.measures.tile_blocks import EXACT, SearchJob, Span, SquaredDistances, TileBlock, no_pair
 
+MANY_CANDIDATES = 4
+"""Candidates of a block per entry of the lists of nearest neighbors. If there are more, the limits
+are lowered first, to the block's own k nearest."""
 DENSE_FRACTION = 0.25
 """Share of a block's columns. If a sample has more, masking the other columns is faster than
 copying those of the sample."""
 
 
-def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
-    """Return limits in the dtype of a block, below "no pair"."""
-    largest = no_pair(dtype) - 1
+def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> SquaredDistances:
+    """Cap limits just below :func:`no_pair`, and cast them to the dtype of a block."""
     if dtype.kind == "f":
-        largest = float(np.finfo(dtype).max)
-    return np.minimum(limits, largest).astype(dtype)
+        return np.minimum(limits, float(np.finfo(dtype).max)).astype(dtype)
+    return np.minimum(limits, no_pair(dtype) - 1).astype(dtype)
 
 
 PAIR = np.dtype(
@@ -40,10 +42,10 @@ PAIR = np.dtype(
 
 
 class ClosestPairs:
-    """All pairs with a squared distance below a limit, which falls as pairs are added.
+    """All pairs with a squared distance below a limit; between prunes, also those at the limit.
 
-    After `prune` the limit is the ``capacity + 1``-th smallest squared distance of all pairs that
-    were added. So it does not depend on the order of adding and merging.
+    The limit falls as pairs are added. After `prune` it is the ``capacity + 1``-th smallest squared
+    distance of all pairs that were added. So it does not depend on the order of adding and merging.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -58,7 +60,7 @@ class ClosestPairs:
 
     def update(
         self,
-        block: Block,
+        block: SquaredDistances,
         first_row: int,
         first_column: int,
     ) -> None:
@@ -104,17 +106,17 @@ class ClosestPairs:
         self._parts = [pairs[squared < self.limit]]
 
 
-class TileResult:
-    """The nearest rows found so far of the positions of one side of a tile.
+class NearestOfSpan:
+    """The nearest rows found so far of a span of positions: one side of a tile, or all.
 
     Attributes:
         span: The positions.
         squared: ``(num_shells, num_positions, num_neighbors)`` squared distances to the nearest
             neighbors, ascending, infinite where there are fewer.
-        ids: Their positions, -1 where there are fewer.
+        positions: Positions of the neighbors, -1 where there are fewer.
         unlike_squared: ``(num_shells + num_samples, num_positions)`` squared distances to the
             nearest row with another label, of each shell and then inside each sample.
-        unlike_ids: Their positions, -1 where there is none.
+        unlike_positions: Their positions, -1 where there is none.
         closest_pairs: The closest pairs of each shell; empty if none are wanted.
         precision: The dtype that the products needed, or ``EXACT``.
     """
@@ -124,26 +126,26 @@ class TileResult:
         num_lists = job.num_shells + len(job.samples)
         self.span = span
         self.squared = np.full((job.num_shells, num_positions, job.num_neighbors), np.inf)
-        self.ids = np.full(self.squared.shape, -1, np.int64)
+        self.positions = np.full(self.squared.shape, -1, np.int64)
         self.unlike_squared = np.full((num_lists, num_positions), np.inf)
-        self.unlike_ids = np.full(self.unlike_squared.shape, -1, np.int64)
+        self.unlike_positions = np.full(self.unlike_squared.shape, -1, np.int64)
         self.closest_pairs = [ClosestPairs(capacity) for capacity in job.pair_capacities]
         self.precision = EXACT if job.is_exact else job.precision.dtype
 
-    def merge(self, part: TileResult) -> None:
+    def merge(self, part: NearestOfSpan) -> None:
         """Merge a result for a part of the same positions into this one."""
-        positions = part.span.within(self.span)
-        self.squared[:, positions], self.ids[:, positions] = merge_nearest(
-            self.squared[:, positions], self.ids[:, positions], part.squared, part.ids
+        covered = part.span.within(self.span)
+        self.squared[:, covered], self.positions[:, covered] = merge_nearest(
+            self.squared[:, covered], self.positions[:, covered], part.squared, part.positions
         )
         # Views: assigning to them changes this result.
-        squared = self.unlike_squared[:, positions]
-        ids = self.unlike_ids[:, positions]
+        squared = self.unlike_squared[:, covered]
+        positions = self.unlike_positions[:, covered]
         is_tie = part.unlike_squared == squared
-        wins_tie = is_tie & (part.unlike_ids < ids)
+        wins_tie = is_tie & (part.unlike_positions < positions)
         is_better = wins_tie | (part.unlike_squared < squared)
         squared[is_better] = part.unlike_squared[is_better]
-        ids[is_better] = part.unlike_ids[is_better]
+        positions[is_better] = part.unlike_positions[is_better]
         for pairs, more_pairs in zip(self.closest_pairs, part.closest_pairs, strict=True):
             pairs.merge(more_pairs)
         if part.precision == "float64":  # the wider dtype was needed at least once
@@ -154,7 +156,7 @@ class TileResult:
         shell: int,
         rows: slice,
         first_column: int,
-        block: Block,
+        block: SquaredDistances,
     ) -> None:
         """Merge a block of squared distances into the neighbors of one shell.
 
@@ -165,65 +167,65 @@ class TileResult:
             block: ``(num_rows, num_columns)`` squared distances.
         """
         best_squared = self.squared[shell, rows]
-        best_ids = self.ids[shell, rows]
+        best_positions = self.positions[shell, rows]
         num_rows, k = best_squared.shape
         limits = best_squared[:, -1]
         is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
-        has_many = np.count_nonzero(is_candidate) > 4 * num_rows * k
+        has_many = np.count_nonzero(is_candidate) > MANY_CANDIDATES * num_rows * k
         if has_many and k < block.shape[1]:
             # First blocks of a shell: only the block's own k nearest can enter the table.
             kth_smallest = np.partition(block, k - 1, axis=1)[:, k - 1]
             limits = np.minimum(limits, kth_smallest)
             is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
-        active, columns, squared = _by_row(is_candidate, block)
+        active, columns, squared = _pad_chosen_rows(is_candidate, block)
         if len(active):
-            ids = np.where(np.isfinite(squared), columns + first_column, -1)
-            best_squared[active], best_ids[active] = merge_nearest(
-                best_squared[active], best_ids[active], squared, ids
+            positions = np.where(np.isfinite(squared), columns + first_column, -1)
+            best_squared[active], best_positions[active] = merge_nearest(
+                best_squared[active], best_positions[active], squared, positions
             )
 
 
 def merge_nearest(
     squared: FloatArray,
-    ids: IntArray,
+    positions: IntArray,
     more_squared: FloatArray,
-    more_ids: IntArray,
+    more_positions: IntArray,
 ) -> tuple[FloatArray, IntArray]:
     """Merge two sets of lists of nearest neighbors.
 
     Args:
         squared: ``(..., num_neighbors)`` squared distances.
-        ids: Their positions.
+        positions: Their positions.
         more_squared: ``(..., any number)`` further squared distances.
-        more_ids: Their positions.
+        more_positions: Their positions.
 
     Returns:
         The ``num_neighbors`` smallest distances, ascending, and their positions. Ties are broken by
         position, so the result does not depend on the order of merging.
     """
     all_squared = np.concatenate([squared, more_squared], axis=-1)
-    all_ids = np.concatenate([ids, more_ids], axis=-1)
+    all_positions = np.concatenate([positions, more_positions], axis=-1)
     num_neighbors = squared.shape[-1]
-    order = np.lexsort((all_ids, all_squared), axis=-1)[..., :num_neighbors]
+    order = np.lexsort((all_positions, all_squared), axis=-1)[..., :num_neighbors]
     return (
         np.take_along_axis(all_squared, order, axis=-1),
-        np.take_along_axis(all_ids, order, axis=-1),
+        np.take_along_axis(all_positions, order, axis=-1),
     )
 
 
 def update_minima(
     minima: FloatArray,
-    ids: IntArray,
+    positions: IntArray,
     rows: IntArray,
     columns: IntArray,
-    block: Block,
+    block: SquaredDistances,
 ) -> None:
     """Lower minima in place where a block has smaller distances.
 
     Args:
         minima: ``(num_positions,)`` smallest squared distances so far.
-        ids: ``(num_positions,)`` positions at that distance.
-        rows: ``(num_rows,)`` entries of ``minima`` that the block's rows belong to.
+        positions: ``(num_positions,)`` positions at that distance.
+        rows: ``(num_rows,)`` indices into ``minima`` of the block's rows.
         columns: ``(num_columns,)`` positions of the block's columns.
         block: ``(num_rows, num_columns)`` squared distances.
     """
@@ -231,14 +233,16 @@ def update_minima(
     squared = block[np.arange(len(block)), nearest_column]
     nearest = columns[nearest_column]
     best = minima[rows]
-    wins_tie = (squared == best) & (nearest < ids[rows])
+    wins_tie = (squared == best) & (nearest < positions[rows])
     is_better = wins_tie | (squared < best)
     is_better &= squared < no_pair(block.dtype)
     minima[rows[is_better]] = squared[is_better]
-    ids[rows[is_better]] = nearest[is_better]
+    positions[rows[is_better]] = nearest[is_better]
 
 
-def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, FloatArray]:
+def _pad_chosen_rows(
+    is_chosen: BoolArray, block: SquaredDistances
+) -> tuple[IntArray, IntArray, FloatArray]:
     """Return the chosen entries of a block row by row, padded to the longest row.
 
     Returns:
@@ -268,7 +272,7 @@ def _by_row(is_chosen: BoolArray, block: Block) -> tuple[IntArray, IntArray, Flo
 
 def add_block(
     job: SearchJob,
-    results: list[TileResult],
+    results: list[NearestOfSpan],
     block: TileBlock,
 ) -> None:
     """Add the distances of a block to the shells of its pairs, for its rows and its columns."""
@@ -281,7 +285,7 @@ def add_block(
 
 def _add_side(
     job: SearchJob,
-    result: TileResult,
+    result: NearestOfSpan,
     block: TileBlock,
 ) -> None:
     """Add the distances from a block's rows to its columns to the result of its rows."""
@@ -290,14 +294,14 @@ def _add_side(
         row_labels = job.label_codes[block.rows.positions]
         column_labels = job.label_codes[block.columns.positions]
         is_unlike = row_labels[:, None] != column_labels
-        sentinel = block.squared.dtype.type(no_pair(block.squared.dtype))
-        unlike = np.where(is_unlike, block.squared, sentinel)
+        no_pair_value = block.squared.dtype.type(no_pair(block.squared.dtype))
+        unlike = np.where(is_unlike, block.squared, no_pair_value)
         _add_samples(job, result, block, unlike)
-    for row_run in _runs_of_one_shell(job.shells, block.rows):
+    for row_run in _runs_of_one_shell(job.first_shells, block.rows):
         rows = row_run.within(result.span)
-        for column_run in _runs_of_one_shell(job.shells, block.columns):
-            row_shell = job.shells[row_run.start]
-            column_shell = job.shells[column_run.start]
+        for column_run in _runs_of_one_shell(job.first_shells, block.columns):
+            row_shell = job.first_shells[row_run.start]
+            column_shell = job.first_shells[column_run.start]
             shell = int(max(row_shell, column_shell))
             in_block = row_run.within(block.rows), column_run.within(block.columns)
             squared = block.squared[in_block]
@@ -307,7 +311,7 @@ def _add_side(
             if unlike is not None:
                 update_minima(
                     result.unlike_squared[shell],
-                    result.unlike_ids[shell],
+                    result.unlike_positions[shell],
                     np.arange(rows.start, rows.stop),
                     np.arange(*column_run),
                     unlike[in_block],
@@ -316,32 +320,33 @@ def _add_side(
 
 def _add_samples(
     job: SearchJob,
-    result: TileResult,
+    result: NearestOfSpan,
     block: TileBlock,
-    unlike: Block,
+    unlike: SquaredDistances,
 ) -> None:
     """Add the nearest rows with another label inside each sample.
 
-    ``unlike`` has the block's squared distances, and "no pair" where the labels are equal.
+    ``unlike`` has the block's squared distances, and the value of :func:`no_pair` where the labels
+    are equal.
     """
     for sample_index, members in enumerate(job.samples):
-        is_column = members[block.columns.positions]
+        is_member_column = members[block.columns.positions]
         rows = np.flatnonzero(members[block.rows.positions])
-        columns = np.flatnonzero(is_column)
+        columns = np.flatnonzero(is_member_column)
         if not len(rows) or not len(columns):
             continue
         inside = unlike[rows]
-        if len(columns) > DENSE_FRACTION * len(is_column):
-            # The maximum with 0 changes nothing; that with the sentinel leaves "no pair".
-            sentinel = no_pair(unlike.dtype)
-            floor = np.where(is_column, 0, sentinel).astype(unlike.dtype)
+        if len(columns) > DENSE_FRACTION * len(is_member_column):
+            # The maximum with the floor: members keep their distance, other columns become no pair.
+            no_pair_value = no_pair(unlike.dtype)
+            floor = np.where(is_member_column, 0, no_pair_value).astype(unlike.dtype)
             np.maximum(inside, floor, out=inside)
-            columns = np.arange(len(is_column))
+            columns = np.arange(len(is_member_column))
         else:
             inside = inside[:, columns]
         update_minima(
             result.unlike_squared[job.num_shells + sample_index],
-            result.unlike_ids[job.num_shells + sample_index],
+            result.unlike_positions[job.num_shells + sample_index],
             rows + block.rows.start - result.span.start,
             columns + block.columns.start,
             inside,

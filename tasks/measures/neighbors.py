@@ -6,8 +6,11 @@ Three kinds of index occur here and in the two modules below:
 - A *position* is an index of the rows that are measured, in the same order. A duplicate of an
   earlier row is not measured, so it has no position.
 - A *shell* is the index of a train size, ascending. Training sets are prefixes: those of size n are
-  the positions ``0 .. n-1``. The shell of a pair ``(i, j)`` is that of the smallest size above
-  ``max(i, j)``, the first training set that contains both.
+  the positions ``0 .. n-1``. Shell s holds the pairs that are new in training set s: not both of
+  their positions are in training set s-1. So the shell of a pair ``(i, j)`` is that of the smallest
+  size above ``max(i, j)``.
+
+*Unlike* means: with another label.
 
 Every pair is added once, to its shell. The table of a train size is then the merge of all shells up
 to it.
@@ -24,7 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +42,7 @@ from tasks.measures.distances import (
     estimate_center,
     is_byte_dtype,
 )
-from tasks.measures.nearest import ClosestPairs, TileResult, add_block, merge_nearest
+from tasks.measures.nearest import ClosestPairs, NearestOfSpan, add_block, merge_nearest
 from tasks.measures.products import check_device
 from tasks.measures.tile_blocks import SearchJob, Span, blocks_of_tile, no_pair
 from tasks.remote import Executor, InlineExecutor
@@ -50,7 +53,7 @@ BLOCK_ROWS = 2048
 TILE_ROWS = 16384
 """Rows of one side of a tile, at most, so that what a task returns stays small."""
 TILE_ROWS_INLINE = 1 << 18
-"""The same if there is one worker, which returns everything however it is cut."""
+"""The same with one worker. Nothing is transferred then, so tiles may be larger."""
 TILES_PER_WORKER = 5
 """Tiles per worker, at least, for load balancing."""
 SPREAD_WORK = 1e11
@@ -75,14 +78,14 @@ class PairList(NamedTuple):
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """Neighbors of the first ``num_points`` positions among themselves.
+    """Neighbors of the first ``num_positions`` positions among themselves.
 
     Attributes:
-        distances: ``(num_points, num_neighbors)`` L2 distances, ascending, infinite where there are
-            fewer neighbors.
+        distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where there
+            are fewer neighbors.
         indices: Positions of the neighbors, -1 where there are fewer.
-        unlike_distances: ``(num_points,)`` distances to the nearest row with another label.
-        unlike_indices: ``(num_points,)`` positions of those rows, -1 where there is none.
+        unlike_distances: ``(num_positions,)`` distances to the nearest row with another label.
+        unlike_indices: ``(num_positions,)`` positions of those rows, -1 where there is none.
         closest_pairs: The closest pairs, if samples were searched.
     """
 
@@ -93,8 +96,8 @@ class NeighborTable:
     closest_pairs: PairList | None = None
 
     @property
-    def num_points(self) -> int:
-        """Number of rows."""
+    def num_positions(self) -> int:
+        """Number of positions that were measured."""
         return len(self.distances)
 
 
@@ -125,7 +128,7 @@ def nested_neighbors(
     executor: Executor | None = None,
     precision: Precision | None = None,
     block_rows: int = BLOCK_ROWS,
-    keep: IntArray | None = None,
+    source_rows: IntArray | None = None,
     samples: BoolArray | None = None,
 ) -> NeighborSearch:
     """Find the neighbors of every row within every prefix, exactly.
@@ -141,10 +144,10 @@ def nested_neighbors(
         executor: Where blocks are computed; None for this process.
         precision: How products are computed.
         block_rows: Rows per block. Memory grows with its square.
-        keep: Source rows to measure, ascending; None for all. All indices in the result are
+        source_rows: Source rows to measure, ascending; None for all. All indices in the result are
             positions, that is, they count these rows.
-        samples: ``(num_samples, num_positions)`` masks, to find the nearest row with another label
-            inside each sample too.
+        samples: Sharpness samples, ``(num_samples, num_positions)`` masks, to find the nearest row
+            with another label inside each sample too.
 
     Raises:
         DataError: If the rows of a source are bytes at first and have another dtype later.
@@ -154,8 +157,9 @@ def nested_neighbors(
     source = as_source(rows)
     if precision.exact_bytes:
         source = as_bytes(source)
-    source_rows = np.arange(source.num_rows) if keep is None else np.asarray(keep)
-    source_rows = source_rows[: train_sizes[-1]]
+    if source_rows is None:
+        source_rows = np.arange(source.num_rows)
+    source_rows = np.asarray(source_rows)[: train_sizes[-1]]
     num_positions = len(source_rows)
     dtype = source.read(0, 1).dtype
     is_exact = precision.exact_bytes and is_byte_dtype(dtype)
@@ -167,24 +171,24 @@ def nested_neighbors(
         source=source,
         source_rows=source_rows,
         label_codes=None if labels is None else _label_codes(labels)[source_rows],
-        shells=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
+        first_shells=np.searchsorted(np.asarray(train_sizes), positions, side="right"),
         samples=samples[:, :num_positions],
         center=np.zeros(0) if is_exact else estimate_center(source),
         num_shells=len(train_sizes),
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
-        work=num_positions**2 / 2 * values_per_row / executor.num_workers,
+        multiply_adds_per_worker=num_positions**2 / 2 * values_per_row / executor.num_workers,
         pair_capacities=_pair_capacities(samples, train_sizes),
         byte_dtype=dtype if is_exact else None,
     )
     total = _search_all_tiles(job, executor)
-    unit = source.unit if isinstance(source, ByteRows) else 1.0
+    unit_length = source.unit if isinstance(source, ByteRows) else 1.0
     num_shells = job.num_shells
     return NeighborSearch(
-        tables=_tables(total, train_sizes, unit),
-        sample_unlike_distances=np.sqrt(total.unlike_squared[num_shells:]) * unit,
-        sample_unlike_indices=total.unlike_ids[num_shells:],
+        tables=_tables(total, train_sizes, unit_length),
+        sample_unlike_distances=np.sqrt(total.unlike_squared[num_shells:]) * unit_length,
+        sample_unlike_indices=total.unlike_positions[num_shells:],
         precision=total.precision,
     )
 
@@ -198,8 +202,9 @@ def _label_codes(labels: IntArray) -> IntArray:
 def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return how many closest pairs of each shell to keep, so that samples hold enough of them.
 
-    A sample of M among n images holds a pair with probability (M/n)². So (n/M)² times as many pairs
-    are kept as an average sample needs.
+    A sample of M among n images holds a pair with probability (M/n)². Kept pairs are
+    ``PAIRS_PER_SAMPLE`` * (n/M)², so that a sample holds ``PAIRS_PER_SAMPLE`` on average. There are
+    at most ``MAX_CLOSEST_PAIRS``.
     """
     if not len(samples):
         return ()
@@ -211,26 +216,26 @@ def _pair_capacities(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[in
     return tuple(capacities)
 
 
-def _search_all_tiles(job: SearchJob, executor: Executor) -> TileResult:
+def _search_all_tiles(job: SearchJob, executor: Executor) -> NearestOfSpan:
     """Search all tiles and merge their results."""
     num_positions = len(job.source_rows)
-    total: TileResult
     shared = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared, rows, columns) for rows, columns in tiles]
-    answers = executor.map_unordered(search_tile, arguments, spread=job.work > SPREAD_WORK)
+    is_spread = job.multiply_adds_per_worker > SPREAD_WORK
+    answers = executor.map_unordered(search_tile, arguments, spread=is_spread)
     if len(tiles) == 1:
         # One tile is on the diagonal, so it has one result, of all positions.
-        _, (total,) = next(answers)
-        return total
-    total = TileResult(job, Span(0, num_positions))
+        _, results = next(answers)
+        return cast(NearestOfSpan, results[0])
+    total = NearestOfSpan(job, Span(0, num_positions))
     for _, results in answers:
         for result in results:
             total.merge(result)
     return total
 
 
-def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[TileResult]:
+def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[NearestOfSpan]:
     """Compute all blocks of one tile.
 
     Returns:
@@ -238,7 +243,7 @@ def search_tile(job: SearchJob, rows: Span, columns: Span) -> list[TileResult]:
     """
     check_device(job.precision.device)
     sides = [rows] if rows == columns else [rows, columns]
-    results = [TileResult(job, span) for span in sides]
+    results = [NearestOfSpan(job, span) for span in sides]
     for block in blocks_of_tile(job, rows, columns):
         for result in results:
             result.precision = block.precision
@@ -268,36 +273,38 @@ def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[Span, Span]]:
 
 
 def _tables(
-    total: TileResult,
+    total: NearestOfSpan,
     train_sizes: Sequence[int],
-    unit: float,
+    unit_length: float,
 ) -> list[NeighborTable]:
     """Merge shells upwards: the table of a size holds the nearest of all shells up to it."""
     squared = total.squared[0]
-    ids = total.ids[0]
+    positions = total.positions[0]
     unlike_squared = total.unlike_squared[0]
-    unlike_ids = total.unlike_ids[0]
+    unlike_positions = total.unlike_positions[0]
     tables = []
     for shell, size in enumerate(train_sizes):
         if shell > 0:
-            squared, ids = merge_nearest(squared, ids, total.squared[shell], total.ids[shell])
+            squared, positions = merge_nearest(
+                squared, positions, total.squared[shell], total.positions[shell]
+            )
             # A tie goes to the earlier shell, whose positions are smaller.
             is_better = total.unlike_squared[shell] < unlike_squared
             unlike_squared = np.where(is_better, total.unlike_squared[shell], unlike_squared)
-            unlike_ids = np.where(is_better, total.unlike_ids[shell], unlike_ids)
+            unlike_positions = np.where(is_better, total.unlike_positions[shell], unlike_positions)
         tables.append(
             NeighborTable(
-                distances=np.sqrt(squared[:size]) * unit,
-                indices=ids[:size],
-                unlike_distances=np.sqrt(unlike_squared[:size]) * unit,
-                unlike_indices=unlike_ids[:size],
-                closest_pairs=_pair_list(total.closest_pairs[: shell + 1], unit),
+                distances=np.sqrt(squared[:size]) * unit_length,
+                indices=positions[:size],
+                unlike_distances=np.sqrt(unlike_squared[:size]) * unit_length,
+                unlike_indices=unlike_positions[:size],
+                closest_pairs=_pair_list(total.closest_pairs[: shell + 1], unit_length),
             )
         )
     return tables
 
 
-def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
+def _pair_list(shells: Sequence[ClosestPairs], unit_length: float) -> PairList | None:
     """Return the closest pairs of the shells of one size; None if none were wanted."""
     if not shells:
         return None
@@ -307,5 +314,5 @@ def _pair_list(shells: Sequence[ClosestPairs], unit: float) -> PairList | None:
         total.merge(shell)
     order = np.argsort(total.pairs["squared"])
     pairs = total.pairs[order]
-    distances = np.sqrt(pairs["squared"]) * unit
+    distances = np.sqrt(pairs["squared"]) * unit_length
     return PairList(distances, pairs["first"], pairs["second"])

@@ -2,11 +2,11 @@
 
 A *tile* is a range of rows times a range of columns, both of positions (see
 :mod:`tasks.measures.neighbors`). One task computes one tile. A *block* is the part of a tile whose
-distances are in memory at once.
+distances are in memory at once: those of its *held rows* to some columns.
 
-Rows of bytes are measured in integers. A large block of them is held in memory, and the other rows
-are read in small pieces; the next piece is read while one is multiplied. Other dtypes use square
-blocks of floats.
+Rows of bytes are measured in integers. Many of them are held in memory, and the other rows are read
+in small pieces; the next piece is read while one is multiplied. Other dtypes use square blocks of
+floats.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tasks.measures.products import choose_product
 EXACT = "exact integer"
 """The ``precision`` of distances that were computed in integers."""
 PIECE_ROWS = 256
-"""Rows of a streamed piece of bytes, at most. The diagonal then costs little more than half, and a
-block of distances stays in the cache while it is added to the results."""
+"""Rows of a streamed piece of bytes, at most. A tile on the diagonal then costs little more than
+half as much as a full square, and a block stays in the cache while it is added to the results."""
 PIECE_BYTES = 64 << 20
 """Bytes of a streamed piece, at most. Two pieces are in memory."""
 HELD_BYTES = 320 << 20
-"""Bytes of the block that is held while pieces are streamed: 2,048 rows of 3 x 224 x 224."""
+"""Bytes of the rows that are held while pieces are streamed: 2,048 rows of 3 x 224 x 224."""
 
-Block = AnyArray
-"""Squared distances, float32, float64, int32 or int64."""
+SquaredDistances = AnyArray
+"""Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or int64."""
 
 
 class Span(NamedTuple):
@@ -64,7 +64,8 @@ class Span(NamedTuple):
 def no_pair(dtype: np.dtype[Any]) -> float | int:
     """Return the value that marks "no pair" in a block: above every squared distance of its dtype.
 
-    The values for integers are exact in float64, as all smaller integers are.
+    The values for integers are exact in float64, as all smaller integers are. Bytes differ by at
+    most 255. So ``2**47`` is above every squared distance of rows of up to 2e9 features.
     """
     if dtype.kind == "f":
         return np.inf
@@ -81,15 +82,15 @@ class SearchJob:
         source: Where rows are read.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
         label_codes: ``(num_positions,)`` numbers of labels, or None if only neighbors are wanted.
-        shells: ``(num_positions,)`` shell of the smallest train size that holds the position.
+        first_shells: ``(num_positions,)`` shell of the smallest train size that holds the position.
         samples: ``(num_samples, num_positions)`` masks of samples in which the nearest row with
             another label is wanted too.
         center: ``(num_features,)`` subtracted from rows of floats.
         num_shells: Number of train sizes.
         num_neighbors: Neighbors per position.
         precision: How products of floats are computed.
-        block_rows: Rows of a block.
-        work: Multiply-adds of each worker in all.
+        block_rows: Rows of a block, at most.
+        multiply_adds_per_worker: Multiply-adds, total per worker.
         pair_capacities: Closest pairs to keep, per shell; empty for none.
         byte_dtype: Dtype of rows of bytes. None if rows are measured as floats.
     """
@@ -97,14 +98,14 @@ class SearchJob:
     source: BlockSource
     source_rows: IntArray
     label_codes: IntArray | None
-    shells: IntArray
+    first_shells: IntArray
     samples: BoolArray
     center: FloatArray
     num_shells: int
     num_neighbors: int
     precision: Precision
     block_rows: int
-    work: float
+    multiply_adds_per_worker: float
     pair_capacities: tuple[int, ...] = ()
     byte_dtype: np.dtype[Any] | None = None
 
@@ -121,16 +122,16 @@ class SearchJob:
         """
         source_rows = self.source_rows[span.positions]
         first = int(source_rows[0])
-        block = self.source.read(first, int(source_rows[-1]) + 1)
-        if self.is_exact and block.dtype != self.byte_dtype:
+        rows = self.source.read(first, int(source_rows[-1]) + 1)
+        if self.is_exact and rows.dtype != self.byte_dtype:
             raise DataError(
                 "All rows must be of one type",
-                f"{self.byte_dtype} in row 0, {block.dtype} from row {first} on",
+                f"{self.byte_dtype} in row 0, {rows.dtype} from row {first} on",
                 "convert them to one",
             )
-        if len(block) > len(source_rows):  # duplicates in between were left out
-            block = block[source_rows - first]
-        return flatten(block)
+        if len(rows) > len(source_rows):  # duplicates in between were left out
+            rows = rows[source_rows - first]
+        return flatten(rows)
 
     def stream(
         self, spans: Iterator[Span], pool: ThreadPoolExecutor
@@ -147,11 +148,11 @@ class SearchJob:
 
 
 class TileBlock(NamedTuple):
-    """Squared distances from positions to positions, and the dtype they have needed so far."""
+    """Squared distances between two spans, and the precision that a tile has needed so far."""
 
     rows: Span
     columns: Span
-    squared: Block
+    squared: SquaredDistances
     precision: str
 
     def transposed(self) -> TileBlock:
@@ -191,17 +192,17 @@ def _byte_blocks(
     rows: Span,
     columns: Span,
 ) -> Iterator[TileBlock]:
-    """Yield a tile of bytes: each held block of rows against the pieces of the columns.
+    """Yield a tile of bytes: the held rows against the pieces of the columns.
 
-    Of a tile on the diagonal, the upper triangle is computed: each held block against itself and
-    the columns after it.
+    Of a tile on the diagonal, the upper triangle is computed: the held rows against themselves and
+    the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
-    product = choose_product(job.work, job.precision.device)
-    # Pieces pass once for every held block, so their norms are kept.
+    product = choose_product(job.multiply_adds_per_worker, job.precision.device)
+    # Each piece is read again for every set of held rows; its norms are cached.
     norms: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
@@ -235,6 +236,7 @@ def _blocks_within(
         held_span: The held positions.
         piece_rows: Columns of a block.
     """
+    # `expand` overwrites products in place. Blocks do not overlap, so each product is used once.
     for piece in cut_span(held_span, piece_rows):
         inside = piece.within(held_span)
         if piece.start > held_span.start:

@@ -52,10 +52,10 @@ def load_subset(
         data = replace(data, train_images=images[:train_size])
     tests = []
     for test in further_tests:
-        images, is_moved = move_images(
+        images, is_changed = move_images(
             data.test_images, data.test_labels, pool, pool_labels, test.parameters
         )
-        tests.append(FurtherTestImages(test.name, images, is_moved))
+        tests.append(FurtherTestImages(test.name, images, is_changed))
     return replace(data, further_tests=tuple(tests))
 
 
@@ -81,18 +81,18 @@ def move_images(
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_moved = np.zeros(len(images), dtype=np.bool_)
+    is_changed = np.zeros(len(images), dtype=np.bool_)
     if values["blend"] == 0:
-        return images, is_moved
+        return images, is_changed
     partners, distances = nearest_unlike(images, labels, pool, pool_labels)
     num_moved = round(values["reach"] * len(images))
-    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
-    start = images[is_moved].astype(np.float64)
-    target = pool[partners[is_moved]].astype(np.float64)
+    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
+    start = images[is_changed].astype(np.float64)
+    target = pool[partners[is_changed]].astype(np.float64)
     mixed = start + values["blend"] * (target - start)
     result = images.copy()
-    result[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return result, is_moved
+    result[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return result, is_changed
 
 
 def nearest_unlike(

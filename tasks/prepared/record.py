@@ -15,7 +15,7 @@ from search_spaces.errors import plural
 from tasks.prepared.parts import FORM, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
-from tasks.sources.base import Listing, RawRequest, count_lines
+from tasks.sources.base import Listing, RawRequest, format_counts
 
 Counts = NDArray[np.int64]
 MAX_LISTED = 50
@@ -364,7 +364,7 @@ def _information(table: Counts) -> str:
 
 def doubt_lines(record: PreparedRecord) -> list[str]:
     """Return one line for each reason why items were left out, skipped or doubted."""
-    return count_lines(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
+    return format_counts(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 
 def set_lines(
@@ -395,7 +395,7 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     channels, height, width = record.shape[1:]
     lines += classes
     lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
-    lines += count_lines(converted=record.conversions)
+    lines += format_counts(converted=record.conversions)
     lines += doubt_lines(record)
     if record.num_duplicates:
         lines.append(

@@ -15,8 +15,16 @@ the split:
 - ``test_set_depends_on_size`` (F7): The split depends on N, so every N has another test set.
 - ``image_level_split`` (F5): Groups are ignored.
 
-With F3, with F4, and with F5, F6 and F7 together, the images come from a *pool*: the first images
-of each class, as many as N training images and the test images need.
+The images come from a *pool* if one of these is switched on:
+
+- F3;
+- F4;
+- F5, F6 and F7, all three. This is the split of the released code.
+
+A pool has the first images of each class, as many as N training images and the test images need.
+
+A *target* is the label of an image within a subset, in ``range(num_classes)``. A *label* of the
+prepared dataset is an index into all of its classes.
 """
 
 from __future__ import annotations
@@ -40,7 +48,8 @@ from tasks.prepared.table import count_earlier, number_groups, quotas_of
 Integers = NDArray[np.int64]
 Generator = np.random.Generator
 FILE_LISTS = ("imagenet",)
-"""Natural sets read by file name. Fault F4 concerns them, and F3 the other natural sets."""
+"""Natural-image datasets that the released code reads by file name. Fault F4 concerns them, and F3
+the other natural-image datasets."""
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn (750 of 2,500 in the study). The
 test set must not consist of a few large groups (volumes)."""
@@ -57,12 +66,12 @@ class FurtherTestImages:
     Attributes:
         name: The condition.
         images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
-        is_moved: ``(test_size,)`` whether the condition changed an image. Labels are never changed.
+        is_changed: ``(test_size,)`` whether the condition changed an image. Labels never change.
     """
 
     name: str
     images: NDArray[np.generic]
-    is_moved: NDArray[np.bool_]
+    is_changed: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,17 @@ class Subset:
         return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
-        """Read the first ``train_size`` training images and the test images."""
+        """Read the first ``train_size`` training images and the test images.
+
+        Raises:
+            DataError: The subset has fewer training images.
+        """
+        if train_size > self.max_train_size:
+            raise DataError(
+                f"A subset must hold the {train_size} training images that are read from it",
+                f"{self.max_train_size}",
+                "choose a smaller train size, or make the subset with this max_train_size",
+            )
         rows = np.concatenate([self.train_order[:train_size], self.test_rows])
         images = prepared.read_rows(rows)
         return TrialData(
@@ -152,7 +171,7 @@ class _Candidates(NamedTuple):
 
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
-        targets: ``(num_candidates,)`` labels of the candidates, in ``range(len(class_names))``.
+        targets: ``(num_candidates,)`` targets of the candidates.
         class_names: Name of each target in messages.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
         all_splits: ``(num_images,)`` codes of given splits of all these images.
@@ -176,14 +195,14 @@ def make_subset(
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
-    The order of the images depends only on ``labels``, on which images share a group, and on
-    ``spec``, but not on train sizes. There is one exception: some faults of the released code make
-    the choice depend on ``max_train_size``. Such a subset must be made again for every size.
+    The order of the images depends only on ``labels``, on which images share a group, and on the
+    subset spec, but not on train sizes. There is one exception: some faults of the released code
+    make the choice depend on ``max_train_size``. Such a subset must be made again for every size.
 
     Args:
         labels: ``(num_images,)`` class indices, as in :class:`PreparedDataset`.
         groups: ``(num_images,)`` group ids; their values do not matter.
-        spec: The class pair, the size of the test set, seed and faults.
+        spec: The subset spec: the class pair, the size of the test set, seed and faults.
         splits: ``(num_images,)`` codes of given splits; None if there are none.
         max_train_size: The largest train size in use, for which the subset must have enough images.
         label_names: Names of the classes in messages; indices if empty.
@@ -212,7 +231,7 @@ def make_subset(
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
         balanced = len(class_names) == 2
-        subset = _split(candidates, groups[rows], spec.test_size, rng, balanced=balanced)
+        subset = _split_by_group(candidates, groups[rows], spec.test_size, rng, balanced=balanced)
         if subset.shared_group_share:  # raised, so that python -O checks it too
             raise AssertionError("a group is on both sides of the split")
     if max_train_size is not None:
@@ -243,7 +262,7 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     )
 
 
-def _split(
+def _split_by_group(
     candidates: _Candidates,
     groups: Integers,
     test_size: int,
@@ -266,14 +285,14 @@ def _split(
     group_numbers = number_groups(groups)
     available = np.bincount(targets, minlength=len(class_names))
     quotas = quotas_of(available, test_size, balanced=balanced)
-    test = choose_test(targets, group_numbers, quotas, splits, rng, class_names)
+    test = draw_test_or_validation(targets, group_numbers, quotas, splits, rng, class_names)
     in_test_group = np.isin(group_numbers, group_numbers[test])
     free = np.flatnonzero(~in_test_group & (splits != IN_TEST))
     train = stratified_order(targets, free, rng, balanced=balanced)
-    return _subset(candidates, train, test)
+    return _subset_at(candidates, train, test)
 
 
-def _subset(candidates: _Candidates, train: Integers, test: Integers) -> Subset:
+def _subset_at(candidates: _Candidates, train: Integers, test: Integers) -> Subset:
     """Return the subset of these candidates, given as indices into ``candidates.rows``."""
     train_rows = candidates.rows[train]
     test_rows = candidates.rows[test]
@@ -298,15 +317,15 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
     depends_on_size = "test_set_depends_on_size" in faults
     is_misaligned = "misaligned_labels" in faults and _is_held_in_memory(dataset)
     has_fixed_files = "fixed_imagenet_files" in faults and dataset in FILE_LISTS
-    has_wrong_images = is_misaligned or has_fixed_files
-    is_as_released = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
-    if (has_wrong_images or depends_on_size) and train_size is None:
+    is_mispaired = is_misaligned or has_fixed_files
+    uses_released_split = depends_on_size and {"image_level_split", "first_k_selection"} <= faults
+    if (is_mispaired or depends_on_size) and train_size is None:
         raise DataError(
             "These faults need the train size: " + ", ".join(sorted(faults)),
             "none",
             "pass max_train_size, one train size at a time",
         )
-    if train_size is not None and (has_wrong_images or is_as_released):
+    if train_size is not None and (is_mispaired or uses_released_split):
         pool = _first_of_each_class(candidates, spec, train_size)
         if is_misaligned:
             candidates = _misaligned_pool(candidates, pool)
@@ -314,7 +333,7 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
             candidates = _fixed_files_pool(candidates, pool)
         else:
             candidates = _aligned_pool(candidates, pool)
-    if is_as_released:
+    if uses_released_split:
         return _released_split(candidates, spec.test_size)
     seed = ["subset", spec.split_seed, spec.class_pair]
     if depends_on_size:
@@ -324,10 +343,10 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
         rng = np.random.default_rng(derive_seed(*seed))
     groups = candidates.all_groups[candidates.rows]
     # A pool has just enough images of each class, so it cannot be split by groups.
-    if has_wrong_images or "image_level_split" in faults:
+    if is_mispaired or "image_level_split" in faults:
         groups = np.arange(len(candidates.rows))
     balanced = len(candidates.class_names) == 2 and not is_misaligned
-    return _split(candidates, groups, spec.test_size, rng, balanced=balanced)
+    return _split_by_group(candidates, groups, spec.test_size, rng, balanced=balanced)
 
 
 def _is_held_in_memory(dataset: str) -> bool:
@@ -376,7 +395,7 @@ def _released_split(candidates: _Candidates, test_size: int) -> Subset:
 
     generator = torch.Generator().manual_seed(RELEASED_SEED)
     order = torch.randperm(len(candidates.rows), generator=generator).numpy().astype(np.int64)
-    return _subset(candidates, order[:-test_size], order[-test_size:])
+    return _subset_at(candidates, order[:-test_size], order[-test_size:])
 
 
 def split_validation(
@@ -386,7 +405,7 @@ def split_validation(
 
     Args:
         prepared: The prepared dataset.
-        spec: The subset; none of its test images is on either side.
+        spec: The subset spec. No test image of this subset is on either side.
         train_size: Number of training images to split, the first ones.
         validation: The share of the validation images.
 
@@ -422,7 +441,9 @@ def split_validation(
     quotas = np.maximum(quotas_of(image_counts, size, balanced=balanced), 1)
     no_splits = np.zeros(len(rows), np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
-    chosen = choose_test(targets, group_numbers, quotas, no_splits, rng, subset.class_names)
+    chosen = draw_test_or_validation(
+        targets, group_numbers, quotas, no_splits, rng, subset.class_names
+    )
     free = np.flatnonzero(~np.isin(group_numbers, group_numbers[chosen]))
     if np.bincount(targets[free], minlength=num_classes).min() < 2:
         raise too_few
@@ -453,10 +474,10 @@ def _too_few_groups(
     )
 
 
-def _check_no_shared_group(groups: Integers, sides: dict[str, Integers]) -> None:
-    """Raise an AssertionError if two sides, given as rows by name, share a group."""
-    for first, second in itertools.combinations(sides, 2):
-        if np.isin(groups[sides[first]], groups[sides[second]]).any():
+def _check_no_shared_group(groups: Integers, parts: dict[str, Integers]) -> None:
+    """Raise an AssertionError if two parts of a search (name -> rows) share a group."""
+    for first, second in itertools.combinations(parts, 2):
+        if np.isin(groups[parts[first]], groups[parts[second]]).any():
             # Raised, so that python -O checks it too.
             raise AssertionError(f"a group is on the {first} and the {second} side of a search")
 
@@ -479,7 +500,7 @@ def load_validation(
     return split.load(prepared, split.max_train_size)
 
 
-def choose_test(
+def draw_test_or_validation(
     targets: Integers,
     group_numbers: Integers,
     quotas: Integers,
@@ -487,15 +508,16 @@ def choose_test(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test images from groups in a seeded order: one image of each group, then a second one.
+    """Draw test or validation images, one of each group in a seeded order, then a second one.
 
-    Test images come from the first 30 % of the groups. More groups are used only if a quota needs
-    them, or if the data give a test split. Groups without a test image stay free for training.
+    The images come from the first groups, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are
+    used only if a quota needs them, or if the data give a test split. Groups without a drawn image
+    stay free for training.
 
     Args:
-        targets: ``(num_images,)`` labels.
+        targets: ``(num_images,)`` targets.
         group_numbers: ``(num_images,)`` numbers from 0.
-        quotas: ``(num_classes,)`` test images of each class.
+        quotas: ``(num_classes,)`` images to draw of each class.
         splits: ``(num_images,)`` codes of given splits. If any is test, only those are used.
         rng: Draws groups and images; None takes them in stored order.
         class_names: For messages.
@@ -522,17 +544,17 @@ def choose_test(
     min_groups = num_groups if is_given else int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     chosen = []
     for target, quota in enumerate(quotas.tolist()):
-        candidates = order[targets[order] == target]
-        if len(candidates) < quota:
-            raise _too_few_images(class_names[target], quota, len(candidates), splits)
+        class_candidates = order[targets[order] == target]
+        if len(class_candidates) < quota:
+            raise _too_few_images(class_names[target], quota, len(class_candidates), splits)
         if quota == 0:
             continue
-        last_needed = candidates[quota - 1]
+        last_needed = class_candidates[quota - 1]
         num_groups_used = max(min_groups, int(rank_of_image[last_needed]) + 1)
-        candidates = candidates[rank_of_image[candidates] < num_groups_used]
+        class_candidates = class_candidates[rank_of_image[class_candidates] < num_groups_used]
         # The first image of every group comes first, then the second of every group, and so on.
-        index_in_group = count_earlier(group_numbers[candidates])
-        chosen.append(candidates[np.argsort(index_in_group, kind="stable")[:quota]])
+        index_in_group = count_earlier(group_numbers[class_candidates])
+        chosen.append(class_candidates[np.argsort(index_in_group, kind="stable")[:quota]])
     return np.sort(np.concatenate(chosen))
 
 
@@ -562,7 +584,7 @@ def stratified_order(
     The weight of a class is its number of images; if ``balanced``, 1, which alternates the classes.
 
     Args:
-        targets: ``(num_images,)`` labels.
+        targets: ``(num_images,)`` targets.
         free: Indices of the images that may be used.
         rng: Shuffles them; None keeps their order.
         balanced: Use equally many images of each class.

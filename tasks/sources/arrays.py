@@ -154,7 +154,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         cells=files.cells,
         locator=locator,
         name=lambda row: f"row {locator(row)}",
-        split=lambda row: array_of(row).split,
+        file_split=lambda row: array_of(row).split,
         details=lambda row: (array_of(row).images, scale.low, scale.high, *file_name),
     )
     draft = Listing(
@@ -165,7 +165,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     )
     flags = (*columns.flags, *_unused_flags(file, arrays))
     named_first = _NamedFirst(names)
-    return own_listing(rows, request, flags=flags, names=names, order=named_first, draft=draft)
+    return own_listing(
+        rows, request, dataset_flags=flags, class_names=names, order=named_first, draft=draft
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The interface of a dataset source: a cheap listing of items, and a reader of one item's images.
 
-The driver lists once; parallel tasks read. An item is one thing to open (a file, a volume, a row of
-an array file), so that nothing is opened twice.
+The main process lists items once; worker tasks read them. An item is one thing to open (a file, a
+volume, a row of an array file), so that nothing is opened twice.
 
 Items and samples carry raw locators and group ids, which may name patients. They leave the reading
 code only as keyed hashes: :mod:`tasks.prepared.parts` hashes them before anything is stored, logged
@@ -45,8 +45,8 @@ def hash_key(folder: Path) -> str:
     """Return the key that hides file names and patient ids.
 
     The key is the value of :data:`KEY_VARIABLE`, or a random key that is written once to ``folder``
-    (mode 0600). Who has the key can find the file behind a hash. Who lacks it cannot find an id by
-    hashing all possible ids.
+    (mode 0600). Anyone with the key can find the file behind a hash. Without it, no id can be
+    found by hashing all possible ids.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -59,12 +59,17 @@ def hash_key(folder: Path) -> str:
     """
     key = os.environ.get(KEY_VARIABLE)
     origin = KEY_VARIABLE
+    hint = "set a longer value"
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
             # If another process was first, its key is used.
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
+        hint = (
+            "restore it from a backup, since with another key no hash leads back to its file; "
+            "without a backup, delete it and prepare the datasets again"
+        )
         try:
             key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
@@ -75,8 +80,7 @@ def hash_key(folder: Path) -> str:
     raise SetupError(
         f"The key that hides patient ids must have {MIN_KEY_LENGTH} characters or more",
         f"{origin}: {len(key)} characters",
-        "restore it from a backup, since with another key no hash leads back to its file; "
-        "without a backup, delete it and prepare the datasets again",
+        hint,
     )
 
 
@@ -138,12 +142,13 @@ class RawRequest:
                 plain file.
         """
         name = self.dataset.name
-        layout = f"expected: {self.dataset.raw_layout}"
+        expected = f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
             raise DataError(
                 f"{name} is read from its raw download",
                 "no --raw folder",
-                f"{layout}; isweep prepare {name} --raw DIR --sweep SWEEP prepares it for a sweep",
+                f"{expected}; isweep prepare {name} --raw DIR --sweep SWEEP prepares it for a "
+                "sweep",
             )
         try:
             mode = self.raw.stat().st_mode
@@ -152,7 +157,7 @@ class RawRequest:
             raise DataError(
                 f"The raw download of {name} must exist",
                 f"no {self.raw}",
-                "; ".join(filter(None, (similar, layout))),
+                "; ".join(filter(None, (similar, expected))),
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"
@@ -239,8 +244,8 @@ class Listing:
         label_names: Names of the classes; a label is an index into them.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task takes.
-        excluded: Reason -> number of items that the rules of the dataset leave out. They are no
-            faults.
+        excluded: Reason -> number of items that the rules of the dataset leave out. Expected, not
+            errors.
         skipped: Pairs (locator, reason) of items that are already known to be unusable.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
         flags: Doubt about the dataset as a whole -> number of items that it concerns.
@@ -298,7 +303,7 @@ def first_of(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(listed)
 
 
-def count_lines(**counts_by_kind: Mapping[str, int]) -> list[str]:
+def format_counts(**counts_by_kind: Mapping[str, int]) -> list[str]:
     """Format counts by reason, one line each, such as ``left_out={"validation split": 3}``."""
     lines = []
     for kind, counts in counts_by_kind.items():

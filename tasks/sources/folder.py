@@ -1,8 +1,9 @@
 """A user's images in one folder per class.
 
-Layout, as torchvision's ``ImageFolder`` and timm's folder reader have it:
-``<raw>/<class>/image.png``. Images are pictures or DICOM files. A DICOM file on the disk may lack
-an ending. ``<raw>`` may be an archive of such folders.
+The default layout is called ``class/group``. It is that of torchvision's ``ImageFolder`` and timm's
+folder reader: ``<raw>/<class>/image.png``, with or without folders of groups in a class. Images are
+pictures or DICOM files. A DICOM file on the disk may lack an ending. ``<raw>`` may be an archive of
+such folders.
 
 - Groups: all images in a subfolder of a class (``<raw>/<class>/<group>/image.png``), and in its own
   subfolders, are one group. Equal group names in different classes are one group. A folder called
@@ -16,7 +17,11 @@ an ending. ``<raw>`` may be an archive of such folders.
   every top folder has the same subfolders, both layouts are possible. Then the user's ``layout``
   decides, or else the patient ids in DICOM headers.
 
-*Top folder* means a folder right below ``<raw>``, or right below the folder of a split.
+Terms:
+
+- *Top folder*: a folder right below ``<raw>``, below the wrapper, or below the folder of a split.
+- *Wrapper*: a single folder around all classes or splits, as archives often have one.
+- *Inner archive*: an archive in the archive that ``<raw>`` is.
 """
 
 from __future__ import annotations
@@ -89,31 +94,31 @@ HINTS = {
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "of the files without an ending, those on a disk that are DICOM are read",
+    "": "files without an ending are read only if they are DICOM and not in an archive",
 }
 """Ending of a file that lies where class folders are expected -> hint for the user."""
 
 
 @dataclass(frozen=True)
-class PlacedImage:
-    """An image and the folders on its path.
+class ImagePath:
+    """The path of an image, taken apart into its folders.
 
     Attributes:
         name: Name of the image in the tree, which is its path below the raw folder.
         top: The top folder.
-        inner: The folders between ``top`` and the image, from the outermost one.
+        subfolders: The folders between ``top`` and the image, from the outermost one.
         split: The split that the folder above ``top`` means.
     """
 
     name: str
     top: str
-    inner: tuple[str, ...]
+    subfolders: tuple[str, ...]
     split: GivenSplit
 
     @property
-    def first_inner(self) -> str:
+    def first_subfolder(self) -> str:
         """The subfolder of ``top``; empty if the image lies right in ``top``."""
-        return self.inner[0] if self.inner else ""
+        return self.subfolders[0] if self.subfolders else ""
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,14 @@ class ClassImage:
         label: Name of its class.
         group: Name of its group; empty if the image is a group of its own.
         split: Its split.
-        is_deep: Whether it lies in a subfolder of its group's folder.
+        below_group_folder: Whether it lies in a subfolder of its group's folder.
     """
 
     name: str
     label: str
     group: str
     split: GivenSplit
-    is_deep: bool
+    below_group_folder: bool
 
 
 def list_folder(request: RawRequest) -> Listing:
@@ -155,34 +160,34 @@ def list_folder(request: RawRequest) -> Listing:
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     has_splits = _has_splits(images, wrapper, request)
-    placed, excluded = _place(tree, images, packed, wrapper, has_splits)
+    image_paths, excluded = _parse_paths(tree, images, packed, wrapper, has_splits)
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
-    layout, layout_flags = _choose_layout(placed, tree, request)
-    class_images = _with_classes(placed, layout)
-    excluded["outside the class folders"] += len(placed) - len(class_images)
+    layout, layout_flags = _choose_layout(image_paths, tree, request)
+    class_images = _with_classes(image_paths, layout)
+    excluded["outside the class folders"] += len(image_paths) - len(class_images)
     _check_two_classes(class_images, excluded["outside the class folders"], tree, request)
-    counts = _empty_folders(tree, class_images, has_splits, layout)
+    flags = _empty_folders(tree, class_images, has_splits, layout)
     labels = []
     locators = []
-    num_deep = 0
+    num_below = 0
     for image in class_images:
         labels.append(image.label)
         locators.append(tree.locator(image.name))
-        num_deep += image.is_deep
-    if num_deep:
-        counts["in a folder in a group's folder, and taken as that group's"] = num_deep
+        num_below += image.below_group_folder
+    if num_below:
+        flags["in a folder in a group's folder, and taken as that group's"] = num_below
     if wrapper:
-        counts["the one top folder taken as the source"] = 1
+        flags["the one top folder taken as the source"] = 1
     rows = Rows(
         cells={"label": labels},
         locator=locators.__getitem__,
         name=lambda row: request.hashed(locators[row]),
-        counting=lambda _: "",
+        numbering=lambda _: "",
         default_group=lambda row: class_images[row].group,
-        split=lambda row: class_images[row].split,
+        file_split=lambda row: class_images[row].split,
     )
-    draft = Listing(flags=counts, excluded=excluded, intensity=INTENSITY)
-    return own_listing(rows, request, flags=layout_flags, order=_sort_as_text, draft=draft)
+    draft = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
+    return own_listing(rows, request, dataset_flags=layout_flags, order=_sort_as_text, draft=draft)
 
 
 def _sort_as_text(labels: Iterable[str]) -> tuple[str, ...]:
@@ -196,8 +201,8 @@ folder = Source(list_folder, single_reader)
 def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
     """Return the images of inner archives that lie beside unpacked images, in an archive.
 
-    An inner archive is an archive in the raw archive. If there are unpacked images in the same
-    folder, it most often holds these images again.
+    If there are unpacked images in the folder of an inner archive, it most often holds these images
+    again.
     """
     parts_by_name = {name: tree.locator(name).split(MARK) for name in images}
     folders = set()
@@ -213,19 +218,20 @@ def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
     return packed
 
 
-def _with_classes(placed: Iterable[PlacedImage], layout: Layout) -> list[ClassImage]:
+def _with_classes(image_paths: Iterable[ImagePath], layout: Layout) -> list[ClassImage]:
     """Return the class and group of every image that lies in a class folder."""
     images = []
-    for image in placed:
+    for image in image_paths:
         if layout == "class/group":
             label = image.top
-            group = image.first_inner
-        elif image.inner:
-            label = image.inner[0]
+            group = image.first_subfolder
+        elif image.subfolders:
+            label = image.subfolders[0]
             group = image.top
         else:
             continue
-        images.append(ClassImage(image.name, label, group, image.split, len(image.inner) > 1))
+        below_group_folder = len(image.subfolders) > 1
+        images.append(ClassImage(image.name, label, group, image.split, below_group_folder))
     return images
 
 
@@ -252,7 +258,7 @@ def _check_two_classes(
 
 
 def _choose_layout(
-    placed: Sequence[PlacedImage], tree: RawTree, request: RawRequest
+    image_paths: Sequence[ImagePath], tree: RawTree, request: RawRequest
 ) -> tuple[Layout, list[str]]:
     """Decide whether the top folders are classes or groups.
 
@@ -262,12 +268,12 @@ def _choose_layout(
     Raises:
         DataError: It is unclear, or the top folders seem to be splits.
     """
-    tops_by_inner: defaultdict[str, set[str]] = defaultdict(set)
-    for image in placed:
-        tops_by_inner[image.first_inner].add(image.top)
-    tops = sorted(set().union(*tops_by_inner.values()))
-    _check_no_splits(tops, set(tops_by_inner) - {""}, request)
-    if request.root().is_file() and any(MARK in image.name for image in placed):
+    tops_by_subfolder: defaultdict[str, set[str]] = defaultdict(set)
+    for image in image_paths:
+        tops_by_subfolder[image.first_subfolder].add(image.top)
+    tops = sorted(set().union(*tops_by_subfolder.values()))
+    _check_no_splits(tops, set(tops_by_subfolder) - {""}, request)
+    if request.root().is_file() and any(MARK in image.name for image in image_paths):
         raise request.error(
             "a file name must be in an archive only once, inner archives included",
             "the same names in several of them",
@@ -277,35 +283,35 @@ def _choose_layout(
         return request.dataset.layout, []
     # Both layouts are possible if all images lie in subfolders, the subfolders have few names, and
     # every name is in several top folders.
-    is_open = (
-        1 < len(tops_by_inner) <= MAX_SHARED_FOLDERS
-        and "" not in tops_by_inner
-        and min(map(len, tops_by_inner.values())) > 1
+    is_ambiguous = (
+        1 < len(tops_by_subfolder) <= MAX_SHARED_FOLDERS
+        and "" not in tops_by_subfolder
+        and min(map(len, tops_by_subfolder.values())) > 1
     )
-    if not is_open:
+    if not is_ambiguous:
         return "class/group", []
-    layout = _layout_by_headers(placed, tree, request)
+    layout = _layout_by_headers(image_paths, tree, request)
     if layout is None:
         raise request.error(
             "it must be clear which folders are the classes",
-            f"{len(tops)} top folders have the same {len(tops_by_inner)} subfolders: either may be "
-            "the classes, and the others patients, sites or parts",
+            f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders: either "
+            "may be the classes, and the others patients, sites or parts",
             "choose layout: class/group or layout: group/class (--layout), or give a table; if the "
             "top folders are folds, give one of them",
         )
     return layout, [f"layout {layout}, by the patients in the headers"]
 
 
-def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) -> None:
+def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequest) -> None:
     """Check that neither the top folders nor their subfolders seem to be splits.
 
     Raises:
         DataError: All subfolders are splits, or the names of top folders contain words for splits.
     """
-    if len(tops) > 1 and inner and all(map(is_split_word, inner)):
+    if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
             "splits must be above the classes",
-            f"{', '.join(sorted(inner)[:5])} below them",
+            f"{', '.join(sorted(subfolders)[:5])} below them",
             EXPECTED,
         )
     with_split_word = []
@@ -327,7 +333,7 @@ def _check_no_splits(tops: Sequence[str], inner: set[str], request: RawRequest) 
 
 
 def _layout_by_headers(
-    placed: Sequence[PlacedImage], tree: RawTree, request: RawRequest
+    image_paths: Sequence[ImagePath], tree: RawTree, request: RawRequest
 ) -> Layout | None:
     """Return the layout in which every patient of the DICOM headers has one group folder.
 
@@ -343,24 +349,24 @@ def _layout_by_headers(
     It is also None if there are fewer than two patients, or if a patient id is a placeholder.
     """
     tops: defaultdict[str, set[str]] = defaultdict(set)
-    inner: defaultdict[str, set[str]] = defaultdict(set)
+    subfolders: defaultdict[str, set[str]] = defaultdict(set)
     num_read: Counter[tuple[str, str]] = Counter()
-    num_folders = len({(image.top, image.first_inner) for image in placed})
+    num_folders = len({(image.top, image.first_subfolder) for image in image_paths})
     num_per_folder = max(MAX_HEADERS // num_folders, 1)
-    for image in placed:
-        folders = (image.top, image.first_inner)
+    for image in image_paths:
+        folders = (image.top, image.first_subfolder)
         if num_read[folders] == num_per_folder or not is_dicom_name(image.name):
             continue
         num_read[folders] += 1
         header = read_header(request.base(), tree.locator(image.name))
         patient = plain_id(header.patient) if header else ""
         if patient in PLACEHOLDERS:
-            return None  # the dataset is anonymized
+            return None  # no usable patient id: missing header or placeholder
         tops[patient].add(image.top)
-        inner[patient].add(image.first_inner)
+        subfolders[patient].add(image.first_subfolder)
     have_one_top = set(map(len, tops.values())) == {1}
-    have_one_inner = set(map(len, inner.values())) == {1}
-    if have_one_top is have_one_inner or len(tops) < 2:
+    have_one_subfolder = set(map(len, subfolders.values())) == {1}
+    if have_one_top == have_one_subfolder or len(tops) < 2:
         return None
     return "group/class" if have_one_top else "class/group"
 
@@ -409,9 +415,9 @@ def _image_of_mask(path: str) -> str | None:
     return f"{parent}/{match[1]}".lstrip("/").casefold()
 
 
-def _place(
+def _parse_paths(
     tree: RawTree, images: Sequence[str], packed: set[str], wrapper: str, has_splits: bool
-) -> tuple[list[PlacedImage], Counter[str]]:
+) -> tuple[list[ImagePath], Counter[str]]:
     """Choose the images to use, and take their paths apart.
 
     Args:
@@ -427,7 +433,7 @@ def _place(
     masks = _masks(images)
     image_names = set(images)
     excluded: Counter[str] = Counter()
-    placed = []
+    image_paths = []
     for name in tree:
         parts = name.removeprefix(wrapper).split("/")
         split = GivenSplit.NONE
@@ -446,9 +452,9 @@ def _place(
         elif not MASK_FOLDERS.isdisjoint(map(str.casefold, parts[1:-1])):
             excluded["in a folder of masks"] += 1
         else:
-            inner = tuple(part for part in parts[1:-1] if part.casefold() not in NO_GROUPS)
-            placed.append(PlacedImage(name, parts[0], inner, split))
-    return placed, excluded
+            folders = [part for part in parts[1:-1] if part.casefold() not in NO_GROUPS]
+            image_paths.append(ImagePath(name, parts[0], tuple(folders), split))
+    return image_paths, excluded
 
 
 def _wrapper(images: Iterable[str], *, is_archive: bool) -> str:
@@ -478,20 +484,21 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
         DataError: Some are splits, and others seem to be splits with another name.
     """
     tops = set()
-    inner_of_splits: set[str] = set()
-    inner_of_others: set[str] = set()
+    subfolders_of_splits: set[str] = set()
+    subfolders_of_others: set[str] = set()
     for name in images:
         parts = name.removeprefix(wrapper).split("/")
         if len(parts) > 1:
             tops.add(parts[0])
-        if len(parts) > 2:
-            inner = inner_of_splits if is_split_word(parts[0]) else inner_of_others
-            inner.add(parts[1])
+        if len(parts) > 2 and is_split_word(parts[0]):
+            subfolders_of_splits.add(parts[1])
+        elif len(parts) > 2:
+            subfolders_of_others.add(parts[1])
     splits = set(filter(is_split_word, tops))
     if splits == tops:
         return bool(tops)
     # If other top folders hold the same classes, they are splits with another name.
-    share_classes = len(inner_of_splits & inner_of_others) > 1
+    share_classes = len(subfolders_of_splits & subfolders_of_others) > 1
     if share_classes or parse_splits(splits) >= {GivenSplit.TRAIN, GivenSplit.TEST}:
         raise request.error(
             "the top folders must be classes, or splits, not both",

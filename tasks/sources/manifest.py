@@ -133,8 +133,8 @@ def list_table(request: RawRequest) -> Listing:
         cells=joined.cells,
         locator=paths.__getitem__,
         name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
-        counting=lambda row: counting(table_of(row).numbers),
-        split=lambda row: parse_split(table_of(row).folder),
+        numbering=lambda row: counting(table_of(row).numbers),
+        file_split=lambda row: parse_split(table_of(row).folder),
     )
     counts = _mislabeled_folders(joined.cells)
     counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
@@ -154,7 +154,7 @@ def list_table(request: RawRequest) -> Listing:
     elif "slice" in joined.cells:
         flags = (*flags, "columns not used: slice")
     draft = replace(draft, excluded=_check_files(rows, has_volumes, request))
-    listing = own_listing(rows, request, flags=flags, draft=draft)
+    listing = own_listing(rows, request, dataset_flags=flags, draft=draft)
     _check_named_once(rows, slices, request)
     return listing
 

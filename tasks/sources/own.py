@@ -28,8 +28,10 @@ from tasks.sources.tables import COLUMNS, SEVERAL, column_key, unused_flags
 
 # Words that say that something is not known, in lower case. There are four sets, because a word may
 # name a class and still be no patient's id:
-# - MISSING is never a label, unless ``label_map`` names it, and never an id.
-# - UNKNOWN is a label only if ``label_map`` says so. It is never an id.
+# - MISSING: the cell is blank, or holds a program's word for that.
+# - UNKNOWN: a word that people use as the name of a class.
+# Both are refused as a label unless they are in ``label_map``; the messages differ. Neither is
+# ever an id.
 # - NO_IDS adds the words for a patient whose name was taken out.
 # - PLACEHOLDERS adds ids that look real. One patient may have such an id, but not most of them.
 MISSING = (
@@ -53,8 +55,8 @@ PLACEHOLDERS = NO_IDS | {"0", "x"}
 SYNONYMS = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
 """Word -> the word that stands for it when two names of classes are compared."""
 INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
-"""Letter -> the word that it abbreviates, if the data have that word too; else a class by
-itself."""
+"""Letter -> the word that it abbreviates. It is expanded only if the full word is also a class.
+Otherwise the letter stays the name of a class."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
 """Characters between the classes of a cell that lists several."""
@@ -290,7 +292,7 @@ def _choose_column(
         )
     alias = aliases[0]
     is_plural = column_key(alias) == f"{column}s"
-    if not is_plural:
+    if not is_plural:  # the plural of our own name leaves no doubt, so it gets no flag
         flags.append(f"column {alias} read as {column}")
     return alias
 
@@ -343,29 +345,29 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     Raises:
         DataError: Some row has not exactly one 1.
     """
-    labels = []
-    faults: defaultdict[str, list[int]] = defaultdict(list)
+    class_of_row = []
+    bad_rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, texts in enumerate(zip(*cells.values(), strict=True)):
         values = [ONE_HOT.get(text.strip().casefold()) for text in texts]
-        classes = [label for label, value in zip(cells, values, strict=True) if value]
+        row_classes = [name for name, value in zip(cells, values, strict=True) if value]
         if None in values:
-            faults["with other cells"].append(row)
-        elif len(classes) > 1:
-            faults["of several classes"].append(row)
-        elif not classes:
-            faults["of no class"].append(row)
+            bad_rows["with other cells"].append(row)
+        elif len(row_classes) > 1:
+            bad_rows["of several classes"].append(row)
+        elif not row_classes:
+            bad_rows["of no class"].append(row)
         else:
-            labels += classes
-    if faults:
+            class_of_row += row_classes
+    if bad_rows:
         listed = [
-            f"{len(rows)} {fault}, first {row_name(rows[0])}" for fault, rows in faults.items()
+            f"{len(rows)} {fault}, first {row_name(rows[0])}" for fault, rows in bad_rows.items()
         ]
         raise request.error(
             f"in every row one of {len(cells)} label columns must be 1, the others 0",
             ", ".join(listed),
             "take those rows out; an image of several classes cannot be used",
         )
-    return labels
+    return class_of_row
 
 
 class JoinedFiles:
@@ -402,19 +404,19 @@ class Rows:
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
         name: Returns the name of a row in messages, which holds no id and no file name.
-        counting: Returns how the row's file counts rows, such as ``the first row is 0``; empty if
+        numbering: Returns how the row's file numbers rows, such as ``the first row is 0``; empty if
             rows have no numbers.
         default_group: Returns the group of a row if there is no such column: its folder or volume.
-        split: Returns the split that a row's file or folder means.
+        file_split: Returns the split that a row's file or folder means.
         details: Returns the details of a row's item.
     """
 
     cells: Cells
     locator: Callable[[int], str]
     name: Callable[[int], str] = "row {}".format
-    counting: Callable[[int], str] = lambda _: FROM_ZERO
+    numbering: Callable[[int], str] = lambda _: FROM_ZERO
     default_group: Callable[[int], str] = lambda _: ""
-    split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
+    file_split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
 
     def group(self, row: int) -> str:
@@ -426,13 +428,13 @@ class Rows:
     def describe(self, rows: Iterable[int]) -> str:
         """Format how many rows these are, and the names of the first ones."""
         listed = list(rows)
-        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.describe_counting(listed)}"
+        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.describe_numbering(listed)}"
 
-    def describe_counting(self, rows: Sequence[int]) -> str:
+    def describe_numbering(self, rows: Sequence[int]) -> str:
         """Format how rows are numbered, with a blank before it; empty if they have no numbers."""
-        if not rows or not self.counting(rows[0]):
+        if not rows or not self.numbering(rows[0]):
             return ""
-        return f" ({self.counting(rows[0])})"
+        return f" ({self.numbering(rows[0])})"
 
     def describe_labeled(self, labels: set[str]) -> str:
         """Format the rows that have one of these labels, as the data write them."""
@@ -443,8 +445,8 @@ def own_listing(
     rows: Rows,
     request: RawRequest,
     *,
-    flags: Iterable[str] = (),
-    names: Sequence[str] = (),
+    dataset_flags: Iterable[str] = (),
+    class_names: Sequence[str] = (),
     order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
     draft: Listing,
 ) -> Listing:
@@ -453,43 +455,46 @@ def own_listing(
     Args:
         rows: The rows as the kind found them.
         request: The dataset, and the key of hashes in messages.
-        flags: Doubts about all rows.
-        names: Names of the labels 0, 1, ... if the data give them.
+        dataset_flags: Doubts about all rows.
+        class_names: Names of the labels 0, 1, ... if the data give them.
         order: Sorts the names of the classes.
         draft: A listing without items and classes. Its other fields are kept or added to.
 
     Raises:
         DataError: Labels, groups or splits break a rule of this module.
     """
-    labels = class_labels(rows, request, names)
+    class_of_row = classes_of_rows(rows, request, class_names)
     splits = _row_splits(rows, request)
     _check_groups(rows, request)
     kept_rows = []
-    kept_labels = []
+    kept_classes = []
     for row, split in enumerate(splits):
         if split is not GivenSplit.VALIDATION:
             kept_rows.append(row)
-            kept_labels.append(labels[row])
+            kept_classes.append(class_of_row[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = order(set(kept_labels))
+    classes = order(set(kept_classes))
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
             value += f"; {num_validation} rows are in a validation split"
         raise request.error("the labels must have two classes or more", value)
-    codes = {label: code for code, label in enumerate(classes)}
-    kept_codes = list(map(codes.__getitem__, kept_labels))
-    _check_group_splits(rows, kept_rows, splits, request)
+    codes = {class_name: code for code, class_name in enumerate(classes)}
+    kept_codes = list(map(codes.__getitem__, kept_classes))
+    _check_id_spellings(rows, kept_rows, request)
+    _check_no_leak(rows, kept_rows, splits, request)
     excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
-    counts = dict.fromkeys(flags, len(splits)) | draft.flags
-    counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
+    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | draft.flags
+    flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     label_map = dict(request.dataset.label_map)
-    absent = [name for name in names if label_map.get(name, name) not in codes]
+    absent = [name for name in class_names if label_map.get(name, name) not in codes]
     for name in absent[:MAX_NAMED]:
-        counts[f"class without an image: {name}"] = 1
+        flag_counts[f"class without an image: {name}"] = 1
     row_array = np.array(kept_rows, np.int64)
     items = RowItems(rows, row_array, np.array(kept_codes, np.int64), splits)
-    return replace(draft, items=items, label_names=classes, excluded=dict(excluded), flags=counts)
+    return replace(
+        draft, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
+    )
 
 
 def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
@@ -544,13 +549,13 @@ class RowItems(Sequence[Item]):
         return list, (list(self),)
 
 
-def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
-    """Return the class of each row: its label, after ``label_map`` and ``names`` are applied.
+def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
+    """Return the class of each row: its label, after ``label_map`` and ``class_names`` are applied.
 
     Args:
         rows: Only the labels are read.
         request: Its dataset has the ``label_map``.
-        names: Names of the labels 0, 1, ... if the data give them.
+        class_names: Names of the labels 0, 1, ... if the data give them.
 
     Raises:
         DataError: Labels are missing, are different spellings of one class, or are not plausible
@@ -558,22 +563,25 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     """
     written = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
-    if names:
-        check_spellings(names, request)
-        if len(set(names)) < len(names):
+    if class_names:
+        check_spellings(class_names, request)
+        if len(set(class_names)) < len(class_names):
             raise request.error("names of classes must be different", "a name twice")
-    classes = {}
+    class_of_cell = {}
     for cell in dict.fromkeys(written):
-        classes[cell] = _class_of(cell, rows, request, names)
-    _check_label_map(label_map, {*classes, *names}, request)
-    if SEVERAL in classes and SEVERAL not in label_map:
+        class_of_cell[cell] = _class_of(cell, rows, request, class_names)
+    _check_label_map(label_map, {*class_of_cell, *class_names}, request)
+    if SEVERAL in class_of_cell and SEVERAL not in label_map:
         raise request.error(
             "a row must have one label, as text or number",
             f"several labels, or bytes, in {rows.describe_labeled({SEVERAL})}",
             "write one class per image",
         )
     mapped = set(label_map.values())
-    blank = {cell for cell, label in classes.items() if is_missing(label) and label not in mapped}
+    blank = set()
+    for cell, class_name in class_of_cell.items():
+        if is_missing(class_name) and class_name not in mapped:
+            blank.add(cell)
     if blank:
         raise request.error(
             "every row needs a label",
@@ -581,30 +589,30 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             "give them a class or take them out; blank, NaN and NA are classes only if label_map "
             "says so",
         )
-    check_spellings(set(classes.values()), request)
-    return [classes[cell] for cell in written]
+    check_spellings(set(class_of_cell.values()), request)
+    return [class_of_cell[cell] for cell in written]
 
 
-def _class_of(cell: str, rows: Rows, request: RawRequest, names: Sequence[str]) -> str:
-    """Return the class of the rows whose label is ``cell``, see :func:`class_labels`.
+def _class_of(cell: str, rows: Rows, request: RawRequest, class_names: Sequence[str]) -> str:
+    """Return the class of the rows whose label is ``cell``, see :func:`classes_of_rows`.
 
     Raises:
         DataError: The data name the labels by number, and ``cell`` is not one of these numbers.
     """
     label_map = dict(request.dataset.label_map)
-    label = label_map.get(cell.strip())
-    if label is not None:
-        return label
-    if not names or is_missing(cell):
+    mapped = label_map.get(cell.strip())
+    if mapped is not None:
+        return mapped
+    if not class_names or is_missing(cell):
         return cell
-    if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
+    if not (cell.isascii() and cell.isdigit() and int(cell) < len(class_names)):
         raise request.error(
-            f"labels must be numbers of the class names, 0 to {len(names) - 1}",
+            f"labels must be numbers of the class names, 0 to {len(class_names) - 1}",
             rows.describe_labeled({cell}),
             f"take them out, or {LABEL_MAP_HINT}",
         )
-    name = names[int(cell)]
-    return label_map.get(name.strip(), name)
+    class_name = class_names[int(cell)]
+    return label_map.get(class_name.strip(), class_name)
 
 
 def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
@@ -624,7 +632,7 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     Raises:
         DataError: A cell is no word for a split, or contradicts the split of the row's file.
     """
-    file_splits = list(map(rows.split, range(len(rows.cells["label"]))))
+    file_splits = list(map(rows.file_split, range(len(rows.cells["label"]))))
     cells = rows.cells.get("split")
     if cells is None:
         return file_splits
@@ -666,8 +674,8 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         raise request.error(
             "every row needs a group when there is such a column",
             f"blank, NaN, None, a word for unknown or several in {rows.describe(blank)}",
-            "give them a patient, or drop them or the column; a patient who really has this name "
-            "needs another id",
+            "give each row a group id, or drop these rows or the column; a patient who really has "
+            "this name needs another id",
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
@@ -681,27 +689,36 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         )
 
 
-def _check_group_splits(
-    rows: Rows, kept_rows: Iterable[int], splits: Sequence[GivenSplit], request: RawRequest
-) -> None:
-    """Check that no group is in training and test, and that every id has one spelling."""
-    first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
-    spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
+def _check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest) -> None:
+    """Check that every group id has one spelling."""
+    first_rows: dict[str, int] = {}
     for row in kept_rows:
-        group = rows.group(row)
-        if group and splits[row] not in first_rows[group]:
-            first_rows[group][splits[row]] = row
-            spellings[plain_id(group)].setdefault(group, row)
+        first_rows.setdefault(rows.group(row), row)
+    first_rows.pop("", None)  # a blank is no id: these images are groups of their own
+    rows_by_id: defaultdict[str, list[int]] = defaultdict(list)
+    for group, row in first_rows.items():
+        rows_by_id[plain_id(group)].append(row)
     doubtful: list[int] = []
-    for row_by_spelling in spellings.values():
-        if len(row_by_spelling) > 1:
-            doubtful += row_by_spelling.values()
+    for rows_of_spellings in rows_by_id.values():
+        if len(rows_of_spellings) > 1:
+            doubtful += rows_of_spellings
     if doubtful:
         raise request.error(
             "every group id must have one spelling: not p0 and P0, or 7, 07 and 7.0",
             rows.describe(doubtful),
             "write the id of a patient in one way",
         )
+
+
+def _check_no_leak(
+    rows: Rows, kept_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
+) -> None:
+    """Check that no group is in training and test."""
+    first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
+    for row in kept_rows:
+        group = rows.group(row)
+        if group:
+            first_rows[group].setdefault(splits[row], row)
     train_and_test = {GivenSplit.TRAIN, GivenSplit.TEST}
     leaking = [by_split for by_split in first_rows.values() if train_and_test <= by_split.keys()]
     if leaking:
@@ -710,7 +727,7 @@ def _check_group_splits(
         pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
         raise request.error(
             "no group may be in train and test",
-            f"{len(leaking)}, first in {pair}{rows.describe_counting([train_row])}",
+            f"{len(leaking)}, first in {pair}{rows.describe_numbering([train_row])}",
             "split by patient, not by image",
         )
 

@@ -135,12 +135,14 @@ def list_parquet(request: RawRequest) -> Listing:
         cells=files.cells,
         locator=locator,
         name=row_name,
-        split=lambda row: splits[files.file_of(row)],
+        file_split=lambda row: splits[files.file_of(row)],
     )
     excluded = count_hidden(hidden, is_parquet_name)
     excluded["not a .parquet by its ending"] = len(all_names) - len(names)
     draft = Listing(excluded=excluded, intensity=INTENSITY)
-    return own_listing(rows, request, flags=columns.flags, names=label_names, draft=draft)
+    return own_listing(
+        rows, request, dataset_flags=columns.flags, class_names=label_names, draft=draft
+    )
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,11 @@ def list_samples(request: RawRequest) -> Listing:
         cells=cells,
         locator=lambda row: samples[row].locator,
         name=lambda row: request.hashed(samples[row].locator),
-        counting=lambda _: "",
-        split=lambda row: splits[samples[row].shard],
+        numbering=lambda _: "",
+        file_split=lambda row: splits[samples[row].shard],
     )
     draft = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(rows, request, flags=columns.flags, draft=draft)
+    return own_listing(rows, request, dataset_flags=columns.flags, draft=draft)
 
 
 def _is_shard(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Adversarial attacks on a trained network.
 
-Perturbations are in pixel units, 1/255 of the range: epsilon 2 moves every pixel by at most 2 of
-255. All passes are float32 and in evaluation mode. Images are ``(num_images, channels, height,
+Perturbations are in pixel units, 1/255 of the range: epsilon 2 is 2/255, so every pixel moves by at
+most 2. All passes are float32 and in evaluation mode. Images are ``(num_images, channels, height,
 width)`` with pixels in [0, 255]; labels are ``(num_images,)`` int64. An attack is one function here
 and one row in :data:`search_spaces.attacks.ATTACKS`.
 """
@@ -40,7 +40,7 @@ class CleanPass:
 
     Attributes:
         logits: ``(num_images, num_outputs)``.
-        losses: ``(num_images,)`` cross-entropy in nat.
+        losses: ``(num_images,)`` cross-entropy in nats.
         correct: ``(num_images,)`` bool, whether the largest logit is the label's.
         gradient_sign: int8, shape of the images: the sign of each loss's gradient with respect to
             the pixels.
@@ -51,16 +51,17 @@ class CleanPass:
     correct: Tensor
     gradient_sign: Tensor
 
-    def evaluation(self, rule: LossRule) -> Evaluation:
+    def evaluation(self, loss_rule: LossRule) -> Evaluation:
         """Return mean loss and accuracy, as :func:`~tasks.trials.training.evaluate` does."""
-        return Evaluation(mean_loss(self.losses, rule), float(self.correct.double().mean()))
+        return Evaluation(mean_loss(self.losses, loss_rule), float(self.correct.double().mean()))
 
 
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return a batch size for forward and backward passes that needs no more memory than training.
+    """Return a batch size for forward and backward passes that needs about the memory of training.
 
-    An attack keeps float32 activations, twice the bytes of training's bfloat16, so it takes half
-    the training batch. Where training passes its batches in parts, an attack does so too.
+    An attack keeps float32 activations. When training is bfloat16, these take twice its bytes, so
+    an attack takes half the training batch, and 8 images at least. Where training passes its
+    batches in parts, an attack does so too.
     """
     return scaled_batch_size(max(8, recipe.batch_size // 2), recipe, micro_batch)
 
@@ -147,12 +148,12 @@ def pgd(
     Projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini & Wagner,
     S&P 2017). For a converged network the gradient of the cross-entropy underflows to zero in
     float32 (gradient masking); that of the margin does not. The first descent starts at the image,
-    the others at a random point of the allowed cube.
+    the others at a random point of the L-infinity ball of radius ``epsilon``.
 
     Args:
         model: see :class:`AttackFunction`.
         batch: see :class:`AttackFunction`.
-        epsilon: half the side of the allowed cube around an image.
+        epsilon: radius of the L-infinity ball around an image, in units of 1/255 of the range.
         num_steps: gradient steps of one descent.
         num_restarts: descents, the first one included.
         relative_step_size: length of a step as a fraction of ``epsilon``.
@@ -171,7 +172,7 @@ def pgd(
             best.update(adversarial, margins)
             adversarial = adversarial - step_size * gradient.sign()
             adversarial = torch.minimum(torch.maximum(adversarial, low), high)
-        best.update(adversarial, margins_at(model, adversarial, batch.labels))
+        best.update(adversarial, forward_margins(model, adversarial, batch.labels))
     return best.images
 
 
@@ -212,7 +213,7 @@ class AttackOutcome:
     """The result of one attack at one strength for each image of a batch.
 
     Attributes:
-        losses: ``(num_images,)`` cross-entropy on the attacked images, in nat.
+        losses: ``(num_images,)`` cross-entropy on the attacked images, in nats.
         correct: ``(num_images,)`` bool, whether the attacked image is classified as its label.
         unchanged: ``(num_images,)`` bool, whether no pixel moved.
     """
@@ -230,7 +231,7 @@ def attack_all(
     clean: CleanPass,
     *,
     batch_size: int,
-    rule: LossRule = "mean_over_examples",
+    loss_rule: LossRule = "mean_over_examples",
 ) -> list[AttackRecord]:
     """Attack every image with every method and epsilon of ``attacks``.
 
@@ -241,7 +242,7 @@ def attack_all(
         attacks: methods with their parameters, and epsilons in units of 1/255 of the range.
         clean: what :func:`run_clean_pass` returned for these images.
         batch_size: images per pass. It changes nothing but speed and memory.
-        rule: how losses are averaged, both of clean and of attacked images.
+        loss_rule: how losses are averaged, both of clean and of attacked images.
 
     Returns:
         One record for each method and epsilon: all epsilons of the first method, then the next.
@@ -258,13 +259,13 @@ def attack_all(
         for (pixels, batch_labels), batch_signs, batch_rows in parts:
             batch = AttackBatch(pixels, batch_labels, batch_signs, batch_rows)
             for method, epsilon in settings:
-                values = attacks.values(method)
+                values = attacks.all_parameters(method)
                 adversarial = functions[method](model, batch, epsilon, **values)
                 losses, correct = scores_per_image(model(adversarial), batch_labels)
                 unchanged = (adversarial == pixels).flatten(1).all(dim=1)
                 outcomes[method, epsilon].append(AttackOutcome(losses, correct, unchanged))
     return [
-        _attack_record(attacks, method, epsilon, clean, outcomes[method, epsilon], rule)
+        _attack_record(attacks, method, epsilon, clean, outcomes[method, epsilon], loss_rule)
         for method, epsilon in settings
     ]
 
@@ -275,14 +276,16 @@ def _attack_record(
     epsilon: float,
     clean: CleanPass,
     batches: Sequence[AttackOutcome],
-    rule: LossRule,
+    loss_rule: LossRule,
 ) -> AttackRecord:
     """Return the record of one attack at one strength, from its outcomes on all batches."""
     correct = torch.cat([batch.correct for batch in batches])
     unchanged = torch.cat([batch.unchanged for batch in batches])
-    before = clean.evaluation(rule)
-    loss = mean_loss(torch.cat([batch.losses for batch in batches]), rule)
+    before = clean.evaluation(loss_rule)
+    loss = mean_loss(torch.cat([batch.losses for batch in batches]), loss_rule)
     accuracy = float(correct.double().mean())
+    # The share of images that are classified as their label both before and after the attack.
+    robust_accuracy = float((correct & clean.correct).double().mean())
     reason = ""
     if not math.isfinite(before.loss):
         reason = f"the loss on the clean images is {before.loss}"
@@ -291,12 +294,12 @@ def _attack_record(
     return AttackRecord(
         method=method,
         epsilon=epsilon,
-        parameters=dict(attacks.changes(method)),
+        parameters=dict(attacks.changed_parameters(method)),
         loss=None if reason else loss,
         loss_gain=None if reason else loss - before.loss,
         accuracy=accuracy,
         accuracy_drop=before.accuracy - accuracy,
-        robust_accuracy=float((correct & clean.correct).double().mean()),
+        robust_accuracy=robust_accuracy,
         num_unchanged=int(unchanged.sum()),
         reason=reason,
     )
@@ -316,7 +319,7 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
     return class_logits - logits.scatter(1, classes[:, None], -math.inf).amax(1)
 
 
-def margins_at(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margins of ``pixels`` ``(num_images,)``, by a forward pass alone.
 
     Gradients are switched on all the same. Fused layers (attention) round differently without them,

@@ -24,7 +24,7 @@ EVALUATION_PASS = 16
 CONTEXT_BYTES = int(0.7 * 2**30)
 """Bytes that a process needs on a GPU besides its tensors: its CUDA context and kernels. Others
 report 0.3 to 0.9 GiB (pytorch#58466, #107667); not measured here."""
-NUM_EPOCHS_LOOKED_AT = 10
+NUM_SCORED_EPOCHS = 10
 """Epochs, about, after which the test images are evaluated during a training."""
 
 
@@ -37,7 +37,7 @@ class SearchStatus(StrEnum):
 
 
 class ValidationScore(Finding):
-    """Scores on the validation images after one epoch; the loss is cross-entropy in nat."""
+    """Scores on the validation images after one epoch; the loss is cross-entropy in nats."""
 
     epoch: int
     loss: float
@@ -53,7 +53,7 @@ class SearchResult(Finding):
         num_train: images trained on.
         num_validation: images that each epoch was scored on.
         num_classes: classes of the dataset or class pair.
-        chance_loss: cross-entropy at chance level in nat, ln of ``num_classes``.
+        chance_loss: cross-entropy at chance level in nats, ln of ``num_classes``.
     """
 
     status: SearchStatus
@@ -174,14 +174,14 @@ class EpochScore(Finding):
     test_accuracy: float
 
 
-def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
+def scored_epochs(num_epochs: int) -> frozenset[int]:
     """Return the epochs after which the test images are evaluated: about ten, never the last.
 
     The last epoch is evaluated anyway. An epoch trains on N images with about three passes each.
     Ten evaluations in a hundred epochs cost a few percent of that on a CPU, and up to 10 % on a
     GPU, which computes float32 slowly.
     """
-    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
+    every = max(1, num_epochs // NUM_SCORED_EPOCHS)
     return frozenset(range(every, num_epochs, every))
 
 
@@ -207,7 +207,7 @@ class EpochRecord:
 
     Attributes:
         epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples, in nat. NaN or infinite if the
+        train_loss: mean cross-entropy over the epoch's examples, in nats. NaN or infinite if the
             training diverged; such a record is never part of a result.
         train_accuracy: accuracy over the epoch's examples.
         seconds: wall time.
@@ -236,7 +236,7 @@ class AttackRecord(Finding):
     Attributes:
         method: name in :data:`search_spaces.attacks.ATTACKS`.
         epsilon: largest change of a pixel, in units of 1/255 of the range.
-        loss: mean loss on the attacked images, in nat; None if it, or the clean loss, is not
+        loss: mean loss on the attacked images, in nats; None if it, or the clean loss, is not
             finite.
         loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is.
         accuracy: accuracy on the attacked images.
@@ -271,7 +271,7 @@ class FurtherTestRecord(Finding):
     Attributes:
         name: the condition that changed them.
         num_moved: images that it changed.
-        loss: mean cross-entropy over all images, in nat; None if it is not finite.
+        loss: mean cross-entropy over all images, in nats; None if it is not finite.
         accuracy: accuracy over all images.
         moved_loss: mean loss over the changed images; None if it is not finite, or none changed.
         moved_accuracy: accuracy over the changed images; None if none changed.
@@ -294,7 +294,7 @@ class FurtherTestRecord(Finding):
 
 
 class NetworkScores(Finding):
-    """Scores of a trained network on training and test set; losses are cross-entropy in nat."""
+    """Scores of a trained network on training and test set; losses are cross-entropy in nats."""
 
     num_parameters: int
     train_loss: float
@@ -343,7 +343,7 @@ class TrialResult(Finding):
         d_repr_stages: the same after every stage of the network, if requested; empty for a network
             without stages.
         history: one record for each epoch of training.
-        test_history: scores on the test images after some epochs, see :func:`epochs_to_look_at`.
+        test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
             The last epoch is in ``scores``.
         best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen on the test
             images, so it shows how training went and is no result to report.

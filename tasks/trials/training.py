@@ -466,7 +466,7 @@ LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nat, and accuracy, of a network on one set of images."""
+    """Mean cross-entropy in nats, and accuracy, of a network on one set of images."""
 
     loss: float
     accuracy: float

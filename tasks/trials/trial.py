@@ -56,7 +56,7 @@ from tasks.trials.records import (
     TrialResult,
     TrialStatus,
     ValidationScore,
-    epochs_to_look_at,
+    scored_epochs,
 )
 from tasks.trials.representations import (
     StageRows,
@@ -83,7 +83,8 @@ RESTORED_TOLERANCE = 1e-3
 one from stored weights. Another device or number of threads changes it by far less."""
 
 Keep = Callable[[bytes], KeptFile | str]
-"""A function that stores a file beside the result. Text is the reason why it could not."""
+"""A function that stores a file beside the result. It returns the stored file, or the reason why it
+was not stored."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def run_trial(
         graphs: on a GPU, capture training steps as graphs and replay them.
         on_epoch: called with the record of every finished epoch.
         on_score: called with the scores on the test images, before ``on_epoch``, after the epochs
-            of :func:`epochs_to_look_at`.
+            of :func:`scored_epochs`.
         keep: stores the trained network's weights.
         keep_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
         checkpoints: where training continues, and saves its state; None for neither.
@@ -173,7 +174,8 @@ def measure_trial(
 ) -> TrialResult:
     """Measure on stored weights what was not measured before; nothing is trained.
 
-    Arguments not listed are those of :func:`run_trial`.
+    The result keeps the timings of the earlier one. The seconds of these measurements are not added
+    to them.
 
     Args:
         spec: of the network, with what is measured.
@@ -212,13 +214,15 @@ def run_search_trial(
     graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
-    """Train a network on a validation split; return its validation loss after every epoch.
+    """Train on the training part of a validation split; return the loss on its validation part
+    after every epoch.
 
     The network is built, seeded and trained as in the sweep's own trial of it, but on all training
-    images of ``data``. Arguments not listed, and errors, are those of :func:`run_trial`.
+    images of ``data``. Errors are those of :func:`run_trial`.
 
     Args:
-        network: built, seeded and trained as in its own trial.
+        network: the network. Its ``train_size`` is replaced by the number of training images in
+            ``data``.
         data: a validation split, from :func:`tasks.prepared.subsets.load_validation`; its test
             images are the validation images.
         device: see :func:`run_trial`.
@@ -246,7 +250,6 @@ def run_search_trial(
 
         status = SearchStatus.COMPLETE
         reason = ""
-        num_diverged_epochs = 0
         try:
             trial.fit(validate_epoch)
             if not curve:  # a recipe of no epochs
@@ -254,11 +257,13 @@ def run_search_trial(
         except _Diverged as diverged:
             status = SearchStatus.DIVERGED
             reason = str(diverged)
-            num_diverged_epochs = 1
+        num_epochs = len(curve)
+        if status is SearchStatus.DIVERGED:
+            num_epochs += 1  # the epoch that diverged has no validation loss
         return SearchResult(
             status=status,
             reason=reason,
-            epochs=len(curve) + num_diverged_epochs,
+            epochs=num_epochs,
             curve=tuple(curve),
             num_train=num_train,
             num_validation=len(data.test_images),
@@ -319,10 +324,11 @@ class _Trial:
 
     Attributes:
         device: holds the model and all images.
-        pass_size: images per forward pass.
-        gradient_pass: images per pass that also computes the gradient of the pixels.
-        features: last hidden layer of the training images; None until they are scored.
-        timings: seconds of each stage so far.
+        eval_batch_size: images per forward pass.
+        gradient_batch_size: images per pass that also computes the gradient of the pixels.
+        features: last hidden layer of the training images; None until :meth:`score_network` has
+            run.
+        timings: seconds of each phase so far.
     """
 
     model: PixelModel
@@ -341,8 +347,8 @@ class _Trial:
         self.labels = resident(data.train_labels[:num_train], self.device)
         self.test_images = resident(data.test_images, self.device)
         self.test_labels = resident(data.test_labels, self.device)
-        self.pass_size = scaled_batch_size(EVALUATION_PASS, self.recipe, self.micro_batch)
-        self.gradient_pass = attack_batch_size(self.recipe, self.micro_batch)
+        self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, self.micro_batch)
+        self.gradient_batch_size = attack_batch_size(self.recipe, self.micro_batch)
         self.features: NDArray[np.float32] | None = None
         self.scores: NetworkScores | None = None
         self.history: list[EpochRecord] = []
@@ -354,7 +360,8 @@ class _Trial:
     def isolated(
         cls, spec: TrialSpec, data: TrialData, machine: _Machine, num_train: int | None = None
     ) -> Iterator[_Trial]:
-        """Yield a trial whose result does not depend on the process, whose state is restored.
+        """Yield a trial isolated from the process's random and thread state; restore that state
+        afterwards.
 
         Evaluation has a seed too, because some networks draw random numbers in it.
 
@@ -383,17 +390,17 @@ class _Trial:
         checkpoints: Checkpoints | None,
         pretrained: bytes | None,
     ) -> TrialResult:
-        """Run all stages in order, until a loss diverges. Arguments as :func:`run_trial`."""
+        """Run all phases in order, until a loss diverges. Arguments as :func:`run_trial`."""
         with self._timed("build"):
             self.build(pretrained)
         # The scores on the test images continue after a restart, so they are in the checkpoints.
-        notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
+        epoch_scores: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
 
         def score_epoch(record: EpochRecord) -> None:
-            if record.epoch in epochs_to_look_at(self.recipe.epochs):
+            if record.epoch in scored_epochs(self.recipe.epochs):
                 score = self._epoch_score(record.epoch)
                 if score is not None:
-                    notes.append(score.plain())
+                    epoch_scores.append(score.plain())
                     if on_score is not None:
                         on_score(score)
             if on_epoch is not None:
@@ -405,10 +412,10 @@ class _Trial:
             with self._timed("evaluate"):
                 self.score_network()
         except _Diverged as diverged:
-            return self._result(TrialStatus.DIVERGED, notes, reason=str(diverged))
+            return self._result(TrialStatus.DIVERGED, epoch_scores, reason=str(diverged))
         weights, weights_note = _stored(keep, lambda: to_bytes(self.model))
         measured = self.measure(self.spec.measurements, keep_predictions)
-        result = self._result(TrialStatus.DONE, notes)
+        result = self._result(TrialStatus.DONE, epoch_scores)
         return result.model_copy(
             update={"weights": weights, "weights_note": weights_note, **vars(measured)}
         )
@@ -453,22 +460,26 @@ class _Trial:
             raise _Diverged(f"the training loss was {last.train_loss} in epoch {last.epoch}")
 
     def score_network(self) -> None:
-        """Compute losses and accuracies of the trained network, in one pass over all images.
+        """Compute losses and accuracies of the trained network.
 
-        The pass over the training images also gives their features, and that over the test images
-        the gradients for attacks.
+        There is one pass over the training images and one over the test images. The first also
+        gives the features, the second the gradients for attacks.
 
         Raises:
             _Diverged: a loss is NaN or infinite.
         """
-        rule = self.recipe.test_loss
+        loss_rule = self.recipe.test_loss
         with features_read(self.model, len(self.images)) as features:
             train_scores = evaluate(
-                self.model, self.images, self.labels, rule=rule, batch_size=self.pass_size
+                self.model,
+                self.images,
+                self.labels,
+                rule=loss_rule,
+                batch_size=self.eval_batch_size,
             )
         self.features = features.array
         clean = self.clean_pass()
-        test_scores = clean.evaluation(rule)
+        test_scores = clean.evaluation(loss_rule)
         for name, scores in (("train", train_scores), ("test", test_scores)):
             if not math.isfinite(scores.loss):
                 raise _Diverged(f"the trained network's {name} loss is {scores.loss}")
@@ -483,10 +494,14 @@ class _Trial:
             ),
         )
 
-    def _test_scores(self, rule: LossRule) -> Evaluation:
+    def _test_scores(self, loss_rule: LossRule) -> Evaluation:
         """Score the test images, which in a search are the validation images."""
         return evaluate(
-            self.model, self.test_images, self.test_labels, rule=rule, batch_size=self.pass_size
+            self.model,
+            self.test_images,
+            self.test_labels,
+            rule=loss_rule,
+            batch_size=self.eval_batch_size,
         )
 
     def _epoch_score(self, epoch: int) -> EpochScore | None:
@@ -511,7 +526,7 @@ class _Trial:
         """Return logits and gradient signs of the test images, computed at the first call."""
         if self._clean is None:
             self._clean = run_clean_pass(
-                self.model, self.test_images, self.test_labels, batch_size=self.gradient_pass
+                self.model, self.test_images, self.test_labels, batch_size=self.gradient_batch_size
             )
         return self._clean
 
@@ -551,9 +566,10 @@ class _Trial:
         with self._timed("attack"):
             attacks = self._measure_attacks(_of_type(missing, AttackMeasurement))
         robustness = None
-        for radii in _of_type(missing, RobustnessMeasurement):
+        requested = next(iter(_of_type(missing, RobustnessMeasurement)), None)
+        if requested is not None:
             with self._timed("robustness"):
-                robustness = self._measure_radii(self.test_images, radii.robustness)
+                robustness = self._measure_radii(self.test_images, requested.robustness)
         return _Measured(
             d_repr=d_repr,
             d_repr_stages=d_repr_stages,
@@ -632,8 +648,8 @@ class _Trial:
                 self.test_labels,
                 attacks,
                 self.clean_pass(),
-                batch_size=self.gradient_pass,
-                rule=self.recipe.test_loss,
+                batch_size=self.gradient_batch_size,
+                loss_rule=self.recipe.test_loss,
             )
         return tuple(records)
 
@@ -645,7 +661,7 @@ class _Trial:
             self.test_labels,
             self.images,
             num_images=robustness.num_images,
-            batch_size=self.gradient_pass,
+            batch_size=self.gradient_batch_size,
             # The seed of the data, not of the network: all networks of a subset, and of its
             # conditions, are measured on the same images.
             seed=derive_seed("r_hat", self.network.subset.without_condition),
@@ -678,33 +694,35 @@ class _Trial:
     ) -> FurtherTestRecord:
         """Score one further test set: all its images, those that were changed, and the others."""
         images = resident(test.images, self.device)
-        clean = run_clean_pass(self.model, images, self.test_labels, batch_size=self.gradient_pass)
-        is_moved = torch.from_numpy(test.is_moved).to(self.device)
+        clean = run_clean_pass(
+            self.model, images, self.test_labels, batch_size=self.gradient_batch_size
+        )
+        is_changed = torch.from_numpy(test.is_changed).to(self.device)
         record = FurtherTestRecord(
             name=test.name,
-            num_moved=int(is_moved.sum()),
+            num_moved=int(is_changed.sum()),
             loss=_finite_mean(clean.losses),
             accuracy=float(clean.correct.double().mean()),
-            moved_loss=_finite_mean(clean.losses[is_moved]),
-            moved_accuracy=_finite_mean(clean.correct[is_moved]),
-            unmoved_loss=_finite_mean(clean.losses[~is_moved]),
-            unmoved_accuracy=_finite_mean(clean.correct[~is_moved]),
+            moved_loss=_finite_mean(clean.losses[is_changed]),
+            moved_accuracy=_finite_mean(clean.correct[is_changed]),
+            unmoved_loss=_finite_mean(clean.losses[~is_changed]),
+            unmoved_accuracy=_finite_mean(clean.correct[~is_changed]),
         )
         if robustness is None:
             return record
         return record.model_copy(update={"robustness": self._measure_radii(images, robustness)})
 
     def _result(
-        self, status: TrialStatus, notes: Sequence[dict[str, Any]], reason: str = ""
+        self, status: TrialStatus, epoch_scores: Sequence[dict[str, Any]], reason: str = ""
     ) -> TrialResult:
         """Return the result without the measurements.
 
         Args:
             status: whether the trial is done or diverged.
-            notes: scores on the test images after some epochs, as checkpoints hold them.
+            epoch_scores: scores on the test images after some epochs, as checkpoints hold them.
             reason: the reason why it diverged.
         """
-        test_history = [EpochScore.model_validate(note) for note in notes]
+        test_history = [EpochScore.model_validate(scores) for scores in epoch_scores]
         best = min(test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
@@ -723,8 +741,8 @@ class _Trial:
         )
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Measure the seconds of a stage, until the GPU has finished it or a loss diverged."""
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Measure the seconds of a phase, until the GPU has finished it or a loss diverged."""
         start = time.perf_counter()
         diverged = None
         try:
@@ -733,7 +751,7 @@ class _Trial:
             diverged = error
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.timings[stage] = time.perf_counter() - start
+        self.timings[phase] = time.perf_counter() - start
         if diverged is not None:
             raise diverged
 

@@ -81,7 +81,7 @@ class TestAttack:
         spec = trial_spec(epochs=1).model_copy(update={"attacks": sweep.attacks})
         names = [record.name for record in run_trial(spec, bright_squares()).attacks]
         assert names == [f"{method}_2", f"{method}_8"]
-        assert spec.lacks(spec) == ()
+        assert spec.missing_for(spec) == ()
         versions = {
             asked.schema_version for asked in spec.measurements if hasattr(asked, "epsilon")
         }
@@ -120,7 +120,7 @@ class TestAttack:
 
             default = plain.model_copy(update={"attacks": AttackSpec(methods=(method,))})
             assert asked(parameter.default) == default
-            assert len(default.lacks(asked(parameter.low))) == len(default.attacks.epsilons)
+            assert len(default.missing_for(asked(parameter.low))) == len(default.attacks.epsilons)
 
     def test_its_row_names_a_function_that_says_what_it_does(self, method):
         assert attack_function(method).__doc__
@@ -172,4 +172,4 @@ def test_a_parameter_survives_a_sweep_file_that_is_written_and_read():
     text = SWEEP.format("pgd").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
     spec = parse_sweep(text, origin="sweep")
     assert parse_sweep(sweep_text(spec), origin="sweep").attacks == spec.attacks
-    assert spec.attacks.values("pgd")["num_steps"] == 3
+    assert spec.attacks.all_parameters("pgd")["num_steps"] == 3

@@ -1,7 +1,10 @@
 """Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted,
 continued."""
 
+import doctest
+import inspect
 import json
+import operator
 import signal
 import subprocess
 import sys
@@ -25,7 +28,6 @@ from tests.demo_page import RESULT, stages
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import (
-    notebook_python,
     readme_commands,
     readme_python,
     write_own_files,
@@ -309,12 +311,23 @@ assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
 """
 
 
-@pytest.mark.parametrize("text", [*readme_python(), notebook_python()], ids=["readme", "notebook"])
+@pytest.mark.parametrize("text", readme_python())
 def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, text):
     write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
     exec(text + LOOKED_AT, {})
+
+
+@pytest.mark.parametrize("function", ["run", "compare", "predict", "Sweep.best", "tune"])
+def test_the_example_of_a_function_says_what_comes_out(root, monkeypatch, here, function):
+    import isweep as front
+
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    text = inspect.getdoc(operator.attrgetter(function)(front)).replace('"smoke"', '"small"')
+    example = doctest.DocTestParser().get_doctest(text, {}, function, None, 0)
+    assert len(example.examples) >= 2
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_a_plan_of_other_seeds_uses_what_there_is_and_has_curves_of_its_own(root, sweep, tmp_path):

@@ -13,7 +13,7 @@ from tasks.measures import tile_blocks
 from tasks.measures.distances import ArraySource, Precision, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.nearest import ClosestPairs, TileResult, update_minima
+from tasks.measures.nearest import ClosestPairs, NearestOfSpan, update_minima
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
@@ -248,14 +248,14 @@ def partial_of(seed):
         is_exact=False,
         precision=Precision(),
     )
-    partial = TileResult(job, Span(0, 5))
+    partial = NearestOfSpan(job, Span(0, 5))
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.update_neighbors(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
         update_minima(
             partial.unlike_squared[0],
-            partial.unlike_ids[0],
+            partial.unlike_positions[0],
             np.arange(5),
             np.arange(squared.shape[1]),
             squared,
@@ -278,9 +278,9 @@ def test_merging_is_associative_and_commutative(a, b, c):
     for other in (nested, merged(c, b, a)):
         one = merged(a, b, c)
         np.testing.assert_array_equal(other.squared, one.squared)
-        np.testing.assert_array_equal(other.ids, one.ids)
+        np.testing.assert_array_equal(other.positions, one.positions)
         np.testing.assert_array_equal(other.unlike_squared, one.unlike_squared)
-        np.testing.assert_array_equal(other.unlike_ids, one.unlike_ids)
+        np.testing.assert_array_equal(other.unlike_positions, one.unlike_positions)
 
 
 @quick

@@ -252,3 +252,13 @@ def test_poisoned_labels_of_test_images_change_nothing():
     assert not np.isin(
         np.concatenate([first.train_order, first.test_rows]), np.arange(140, 200)
     ).any()
+
+
+def test_loading_more_training_images_than_a_subset_has_is_refused():
+    data = toy()
+    subset = data.subset(subset_spec())
+    too_many = subset.max_train_size + 1
+    message = f"must hold the {too_many} training images.*{subset.max_train_size}.*max_train_size"
+    with pytest.raises(DataError, match=message):
+        subset.load(data, too_many)
+    assert data.read == ()

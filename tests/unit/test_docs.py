@@ -10,6 +10,7 @@ import pytest
 import isweep
 from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
+from search_spaces.sweeps import OwnSourceSpec, SweepSpec
 from tests.demo_page import RESULT, filled
 from tests.integration.chaos import table
 
@@ -20,11 +21,19 @@ DOCUMENTS = [
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
     if path != GENERATED and "_build" not in path.parts
 ]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CELL = "{code-cell} python3"
+"""Language of a block that is executed when the documentation is built."""
 
 
 def blocks(document: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(document.read_text(encoding="utf-8"))
+
+
+def cells(document: Path) -> list[str]:
+    """Python of all cells of a page that is a notebook, without their options."""
+    found = [body for language, body in blocks(document) if language == CELL]
+    return [re.sub(r"^:\w+:.*\n", "", body, flags=re.MULTILINE) for body in found]
 
 
 def commands(document: Path) -> list[str]:
@@ -63,9 +72,64 @@ def test_the_readme_has_commands_to_check():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_blocks_compile(document):
+    for block in cells(document):
+        compile(block, document.name, "exec")
     for language, block in blocks(document):
         if language == "python":
             compile(block, document.name, "exec")
+
+
+def test_the_pictures_of_concepts_are_drawn_by_the_product(monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    text = "\n".join(cells(ROOT / "docs" / "concepts.md"))
+    drawn: dict = {}
+    exec(text, drawn)
+    # [-1, 1] is brought to [0, 255], so distances grow by 255 / 2.
+    assert drawn["sharpness"] == pytest.approx(2 / 255 / drawn["distances"].min(), rel=1e-4)
+
+
+def test_every_key_of_a_sweep_file_is_in_its_reference():
+    page = (ROOT / "docs" / "reference" / "sweep-file.md").read_text(encoding="utf-8")
+    for spec in (SweepSpec, OwnSourceSpec):
+        for key in spec.model_fields:
+            assert f"`{key}`" in page, key
+
+
+PAGES = {
+    "tutorial": ("tutorial",),
+    "how-to": (
+        *("measure-images", "sweep-of-my-data", "how-many-images", "read-the-report"),
+        *("read-results", "fit-a-table", "datasets", "trials", "tuning", "cluster"),
+        *("monitoring", "failures", "first-gpu", "gpu", "security", "hospital"),
+    ),
+    "explanation": (
+        *("concepts", "bounds", "study", "findings", "findings-evidence"),
+        *("architecture", "decisions/index"),
+    ),
+    "reference": (
+        *("reference/python", "reference/commands", "reference/sweep-file", "results-columns"),
+        *("measures", "fits", "faults", "glossary"),
+    ),
+}
+
+
+def test_every_page_is_of_one_of_four_kinds():
+    trees = re.findall(
+        r"```{toctree}\n(.*?)```", (ROOT / "docs/index.md").read_text("utf-8"), re.DOTALL
+    )
+    listed = [
+        tuple(re.sub(r".*<(.*)>", r"\1", line) for line in tree.split("\n\n")[1].splitlines())
+        for tree in trees
+    ]
+    assert listed == list(PAGES.values())
+    pages = {
+        path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        for path in DOCUMENTS
+        if (ROOT / "docs") in path.parents and "decisions" not in path.parts
+    }
+    assert pages <= {*sum(listed, ()), "index", "preregistration"}
 
 
 def test_the_readmes_make_targets_exist():
@@ -115,7 +179,9 @@ def test_every_path_that_a_guide_names_exists(document):
 
 def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    bullets = re.findall(r"^- `.+?(?=^- |^\n|\Z|\n\n)", text, re.MULTILINE | re.DOTALL)
+    bullets = re.findall(
+        r"^(?:-|\d\.) `.+?(?=^- |^\d\. |^\n|\Z|\n\n)", text, re.MULTILINE | re.DOTALL
+    )
     checked = 0
     for bullet in bullets:
         files = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|md))`", bullet)]

@@ -74,8 +74,14 @@ def test_it_finds_what_the_products_analysis_finds(numbers):
                 assert found["adjusted_p"] == pytest.approx(theirs.adjusted_p, rel=1e-5)
 
 
+def findings_text():
+    """The two pages of findings, results and evidence, with single blanks."""
+    pages = [ROOT / "docs" / name for name in ("findings.md", "findings-evidence.md")]
+    return " ".join(" ".join(page.read_text(encoding="utf-8").split()) for page in pages)
+
+
 def test_findings_say_what_isweep_fit_finds_free_of_scale_and_how_many_classes_it_takes(numbers):
-    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    said = findings_text()
     free = [
         numbers[name]["as isweep fit asks"]["log R̂ on log K_F, free of scale"] for name in PAIRS
     ]
@@ -202,7 +208,7 @@ def with_interval(one):
 
 
 def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
-    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    said = findings_text()
     found = numbers["interventions on training images"]
     primary, artefact, both = IMAGES.values()
     for label, where, row in (
@@ -254,7 +260,7 @@ def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
 
 
 def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
-    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    said = findings_text()
     r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
     assert f"(r of the logarithms −{-max(r):.2f} to −{-min(r):.2f})" in said
     heights = [numbers[name]["after"]["log R̂ on log K_F, a height per class"] for name in PAIRS]
@@ -282,7 +288,7 @@ def interval(one, digits=2):
 
 
 def test_findings_say_of_d_moved_what_its_tables_say(numbers):
-    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    said = findings_text()
     short, long = numbers["dimension_moved"], numbers["dimension_moved_longer"]
     assert (short["trials"], long["trials"]) == (1200, 600)
     for table in (short, long):
@@ -348,7 +354,7 @@ def test_readme_says_of_moved_training_images_what_the_tables_say(numbers):
 
 
 def test_the_erratum_gives_slopes_with_the_intervals_of_the_tables(numbers):
-    findings = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    findings = findings_text()
     for name in PAIRS:
         slope = numbers[name]["after"]["log R̂ on log K_F, free of scale"]
         value, low, high = (written(slope[key]) for key in ("value", "low", "high"))

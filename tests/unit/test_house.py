@@ -22,6 +22,8 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/",
     "orchestrator/analysis/experiments/",
     "orchestrator/analysis/grouped_tables/",
+    "isweep/",
+    "orchestrator/cli/",
     "orchestrator/analysis/law_fits/",
     "orchestrator/machine/",
     "orchestrator/measuring/",

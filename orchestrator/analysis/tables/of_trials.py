@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.number_formats import number
@@ -21,6 +22,7 @@ from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import (
     AUC,
+    CALIBRATION_ERROR,
     CLASS_PAIR,
     DATASET,
     DONE,
@@ -30,18 +32,20 @@ from orchestrator.results.columns import (
     STATUS,
     TEST_ACCURACY,
     TEST_LOSS,
+    TRAIN_LOSS,
     TRAIN_SIZE,
 )
+from search_spaces.errors import unknown_name
 
 BEST_COLUMNS = (
     DATASET,
     TRAIN_SIZE,
     MODEL,
     TEST_LOSS,
-    SEED_STD,
-    TEST_ACCURACY,
     "runner_up",
     "runner_up_loss",
+    SEED_STD,
+    TEST_ACCURACY,
     "num_models",
     "num_compared",
     NUM_CLASSES,
@@ -107,49 +111,71 @@ def _loss_of_dataset(dataset: DatasetSummary) -> str:
     return loss_text(dataset.loss, dataset.num_classes, accuracy=dataset.accuracy, auc=dataset.auc)
 
 
-def best_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the model of lowest mean test loss per dataset and train size, and the next.
+LOWER_IS_BETTER = (TEST_LOSS, TRAIN_LOSS, CALIBRATION_ERROR)
+"""Scores of which a small value is a good one; all others rank downward."""
+
+
+def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
+    """Return the best model per dataset and train size, and the runner-up.
 
     Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std`` is
     over seeds.
 
+    Args:
+        table: Rows of the results table.
+        score: Column to rank by.
+
     Returns:
-        A row per dataset and train size, with :data:`BEST_COLUMNS`.
+        A row per dataset and train size, with :data:`BEST_COLUMNS`, where ``score`` takes the place
+        of the test loss.
+
+    Raises:
+        ConfigError: If the table has no such column of numbers.
     """
-    ranked = _ranked(table)
-    return ranked[list(BEST_COLUMNS)]
+    if score not in table or not is_numeric_dtype(table[score]):
+        raise unknown_name("score", score, table.select_dtypes("number").columns)
+    replaced = {TEST_LOSS: score, "runner_up_loss": _runner_up_column(score)}
+    columns = [replaced.get(name, name) for name in BEST_COLUMNS]
+    return _ranked(table, score)[list(dict.fromkeys(columns))]
 
 
-def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+def _runner_up_column(score: str) -> str:
+    """Return the column with the score of the second best model."""
+    return f"runner_up_{score.removeprefix('test_')}"
+
+
+def _ranked(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
     """Return the best models with their mean AUROC, a row per dataset and train size."""
     rows = split_by_recipe(table)
     needed = {*rows, CLASS_PAIR, SEED, STATUS, TEST_ACCURACY, AUC, NUM_CLASSES}
     rows = rows.reindex(columns=sorted(needed)).fillna({CLASS_PAIR: "", SEED: 0})
-    rows = rows[rows[TEST_LOSS].notna() & (rows[STATUS] == DONE)]
+    rows = rows[rows[score].notna() & (rows[STATUS] == DONE)]
     best = []
     for (dataset, size), group in rows.groupby([DATASET, TRAIN_SIZE]):
-        best.append({DATASET: dataset, TRAIN_SIZE: size, **_best_of(group)})
-    return pd.DataFrame(best, columns=[*BEST_COLUMNS, AUC]).astype({TRAIN_SIZE: int})
+        best.append({DATASET: dataset, TRAIN_SIZE: size, **_best_of(group, score)})
+    columns = [*BEST_COLUMNS, AUC, score, _runner_up_column(score)]
+    return pd.DataFrame(best, columns=list(dict.fromkeys(columns))).astype({TRAIN_SIZE: int})
 
 
-def _best_of(group: pd.DataFrame) -> dict[Hashable, Any]:
+def _best_of(group: pd.DataFrame, score: str) -> dict[Hashable, Any]:
     """Return the best model of one dataset and train size, and the next."""
     key = [CLASS_PAIR, SEED]
     num_models = group[MODEL].nunique()
     shared = group[group.groupby(key)[MODEL].transform("nunique") == num_models]
-    means = shared.groupby(MODEL)[TEST_LOSS].mean().sort_values(kind="stable")
+    means = shared.groupby(MODEL)[score].mean()
+    means = means.sort_values(kind="stable", ascending=score in LOWER_IS_BETTER)
     ranked = [*means.items(), (None, np.nan), (None, np.nan)]
-    (model, loss), (runner_up, runner_up_loss), *_ = ranked
+    (model, best_score), (runner_up, runner_up_score), *_ = ranked
     of_best = shared[shared[MODEL] == model]
     return {
+        **of_best[[TEST_ACCURACY, AUC, NUM_CLASSES]].mean(),
         MODEL: model,
-        TEST_LOSS: loss,
+        score: best_score,
         "runner_up": runner_up,
-        "runner_up_loss": runner_up_loss,
+        _runner_up_column(score): runner_up_score,
         "num_models": num_models,
         "num_compared": shared.groupby(key).ngroups,
-        SEED_STD: of_best.groupby(SEED)[TEST_LOSS].mean().std(),
-        **of_best[[TEST_ACCURACY, AUC, NUM_CLASSES]].mean(),
+        SEED_STD: of_best.groupby(SEED)[score].mean().std(),
     }
 
 

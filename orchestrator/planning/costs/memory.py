@@ -7,7 +7,7 @@ from dataclasses import replace
 from orchestrator.planning.costs.kernels import NetworkCost, PassCost
 from orchestrator.planning.costs.networks import cost_of
 from search_spaces.specs import NetworkSpec
-from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
+from tasks.trials.records import CONTEXT_BYTES, scored_epochs
 
 TENSOR_FACTOR = 1.1
 """Memory that the allocator takes, over the bytes of tensors that are alive. This and the next
@@ -38,7 +38,7 @@ def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most bytes that a trial holds on a GPU, in training, evaluation and attacks."""
     cost = cost_of(network)
     passes = [cost.step, cost.evaluation, cost.attack]
-    if epochs_to_look_at(network.recipe.epochs):
+    if scored_epochs(network.recipe.epochs):
         # The test set is evaluated between two epochs, while the training still holds its memory.
         during_training = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         passes.append(replace(cost.evaluation, peak_bytes=during_training))

@@ -9,7 +9,7 @@ from orchestrator.planning.costs.kernels import NetworkCost
 from orchestrator.planning.costs.networks import cost_of
 from search_spaces.attacks import ATTACKS
 from search_spaces.specs import TrialSpec
-from tasks.trials.records import epochs_to_look_at
+from tasks.trials.records import scored_epochs
 
 ROBUSTNESS = "robustness"
 """Name of the search for the robustness radius among the kinds of attack."""
@@ -63,7 +63,7 @@ def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
     num_epsilons = len(trial.attacks.epsilons)
     passes = {kind: ImagePasses(0, 0) for kind in (*ATTACKS, ROBUSTNESS)}
     for method in trial.attacks.methods:
-        per_image = ATTACKS[method].passes(trial.attacks.values(method))
+        per_image = ATTACKS[method].passes(trial.attacks.all_parameters(method))
         gradients = per_image.shared_gradients + num_epsilons * per_image.gradients
         passes[method] = ImagePasses(
             gradients=test_size * gradients,
@@ -89,10 +89,10 @@ def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
     # FGSM as well.
     num_shared = 0
     for method in trial.attacks.methods:
-        num_shared += ATTACKS[method].passes(trial.attacks.values(method)).shared_gradients
+        num_shared += ATTACKS[method].passes(trial.attacks.all_parameters(method)).shared_gradients
     if not num_shared:
         gradients += network.subset.test_size
-    tested_images = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
+    tested_images = len(scored_epochs(recipe.epochs)) * network.subset.test_size
     forwards = network.train_size + tested_images + sum(kind.forwards for kind in passes)
     return BatchPasses(
         steps=recipe.epochs * math.ceil(network.train_size / recipe.batch_size),

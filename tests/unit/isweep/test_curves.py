@@ -19,7 +19,7 @@ def test_the_example_of_the_docstring_holds():
 
 def test_a_table_answers_by_its_first_score_and_shows_itself():
     found = isweep.learning_curves(TABLE)
-    assert list(found.shown()["train_size"]) == [480]
+    assert list(found.displayed()["train_size"]) == [480]
     assert found.answers[0].question.metric == "loss"
     assert "With 480 images expect" in repr(found)
 
@@ -29,7 +29,7 @@ def test_a_file_answers_as_its_table_does(tmp_path):
     TABLE.to_csv(file, index=False)
     options = {"metric": "accuracy", "target": 0.86, "test_size": 200}
     by_file = isweep.learning_curves(file, **options)
-    assert by_file.shown().equals(isweep.learning_curves(TABLE, **options).shown())
+    assert by_file.displayed().equals(isweep.learning_curves(TABLE, **options).displayed())
 
 
 def test_a_network_that_is_not_there_is_named():

@@ -49,7 +49,8 @@ def test_changes_hold_over_what_is_written(root):
 def test_a_sweep_that_never_ran(root):
     sweep = isweep.open(SMALL, root=root)
     assert repr(sweep) == f"Sweep 'small': 4 planned, 0 done, 0 failed, 4 left; below {root}"
-    assert sweep.table.empty
+    with pytest.warns(UserWarning, match="Sweep 'small' has no results yet. Run it: isweep.run"):
+        assert sweep.table.empty
     assert sweep.failures.empty
     for ask in (sweep.best, lambda: sweep.fits, lambda: sweep.report):
         with pytest.raises(isweep.SweepError, match="Sweep 'small' has no results yet"):
@@ -108,6 +109,30 @@ def test_numbers_of_numpy_are_numbers(root):
     assert len(isweep.plan(SMALL, root=root, changes=changes).table) == 2 * len(
         isweep.plan(SMALL, root=root).table
     )
+
+
+def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, monkeypatch):
+    table = pd.DataFrame(
+        {
+            "dataset": "manifold_d12",
+            "train_size": 240,
+            "model": ["small_cnn", "resnet_tiny"],
+            "test_loss": [0.5, 0.4],
+            "auc": [0.9, 0.7],
+            "status": "done",
+        }
+    )
+    sweep = isweep.open(SMALL, root=root)
+    monkeypatch.setitem(vars(sweep), "table", table)
+    assert sweep.best()[["model", "runner_up"]].values.tolist() == [["resnet_tiny", "small_cnn"]]
+    by_auc = sweep.best(metric="auc")
+    assert by_auc[["model", "auc", "runner_up_auc"]].values.tolist() == [["small_cnn", 0.9, 0.7]]
+    lines = repr(by_auc).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "..." not in repr(by_auc)
+    assert {*by_auc.columns} <= {*repr(by_auc).split()}
+    with pytest.raises(isweep.SweepError, match="Unknown score; found: 'acc'"):
+        sweep.best(metric="acc")
 
 
 @pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": 11}, {"model": 3}])

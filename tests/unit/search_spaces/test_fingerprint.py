@@ -133,7 +133,7 @@ def test_every_choice_is_part_of_a_networks_identity(changes):
 def test_asking_for_more_measurements_changes_no_network(asked, num_lacking):
     more = trial(**asked)
     assert (more.trial_id, more.derived_seed) == (trial().trial_id, trial().derived_seed)
-    assert len(trial().lacks(more)) == num_lacking
+    assert len(trial().missing_for(more)) == num_lacking
 
 
 class Old(Spec):

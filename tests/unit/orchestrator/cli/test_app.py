@@ -155,7 +155,7 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
         (
             OSError(28, "No space left on device", "/full"),
             3,
-            "device (/full); mend that (free some space",
+            "The disk that holds /full is full; found: No space left on device; free some space",
         ),
         (PermissionError(13, "Permission denied"), 3, "found: Permission denied"),
     ],

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from orchestrator.cli.file_names import with_file_names
+from orchestrator.cli.options import Place
+from tasks.sources.base import HASH_PATTERN
 from tests.raw_trees.own import OWN_WRITERS
 
 PLACES = np.arange(60)
@@ -367,3 +370,29 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out
+
+
+def test_a_terminal_shows_the_name_of_a_file_beside_its_hash(run, root, tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(20):
+            path = tmp_path / "set" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(1)[0] + np.uint8(number)).save(path)
+    for number in (3, 4):
+        (tmp_path / "set" / "cat" / f"{number}.png").write_bytes(b"no picture")
+    source = str(tmp_path / "set")
+    code, _, err = run("measure", source, "--image-size", "8")
+    assert code == 2
+    assert ".png" not in err
+    (file_hash, *_) = HASH_PATTERN.findall(err)
+    shown = with_file_names(err, [source], Place(root=root))
+    assert re.search(rf"{file_hash} \(cat/[34]\.png\)", shown)
+    assert with_file_names(err, [source], Place(root=str(tmp_path / "another root"))) == err
+
+
+def test_more_than_a_thousand_images_say_how_k_f_was_taken(measure, own):
+    source = own(np.arange(1100) % 2, pixels(1100, 4, 4))
+    code, out, _ = measure(source)
+    assert code == 0
+    assert "K_F of 1,100 images is the mean of the maxima of 10 samples of 1,000 images" in out
+    assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]

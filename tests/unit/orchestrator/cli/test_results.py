@@ -10,6 +10,7 @@ import pytest
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
+from orchestrator.cli.stored_results import FitInputs, tell_what_is_absent
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
@@ -27,7 +28,7 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
-        inputs = results.FitInputs(table, ())
+        inputs = FitInputs(table, ())
         monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
@@ -84,7 +85,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
         update={"result": measured.result.model_copy(update={"sizes": (size,)})}
     )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
-    results.tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
+    tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
     assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
 
 

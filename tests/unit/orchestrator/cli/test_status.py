@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from orchestrator.cli import sweeps
+from orchestrator.cli import status
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import Event, ResultStore
@@ -51,7 +51,7 @@ def test_watching_ends_with_the_run(run, workspace, monkeypatch):
         if next(looks) == 2:
             lock.__exit__(None, None, None)
 
-    monkeypatch.setattr("orchestrator.cli.sweeps.time.sleep", sleep)
+    monkeypatch.setattr("orchestrator.cli.status.time.sleep", sleep)
     code, out, err = run("status", "smoke", "--watch", "--json")
     assert code == 0
     assert next(looks) == 3
@@ -64,7 +64,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.cli.sweeps.time.sleep", stop)
+    monkeypatch.setattr("orchestrator.cli.status.time.sleep", stop)
     with exclusive(workspace.paths.lock, "isweep run smoke"):
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
@@ -77,8 +77,8 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
         epoch=9, num_epochs=10, images_per_second=1234.5, seconds_left=30.0
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
-    document = {**dict.fromkeys(sweeps.COUNTS, 1), "now": "train", "running_trials": running}
-    Console(width=60).print(sweeps.watched(document))
+    document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
+    Console(width=60).print(status.watched(document))
     said = " ".join(capsys.readouterr().out.split())
     assert said.endswith("epoch 9/10 1,234 img/s about 30 s of training left")
 

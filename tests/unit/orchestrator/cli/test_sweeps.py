@@ -191,7 +191,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     way = f"isweep {command} ./mine.yaml --root {root}"
-    told = f"mine is the sweep as it last ran; ./mine.yaml says otherwise, and is run by: {way}"
+    told = f"mine is the sweep as it last ran. ./mine.yaml differs; run that with: {way}"
     assert told in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 

@@ -17,7 +17,7 @@ plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
 plan smoke --set 'seed=[1]' | seed: unknown key; did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
 status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --watch
-frobnicate | Unknown command "frobnicate". Did you mean "locate"?
+frobnicate | Unknown command "frobnicate"; did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
 prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
 prepare digits --montage absent/a.png | The file must be one that can be written; found: absent/a.png: No
@@ -52,18 +52,18 @@ plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
 predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
-pln smoke | Unknown command "pln". Did you mean "plan"?
+pln smoke | Unknown command "pln"; did you mean "plan"?
 resume smoke | Unknown command: resume; isweep run SWEEP does what is left
 plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
-plan smoke --rot x | Unknown option: --rot. Did you mean --root?
-run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
+plan smoke --rot x | Unknown option: --rot; did you mean --root?
+run smoke --no-quiet | Unknown option: --no-quiet; did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
-plan smoke --preset x | Unknown option: --preset. Did you mean --set?
+plan smoke --preset x | Unknown option: --preset; did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
 measure https://a.org/b.zip | ; found: https://a.org/b.zip; download it, then name the folder
 plan / | A sweep file must be a file; found: / is a folder
-run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mea
+run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
 run smoke --raw =x | --raw must be NAME=DIR; found: =x

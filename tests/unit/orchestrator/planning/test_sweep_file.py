@@ -675,7 +675,7 @@ def test_measurements_change_no_network():
         planned(more="robustness: {num_images: 9}\nattacks: {methods: [fgsm, pgd]}"),
     )
     assert plain.trials_by_id.keys() == more.trials_by_id.keys()
-    missing = plain.trials[0].lacks(more.trials[0])
+    missing = plain.trials[0].missing_for(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
     shares = [extras(plan, ())["attack_shares"].values() for plan in (plain, more)]
     assert sum(shares[0]) < sum(shares[1])

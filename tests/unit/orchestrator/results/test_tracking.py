@@ -725,3 +725,9 @@ def test_values_and_trials_that_one_side_lacks_are_counted():
         "MLflow lacks 1 result that the store has: send them with `mend`",
         "MLflow shows 1 trial of which the sweep, as it is planned now, has no result; left out",
     ]
+
+
+def test_mlflow_reports_nothing_to_its_makers():
+    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
+
+    assert MLFLOW_DISABLE_TELEMETRY.get()

@@ -215,7 +215,7 @@ CASES = {
                 "write what datasets' save_to_disk made with to_parquet"
             ),
             "a/x.nii.gz": "NIfTI volumes are read by a table",
-            "a/IM0001": "of the files without an ending, those on a disk that are DICOM are read",
+            "a/IM0001": "files without an ending are read only if they are DICOM and not in an archive",
         }.items()
     },
 }

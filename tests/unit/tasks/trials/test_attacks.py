@@ -116,7 +116,7 @@ def test_images_where_cross_entropy_has_no_gradient_are_counted_and_moved_by_pgd
 def test_losses_can_be_averaged_as_in_the_released_code():
     model, images, labels = linear([0.01] * 4), pixels(65, 2), torch.arange(65) % 2
     spec = AttackSpec(epsilons=(1.0,))
-    (record,) = attack_all(model, images, labels, spec, rule="mean_of_batch_means")
+    (record,) = attack_all(model, images, labels, spec, loss_rule="mean_of_batch_means")
     losses = F.cross_entropy(
         model(attacked("fgsm", model, images, labels, 1.0)), labels, reduction="none"
     )

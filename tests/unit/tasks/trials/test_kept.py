@@ -7,7 +7,7 @@ from torch import nn
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, RobustnessSpec
-from tasks.trials.records import EpochRecord, epochs_to_look_at
+from tasks.trials.records import EpochRecord, scored_epochs
 from tasks.trials.training import Checkpoints, make_optimizer
 from tasks.trials.trial import measure_trial, run_trial
 from tasks.trials.weights import load_into, to_bytes
@@ -71,7 +71,7 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
     first = run_trial(few, data, keep=lambda content: shelf.save(content) or "kept here")
     at_once = run_trial(many, data)
     monkeypatch.setattr("tasks.trials.trial.train", None)
-    later = measure_trial(many, data, shelf.data, first, few.lacks(many))
+    later = measure_trial(many, data, shelf.data, first, few.missing_for(many))
     assert (later.scores, later.history, later.d_repr) == (
         first.scores,
         first.history,
@@ -83,7 +83,7 @@ def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothi
     # Weights lie elsewhere in memory, where kernels may round differently.
     assert {attack.name: attack.loss for attack in later.attacks} == pytest.approx(losses, rel=1e-5)
     assert later.robustness.pred.mean == pytest.approx(at_once.robustness.pred.mean, rel=1e-3)
-    assert few.lacks(few) == ()
+    assert few.missing_for(few) == ()
 
 
 def test_weights_of_another_network_are_refused(data):
@@ -109,15 +109,15 @@ def test_a_full_disk_costs_the_weights_and_no_result(data):
 
 
 def test_about_ten_epochs_are_tested_and_never_the_last():
-    assert epochs_to_look_at(100) == set(range(10, 100, 10))
-    assert epochs_to_look_at(3) == {1, 2}
-    assert epochs_to_look_at(0) == epochs_to_look_at(1) == set()
+    assert scored_epochs(100) == set(range(10, 100, 10))
+    assert scored_epochs(3) == {1, 2}
+    assert scored_epochs(0) == scored_epochs(1) == set()
 
 
 def test_looking_at_the_test_images_changes_no_weight(data, monkeypatch):
     spec = trial_spec(epochs=4, dropout=0.3)
     looked = run_trial(spec, data)
-    monkeypatch.setattr("tasks.trials.trial.epochs_to_look_at", lambda num_epochs: frozenset())
+    monkeypatch.setattr("tasks.trials.trial.scored_epochs", lambda num_epochs: frozenset())
     blind = run_trial(spec, data)
     assert (looked.scores, len(looked.test_history)) == (blind.scores, 3)
     best = min(looked.test_history, key=lambda score: score.test_loss)

@@ -120,4 +120,4 @@ def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, o
     known = run_trial(spec, data, keep=lambda content: shelf.save(content) or "kept in a test")
     more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
     with pytest.raises(CorruptStoreError, match="must have the test loss that was found"):
-        measure_trial(spec, data, shelf.data, known, spec.lacks(more))
+        measure_trial(spec, data, shelf.data, known, spec.missing_for(more))

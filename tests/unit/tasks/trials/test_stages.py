@@ -66,7 +66,7 @@ def test_every_stage_is_measured_at_once_and_later_alike(data):
     kept = []
     first = run_trial(few, data, keep=lambda content: kept.append(content) or "here")
     at_once = run_trial(many, data)
-    later = measure_trial(many, data, kept[0], first, few.lacks(many))
+    later = measure_trial(many, data, kept[0], first, few.missing_for(many))
     assert [stage.module for stage in later.d_repr_stages] == ["2", "6", "10", "11"]
     assert [stage.num_features for stage in later.d_repr_stages] == [
         8 * 144,

@@ -1,0 +1,171 @@
+"""Run sweeps and searches of learning rates from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from isweep.display import Displayed
+from isweep.measuring import root_text
+from isweep.sweeps import Sweep
+from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
+from search_spaces.errors import ConfigError, invalid, unknown_name
+
+if TYPE_CHECKING:
+    from orchestrator import RunOptions
+    from orchestrator.running.progress import Progress
+
+
+def run(
+    source: SweepSource,
+    *,
+    root: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Sweep:
+    """Run the trials of a sweep that have no result yet, then write the report.
+
+    The same call resumes a stopped run, extends a changed sweep and repairs a damaged one.
+
+    Args:
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
+        progress: Print how far the run is.
+        **options: Fields of :class:`orchestrator.RunOptions`, such as ``num_cpus`` (cores of this
+            machine), ``address`` (of a running Ray cluster), ``device`` (``"auto"``, ``"cpu"`` or
+            ``"gpu"``) and ``tracking`` (False leaves MLflow out).
+
+    Returns:
+        The sweep with its results. A trial that failed is in ``failures`` and raises nothing.
+
+    Raises:
+        SweepError: If the sweep is invalid, or the machine, the data or the cluster cannot be
+            used.
+
+    Example:
+        >>> import isweep
+        >>> sweep = isweep.run("smoke", progress=False)
+        >>> sweep.counts["left"], sweep.report.name
+        (0, 'report.html')
+    """
+    from orchestrator import run_sweep
+
+    run_options = _run_options(root, options)
+    run_sweep(source, run_options, progress=_progress(progress), changes=changes)
+    workspace = Workspace.open(source, run_options.root, run_options.storage, changes=changes)
+    return Sweep(workspace)
+
+
+@dataclass(frozen=True, repr=False)
+class Tuned(Displayed):
+    """The recipe that a search of learning rates chose.
+
+    A sweep uses it with ``changes={"recipe": tuned.recipe}``.
+
+    Attributes:
+        table: One row per model and dataset, with the chosen values.
+        recipe: Path of the recipe file.
+        report: Path of the page about the search; None if no trial has a result.
+        problems: What went wrong, one sentence each.
+    """
+
+    table: pd.DataFrame
+    recipe: str
+    report: Path | None
+    problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        num_tuned = int(self.table["learning_rate"].notna().sum())
+        return f"Recipe of {num_tuned} of {len(self.table)} models on datasets: {self.recipe}"
+
+    def displayed(self) -> pd.DataFrame:
+        """Return the chosen values."""
+        columns = ["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]
+        return self.table[columns]
+
+
+def tune(
+    source: SweepSource,
+    *,
+    root: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Tuned:
+    """Search learning rate, weight decay and batch size for each model and dataset of a sweep.
+
+    The search sees a validation split of the training images and no test image. The same call
+    resumes a stopped search, or extends one whose budget grew.
+
+    Args:
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        root: Folder that holds all results; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        changes: Values that replace those of the source: ``{"tune.budget": 0.5}``.
+        progress: Print how far the search is.
+        **options: Fields of :class:`orchestrator.RunOptions`, as for :func:`isweep.run`.
+
+    Returns:
+        The chosen values, the recipe file and the page about the search.
+
+    Raises:
+        SweepError: If the sweep is invalid, or the machine, the data or the cluster cannot be
+            used.
+
+    Example:
+        >>> import isweep
+        >>> search = {"budget": 0.04, "finalists": 1, "seeds": 2, "sampler": "random"}
+        >>> one = {"models": ["small_mlp"], "datasets": ["manifold_d4"], "tune": search}
+        >>> tuned = isweep.tune("smoke", changes=one, progress=False)
+        >>> tuned.table["model"].tolist()
+        ['small_mlp']
+    """
+    from orchestrator.tuning.outcome import outcome_rows
+    from orchestrator.tuning.tune_sweep import tune_sweep
+
+    run_options = _run_options(root, options)
+    summary = tune_sweep(source, run_options, progress=_progress(progress), changes=changes)
+    return Tuned(
+        table=pd.DataFrame(outcome_rows(summary.combinations)),
+        recipe=str(summary.recipe),
+        report=summary.report,
+        problems=summary.problems,
+    )
+
+
+def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
+    """Return the options that a caller named, checked as strictly as on the command line."""
+    from orchestrator import RunOptions
+
+    known_options = set(RunOptions.__dataclass_fields__) - {"root"}
+    values: dict[str, Any] = {"root": root_text(root)}
+    for name, value in options.items():
+        if name not in known_options:
+            raise unknown_name("option", name, known_options)
+        values[name] = value
+        if isinstance(value, Path):
+            values[name] = str(value)
+    try:
+        return TypeAdapter(RunOptions).validate_python(values)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _progress(is_printed: bool) -> Progress:
+    """Return the display of a run's progress, or one that prints nothing."""
+    if not isinstance(is_printed, bool):
+        raise ConfigError("progress must be True or False", repr(is_printed))
+    from rich.console import Console
+
+    from orchestrator.running.progress import Progress
+
+    if not is_printed:
+        return Progress(console=None)
+    return Progress(console=Console())

@@ -1,0 +1,90 @@
+"""Names of files in place of hashes, on the terminal of whoever owns the files.
+
+Messages, logs and records hold keyed hashes of file names, because names may contain patients.
+Their owner has the files and the key, so a terminal can show the name beside the hash.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.cli.options import Place
+from search_spaces.errors import SweepError
+
+MAX_NAMED = 3
+"""Hashes of a message that are named: each one takes a listing of the folder."""
+TABLES = (".yaml", ".yml")
+"""Endings of sweep files, which hold no images themselves."""
+
+
+def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str:
+    """Return a message in which the name of a file follows its hash.
+
+    Args:
+        text: The message.
+        arguments: Arguments of the command; those that are paths or sweeps are searched.
+        place: Where the root and its key lie.
+
+    Returns:
+        The message, unchanged if the key or the file is not here.
+    """
+    from tasks.sources.base import HASH_PATTERN
+
+    hashes = list(dict.fromkeys(HASH_PATTERN.findall(text)))[:MAX_NAMED]
+    if not hashes or not has_key(place):
+        return text
+    sources = _image_sources(arguments, place)
+    for file_hash in hashes:
+        name = _name_of(file_hash, sources, place)
+        if name is not None:
+            text = text.replace(file_hash, f"{file_hash} ({name})")
+    return text
+
+
+def has_key(place: Place) -> bool:
+    """Return whether the key is here by which the root's hashes were made."""
+    from tasks.sources.base import KEY_FILE, KEY_VARIABLE
+
+    if os.environ.get(KEY_VARIABLE):
+        return True
+    return (place.paths.root / "prepared" / KEY_FILE).exists()
+
+
+def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | None:
+    """Return the name of the file with this hash in one of the sources, or None."""
+    from tasks.sources.locate import locate
+
+    key_folder = place.paths.root / "prepared"
+    for source in sources:
+        try:
+            name = locate(source, key_folder, file_hash)
+        except (SweepError, OSError):
+            continue
+        if name is not None:
+            return name
+    return None
+
+
+def _image_sources(arguments: Iterable[object], place: Place) -> list[Path]:
+    """Return the folders and files of images that the arguments of a command name."""
+    sources = []
+    for argument in arguments:
+        if not isinstance(argument, (str, Path)):
+            continue
+        path = Path(argument).expanduser()
+        if path.exists() and path.suffix not in TABLES:
+            sources.append(path)
+        else:
+            sources += _sources_of_sweep(str(argument), place)
+    return sources
+
+
+def _sources_of_sweep(name: str, place: Place) -> list[Path]:
+    """Return the paths of the user's own datasets in a sweep; none if it is no sweep."""
+    try:
+        datasets = place.open(name).plan.sweep.datasets
+    except (SweepError, OSError):
+        return []
+    return [Path(dataset.own.path) for dataset in datasets if dataset.own is not None]

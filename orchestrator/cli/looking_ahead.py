@@ -1,0 +1,364 @@
+"""Commands that look ahead: predict a score or a number of images, and the power of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from orchestrator.cli.options import (
+    NAMED,
+    File,
+    FromStore,
+    Place,
+    Positive,
+    Sizes,
+    Sweep,
+    Work,
+    real,
+    whole,
+)
+from orchestrator.cli.printing import emit, progress, report_tables
+from orchestrator.cli.stored_results import read_table
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.learning_curves import Metric
+    from orchestrator.analysis.loss_growth import Growth
+    from orchestrator.analysis.prediction_inputs import Pilot
+    from search_spaces.specs import Domain
+
+Finite = Annotated[float, real()]
+GOAL = Group("Goal", sort_key=1)
+PILOT = Group("Pilot", sort_key=2)
+CURVES = Group("One dataset alone", sort_key=3)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions:
+    """Options about a few small trainings on the data that the prediction is for.
+
+    Attributes:
+        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now
+            as the sweep trains; or a CSV file of finished trainings (columns train_size and
+            test_loss).
+        pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
+        pilot_test_size: Test images of the pilot (default: as many as the sweep's).
+    """
+
+    pilot: Annotated[str | None, NAMED, Parameter(group=PILOT, metavar="SOURCE")] = None
+    pilot_sizes: Annotated[Sizes, whole(2), Parameter(group=PILOT)] = ()
+    pilot_test_size: Annotated[int | None, whole(2), Parameter(group=PILOT, metavar="N")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """Options about the learning curves of one dataset.
+
+    Attributes:
+        curve: A CSV file of your own results, one row per training: train_size and a score
+            (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size.
+            Needs no sweep.
+        target_error: Error rate to reach, between 0 and 1.
+        target_accuracy: Accuracy to reach, between 0 and 1.
+        target_auroc: AUROC to reach, between 0 and 1.
+        assurance: Probability with which the target is to be reached (default 0.8).
+        test_size: Images of your test set, for the noise of its scores.
+    """
+
+    curve: Annotated[File, Parameter(group=CURVES)] = None
+    target_error: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    target_accuracy: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    target_auroc: Annotated[Finite | None, Parameter(group=CURVES)] = None
+    assurance: Annotated[Finite, Parameter(group=CURVES)] = 0.8
+    test_size: Annotated[int | None, whole(2), Parameter(group=CURVES, metavar="N")] = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A size whose score is wanted, and a loss to reach.
+
+    Attributes:
+        train_size: Number of training images; None if no size was named.
+        target_loss: Test loss (nat); None if no loss was named.
+    """
+
+    train_size: int | None
+    target_loss: float | None
+
+
+def predict(
+    sweep: Sweep = "",
+    /,
+    *,
+    model: str = "pooled",
+    domain: Literal["natural", "medical"] | None = None,
+    d_data: Finite | None = None,
+    label_sharpness: Finite | None = None,
+    measured: Annotated[str | None, NAMED, Parameter(metavar="SOURCE")] = None,
+    train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
+    target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
+    from_store: FromStore = False,
+    trained: PilotOptions = PilotOptions(),
+    alone: CurveOptions = CurveOptions(),
+    work: Work = Work(),
+) -> None:
+    """Print the score to expect at a size, and the size that a target needs.
+
+    A sweep of one dataset, or a CSV file of results (--curve), answers from its own learning
+    curves. A sweep of several datasets answers for a dataset that it does not hold, from that
+    dataset's d_data and K_F, or from a pilot.
+
+    Args:
+        model: A model of the sweep; pooled (default) for all of them together.
+        domain: Domain of your training set.
+        d_data: Intrinsic dimension of your training set.
+        label_sharpness: K_F of your training set.
+        measured: Take both numbers from a record that isweep measure --json wrote, or measure
+            these images now.
+        train_size: How many images you train on.
+        target_loss: Test loss to reach (nat).
+    """
+    from orchestrator.analysis.curve_tables import read_curve
+
+    goal = Goal(train_size, target_loss)
+    is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
+    if alone.curve is not None:
+        if sweep or is_of_new_dataset or domain is not None:
+            conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
+            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "leave one out")
+        _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
+        return
+    if not sweep:
+        hint = "name a sweep, or a file of results: --curve results.csv"
+        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
+    if not is_of_new_dataset:
+        table, _ = read_table(sweep, work, from_store=from_store)
+        if table["dataset"].nunique() == 1:
+            _print_curves(table, alone, goal, f"sweep {sweep}", model, work)
+            return
+    else:
+        _check_one_goal(goal)
+    _check_no_curve_options(alone)
+
+    @cache
+    def growth() -> Growth:
+        from orchestrator.analysis.loss_growth import fit_growth
+
+        table, arms = read_table(sweep, work, from_store=from_store)
+        return fit_growth(table, model=model, domain=domain, arms=arms)
+
+    record: Mapping[str, Any] = {}
+    if measured is not None:
+        if not measured.endswith(".json"):
+            growth()  # reports a wrong name before anything is measured
+        record = _record(measured, (d_data, label_sharpness), sweep, work)
+    pilot = _pilot(sweep, trained, model, domain, work)
+    numbers = {
+        "d_data": d_data,
+        "label_sharpness": label_sharpness,
+        "train_size": train_size,
+        "target_loss": target_loss,
+    }
+    basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
+    _print_prediction(record, growth, pilot, numbers, basis, work)
+
+
+def _print_prediction(
+    record: Mapping[str, Any],
+    growth: Callable[[], Growth],
+    pilot_source: Callable[[], Pilot] | None,
+    numbers: Mapping[str, float | None],
+    basis: str,
+    work: Work,
+) -> None:
+    """Print what a sweep of several datasets predicts for another one."""
+    from orchestrator.analysis.predict_sweep import predict_sweep
+
+    prediction, pilot = predict_sweep(record, growth, pilot_source, **numbers)
+    document = {**prediction.to_json(), "pilot": []}
+    if pilot is not None:
+        document["pilot"] = [asdict(point) for point in pilot.points]
+    emit(work, document, basis, prediction.lines(), _pilot_lines(pilot))
+
+
+def _check_one_goal(goal: Goal) -> None:
+    """Require exactly one of a train size and a target loss for a new dataset."""
+    rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
+    if goal.train_size is None and goal.target_loss is None:
+        raise ConfigError(rule, "neither")
+    if goal.train_size is not None and goal.target_loss is not None:
+        raise ConfigError(rule, "both")
+
+
+def _check_no_curve_options(alone: CurveOptions) -> None:
+    """Refuse options of learning curves for a prediction that uses none."""
+    if alone != CurveOptions():
+        hint = (
+            "leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
+        )
+        raise ConfigError(
+            "Only learning curves of one dataset have these options",
+            "a prediction for a new dataset",
+            hint,
+        )
+
+
+def _pilot_lines(pilot: Pilot | None) -> list[str]:
+    """Return the losses of a pilot in words."""
+    from orchestrator.analysis.number_formats import number
+
+    if pilot is None or not pilot.points:
+        return []
+    losses = [f"{number(p.test_loss)} at {number(p.train_size)}" for p in pilot.points]
+    return [f"Pilot: test loss {', '.join(losses)} images."]
+
+
+def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> CurveQuestion:
+    """Return the question about learning curves; the target decides the score."""
+    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_tables import metric_of
+
+    targets: dict[Metric, float | None] = {
+        "loss": goal.target_loss,
+        "error": options.target_error,
+        "accuracy": options.target_accuracy,
+        "auroc": options.target_auroc,
+    }
+    chosen = {metric: target for metric, target in targets.items() if target is not None}
+    if len(chosen) > 1:
+        names = " and ".join(f"--target-{metric}" for metric in chosen)
+        raise ConfigError("One target can be asked for at a time", names, "leave one out")
+    for metric, target in chosen.items():
+        return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
+    return CurveQuestion(
+        metric_of(table), goal.train_size, None, options.assurance, options.test_size
+    )
+
+
+def _print_curves(
+    table: pd.DataFrame,
+    options: CurveOptions,
+    goal: Goal,
+    source: str,
+    model: str,
+    work: Work,
+) -> None:
+    """Print the answers of the learning curves of one dataset, network by network."""
+    from orchestrator.analysis.curve_answers import answers
+
+    question = _curve_question(options, goal, table)
+    network: str | None = model
+    if model == "pooled":
+        network = None
+    report = answers(table, question, network)
+    lines = [f"Learning curves of {source}:"]
+    for curve in report.curves:
+        lines += curve.lines()
+    lines += report.remarks
+    sources = ", ".join(report.curves[0].prior_sources)
+    lines.append(f"Prior of rates and floors: the learning curves of {sources}.")
+    document = {
+        "curves": [curve.to_json() for curve in report.curves],
+        "remarks": list(report.remarks),
+    }
+    emit(work, document, lines)
+
+
+def _pilot(
+    sweep: str, trained: PilotOptions, model: str, domain: Domain | None, work: Work
+) -> Callable[[], Pilot] | None:
+    """Return a function that reads or trains the pilot; None if there is no pilot."""
+    from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
+
+    if trained.pilot is None:
+        for flag, value in (
+            ("--pilot-sizes", trained.pilot_sizes),
+            ("--pilot-test-size", trained.pilot_test_size),
+        ):
+            if value:
+                hint = "name its images: --pilot SOURCE"
+                raise ConfigError(f"{flag} is for a pilot", "no --pilot", hint)
+        return None
+    source = trained.pilot
+    path = Path(source).expanduser()
+    if is_pilot_table(path):
+        return lambda: read_pilot(path, model)
+
+    def train() -> Pilot:
+        from orchestrator.running.pilot import run_pilot
+
+        return run_pilot(
+            work.open(sweep).plan.sweep,
+            source,
+            model,
+            work.options({}),
+            progress(work),
+            train_sizes=trained.pilot_sizes,
+            test_size=trained.pilot_test_size,
+            domain=domain,
+        )
+
+    return train
+
+
+def _record(
+    source: str, numbers: tuple[float | None, float | None], sweep: str, work: Work
+) -> Mapping[str, Any]:
+    """Return the measures of a dataset.
+
+    Args:
+        source: A record that ``isweep measure --json`` wrote, or images to measure now at the
+            sweep's side and channels.
+        numbers: d_data and K_F, if they were given.
+        sweep: Sweep on whose scale images are measured.
+        work: Where everything lies.
+    """
+    from orchestrator.analysis.prediction_inputs import read_record
+    from orchestrator.measuring.request import MeasureRequest
+    from orchestrator.measuring.sources import measure_source
+    from tasks.remote import InlineExecutor
+
+    if None not in numbers:
+        raise ConfigError(
+            "--measured is for numbers that are not given",
+            f"--d-data and --label-sharpness beside --measured {source}",
+            "leave one out",
+        )
+    if source.endswith(".json"):
+        return read_record(Path(source))
+    spec = work.open(sweep).plan.sweep
+    request = MeasureRequest(source=source, image_size=spec.image_size, channels=spec.channels or 1)
+    return measure_source(request, InlineExecutor(), work.paths).record.to_json()
+
+
+def power(
+    sweep: Sweep,
+    /,
+    *,
+    effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",
+    num_tables: Annotated[int, whole(20), Parameter(metavar="N")] = 200,
+    seed: Annotated[int, whole(0)] = 0,
+    place: Place = Place(),
+) -> None:
+    """Simulate how often a sweep's own analysis would answer its questions, training nothing.
+
+    Args:
+        effect: What is true in the simulation: the whole law (default), or one part of it.
+        num_tables: Simulated sweeps (default 200); shares have a standard error of 0.5 / √N.
+        seed: Seed of the simulation (default 0).
+    """
+    from orchestrator.analysis.power import planned_power
+
+    plan = place.open(sweep, as_run=False).plan
+    power_record = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
+    emit(place, asdict(power_record), report_tables(power_record.table()), power_record.lines())

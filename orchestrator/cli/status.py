@@ -1,0 +1,227 @@
+"""The command ``isweep status``: where sweeps stand, and what happened to one trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.cli.options import Place, Sweep
+from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell, waited
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
+
+if TYPE_CHECKING:
+    from orchestrator.planning.workspace import Workspace
+
+COUNTS = ("planned", "done", "failed", "running", "pending")
+MAX_NAMED = 3
+"""Trials of one failure that are named; the others are counted."""
+MAX_LOG_LINES = 20
+"""Lines of the last attempt's log that are printed; the document has the path of the log."""
+WATCH_INTERVAL_S = 2
+"""Seconds between two readings of a run that is watched."""
+
+
+def status(
+    sweep: Sweep | None = None,
+    /,
+    *,
+    watch: bool = False,
+    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
+    place: Place = Place(),
+) -> None:
+    """Show progress, and failures with their reasons; without a name, all sweeps of the root.
+
+    Args:
+        watch: Refresh every two seconds until the run ends.
+        cell: Show the history of one trial: attempts, nodes, failures, logs.
+    """
+    from orchestrator.cli.sweep_status import sweep_status, trial_history
+
+    if sweep is None:
+        _check_sweep_is_named(cell, watch)
+        _print_all(place)
+        return
+    workspace = place.open(sweep)
+    if cell is not None:
+        history, last_log = trial_history(workspace, _full_id(workspace, cell))
+        emit(place, history, _history_lines(history, last_log))
+        return
+    if watch:
+        _watch(lambda: sweep_status(workspace))
+    if not workspace.paths.root.is_dir():
+        start = place.hint("run", sweep)
+        tell(
+            f"There is no root {workspace.paths.root} yet; start with: {start}, or name the right "
+            "one with --root or ISWEEP_ROOT"
+        )
+    document = sweep_status(workspace)
+    emit(place, document, _status_lines(document, place.hint("status", sweep)))
+
+
+def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
+    """Refuse options that need the name of a sweep."""
+    if trial_id is not None:
+        raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+    if watch:
+        raise ConfigError("--watch needs a sweep", "none", "e.g. isweep status paper --watch")
+
+
+def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
+    """Yield the state of one sweep in words."""
+    yield _counts_text(document, (*COUNTS, "diverged"))
+    yield from running_lines(document)
+    yield from grouped_failures(document["failures"])
+    if document["failures"]:
+        trial_id = document["failures"][0]["trial_id"]
+        yield f"Traceback and log of one trial: {command} --cell {trial_id}"
+    if document["stale"]:
+        yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
+    for item in document["unreadable"]:
+        yield f"not believed: {item['path']}: {item['reason']}"
+    if document["foreign"]:
+        yield f"{plural(len(document['foreign']), 'result')} of no planned trial: kept, not used"
+    if document["done"]:
+        yield document["cost"]["text"]
+    if document["search"] is not None:
+        yield document["search"]["text"]
+
+
+def _print_all(place: Place) -> None:
+    """Print one line for each sweep of the root."""
+    from orchestrator.cli.sweep_status import sweep_status
+
+    documents: list[dict[str, Any]] = []
+    errors: list[SweepError] = []
+    for name in place.paths.sweep_names():
+        try:
+            workspace = place.open(name)
+            documents.append({"sweep": workspace.plan.sweep.name, **sweep_status(workspace)})
+        except SweepError as error:
+            # A damaged sweep hides no other sweep.
+            errors.append(error)
+    table = grid("sweep", *COUNTS)
+    active = []
+    for document in documents:
+        table.add_row(*(cell(document[name]) for name in ("sweep", *COUNTS)))
+        if document["now"]:
+            active.append(f"{document['sweep']}: {document['now']}")
+    if documents:
+        emit(place, documents, table, active)
+    else:
+        start = place.hint("run", "demo")
+        emit(place, documents, f"no sweep ran below this root yet; start with: {start}")
+    if errors:
+        collect(errors, type(errors[0]))
+
+
+def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield one line per kind and message of failure with its trials, most frequent first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        key = (failure["kind"], failure["message"])
+        groups.setdefault(key, []).append(failure["trial_id"])
+    for (kind, message), trials in sorted(groups.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(trials[:MAX_NAMED])
+        if len(trials) > MAX_NAMED:
+            names += f" and {len(trials) - MAX_NAMED} more"
+        yield f"failed ({kind}) {len(trials)} ×: {message}  [{names}]"
+
+
+def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the stage of a run, and one line per running trial."""
+    from orchestrator.running.progress import RunningTrial, format_duration
+
+    if document["now"]:
+        yield f"now: {document['now']}"
+    for name, fields in document["running_trials"].items():
+        trial = RunningTrial.model_validate(fields)
+        duration = format_duration(time.time() - trial.started_at)
+        yield f"running {name}  {trial.text(duration)}"
+
+
+def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
+    """Show counts and running trials until no run works on the sweep.
+
+    A pipe or file gets one line whenever they change, on stderr, since stdout is for data.
+    """
+    waited()  # this display replaces that of the wait
+    display = Live(console=stdout, transient=True, auto_refresh=False)
+    last_line = ""
+    try:
+        with display if stdout.is_terminal else nullcontext():
+            while True:
+                document = read_status()
+                # stderr falls silent when nobody reads it any more.
+                if not document["now"] or stderr.quiet:
+                    return
+                line = f"{_counts_text(document, COUNTS)}  {document['now']}"
+                if stdout.is_terminal:
+                    display.update(watched(document), refresh=True)
+                elif line != last_line:
+                    tell(line)
+                last_line = line
+                time.sleep(WATCH_INTERVAL_S)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
+
+
+def watched(document: Mapping[str, Any]) -> Text:
+    """Return the display of a run, whose lines are folded: the time left stands at their end."""
+    return Text("\n".join([_counts_text(document, COUNTS), *running_lines(document)]))
+
+
+def _counts_text(document: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return counts of trials by state on one line."""
+    return "  ".join(f"{name} {document[name]}" for name in names)
+
+
+def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
+    """Yield what happened to one trial: attempts, nodes, endings, and the end of its log."""
+    yield f"{history['trial_id']}: {history['status']}"
+    if not history["events"]:
+        yield history["unreadable"] or "no attempt at it is recorded"
+    for event in history["events"]:
+        when = time.strftime("%F %T", time.localtime(event["at"]))
+        line = f"{when}  attempt {event['attempt']} {event['what']}"
+        if event.get("node"):
+            line += f" on {event['node']}"
+        if event.get("said"):
+            line += f": {event['said']}"
+        yield line
+    for attempt, path in history["logs"].items():
+        yield f"log of attempt {attempt}: {path}"
+    for text in last_log.splitlines()[-MAX_LOG_LINES:]:
+        yield f"  {text}"
+    if history["failure"] and not history["logs"]:
+        yield history["failure"]["traceback"] or ""
+
+
+def _full_id(workspace: Workspace, text: str) -> str:
+    """Return the id of the trial whose id begins or ends with a text.
+
+    Raises:
+        ConfigError: If no trial has it, or several do.
+    """
+    trial_ids = workspace.plan.trials_by_id
+    if text in trial_ids:
+        return text
+    matches = [name for name in trial_ids if name.startswith(text) or name.endswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        hint = f"{nearest(text, trial_ids)}isweep plan --all lists them"
+        raise ConfigError("--cell must name a cell of the sweep", repr(text), hint)
+    listed = ", ".join(matches[:3])
+    if len(matches) > 3:
+        listed += " …"
+    raise ConfigError(
+        f"--cell must name one cell, not {len(matches)}",
+        f"{text}: {listed}",
+        "write more of the id",
+    )

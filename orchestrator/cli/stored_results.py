@@ -1,0 +1,127 @@
+"""Read the results of a sweep for a command, and print what its table does not show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.options import Place
+from orchestrator.cli.printing import tell
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.analysis.experiments.records import Arm
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import State
+
+
+def read_table(
+    sweep: str, place: Place, *, from_store: bool
+) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
+    """Return the results table of a sweep, with at least one row, and the arms of an experiment.
+
+    The arguments and errors are those of :func:`read_results`.
+    """
+    from orchestrator.analysis.report import arms_of, results_table
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    return results_table(workspace, state=state), arms_of(workspace)
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """The results that a sweep's fits need.
+
+    Attributes:
+        table: The results table.
+        arms: The arms of an experiment; empty for other sweeps.
+        predictions: The prediction of each test image, if the sweep stored them.
+    """
+
+    table: pd.DataFrame
+    arms: tuple[Arm, ...]
+    predictions: pd.DataFrame | None = None
+
+
+def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
+    """Return the results that a sweep's fits need, with at least one row.
+
+    The arguments and errors are those of :func:`read_results`.
+    """
+    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    table = results_table(workspace, state=state)
+    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
+
+
+def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:
+    """Return a sweep and the records of its store, of which there is at least one.
+
+    Args:
+        sweep: Name or path of the sweep.
+        place: Where everything lies.
+        from_store: Do not compare the numbers with MLflow's.
+
+    Raises:
+        ConfigError: If there is no result yet.
+    """
+    from orchestrator.results.state import read_state
+
+    workspace = place.open(sweep)
+    state = read_state(workspace)
+    tell_what_is_absent(sweep, workspace, state, place)
+    if not (state.results or state.partial):
+        raise no_results(sweep, workspace, place)
+    if not from_store:
+        compare_with_mlflow(sweep, workspace, state, place)
+    return workspace, state
+
+
+def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
+    """Print what no row shows: unreadable results, why d_data is blank, and the trials left."""
+    for item in state.unreadable:
+        tell(f"not believed: {item.path}: {item.reason}")
+    reasons = set()
+    for record in state.measures.values():
+        for size in record.result.sizes:
+            estimate = size.d_data.get("mle")
+            if estimate and estimate.value is None:
+                reasons.add((size.train_size, estimate.reason))
+    for train_size, reason in sorted(reasons):
+        tell(f"no d_data at N = {train_size}: {reason}")
+    num_planned = len(workspace.plan.trials)
+    num_done = len(state.results)
+    if num_done < num_planned and (num_done or state.partial):
+        num_left = num_planned - num_done
+        run = place.hint("run", sweep)
+        tell(f"{num_done} of {num_planned} trials are done; {num_left} are left: {run}")
+
+
+def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
+    """Print where MLflow differs from the store, whose numbers are used either way."""
+    from orchestrator.results.mlflow_differences import differences, tracked_rows
+    from orchestrator.results.store import ResultStore
+
+    try:
+        storage = ResultStore(workspace.results_url).store_id()
+        tracked = tracked_rows(workspace, place.mlflow_uri, storage)
+    except (SetupError, CorruptStoreError) as error:
+        tell(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        return
+    for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
+        tell(sentence)
+
+
+def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
+    """Return the error for a sweep without results, with the command that helps."""
+    from orchestrator.running.progress import read_run
+
+    hint = f"run it: {place.hint('run', sweep)}"
+    if read_run(workspace) is not None:
+        hint = f"a run works on it; see: {place.hint('status', sweep)}"
+    elif not workspace.paths.root.is_dir():
+        hint += f"; there is no root {workspace.paths.root} yet"
+    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)
