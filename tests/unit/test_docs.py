@@ -219,7 +219,7 @@ def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert filled(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
     quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
-    assert f"runs `isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
+    assert f"`isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
 
 
 def test_readme_is_read_in_two_minutes():
