@@ -131,7 +131,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     )
     assert "Exponent b in N^(-b/d) is 7.34 (95 % interval 5.56 to 9.12)." in " ".join(out.split())
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
-    assert [one["num_groups"] for one in found] == [10] * 9
+    assert [one["num_groups"] for one in found] == [10] * 10
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
     own.to_csv(tmp_path / "own.csv", index=False)
     words = ("--response", "test_loss", "--on", "train_size", "--groups", "a", "--groups", "b")
