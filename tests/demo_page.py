@@ -106,8 +106,7 @@ def sentence(numbers: dict[str, Any]) -> str:
         f"for {numbers['attack']}: {verdict}.",
         f"In {numbers['num_at_guessing']} trainings the loss is no better than chance, and "
         f"{num_settled or 'none'} of {len(claims)} tests",
-        f"decides a question (smallest adjusted p: {min(claims.values()):.2f}). With 8 datasets that "
-        "is the usual outcome.*",
+        f"decides a question (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
     return "\n".join(lines).replace("(-", "(−")
 

@@ -42,6 +42,7 @@ NO_DELTA = (
     f"(column {MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
 )
 """Reason of a question that needs δ, for a table that was measured before δ was a column."""
+ONE_SIZE = "there is only one train size; a curve needs at least two"
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
 
 
@@ -276,6 +277,8 @@ def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
     within: tuple[str, ...] = ()
     if question.level == "between":
         within = ("cell",)
+    elif not rows["x"].any():
+        return Slope(question.level, question.on[0], reason=ONE_SIZE)
     design = Design(question.response, question.on, ("first", "second"), within)
     complete = rows.dropna(subset=[*design.columns])
     if len(complete):

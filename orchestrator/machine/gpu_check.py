@@ -192,7 +192,8 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
         if result["error"]:
             line += f": {result['error']}"
         say(line)
-    unfinished.replace(path)
+    write_atomic(path, unfinished.read_bytes())
+    unfinished.unlink()
     return path, all(result["ok"] for result in record["parts"].values())
 
 

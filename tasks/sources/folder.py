@@ -65,9 +65,9 @@ MAX_SHARED_FOLDERS = 20
 names than this, the names are taken for patients."""
 MAX_HEADERS = 200
 """DICOM headers that are read to choose the layout, in all folders together."""
-MAX_NAMED = 20
+MAX_NAMED_FOLDERS = 20
 """Empty class folders that are flagged by name."""
-SPLIT_WORD = re.compile(
+SPLIT_WORD_IN_NAME = re.compile(
     r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
 )
 """The word for a split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
@@ -78,14 +78,13 @@ MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask; the first group is the name of its image."""
 TABLE_HINT = "with a table of labels beside it, give the table (kind table)"
+TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
+"""Endings of files that may be the table of labels."""
 ARCHIVE_HINT = "there are archives: give one archive of class folders itself, or unpack them here"
 ARRAY_HINT = "give the array file itself"
 NIFTI_HINT = "NIfTI volumes are read by a table of path and label (kind table)"
 HINTS = {
-    ".csv": TABLE_HINT,
-    ".tsv": TABLE_HINT,
-    ".xlsx": TABLE_HINT,
-    ".jsonl": TABLE_HINT,
+    **dict.fromkeys(TABLE_ENDINGS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
     ".tar": ARCHIVE_HINT,
     ".arrow": "write what datasets' save_to_disk made with to_parquet",
@@ -246,7 +245,7 @@ def _check_two_classes(
     endings = {PurePath(name).suffix.lower() for name in tree}
     hints = [EXPECTED]
     for ending, hint in HINTS.items():
-        if ending in endings and is_archive and hint == TABLE_HINT:
+        if ending in endings and is_archive and ending in TABLE_ENDINGS:
             hints.append(f"{hint}, unpacked with its images")
         elif ending in endings:
             hints.append(hint)
@@ -317,7 +316,7 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
     with_split_word = []
     splits = set()
     for top in tops:
-        top_splits = parse_splits(SPLIT_WORD.findall(top))
+        top_splits = parse_splits(SPLIT_WORD_IN_NAME.findall(top))
         splits |= top_splits
         if top_splits:
             with_split_word.append(top)
@@ -524,7 +523,7 @@ def _empty_folders(
         if len(parts) == depth and parts not in with_images and is_used:
             empty.append(name)
     if layout == "class/group":
-        return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
+        return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED_FOLDERS]}
     if not empty:
         return {}
     return {"folder without an image": len(empty)}

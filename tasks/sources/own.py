@@ -564,7 +564,7 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
     written = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
     if class_names:
-        check_spellings(class_names, request)
+        check_class_names(class_names, request)
         if len(set(class_names)) < len(class_names):
             raise request.error("names of classes must be different", "a name twice")
     class_of_cell = {}
@@ -589,7 +589,7 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
             "give them a class or take them out; blank, NaN and NA are classes only if label_map "
             "says so",
         )
-    check_spellings(set(class_of_cell.values()), request)
+    check_class_names(set(class_of_cell.values()), request)
     return [class_of_cell[cell] for cell in written]
 
 
@@ -661,7 +661,7 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
 
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that the ids of a column are those of different patients.
+    """Refuse group ids that are blank, a word for "unknown", or one placeholder for most rows.
 
     A word for "unknown" must not be an id: all rows with it would be images of one patient.
     """
@@ -732,7 +732,7 @@ def _check_no_leak(
         )
 
 
-def check_spellings(names: Iterable[str], request: RawRequest) -> None:
+def check_class_names(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has one spelling, and a name that can be printed.
 
     Names that differ only in these are the same class, so they are refused as two spellings:

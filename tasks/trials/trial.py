@@ -181,7 +181,8 @@ def measure_trial(
         spec: of the network, with what is measured.
         data: the subset's arrays.
         weights: the stored weights of the network.
-        earlier: the network's result so far. All of it stays as it is, to the last bit.
+        earlier: the network's result so far. Measurements that are not in ``missing`` stay as they
+            are, to the last bit.
         missing: what is measured now.
         device: see :func:`run_trial`.
         num_threads: see :func:`run_trial`.

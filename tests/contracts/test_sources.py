@@ -55,7 +55,19 @@ def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
         writer = DATASETS[name]
         if (writer.source, writer.raw_layout) == (dataset.source, dataset.raw_layout):
             return write_raw_tree(name, folder)
+    if dataset.source == "npz":
+        return write_arrays_of_row(dataset, folder)
     pytest.fail(f"dataset {dataset.name} needs a writer in tests/raw_trees/__init__.py")
+
+
+def write_arrays_of_row(dataset: DatasetSpec, folder: Path) -> Path:
+    """Write the ``.npz`` that a row of the table names, with eight images of each class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = np.arange(8 * len(dataset.label_names)) % len(dataset.label_names)
+    shape = (len(labels), 20, 20, 3)[: 3 + (dataset.channels == 3)]
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(folder / dataset.raw_layout, images=images, labels=labels)
+    return folder
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -174,6 +186,21 @@ def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypat
     assert record.num_images == 40
     assert record.label_names == dataset.label_names
     assert needs_download(dataset)
+
+
+def test_a_row_that_reads_arrays_needs_no_writer_of_its_own(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (name, row), *_ = tomllib.loads(re.search("```toml\n(.*?)```", text, re.DOTALL)[1]).items()
+    dataset = DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
+    monkeypatch.setitem(DATASETS, name, dataset)
+    record = prepare_dataset(
+        PreparedSpec(dataset=name, image_size=16, channels=3),
+        dataset,
+        raw=write_download(dataset, tmp_path / "raw"),
+        destination=tmp_path / "out",
+        executor=InlineExecutor(),
+    )
+    assert record.num_images == 8 * len(dataset.label_names)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -319,7 +319,7 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, tex
     exec(text + LOOKED_AT, {})
 
 
-@pytest.mark.parametrize("function", ["run", "compare", "predict", "Sweep.best", "tune"])
+@pytest.mark.parametrize("function", ["run", "compare", "Sweep.best", "tune"])
 def test_the_example_of_a_function_says_what_comes_out(root, monkeypatch, here, function):
     import isweep as front
 

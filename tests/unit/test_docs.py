@@ -219,7 +219,17 @@ def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert filled(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
     quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
-    assert f"runs `isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
+    assert f"`isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
+
+
+def test_readme_tells_what_the_committed_run_of_make_demo_found():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    run = json.loads((RESULT.parent / "digits_demo.json").read_text(encoding="utf-8"))
+    value, low, high = (f"−{abs(number):.2f}" for number in (run["value"], *run["interval"]))
+    assert run["verdict"] == "supported"
+    assert max(run["value"], *run["interval"]) < 0
+    assert f"{value} (95 % interval {low} to {high}; 45 pairs" in text
+    assert f"{run['seconds_on_two_cores']} s on two cores" in text
 
 
 def test_readme_is_read_in_two_minutes():
