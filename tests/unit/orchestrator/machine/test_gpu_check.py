@@ -466,7 +466,8 @@ def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, mon
     )
     path, ok = check(None, tmp_path / "gpu", lines.append)
     assert not ok
-    assert [len(record["parts"]) for record in written] == [1, 2, 3, 4]
+    # Once after each part, and once more under the name of the finished file.
+    assert [len(record["parts"]) for record in written] == [1, 2, 3, 4, 4]
     parts = json.loads(path.read_text())["parts"]
     assert [part["ok"] for part in parts.values()] == [True, False, False, True]
     assert all(set(part) == {"ok", "seconds", "values", "error"} for part in parts.values())
