@@ -227,6 +227,9 @@ def _without_sizes(spec: MeasureSpec) -> MeasureSpec:
 
 
 def _has_other_data(workspace: Workspace, subset: SubsetSpec, data_fingerprint: str) -> bool:
-    """Return whether a result is of other data than those that are prepared now, if any."""
+    """Return whether a result was computed from other data than those prepared now.
+
+    It is False while nothing is prepared.
+    """
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
     return dataset is not None and dataset.fingerprint != data_fingerprint

@@ -265,7 +265,7 @@ class IsweepArrays:
         self._references.pop(key, None)
 
     async def take(self, key: str) -> list[Any]:
-        """Return a reference, in a list, as soon as it is there."""
+        """Wait for the reference of a key, and return the list that holds it."""
         async with self._changed:
             await self._changed.wait_for(lambda: key in self._references)
             return self._references[key]

@@ -293,7 +293,7 @@ class Search:
         self._resumed: deque[RequestedTrial] = deque()
 
     def resume(self, earlier: Iterable[EarlierTrial]) -> None:
-        """Go on with a search of earlier runs. Trials without a result run next.
+        """Resume the search of an earlier run. Its trials without a result run next.
 
         Args:
             earlier: trials in the order in which they were requested. Those for which the search

@@ -81,6 +81,13 @@ class RefusedArchive(SkipItem):
     """An archive that must not be read; ``reason`` names no member."""
 
 
+class DamagedArchive(RefusedArchive):
+    """An archive whose bytes are not those of its format."""
+
+    def __init__(self, reason: str = "damaged archive") -> None:
+        super().__init__(reason)
+
+
 def is_archive_name(name: str) -> bool:
     """Return whether a file has the ending of an archive that can be read."""
     return name.lower().endswith(ARCHIVES)
@@ -304,7 +311,7 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
     except DAMAGE:
-        raise RefusedArchive("damaged archive") from None
+        raise DamagedArchive() from None
     members = archive.infolist()
     if sum(info.compress_size for info in members) > size:
         raise RefusedArchive("an archive whose members overlap")
@@ -428,7 +435,7 @@ class TarArchive:
         if not end:
             raise RefusedArchive("an archive without its end, as if cut")
         if end.strip(b"\0"):
-            raise RefusedArchive("damaged archive")
+            raise DamagedArchive()
 
     def members(self) -> list[str]:
         """Return the names of all plain files in it, in stored order.
@@ -445,7 +452,7 @@ class TarArchive:
             _opened.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
-            raise RefusedArchive("damaged archive") from None
+            raise DamagedArchive() from None
         return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
@@ -541,7 +548,7 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
     except PermissionError:
         raise RefusedArchive(GONE) from None
     except DAMAGE:
-        raise RefusedArchive("damaged archive") from None
+        raise DamagedArchive() from None
 
 
 class RawTree:
@@ -634,7 +641,7 @@ class RawTree:
             names = archive.members()
         except RefusedArchive as refused:
             hint = "download it again, or unpack it beside the others and take it away"
-            if refused.reason == "damaged archive":
+            if isinstance(refused, DamagedArchive):
                 hint += "; its name must end as its format does"
             raise request.error(
                 "archives of the raw download must be readable and safe",
