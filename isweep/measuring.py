@@ -190,12 +190,12 @@ def measure(
         measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
         return Measurement(**vars(measured))
     if own:
-        raise ConfigError("own is for files", repr(own), "map the labels of an array before")
+        raise ConfigError("own is for files", repr(own), "Map the labels of an array before")
     if image_size is not None or channels != 1:
         raise ConfigError(
             "image_size is for image files, as channels are",
             f"image_size {image_size}, channels {channels}",
-            "change the array before",
+            "Change the array before",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(images, labels, request)
@@ -228,7 +228,7 @@ def _label_file(labels: object) -> Path | None:
     if isinstance(labels, (str, Path)):
         return Path(labels)
     raise ConfigError(
-        "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
+        "Labels of a file of images must be a file too", type(labels).__name__, "Give its path"
     )
 
 
@@ -238,7 +238,9 @@ def _source_options(own: object) -> dict[str, Any]:
         return {}
     if isinstance(own, Mapping):
         return dict(own)
-    raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
+    raise ConfigError(
+        "own must be a mapping", repr(own), "For example, {'label_map': {'CAT': 'cat'}}"
+    )
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
@@ -249,7 +251,9 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
     if isinstance(class_pair, (tuple, list)):
         names = list(class_pair)
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
-        raise ConfigError("class_pair must be two classes", repr(class_pair), "e.g. ('cat', 'dog')")
+        raise ConfigError(
+            "class_pair must be two classes", repr(class_pair), "For example, ('cat', 'dog')"
+        )
     return str(names[0]), str(names[1])
 
 
@@ -262,5 +266,7 @@ def root_text(root: object) -> str | None:
     if root is None:
         return None
     if not isinstance(root, (str, Path)) or not str(root).strip():
-        raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
+        raise ConfigError(
+            "root must be the path of a folder", repr(root), "For example, './isweep-root'"
+        )
     return str(root)

@@ -79,7 +79,7 @@ def predict(
     }
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
-            raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
+            raise ConfigError(f"{name} must be a number", repr(value), "Give a plain one")
 
     def growth() -> Growth:
         if isinstance(sweep, Fits):
@@ -123,7 +123,7 @@ def _pilot(
         raise ConfigError(
             "pilot must be pairs of train size and test loss, or a file of them",
             repr(pilot)[:200],
-            "e.g. [(50, 0.6), (100, 0.5)]",
+            "For example, [(50, 0.6), (100, 0.5)]",
         ) from None
     if not points:
         return None

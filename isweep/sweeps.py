@@ -149,7 +149,7 @@ class Sweep(Displayed):
             table = self.table
         if table.empty:
             raise DataError(
-                f"Sweep {self.name!r} has no results yet", hint="run it: isweep.run(...)"
+                f"Sweep {self.name!r} has no results yet", hint="Run it: isweep.run(...)"
             )
         return table
 

@@ -16,29 +16,27 @@ class SweepError(Exception):
     """A mistake that a user can fix.
 
     Args:
-        rule: what must hold, one sentence.
-        value: the value that broke the rule; empty if the rule names it.
-        hint: the fix, as an imperative; empty only if nothing can be done.
+        problem: What is wrong, where, with the value that the user gave; one sentence.
+        value: The value, where the problem does not name it.
+        hint: What to do, as a sentence of its own; empty only if nothing can be done.
+
+    Example:
+        >>> print(DataError("labels.csv row 12 has no label", hint="Fill it in, or drop the row"))
+        labels.csv row 12 has no label. Fill it in, or drop the row.
     """
 
     exit_code = 2
 
-    def __init__(self, rule: str, value: str = "", hint: str = "") -> None:
-        super().__init__(rule, value, hint)  # all three, so that it can be pickled
-        self.rule = rule
+    def __init__(self, problem: str, value: str = "", hint: str = "") -> None:
+        super().__init__(problem, value, hint)  # all three, so that it can be pickled
+        self.problem = problem
         self.value = value
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return one message: the rule, the value, the fix."""
-        text = self.rule.rstrip(".")
-        if self.value:
-            text += f"; found: {self.value}"
-        if self.hint:
-            text += f"; {self.hint.rstrip('.')}"
-        if text.endswith("?"):
-            return text
-        return f"{text}."
+        """Return two sentences: what is wrong, and what to do."""
+        problem = f"{self.problem}; found: {self.value}" if self.value else self.problem
+        return " ".join(_sentence(part) for part in (problem, self.hint) if part)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback."""
@@ -57,7 +55,7 @@ class TooFewImagesError(DataError):
     """A dataset has too few images for the train and test sizes that are asked for.
 
     Args:
-        rule: See :class:`SweepError`.
+        problem: See :class:`SweepError`.
         value: See :class:`SweepError`.
         hint: See :class:`SweepError`.
         largest_train_size: The largest train size beside the test set; 0 if the test set itself
@@ -65,9 +63,9 @@ class TooFewImagesError(DataError):
     """
 
     def __init__(
-        self, rule: str, value: str = "", hint: str = "", largest_train_size: int = 0
+        self, problem: str, value: str = "", hint: str = "", largest_train_size: int = 0
     ) -> None:
-        super().__init__(rule, value, hint)
+        super().__init__(problem, value, hint)
         self.largest_train_size = largest_train_size
 
 
@@ -83,6 +81,11 @@ class SetupError(SweepError):
     """The machine, cluster, storage or tracking server is not usable."""
 
     exit_code = 3
+
+
+def _sentence(text: str) -> str:
+    """Return a text that ends as a sentence does."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:

@@ -136,7 +136,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         raise ConfigError(
             "pretrained needs a network of torchvision or timm",
             choice.from_,
-            "leave it out: your own function may load weights itself",
+            "Leave it out: your own function may load weights itself",
         )
     # 52 characters leave room for the suffix: a name has at most 64.
     name = choice.name or f"{spec.name[:52]}_pretrained"
@@ -147,7 +147,7 @@ def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
         other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        raise ConfigError(error.rule, error.value, f"{error.hint}; {other_ways}")
+        raise ConfigError(error.problem, error.value, f"{error.hint}; {other_ways}")
     return MODELS[name]
 
 
@@ -167,7 +167,7 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
         raise ConfigError(
             "Networks of isweep's own take no arguments",
             f"{names} for {base.name}",
-            "leave arguments out",
+            "Leave arguments out",
         )
     if not choice.arguments and choice.name is None:
         # A library's network that the table has keeps the table's name, and so its identity.

@@ -160,7 +160,7 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
         raise ConfigError(
             "tune.batch_size must not be larger than the set that a trial is trained on",
             f"{too_large} for {num_train} images",
-            "name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
+            "Name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

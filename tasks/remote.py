@@ -96,7 +96,7 @@ class RayExecutor(InlineExecutor):
 
         if not ray.is_initialized():
             raise SetupError(
-                "Ray must be connected before work is sent to it", "", "call ray.init() first"
+                "Ray must be connected before work is sent to it", "", "Call ray.init() first"
             )
         self.driver_node_only = driver_node_only
         self._note = note
@@ -279,14 +279,14 @@ def _get(reference: Any, name: str) -> Any:
         raise SetupError(
             f"The task {name!r} must not take its worker down",
             f"the worker died {MAX_RETRIES + 1} times",
-            "look for the kernel's memory killer in the node's log; "
+            "Look for the kernel's memory killer in the node's log; "
             "use smaller blocks or fewer workers",
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise SetupError(
             f"The task {name!r} must fit into the node's memory",
             str(error).splitlines()[0],
-            "use smaller blocks or fewer workers per node",
+            "Use smaller blocks or fewer workers per node",
         ) from error
 
 

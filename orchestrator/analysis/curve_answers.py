@@ -74,24 +74,26 @@ class CurveQuestion:
             raise unknown_name("metric", self.metric, METRICS)
         for name, value in (("assurance", self.assurance), ("target", self.target)):
             if value is not None and not _is_number(value):
-                raise ConfigError(f"{name} is a number", repr(value), "e.g. 0.8")
+                raise ConfigError(f"{name} is a number", repr(value), "For example, 0.8")
         if self.train_size is not None and not (
             _is_number(self.train_size) and self.train_size >= 1
         ):
             rule = "A train size is a number of images"
-            raise ConfigError(rule, repr(self.train_size), "e.g. 500")
+            raise ConfigError(rule, repr(self.train_size), "For example, 500")
         if self.test_size is not None and not (_is_number(self.test_size) and self.test_size >= 2):
-            raise ConfigError("A test set has 2 images or more", repr(self.test_size), "e.g. 200")
+            raise ConfigError(
+                "A test set has 2 images or more", repr(self.test_size), "For example, 200"
+            )
         if not 0 < self.assurance < 1:
-            hint = "give a share, e.g. 0.8"
+            hint = "Give a share, e.g. 0.8"
             raise ConfigError("An assurance lies between 0 and 1", f"{self.assurance:g}", hint)
         if self.target is None:
             return
         if self.metric == "loss" and not self.target > 0:
-            raise ConfigError("A target loss is above 0", f"{self.target:g}", "e.g. 0.3")
+            raise ConfigError("A target loss is above 0", f"{self.target:g}", "For example, 0.3")
         if self.metric != "loss" and not 0 < self.target < 1:
             rule = f"A target {METRIC_WORDS[self.metric]} lies between 0 and 1"
-            raise ConfigError(rule, f"{self.target:g}", "write 90 % as 0.9")
+            raise ConfigError(rule, f"{self.target:g}", "Write 90 % as 0.9")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +315,7 @@ def answer(
         curve = LearningCurve(points, question.metric, siblings=siblings)
     except DataError as error:
         rule = f"The learning curve of {name} cannot be fitted"
-        raise DataError(rule, " ".join([error.rule, error.value]).strip(), error.hint) from None
+        raise DataError(rule, " ".join([error.problem, error.value]).strip(), error.hint) from None
     asked_size = float(question.train_size or 2 * curve.largest_size)
     limit = curve.largest_size * MAX_EXTRAPOLATION
     if asked_size > limit:
@@ -321,7 +323,7 @@ def answer(
             f"A learning curve is extrapolated to {MAX_EXTRAPOLATION:g} times its largest train "
             f"size, here {number(limit)}",
             number(asked_size),
-            f"train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
+            f"Train with {number(max(2 * curve.largest_size, asked_size / 16))} images first",
         )
     num_test_images = question.test_size or curve.points[-1].num_test_images
     score = curve.score_at(asked_size, num_test_images=num_test_images)
@@ -403,7 +405,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         raise failures[0]
     if not curves:
         rule = f"A learning curve of {model} needs trainings with {with_article(question.metric)}"
-        raise DataError(rule, "no row with one", "fill in the scores")
+        raise DataError(rule, "no row with one", "Fill in the scores")
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
 

@@ -80,7 +80,7 @@ def read_curve(path: Path) -> pd.DataFrame:
         ConfigError: If the file cannot be read as a table.
     """
     hint = (
-        "give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
+        "Give a CSV file in UTF-8 with the columns train_size and test_loss (or test_accuracy, auc)"
     )
     rule = "A learning curve must be a CSV file"
     if path.is_dir():
@@ -97,7 +97,7 @@ def read_curve(path: Path) -> pd.DataFrame:
         raise ConfigError(rule, f"{path}: {reason}", hint) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
     if len(set(names)) < len(names):
-        raise ConfigError("A table names each column once", ", ".join(names), "rename one")
+        raise ConfigError("A table names each column once", ", ".join(names), "Rename one")
     table = table.set_axis(names, axis=1)
     return table if separator != ";" else _with_decimal_points(table)
 
@@ -148,13 +148,13 @@ def checked_table(
         )
     if not is_usable.any():
         rule = f"A learning curve needs trainings with {with_article(metric)}"
-        raise DataError(rule, f"{len(table)} rows, none of them with one", "fill in the scores")
+        raise DataError(rule, f"{len(table)} rows, none of them with one", "Fill in the scores")
     rows = table[is_usable].copy()
     rows["size"] = _numbers(rows[size_column], size_column, "a whole number of images", _is_size)
     if rows["size"].isna().any():
         line = int(rows.index[rows["size"].isna()][0]) + 2
         rule = f"Each row with a score has a {size_column}"
-        raise DataError(rule, f"an empty cell in line {line} of the table", "fill it in")
+        raise DataError(rule, f"an empty cell in line {line} of the table", "Fill it in")
     rows["score"] = scores[is_usable]
     rows["tested"] = _test_sizes(rows, num_test_images)
     rows["classes"] = np.nan
@@ -176,7 +176,7 @@ def checked_table(
         if varies(rows, name):
             values = sorted(map(str, rows[name].unique()))[:5]
             rule = f"Rows of one learning curve have one {name}"
-            raise DataError(rule, ", ".join(values), f"keep the rows of one {name}")
+            raise DataError(rule, ", ".join(values), f"Keep the rows of one {name}")
     rows, repeated = _without_repeats(rows)
     return CheckedTable(rows, (*remarks, *repeated))
 
@@ -212,7 +212,7 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
             same = unique["size"].eq(first["size"]) & has_rival
             lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
             rule = "A training, by its train size, model and seed, has one score"
-            raise DataError(rule, f"several, in lines {lines} of the table", "keep one of them")
+            raise DataError(rule, f"several, in lines {lines} of the table", "Keep one of them")
     return unique, remarks
 
 
@@ -241,7 +241,7 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
             ours, theirs = table[first_name].iloc[place], table[name].iloc[place]
             values = f"{first_name} {ours}, {name} {theirs}"
             line = int(str(table.index[place])) + 2
-            hint = f"correct them, or leave out the column {name}"
+            hint = f"Correct them, or leave out the column {name}"
             raise DataError(
                 "The scores of one row agree", f"{values} in line {line} of the table", hint
             )
@@ -276,7 +276,7 @@ def _numbers(
         if pd.isna(number) or not is_allowed(float(number)):
             place = f"line {line + 2} of the table, column {column}"
             value = repr(cell) if pd.isna(number) else f"{number:g}"
-            raise DataError(f"Each {column} is {rule}", f"{value} in {place}", "correct it")
+            raise DataError(f"Each {column} is {rule}", f"{value} in {place}", "Correct it")
     return numbers.astype(float)
 
 
@@ -284,7 +284,7 @@ def _thousands_error(cell: str, row: int, column: str) -> DataError:
     """Return the error of a cell whose point may separate thousands."""
     place = f"{cell.strip()!r} in line {row + 2} of the table, column {column}"
     plain = cell.strip().replace(".", "")
-    hint = f"write {plain}, or {cell.strip().split('.')[0]} if that is meant"
+    hint = f"Write {plain}, or {cell.strip().split('.')[0]} if that is meant"
     return DataError("A number has no point between thousands", place, hint)
 
 
@@ -298,7 +298,7 @@ def metric_of(table: pd.DataFrame) -> Metric:
         if any(name in table for name in SCORE_COLUMNS[metric]):
             return metric
     known = ", ".join(names[0] for names in SCORE_COLUMNS.values())
-    hint = f"name the column of scores {known}"
+    hint = f"Name the column of scores {known}"
     present = ", ".join(map(str, table.columns[:12]))
     raise DataError("A table of results needs a column of scores", f"columns {present}", hint)
 

@@ -380,7 +380,7 @@ class LearningCurve:
     ) -> None:
         if len({point.train_size for point in points}) < MIN_SIZES:
             rule = f"a learning curve needs {MIN_SIZES} train sizes"
-            hint = f"train at {MIN_SIZES} sizes or more; three give a usable interval"
+            hint = f"Train at {MIN_SIZES} sizes or more; three give a usable interval"
             raise DataError(rule, hint=hint)
         of_siblings = [
             sibling
@@ -659,10 +659,10 @@ def log_of_score(score: float, metric: Metric) -> float:
     """
     if metric == "loss":
         if not score > 0:
-            raise DataError("a loss is above 0", f"{score:g}", "leave that training out")
+            raise DataError("a loss is above 0", f"{score:g}", "Leave that training out")
         return float(np.log(score))
     if not 0 <= score <= 1:
-        raise DataError(f"{metric} is a share in [0, 1]", f"{score:g}", "write 70 % as 0.7")
+        raise DataError(f"{metric} is a share in [0, 1]", f"{score:g}", "Write 70 % as 0.7")
     return float(np.log(max(_errors_of(score, metric), LEAST_ERRORS)))
 
 
@@ -682,7 +682,7 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
     if point.num_test_images is None:
         if _errors_of(point.score, metric) == 0:
             rule = "a perfect score says nothing without the size of its test set"
-            hint = "say how many test images it was measured on: --test-size"
+            hint = "Say how many test images it was measured on: --test-size"
             raise DataError(rule, hint=hint)
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))

@@ -262,7 +262,7 @@ def fit_growth(
             return replace(growth, doubts=(*doubts, *growth.doubts))
         reason = growth
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    hint = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
+    hint = "Add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
     raise DataError("A prediction needs a fit of how losses grow", reason, hint)
 
 

@@ -441,9 +441,9 @@ def power(
     if len(design.datasets) < MIN_DATASETS:
         rule = f"Power needs at least {MIN_DATASETS} datasets, since datasets are what is compared"
         counted = plural(len(design.datasets), "dataset")
-        raise ConfigError(rule, counted, "add datasets to the sweep")
+        raise ConfigError(rule, counted, "Add datasets to the sweep")
     if num_tables < 1:
-        raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
+        raise ConfigError("Power needs a table", f"{num_tables}", "Draw at least one")
     if truth is None:
         truth = EFFECTS[effect].truth
     rng = np.random.default_rng(seed)
@@ -486,7 +486,7 @@ def experiment_power(
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
         rule = f"An experiment needs at least {MIN_WORLDS} worlds in which K_F is moved"
-        raise ConfigError(rule, f"{num_worlds}", "add worlds to the sweep")
+        raise ConfigError(rule, f"{num_worlds}", "Add worlds to the sweep")
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
     # An arm's change has the error of its own trainings and of its base's, which arms share.

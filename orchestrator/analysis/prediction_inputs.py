@@ -31,8 +31,8 @@ from orchestrator.results.columns import (
 )
 from search_spaces.errors import ConfigError, plural, unknown_name
 
-PILOT_HINT = "columns train_size and test_loss, as isweep results --csv writes them"
-RECORD_HINT = "write one with: isweep measure SOURCE --json > record.json"
+PILOT_HINT = "Columns train_size and test_loss, as isweep results --csv writes them"
+RECORD_HINT = "Write one with: isweep measure SOURCE --json > record.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +151,14 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
         if name in rows and rows[name].nunique() > 1:
             values = listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(
-                f"A pilot must be of one {name}", f"{where} has {values}", "keep one of them"
+                f"A pilot must be of one {name}", f"{where} has {values}", "Keep one of them"
             )
     num_rows = len(rows)
     rows, _ = finished_trials(rows)
     rows = rows[(rows[TRAIN_SIZE] > 0) & (rows[TEST_LOSS] > 0)]
     if rows.empty:
         rule = "A pilot must hold a finite loss above 0"
-        raise ConfigError(rule, f"{where} has none", "train it longer")
+        raise ConfigError(rule, f"{where} has none", "Train it longer")
     num_lost = num_rows - len(rows)
     if num_lost:
         lost = plural(num_lost, "training")
@@ -272,13 +272,13 @@ def check_numbers(
     if (train_size is None) == (target_loss is None):
         given_goals = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"
-        raise ConfigError(rule, given_goals, "give exactly one of them")
+        raise ConfigError(rule, given_goals, "Give exactly one of them")
     for name, measure in (("d_data", d_data), ("label_sharpness", label_sharpness)):
         if measure is not None:
             _check_number(name, measure, "measure the dataset first")
     for point in pilot:
         _check_number("pilot train size", point.train_size, "give what was trained")
-        hint = "give the test loss of a finished training"
+        hint = "Give the test loss of a finished training"
         _check_number("pilot loss", point.test_loss, hint)
     if target_loss is None:
         _check_number("train_size", train_size, "give a number of images, e.g. 1000")
@@ -294,4 +294,4 @@ def _check_number(name: str, value: Any, hint: str) -> None:
         rule = f"{name} must be a number between {least:g} and {most:g}"
         raise ConfigError(rule, repr(value), hint)
     if name.endswith("size") and value % 1:
-        raise ConfigError(f"{name} must be a whole number of images", repr(value), "round it")
+        raise ConfigError(f"{name} must be a whole number of images", repr(value), "Round it")

@@ -281,7 +281,7 @@ def compare(
         raise DataError(
             "Two sweeps can be compared on cells that both have",
             f"none of {num_first} and {num_second} is shared",
-            "compare sweeps with equal models, datasets, class pairs and train sizes",
+            "Compare sweeps with equal models, datasets, class pairs and train sizes",
         )
     changes = []
     for name in quantities:

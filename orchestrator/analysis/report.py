@@ -226,7 +226,7 @@ def write_sweep_report(
             "The report must be written below the root",
             f"{error.filename}: {error.strerror}",
         )
-        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        hint = "Copy the root, or ask for the results and the fits alone, which write nothing"
         raise SetupError(rule, found, hint) from None
 
 

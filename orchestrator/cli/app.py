@@ -159,7 +159,7 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
         ConfigError: If the words are no valid command.
     """
     if not arguments:
-        raise ConfigError("A command is required", hint="see: isweep --help")
+        raise ConfigError("A command is required", hint="See: isweep --help")
     try:
         function, bound, _ = application().parse_args(
             arguments, print_error=False, exit_on_error=False
@@ -175,12 +175,12 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     for word in words:
         # Web pages replace hyphens by longer dashes.
         if re.match("[‐-―−]", word):
-            hint = "type it: pages write other dashes"
+            hint = "Type it: pages write other dashes"
             return ConfigError("Options begin with plain hyphens", word, hint)
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            hint = "options stand after the command"
+            hint = "Options stand after the command"
             return ConfigError(f"Unknown option: {words[0]}", hint=hint)
         if words[0] in ("resume", "continue"):
             hint = "isweep run SWEEP does what is left"
@@ -195,7 +195,7 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     hint = " ".join(["see: isweep", *(error.command_chain or ()), "--help"])
     message, did_you_mean, name = message.partition(". Did you mean ")
     if did_you_mean:
-        hint = f"did you mean {name} {hint}"
+        hint = f"Did you mean {name} {hint}"
     return ConfigError(message, hint=hint)
 
 
@@ -287,7 +287,7 @@ def _run(command: partial[int | None]) -> int:
             SweepError(
                 "This is a bug",
                 f"{type(error).__name__}: {first_line}",
-                "the log below the root has its traceback; what was done is kept",
+                "The log below the root has its traceback; what was done is kept",
             )
         )
         return EXIT_BUG
@@ -296,11 +296,11 @@ def _run(command: partial[int | None]) -> int:
 def _of_the_machine(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a way out."""
     reason = error.strerror or str(error) or type(error).__name__
-    hint = "mend that, and run the same command again; finished trials are kept"
+    hint = "Mend that, and run the same command again; finished trials are kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
         rule = f"The disk that holds {disk} is full"
-        hint = "free some space and run the same command again; finished trials are kept"
+        hint = "Free some space and run the same command again; finished trials are kept"
         return SetupError(rule, reason, hint)
     if error.filename:
         reason = f"{reason} ({error.filename})"

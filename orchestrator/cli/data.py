@@ -83,7 +83,7 @@ def init(
         raise ConfigError(
             "No file is written over",
             f"{sweep_file} exists",
-            "name another with --out, or remove it",
+            "Name another with --out, or remove it",
         )
     has_gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(
@@ -442,7 +442,7 @@ def locate(
         raise ConfigError(
             "The root must hold the key by which the hash was made",
             f"no {key_folder / KEY_FILE}",
-            "name that root with --root or ISWEEP_ROOT",
+            "Name that root with --root or ISWEEP_ROOT",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:

@@ -48,7 +48,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if place.storage:
         rule = "isweep rm removes what lies in the root"
         raise ConfigError(
-            rule, f"--storage {place.storage}", "remove the sweep's folder there yourself"
+            rule, f"--storage {place.storage}", "Remove the sweep's folder there yourself"
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:
@@ -62,7 +62,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                "isweep rm asks before it removes", "no terminal to ask on", "give --yes"
+                "isweep rm asks before it removes", "no terminal to ask on", "Give --yes"
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
@@ -95,7 +95,7 @@ def ui(
     names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
         missing = f"no {paths.mlflow_database}"
-        raise ConfigError("MLflow has nothing to show yet", missing, "run a sweep first")
+        raise ConfigError("MLflow has nothing to show yet", missing, "Run a sweep first")
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
     if sweep is not None:

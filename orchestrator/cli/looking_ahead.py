@@ -135,11 +135,11 @@ def predict(
     if alone.curve is not None:
         if sweep or is_of_new_dataset or domain is not None:
             conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "leave one out")
+            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "Leave one out")
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
-        hint = "name a sweep, or a file of results: --curve results.csv"
+        hint = "Name a sweep, or a file of results: --curve results.csv"
         raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
@@ -204,7 +204,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
     """Refuse options of learning curves for a prediction that uses none."""
     if alone != CurveOptions():
         hint = (
-            "leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
+            "Leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
         )
         raise ConfigError(
             "Only learning curves of one dataset have these options",
@@ -237,7 +237,7 @@ def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> C
     chosen = {metric: target for metric, target in targets.items() if target is not None}
     if len(chosen) > 1:
         names = " and ".join(f"--target-{metric}" for metric in chosen)
-        raise ConfigError("One target can be asked for at a time", names, "leave one out")
+        raise ConfigError("One target can be asked for at a time", names, "Leave one out")
     for metric, target in chosen.items():
         return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
     return CurveQuestion(
@@ -286,7 +286,7 @@ def _pilot(
             ("--pilot-test-size", trained.pilot_test_size),
         ):
             if value:
-                hint = "name its images: --pilot SOURCE"
+                hint = "Name its images: --pilot SOURCE"
                 raise ConfigError(f"{flag} is for a pilot", "no --pilot", hint)
         return None
     source = trained.pilot
@@ -332,7 +332,7 @@ def _record(
         raise ConfigError(
             "--measured is for numbers that are not given",
             f"--d-data and --label-sharpness beside --measured {source}",
-            "leave one out",
+            "Leave one out",
         )
     if source.endswith(".json"):
         return read_record(Path(source))

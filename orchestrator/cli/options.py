@@ -100,7 +100,7 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
         raise ConfigError(
             "The file must be one that can be written",
             f"{path}: {error.strerror}",
-            "name one elsewhere",
+            "Name one elsewhere",
         ) from None
     return path
 
@@ -217,7 +217,7 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
     for word in values:
         name, equals_sign, value = (part.strip() for part in word.partition("="))
         if not (name and equals_sign and value):
-            raise ConfigError(f"{flag} must be {form}", word, f"e.g. {flag} {example}")
+            raise ConfigError(f"{flag} must be {form}", word, f"For example, {flag} {example}")
         if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
                 f"{flag} must give {name} one value", f"{name}={value_by_name[name]} and {word}"

@@ -227,7 +227,7 @@ def _search_table(sweep: str, place: Place) -> pd.DataFrame:
         raise ConfigError(
             "Results of a search need one",
             f"{sweep}: none stored",
-            f"run: {place.hint('tune', sweep)}",
+            f"Run: {place.hint('tune', sweep)}",
         )
     return table
 
@@ -344,7 +344,7 @@ def compare(
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
-        hint = "name another one; isweep status lists those of the root"
+        hint = "Name another one; isweep status lists those of the root"
         raise ConfigError("compare needs two sweeps", f"{first} twice", hint)
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
@@ -375,7 +375,7 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", hint="name a sweep, or ask for --published")
+        raise ConfigError("claims needs one source", hint="Name a sweep, or ask for --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -67,9 +67,13 @@ def status(
 def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
     """Refuse options that need the name of a sweep."""
     if trial_id is not None:
-        raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+        raise ConfigError(
+            "--cell needs a sweep", "none", "For example, isweep status paper --cell ID"
+        )
     if watch:
-        raise ConfigError("--watch needs a sweep", "none", "e.g. isweep status paper --watch")
+        raise ConfigError(
+            "--watch needs a sweep", "none", "For example, isweep status paper --watch"
+        )
 
 
 def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
@@ -223,5 +227,5 @@ def _full_id(workspace: Workspace, text: str) -> str:
     raise ConfigError(
         f"--cell must name one cell, not {len(matches)}",
         f"{text}: {listed}",
-        "write more of the id",
+        "Write more of the id",
     )

@@ -119,9 +119,9 @@ def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     """Return the error for a sweep without results, with the command that helps."""
     from orchestrator.running.progress import read_run
 
-    hint = f"run it: {place.hint('run', sweep)}"
+    hint = f"Run it: {place.hint('run', sweep)}"
     if read_run(workspace) is not None:
-        hint = f"a run works on it; see: {place.hint('status', sweep)}"
+        hint = f"A run works on it; see: {place.hint('status', sweep)}"
     elif not workspace.paths.root.is_dir():
         hint += f"; there is no root {workspace.paths.root} yet"
     return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)

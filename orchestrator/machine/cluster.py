@@ -139,7 +139,7 @@ class _HeadAddress:
             raise ConfigError(
                 "--address must be host:port of a Ray head, or auto",
                 address,
-                "on the head itself use auto; from elsewhere submit the command with "
+                "On the head itself use auto; from elsewhere submit the command with "
                 "`ray job submit`",
             )
         return cls(host, int(port))
@@ -163,7 +163,7 @@ def reached(address: str) -> str:
         raise SetupError(
             "The Ray address must answer",
             f"{address}: {error}",
-            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
+            "Start the cluster (`ray up cluster.yaml`) or leave --address out to run on this "
             "machine",
         ) from None
     return address if ":" in peer else f"{peer}:{head.port}"
@@ -252,7 +252,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
             raise ConfigError(
                 f"resources.{name} must fit the machine",
                 f"{requested:,g}, it has {available:,g}",
-                "ask for less, run with --device cpu, or run on a larger cluster",
+                "Ask for less, run with --device cpu, or run on a larger cluster",
             )
     return request
 
@@ -329,7 +329,7 @@ def connect(
 def _check_bash() -> None:
     if shutil.which("bash") is None:
         raise SetupError(
-            "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
+            "Ray starts its workers with bash", "none on PATH", "Put the folder of bash on PATH"
         )
 
 
@@ -405,7 +405,7 @@ class _ServerCheck:
             return SetupError(
                 f"{server.description} must be there",
                 f"{server.host}:{server.port}: no answer for {self._silent_s:.0f} s",
-                "run the same command again, on a shared cluster when it is back: what is done "
+                "Run the same command again, on a shared cluster when it is back: what is done "
                 "is kept",
             )
         if self._silent_s >= WARN_AFTER_S and not self._has_warned:
@@ -477,7 +477,7 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
                 raise SetupError(
                     "Ray must start on this machine",
                     reason,
-                    "run the same command again when the machine has less to do; isweep doctor "
+                    "Run the same command again when the machine has less to do; isweep doctor "
                     "knows other causes",
                 ) from error
             yield context
@@ -492,7 +492,7 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
         rule = "The Ray cluster must accept this driver"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         hint = (
-            "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 "
+            "Run isweep on a node of the cluster, with its Ray version; the head's port is 6379 "
             "unless `ray start` was told another, and 8265 is the dashboard"
         )
         # Ray says itself if there is no token. A refused one stands only in its error's cause.
@@ -503,7 +503,7 @@ def _attach(ray: Any, typed_address: str, **settings: Any) -> Any:
             if is_refused:
                 reason = "the token is missing or another one"
             hint = (
-                "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
+                "Set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
             )
         raise SetupError(rule, f"{typed_address}: {reason}", hint) from None
 

@@ -30,9 +30,9 @@ MIN_FREE_BYTES = 5 * 2**30
 """Free disk space that a sweep's records, weights and Ray's logs want."""
 ANSWER_TIMEOUT_S = 60.0
 """Seconds that the nodes of a cluster may take to look at themselves."""
-INSTALL_HINT = "install the same everywhere: make wheel, ray up"
+INSTALL_HINT = "Install the same everywhere: make wheel, ray up"
 SILENT_HINT = (
-    "ask again, for a first answer may be slow; then look at its logs, or take it out of the "
+    "Ask again, for a first answer may be slow; then look at its logs, or take it out of the "
     "cluster"
 )
 LAUNCH_FILE = "launch file"
@@ -348,7 +348,7 @@ def _version_problems(versions: dict[str, str]) -> Iterator[Problem]:
 def _disk_problems(free_bytes: int) -> Iterator[Problem]:
     if free_bytes >= MIN_FREE_BYTES:
         return
-    hint = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+    hint = f"Free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
     if not free_bytes:
         hint += ", or mount it for writing: it takes nothing"
     yield Problem(f"disk: {free_bytes / 2**30:.1f} GiB free", hint)

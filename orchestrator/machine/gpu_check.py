@@ -308,7 +308,7 @@ def devices(number: str | None) -> list[Gpu | None]:
         raise ConfigError(
             "--device must be the number of a GPU that torch reaches, or cpu",
             number,
-            f"one of {', '.join(by_number)}",
+            f"One of {', '.join(by_number)}",
         )
     return [by_number[number]]
 

@@ -166,14 +166,14 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
     if node.error:
         yield Problem(
             f"{prefix}: torch cannot be asked of its GPUs: {node.error}",
-            f"see what {Path(sys.executable).name} -c 'import torch' says there",
+            f"See what {Path(sys.executable).name} -c 'import torch' says there",
         )
         return
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
             f"{prefix}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell "
             "apart",
-            "list the slices with nvidia-smi -L, start Ray there with "
+            "List the slices with nvidia-smi -L, start Ray there with "
             "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and --num-gpus as many, and set "
             "resources.num_gpus: 1",
         )
@@ -196,7 +196,7 @@ def _unreached(node: NodeGpus) -> Problem:
         text += f": {node.complaint}"
     hint = gpus.driver_hint(node.driver, node.cuda, node.complaint)
     if node.gpus:
-        hint = f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
+        hint = f"Run, or start Ray there, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
     return Problem(text, hint)
 
 
@@ -207,7 +207,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         hide = f"hide it: CUDA_VISIBLE_DEVICES={_uuids(usable)}"
     if not gpu.has_kernels:
         hint = (
-            f"install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
+            f"Install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
             "for GPUs before Turing"
         )
         yield Problem(
@@ -226,5 +226,5 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         yield Problem(
             f": others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, and the "
             f"largest trial needs up to {needed / 2**30:.1f} GiB",
-            f"end what runs there (nvidia-smi lists it), or {hide}",
+            f"End what runs there (nvidia-smi lists it), or {hide}",
         )

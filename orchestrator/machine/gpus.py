@@ -309,13 +309,13 @@ def check_driver() -> None:
         raise ConfigError(
             "CUDA_VISIBLE_DEVICES must name GPUs of this machine, by number or UUID, each once",
             value,
-            f"of {', '.join(listing.output.splitlines())}; or unset it; CUDA_VISIBLE_DEVICES= runs "
+            f"Of {', '.join(listing.output.splitlines())}; or unset it; CUDA_VISIBLE_DEVICES= runs "
             "on CPUs",
         )
     raise SetupError(
         "NVIDIA's driver must answer where there is a GPU",
         f"nvidia-smi: {listing.error or 'it lists none'}; driver {driver_version() or 'absent'}",
-        "restart the machine where the driver was updated since it started; in a container ask for "
+        "Restart the machine where the driver was updated since it started; in a container ask for "
         "the capabilities compute,utility; or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on "
         "CPUs",
     )

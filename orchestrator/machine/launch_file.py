@@ -25,9 +25,9 @@ from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
-COMPARE_HINT = "compare with the file of that name in the repository"
+COMPARE_HINT = "Compare with the file of that name in the repository"
 TOKEN_HINT = 'make one: see "Tokens" in docs/cluster.md'
-SECRET_HINT = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+SECRET_HINT = "Take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
@@ -44,14 +44,14 @@ READ_BY_OTHERS = 0o077
 """Permission bits of group and others."""
 
 NEEDED = {
-    "": (Mistake("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu"),),
-    "aws": (Mistake("provider.region", "no region is named", "name one, e.g. us-east-1"),),
+    "": (Mistake("auth.ssh_user", "nobody to log in as", "Name the account, e.g. ubuntu"),),
+    "aws": (Mistake("provider.region", "no region is named", "Name one, e.g. us-east-1"),),
     "local": (
-        Mistake("provider.head_ip", "no head is named", "name the machine where isweep runs"),
+        Mistake("provider.head_ip", "no head is named", "Name the machine where isweep runs"),
         Mistake(
             "auth.ssh_private_key",
             "the head needs a key to start workers",
-            "name one made for this cluster",
+            "Name one made for this cluster",
         ),
     ),
 }
@@ -77,7 +77,7 @@ def check_launch_file(path: Path) -> list[Mistake]:
 
 
 def _read(path: Path) -> Config | Mistake:
-    hint = "name a launch file, e.g. cluster.yaml"
+    hint = "Name a launch file, e.g. cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
         # Refuses a key that stands twice; Ray would take the last one.
@@ -87,13 +87,13 @@ def _read(path: Path) -> Config | Mistake:
     except FileNotFoundError:
         return Mistake(str(path), "no such file", hint)
     except ConfigError as error:
-        return Mistake(str(path), f"{error.rule}: {error.value}", hint)
+        return Mistake(str(path), f"{error.problem}: {error.value}", hint)
     except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).partition("To suppress")[0].split())
-        return Mistake(str(path), f"not YAML: {reason}", "correct the line")
+        return Mistake(str(path), f"not YAML: {reason}", "Correct the line")
     if not isinstance(config, dict) or "cluster_name" not in config:
         problem = "no file for `ray up`: no cluster_name"
-        return Mistake(str(path), problem, "begin with cluster.yaml")
+        return Mistake(str(path), problem, "Begin with cluster.yaml")
     return config
 
 
@@ -115,7 +115,7 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
     for target, source in (config.get("file_mounts") or {}).items():
         if not isinstance(source, str):
             place = f"file_mounts.{target}"
-            yield Mistake(place, f"{source!r} is no path", "name a file or folder here")
+            yield Mistake(place, f"{source!r} is no path", "Name a file or folder here")
     is_cloud = config["provider"].get("type") in ("aws", "gcp")
     node_types = config.get("available_node_types") or ()
     if is_cloud and config.get("head_node_type") not in node_types:
@@ -144,7 +144,7 @@ def _text_mistakes(config: Config) -> Iterator[Mistake]:
         # Text behind an anchor of YAML is filled in once.
         if unfilled and value not in earlier_texts:
             problem = f"still to be filled in: {unfilled[0]}"
-            yield Mistake(place, problem, "see the comment marked CHANGE there")
+            yield Mistake(place, problem, "See the comment marked CHANGE there")
         earlier_texts.add(value)
         if place.startswith("file_mounts."):
             continue
@@ -168,7 +168,7 @@ def _missing_keys(config: Config) -> Iterator[Mistake]:
         yield Mistake(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
     elif path.stat().st_mode & READ_BY_OTHERS:
         problem = "others can read the key, and ssh will not use it"
-        yield Mistake(place, problem, f"chmod 600 {key}")
+        yield Mistake(place, problem, f"Chmod 600 {key}")
 
 
 def _file_mistakes(config: Config) -> Iterator[Mistake]:
@@ -178,7 +178,7 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "file_mounts",
             "no token travels, and Ray asks for one",
-            "add ~/.ray/auth_token: ~/.ray/auth_token",
+            "Add ~/.ray/auth_token: ~/.ray/auth_token",
         )
     for target, source in mounts.items():
         yield from _mount_mistakes(config, target, source)
@@ -200,7 +200,7 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
         yield Mistake(place, f"no {source}", TOKEN_HINT if is_token else wheel_hint)
     elif is_token:
         if path.stat().st_mode & READ_BY_OTHERS:
-            yield Mistake(place, "others can read the token", f"chmod 600 {path}")
+            yield Mistake(place, "others can read the token", f"Chmod 600 {path}")
         words = list[str]()
         with suppress(OSError, UnicodeDecodeError):
             words = read_whole(path).decode().split()
@@ -208,7 +208,7 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
             yield Mistake(place, "the token is not one word of text", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
         problem = f"{source} is a checkout or a root, which may hold images of patients"
-        yield Mistake(place, problem, "let dist/ travel alone; raw data go by `ray rsync-up`")
+        yield Mistake(place, problem, "Let dist/ travel alone; raw data go by `ray rsync-up`")
     elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
         yield from _wheel_mistakes(place, path)
         commands = str([config[name] for name in config if name.endswith("setup_commands")])
@@ -246,14 +246,14 @@ def _command_mistakes(config: Config) -> Iterator[Mistake]:
         commands = config.get(name, ())
         start = next((command for command in commands if "ray start" in command), "")
         if not start:
-            yield Mistake(name, "no `ray start`", "take the command of the repository's file")
+            yield Mistake(name, "no `ray start`", "Take the command of the repository's file")
         elif "RAY_AUTH_MODE=token" not in start:
-            hint = "put RAY_AUTH_MODE=token before `ray start`"
+            hint = "Put RAY_AUTH_MODE=token before `ray start`"
             yield Mistake(name, "no token is asked for", hint)
         is_head = name.startswith("head")
         if is_head and start and "--dashboard-host=127.0.0.1" not in start:
             problem = "the dashboard, which runs code, is not bound to the head itself"
-            yield Mistake(name, problem, "add --dashboard-host=127.0.0.1 after `ray start`")
+            yield Mistake(name, problem, "Add --dashboard-host=127.0.0.1 after `ray start`")
         if any("ray stop" in command for command in commands):
             problem = "`ray stop` ends every Ray process of the account"
-            yield Mistake(name, problem, "take it out")
+            yield Mistake(name, problem, "Take it out")

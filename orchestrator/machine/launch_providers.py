@@ -46,14 +46,14 @@ def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
             may_start = True
     if not (config.get("max_workers", 0) and may_start):
         yield Mistake(
-            "max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type"
+            "max_workers", "no worker may start", "Say how many, e.g. 8, here and in a node type"
         )
     if config["provider"].get("cache_stopped_nodes", True):
         yield Mistake(
             "provider.cache_stopped_nodes",
             "Ray would stop nodes and not end them: their disks stay, with what is on them, and "
             "cost",
-            "say false",
+            "Say false",
         )
 
 
@@ -84,7 +84,7 @@ def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
     report = validator.validate(fields, shape).generate_report()
     for line in report.splitlines():
         problem = line.split(", must be one of")[0]
-        yield Mistake(node_type.place, problem, "correct it, or: pip install -U boto3")
+        yield Mistake(node_type.place, problem, "Correct it, or: pip install -U boto3")
 
 
 def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
@@ -96,25 +96,25 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
             f"{place}.InstanceMarketOptions",
             "a spot instance as head: taken away, it takes the sweep and the root on its disk "
             "along",
-            "only workers may be spot instances",
+            "Only workers may be spot instances",
         )
     if not request.get("ImageId"):
         yield Mistake(
             f"{place}.ImageId",
             "no image is named, and Ray takes its own",
-            "name one with Python 3.11 to 3.13",
+            "Name one with Python 3.11 to 3.13",
         )
     if not request.get("IamInstanceProfile"):
         yield Mistake(
             f"{place}.IamInstanceProfile",
             "else Ray gives the head full rights",
-            "see clusters/iam/head.json",
+            "See clusters/iam/head.json",
         )
     if not (request.get("SecurityGroupIds") or request.get("NetworkInterfaces")):
         yield Mistake(
             f"{place}.SecurityGroupIds",
             "without a security group by id Ray makes one that opens SSH to the world",
-            "name your own group: [sg-...]",
+            "Name your own group: [sg-...]",
         )
     devices = request.get("BlockDeviceMappings") or ()
     disks = [device["Ebs"] for device in devices if "Ebs" in device]
@@ -122,13 +122,13 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
         yield Mistake(
             f"{place}.BlockDeviceMappings",
             "a disk is not encrypted, or none is named",
-            "name it, with Encrypted: true",
+            "Name it, with Encrypted: true",
         )
     if not all(disk.get("DeleteOnTermination", True) for disk in disks):
         yield Mistake(
             f"{place}.BlockDeviceMappings",
             "a disk stays when its node ends",
-            "say DeleteOnTermination: true",
+            "Say DeleteOnTermination: true",
         )
 
 
@@ -150,7 +150,7 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
                 yield Mistake(
                     place,
                     f"{value}, and {HEAD_POLICY} lets the head start and end nodes of {name} only",
-                    "say the same in both, and in the policy of your account",
+                    "Say the same in both, and in the policy of your account",
                 )
 
 
@@ -167,14 +167,14 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     disks = [disk for disk in request.get("disks") or () if isinstance(disk, dict)]
     boot_disks = [disk for disk in disks if disk.get("boot")]
     if not boot_disks or not boot_disks[0].get("autoDelete"):
-        yield Mistake(f"{place}.disks", "the disk stays when its node ends", "say autoDelete: true")
+        yield Mistake(f"{place}.disks", "the disk stays when its node ends", "Say autoDelete: true")
     networks = request.get("networkInterfaces") or []
     is_named = [network.get("subnetwork") or network.get("network") for network in networks]
     if not networks or not all(is_named):
         yield Mistake(
             f"{place}.networkInterfaces",
             "without a subnet the project's default network is taken, which opens SSH to the world",
-            "name your own: subnetwork",
+            "Name your own: subnetwork",
         )
     scheduling = request.get("scheduling") or {}
     if not isinstance(scheduling, dict):
@@ -186,13 +186,13 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
         yield Mistake(
             f"{place}.scheduling",
             "a spot machine as head: taken away, it takes the sweep and the root on its disk along",
-            "take it out: only workers may be spot machines",
+            "Take it out: only workers may be spot machines",
         )
     if scheduling.get("instanceTerminationAction") != "DELETE":
         yield Mistake(
             f"{place}.scheduling",
             "a spot machine that is taken away would be stopped, and its disk stay and cost",
-            "add instanceTerminationAction: DELETE",
+            "Add instanceTerminationAction: DELETE",
         )
 
 
@@ -206,17 +206,17 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
             yield Mistake(
                 name,
                 f"{config.get(name)}, and worker_ips names {len(workers)}",
-                f"say {len(workers)}: others would be left out silently",
+                f"Say {len(workers)}: others would be left out silently",
             )
     if len({head, *workers}) <= len(workers):
-        yield Mistake("provider", "a machine is named twice", "name each once, the head apart")
+        yield Mistake("provider", "a machine is named twice", "Name each once, the head apart")
     commands = config.get("head_start_ray_commands", ())
     starts = [command for command in commands if "ray start" in command]
     if starts and not any("RAY_enable_autoscaler_v2=0" in command for command in starts):
         yield Mistake(
             "head_start_ray_commands",
             "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out",
-            "put RAY_enable_autoscaler_v2=0 before `ray start`",
+            "Put RAY_enable_autoscaler_v2=0 before `ray start`",
         )
     for name in (head, *workers):
         if not name or UNFILLED.search(name):
@@ -227,5 +227,5 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
             yield Mistake(
                 "provider",
                 f"{name}: this machine does not know the name",
-                "correct it, or give the address",
+                "Correct it, or give the address",
             )

@@ -78,7 +78,7 @@ def _root_name(identity: Path) -> str:
         raise SetupError(
             "A root's own id must be a file of 16 letters",
             f"{identity}: {error}",
-            "delete it: the next run makes another",
+            "Delete it: the next run makes another",
         ) from None
 
 
@@ -128,7 +128,7 @@ class _LockFile:
             raise SetupError(
                 RULE.format(self._kind),
                 f"{self._path.parent} is in use by {holder}",
-                f"wait for it, stop it with Ctrl-C, or use another --{self._kind}",
+                f"Wait for it, stop it with Ctrl-C, or use another --{self._kind}",
             )
         file.truncate(0)
         json.dump(self._about, file)
@@ -170,7 +170,7 @@ class _LockFile:
             raise SetupError(
                 "The lock of a root must be a file that can be written",
                 f"{self._path}: {error.strerror or error}",
-                "remove what is in its place or correct its permissions",
+                "Remove what is in its place or correct its permissions",
             ) from None
 
     def _lock(self, file: TextIO) -> bool:
@@ -184,7 +184,7 @@ class _LockFile:
                 raise SetupError(
                     "The file system must have locks, or two runs could work on one root",
                     f"{self._path}: {error.strerror or error}",
-                    "keep it on a local disk, or mount the file system with locks (NFS: no nolock)",
+                    "Keep it on a local disk, or mount the file system with locks (NFS: no nolock)",
                 ) from None
             else:
                 return True
@@ -348,7 +348,7 @@ class Lease:
                 raise SetupError(
                     RULE.format("storage"),
                     f"{self._url} is in use by {_holder_text(later.fields, 'another driver')}",
-                    "wait for it, stop it there, or use another --storage",
+                    "Wait for it, stop it there, or use another --storage",
                 )
 
     def _renew_or_say_why(self) -> SetupError | None:
@@ -372,7 +372,7 @@ class Lease:
             RULE.format("storage"),
             f"{self._url}: another driver took it over; this one had not renewed it for "
             f"{EXPIRES_S:g} s",
-            "let that one end; what is done is kept",
+            "Let that one end; what is done is kept",
         )
 
     def _renew(self) -> bool:

@@ -42,12 +42,12 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
             "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the "
             "images to",
             f"{path.stat().st_size:,} bytes",
-            "give --image-size, e.g. that of the arrays",
+            "Give --image-size, e.g. that of the arrays",
         )
     unfit = sorted(set(request.said) - ONLY_FOR_ARRAYS)
     if unfit:
         rule = f"{options_text(unfit)} is for other kinds of own data"
-        raise ConfigError(rule, path.name, "leave it out")
+        raise ConfigError(rule, path.name, "Leave it out")
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
@@ -77,7 +77,7 @@ def _measure_npy(
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
         counts = f"{len(labels.codes)} labels, {len(images)} images"
-        raise DataError("There must be one label per image", counts, "check --labels")
+        raise DataError("There must be one label per image", counts, "Check --labels")
     return _measure_labeled(images, labels, range(len(images)), [], request, executor)
 
 
@@ -122,7 +122,7 @@ def _load_npy(path: Path) -> Images:
         raise DataError(
             "A .npy file must hold one plain numeric array",
             f"{path.name}: {str(error).splitlines()[0]}",
-            "save it with numpy.save(PATH, array)",
+            "Save it with numpy.save(PATH, array)",
         ) from None
 
 
@@ -138,7 +138,7 @@ def _read_labels(path: Path, own_data: OwnSourceSpec) -> Labels:
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         rule = "There must be one label per image"
-        raise DataError(rule, f"{values.dtype} {values.shape}", "check --labels")
+        raise DataError(rule, f"{values.dtype} {values.shape}", "Check --labels")
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)
 
 

@@ -34,7 +34,7 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
     """
     if request.class_pair is not None:
         if data.labels is None:
-            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+            raise ConfigError("A class pair needs labels", "none", "Give labels (--labels FILE)")
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])
     record = measure_array(
@@ -151,5 +151,5 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
     if -1 in codes or codes[0] == codes[1]:
         known = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
         rule = "The class pair must name two different classes of the data"
-        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+        raise ConfigError(rule, " ".join(pair), f"Classes: {known}")
     return np.flatnonzero(np.isin(labels, codes))

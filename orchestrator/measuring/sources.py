@@ -52,7 +52,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         check_device(request.settings.device)
     except SetupError as error:
         rule = "--device must be a torch device of this machine"
-        raise ConfigError(rule, error.value, "e.g. cpu or cuda:0") from None
+        raise ConfigError(rule, error.value, "For example, cpu or cuda:0") from None
     if request.settings.pixel_range is not None:
         limits = {"pixel_range": request.settings.pixel_range}
         request = replace(request, said={**request.said, **limits})
@@ -63,7 +63,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             f"{options_text(request.said)} is for own data that are not prepared yet",
             path.name,
-            "classes of prepared data and of the table's datasets are fixed",
+            "Classes of prepared data and of the table's datasets are fixed",
         )
     if is_listed:
         dataset = dataset_spec(request.source)
@@ -78,7 +78,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if is_as_stored:
         return measure_file(request, path, executor)
     if is_npy:
-        raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
+        raise ConfigError("--image-size resizes images with labels", path.name, "Save them as .npz")
     own_data = own_source(known_kind(path), path, request)
     return _prepare_and_measure(request, own_dataset_spec("own", own_data), path, executor, paths)
 
@@ -88,7 +88,7 @@ def _check_exists(path: Path, source: str) -> None:
         return
     hint = f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; ")
     if "://" in source:
-        hint = "download it, then name the folder or file here"
+        hint = "Download it, then name the folder or file here"
     raise ConfigError("The source must be a folder, a file or the name of a dataset", source, hint)
 
 
@@ -104,7 +104,7 @@ def _check_options(
     elif is_as_stored and request.channels != 1:
         unused = "--channels is for images that are resized, by --image-size"
     if unused:
-        raise ConfigError(unused, path.name, "leave it out")
+        raise ConfigError(unused, path.name, "Leave it out")
 
 
 def known_kind(path: Path) -> str:

@@ -137,7 +137,7 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
         f"datasets.{dataset.name}.own.class_names must be the classes of the data, in their order"
     )
     value = f"{', '.join(dataset.label_names)}; classes: {', '.join(names[:MAX_NAMED])}"
-    return [DataError(rule, value, "leave it out")]
+    return [DataError(rule, value, "Leave it out")]
 
 
 def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
@@ -180,7 +180,7 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         "class_pairs number classes by place, from 0; these have other numbers as names",
         f"{subset.dataset}: places 0 to {len(names) - 1} are classes "
         f"{', '.join(names[:MAX_NAMED])}",
-        f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
+        f"Name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
     )
 
 
@@ -195,7 +195,7 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
         sources[choice.name] = path
         if choice.name not in raw and not path.exists():
             nearest = nearest_path(path)
-            hint = f"a relative path starts at the sweep file; {nearest}" if nearest else ""
+            hint = f"A relative path starts at the sweep file; {nearest}" if nearest else ""
             rule = f"datasets.{choice.name}.own.path must exist"
             problems.append(ConfigError(rule, choice.own.path, hint))
     collect(problems, ConfigError)
@@ -223,7 +223,7 @@ def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) 
     if subset.class_pair is not None:
         first, second = subset.class_pair
         about += f", classes {_class_name(first, names)} and {_class_name(second, names)}"
-    rule = f"{about}: {error.rule}"
+    rule = f"{about}: {error.problem}"
     return TooFewImagesError(rule, error.value, error.hint, error.largest_train_size)
 
 

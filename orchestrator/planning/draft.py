@@ -141,7 +141,7 @@ def draft_sweep(
     """
     if not _ascii(to.stem):
         rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
-        raise ConfigError(rule, str(to), "name another with --out")
+        raise ConfigError(rule, str(to), "Name another with --out")
     capacity = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
     name = f"my-{stem}"[:MAX_NAME] if stem in preset_names() else stem
@@ -294,7 +294,7 @@ def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
     raise DataError(
         f"{request.dataset.name}: images must be readable",
         f"none of {num_tried} that were tried is ({counts})",
-        "repair or convert them",
+        "Repair or convert them",
     )
 
 
@@ -409,7 +409,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
         raise DataError(
             f"{spec.dataset}: a sweep needs more images",
             f"{num_images}, of which {len(order)} are left to train on",
-            "a group (patient) stays on one side of the split; add images or groups",
+            "A group (patient) stays on one side of the split; add images or groups",
         )
     train_sizes: list[int] = []
     for divisor in (4, 2, 1):

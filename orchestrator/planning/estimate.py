@@ -123,7 +123,7 @@ def on_gpus(
         raise ConfigError(
             "There must be as many GPUs as one trial asks for",
             f"resources.num_gpus {gpus_per_trial}, {num_gpus} in all",
-            f"plan with --gpus {gpus_per_trial}",
+            f"Plan with --gpus {gpus_per_trial}",
         )
     jobs: list[Job] = []
     shares: dict[str, float] = {}

@@ -158,7 +158,7 @@ def _unusable_root(path: str | Path, error: Exception) -> SweepError:
         reason = error.strerror
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
-    hint = "choose another with --root or ISWEEP_ROOT"
+    hint = "Choose another with --root or ISWEEP_ROOT"
     return kind("The root must be a folder that can be written", f"{path}: {reason}", hint)
 
 
@@ -179,6 +179,6 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
             raise ConfigError(
                 f"The {kind} must outlive the cluster, and a session folder of Ray does not",
                 str(path),
-                f"name another with {option}, absolute; `ray job submit --working-dir` starts "
+                f"Name another with {option}, absolute; `ray job submit --working-dir` starts "
                 "commands there",
             )

@@ -113,12 +113,12 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
             raise ConfigError(f"A {kind} must be a file", f"{path} is {description}")
         if status.st_size > max_bytes:
             rule = f"A {kind} may have at most {max_bytes:,} bytes"
-            raise ConfigError(rule, f"{path} has {status.st_size:,}", "split it")
+            raise ConfigError(rule, f"{path} has {status.st_size:,}", "Split it")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        hint = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        hint = "Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         rule = f"The {kind} must be readable UTF-8 text"
         raise ConfigError(rule, f"{path}: {error}", hint) from None
 

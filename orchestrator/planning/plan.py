@@ -124,7 +124,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     num_trials = num_networks * num_recipes
     if num_trials > MAX_TRIALS:
         rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
-        raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
+        raise ConfigError(rule, f"{num_trials:,}", "Shorten a list")
     trials = tuple(
         TrialSpec(
             network=network,
@@ -194,7 +194,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         rule = "Every model of a sweep needs a name of its own"
-        raise ConfigError(rule, ", ".join(twice), "give one of them a `name`")
+        raise ConfigError(rule, ", ".join(twice), "Give one of them a `name`")
     dataset_names = [choice.name for choice in sweep.all_datasets]
     for row in sweep.recipe.overrides:
         _check_names("model", row.models, counts)
@@ -271,7 +271,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
             raise ConfigError(
                 f"{key} must name classes of the dataset",
                 f"{list(pair)}, but classes are 0 to {len(names) - 1}",
-                f"classes: {', '.join(numbered)}",
+                f"Classes: {', '.join(numbered)}",
             )
         # A pair in the other order is the same question, and would count twice in every fit.
         num_alike = pairs.count(pair) + pairs.count(pair[::-1])

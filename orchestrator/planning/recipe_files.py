@@ -98,7 +98,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     raise ConfigError(
         "A searched recipe must have been searched below this root",
         f"recipe: {name}, but no {path}",
-        f"run isweep tune {search} first; searched recipes there: {searched}",
+        f"Run isweep tune {search} first; searched recipes there: {searched}",
     )
 
 
@@ -129,7 +129,7 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
         raise ConfigError(
             "A searched recipe must have been searched for every model and dataset of the sweep",
             f"none for {', '.join(missing[:MAX_NAMED])}",
-            f"add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
+            f"Add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
         )
 
     def is_wanted(row: RecipeOverride) -> bool:

@@ -179,7 +179,7 @@ def _refuse_changes_of_searched(recipe: object) -> None:
         raise ConfigError(
             "What was searched of a recipe cannot be changed for all models and datasets beside it",
             ", ".join(replaced),
-            "change it for some in recipe.overrides, or start from another recipe",
+            "Change it for some in recipe.overrides, or start from another recipe",
         )
 
 
@@ -254,7 +254,7 @@ def _plain_json(document: object, origin: str) -> bytes:
     try:
         return json.dumps(document, ensure_ascii=False, default=plain).encode()
     except TypeError as error:
-        hint = "use numbers, text, lists and mappings"
+        hint = "Use numbers, text, lists and mappings"
         raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
     except UnicodeEncodeError as error:
         letter = ascii(error.object[error.start])

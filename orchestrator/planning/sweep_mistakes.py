@@ -145,7 +145,7 @@ def _check_free_name(name: str) -> None:
     """Refuse the name of a listed dataset for images of your own."""
     if name in DATASETS:
         rule = "Your own dataset needs a name of its own"
-        raise ConfigError(rule, f"{name!r} is in the table of datasets", "rename it")
+        raise ConfigError(rule, f"{name!r} is in the table of datasets", "Rename it")
 
 
 def _check_recipe(name: str) -> None:

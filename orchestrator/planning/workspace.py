@@ -68,9 +68,9 @@ class Workspace:
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
             rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
-            raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
+            raise ConfigError(rule, type(source).__name__, "For example, 'demo' or './mine.yaml'")
         if not isinstance(changes, (Mapping, NoneType)):
-            hint = "e.g. changes={'recipe.epochs': 3}"
+            hint = "For example, changes={'recipe.epochs': 3}"
             raise ConfigError("changes must be a mapping", type(changes).__name__, hint)
         _check_storage(storage)
         paths = RootPaths.at(root)
@@ -162,10 +162,10 @@ def _check_storage(storage: object) -> None:
     if not isinstance(storage, str):
         raise ConfigError("storage must be text: a folder or a URL", repr(storage))
     if URL_WITHOUT_HOST.fullmatch(storage):
-        hint = "e.g. s3://bucket/results"
+        hint = "For example, s3://bucket/results"
         raise ConfigError("--storage must name a bucket or host", storage, hint)
     if storage and os.path.isfile(os.path.expanduser(storage)):
-        raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
+        raise ConfigError("--storage must be a folder", f"{storage} is a file", "Name another")
 
 
 def _find(
@@ -198,7 +198,7 @@ def _find(
     if is_file:
         return load(Path(source))
     if os.path.isfile(f"{source}.yaml"):
-        raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
+        raise ConfigError("A sweep file has an ending", source, f"Write ./{source}.yaml")
     names = {*presets, *paths.sweep_names()}
     raise unknown_name(f"preset or sweep of {paths.root}", source, names)
 
@@ -221,5 +221,5 @@ def _load_recorded(
         raise ConfigError(
             f"The sweep {name!r} as it was last run must be whole in {path}",
             str(error).rstrip("."),
-            "remove what is there and run the sweep file that it came from: all results stay",
+            "Remove what is there and run the sweep file that it came from: all results stay",
         ) from None

@@ -51,7 +51,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
             raise ConfigError(
                 "The MLflow URI must be a database or server",
                 without_secrets(requested),
-                "e.g. sqlite:////data/mlflow.db or https://…",
+                "For example, sqlite:////data/mlflow.db or https://…",
             )
         return requested
     # A question mark begins options for MLflow. Quoting does not help: MLflow creates folders with
@@ -60,7 +60,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
         raise SetupError(
             "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
             str(paths.root),
-            "choose another with --root, name an MLflow server with --mlflow-uri, or run with "
+            "Choose another with --root, name an MLflow server with --mlflow-uri, or run with "
             "--no-tracking",
         )
     return f"{SQLITE}{paths.mlflow_database}"

@@ -59,7 +59,7 @@ def no_answer_error(error: Exception) -> SetupError:
     return SetupError(
         "MLflow does not answer",
         first_line(error),
-        "the result store has everything: isweep reconcile, later",
+        "The result store has everything: isweep reconcile, later",
     )
 
 

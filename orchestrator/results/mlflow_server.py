@@ -51,7 +51,7 @@ def free_port(requested: int | None = None) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise SetupError(
-        "The port is taken", str(requested), "name another with --port, or leave it out"
+        "The port is taken", str(requested), "Name another with --port, or leave it out"
     )
 
 
@@ -129,7 +129,7 @@ def _last_line(log_path: Path) -> str:
 
 
 def _not_started(reason: str, log_path: Path) -> SetupError:
-    return SetupError("MLflow's page does not start", reason, f"its log: {log_path}")
+    return SetupError("MLflow's page does not start", reason, f"Its log: {log_path}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

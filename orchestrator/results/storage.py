@@ -172,7 +172,7 @@ def open_storage(url: str | Storage) -> Storage:
         raise ConfigError(
             "--storage must be a folder or a store that keeps results when the command has ended",
             f"{scheme}://…",
-            f"use a path, or a URL of {', '.join(SCHEMES)}",
+            f"Use a path, or a URL of {', '.join(SCHEMES)}",
         )
     _check_url(url, scheme)
     bucket_name = address.partition("/")[0]
@@ -192,7 +192,7 @@ def _check_url(url: str, scheme: str) -> None:
         raise ConfigError(
             "--storage must hold no password: every user of the machine can read a command line",
             f"{scheme}://…@{host}",
-            "give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or a "
+            "Give it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a file, or a "
             "role",
         )
     if not host or parts.query or parts.fragment:
@@ -233,7 +233,7 @@ def _object_store(scheme: str, bucket: str) -> Any:
         raise ConfigError(
             "--storage must be a URL that can be opened",
             f"{scheme}://…: {str(error).splitlines()[0]}",
-            "see docs/cluster.md",
+            "See docs/cluster.md",
         ) from None
 
 
@@ -286,7 +286,7 @@ class Folder:
             kind = StorageAway if error.errno in TEMPORARY_ERRORS else SetupError
             reason = error.strerror or error
             details = f"{path} ({len(data):,} bytes needed): {reason}; {_free_space(path)}"
-            raise kind(UNWRITABLE.rule, details, UNWRITABLE.hint) from error
+            raise kind(UNWRITABLE.problem, details, UNWRITABLE.hint) from error
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder in its place, if there is one."""
@@ -304,7 +304,7 @@ class Folder:
             return
         except OSError as error:
             details = f"{folder}: {error.strerror or error}"
-            raise SetupError(UNREADABLE.rule, details, UNREADABLE.hint) from error
+            raise SetupError(UNREADABLE.problem, details, UNREADABLE.hint) from error
         for entry in entries:
             path = f"{folder}/{entry}/{name}"
             try:
@@ -410,7 +410,7 @@ class Bucket:
     def _no_bucket(self) -> SetupError:
         name = self.base.partition("/")[0]
         rule = "The bucket of the result store must exist"
-        return SetupError(rule, f"{self._prefix}{name}", "create it, or correct --storage")
+        return SetupError(rule, f"{self._prefix}{name}", "Create it, or correct --storage")
 
     @contextlib.contextmanager
     def _translated_errors(self, path: str, problem: _Problem = UNREADABLE) -> Iterator[None]:
@@ -435,7 +435,7 @@ class Bucket:
             if isinstance(error, exceptions.GenericError) and _may_answer_later(code):
                 kind = StorageAway
             details = f"{self._prefix}{path}: {text[:MAX_REASON_LENGTH]}"
-            raise kind(problem.rule, details, problem.hint) from error
+            raise kind(problem.problem, details, problem.hint) from error
         except (
             exceptions.AlreadyExistsError,
             exceptions.PreconditionError,
@@ -455,7 +455,7 @@ def no_conditional_writes(url: str) -> SetupError:
     return SetupError(
         "An object store must take conditional writes, by which one driver at a time holds it",
         f"{url}: it writes over what is there",
-        "update the server (MinIO since 2024-10, Ceph since Tentacle), or use another --storage",
+        "Update the server (MinIO since 2024-10, Ceph since Tentacle), or use another --storage",
     )
 
 

@@ -207,7 +207,7 @@ class ResultStore:
             raise CorruptStoreError(
                 "The result store's own id is damaged",
                 f"{path}: {error}",
-                "delete the file: the next run creates a new id, and MLflow gets the runs again "
+                "Delete the file: the next run creates a new id, and MLflow gets the runs again "
                 "under it",
             ) from None
         store_id = secrets.token_hex(8)
@@ -247,7 +247,7 @@ class ResultStore:
             problem = "gone"
         except OSError as error:
             problem = error.strerror or str(error)
-        hint = "run the sweep again: the file is made again, from stored weights if there are any"
+        hint = "Run the sweep again: the file is made again, from stored weights if there are any"
         raise CorruptStoreError(f"The stored {kind} cannot be used", f"{path}: {problem}", hint)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
@@ -325,7 +325,7 @@ class ResultStore:
             raise CorruptStoreError(
                 "A trial's history is damaged",
                 f"{path}: {reason}",
-                "delete it: no decision depends on it",
+                "Delete it: no decision depends on it",
             ) from None
 
     def attempt_log_path(self, trial_id: str, attempt: int) -> str:
@@ -416,7 +416,7 @@ def _damaged(path: str, reason: str) -> CorruptStoreError:
     return CorruptStoreError(
         "A stored record is damaged",
         f"{path}: {reason}",
-        "run the sweep again: this trial is run again and the file replaced",
+        "Run the sweep again: this trial is run again and the file replaced",
     )
 
 
@@ -424,5 +424,5 @@ def _newer(path: str, reason: str) -> NewerRecordError:
     return NewerRecordError(
         "A stored record is of a version that this isweep does not know",
         f"{path}: made by a newer isweep ({reason})",
-        "update isweep; the file is left as it is",
+        "Update isweep; the file is left as it is",
     )

@@ -204,7 +204,7 @@ class StoredResults:
         raise NewerRecordError(
             "A run needs a result store whose records it knows",
             f"{newer[0].path}: {newer[0].reason}{further_files}",
-            "update isweep, or keep these results apart with another --root or --storage",
+            "Update isweep, or keep these results apart with another --root or --storage",
         )
 
     def save(self, record: StoredRecord) -> None:

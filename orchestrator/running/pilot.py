@@ -55,13 +55,13 @@ def run_pilot(
     try:
         summary = run_sweep(spec, options, progress=progress)
     except TooFewImagesError as error:
-        raise DataError(error.rule, error.value, _fewer_images(error)) from None
+        raise DataError(error.problem, error.value, _fewer_images(error)) from None
     table = results_table(Workspace.open(spec, options.root, options.storage))
     num_failed = len(summary.failures)
     if table.empty:
         reason = summary.failures[0]["message"] if num_failed else "nothing was trained"
         rule = "A pilot needs one finished training"
-        raise DataError(rule, reason, "see the failure, then ask again")
+        raise DataError(rule, reason, "See the failure, then ask again")
     pilot = pilot_of(table, model, where=f"of sweep {spec.name}")
     if not num_failed:
         return pilot
@@ -106,7 +106,7 @@ def pilot_sweep(
     _check_model(model, models)
     if sweep.recipe.axes:
         varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
-        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
+        raise ConfigError("A pilot needs a sweep with one recipe", varied, "Give its losses as CSV")
     as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
     recipe = _recipe_of_model(sweep, model)
     path = Path(source).expanduser().absolute()
@@ -133,7 +133,7 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
 
     if model == POOLED:
         hint = (
-            f"name one: --model {' or '.join(models)}; a CSV of results has train_size and "
+            f"Name one: --model {' or '.join(models)}; a CSV of results has train_size and "
             "test_loss"
         )
         raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", hint)
@@ -162,7 +162,7 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
             "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of "
             "results"
         )
-        raise ConfigError(rule, source, "give a path that exists")
+        raise ConfigError(rule, source, "Give a path that exists")
     own = {
         "kind": known_kind(path),
         "path": str(path),

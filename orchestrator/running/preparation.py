@@ -244,7 +244,7 @@ def check_same_start(
             ConfigError(
                 "Networks of a sweep must start from the same pretrained weights",
                 f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
-                f"copy pretrained/{key}.safetensors from the root that made them, or rename the "
+                f"Copy pretrained/{key}.safetensors from the root that made them, or rename the "
                 "sweep",
             )
         )
@@ -499,5 +499,5 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         raise DataError(
             "A prepared dataset must stay as it is while its cells are trained",
             f"{workspace.paths.prepared(subset.prepared)}: {type(error).__name__} {error}",
-            "run the same command again: it is prepared anew, and what is done is kept",
+            "Run the same command again: it is prepared anew, and what is done is kept",
         ) from error

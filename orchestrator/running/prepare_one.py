@@ -84,5 +84,5 @@ def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoi
     if said:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in said)
         value = f"{name}, whose classes are the table's"
-        raise ConfigError(f"{options} is for own data", value, "leave it out")
+        raise ConfigError(f"{options} is for own data", value, "Leave it out")
     return DatasetChoice(name=name)

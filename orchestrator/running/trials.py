@@ -311,7 +311,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._queue.error = SetupError(
                 "Ray Tune must be able to run trials",
                 failure.message,
-                "run the same command again: finished trials are kept; the log below the root says "
+                "Run the same command again: finished trials are kept; the log below the root says "
                 "more",
             )
 

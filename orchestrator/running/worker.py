@@ -213,7 +213,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             "A worker must run the code of the driver",
             f"{provenance().code_version} with source {code_here} on node {node}, the driver's is "
             f"{expected}",
-            "install the same everywhere, and leave it as it is while a sweep runs",
+            "Install the same everywhere, and leave it as it is while a sweep runs",
         )
 
     def save_checkpoint(self, _: Any) -> None:

@@ -196,14 +196,14 @@ def _check_searchable(plan: SweepPlan) -> None:
         raise ConfigError(
             "A sweep to be tuned has a recipe with one value of each field",
             f"several of {', '.join(sweep.recipe.axes)}",
-            "give one; ranges to search stand under tune:",
+            "Give one; ranges to search stand under tune:",
         )
     # The prepared data show this too, but only once they are prepared.
     if sweep.all_faults:
         raise ConfigError(
             "A search validates on groups that no test image is of, which needs corrected data",
             f"faults {', '.join(sweep.all_faults)}",
-            "tune a sweep in data_mode corrected without faults, and use its recipe",
+            "Tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
@@ -211,5 +211,5 @@ def _check_searchable(plan: SweepPlan) -> None:
         raise ConfigError(
             "isweep tune searches from random weights, not pretrained ones",
             ", ".join(pretrained),
-            "leave these models out of the sweep that is searched",
+            "Leave these models out of the sweep that is searched",
         )

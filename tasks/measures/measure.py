@@ -498,7 +498,7 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     if rows_not_finite:
         count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
         first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
-        hint = "remove or repair these rows"
+        hint = "Remove or repair these rows"
         raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
 
 
@@ -539,7 +539,7 @@ def profile_piece(
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
         rule = "Images must be real numbers of at most 64 bits"
-        raise DataError(rule, f"dtype {rows.dtype}", "convert them")
+        raise DataError(rule, f"dtype {rows.dtype}", "Convert them")
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
     columns = np.unique(rng.integers(0, num_features, KEY_VALUES))

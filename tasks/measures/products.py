@@ -267,7 +267,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         rule = "The device that measures run on must be there"
         cause = str(error).splitlines()[0]
-        raise SetupError(rule, f"{device}: {cause}", "measure on the cpu") from None
+        raise SetupError(rule, f"{device}: {cause}", "Measure on the cpu") from None
 
 
 @cache

@@ -258,14 +258,14 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
         raise DataError("There must be one label per image", shapes)
     rule = "Labels must be whole numbers"
     if array.dtype.kind not in "biuf":
-        raise DataError(rule, f"dtype {array.dtype}", "number the classes 0, 1, ...")
+        raise DataError(rule, f"dtype {array.dtype}", "Number the classes 0, 1, ...")
     if array.dtype.kind == "f":
         # NaN and infinity are not whole, and larger numbers do not fit int64.
         fits_int64 = np.abs(array) < 2.0**63
         is_whole = fits_int64 & (array == np.rint(array))
         if not is_whole.all():
             row = int(np.argmin(is_whole))
-            raise DataError(rule, f"{array[row]} at row {row}", "number the classes")
+            raise DataError(rule, f"{array[row]} at row {row}", "Number the classes")
     return array.astype(np.int64)
 
 
@@ -276,9 +276,11 @@ def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
         DataError: If they are not several whole numbers.
     """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
-        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
+        raise DataError(
+            "train_sizes must be several sizes", repr(train_sizes), "For example, [500, 1000]"
+        )
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
-        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
+        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "Round them")
     return tuple(int(size) for size in train_sizes)
 
 
@@ -291,7 +293,7 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         rule = f"train_sizes must be between 1 and the number of images, {num_images}"
-        raise DataError(rule, str(list(train_sizes)), "choose smaller sizes or add images")
+        raise DataError(rule, str(list(train_sizes)), "Choose smaller sizes or add images")
     return sizes
 
 
@@ -310,10 +312,10 @@ def one_array(name: str, values: Any) -> AnyArray:
         array = np.asarray(values)
     except ValueError as error:  # nested sequences of different lengths
         rule = f"{name} must make one array"
-        raise DataError(rule, str(error), "give all of them one shape") from None
+        raise DataError(rule, str(error), "Give all of them one shape") from None
     if array.ndim == 0:
         value = "nothing" if values is None else f"one value, {array}"
-        raise DataError(f"{name} must make one array", value, "give an array or a list of them")
+        raise DataError(f"{name} must make one array", value, "Give an array or a list of them")
     return array
 
 
@@ -324,7 +326,7 @@ def _check_unmasked(name: str, values: Any) -> None:
         # Checked by attribute: importing numpy.ma for an isinstance takes long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "say what stands there: .filled(VALUE); or leave those images out"
+            hint = "Say what stands there: .filled(VALUE); or leave those images out"
             raise DataError(f"{name} must have a value everywhere", "a masked array", hint)
 
 
@@ -339,8 +341,8 @@ def as_array(images: npt.ArrayLike) -> AnyArray:
         images_seen = array.ravel()[:1000]
         shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
-            raise DataError("Images must be real numbers", "dtype object", "convert them")
-        raise DataError("Images must make one array", f"shapes {shapes[:5]}", "resize them")
+            raise DataError("Images must be real numbers", "dtype object", "Convert them")
+        raise DataError("Images must make one array", f"shapes {shapes[:5]}", "Resize them")
     return array
 
 

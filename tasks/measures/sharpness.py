@@ -337,7 +337,7 @@ def conversion(source: SharpnessConvention, target: SharpnessConvention) -> floa
     if source.sample != target.sample:
         rule = "Label sharpness can only be converted between samples of equal size"
         sizes = f"{source.sample} and {target.sample} images"
-        raise DataError(rule, sizes, "measure again with the same sharpness_sample")
+        raise DataError(rule, sizes, "Measure again with the same sharpness_sample")
     return _largest_distance(source) / _largest_distance(target)
 
 

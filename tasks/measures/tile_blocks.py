@@ -127,7 +127,7 @@ class SearchJob:
             raise DataError(
                 "All rows must be of one type",
                 f"{self.byte_dtype} in row 0, {rows.dtype} from row {first} on",
-                "convert them to one",
+                "Convert them to one",
             )
         if len(rows) > len(source_rows):  # duplicates in between were left out
             rows = rows[source_rows - first]

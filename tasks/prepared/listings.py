@@ -82,10 +82,10 @@ def list_raw(request: RawRequest) -> Listing:
         listing = source_for(dataset.source).list_items(request)
     except DataError as error:
         # Without the root's key, no hash in the message can be found again.
-        if request.key == UNKEYED or not HASH_PATTERN.search(f"{error.rule} {error.value}"):
+        if request.key == UNKEYED or not HASH_PATTERN.search(f"{error.problem} {error.value}"):
             raise
         hints = [error.hint, "isweep locate HASH --raw DIR finds a file"]
-        raise DataError(error.rule, error.value, "; ".join(filter(None, hints))) from None
+        raise DataError(error.problem, error.value, "; ".join(filter(None, hints))) from None
     if listing.items:
         if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):
             flags = {**listing.flags, PATIENTS_AS_CLASSES: len(listing.items)}
@@ -97,5 +97,5 @@ def list_raw(request: RawRequest) -> Listing:
     raise request.error(
         "the raw download must hold images",
         counts or "none",
-        f"expected: {dataset.raw_layout}",
+        f"Expected: {dataset.raw_layout}",
     )

@@ -156,7 +156,7 @@ def _read_item(
             raise request.error(
                 "its source must give each image a label",
                 f"none from {request.dataset.source}",
-                "set label in its Item or in its Sample",
+                "Set label in its Item or in its Sample",
             )
         image = to_prepared(
             sample.pixels,

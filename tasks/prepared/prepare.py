@@ -157,7 +157,7 @@ def _check_unchanged(finished: PreparedRecord, raw_id: str) -> None:
         raise DataError(
             f"{finished.dataset}: the files must be those it was prepared from",
             "files changed since, or label_map did",
-            "give the new data another name, or use another --root",
+            "Give the new data another name, or use another --root",
         )
 
 
@@ -228,7 +228,7 @@ def _check_images(
     # docs/faults.md).
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
-        hint = "correct the labels, raise image_size"
+        hint = "Correct the labels, raise image_size"
         raise request.error(
             f"at most {max_conflict_share:.2%} of the images may equal an image with another label",
             f"{num_conflicts} of {num_images}",
@@ -246,7 +246,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         raise request.error(
             "groups (patients) must be small enough to split the images between training and test",
             f"one group holds {largest} of {num_images} images",
-            "give different ids to different patients",
+            "Give different ids to different patients",
         )
     # With one group per class, a class is on one side only. One image per class says nothing yet.
     labels = np.unique(images.labels)
@@ -255,7 +255,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         raise request.error(
             "a class must have images of several groups (patients)",
             f"one group for each of the {len(labels)} classes",
-            "the group column or the subfolders must name patients, not classes",
+            "The group column or the subfolders must name patients, not classes",
         )
 
 

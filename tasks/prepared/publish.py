@@ -56,7 +56,7 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
             raise DataError(
                 f"{destination.name} must be a prepared dataset or not exist",
                 "other files",
-                "choose another --root",
+                "Choose another --root",
             ) from error
         logger.warning(
             "prepared dataset %s is damaged and is made again: %s", destination.name, error
@@ -66,7 +66,7 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
         raise DataError(
             f"{destination.name} must hold prepared dataset {spec.prepared_id}",
             record.prepared_id,
-            "choose another destination",
+            "Choose another destination",
         )
     return record
 
@@ -165,7 +165,7 @@ def write_shard(
             raise CorruptStoreError(
                 f"Part {part} must be as it was written",
                 "another checksum",
-                f"delete folder {stems[part].parent.name} and prepare again",
+                f"Delete folder {stems[part].parent.name} and prepare again",
             )
     write_rows(folder, "images", start, np.stack(rows))
 

@@ -307,7 +307,7 @@ class PreparedDataset:
         folder = Path(path)
         if not folder.exists():
             raise DataError(
-                "A prepared dataset must exist", f"no folder {folder.name}", "prepare it first"
+                "A prepared dataset must exist", f"no folder {folder.name}", "Prepare it first"
             )
         if not (folder / MARKER).is_file():
             raise CorruptStoreError(

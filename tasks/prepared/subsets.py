@@ -150,7 +150,7 @@ class Subset:
             raise DataError(
                 f"A subset must hold the {train_size} training images that are read from it",
                 f"{self.max_train_size}",
-                "choose a smaller train size, or make the subset with this max_train_size",
+                "Choose a smaller train size, or make the subset with this max_train_size",
             )
         rows = np.concatenate([self.train_order[:train_size], self.test_rows])
         images = prepared.read_rows(rows)
@@ -251,9 +251,9 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
         return
     counts = zip(subset.class_names, subset.class_counts(largest), strict=True)
     images_of_class = ", ".join(f"class {name}: {count}" for name, count in counts)
-    hint = "lower test_size"
+    hint = "Lower test_size"
     if largest > 1:
-        hint = f"lower train_sizes to at most {largest}, or lower test_size"
+        hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
         f"Train size {train_size} needs as many images beside {len(subset.test_rows)} test images",
         f"at most {largest} ({images_of_class})",
@@ -323,7 +323,7 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
         raise DataError(
             "These faults need the train size: " + ", ".join(sorted(faults)),
             "none",
-            "pass max_train_size, one train size at a time",
+            "Pass max_train_size, one train size at a time",
         )
     if train_size is not None and (is_mispaired or uses_released_split):
         pool = _first_of_each_class(candidates, spec, train_size)
@@ -383,7 +383,7 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
                 f"{spec.prepared.dataset}, as released: {train_size} training and "
                 f"{spec.test_size} test images need {needed} images of each class",
                 f"{len(members)} of one",
-                "lower train_sizes or test_size",
+                "Lower train_sizes or test_size",
             )
         chosen.append(members[:needed])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
@@ -420,7 +420,7 @@ def split_validation(
         raise DataError(
             "A search validates on groups without test images, so it needs corrected data",
             f"{_name(spec)} with faults {', '.join(spec.prepared.faults)}",
-            "tune a sweep in data_mode corrected without faults, and use its recipe",
+            "Tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     subset = make_subset(
         prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=train_size
@@ -469,7 +469,7 @@ def _too_few_groups(
     return DataError(
         "A class needs enough groups among the training images for a validation split",
         f"{_name(spec)}: {'; '.join(counts)}",
-        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
+        "Raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
         "search",
     )
 
@@ -494,7 +494,7 @@ def load_validation(
         raise DataError(
             "A search tunes on images as they were prepared",
             f"{spec.dataset} moves training images",
-            f"tune on its base, {spec.prepared.dataset}, and use that recipe",
+            f"Tune on its base, {spec.prepared.dataset}, and use that recipe",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
@@ -562,7 +562,7 @@ def _too_few_images(
     class_name: str, quota: int, num_allowed: int, splits: NDArray[np.int8]
 ) -> TooFewImagesError:
     """Return the error of a class whose quota of test images cannot be met."""
-    hint = "lower test_size, or add images"
+    hint = "Lower test_size, or add images"
     if (splits == IN_TRAINING).any():
         hint += (
             "; those given for training, and their groups, are not tested on: name others test, "

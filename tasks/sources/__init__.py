@@ -161,7 +161,7 @@ def check_own_options(dataset: DatasetSpec) -> None:
             raise ConfigError(
                 f"{dataset.name}: {option} is for kind {' or '.join(kinds)}",
                 f"kind {kind}",
-                "leave it out",
+                "Leave it out",
             )
 
 
@@ -210,7 +210,7 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
         raise ConfigError(
             f"{request.dataset.name} is read from no raw download",
             f"--raw {request.raw}",
-            "leave it out",
+            "Leave it out",
         )
 
 

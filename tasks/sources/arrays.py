@@ -219,7 +219,7 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
             raise request.error(
                 f"{images} and {labels} must both be in the file",
                 f"no {labels}",
-                "take the images out, or add their labels",
+                "Take the images out, or add their labels",
             )
     if len(sets) > 1:
         listed = ", ".join(array.images for arrays in sets for array in arrays)
@@ -452,7 +452,7 @@ def _scale_of(
         raise request.error(
             "all images must be stored as one type, or their scales may differ",
             ", ".join(sorted(map(str, dtypes))),
-            "save all as the same type",
+            "Save all as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         return Scale(None, None, "as stored, 8 bits")
@@ -566,21 +566,21 @@ def pixel_scale(
         raise DataError(
             f"{name}: training and test images must be stored on one scale",
             f"one of them in [0, 1], all in {values.text}",
-            f"save them on the same scale, or give {values.option}",
+            f"Save them on the same scale, or give {values.option}",
         )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
         f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
         values.text,
-        f"give the values of black and white; all values lie in {values.option}",
+        f"Give the values of black and white; all values lie in {values.option}",
     )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: tuple[float, float]) -> None:
     """Check that the user's range is not far wider than the values, or far from them."""
     low, high = pixel_range
-    hint = f"all values lie in {values.option}"
+    hint = f"All values lie in {values.option}"
     if values.num_cut > MAX_CUT_SHARE * values.num_values:
         rule = f"{name}: images must have values between the black and white of pixel_range"
         share = values.num_cut / values.num_values

@@ -59,7 +59,7 @@ def hash_key(folder: Path) -> str:
     """
     key = os.environ.get(KEY_VARIABLE)
     origin = KEY_VARIABLE
-    hint = "set a longer value"
+    hint = "Set a longer value"
     if not key:
         path = folder / KEY_FILE
         if not path.exists():
@@ -67,7 +67,7 @@ def hash_key(folder: Path) -> str:
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
         hint = (
-            "restore it from a backup, since with another key no hash leads back to its file; "
+            "Restore it from a backup, since with another key no hash leads back to its file; "
             "without a backup, delete it and prepare the datasets again"
         )
         try:
@@ -166,7 +166,7 @@ class RawRequest:
             raise DataError(
                 f"The raw download of {name} must be a folder or a plain file",
                 "a FIFO, socket or device",
-                "save it as a file first",
+                "Save it as a file first",
             )
         if not os.access(self.raw, os.R_OK):
             raise DataError(f"The raw download of {name} must be readable", "Permission denied")

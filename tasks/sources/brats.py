@@ -115,7 +115,7 @@ def _check_one_release(cases: dict[str, Item], request: RawRequest) -> None:
         raise request.error(
             "all cases must be of one year: later releases hold the cases of earlier ones again",
             f"years {', '.join(sorted(years))}",
-            "give the folder of one of them",
+            "Give the folder of one of them",
         )
 
 

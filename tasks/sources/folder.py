@@ -77,11 +77,11 @@ MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Names of subfolders that hold masks, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask; the first group is the name of its image."""
-TABLE_HINT = "with a table of labels beside it, give the table (kind table)"
+TABLE_HINT = "With a table of labels beside it, give the table (kind table)"
 TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Endings of files that may be the table of labels."""
-ARCHIVE_HINT = "there are archives: give one archive of class folders itself, or unpack them here"
-ARRAY_HINT = "give the array file itself"
+ARCHIVE_HINT = "There are archives: give one archive of class folders itself, or unpack them here"
+ARRAY_HINT = "Give the array file itself"
 NIFTI_HINT = "NIfTI volumes are read by a table of path and label (kind table)"
 HINTS = {
     **dict.fromkeys(TABLE_ENDINGS, TABLE_HINT),
@@ -149,7 +149,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar"
+            "the source must be a folder", "a file", "Unpack it, or pack it as .zip or .tar"
         )
     tree = RawTree(request)
     images = [
@@ -276,7 +276,7 @@ def _choose_layout(
         raise request.error(
             "a file name must be in an archive only once, inner archives included",
             "the same names in several of them",
-            "unpack them into one folder",
+            "Unpack them into one folder",
         )
     if request.dataset.layout is not None:
         return request.dataset.layout, []
@@ -295,7 +295,7 @@ def _choose_layout(
             "it must be clear which folders are the classes",
             f"{len(tops)} top folders have the same {len(tops_by_subfolder)} subfolders: either "
             "may be the classes, and the others patients, sites or parts",
-            "choose layout: class/group or layout: group/class (--layout), or give a table; if the "
+            "Choose layout: class/group or layout: group/class (--layout), or give a table; if the "
             "top folders are folds, give one of them",
         )
     return layout, [f"layout {layout}, by the patients in the headers"]
@@ -327,7 +327,7 @@ def _check_no_splits(tops: Sequence[str], subfolders: set[str], request: RawRequ
         raise request.error(
             "the top folders must be classes, or splits called train, test and val",
             ", ".join(with_split_word[:5]),
-            f"rename them, with the classes right below; {EXPECTED}",
+            f"Rename them, with the classes right below; {EXPECTED}",
         )
 
 
@@ -502,7 +502,7 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
         raise request.error(
             "the top folders must be classes, or splits, not both",
             f"{', '.join(sorted(splits))} beside {first_of(sorted(tops - splits))}",
-            "move the others elsewhere, or give the folder of one split",
+            "Move the others elsewhere, or give the folder of one split",
         )
     return False
 

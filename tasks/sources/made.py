@@ -240,7 +240,7 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
     """
     if count >= side * side:
         raise ConfigError(
-            f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
+            f"{count} patterns need more than {count} pixels", f"{side}x{side}", "Raise image_size"
         )
     frequencies = np.arange(side)
     centers = (np.arange(side) + 0.5) / side
@@ -339,6 +339,6 @@ def images_of(points: Points, side: int) -> NDArray[np.float32]:
         raise ConfigError(
             "The parameters of a generated dataset must keep pixels within 0 and 255",
             f"{images.min():.0f} to {images.max():.0f}",
-            "fewer coordinates or bands, or smaller gaps",
+            "Fewer coordinates or bands, or smaller gaps",
         )
     return images.astype(np.float32)

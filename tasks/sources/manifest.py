@@ -190,7 +190,7 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
         raise request.error(
             "every path must be in the table once",
             f"repeated in {rows.describe(repeats)}; with different labels: {num_unlike}",
-            "take the repeats out",
+            "Take the repeats out",
         )
 
 
@@ -309,12 +309,12 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
         return request.error(
             "the table must have one column label",
             f"0 and 1 in {classes}",
-            f"if they are the classes, name them: label_columns: [{classes}], or --label-columns",
+            f"If they are the classes, name them: label_columns: [{classes}], or --label-columns",
         )
     return request.error(
         "the table must have a column of labels",
         f"no label{header_names(rows[0])}",
-        "call it label, or name it: label_columns: [NAME], or --label-columns NAME",
+        "Call it label, or name it: label_columns: [NAME], or --label-columns NAME",
     )
 
 
@@ -336,7 +336,7 @@ def _paths_from_base(
         raise request.error(
             "a row must name one file, as text",
             f"several values, or bytes, in {row_name(cells.index(SEVERAL))}",
-            "images themselves are read from a column of bytes or of struct<bytes, path>",
+            "Images themselves are read from a column of bytes or of struct<bytes, path>",
         )
     base = request.base().resolve()
     are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
@@ -345,7 +345,7 @@ def _paths_from_base(
         if are_absolute:
             if ".." in cell.split("/") or "\0" in cell:
                 raise request.error(
-                    "names in a table must not lead back up", row_name(row), "write them without .."
+                    "names in a table must not lead back up", row_name(row), "Write them without .."
                 )
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
@@ -354,7 +354,7 @@ def _paths_from_base(
             raise request.error(
                 "names in a table must stay inside the raw folder",
                 row_name(row),
-                "use names relative to the table's folder",
+                "Use names relative to the table's folder",
             )
         paths.append(f"{folder}/{name}" if folder else name)
     return paths
@@ -384,14 +384,14 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         raise request.error(
             "all slices of a volume must be in one group",
             f"{num_several} volumes in several",
-            "a volume is of one patient",
+            "A volume is of one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
         raise request.error(
             "a volume's rows must all name a slice, or none",
             f"{num_mixed} volumes with both",
-            "else slices might be used twice",
+            "Else slices might be used twice",
         )
     return [int(cell) if cell else None for cell in cells]
 
@@ -415,7 +415,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     base = folder.resolve()
     absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
     if absent:
-        hint = "paths are relative to the table"
+        hint = "Paths are relative to the table"
         if not any(PurePosixPath(name).suffix for name in absent):
             hint += ", with their ending such as .jpg"
         num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})

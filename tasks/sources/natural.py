@@ -154,7 +154,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
         raise request.error(
             "files must lie in the folder of the class in their names",
             f"{num_misplaced} elsewhere",
-            "unpack the archives again",
+            "Unpack the archives again",
         )
     return Listing(
         items,
@@ -226,7 +226,7 @@ class ArrayFiles:
             raise DataError(
                 f"{request.dataset.name} needs {self.description}",
                 "it is not there",
-                f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it",
+                f"Expected: {request.dataset.raw_layout}; with a network torchvision downloads it",
             )
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
@@ -245,7 +245,7 @@ def _loaded(
         raise DataError(
             f"{name}: there must be one label per image",
             f"{len(images)} images, {len(labels)} labels",
-            "download the files again",
+            "Download the files again",
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < 10:
         raise DataError(f"{name}: labels must be from 0 to 9", f"{labels.min()} to {labels.max()}")
@@ -260,7 +260,7 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
         raise DataError(
             f"{name}: {locator.rpartition('/')[2]} must be readable",
             skip.reason,
-            "download it again, or take the broken copy away",
+            "Download it again, or take the broken copy away",
         ) from None
 
 
@@ -287,7 +287,7 @@ def with_download(request: RawRequest) -> RawRequest:
         raise DataError(
             f"{name} needs its raw files, or a network to download them",
             f"no --raw folder, and the download failed ({type(error).__name__})",
-            f"download it elsewhere and pass --raw DIR; expected: {request.dataset.raw_layout}",
+            f"Download it elsewhere and pass --raw DIR; expected: {request.dataset.raw_layout}",
         ) from None
     return replace(request, raw=folder)
 
@@ -374,7 +374,7 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
         raise request.error(
             "the raw folder must hold one such download",
             f"{len(candidates)} that differ",
-            "give the folder of the right one",
+            "Give the folder of the right one",
         )
 
 
@@ -393,7 +393,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
         for dataset, official_labels in FIRST_LABELS.items():
             if dataset != name and first_labels == official_labels:
                 raise DataError(
-                    f"{name}: the files must be those of {name}", dataset, "give its folder"
+                    f"{name}: the files must be those of {name}", dataset, "Give its folder"
                 )
     return LabeledImages(images, labels)
 
@@ -412,7 +412,7 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
     try:
         body = gunzipped(body, MAX_FILE_BYTES)
     except SkipItem as skip:
-        raise DataError(f"{name} must be whole", skip.reason, "download it again") from None
+        raise DataError(f"{name} must be whole", skip.reason, "Download it again") from None
     header_bytes = 4 + 4 * dimensions
     if body[:4] != bytes((0, 0, 8, dimensions)) or len(body) < header_bytes:
         raise DataError(
@@ -422,7 +422,7 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> NDArray[np.uint8]:
     surplus = len(body) - header_bytes - math.prod(shape)
     if surplus:
         problem = "it ends early" if surplus < 0 else "more bytes"
-        raise DataError(f"{name} must end where its header says", problem, "download it again")
+        raise DataError(f"{name} must end where its header says", problem, "Download it again")
     return np.frombuffer(body, np.uint8, offset=header_bytes).reshape(shape)
 
 
@@ -463,7 +463,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise DataError(
             f"svhn: {SVHN_FILE} must be a whole file of format 2, cropped digits",
             type(error).__name__,
-            "download it again",
+            "Download it again",
         ) from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")

@@ -248,7 +248,7 @@ def read_centers(
             f"{CENTERS_TABLE} must give side R or L, and a row and column inside the image, once "
             "per knee",
             f"{len(wrong_rows)} other rows: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
-            "the header is row 1, and no row blank; pixels are those of the DICOM file",
+            "The header is row 1, and no row blank; pixels are those of the DICOM file",
         )
     return centers
 

@@ -73,7 +73,7 @@ def not_there(request: RawRequest, part: str, tree: RawTree) -> NotThereError:
     if tree.archives:
         value += f", nor in {len(tree.archives)} archives"
     return NotThereError(
-        f"{request.dataset.name} needs {part}", value, f"expected: {request.dataset.raw_layout}"
+        f"{request.dataset.name} needs {part}", value, f"Expected: {request.dataset.raw_layout}"
     )
 
 
@@ -104,7 +104,7 @@ def repeated_rows(
         raise request.error(
             f"{name} must give an image one label",
             f"two: {first_hashed(request, sorted(contradictory))}",
-            "download the table again",
+            "Download the table again",
         )
     return {"repeated row": num_repeats}
 
@@ -170,5 +170,5 @@ def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> Non
         raise request.error(
             rule,
             f"{len(locators)} that differ: {listed}",
-            "keep the right one, move the others away",
+            "Keep the right one, move the others away",
         )

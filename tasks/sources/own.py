@@ -64,7 +64,7 @@ MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that mean "unknown" if they lie far above the other classes; 255 is -1 in a byte."""
 MAX_LABEL_LENGTH = 200
 """Characters of a class name."""
-LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
+LABEL_MAP_HINT = "Say what they mean with --label-map or label_map"
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that must not predict the label. If the data have them, they are compared with it."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -158,7 +158,7 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
             raise request.error(
                 "a file's name must say one split",
                 request.hashed(name),
-                "rename it: train-..., test-... or val-...",
+                "Rename it: train-..., test-... or val-...",
             )
         if splits:
             return splits.pop()
@@ -288,7 +288,7 @@ def _choose_column(
         return None
     if len(aliases) > 1:
         raise request.error(
-            f"one column must be the {column}", ", ".join(sorted(aliases)), f"call it {column}"
+            f"one column must be the {column}", ", ".join(sorted(aliases)), f"Call it {column}"
         )
     alias = aliases[0]
     is_plural = column_key(alias) == f"{column}s"
@@ -311,7 +311,7 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         raise request.error(
             "all tables of a dataset must have the same names of columns",
             f"other names in {num_others} of {len(columns_of_files)}",
-            "rename them",
+            "Rename them",
         )
     return columns
 
@@ -365,7 +365,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         raise request.error(
             f"in every row one of {len(cells)} label columns must be 1, the others 0",
             ", ".join(listed),
-            "take those rows out; an image of several classes cannot be used",
+            "Take those rows out; an image of several classes cannot be used",
         )
     return class_of_row
 
@@ -575,7 +575,7 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
         raise request.error(
             "a row must have one label, as text or number",
             f"several labels, or bytes, in {rows.describe_labeled({SEVERAL})}",
-            "write one class per image",
+            "Write one class per image",
         )
     mapped = set(label_map.values())
     blank = set()
@@ -586,7 +586,7 @@ def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] 
         raise request.error(
             "every row needs a label",
             f"blank in {rows.describe_labeled(blank)}",
-            "give them a class or take them out; blank, NaN and NA are classes only if label_map "
+            "Give them a class or take them out; blank, NaN and NA are classes only if label_map "
             "says so",
         )
     check_class_names(set(class_of_cell.values()), request)
@@ -609,7 +609,7 @@ def _class_of(cell: str, rows: Rows, request: RawRequest, class_names: Sequence[
         raise request.error(
             f"labels must be numbers of the class names, 0 to {len(class_names) - 1}",
             rows.describe_labeled({cell}),
-            f"take them out, or {LABEL_MAP_HINT}",
+            f"Take them out, or {LABEL_MAP_HINT}",
         )
     class_name = class_names[int(cell)]
     return label_map.get(class_name.strip(), class_name)
@@ -622,7 +622,7 @@ def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: Ra
         raise request.error(
             "label_map must name labels as they are written",
             f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}",
-            "correct or drop it",
+            "Correct or drop it",
         )
 
 
@@ -655,7 +655,7 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
         raise request.error(
             "the column split must agree with the name of the folder or file",
             f"another split in {rows.describe(contradictory)}",
-            "drop the column or move the files",
+            "Drop the column or move the files",
         )
     return splits
 
@@ -674,7 +674,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         raise request.error(
             "every row needs a group when there is such a column",
             f"blank, NaN, None, a word for unknown or several in {rows.describe(blank)}",
-            "give each row a group id, or drop these rows or the column; a patient who really has "
+            "Give each row a group id, or drop these rows or the column; a patient who really has "
             "this name needs another id",
         )
     counts = Counter(groups)
@@ -685,7 +685,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         raise request.error(
             "group ids must be different for different patients, to split by patient",
             f"one id for {count} of {len(groups)} rows",
-            "give ids, or drop the column",
+            "Give ids, or drop the column",
         )
 
 
@@ -706,7 +706,7 @@ def _check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawReques
         raise request.error(
             "every group id must have one spelling: not p0 and P0, or 7, 07 and 7.0",
             rows.describe(doubtful),
-            "write the id of a patient in one way",
+            "Write the id of a patient in one way",
         )
 
 
@@ -728,7 +728,7 @@ def _check_no_leak(
         raise request.error(
             "no group may be in train and test",
             f"{len(leaking)}, first in {pair}{rows.describe_numbering([train_row])}",
-            "split by patient, not by image",
+            "Split by patient, not by image",
         )
 
 
@@ -766,7 +766,7 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
         raise request.error(
             f"class names must be printable, not blank, {MAX_LABEL_LENGTH} characters at most",
             f"{len(odd)}, first {odd[0][:MAX_LABEL_LENGTH]!a}",
-            f"rename them, or {LABEL_MAP_HINT}",
+            f"Rename them, or {LABEL_MAP_HINT}",
         )
 
 
@@ -800,7 +800,7 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     raise request.error(
         rule,
         f"{code}, which often means unknown",
-        f"take those images out, or say what they mean with --label-map={code}=NAME or label_map",
+        f"Take those images out, or say what they mean with --label-map={code}=NAME or label_map",
     )
 
 
@@ -812,7 +812,7 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
         raise request.error(
             "a word for unknown is not the name of a class",
             ", ".join(map(repr, unknown)),
-            f"take those images out, or keep it with --label-map {option} or label_map",
+            f"Take those images out, or keep it with --label-map {option} or label_map",
         )
 
 
@@ -827,7 +827,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
         raise request.error(
             "a label must be one class, not a list of them",
             f"{len(lists)}: {first_of(map(repr, lists))}",
-            f"take those images out, or {LABEL_MAP_HINT}",
+            f"Take those images out, or {LABEL_MAP_HINT}",
         )
 
 
@@ -846,7 +846,7 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
         raise request.error(
             "every class must have one spelling",
             first_of(doubtful),
-            f"write them in one way, or {LABEL_MAP_HINT}",
+            f"Write them in one way, or {LABEL_MAP_HINT}",
         )
 
 

@@ -46,7 +46,7 @@ LABELS_AT_ONCE = 1024
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
 NO_TABLE = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
-TABLE_HINT = "give the right table itself, or move the others away"
+TABLE_HINT = "Give the right table itself, or move the others away"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Folder name of the partition whose value is missing, as Hive, Spark and pandas write it."""
 
@@ -96,7 +96,7 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(
             "the folder must hold one config of a set with splits",
             ", ".join(sorted(map(str, configs))[:5]),
-            "give the folder of one of them, or put the files of all into one",
+            "Give the folder of one of them, or put the files of all into one",
         )
     return files
 
@@ -119,7 +119,7 @@ def list_parquet(request: RawRequest) -> Listing:
             raise request.error(
                 "all files must give the labels the same names, in their schema's metadata",
                 f"{request.hashed(name)} has others or none",
-                "write all with datasets' to_parquet",
+                "Write all with datasets' to_parquet",
             )
     splits = [split_of_file(name, request) for name in names]
     files = JoinedFiles([content.cells for content in contents])
@@ -195,7 +195,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
         raise DataError(
             f"{file_text} must have columns image and label",
             f"it has {', '.join(header[:10])}",
-            "or name the column of labels: label_columns: [NAME], or --label-columns NAME",
+            "Or name the column of labels: label_columns: [NAME], or --label-columns NAME",
         )
     used = {*columns.labels, *columns.name_in_data.values()}
     repeated = sorted(name for name in used if header.count(name) > 1)

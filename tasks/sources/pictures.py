@@ -95,7 +95,7 @@ def decode_image(body: bytes) -> Sample:
         raise SetupError(
             "Pillow must refuse truncated images",
             "LOAD_TRUNCATED_IMAGES is on",
-            "a library switched it on",
+            "A library switched it on",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -203,7 +203,7 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
         raise request.error(
             f"{MURA_STUDIES} and the names of the study folders must agree",
             f"{num_odd} odd lines; unlike or absent: {first_hashed(request, differing)}",
-            "download MURA again",
+            "Download MURA again",
         )
 
 

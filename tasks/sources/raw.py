@@ -240,7 +240,7 @@ def _entries(
         raise request.error(
             "every folder of the raw download must be readable",
             f"{folder_text}: {error.strerror}",
-            "correct its permissions or move it",
+            "Correct its permissions or move it",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
@@ -256,19 +256,19 @@ def _check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -
     """
     if not path.is_symlink():
         raise request.error(
-            f"{path_text} must be a plain file", "a FIFO, socket or device", "remove it"
+            f"{path_text} must be a plain file", "a FIFO, socket or device", "Remove it"
         )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
         raise request.error(
-            f"{path_text} must be a file", "a link to nothing", "remove it"
+            f"{path_text} must be a file", "a link to nothing", "Remove it"
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
             f"{path_text} must stay inside the raw folder",
             "a link to a folder or out of the raw folder",
-            "replace it by the file itself",
+            "Replace it by the file itself",
         )
 
 
@@ -640,7 +640,7 @@ class RawTree:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            hint = "download it again, or unpack it beside the others and take it away"
+            hint = "Download it again, or unpack it beside the others and take it away"
             if isinstance(refused, DamagedArchive):
                 hint += "; its name must end as its format does"
             raise request.error(

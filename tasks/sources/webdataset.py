@@ -130,7 +130,7 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
         raise request.error(
             f"shard {request.hashed(shard)} must be readable and safe",
             skip.reason,
-            "copy it again; its name must end as its format does",
+            "Copy it again; its name must end as its format does",
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
@@ -156,7 +156,7 @@ def _add_file(
             raise request.error(
                 "a sample must have one image",
                 f"two in {request.hashed(sample.locator)}",
-                "files are one sample up to the first dot of their names",
+                "Files are one sample up to the first dot of their names",
             )
         sample.image = member
 

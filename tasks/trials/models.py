@@ -169,7 +169,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
         hint = "timm.list_models() lists the names"
         similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
         if similar:
-            hint = f"nearest names: {', '.join(similar)}"
+            hint = f"Nearest names: {', '.join(similar)}"
         raise ConfigError("Unknown timm architecture", repr(spec.architecture), hint)
     options: dict[str, object] = {}
     if shape.dropout is not None:
@@ -244,7 +244,7 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
         raise ConfigError(
             "A recipe with dropout needs a network that has dropout layers",
             f"dropout {probability} for {spec.name}",
-            "leave dropout out of the recipe for this model",
+            "Leave dropout out of the recipe for this model",
         )
     for layer in layers:
         layer.p = probability
@@ -299,7 +299,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
         "A model returns one row of logits per image",
         f"{spec.library} {spec.architecture} returned {returned} for "
         f"{plural(num_images, 'image')} and {shape.num_outputs} outputs",
-        "choose a classification architecture",
+        "Choose a classification architecture",
     )
 
 
@@ -336,7 +336,7 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
     return ConfigError(
         "An image must be large enough, and of a size that fits, for the architecture",
         f"{image} for {spec.library} {spec.architecture} ({reason})",
-        "choose a larger image_size (VGGs need at least 32) or another model",
+        "Choose a larger image_size (VGGs need at least 32) or another model",
     )
 
 
@@ -384,7 +384,7 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise ConfigError(
             "The source of your own network must stay as it was planned",
             reference,
-            "run the sweep again",
+            "Run the sweep again",
         )
     module_name, _, name = reference.partition(":")
     try:
@@ -406,7 +406,7 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise ConfigError(
             "Your own function must build a network",
             f"{reference} raised {one_line(error)}",
-            f"it is called with {_SIGNATURE}",
+            f"It is called with {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(

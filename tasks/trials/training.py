@@ -82,7 +82,7 @@ class Step:
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(
-                "micro_batch must be at least one image", str(micro_batch), "leave it out"
+                "micro_batch must be at least one image", str(micro_batch), "Leave it out"
             )
         self.model = model
         self.images = images
@@ -455,7 +455,7 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
             raise ConfigError(
                 "Batch norm needs at least two images per batch",
                 f"{name} 1 for a network with batch norm",
-                f"use a {name} of 2 or more, or a network without batch norm",
+                f"Use a {name} of 2 or more, or a network without batch norm",
             )
 
 

@@ -549,7 +549,7 @@ class _Trial:
             raise CorruptStoreError(
                 "A network made from kept weights must have the test loss that was found",
                 f"{loss:.6g} instead of {trained_loss:.6g}",
-                "let its forward pass depend on parameters and buffers alone",
+                "Let its forward pass depend on parameters and buffers alone",
             )
 
     def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> _Measured:
@@ -794,14 +794,14 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
         raise DataError(
             "A subset must hold at least as many training images as train_size",
             f"{len(data.train_images)} images for train_size {network.train_size}",
-            "choose a smaller train_size or a smaller test_size",
+            "Choose a smaller train_size or a smaller test_size",
         )
     num_outputs = network.recipe.num_outputs
     if num_outputs is not None and num_outputs < data.num_classes:
         raise ConfigError(
             "A network needs at least one output per class",
             f"num_outputs {num_outputs} for {data.num_classes} classes",
-            "leave num_outputs out of the recipe to get one output per class",
+            "Leave num_outputs out of the recipe to get one output per class",
         )
     rows = slice(network.train_size)
     _check_arrays("training", data.train_images[rows], data.train_labels[rows], data.num_classes)
@@ -817,11 +817,11 @@ def _check_arrays(
         raise DataError(
             "Pixels must be numbers from 0 to 255",
             f"{images.min()} to {images.max()} in the {name} images",
-            "scale the images to [0, 255] and prepare them again",
+            "Scale the images to [0, 255] and prepare them again",
         )
     if not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
             f"Labels must be integers from 0 to {num_classes - 1}",
             f"{labels.min()} to {labels.max()} in the {name} labels",
-            "prepare the dataset again, or correct num_classes",
+            "Prepare the dataset again, or correct num_classes",
         )

@@ -80,7 +80,7 @@ def download(spec: ModelSpec) -> bytes:
         raise SetupError(
             f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
             lines[0][:300],
-            "run it once where there is a connection, then copy the root's pretrained folder here; "
+            "Run it once where there is a connection, then copy the root's pretrained folder here; "
             "or leave pretrained out",
         ) from error
     return to_bytes(network)
@@ -124,7 +124,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
         raise ConfigError(
             "pretrained needs a network for which its library has weights",
             f"{spec.library} {spec.architecture}",
-            "leave pretrained out for this model",
+            "Leave pretrained out for this model",
         )
     if in_channels != 1:
         return three_channels
@@ -188,6 +188,6 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
         raise ConfigError(
             "Pretrained weights must fit the network",
             f"{spec.library} {spec.architecture}: {names} differ in shape or are missing",
-            "choose the image_size (and arguments) they were trained with, or leave pretrained out",
+            "Choose the image_size (and arguments) they were trained with, or leave pretrained out",
         )
     network.load_state_dict(fitting, strict=False)

@@ -187,7 +187,7 @@ class World:
         """Tell whether something happened for which a driver may end so."""
         if isinstance(error, KeyboardInterrupt):
             return process.asked_to_stop
-        rule = error.rule if isinstance(error, SetupError) else ""
+        rule = error.problem if isinstance(error, SetupError) else ""
         if rule.startswith("Only one isweep command"):
             return process.beside
         if rule.startswith("The result store must"):

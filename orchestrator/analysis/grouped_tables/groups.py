@@ -189,5 +189,5 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
         if (b, a) in pairs:
             rule = f"{first} and {second} hold the same names: each pair must stand in one order"
             both_orders = f"{a} and {b}, {b} and {a}"
-            raise ConfigError(rule, both_orders, "or rename those that are no pair's")
+            raise ConfigError(rule, both_orders, "Or rename those that are no pair's")
     return True

@@ -97,11 +97,11 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if not path.is_file():
         hint = nearest_path(path)
         if path.is_dir():
-            hint = "that is a folder: name a file in it"
+            hint = "That is a folder: name a file in it"
         raise ConfigError("The table must be a file that exists", str(path), hint)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        hint = f"known: {', '.join(SUFFIXES)}"
+        hint = f"Known: {', '.join(SUFFIXES)}"
         raise ConfigError("The table must be a file of a known kind", path.name, hint)
     read, kind = READERS.get(suffix, (read_text, "UTF-8 text"))
     try:
@@ -121,7 +121,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         names_repeated = f"{listing(sorted(repeated))} more than once"
-        raise ConfigError("Column names must differ", names_repeated, "rename one")
+        raise ConfigError("Column names must differ", names_repeated, "Rename one")
     lengths = pd.Series([len(line) for line in lines[1:]], dtype=int)
     is_uneven = lengths != len(names)
     if is_uneven.any():
@@ -140,7 +140,7 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     for name in design.columns:
         if design.columns.count(name) > 1:
             rule = "A column has one part in a design"
-            raise ConfigError(rule, f"{name} twice", "name another column for one")
+            raise ConfigError(rule, f"{name} twice", "Name another column for one")
 
 
 def _reasons_left_out(
@@ -171,7 +171,7 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
         yield ConfigError(
             f"Column {name} must hold finite numbers, of a size between {limits}",
             f"something else in {num_cells} ({row_numbers(mask)} below the header)",
-            "write 1234.5, without comma, unit or word; leave a cell empty where the value is "
+            "Write 1234.5, without comma, unit or word; leave a cell empty where the value is "
             "missing",
         )
 
@@ -183,7 +183,7 @@ def _share_faults(is_fitted: pd.Series, reasons: list[str]) -> Iterator[ConfigEr
         yield ConfigError(
             f"At most {MAX_SHARE_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
             f"{share:.0%}: {'; '.join(reasons)}",
-            "drop those rows yourself where that is right, add a column that tells them apart, or "
+            "Drop those rows yourself where that is right, add a column that tells them apart, or "
             "spell otherwise what is a level of its own",
         )
 
@@ -196,7 +196,7 @@ def _variation_faults(
         num_groups = rows[name].nunique()
         if num_groups < 2:
             rule = f"Column {name} must name at least two groups"
-            hint = "name the column whose rows belong together, e.g. dataset or patient"
+            hint = "Name the column whose rows belong together, e.g. dataset or patient"
             yield ConfigError(rule, f"{num_groups}", hint)
     for name in design.numeric:
         if is_bad[name].any():
@@ -205,7 +205,7 @@ def _variation_faults(
         rounding_step = np.spacing(values.abs().max())
         if not values.std() > MIN_ROUNDING_STEPS * rounding_step:
             num_values = plural(values.nunique(), "value")
-            hint = "name another one, or subtract a constant"
+            hint = "Name another one, or subtract a constant"
             rule = f"Column {name} must vary"
             yield ConfigError(rule, f"{num_values}, after rounding to 16 digits", hint)
     num_kinds = 0
@@ -214,4 +214,4 @@ def _variation_faults(
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         rule = f"--within may make at most {MAX_KINDS_WITHIN:,} kinds"
-        yield ConfigError(rule, f"{num_kinds:,}", "name columns of fewer kinds")
+        yield ConfigError(rule, f"{num_kinds:,}", "Name columns of fewer kinds")

@@ -93,7 +93,7 @@ def _check_statuses(table: pd.DataFrame) -> None:
         if not _is_blank(value) and str(value) not in known_statuses:
             unknown.add(repr(str(value)))
     rule = f"The status of a trial is {' or '.join(known_statuses)}"
-    hint = "correct it, or leave it blank for trials that are done"
+    hint = "Correct it, or leave it blank for trials that are done"
     _refuse_if(listing(sorted(unknown)), rule, hint)
 
 
@@ -167,12 +167,12 @@ def _check_trials(table: pd.DataFrame) -> None:
     problem = ""
     if len(repeated):
         problem = f"{len(repeated)} repeated, such as {repeated.iloc[0]!r}"
-    hint = "keep the last attempt of each trial"
+    hint = "Keep the last attempt of each trial"
     _refuse_if(problem, "A results table has one row per trial", hint)
 
 
 def _check_domains(table: pd.DataFrame) -> None:
-    hint = "correct the dataset's spec"
+    hint = "Correct the dataset's spec"
     unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
     problem = ", ".join(map(repr, unknown))
     _refuse_if(problem, "A domain is natural or medical", hint)

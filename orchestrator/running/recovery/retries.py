@@ -118,13 +118,13 @@ class Retries:
             count = self.other_code
             count[node] += 1
             rule, reason = "Some node must run the code of the driver", "found other code"
-            hint = "install the same everywhere, and leave it as it is while a sweep runs"
+            hint = "Install the same everywhere, and leave it as it is while a sweep runs"
         elif failure.unfit_node or failure.device_lost:
             count = self.without_gpu
             count[node] += 1 if failure.unfit_node else 1 / DEVICE_ERRORS_PER_UNFIT
             rule = "Some node must give trials a GPU that they can compute on"
             reason = "had none"
-            hint = "repair a node, or use --device cpu"
+            hint = "Repair a node, or use --device cpu"
         else:
             return
         if not eligible or any(count[address] < MAX_ON_UNFIT_NODE for address in eligible):

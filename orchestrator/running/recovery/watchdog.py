@@ -148,7 +148,7 @@ class Watchdog:
             raise SetupError(
                 "Ray must be able to start a worker on this machine",
                 f"no trial could start for {waited_s:.0f} s: {shortage}",
-                "run the same command again when the machine has less to do, with bash on PATH; "
+                "Run the same command again when the machine has less to do, with bash on PATH; "
                 "finished trials are kept, and isweep doctor knows other causes",
             )
 

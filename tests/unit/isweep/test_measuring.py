@@ -136,12 +136,12 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {},
             "every class must have one spelling; found: 'Cat' / 'cat'",
         ),
-        (FOUR[:3], [-1, 0, 1], {}, "often means unknown; change those labels, or leave their"),
+        (FOUR[:3], [-1, 0, 1], {}, "often means unknown. Change those labels, or leave their"),
         (
             MASKED,
             [0, 1],
             {},
-            "Images must have a value everywhere; found: a masked array; say .*filled",
+            "Images must have a value everywhere; found: a masked array. Say .*filled",
         ),
         (
             [MASKED[0], MASKED[1]],
@@ -168,7 +168,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (FOUR, NAMES, {"class_pair": ("0", "7")}, "must name two different"),
         (FOUR, None, {"class_pair": ("0", "1")}, "A class pair needs labels; found: none"),
         (FOUR, NAMES, {"class_pair": (0, 1, 2)}, "class_pair must be two classes"),
-        (FOUR, NAMES, {"class_pair": 3}, "must be two classes; found: 3; e.g. "),
+        (FOUR, NAMES, {"class_pair": 3}, "must be two classes; found: 3. For example, "),
         (FOUR, None, {"image_size": 4}, "image_size is for image files"),
         (FOUR, None, {"channels": 3}, "as channels are; found: image_size None, channels 3"),
         ("digits", None, {"channels": 5}, "channels: input should be 1 or 3; found: 5"),
@@ -230,7 +230,7 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
     [
         (
             {"pilot": [1, 2]},
-            r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]; e.g. ",
+            r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]. For example, ",
         ),
         ({"pilot": [("a", "b")]}, "pilot must be pairs of train size and test loss"),
         ({"pilot": 3}, "pilot must be pairs of train size and test loss"),

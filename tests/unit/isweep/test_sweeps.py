@@ -60,9 +60,9 @@ def test_a_sweep_that_never_ran(root):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("dmo", {}, "; found: 'dmo'; did you mean 'demo'"),
+        ("dmo", {}, "; found: 'dmo'. Did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file must exist"),
-        ({**SMALL, "model": []}, {}, "model: unknown key; did you mean 'models'"),
+        ({**SMALL, "model": []}, {}, "model: unknown key. Did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "must hold plain values only"),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
         (SMALL, {"changes": {"models.7": "x"}}, "the list has indices 0 to 1"),
@@ -70,9 +70,9 @@ def test_a_sweep_that_never_ran(root):
         (
             SMALL,
             {"changes": {"train_size": [10]}},
-            "train_size: unknown key; did you mean 'train_sizes'",
+            "train_size: unknown key. Did you mean 'train_sizes'",
         ),
-        (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
+        (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'. Did you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
         (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
         (
@@ -91,11 +91,11 @@ def test_a_sweep_that_never_ran(root):
             "max_skipped_share: input should be less than or equal to 1",
         ),
         (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
-        (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3; e.g. "),
+        (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3. For example, "),
         (
             SMALL,
             {"changes": {"seeds": {1, 2}}},
-            "plain values only; found: .*; use numbers, text, lists",
+            "plain values only; found: .*. Use numbers, text, lists",
         ),
     ],
 )
@@ -158,7 +158,10 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         ),
         (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
         (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
-        (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int; e.g. 'demo'"),
+        (
+            lambda: isweep.open(3),
+            r"A sweep must be a name, a path, .* found: int. For example, 'demo'",
+        ),
         (lambda: isweep.plan("smoke", changes="a=3"), "changes must be a mapping; found: str"),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),

@@ -28,7 +28,7 @@ def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():
     assert ConfigError("a rule", "a value")._render_traceback_() == [
         "ConfigError: a rule; found: a value."
     ]
-    assert str(ConfigError("a rule", "b", "did you mean c?")) == "a rule; found: b; did you mean c?"
+    assert str(ConfigError("a rule", "b", "did you mean c?")) == "a rule; found: b. Did you mean c?"
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
 
@@ -47,13 +47,13 @@ def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
             "size",
             "240",
             [240, 60],
-            "Unknown size; found: '240'; did you mean 240? known sizes: 60, 240.",
+            "Unknown size; found: '240'. Did you mean 240? known sizes: 60, 240.",
         ),
         (
             "model",
             "a13",
             ["a12", "b"],
-            "Unknown model; found: 'a13'; did you mean 'a12'? known models: a12, b.",
+            "Unknown model; found: 'a13'. Did you mean 'a12'? known models: a12, b.",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ),
         ({"sampler": "tbe"}, r"tune\.sampler: input should be 'tpe', 'gp' or 'random'"),
         ({"seed": -1}, r"tune\.seed: input should be greater than or equal to 0"),
-        ({"bugdet": 0.2}, r"tune\.bugdet: unknown key; did you mean 'budget'\?"),
+        ({"bugdet": 0.2}, r"tune\.bugdet: unknown key. Did you mean 'budget'\?"),
     ],
 )
 def test_every_mistake_is_named(said, message):

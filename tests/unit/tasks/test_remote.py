@@ -68,7 +68,7 @@ class ExecutorContract:
 
     def test_a_users_mistake_arrives_as_itself(self, executor):
         with pytest.raises(
-            DataError, match="must not be three; found: 3; choose another"
+            DataError, match="must not be three; found: 3. Choose another"
         ) as caught:
             list(executor.map_unordered(fail_for_three, [(i,) for i in range(5)]))
         assert type(caught.value) is DataError

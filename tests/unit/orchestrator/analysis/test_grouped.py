@@ -533,7 +533,7 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     turned.loc[::2, ["first", "second"]] = table.loc[::2, ["second", "first"]].to_numpy()
     design = Design("y", ("x",), ("first", "second"))
     with pytest.raises(
-        ConfigError, match=r"must stand in one order; found: . and ., . and .; or rename those"
+        ConfigError, match=r"must stand in one order; found: . and ., . and .. Or rename those"
     ):
         fit_groups(turned, design)
     one, other = fit_groups(table, design), fit_groups(turned, design, pairs=True)

@@ -122,7 +122,7 @@ def test_trainings_of_one_size_are_averaged_with_their_number():
 
 
 def test_one_size_is_too_few():
-    with pytest.raises(DataError, match="needs 2 train sizes; train at 2 sizes or more"):
+    with pytest.raises(DataError, match="needs 2 train sizes. Train at 2 sizes or more"):
         answer(points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
 
 
@@ -147,7 +147,7 @@ def test_beyond_its_range_a_target_gets_the_next_pilot_instead_of_a_number():
 
 
 def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
-    with pytest.raises(ConfigError, match="here 12,800; found: 100,000; train with 6,250 images"):
+    with pytest.raises(ConfigError, match="here 12,800; found: 100,000. Train with 6,250 images"):
         answer(points([100, 200, 400], [0.9, 0.8, 0.7]), "net", CurveQuestion(train_size=100_000))
 
 
@@ -156,7 +156,7 @@ def test_a_size_beyond_the_range_is_refused_with_the_pilot_that_would_help():
     [
         ({"assurance": 1.0}, "An assurance lies between 0 and 1; found: 1"),
         ({"target": 0.0}, "A target loss is above 0"),
-        ({"metric": "accuracy", "target": 80.0}, "found: 80; write 90 % as 0.9"),
+        ({"metric": "accuracy", "target": 80.0}, "found: 80. Write 90 % as 0.9"),
     ],
 )
 def test_a_question_that_is_none_is_refused(fields, reason):

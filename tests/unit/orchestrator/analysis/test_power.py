@@ -253,12 +253,12 @@ def test_an_experiment_of_two_worlds_is_refused():
 
 def test_mistakes_are_told():
     with pytest.raises(
-        ConfigError, match="Unknown effect; found: 'sharpnes'; did you mean 'sharpness'"
+        ConfigError, match="Unknown effect; found: 'sharpnes'. Did you mean 'sharpness'"
     ):
         power(SMALL, effect="sharpnes")
     with pytest.raises(
         ConfigError, match=r"at least 3 datasets, since datasets.*found: 2 datasets; add"
     ):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
-    with pytest.raises(ConfigError, match="Power needs a table; found: 0; draw at least one"):
+    with pytest.raises(ConfigError, match="Power needs a table; found: 0. Draw at least one"):
         power(SMALL, num_tables=0)

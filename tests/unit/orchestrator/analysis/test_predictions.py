@@ -346,7 +346,7 @@ def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data,
     ("asked", "message"),
     [
         ({"model": "nosuch"}, "Unknown fitted model; found: 'nosuch'; known fitted"),
-        ({"model": "resnet81"}, "Unknown fitted model; found: 'resnet81'; did you mean 'resnet18'"),
+        ({"model": "resnet81"}, "Unknown fitted model; found: 'resnet81'. Did you mean 'resnet18'"),
         ({"domain": "medica"}, "Unknown domain.*did you mean 'medical'"),
     ],
 )
@@ -387,7 +387,7 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
         ({"d_data": 1e-300}, "d_data must be a number between 1e-50 and 1e.50; found: 1e-300"),
         ({"label_sharpness": float("nan")}, "label_sharpness must be a number between"),
         ({"train_size": -5.0}, "train_size must be .*found: -5.0; give a number of images"),
-        ({"train_size": 1.5}, "train_size must be a whole number of images; found: 1.5; round it"),
+        ({"train_size": 1.5}, "train_size must be a whole number of images; found: 1.5. Round it"),
         ({"train_size": True}, "train_size must be a number between 1e-50 and 1e.50; found: True"),
         ({"train_size": 10**400}, "train_size must be a number between"),
         (
@@ -401,7 +401,7 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
         ({"pilot": [PilotPoint(10.5, 0.3)]}, "pilot train size must be a whole number of images"),
         (
             {"pilot": [PilotPoint(100, -0.5)]},
-            "pilot loss must be .*found: -0.5; give the test loss",
+            "pilot loss must be .*found: -0.5. Give the test loss",
         ),
         ({"target_loss": 0.1}, "either a train size or a target loss; found: both"),
         ({"train_size": None}, "found: neither"),

@@ -53,7 +53,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert (
-        "below the root; found: results.csv: Read-only file system; copy the root, or ask for the"
+        "below the root; found: results.csv: Read-only file system. Copy the root, or ask for the"
         in err
     )
 
@@ -200,9 +200,9 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
     ("words", "message"),
     [
         ("--where dataset", "--where must be COLUMN=VALUE; found: dataset"),
-        ("--where datset=x", "Unknown column; found: 'datset'; did you mean 'dataset'?"),
+        ("--where datset=x", "Unknown column; found: 'datset'. Did you mean 'dataset'?"),
         ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
-        ("--sort los", "Unknown column; found: 'los'; did you mean 'loss'?"),
+        ("--sort los", "Unknown column; found: 'los'. Did you mean 'loss'?"),
         (
             "--best --mean",
             "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help",
@@ -231,7 +231,10 @@ def test_fit_takes_any_table(run, tmp_path):
     code, out, _ = run(*words, "--json")
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
     code, _, err = run("fit", str(table), "--response", "loss")
-    assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (
+    assert (
+        code,
+        "A table needs --response, --on and --groups. For example, isweep fit" in err,
+    ) == (
         2,
         True,
     )

@@ -142,7 +142,7 @@ class TestInit:
             (("absent",), "The images must exist; found: absent"),
             (
                 ("fw.npz",),
-                "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?",
+                "fw.npz; give a folder, a table or a file of arrays. Did you mean {here}/few.npz?",
             ),
             (
                 ("train.npz",),
@@ -238,7 +238,7 @@ class TestRoot:
     def test_rm_asks_a_person_takes_names_alone_and_leaves_a_root_that_is_in_use(self, run, two):
         code, _, said = run("rm", "mine")
         assert code == 2
-        assert "isweep rm asks before it removes; found: no terminal to ask on; give --yes" in said
+        assert "isweep rm asks before it removes; found: no terminal to ask on. Give --yes" in said
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")
             assert (code, "it holds: mine, digits-1" in said) == (2, True), said
@@ -250,4 +250,4 @@ class TestRoot:
     def test_ui_of_an_unknown_sweep_names_the_roots(self, run, two):
         (two / "mlflow.db").touch()
         code, _, said = run("ui", "mien")
-        assert (code, "found: 'mien'; did you mean 'mine'? known sweeps of" in said) == (2, True)
+        assert (code, "found: 'mien'. Did you mean 'mine'? known sweeps of" in said) == (2, True)

@@ -215,7 +215,7 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
         "orchestrator.running.progress.read_run", lambda workspace: RunState(now="train")
     )
     _, _, err = run("results", "smoke", "--from-store")
-    assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
+    assert f"has no results yet. A run works on it; see: isweep status smoke --root {root}." in err
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
@@ -229,7 +229,7 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
         json.loads(run("status", "mine", "--json")[1])["planned"] == 10
     )  # two sizes of five pairs
     _, _, err = run("status", "mne")
-    assert f"Unknown preset or sweep of {root}; found: 'mne'; did you mean 'mine'?" in err
+    assert f"Unknown preset or sweep of {root}; found: 'mne'. Did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):

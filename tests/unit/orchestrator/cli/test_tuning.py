@@ -44,13 +44,13 @@ def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, comma
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "start" not in err
     assert (
-        "The MLflow URI must be a database or server; found: foo; e.g. sqlite:////data/mlflow.db"
+        "The MLflow URI must be a database or server; found: foo. For example, sqlite:////data/mlflow.db"
         in err
     )
     code, _, err = run(command, sweep(models=["small_mpl"], datasets=["manifold_d5"]))
     assert code == 2
-    assert "Unknown model; found: 'small_mpl'; did you mean 'small_mlp'?" in err
-    assert "Unknown dataset; found: 'manifold_d5'; did you mean 'manifold_d4'?" in err
+    assert "Unknown model; found: 'small_mpl'. Did you mean 'small_mlp'?" in err
+    assert "Unknown dataset; found: 'manifold_d5'. Did you mean 'manifold_d4'?" in err
 
 
 def test_a_sweep_that_names_its_own_recipe_is_told_how_to_begin(run, sweep):

@@ -10,14 +10,14 @@ from orchestrator.cli.app import main
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | what is said of it.
 MISTAKES = r"""
-run dmo | ; found: 'dmo'; did you mean 'demo'?
+run dmo | ; found: 'dmo'. Did you mean 'demo'?
 plan ./absent.yaml | The sweep file must exist; found: absent.yaml
 plan | Command "plan" parameter SWEEP requires an argument
 plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
-plan smoke --set 'seed=[1]' | seed: unknown key; did you mean 'seeds'?
+plan smoke --set 'seed=[1]' | seed: unknown key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
-status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --watch
-frobnicate | Unknown command "frobnicate"; did you mean "locate"?
+status --watch | --watch needs a sweep; found: none. For example, isweep status paper --watch
+frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
 prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
 prepare digits --montage absent/a.png | The file must be one that can be written; found: absent/a.png: No
@@ -25,14 +25,14 @@ measure digits --show-pair /proc/a.png | can be written; found: /proc/a.png: No 
 results smoke --csv /absent/a.csv | can be written; found: /absent/a.csv
 results smoke --predictions /absent/a.parquet | can be written; found: /absent/a.parquet
 fit smoke --figure /absent/a.svg | can be written; found: /absent/a.svg
-claims smoke --markdown THIS_FILE/a.md | a.md: Not a directory; name one elsewhere
+claims smoke --markdown THIS_FILE/a.md | a.md: Not a directory. Name one elsewhere
 init --out /proc/x.yaml | can be written; found: /proc/x.yaml
 gpu-check --device cpu --into THIS_FILE | can be written; found:
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
 fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
-predict | A prediction needs a sweep or a learning curve; name a sweep, or a file of results
+predict | A prediction needs a sweep or a learning curve. Name a sweep, or a file of results
 predict --curve absent.csv | A learning curve must be a CSV file; found: absent.csv: [Errno 2]
 predict smoke --train-size 9 --measured '' | Invalid value for --measured: must not be empty
 plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
@@ -42,7 +42,7 @@ run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server
 run smoke --mlflow-uri postgresql://me:pw@h/x | Invalid value for --mlflow-uri: must hold no password, since
 status smoke '--mlflow-uri=http://h/?password=pw' | export MLFLOW_TRACKING_URI=URI instead
 run smoke --no-tracking --address ray://x:1 | --address must be host:port
-results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
+results smoke --from-store | Sweep 'smoke' has no results yet. Run it: isweep run smoke
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
 measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
@@ -52,16 +52,16 @@ plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
 predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
-pln smoke | Unknown command "pln"; did you mean "plan"?
+pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | Unknown command: resume; isweep run SWEEP does what is left
 plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
-plan smoke --rot x | Unknown option: --rot; did you mean --root?
-run smoke --no-quiet | Unknown option: --no-quiet; did you mean --quiet?
+plan smoke --rot x | Unknown option: --rot. Did you mean --root?
+run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
-plan smoke --preset x | Unknown option: --preset; did you mean --set?
+plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
-measure https://a.org/b.zip | ; found: https://a.org/b.zip; download it, then name the folder
+measure https://a.org/b.zip | ; found: https://a.org/b.zip. Download it, then name the folder
 plan / | A sweep file must be a file; found: / is a folder
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
@@ -75,7 +75,7 @@ PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from:
 measure digits --sharpness-sample 1 | --sharpness-sample must be at least 2, or 0
 measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | The root must hold the key by which the hash was made
-prepare mnist --sweep papr | Unknown preset; found: 'papr'; did you mean 'paper'
+prepare mnist --sweep papr | Unknown preset; found: 'papr'. Did you mean 'paper'
 datasets mnist brats | unrecognized arguments: brats
 plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
 plan smoke --storage THIS_FILE | --storage must be a folder; found:
@@ -84,13 +84,13 @@ results smoke --csv mine.yaml | Invalid value for --csv: must be a file that end
 results smoke --parquet a.csv | must be a file that ends with .parquet, got
 measure "" | must not be empty; leave the option out
 PREDICT --train-size 9 --measured absent.json | --measured is for numbers that are not given; found: --d-dat
-plan smoke --storage foo://me:secret@x | found: foo://…; use a path
+plan smoke --storage foo://me:secret@x | found: foo://…. Use a path
 power smoke --num-tables 20 | Power needs at least 3 datasets
 compare smoke smoke | compare needs two sweeps; found: smoke twice
-claims | claims needs one source; name a sweep, or ask for --published
+claims | claims needs one source. Name a sweep, or ask for --published
 ui | MLflow has nothing to show yet; found: no
 ui --port 70000 | must be at most 65,535, got 70000
-reconcile smoke | no results yet; run it: isweep run smoke --root
+reconcile smoke | no results yet. Run it: isweep run smoke --root
 status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
 status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
 status --cell x | --cell needs a sweep
@@ -167,9 +167,9 @@ def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
 
 def test_options_stand_after_the_command(capsys):
     assert main([]) == 2
-    assert "A command is required; see: isweep --help" in capsys.readouterr().err
+    assert "A command is required. See: isweep --help" in capsys.readouterr().err
     assert main(["--root", "x", "plan", "smoke"]) == 2
-    assert "Unknown option: --root; options stand after the command" in capsys.readouterr().err
+    assert "Unknown option: --root. Options stand after the command" in capsys.readouterr().err
 
 
 def test_the_last_of_a_repeated_option_holds(run, root):

@@ -288,7 +288,7 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_in_silence(tmp_path, monkeyp
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     with pytest.raises(
-        ConfigError, match=f"CUDA_VISIBLE_DEVICES must name .*found: {said}; of GPU 0: NVIDIA L4"
+        ConfigError, match=f"CUDA_VISIBLE_DEVICES must name .*found: {said}. Of GPU 0: NVIDIA L4"
     ):
         gpus.check_driver()
     for hides in ("", "-1", "NoDevFiles"):
@@ -559,7 +559,7 @@ def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, mon
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # nor does torch
     with pytest.raises(SetupError, match=f"driver must answer.*nvidia-smi: {said}") as caught:
         gpus.check_driver()
-    assert "; driver 580.95.05; restart the machine" in str(caught.value)
+    assert "; driver 580.95.05. Restart the machine" in str(caught.value)
     with pytest.raises(SetupError, match="driver must answer"):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0

@@ -36,17 +36,17 @@ def problems(**changes: Any) -> list[str]:
             {"gpus": replace(L4, gpus=(), driver="")},
             "CUDA 13.0 reaches 0 with NVIDIA driver absent",
         ),
-        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
+        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1. Install a torch with CUDA"),
         ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
         ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
         (
             {"versions": HERE | {"isweep": f"{RELEASE}+0"}},
             f"has isweep {RELEASE}+0, the driver {RELEASE}",
         ),
-        ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
+        ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free. Free some: 5 GiB are wanted"),
         (
             {"free_disk_bytes": 0},
-            "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing",
+            "disk: 0.0 GiB free. Free some: 5 GiB are wanted, or mount it for writing",
         ),
     ],
 )

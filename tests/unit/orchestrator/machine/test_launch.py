@@ -173,12 +173,12 @@ WRONG = {
         (
             f"{DISK}/DeleteOnTermination",
             False,
-            "a disk stays when its node ends; say DeleteOnTermination",
+            "a disk stays when its node ends. Say DeleteOnTermination",
         ),
         (
             f"{WORKER}/node_config/BlockDeviceMappings",
             None,
-            "or none is named; name it, with Encrypted: true",
+            "or none is named. Name it, with Encrypted: true",
         ),
         (
             f"{NODE}/InstanceMarketOptions",
@@ -198,7 +198,7 @@ WRONG = {
             [5],
             "Invalid type for parameter SecurityGroupIds[0], value: 5",
         ),
-        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID"; correct it'),
+        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct it'),
         (
             f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
             "1",
@@ -354,7 +354,7 @@ def test_what_is_no_launch_file(tmp_path, text, message):
 def test_a_secret_in_a_command_is_found_and_not_repeated(checkout, command, name):
     config = filled_in(OWN)
     config["setup_commands"].insert(0, command)
-    where = f"setup_commands[0]: a secret stands in the file: {name}; take it out"
+    where = f"setup_commands[0]: a secret stands in the file: {name}. Take it out"
     found = told(checkout, config)
     assert [one.startswith(where) for one in found] == [True] * bool(name)
     assert "0123" not in str(found)
@@ -370,6 +370,6 @@ def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(c
     assert len(found) == 4
     assert all("is a checkout or a root, which may hold images of" in one for one in found)
     assert secret.startswith(
-        "provider.aws_secret_access_key: a secret stands in the file; take it out"
+        "provider.aws_secret_access_key: a secret stands in the file. Take it out"
     )
     assert "0123" not in secret

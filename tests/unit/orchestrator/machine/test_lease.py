@@ -128,7 +128,7 @@ def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypa
     )
     with (
         pytest.raises(
-            SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"
+            SetupError, match=r"must take conditional writes.*s3://results/.*. Update the server"
         ),
         Lease(url, "a", "isweep run"),
     ):

@@ -56,7 +56,7 @@ def opened(tmp_path):
             51,
             r"mine, classes 1 and 11: Train size 51 .* 50 \(class 1: 25, class 11: 25\)",
         ),
-        ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21; name them as text"),
+        ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21. Name them as text"),
     ],
 )
 def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(
@@ -74,7 +74,7 @@ def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
     )
     path.write_text(text, encoding="utf-8")
     with pytest.raises(
-        DataError, match=r"own.class_names must be .*; found: 1, 21; classes: 1, 11, 21"
+        DataError, match=r"own.class_names must be .*; found: 1, 21. Classes: 1, 11, 21"
     ):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 

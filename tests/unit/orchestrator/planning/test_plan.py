@@ -125,7 +125,8 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
 @pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
 def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
     with pytest.raises(
-        ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"
+        ConfigError,
+        match=f"--storage must name a bucket or host; found: {storage}. For example, s3",
     ):
         Workspace.open("smoke", str(tmp_path), storage)
 

@@ -42,7 +42,7 @@ def test_all_mistakes_are_reported_at_once():
     assert "3 problems found" in message
     assert "epoch: unknown key" in message
     assert re.search(r"train_sizes\.1: .*'x'", message)
-    assert "'resnet19'; did you mean 'resnet18'?" in message
+    assert "'resnet19'. Did you mean 'resnet18'?" in message
 
 
 def but(old, new):
@@ -61,8 +61,8 @@ def data(text):
             but("mine", "Mine!"),
             r"name: must be lower case letters, digits, - and _, at most 64, .*'Mine!'",
         ),
-        (but("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
-        (but("smoke", "smok"), r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
+        (but("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'. Did you mean 'mnist5k'"),
+        (but("smoke", "smok"), r"Unknown recipe; found: 'smok'. Did you mean 'smoke'"),
         (but("[20, 40]", "[]"), r"train_sizes: must not be empty"),
         (but("[20, 40]", "[20, 20]"), r"train_sizes names 20 more than once"),
         (but("size: 20", "size: '20'"), r"test_size: input should be a valid integer.*'20'"),
@@ -70,7 +70,7 @@ def data(text):
         (but("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
         (
             but("test_size: 20", "tset_size: 20"),
-            r"tset_size: unknown key; did you mean 'test_size'\?",
+            r"tset_size: unknown key. Did you mean 'test_size'\?",
         ),
         (
             but("name: mine", "name: mine\nname: other"),
@@ -78,14 +78,14 @@ def data(text):
         ),
         (
             but("mine", "&a mine"),
-            r"must hold plain.*line 2, column 7: an anchor or alias; write it out",
+            r"must hold plain.*line 2, column 7: an anchor or alias. Write it out",
         ),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
         (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise: .*\n.*needs datasets, or worlds"),
-        (but("mine", '"C:\\Users"'), r"a backslash in double quotes; write / in a path"),
+        (but("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             but("models: [small_cnn]", "models: [{name: mine}]"),
-            r"0.from: this key is required; write e.g. models",
+            r"0.from: this key is required. Write e.g. models",
         ),
         (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
@@ -97,7 +97,7 @@ def data(text):
         (
             data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             (
-                r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: "
+                r"^datasets\.0\.own\.modalty: unknown key. Did you mean 'modality'\? known keys: "
                 r"kind, "
                 r"path"
             ),
@@ -116,7 +116,7 @@ def data(text):
         ),
         (
             GOOD + "resources: {cpus: 1}",
-            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known",
+            r"resources\.cpus: unknown key. Did you mean 'num_cpus'\? known",
         ),
         (
             GOOD + "resources: {num_gpus: 0.00001}",
@@ -138,13 +138,13 @@ def data(text):
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
         (GOOD + "attacks: {epsilons: [0.03, 0.3]}", r"attacks.epsilons: must be in 1/255 .* 8/255"),
         (GOOD + "estimators: []", r"estimators: must not be empty"),
-        (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
+        (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'. Did you mean 'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
         (GOOD + "calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
         (GOOD + "<<: {calibrate: true}", r"'<<'; put text in quotes"),
         (
             GOOD + "learning_rate: 0.1",
-            r"^learning_rate: this key belongs into recipe; write e.g. recipe: {f",
+            r"^learning_rate: this key belongs into recipe. Write e.g. recipe: {f",
         ),
         (
             GOOD + "description: !!binary aGVsbG8=",
@@ -182,7 +182,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             'a: "C:\\data"',
-            "line 1, column 8: a backslash in double quotes; write / in a path, or take single",
+            "line 1, column 8: a backslash in double quotes. Write / in a path, or take single",
         ),
         ("a: @x", "line 1, column 4: a sign that no value can begin with; put the text in quotes"),
         ("a: *", r"line 1, column 5: \* or & at the beginning of a value"),
@@ -191,7 +191,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
             r"line 1, column 4: an anchor or",
         ),
-        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"more than 20,000 values; split it"),
+        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"more than 20,000 values. Split it"),
         (GOOD + "seeds: [" + "1" * 900_000 + "]", r"must be valid YAML; found: Exceeds the limit"),
         (
             GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
@@ -209,7 +209,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             "%YAML 1.1\n---\n" + GOOD + "calibrate: no",
-            r"line 2, column 1: a %YAML line; take it out",
+            r"line 2, column 1: a %YAML line. Take it out",
         ),
         (GOOD + "---\n" + GOOD, r"line 9, column 1: a second document; take --- out"),
         ("? [a]\n: 1\n", r"must hold plain values only; found: keys must be str"),
@@ -217,7 +217,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0: .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd must be a mapping; found: str; write e.g.",
+            r"/etc/passwd must be a mapping; found: str. Write e.g.",
         ),
     ],
     ids=range(24),
@@ -236,7 +236,7 @@ def test_words_stay_text_and_scientific_numbers_are_numbers():
 
 def test_a_bad_dataset_makes_no_second_mistake():
     with pytest.raises(
-        ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'"
+        ConfigError, match=r"^datasets\.0\.nam: unknown key. Did you mean 'name'"
     ) as caught:
         parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
     assert "must not be empty" not in str(caught.value)
@@ -259,9 +259,9 @@ def test_files_that_cannot_be_read(tmp_path):
     for name, message in {
         "pipe": r"must be a file; found: .*pipe\.yaml is no regular file",
         "folder": r"must be a file; found: .* is a folder; isweep init writes a file for one",
-        "hom": r"presets are: .*; did you mean .*home\.yaml",
+        "hom": r"presets are: .*. Did you mean .*home\.yaml",
         "absent": r"must exist; found: .*absent.yaml; presets are: .*demo",
-        "binary": r"must be readable UTF-8 .*; save it as UTF-8",
+        "binary": r"must be readable UTF-8 .*. Save it as UTF-8",
         "big": "at most 1,000,000 bytes",
         "home": "must start with a home folder that exists; found: ~nobody-of",
     }.items():
@@ -434,7 +434,7 @@ def test_a_recorded_sweep_keeps_what_it_was_run_with(recipes, tmp_path):
 def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field):
     """Rows of the recipe would hold over it; rows of the sweep's own hold over them."""
     value = 8 if field == "batch_size" else 0.5
-    message = f"cannot be changed for all .* recipe.{field}; change it for some"
+    message = f"cannot be changed for all .* recipe.{field}. Change it for some"
     for way in ("tuned", str(recipes / "tuned-mine.yaml")):
         with pytest.raises(ConfigError, match=message):
             load_sweep({**MINE, "recipe": {"from": way, field: value}}, recipes=recipes)
@@ -500,7 +500,7 @@ def test_classes_of_a_table_go_by_name_or_place():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (["cat", "dgo"], "Unknown class of cifar10; found: 'dgo'; did you mean 'dog'"),
+        (["cat", "dgo"], "Unknown class of cifar10; found: 'dgo'. Did you mean 'dog'"),
         (["cat", 3], "class_pairs must name different classes"),
         (["cat", "dog", "frog"], "datasets.0.class_pairs.0: must have at most 2 values; found: "),
         (["cat", "cat"], "class_pairs must name different classes"),
@@ -596,10 +596,10 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("{from: papers}", "Unknown recipe; found: 'papers'; did you mean 'paper'"),
+        ("{from: papers}", "Unknown recipe; found: 'papers'. Did you mean 'paper'"),
         (
             "{from: smoke, learning_rat: 1}",
-            r"recipe.learning_rat: unknown key; did you mean 'learning_rate'",
+            r"recipe.learning_rat: unknown key. Did you mean 'learning_rate'",
         ),
         ("{from: smoke, learning_rate: abc}", r"recipe.learning_rate: .*; found: 'abc'"),
         (
@@ -611,7 +611,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ("{from: smoke, epochs: [3, 3]}", "recipe: epochs names a value more than once"),
         (
             "{epochs: 3}",
-            "recipe.from: this key is required; write e.g. recipe: {from: demo, epochs: 3}",
+            "recipe.from: this key is required. Write e.g. recipe: {from: demo, epochs: 3}",
         ),
         (
             "{from: smoke, overrides: [{epochs: [1, 2]}]}",
@@ -639,7 +639,7 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
     [
         (
             "[resnet81]",
-            "Unknown model; found: 'resnet81'; did you mean 'resnet18'.*or torchvision:NAME",
+            "Unknown model; found: 'resnet81'. Did you mean 'resnet18'.*or torchvision:NAME",
         ),
         ("['nowhere.net:build']", "The module of your own network must be found"),
         ("[{frm: small_cnn}]", r"models.0.frm: unknown key"),

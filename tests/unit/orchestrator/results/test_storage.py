@@ -32,10 +32,10 @@ def _no_pause(monkeypatch):
     [
         (
             "memory://x",
-            r"keeps results when the command has ended; found: memory://…; use a path, or a URL",
+            r"keeps results when the command has ended; found: memory://…. Use a path, or a URL",
         ),
         ("http://me:hunter2@host/x", r"keeps results when the command has ended; found: http://…"),
-        ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
+        ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b. Give it in the environment"),
         (
             "s3://b/x?secret_key=hunter2",
             r"must name a bucket or host, and no more than a path in it; found",
@@ -121,7 +121,7 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
 def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
     assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
     with pytest.raises(
-        SetupError, match=r"must exist; found: s3://another; create it, or correct --storage"
+        SetupError, match=r"must exist; found: s3://another. Create it, or correct --storage"
     ):
         ResultStore("s3://another/lab").scan(TrialRecord)
     with pytest.raises(SetupError, match=r"must exist; found: s3://another; create it") as caught:

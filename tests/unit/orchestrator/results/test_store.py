@@ -165,7 +165,7 @@ def of_result(**changes):
 )
 def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, change, reason):
     store = reseal(tmp_path, change, record)
-    with pytest.raises(CorruptStoreError, match=f"{reason}; run the sweep again"):
+    with pytest.raises(CorruptStoreError, match=f"{reason}. Run the sweep again"):
         store.read(type(record), record.record_id)
 
 

@@ -415,7 +415,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     monkeypatch.setattr(client, "search_runs", dead)
     tracker.finish(flat("a", 0.5))
     with pytest.raises(
-        SetupError, match="MLflow does not answer; found: no route; the result store has"
+        SetupError, match="MLflow does not answer; found: no route. The result store has"
     ):
         tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
     tracker.close("FINISHED")
@@ -535,7 +535,7 @@ def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_p
     workspace = Workspace.open("smoke", tmp_path / f"my{sign}41root")
     workspace.paths.make()
     with pytest.raises(
-        SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"
+        SetupError, match=r"no '\?' and no '%'; found: .*. Choose another with --root"
     ):
         make_tracker(workspace, ResultStore(workspace.results_url), None)
     assert mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"

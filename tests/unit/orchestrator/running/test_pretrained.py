@@ -78,7 +78,7 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
     record = trial_record(result, spec=plan.trials[0])
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
-    told = r"torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 result; copy pretrained/"
+    told = r"torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 result. Copy pretrained/"
     with pytest.raises(ConfigError, match=f"same pretrained weights; found: {told}"):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
 

@@ -208,7 +208,7 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
 
 
 def mean_nearest_enemy_distance(images, labels):
-    """By scipy, from all distances; of equal images the first one counts."""
+    """By scipy, from all distances. Of equal images the first one counts."""
     flat = np.asarray(images, dtype=float).reshape(len(images), -1)
     kept = np.sort(np.unique(flat, axis=0, return_index=True)[1])
     flat, labels = flat[kept], np.asarray(labels)[kept]

@@ -272,7 +272,7 @@ def ragged():
         (
             np.ma.masked_less(np.eye(2), 1),
             [0, 1],
-            "value everywhere; found: a masked array; say what",
+            "value everywhere; found: a masked array. Say what",
         ),
     ],
 )
@@ -286,8 +286,8 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
     [
         ([60.5, 120], r"whole numbers; found: \[60.5, 120\]"),
         (["60", 120], r"whole numbers; found: \['60', 120\]"),
-        (60, r"several sizes; found: 60; e.g. \[500, 1000\]"),
-        ("60", r"several sizes; found: '60'; e.g. \[500, 1000\]"),
+        (60, r"several sizes; found: 60. For example, \[500, 1000\]"),
+        ("60", r"several sizes; found: '60'. For example, \[500, 1000\]"),
         *[
             (sizes, "between 1 and the number of images, 120")
             for sizes in ([], [0], [121], [-3, 10])

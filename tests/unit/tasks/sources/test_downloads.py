@@ -348,7 +348,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"centre {line}": (
             "oai",
             centre(line),
-            ("1 other rows: 3; the header is row 1, and no row blank"),
+            ("1 other rows: 3. The header is row 1, and no row blank"),
         )
         for line in (
             "9000014,R,nan,220",

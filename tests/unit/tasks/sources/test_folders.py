@@ -56,7 +56,7 @@ CASES = {
     "a class in place of the folder of classes": case(
         "a.png",
         "b.png",
-        refused="0 with images, 2 images outside of any; expected: FOLDER/<class>/image.png",
+        refused="0 with images, 2 images outside of any. Expected: FOLDER/<class>/image.png",
     ),
     "no image": case("cat/notes.txt", refused="at least two classes; found: 0 with images"),
     "an empty class": case(

@@ -124,7 +124,7 @@ HEADERS = {
     "file name,class,centre": (
         r"columns path, label; found: no path, label among file name, class, " r"centre; c"
     ),
-    "path;diagnosis;" + "x" * 40: r"found: no label among path, diagnosis, x{30}; call it label",
+    "path;diagnosis;" + "x" * 40: r"found: no label among path, diagnosis, x{30}. Call it label",
     "class,a,b,c,d,e,f,g,h,i,j,k": (
         r"no path, label among class, a, b, c, d, e, f, g, h, i, " r"\.\.\.;"
     ),

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "dx": (
         rows("path,dx", *["dog", "cat"] * 5),
         {},
-        ("no label among path, dx; call it label, or name it"),
+        ("no label among path, dx. Call it label, or name it"),
     ),
     "dx, as said": (rows("path,dx", *["dog", "cat"] * 5), {"label_columns": ("dx",)}, TURNS),
     "a column that is not there": (

@@ -79,7 +79,7 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
         (
             "timm resnet10x",
             {},
-            ("Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
+            ("Unknown timm architecture; found: 'resnet10x'. Nearest names: .*resnet10t"),
         ),
         ("isweep small_cn", {}, "did you mean 'small_cnn'"),
     ],
