@@ -252,7 +252,7 @@ def fit_growth(
         raise unknown_name("fitted model", model, (*models, POOLED))
     doubts = []
     if model == POOLED and len(models) > 1:
-        doubts.append("losses are of all models together, which differ")
+        doubts.append("the fit takes losses of all models together, which differ")
     reason = ""
     for subset in (*([domain] if domain else []), ALL):
         growth = growth_of(select(ready.points, model, subset), ready.scale)
@@ -262,8 +262,11 @@ def fit_growth(
             return replace(growth, doubts=(*doubts, *growth.doubts))
         reason = growth
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    hint = "Add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
-    raise DataError("A prediction needs a fit of how losses grow", reason, hint)
+    raise DataError(
+        f"The sweep allows no prediction: {reason}",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes, or name a sweep with "
+        "both, such as demo",
+    )
 
 
 def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:

@@ -31,7 +31,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
         except ValueError:
             hint = ""
             if "," in text:
-                hint = "; put blanks, not commas, between numbers"
+                hint = ". Write blanks between numbers, not commas"
             raise ValueError(f"must be a whole number, got {text!r}{hint}") from None
         if value < least:
             raise ValueError(f"must be at least {least}, got {value}")
@@ -98,9 +98,7 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
             TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ConfigError(
-            "The file must be one that can be written",
-            f"{path}: {error.strerror}",
-            "Name one elsewhere",
+            f"{path} cannot be written: {error.strerror}", hint="Name a file in another folder"
         ) from None
     return path
 
@@ -120,15 +118,15 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 def _named(text: str) -> str:
     # An empty value is usually a shell variable that is not set. It does not mean the default.
     if not text.strip():
-        raise ValueError("must not be empty; leave the option out to take its default")
+        raise ValueError("must not be empty. Leave the option out to take its default")
     return text
 
 
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "must hold no password, since every user of the machine can read a command line; "
-            "export MLFLOW_TRACKING_URI=URI instead"
+            "must hold no password, since every user of the machine can read a command line. "
+            "Export MLFLOW_TRACKING_URI=URI instead"
         )
     return text
 
@@ -148,7 +146,10 @@ _SWEEP = "Name of a preset or of a sweep of the root (as it last ran), or path o
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
-_CHANGE = "Change one value for this command, e.g. recipe.epochs=3; may be given for several."
+_CHANGE = (
+    "Change one value for this command, such as recipe.epochs=3. Repeat the option for several "
+    "values."
+)
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
 
@@ -217,10 +218,14 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
     for word in values:
         name, equals_sign, value = (part.strip() for part in word.partition("="))
         if not (name and equals_sign and value):
-            raise ConfigError(f"{flag} must be {form}", word, f"For example, {flag} {example}")
+            raise ConfigError(
+                f"{flag} {word} does not have the form {form}",
+                hint=f"Write, for example, {flag} {example}",
+            )
         if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
-                f"{flag} must give {name} one value", f"{name}={value_by_name[name]} and {word}"
+                f"{flag} gives {name} two values: {name}={value_by_name[name]} and {word}",
+                hint=f"Keep one value of {name}",
             )
     return value_by_name
 

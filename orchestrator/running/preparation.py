@@ -242,10 +242,10 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                "Networks of a sweep must start from the same pretrained weights",
-                f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
-                f"Copy pretrained/{key}.safetensors from the root that made them, or rename the "
-                "sweep",
+                f"The pretrained weights {key} have the SHA-256 {hashes[key][:16]}… here, but "
+                f"stored results started from other weights: {results}",
+                hint=f"Copy pretrained/{key}.safetensors from the root of these results, or rename "
+                "the sweep",
             )
         )
     collect(problems)
@@ -420,7 +420,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
     if readers.num_workers <= executor.num_workers:
         return None
     monitor.note(
-        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw "
+        f"{name} is read by {readers.num_workers} CPUs on {len(nodes)} nodes that have its raw "
         "download"
     )
     return readers.labelled(f"prepare {name}")
@@ -497,7 +497,8 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         return load_subset(data, chosen, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            "A prepared dataset must stay as it is while its cells are trained",
-            f"{workspace.paths.prepared(subset.prepared)}: {type(error).__name__} {error}",
-            "Run the same command again: it is prepared anew, and what is done is kept",
+            f"The prepared dataset {workspace.paths.prepared(subset.prepared)} was changed or "
+            f"removed while a run used it ({type(error).__name__} {error})",
+            hint="Run the same command again, which prepares the dataset again. Finished trials "
+            "are kept",
         ) from error

@@ -83,6 +83,8 @@ def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoi
     dataset_spec(name)
     if said:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in said)
-        value = f"{name}, whose classes are the table's"
-        raise ConfigError(f"{options} is for own data", value, "Leave it out")
+        raise ConfigError(
+            f"{options} is for your own data, but {name} is a known dataset with fixed classes",
+            hint=f"Leave out {options}",
+        )
     return DatasetChoice(name=name)

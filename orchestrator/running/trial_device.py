@@ -37,8 +37,7 @@ class UnusableGpuError(SetupError):
     @classmethod
     def of(cls, gpu: str, reason: str, hint: str) -> UnusableGpuError:
         """Return the error for a GPU, why it cannot be used, and the fix."""
-        rule = "A trial that is given a GPU must be able to compute on it"
-        error = cls(rule, f"{gpu}: {reason}", hint)
+        error = cls(f"A trial cannot compute on {gpu}: {reason}", hint=hint)
         error.gpu = gpu
         return error
 
@@ -58,9 +57,10 @@ class HeldMemory:
     def __str__(self) -> str:
         """Return the amounts for people."""
         if not self.total_bytes:
-            return "other processes hold all of its memory"
+            return "other processes hold all memory of the GPU"
         held_gib = self.held_bytes / 2**30
-        return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
+        total_gib = self.total_bytes / 2**30
+        return f"other processes hold {held_gib:.1f} of {total_gib:.1f} GiB of the GPU"
 
 
 class TrialDevice(NamedTuple):
@@ -124,14 +124,14 @@ def check_numbers(network: NetworkSpec) -> str:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
             f"{gpu.name} computes wrongly: {verdict.wrong}",
-            "use another GPU, driver or torch, or hide this one with CUDA_VISIBLE_DEVICES; "
-            f"to test it again delete {verdict.file}",
+            "Use another GPU, driver or torch version, or hide this GPU with "
+            f"CUDA_VISIBLE_DEVICES. To test the GPU again, delete {verdict.file}",
         )
     if not verdict.plain_because:
         return ""
     note = (
-        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()}: captured graphs off, plain "
-        f"steps are taken: {verdict.plain_because}"
+        f"{gpu.uuid} ({gpu.name}) of node {socket.gethostname()} takes plain steps instead of "
+        f"captured graphs: {verdict.plain_because}"
     )
     log.warning("%s", note)
     return note
@@ -154,7 +154,7 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "reset or hide it: nvidia-smi says more",
+            "Reset the GPU, or hide it with CUDA_VISIBLE_DEVICES. `nvidia-smi` says more",
         ) from error
 
 
@@ -173,10 +173,11 @@ def check_gpu(precision: str) -> None:
         reason = gpus.why_no_gpu()
         cuda = torch.version.cuda
         hint = gpus.driver_hint(driver, cuda, reason)
+        explanation = f" ({reason})" if reason else ""
         raise UnusableGpuError.of(
             gpu_and_node(),
-            f"NVIDIA driver {driver or 'absent'}, torch {torch.__version__} "
-            f"built for CUDA {cuda or 'none'}: {reason}",
+            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was built "
+            f"for CUDA {cuda or 'none'}{explanation}",
             f"{hint}, or run with --device cpu",
         )
     if precision != "bfloat16":
@@ -186,9 +187,9 @@ def check_gpu(precision: str) -> None:
         gpu = gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"its recipe needs bfloat16, which {gpu.name}, of compute capability {capability}, "
-            "lacks",
-            "take such nodes out of the cluster, or choose a recipe with precision: float32",
+            f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
+            "does not have",
+            "Take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 

@@ -210,10 +210,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             return
         node = ray.util.get_node_ip_address()
         raise OtherCodeError(
-            "A worker must run the code of the driver",
-            f"{provenance().code_version} with source {code_here} on node {node}, the driver's is "
-            f"{expected}",
-            "Install the same everywhere, and leave it as it is while a sweep runs",
+            f"Node {node} runs isweep {provenance().code_version} with source {code_here}, but the "
+            f"driver's source is {expected}",
+            hint="Install the same isweep on every node, and do not change it while a sweep runs",
         )
 
     def save_checkpoint(self, _: Any) -> None:
