@@ -47,7 +47,7 @@ from orchestrator.results.columns import (
     NUM_CLASSES,
     TRAIN_SIZE,
 )
-from search_spaces.errors import DataError, plural, unknown_name
+from search_spaces.errors import DataError, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
 """Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
@@ -292,7 +292,7 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
         if fitted is not None:
             break
     if fitted is None:
-        return "models and train sizes go only together, so neither can be told apart"
+        return "models and train sizes change only together, so their effects cannot be separated"
     datasets = means[DATASET]
     refits = {
         str(name): _fit_both(means[datasets != name], height, scale) for name in datasets.unique()
@@ -315,15 +315,15 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return why points with losses and measures allow no fit, or an empty text."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"{plural(num_datasets, 'dataset')} with losses and measures, at least 2 needed"
+        return f"too few datasets with losses and measures ({num_datasets} of at least 2)"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
-        return f"{len(rows)} points, at least {num_needed} needed"
+        return f"too few points ({len(rows)} of at least {num_needed})"
     reason = why_constant(rows)
     if reason:
         return reason
     if rows[TRAIN_SIZE].nunique() < 2:
-        return "only one train size, so nothing is known of how losses fall with N"
+        return "there is only one train size, which does not show how losses fall with N"
     return ""
 
 

@@ -194,7 +194,7 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif error.argument is None and error.__cause__ is not None:
         message = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in message:
-        message = f"Invalid value for {error.argument.name}: {message}"
+        message = f"{error.argument.name} {message}"
     hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message, did_you_mean, name = message.partition(". Did you mean ")
     if did_you_mean:

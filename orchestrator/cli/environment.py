@@ -38,7 +38,7 @@ def ls(*, place: Place = Place()) -> None:
         )
     else:
         begin = place.hint("run", "demo")
-        emit(place, rows, f"{root} holds nothing yet. Start with `{begin}`.")
+        emit(place, rows, f"There is nothing in {root} yet. Start with `{begin}`.")
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:

@@ -32,11 +32,11 @@ def whole(least: int, below: int = 2**63) -> Parameter:
             hint = ""
             if "," in text:
                 hint = ". Write blanks between numbers, not commas"
-            raise ValueError(f"must be a whole number, got {text!r}{hint}") from None
+            raise ValueError(f"is {text!r}, which is not a whole number{hint}") from None
         if value < least:
-            raise ValueError(f"must be at least {least}, got {value}")
+            raise ValueError(f"is {value}, but must be at least {least}")
         if value >= below:
-            raise ValueError(f"must be at most {below - 1:,}, got {value}")
+            raise ValueError(f"is {value}, but must be at most {below - 1:,}")
         return value
 
     return _each(check)
@@ -55,11 +55,11 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
             else:
                 value = float(text)
         except ValueError:
-            raise ValueError(f"must be a number, got {text!r}") from None
+            raise ValueError(f"is {text!r}, which is not a number") from None
         if not math.isfinite(value):
-            raise ValueError(f"must be a finite number, got {text}")
+            raise ValueError(f"is {text}, which is not a finite number")
         if not least <= value <= most:
-            raise ValueError(f"must be between {least:g} and {most:g}, got {value:g}")
+            raise ValueError(f"is {value:g}, but must be between {least:g} and {most:g}")
         return value
 
     return _each(check)
@@ -73,7 +73,9 @@ def ending(*endings: str) -> Parameter:
 
     def check(word: str) -> Path:
         if not word.endswith(endings):
-            raise ValueError(f"must be a file that ends with {' or '.join(endings)}, got {word!r}")
+            raise ValueError(
+                f"is {word!r}, but must be a file that ends with {' or '.join(endings)}"
+            )
         return writable(Path(word))
 
     return _each(check, metavar="FILE")
@@ -118,14 +120,14 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 def _named(text: str) -> str:
     # An empty value is usually a shell variable that is not set. It does not mean the default.
     if not text.strip():
-        raise ValueError("must not be empty. Leave the option out to take its default")
+        raise ValueError("is empty. Leave the option out to take its default")
     return text
 
 
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "must hold no password, since every user of the machine can read a command line. "
+            "holds a password, which every user of the machine can read on a command line. "
             "Export MLFLOW_TRACKING_URI=URI instead"
         )
     return text

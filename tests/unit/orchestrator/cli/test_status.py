@@ -69,7 +69,7 @@ def test_stopping_to_watch_stops_no_run_and_says_so(run, workspace, monkeypatch)
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Nothing but the watching: the run goes on." in err
+    assert "Stopped. Only this display has ended. The run goes on." in err
 
 
 def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
@@ -101,7 +101,7 @@ def test_the_story_of_a_cell_is_told(run, workspace):
     said = json.loads(run("status", "smoke", "--cell", first, "--json")[1])
     assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
     assert said["logs"] == {"1": history.attempt_log_path(first, 1)}
-    assert "no attempt at it is recorded" in run("status", "smoke", "--cell", second)[1]
+    assert "No attempt at this trial is recorded." in run("status", "smoke", "--cell", second)[1]
 
 
 def test_a_damaged_story_is_said(run, workspace):

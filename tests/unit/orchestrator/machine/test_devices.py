@@ -177,8 +177,9 @@ def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
     assert options(1.0)["graphs"] is False
     assert (
-        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
-        "taken: vgg13: a weight differs by 1.0e-03"
+        f"GPU-3f (RTX 4090) of node {socket.gethostname()} takes plain steps instead of captured "
+        "graphs: "
+        "vgg13: a weight differs by 1.0e-03"
     ) in caplog.text
 
 

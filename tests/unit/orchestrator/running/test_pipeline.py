@@ -103,11 +103,11 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
     rerun, finished, here, monkeypatch
 ):
     def broken(work, key):
-        raise SetupError("The disk must be readable", "it is not", "mend it")
+        raise SetupError("The disk cannot be read", hint="Repair the disk")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
     monkeypatch.setattr(SweepTrials, "load_array", broken)
-    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
+    with pytest.raises(SetupError, match=r"The disk cannot be read\. Repair the disk"):
         rerun.again()
 
 
@@ -160,8 +160,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again()
     (note,) = rerun.notes  # nor is a sweep another one than itself
-    assert note.startswith(f"1 stored file not believed, such as {damaged}: truncated")
-    assert f"{finished.paths.log} names each" in note
+    assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
+    assert f"{finished.paths.log} names every file" in note
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):

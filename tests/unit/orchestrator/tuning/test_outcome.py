@@ -183,8 +183,8 @@ def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
     )
     (said,) = (summary := TuneSummary(tuple(found), tmp_path, None, 0)).problems
     where = f"{found[0].model} on {found[0].dataset}"
-    assert said.startswith(f"{where}: the best recipe found is hardly better than guessing")
-    assert "(validation loss 0.692, guessing 0.693); widen tune.learning_rate" in said
+    assert said.startswith(f"{where}: the best recipe is hardly better than guessing")
+    assert "(validation loss 0.692, guessing 0.693). Widen tune.learning_rate" in said
     assert summary.exit_code == 0
 
 

@@ -247,14 +247,14 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
         (
             {"data_mode": "as_released"},
             ConfigError,
-            "needs corrected data; found: faults misaligned_labels",
+            "needs corrected data, but the sweep has the faults misaligned_labels",
         ),
         (
             {"recipe.learning_rate": [1e-3, 1e-4]},
             ConfigError,
-            "one value of each field; found: several of",
+            "The recipe has several values of learning_rate",
         ),
-        ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs; found: 0 for small_mlp"),
+        ({"recipe.epochs": 0}, ConfigError, "The recipe of small_mlp on .* has 0 epochs"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
