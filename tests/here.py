@@ -62,10 +62,8 @@ class HereExecution:
     def _report(self, assignment: TrialAssignment) -> TrialReport:
         started_at, data = time.time(), self._data
         resources = assignment.resources
-        device = trial_device.trial_device(resources, assignment.spec.network)
-        task = TrialTask(
-            assignment, data, device.options, self._files, pretrained=self._source.pretrained
-        )
+        device = trial_device.device_for(resources, assignment.spec.network)
+        task = TrialTask(assignment, data, device, self._files, pretrained=self._source.pretrained)
         performed = self._source.perform(task)
         return TrialReport(
             started_at=started_at,

@@ -20,7 +20,7 @@ from orchestrator.running.actors import STORAGE_PREFIXES, ActorHandles
 from orchestrator.running.arrays import ArrayCache
 from orchestrator.running.messages import TrialReport, WorkerLocation, WorkerMessage
 from orchestrator.running.metrics import SweepMetrics
-from orchestrator.running.preparation import own_code
+from orchestrator.running.networks import user_code
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialGenerator, trial_id_of
 from orchestrator.running.recovery.lost_workers import eligible_nodes, killed_for_memory, outcome_of
@@ -147,7 +147,7 @@ class TuneBackend:
             arrays=self.arrays.actor,
             files=self._actors.files,
             messages=self._actors.messages,
-            code=own_code(self._source.trials.values()),
+            code=user_code(self._source.trials.values()),
             pretrained=dict(self._source.pretrained),
         )
 

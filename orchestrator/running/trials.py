@@ -375,12 +375,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.tracker.log_counts(num_ended, counts)
 
     def _log_event(
-        self, trial_id: str, what: EventKind, text: str = "", log_text: str = ""
+        self, trial_id: str, kind: EventKind, text: str = "", log_text: str = ""
     ) -> None:
         """Add to the event log of a trial, and store what its attempt logged."""
-        node = "" if what == "started" else self._nodes.get(trial_id, "")
+        node = ""
+        if kind != "started":
+            node = self._nodes.get(trial_id, "")
         event = Event(
-            at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=text
+            at=self._clock.time(), what=kind, attempt=self._attempt(trial_id), node=node, said=text
         )
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 

@@ -15,7 +15,8 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
-from orchestrator.running.preparation import check_models, check_raw, prepare_own
+from orchestrator.running.networks import check_models
+from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from orchestrator.tuning.combinations import Combination, combinations_to_tune

@@ -18,6 +18,7 @@ from orchestrator.running.actors import (
 )
 from orchestrator.running.messages import TrialAssignment
 from orchestrator.running.perform import TrialTask, perform_trial
+from orchestrator.running.trial_device import TrialDevice
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials import trial
@@ -84,11 +85,10 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (60, 1, 16, 16), np.uint8), np.arange(60) % 2
     data = TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f")
-    device = {"device": "cpu", "num_threads": 1, "gpu_fraction": None, "graphs": False}
     spec = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(2.0,))})
     assignment = TrialAssignment(spec, "array", Resources(1, 0), "code", keep_weights=True)
     # The store stands in for the actor before it.
-    task = TrialTask(assignment, data, device, ResultStore(str(tmp_path)))
+    task = TrialTask(assignment, data, TrialDevice(), ResultStore(str(tmp_path)))
     first, trained = perform_trial(task)
     assert trained
     assert first.weights is not None
