@@ -28,7 +28,7 @@ from orchestrator.running.recovery.quarantine import GpuQuarantine
 from orchestrator.running.recovery.shortage import node_memory_bytes, shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import TrialTrainable, configured
 
 

@@ -284,8 +284,8 @@ def _train(sweep: _SweepRun) -> None:
     sweep.monitor.done = len(state.results)
     if not waiting:
         return
+    from orchestrator.running.trial_source import SweepTrials
     from orchestrator.running.trials import TrialLoop
-    from orchestrator.running.work import SweepTrials
 
     measured = state.measured_trials()
     run = sweep.run_context(plan, sweep.stored, sweep.tracker, waiting, measured)

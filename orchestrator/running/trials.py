@@ -33,7 +33,7 @@ from orchestrator.running.recovery.failures import classify_broken_loop
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.recovery.watchdog import Watchdog
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import REPORT
 from search_spaces.errors import SetupError, SweepError
 from tasks.clock import SYSTEM, Clock

@@ -153,7 +153,7 @@ class _Tuning(Stages):
     ) -> None:
         """Run the trials of the search until it is done."""
         from orchestrator.running.trials import TrialLoop
-        from orchestrator.tuning.search_work import SearchTrials
+        from orchestrator.tuning.search_trials import SearchTrials
 
         self.check_gpus(self.nodes)
         own = [combination.trial(combination.sweep_point) for combination in self.combinations]

@@ -41,8 +41,8 @@ from orchestrator.running import trial_device
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec

@@ -39,13 +39,13 @@ class Mutation(NamedTuple):
 
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
 RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
-WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/work.py"
+WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
-SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
+SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_trials.py"
 RESOURCES = "orchestrator/running/recovery/resource_policy.py"
 
 MUTATIONS = tuple(

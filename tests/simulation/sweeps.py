@@ -17,12 +17,12 @@ from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.work import RunContext, SweepTrials, TrialSource
+from orchestrator.running.trial_source import RunContext, SweepTrials, TrialSource
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, EarlierTrials, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
-from orchestrator.tuning.search_work import SearchTrials
+from orchestrator.tuning.search_trials import SearchTrials
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
 from tests.unit.orchestrator.results.examples import diverged, trial_result

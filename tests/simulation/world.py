@@ -25,8 +25,8 @@ from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import EpochRecord

@@ -22,7 +22,7 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.running.work import RunContext, SweepTrials
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor

@@ -12,7 +12,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord
-from orchestrator.tuning.search_work import SearchQueue
+from orchestrator.tuning.search_trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 

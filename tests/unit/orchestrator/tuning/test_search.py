@@ -16,7 +16,7 @@ from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, Search
 from orchestrator.tuning.search_records import Role, SearchRecord
-from orchestrator.tuning.search_work import AHEAD
+from orchestrator.tuning.search_trials import AHEAD
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
