@@ -41,7 +41,10 @@ class Backend(Protocol):
         """Run the generator's trials until it has none; report each to the callbacks."""
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
-        """Return workers' messages since the last call; with ``wait``, all until now."""
+        """Return workers' messages since the last call; with ``wait``, all until now.
+
+        Messages that cannot be had within seconds come with a later call.
+        """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
         """Publish metrics of the run: its progress, and what running trials ask for."""

@@ -259,7 +259,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         decision = self._retries.failed(trial_id, failure, died=died, hopeless=bool(hint))
         if decision.pause_s is None:
             self._settled(trial_id)
-            self._source.gave_up(trial_id)
+            self._source.give_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
             self._waits(trial_id, decision.pause_s)
@@ -364,7 +364,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._retries.epoch_ended(self._nodes.get(trial_id, ""))
         network = self._source.trained_network(self._source.trials[trial_id])
         self._run.monitor.trial_epoch(trial_id, message.epoch, network)
-        points = self._source.points(message.epoch, message.score, now_ms)
+        points = self._source.curve_points(message.epoch, message.score, now_ms)
         if points:
             self._run.tracker.log_points(trial_id, points)
 

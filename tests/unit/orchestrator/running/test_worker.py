@@ -2,6 +2,7 @@
 already."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +67,43 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
     while not heard:
         heard += board.poll()
     assert [(said.trial_id, said.epoch.epoch) for said in heard] == [("t", 1)]
+
+
+class FakeRay:
+    """Stands in for Ray, whose actor answers only while ``answers`` is true; keeps the waits."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.timeouts: list[float] = []
+
+    def wait(self, calls, timeout):
+        self.timeouts.append(timeout)
+        return (calls, []) if self.answers else ([], calls)
+
+    def get(self, call):
+        return ["message"]
+
+
+def test_a_lost_actor_is_waited_for_once_however_many_workers_end(monkeypatch):
+    fake_ray = FakeRay()
+    actor = SimpleNamespace(take=SimpleNamespace(remote=lambda: "call"))
+    monkeypatch.setattr(module, "ray", fake_ray)
+    monkeypatch.setattr(module, "start_beside_driver", lambda *_, **__: actor)
+    messages = MessageQueue()
+    assert messages.poll(wait=True) == ["message"]
+    fake_ray.answers = False
+    fake_ray.timeouts.clear()
+    for _ in range(64):
+        assert messages.poll(wait=True) == []
+    assert [timeout for timeout in fake_ray.timeouts if timeout] == [module.POLL_TIMEOUT_S]
+    fake_ray.answers = True
+    assert messages.poll() == ["message"]
+    # It answers again, so the next worker that ends is waited for.
+    fake_ray.timeouts.clear()
+    assert messages.poll(wait=True) == ["message"]
+    assert fake_ray.timeouts == [module.POLL_TIMEOUT_S]
 
 
 @pytest.mark.ray
