@@ -90,9 +90,9 @@ claims | isweep claims is given neither a sweep nor --published
 ui | MLflow has nothing to show:
 ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
-status smoke --cell small_mlp | The text small_mlp of --cell is in the ids of 4 trials: small_mlp-
-status smoke --cell small_mlp-manifold_d5 | No trial of the sweep has an id with 'small_mlp-manifold_d5'
-status --cell x | --cell is given without a sweep
+status smoke --trial small_mlp | The text small_mlp of --trial is in the ids of 4 trials: small_mlp-
+status smoke --trial small_mlp-manifold_d5 | No trial of the sweep has an id with 'small_mlp-manifold_d5'
+status --trial x | --trial is given without a sweep
 plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
 run smoke --raw mnist=/a --raw mnist=/b | --raw gives mnist two values: mnist=/a and mnist=/b.
 plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key
