@@ -68,11 +68,8 @@ from search_spaces.errors import plural
 TERMINAL_WIDTH = 80
 """Characters of a line of text."""
 NOT_MEASURED = "not measured by a sweep"
-PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one show"
-SHARED = (
-    "its worlds share images, so they are no datasets of their own; isweep fit says what each arm "
-    "did"
-)
+PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
+SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -354,7 +351,7 @@ def _of_estimate(
     if reason or estimate is None:
         return Answer(question=question, reason=reason or NOT_MEASURED)
     if not estimate.is_tested:
-        reason = few_ways(estimate) if estimate.num_resamples else "it has no p-value"
+        reason = few_ways(estimate) if estimate.num_resamples else "the estimate has no p-value"
         return Answer(question=question, reason=reason)
     return Answer(
         question=question,
@@ -428,7 +425,7 @@ def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
     reason = why_no_sharpness(fits.datasets, fits.sharpness_scale)
     has_both = len(means) >= MIN_DATASETS and np.ptp(is_medical) > 0
     if not reason and not has_both:
-        reason = "it needs datasets of both domains"
+        reason = "the question needs datasets of both domains"
     estimate = None
     if not reason:
         estimates = slope_estimates(

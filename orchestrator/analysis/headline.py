@@ -115,7 +115,7 @@ def few_ways(estimate: Estimate) -> str:
 def _of_estimate(question: Question, fit: Fit, estimate: Estimate) -> Answer:
     """Return the answer of an estimate that was tested, or why it cannot be tested."""
     if estimate.p is None:
-        return Answer(question=question, reason="it has no p-value")
+        return Answer(question=question, reason="the estimate has no p-value")
     if not estimate.is_tested:
         return Answer(question=question, reason=few_ways(estimate))
     return Answer(

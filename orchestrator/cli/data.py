@@ -64,7 +64,7 @@ def init(
     answers: OwnOptions = OwnOptions(),
     place: Place = Place(),
 ) -> None:
-    """Write a sweep file for your images that runs as it is; prints its path last.
+    """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
         source: Your images: a folder, a table or a file of arrays. Without it, an example on
@@ -429,7 +429,7 @@ def locate(
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> None:
-    """Find the file that a message is about, on a machine that holds the root's key.
+    """Find the file that a message is about, with the key of the root.
 
     Args:
         message: The message, or the part of it that matters: 16 hex digits, or 'row 12'.

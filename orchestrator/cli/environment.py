@@ -20,7 +20,7 @@ from search_spaces.errors import ConfigError, nearest, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
-    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
+    """List the sweeps, prepared data and recipes of a root, with their size on disk."""
     from orchestrator.machine.root_contents import list_root
 
     rows = list_root(place.paths)
@@ -42,7 +42,7 @@ def ls(*, place: Place = Place()) -> None:
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
-    """Remove a sweep with its results, or prepared data, from the root; asks first.
+    """Ask, and remove a sweep with its results, or prepared data, from the root.
 
     Args:
         name: Name of a sweep or of prepared data, as isweep ls prints it.
@@ -88,7 +88,7 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine, with an address for each question; Ctrl-C ends it.
+    """Serve MLflow's page on this machine until Ctrl-C, with an address for each question.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
@@ -201,7 +201,7 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Measure what the GPUs of this machine do: correctness, time, memory; some minutes each.
+    """Measure correctness, time and memory of this machine's GPUs, in some minutes each.
 
     Writes one file per GPU, which names neither the machine nor you. Plans of this root read it
     from then on, and it is what to send back. Exit code 1 when a part fails.

@@ -48,7 +48,7 @@ class PilotOptions:
 
     Attributes:
         pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now
-            as the sweep trains; or a CSV file of finished trainings (columns train_size and
+            as the sweep trains. Or a CSV file of finished trainings (columns train_size and
             test_loss).
         pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
         pilot_test_size: Test images of the pilot (default: as many as the sweep's).
@@ -65,7 +65,7 @@ class CurveOptions:
     """Options about the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your own results, one row per training: train_size and a score
+        curve: A CSV file of your results, one row per training: train_size and a score
             (test_loss, test_error, test_accuracy or auc), optionally model, seed and test_size.
             Needs no sweep.
         target_error: Error rate to reach, between 0 and 1.
@@ -123,8 +123,8 @@ def predict(
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: Take both numbers from a record that isweep measure --json wrote, or measure
-            these images now.
+        measured: A record that isweep measure --json wrote, or images to measure now. Gives both
+            numbers.
         train_size: How many images you train on.
         target_loss: Test loss to reach (nat).
     """
@@ -360,11 +360,11 @@ def power(
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
 ) -> None:
-    """Simulate how often a sweep's own analysis would answer its questions, training nothing.
+    """Simulate how often the analysis of a sweep would answer its questions; train nothing.
 
     Args:
         effect: What is true in the simulation: the whole law (default), or one part of it.
-        num_tables: Simulated sweeps (default 200); shares have a standard error of 0.5 / √N.
+        num_tables: Simulated sweeps (default 200). A share has a standard error of 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
     from orchestrator.analysis.power import planned_power

@@ -238,7 +238,7 @@ class OwnOptions:
     """Answers that a folder or table of your images leaves open.
 
     Attributes:
-        label_map: Class of each label as it is written, e.g. CAT=cat; for a negative number
+        label_map: Class of each label as it is written, e.g. CAT=cat. Write a negative number as
             --label-map=-1=NAME.
         label_columns: A table's column of labels, or one column of 0 and 1 for each class.
         layout: Order of class and patient folders, outermost first.
@@ -277,7 +277,7 @@ class Work(ReadingOptions, Place):
     Attributes:
         address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
         num_cpus: CPUs of the private Ray cluster.
-        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
+        device: auto uses the GPUs that the cluster has now. gpu waits for an autoscaled GPU.
         dashboard: Serve the private cluster's Ray dashboard.
         tracking: Use MLflow.
         quiet: Show no progress.
@@ -305,7 +305,7 @@ class SweepWork(Work):
     """Options of commands that run a sweep's remaining trials.
 
     Attributes:
-        raw: Raw download of a dataset; may be given for several.
+        raw: Raw download of a dataset. Repeat the option for several datasets.
     """
 
     raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = ()

@@ -1,4 +1,4 @@
-"""Commands that show what sweeps found: the table, fits, the report, comparisons and claims."""
+"""Commands that show the results of sweeps: the table, fits, the report, comparisons and claims."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class RowOptions:
     """Options that choose and order rows.
 
     Attributes:
-        where: Keep rows with this value, e.g. dataset=digits; may be given for several columns.
-        sort: Order rows by this column, e.g. loss; smallest first.
+        where: Keep rows with this value, e.g. dataset=digits. Repeat the option for more columns.
+        sort: Order rows by this column, e.g. loss, smallest first.
         mean: Show means over seeds, one row for each model, dataset and size.
         best: Show the model of lowest mean test loss and the next, for each dataset and size.
         search: Show the trials of isweep tune instead.
@@ -176,7 +176,7 @@ def results(
         csv: Write all columns into this CSV file instead.
         parquet: Write all columns into this Parquet file instead.
         predictions: Write every network's logits of the test images as Parquet instead, one row per
-            trial and image; the sweep needs predictions: true.
+            trial and image. The sweep needs predictions: true.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -239,11 +239,11 @@ class TableOptions:
 
     Attributes:
         response: Column of numbers to explain.
-        on: Column of numbers that explains it; may be given several times.
+        on: Column of numbers that explains the response. Repeat the option for more columns.
         groups: Column that says which rows belong together, e.g. dataset. Given twice, the groups
             are crossed, as pairs of classes are.
-        within: Column that must be equal for rows to be compared, e.g. model; may be given several
-            times.
+        within: Column that must be equal for rows to be compared, e.g. model. Repeat the option
+            for more columns.
         figure: Draw the fit into this file: .svg, .pdf or .png.
     """
 
@@ -327,7 +327,7 @@ def report(
     """Write the report with its figures and print its path.
 
     Args:
-        figures: Write the figures in this format too; may be given twice.
+        figures: Write the figures in this format too. Repeat the option for both formats.
     """
     from orchestrator.analysis.report import write_sweep_report
 
@@ -339,10 +339,10 @@ def report(
 def compare(
     first: Sweep, second: str, /, *, from_store: FromStore = False, place: Place = Place()
 ) -> None:
-    """Compare two sweeps on the trials that both have; datasets are the replicates.
+    """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The other sweep; ratios are of this one over the first.
+        second: The other sweep. Ratios are of this sweep over the first.
     """
     from orchestrator.analysis.published import compare as compare_tables
 

@@ -35,7 +35,7 @@ def status(
     trial: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> None:
-    """Show progress, and failures with their reasons; without a name, all sweeps of the root.
+    """Show progress and failures of a sweep, or of all sweeps of the root.
 
     Args:
         watch: Refresh every two seconds until the run ends.

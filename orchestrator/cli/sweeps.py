@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Run the trials that are left: prepare, measure, train, report; print the report's path."""
+    """Run the trials that have no result yet, and print the path of the report."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run import run_sweep
 
@@ -70,7 +70,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Search learning rates, weight decays and batch sizes; print the path of the recipe."""
+    """Search learning rates, weight decays and batch sizes, and print the recipe's path."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.tuning.search_report import BRIEF, outcome_table
     from orchestrator.tuning.tune_sweep import tune_sweep
@@ -116,7 +116,7 @@ def _tell_behind(num_updates: int, command: str) -> None:
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send to MLflow what it lacks of the stored results, and close runs that ended."""
+    """Send stored results that MLflow lacks, and close runs that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
@@ -145,7 +145,7 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the grid, what is done and what the rest will cost; refuse a sweep that cannot run.
+    """Show the trials of a sweep, what is done, and what the rest will cost.
 
     Args:
         all_: Print one line per trial instead of one per dataset.

@@ -127,7 +127,9 @@ def test_no_claim_is_decided_over_worlds_that_share_images(law):
     }
     assert {one.verdict for one in found.entries} == {"not testable"}
     assert "its worlds share images" in entry(found, "Eq. 2").reason
-    assert found.left_out == ("arms of interventions, which are compared with their own bases: 3",)
+    assert found.left_out == (
+        "arms of experiments, which are compared with their base datasets: 3",
+    )
 
 
 def test_a_headline_question_has_one_verdict_in_the_ledger_and_in_fit(published, law):

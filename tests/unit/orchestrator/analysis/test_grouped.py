@@ -61,8 +61,8 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("dataset", "mean ± std", "dataset is mean ± std in 3 rows"),
         ("dataset", "macro-average", "dataset is macro-average in 3 rows"),
         ("dataset", "mean_of_all", "dataset is mean_of_all in 3 rows"),
-        ("dataset", "S1", "dataset holds S1 and s1, which spelling alone tells apart"),
-        ("model", "1.0", "model holds 1 and 1.0, which spelling alone tells apart"),
+        ("dataset", "S1", "dataset holds S1 and s1, which differ only in spelling"),
+        ("model", "1.0", "model holds 1 and 1.0, which differ only in spelling"),
     ],
 )
 def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
@@ -306,7 +306,7 @@ def test_nothing_to_find_is_found_in_few_tables(drawn, groups):
     fits = [fit_groups(drawn(np.random.default_rng([seed, 20])), design) for seed in range(120)]
     levels = LEVELS[: 1 if drawn is folds else 2]
     assert sum(any(fit.find(level, "d").is_significant for level in levels) for fit in fits) <= 12
-    shared = "8 names in fold and run taken for a different group in each"
+    shared = "8 names in both fold and run are read as different groups"
     assert all(shared in " ".join(fit.remarks) for fit in fits) == (drawn is folds)
 
 
@@ -573,7 +573,7 @@ def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, sh
                 one, other = fit.find(level, "x"), apart.find(level, "x")
                 assert (one.value, one.p_value) == pytest.approx((other.value, other.p_value))
             assert (
-                f"{shared} name{'s' * (shared > 1)} in site and scanner taken for a diff"
+                f"{shared} name{'s' * (shared > 1)} in both site and scanner are read as diff"
                 in fit.remarks[0]
             )
     assert num_found <= 5

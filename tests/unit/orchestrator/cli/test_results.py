@@ -142,7 +142,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     said = " ".join(out.split())
     assert "45 combinations of a and b" in said
     assert (
-        "8 names in a and b taken for the same group in each" in said
+        "8 names in both a and b are read as the same group" in said
     )  # all but the first and the last
 
 
