@@ -42,6 +42,10 @@ LOCK_PAUSE_S = 0.02
 to give up."""
 
 
+class InUseError(SetupError):
+    """Another command works on the root or the result store."""
+
+
 @contextlib.contextmanager
 def locked(
     workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
@@ -122,8 +126,8 @@ class _LockFile:
         if not self._lock(file):
             self._files.remove(file)
             file.close()
-            holder = _holder_text(_read_holder(self._path), "another process")
-            raise SetupError(
+            holder = _holder_text(_read_holder(self._path), "another command")
+            raise InUseError(
                 f"{self._path.parent} is in use by {holder}",
                 hint=f"Wait until that command ends, stop it with Ctrl-C, or use another "
                 f"--{self._kind}",
@@ -336,7 +340,7 @@ class Lease:
         return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
-        holder = _holder_text(lease.fields, "another driver")
+        holder = _holder_text(lease.fields, "another command")
         self._say(
             f"{self._url} is or was in use by {holder}. Waiting up to {EXPIRES_S:g} s to see "
             "whether that command still runs"
@@ -346,8 +350,8 @@ class Lease:
             self._clock.sleep(LOOK_EVERY_S)
             later = self._read()
             if later.tag != lease.tag:
-                raise SetupError(
-                    f"{self._url} is in use by {_holder_text(later.fields, 'another driver')}",
+                raise InUseError(
+                    f"{self._url} is in use by {_holder_text(later.fields, 'another command')}",
                     hint="Wait until that command ends, stop it there, or use another --storage",
                 )
 
@@ -371,7 +375,7 @@ class Lease:
             self._away_since = 0.0
         if is_ours:
             return None
-        return SetupError(
+        return InUseError(
             f"Another command took over {self._url}, because this one had not renewed its lease "
             f"for {EXPIRES_S:g} s",
             hint="Wait until the other command ends, then run this one again; finished trials are "

@@ -37,8 +37,8 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """What a value must be, by pydantic's kind of error."""
-PYDANTIC_EXPECTS = "Input should be "
-"""Beginning of pydantic's message if a value is of the wrong type or not among the choices."""
+PYDANTIC_SUBJECT = "Input "
+"""First word of pydantic's messages; the key stands in its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -92,9 +92,9 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
         )
     if kind in EXPECTED_KINDS:
         return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}")
-    rule = detail["msg"].removeprefix(RULE_PREFIX)
-    if rule.startswith(PYDANTIC_EXPECTS):
-        return ConfigError(f"{dotted} is {shown}, but should be {rule[len(PYDANTIC_EXPECTS) :]}")
+    rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
+    if rule.startswith(("must ", "should ")):
+        return ConfigError(f"{dotted} is {shown}, but {rule}")
     return ConfigError(f"{dotted} is {shown}: {rule[0].lower()}{rule[1:]}")
 
 

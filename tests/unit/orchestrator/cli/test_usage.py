@@ -11,11 +11,11 @@ WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "T
 # Command line | what is said of it.
 MISTAKES = r"""
 run dmo | ; found: 'dmo'. Did you mean 'demo'?
-plan ./absent.yaml | The sweep file must exist; found: absent.yaml
+plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or name a preset: demo,
 plan | Command "plan" parameter SWEEP requires an argument
-plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
-plan smoke --set 'seed=[1]' | seed: unknown key. Did you mean 'seeds'?
-plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
+plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
+plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
+plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
 status --watch | --watch needs a sweep; found: none. For example, isweep status paper --watch
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
@@ -29,7 +29,7 @@ claims smoke --markdown THIS_FILE/a.md | a.md: Not a directory. Name one elsewhe
 init --out /proc/x.yaml | can be written; found: /proc/x.yaml
 gpu-check --device cpu --into THIS_FILE | can be written; found:
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
-measure digits --label-map 7=one | --label-map is for own data that are not prepared
+measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
 fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
 predict | A prediction needs a sweep or a learning curve. Name a sweep, or a file of results
@@ -41,12 +41,12 @@ run smoke --num-cpus 0 | must be at least 1, got 0
 run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server
 run smoke --mlflow-uri postgresql://me:pw@h/x | Invalid value for --mlflow-uri: must hold no password, since
 status smoke '--mlflow-uri=http://h/?password=pw' | export MLFLOW_TRACKING_URI=URI instead
-run smoke --no-tracking --address ray://x:1 | --address must be host:port
+run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not host:port of a Ray head
 results smoke --from-store | Sweep 'smoke' has no results yet. Run it: isweep run smoke
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
-measure digits --device cuda | --device must be a torch device of this machine
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 names one class twice. Choose two
+measure digits --device cuda | Choose, for example, `--device cpu`
 plan smoke --gpus 0 | Invalid value for --gpus: must be at least 1, got 0
 plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
@@ -61,8 +61,8 @@ plan smoke -j | Unknown option: -j
 plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
-measure https://a.org/b.zip | ; found: https://a.org/b.zip. Download it, then name the folder
-plan / | A sweep file must be a file; found: / is a folder
+measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
+plan / | / is a folder, not a sweep file. Name a file
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
@@ -77,9 +77,9 @@ measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | The root must hold the key by which the hash was made
 prepare mnist --sweep papr | Unknown preset; found: 'papr'. Did you mean 'paper'
 datasets mnist brats | unrecognized arguments: brats
-plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
-plan smoke --storage THIS_FILE | --storage must be a folder; found:
-run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
+plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
+plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
+run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
 results smoke --csv mine.yaml | Invalid value for --csv: must be a file that ends with .csv, got 'mine.yaml'
 results smoke --parquet a.csv | must be a file that ends with .parquet, got
 measure "" | must not be empty; leave the option out
@@ -94,9 +94,9 @@ reconcile smoke | no results yet. Run it: isweep run smoke --root
 status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
 status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
 status --cell x | --cell needs a sweep
-plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
+plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Give
 run smoke --raw mnist=/a --raw mnist=/b | --raw must give mnist one value; found: mnist=/a and mnist=/b.
-plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key
+plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
 """
 
 
@@ -156,13 +156,14 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "write ./mine.yaml" in err
+    assert "No preset or sweep has the name mine" in err
+    assert "Write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
     code, out, err = run("run", "smoke", "--no-tracking", "--address", "127.0.0.1:9")
     assert (code, out) == (3, "")
-    assert "The Ray address must answer" in err
+    assert "No Ray cluster answers at 127.0.0.1:9" in err
 
 
 def test_options_stand_after_the_command(capsys):
