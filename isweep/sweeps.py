@@ -149,7 +149,8 @@ class Sweep(Displayed):
             table = self.table
         if table.empty:
             raise DataError(
-                f"Sweep {self.name!r} has no results yet", hint="Run it: isweep.run(...)"
+                f"Sweep {self.name!r} has no results yet",
+                hint="Run the sweep with isweep.run(...)",
             )
         return table
 

@@ -439,11 +439,15 @@ def power(
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < MIN_DATASETS:
-        rule = f"Power needs at least {MIN_DATASETS} datasets, since datasets are what is compared"
-        counted = plural(len(design.datasets), "dataset")
-        raise ConfigError(rule, counted, "Add datasets to the sweep")
+        raise ConfigError(
+            f"The sweep has {plural(len(design.datasets), 'dataset')}, and power needs at least "
+            f"{MIN_DATASETS}",
+            hint="Add datasets to the sweep",
+        )
     if num_tables < 1:
-        raise ConfigError("Power needs a table", f"{num_tables}", "Draw at least one")
+        raise ConfigError(
+            f"num_tables is {num_tables}, so no table is drawn", hint="Draw at least one table"
+        )
     if truth is None:
         truth = EFFECTS[effect].truth
     rng = np.random.default_rng(seed)
@@ -485,8 +489,11 @@ def experiment_power(
     num_arms = Counter(arm.world for arm in of_sharpness)
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
-        rule = f"An experiment needs at least {MIN_WORLDS} worlds in which K_F is moved"
-        raise ConfigError(rule, f"{num_worlds}", "Add worlds to the sweep")
+        raise ConfigError(
+            f"The experiment moves K_F in {plural(num_worlds, 'world')}, and power needs at least "
+            f"{MIN_WORLDS}",
+            hint="Add worlds to the sweep",
+        )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
     # An arm's change has the error of its own trainings and of its base's, which arms share.
@@ -555,7 +562,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. Of an experiment only the bases count.
     """
-    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.moves != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -593,7 +600,7 @@ def planned_power(
             Arm(
                 arm.prepared_name,
                 arm.base_name,
-                arm.moves,
+                arm.target,
                 arm.condition_name,
                 arm.images.digit_classes,
             )

@@ -92,7 +92,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
             Arm(
                 dataset=arm.prepared_name,
                 world=arm.base_name,
-                moves=arm.moves,
+                moves=arm.target,
                 name=arm.condition_name,
                 shows=arm.images.digit_classes,
                 intervene_on=arm.intervene_on,
@@ -222,12 +222,10 @@ def write_sweep_report(
     try:
         return report_sweep(workspace, state, figures)
     except OSError as error:
-        rule, found = (
-            "The report must be written below the root",
-            f"{error.filename}: {error.strerror}",
-        )
-        hint = "Copy the root, or ask for the results and the fits alone, which write nothing"
-        raise SetupError(rule, found, hint) from None
+        raise SetupError(
+            f"The report {error.filename} cannot be written: {error.strerror}",
+            hint="Copy the root, or use `isweep results` and `isweep fit`, which write nothing",
+        ) from None
 
 
 def write_report(

@@ -134,13 +134,20 @@ def predict(
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
         if sweep or is_of_new_dataset or domain is not None:
-            conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "Leave one out")
+            conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
+            if sweep:
+                conflict = f"the sweep {sweep}"
+            raise ConfigError(
+                f"--curve {alone.curve} is given together with {conflict}",
+                hint=f"Leave out --curve, or leave out {conflict}",
+            )
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
-        hint = "Name a sweep, or a file of results: --curve results.csv"
-        raise ConfigError("A prediction needs a sweep or a learning curve", hint=hint)
+        raise ConfigError(
+            "isweep predict is given neither a sweep nor a learning curve",
+            hint="Name a sweep, or give a file of results with --curve results.csv",
+        )
     if not is_of_new_dataset:
         table, _ = read_table(sweep, work, from_store=from_store)
         if table["dataset"].nunique() == 1:
@@ -193,23 +200,25 @@ def _print_prediction(
 
 def _check_one_goal(goal: Goal) -> None:
     """Require exactly one of a train size and a target loss for a new dataset."""
-    rule = "A prediction for a new dataset needs one of --train-size and --target-loss"
     if goal.train_size is None and goal.target_loss is None:
-        raise ConfigError(rule, "neither")
+        raise ConfigError(
+            "The prediction for a new dataset has no goal",
+            hint="Give --train-size N, or --target-loss LOSS",
+        )
     if goal.train_size is not None and goal.target_loss is not None:
-        raise ConfigError(rule, "both")
+        raise ConfigError(
+            "--train-size and --target-loss are both given",
+            hint="Leave out --train-size or --target-loss",
+        )
 
 
 def _check_no_curve_options(alone: CurveOptions) -> None:
     """Refuse options of learning curves for a prediction that uses none."""
     if alone != CurveOptions():
-        hint = (
-            "Leave out --target-error, --target-accuracy, --target-auroc, --assurance, --test-size"
-        )
         raise ConfigError(
-            "Only learning curves of one dataset have these options",
-            "a prediction for a new dataset",
-            hint,
+            "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size are "
+            "for learning curves of one dataset, not for a new dataset",
+            hint="Leave these options out",
         )
 
 
@@ -237,7 +246,7 @@ def _curve_question(options: CurveOptions, goal: Goal, table: pd.DataFrame) -> C
     chosen = {metric: target for metric, target in targets.items() if target is not None}
     if len(chosen) > 1:
         names = " and ".join(f"--target-{metric}" for metric in chosen)
-        raise ConfigError("One target can be asked for at a time", names, "Leave one out")
+        raise ConfigError(f"{names} are given together", hint="Keep one target")
     for metric, target in chosen.items():
         return CurveQuestion(metric, goal.train_size, target, options.assurance, options.test_size)
     return CurveQuestion(
@@ -286,8 +295,10 @@ def _pilot(
             ("--pilot-test-size", trained.pilot_test_size),
         ):
             if value:
-                hint = "Name its images: --pilot SOURCE"
-                raise ConfigError(f"{flag} is for a pilot", "no --pilot", hint)
+                raise ConfigError(
+                    f"{flag} is given without --pilot",
+                    hint=f"Add --pilot SOURCE, or leave {flag} out",
+                )
         return None
     source = trained.pilot
     path = Path(source).expanduser()
@@ -330,9 +341,8 @@ def _record(
 
     if None not in numbers:
         raise ConfigError(
-            "--measured is for numbers that are not given",
-            f"--d-data and --label-sharpness beside --measured {source}",
-            "Leave one out",
+            f"--d-data, --label-sharpness and --measured {source} are given together",
+            hint="Leave out --measured, or leave out the two numbers",
         )
     if source.endswith(".json"):
         return read_record(Path(source))

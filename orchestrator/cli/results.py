@@ -154,7 +154,8 @@ def _column(name: str, table: pd.DataFrame) -> str:
             return column
     hint = nearest(name, [*SHORT.values(), *columns])
     raise ConfigError(
-        "Unknown column", repr(name), f"{hint}docs/results-columns.md has all of them"
+        f"The table has no column {name!r}",
+        hint=f"{hint}See all columns in docs/results-columns.md",
     )
 
 
@@ -225,9 +226,8 @@ def _search_table(sweep: str, place: Place) -> pd.DataFrame:
     table = pd.DataFrame(search_rows(place.open(sweep)))
     if table.empty:
         raise ConfigError(
-            "Results of a search need one",
-            f"{sweep}: none stored",
-            f"Run: {place.hint('tune', sweep)}",
+            f"The search of sweep {sweep} has no stored trial yet",
+            hint=f"Run `{place.hint('tune', sweep)}`",
         )
     return table
 
@@ -260,8 +260,11 @@ class TableOptions:
         from orchestrator.analysis.grouped_tables.user_table import read_user_table
 
         if not self.response or not self.on or not self.groups:
-            example = f"e.g. isweep fit {path} --response loss --on d --groups dataset"
-            raise ConfigError("A table needs --response, --on and --groups", hint=example)
+            raise ConfigError(
+                f"A fit of the table {path} needs --response, --on and --groups",
+                hint=f"For example, type `isweep fit {path} --response loss --on d --groups "
+                "dataset`",
+            )
         design = Design(self.response, self.on, self.groups, self.within)
         table = read_user_table(path, design)
         grouped_fit = fit_user_table(table, design)
@@ -344,8 +347,10 @@ def compare(
     from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
-        hint = "Name another one; isweep status lists those of the root"
-        raise ConfigError("compare needs two sweeps", f"{first} twice", hint)
+        raise ConfigError(
+            f"isweep compare is given the sweep {first} twice",
+            hint="Name two sweeps. `isweep status` lists the sweeps of the root",
+        )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
     comparison = compare_tables(first_table, second_table, names=(first, second))
@@ -375,7 +380,10 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        raise ConfigError("claims needs one source", hint="Name a sweep, or ask for --published")
+        problem = "isweep claims is given neither a sweep nor --published"
+        if sweep is not None:
+            problem = f"isweep claims is given both the sweep {sweep} and --published"
+        raise ConfigError(problem, hint="Name a sweep, or give --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -83,7 +83,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print what no row shows: unreadable results, why d_data is blank, and the trials left."""
     for item in state.unreadable:
-        tell(f"not believed: {item.path}: {item.reason}")
+        tell(f"Not used: {item.path} ({item.reason})")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:
@@ -91,13 +91,13 @@ def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: P
             if estimate and estimate.value is None:
                 reasons.add((size.train_size, estimate.reason))
     for train_size, reason in sorted(reasons):
-        tell(f"no d_data at N = {train_size}: {reason}")
+        tell(f"There is no d_data at N = {train_size}: {reason}")
     num_planned = len(workspace.plan.trials)
     num_done = len(state.results)
     if num_done < num_planned and (num_done or state.partial):
         num_left = num_planned - num_done
         run = place.hint("run", sweep)
-        tell(f"{num_done} of {num_planned} trials are done; {num_left} are left: {run}")
+        tell(f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`.")
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
@@ -109,7 +109,10 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         storage = ResultStore(workspace.results_url).store_id()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
-        tell(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        tell(
+            f"The results are not compared with MLflow. {error} The results shown are those "
+            "of the result store."
+        )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
         tell(sentence)
@@ -119,9 +122,11 @@ def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     """Return the error for a sweep without results, with the command that helps."""
     from orchestrator.running.progress import read_run
 
-    hint = f"Run it: {place.hint('run', sweep)}"
+    problem = f"Sweep {sweep!r} has no results yet"
+    hint = f"Run `{place.hint('run', sweep)}`"
     if read_run(workspace) is not None:
-        hint = f"A run works on it; see: {place.hint('status', sweep)}"
+        problem += ", but a run is under way"
+        hint = f"See `{place.hint('status', sweep)}`"
     elif not workspace.paths.root.is_dir():
-        hint += f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", hint=hint)
+        problem += f", and the root {workspace.paths.root} does not exist"
+    return ConfigError(problem, hint=hint)

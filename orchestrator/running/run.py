@@ -34,9 +34,10 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
 from orchestrator.running import preparation
+from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
-from search_spaces.errors import SweepError
+from search_spaces.errors import SweepError, plural
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import MeasureSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
@@ -129,7 +130,7 @@ def run_sweep(
                 summary = _report(sweep)
             except KeyboardInterrupt:
                 stop_heard()
-                monitor.stage("stop", "trials end, runs are closed; finished trials are kept")
+                monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
                 _count_kept(sweep)
                 raise
         return replace(summary, num_behind=tracker.num_behind)
@@ -172,7 +173,7 @@ def _begin(sweep: _SweepRun) -> None:
         waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
         if waiting:
             sweep.check_machine()
-        preparation.check_models(workspace.plan, sweep.stored.trials)
+        check_models(workspace.plan, sweep.stored.trials)
         preparation.prepare_own(workspace, options, sweep.monitor)
         # Again, on the user's images, which are prepared by now or have been listed.
         check_feasible(workspace, options.raw)
@@ -184,11 +185,16 @@ def _begin(sweep: _SweepRun) -> None:
 def _forget_damaged_predictions(sweep: _SweepRun) -> None:
     """Let predictions that are gone or damaged be made again."""
     remade, retrained = sweep.stored.forget_damaged(sweep.workspace.plan.trials_by_id)
-    cause = "Predictions gone or damaged"
     if remade:
-        sweep.monitor.note(f"{cause}: {remade}; made again from kept weights")
+        sweep.monitor.note(
+            "Predictions that are missing or damaged are computed again from stored weights: "
+            f"{plural(remade, 'trial')}"
+        )
     if retrained:
-        sweep.monitor.note(f"{cause}: {retrained}; without weights, so trained again")
+        sweep.monitor.note(
+            "Trials without stored weights whose predictions are missing or damaged are trained "
+            f"again: {retrained}"
+        )
 
 
 def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
@@ -201,8 +207,8 @@ def _note_other_sweeps(sweep: _SweepRun, waiting: set[str]) -> None:
         num_shared = len(listing.keys() & waiting)
         if num_shared:
             sweep.monitor.note(
-                f"{name}, another sweep of this root, has {num_shared} of these trials: trained "
-                "again here"
+                f"The sweep {name} of this root has {num_shared} of these trials, but this sweep "
+                "trains its trials itself"
             )
 
 
@@ -210,11 +216,11 @@ def _start(sweep: _SweepRun) -> None:
     """Fetch pretrained weights; start Ray if trials wait, while MLflow gives its first answer."""
     workspace = sweep.workspace
     results = sweep.state.results
-    sweep.pretrained = preparation.fetch_pretrained(
+    sweep.pretrained = fetch_pretrained(
         workspace.plan, results, workspace.paths, sweep.monitor.note
     )
-    preparation.check_same_start(sweep.stored.trials, workspace.plan, sweep.pretrained)
-    background = preparation.Meanwhile(workspace, sweep.options, sweep.monitor)
+    check_same_start(sweep.stored.trials, workspace.plan, sweep.pretrained)
+    background = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
     sweep.stack.callback(background.end)
     if len(results) < len(workspace.plan.trials):
         # Called for what it refuses; the first use of the cluster connects to it.
@@ -226,7 +232,7 @@ def _start(sweep: _SweepRun) -> None:
         sweep.actors = ActorHandles(workspace.results_url)
         # Ray Tune takes a second to import: here, while the actors start.
         importlib.import_module("orchestrator.running.trials")
-    background.end(preparation.HERE_S)
+    background.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
 
 
@@ -283,8 +289,8 @@ def _train(sweep: _SweepRun) -> None:
     sweep.monitor.done = len(state.results)
     if not waiting:
         return
+    from orchestrator.running.trial_source import SweepTrials
     from orchestrator.running.trials import TrialLoop
-    from orchestrator.running.work import SweepTrials
 
     measured = state.measured_trials()
     run = sweep.run_context(plan, sweep.stored, sweep.tracker, waiting, measured)
@@ -309,8 +315,8 @@ def _report(sweep: _SweepRun) -> RunSummary:
     num_lost = stored.forget_removed()
     if num_lost:
         monitor.note(
-            f"{num_lost} finished results were removed from the store while this command ran: "
-            "run it again, and they are made anew"
+            f"{num_lost} finished results were removed from the store while this command ran. Run "
+            "the same command again to train these trials again"
         )
     state = sweep.state
     # Runs of earlier trials are updated, too, with measures that are new.

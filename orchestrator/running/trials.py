@@ -33,7 +33,7 @@ from orchestrator.running.recovery.failures import classify_broken_loop
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.recovery.watchdog import Watchdog
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import REPORT
 from search_spaces.errors import SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MAX_BROKEN_LOOPS = 5
 """Times in a row that Tune's loop may break, without a result in between, before the run ends."""
 NO_RESULT = TrialFailure(
-    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+    kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
 """Failure of a trial that ended, and of which nothing else is known."""
 
@@ -259,7 +259,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         decision = self._retries.failed(trial_id, failure, died=died, hopeless=bool(hint))
         if decision.pause_s is None:
             self._settled(trial_id)
-            self._source.gave_up(trial_id)
+            self._source.give_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
             self._waits(trial_id, decision.pause_s)
@@ -309,10 +309,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._stopped(trial_id, failure, killed)
         if not self._backend.is_up() or self._num_broken_loops > MAX_BROKEN_LOOPS:
             self._queue.error = SetupError(
-                "Ray Tune must be able to run trials",
-                failure.message,
-                "Run the same command again: finished trials are kept; the log below the root says "
-                "more",
+                f"Ray Tune cannot run trials: {failure.message}",
+                hint="Run the same command again; finished trials are kept. See the log below the "
+                "root for details",
             )
 
     def _killed_for_memory(self) -> set[str]:
@@ -330,7 +329,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
         It had no worker yet, or another trial is known to have broken the loop: no attempt counts.
         """
-        reason = f"Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
+        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
         self._log_event(trial_id, "stopped", reason)
         self._attempts[trial_id] -= 1
         self._waits(trial_id, 0.0)
@@ -364,7 +363,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._retries.epoch_ended(self._nodes.get(trial_id, ""))
         network = self._source.trained_network(self._source.trials[trial_id])
         self._run.monitor.trial_epoch(trial_id, message.epoch, network)
-        points = self._source.points(message.epoch, message.score, now_ms)
+        points = self._source.curve_points(message.epoch, message.score, now_ms)
         if points:
             self._run.tracker.log_points(trial_id, points)
 
@@ -375,12 +374,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.tracker.log_counts(num_ended, counts)
 
     def _log_event(
-        self, trial_id: str, what: EventKind, text: str = "", log_text: str = ""
+        self, trial_id: str, kind: EventKind, text: str = "", log_text: str = ""
     ) -> None:
         """Add to the event log of a trial, and store what its attempt logged."""
-        node = "" if what == "started" else self._nodes.get(trial_id, "")
+        node = ""
+        if kind != "started":
+            node = self._nodes.get(trial_id, "")
         event = Event(
-            at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=text
+            at=self._clock.time(), what=kind, attempt=self._attempt(trial_id), node=node, said=text
         )
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 

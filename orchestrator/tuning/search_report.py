@@ -70,7 +70,7 @@ def _batch_size(outcome: CombinationOutcome) -> str:
 
 
 def _gain(outcome: CombinationOutcome) -> str:
-    if outcome.keeps_own:
+    if outcome.keeps_sweep_recipe:
         return "own kept"
     return _with_error(outcome.gain, outcome.gain_std_error)
 
@@ -86,7 +86,7 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
     "weight decay": _weight_decay,
     "batch": _batch_size,
     "validation loss": lambda outcome: _loss(outcome.chosen),
-    "own recipe": lambda outcome: _loss(outcome.own),
+    "own recipe": lambda outcome: _loss(outcome.sweep_recipe),
     "gain": _gain,
     "trials": lambda outcome: str(outcome.num_trials),
     "diverged": lambda outcome: f"{outcome.divergence_rate:.0%}",
@@ -96,14 +96,15 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
 """Columns that fit a terminal."""
 TABLE_NOTE = (
-    "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-    "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than "
-    "an error); trainings: of the search + of finalists."
+    "The validation loss is in nat: mean ± standard error over the runs of one finalist. The gain "
+    "is how much lower the loss is than with the sweep's own recipe in the same runs (own kept: no "
+    "recipe was better by more than one error). Trainings are those of the search + those of "
+    "finalists."
 )
 CAPTION = (
-    "Validation loss against learning rate. Weight decay and batch size differ from point to "
-    "point; a loss of more than twice that of guessing, or of a diverged trial, is drawn at twice "
-    "that."
+    "The figure shows the validation loss against the learning rate. Weight decay and batch size "
+    "differ between points. The loss of a diverged trial, and any loss above twice that of "
+    "guessing, is drawn at twice that of guessing."
 )
 
 
@@ -120,14 +121,14 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
         if outcome.gain is not None:
             gains_by_dataset[outcome.dataset].append(outcome.gain)
     if not gains_by_dataset:
-        return "No cell has both a chosen recipe and its own to compare."
+        return "No combination has both a chosen recipe and the sweep's recipe to compare."
     dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
-        f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
-        f"{len(gains_by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that "
-        "both had. The chosen recipe is the best of several in these very trainings, so its own "
-        "loss is a little too low; the test images know nothing of the choice."
+        f"The validation loss is {number(mean)} nat lower than with the sweep's recipe (mean over "
+        f"{len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}), in trainings that "
+        "both recipes had. The chosen recipe is the best of several in these same trainings, so "
+        "its loss is a little too low. The test images had no part in the choice."
     )
 
 
@@ -195,10 +196,11 @@ def _settings_sentence(search: Search) -> str:
     tune = search.tune
     train_size = next(iter(search.searches.values())).combination.train_size
     return (
-        f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
-        f"model and dataset; {train_size} training images, {tune.validation_share:.0%} of them, in "
-        f"whole groups, to validate on; {tune.finalists} finalists and the sweep's own recipe "
-        f"trained {tune.seeds} times. No test image was read."
+        f"The search used the {tune.sampler} sampler with seed {tune.seed} and "
+        f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} training "
+        f"images, {tune.validation_share:.0%} were used to validate, in whole groups. "
+        f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times. No "
+        "test image was read."
     )
 
 

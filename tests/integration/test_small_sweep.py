@@ -241,7 +241,7 @@ def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
     client.log_metric(run_id, "test_loss", 0.000001, step=1)
     done = isweep("results", sweep, "--json", root=root)
     assert json.loads(done.stdout) == rows
-    said = f"MLflow differs from the result store in 1 value of 1 trial ({victim} test_loss: 1e-06"
+    said = f"in 1 value of 1 trial (test_loss of {victim} is 1e-06 in MLflow"
     assert said in done.stderr
     assert isweep_json("reconcile", sweep, root=root)["replayed"] == 1
     assert "MLflow" not in isweep("results", sweep, "--json", root=root).stderr
@@ -357,7 +357,7 @@ def check_stopped(stopped):
     """See that a run that was asked to stop did, and said how it goes on."""
     assert stopped["exit"] == 130, stopped["stderr"]
     assert stopped["seconds_to_stop"] < 300  # also where much else runs
-    assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
+    assert "trials are kept. Continue with `isweep run" in stopped["stderr"].replace("\n", " ")
     assert "Traceback" not in stopped["stderr"]
 
 
@@ -407,7 +407,7 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
 
 
 def numbers(result):
-    """Return all of a result that follows from its cell: what a network gave, no times and no
+    """Return all of a result that follows from its trial: what a network gave, no times and no
     memory."""
     seen = [(epoch["train_loss"], epoch["train_accuracy"]) for epoch in result["history"]]
     return seen, [result[name] for name in ("scores", "d_repr", "attacks", "test_history")]

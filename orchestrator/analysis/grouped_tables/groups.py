@@ -187,7 +187,9 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
         return False
     for a, b in pairs:
         if (b, a) in pairs:
-            rule = f"{first} and {second} hold the same names: each pair must stand in one order"
-            both_orders = f"{a} and {b}, {b} and {a}"
-            raise ConfigError(rule, both_orders, "Or rename those that are no pair's")
+            raise ConfigError(
+                f"{first} and {second} hold a pair in both orders: {a} and {b}, {b} and {a}",
+                hint="Write each pair in one order. If the columns are not the two places of a "
+                "pair, use other names in one of them",
+            )
     return True

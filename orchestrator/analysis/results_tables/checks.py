@@ -58,12 +58,6 @@ class Exclusion:
         return f"{self.reason}: {self.count:,}"
 
 
-def _refuse_if(problem: str, rule: str, hint: str) -> None:
-    """Raise a DataError if there is a problem."""
-    if problem:
-        raise DataError(rule, problem, hint)
-
-
 def check_values(table: pd.DataFrame) -> None:
     """Check names, statuses and train sizes.
 
@@ -77,13 +71,21 @@ def check_values(table: pd.DataFrame) -> None:
 
 def _check_names(table: pd.DataFrame) -> None:
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
-    problem = ", ".join(nameless[:MAX_NAMED])
-    _refuse_if(problem, "The columns of a results table have names", "name them")
+    if nameless:
+        names = ", ".join(nameless[:MAX_NAMED])
+        raise DataError(
+            f"The results table has columns whose names are not text: {names}",
+            hint="Rename these columns",
+        )
     for name in (TRIAL_ID, MODEL, DATASET):
-        if name in table:
-            num_blank = sum(map(_is_blank, table[name]))
-            problem = f"{plural(num_blank, 'row')} without" if num_blank else ""
-            _refuse_if(problem, f"Every row of a results table has a {name}", "name them")
+        if name not in table:
+            continue
+        num_blank = sum(map(_is_blank, table[name]))
+        if num_blank:
+            raise DataError(
+                f"The results table has {plural(num_blank, 'row')} without a {name}",
+                hint=f"Fill in the {name} of every row",
+            )
 
 
 def _check_statuses(table: pd.DataFrame) -> None:
@@ -92,9 +94,12 @@ def _check_statuses(table: pd.DataFrame) -> None:
     for value in table.get(STATUS, pd.Series(dtype=object)):
         if not _is_blank(value) and str(value) not in known_statuses:
             unknown.add(repr(str(value)))
-    rule = f"The status of a trial is {' or '.join(known_statuses)}"
-    hint = "Correct it, or leave it blank for trials that are done"
-    _refuse_if(listing(sorted(unknown)), rule, hint)
+    if unknown:
+        raise DataError(
+            f"The results table has the unknown status {listing(sorted(unknown))}",
+            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials that "
+            "are done",
+        )
 
 
 def _check_train_sizes(table: pd.DataFrame) -> None:
@@ -102,10 +107,12 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     is_fraction = np.isfinite(numbers) & (numbers != np.floor(numbers))
     wrong = sizes[is_fraction | _is_boolean(sizes)]
-    problem = ""
     if len(wrong):
-        problem = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
-    _refuse_if(problem, "A train size is a whole number of images", "count images in ones")
+        raise DataError(
+            f"The results table has the train size {wrong.iloc[0]}, which is not a whole number "
+            f"of images ({plural(len(wrong), 'row')} in all)",
+            hint="Give train sizes as numbers of images",
+        )
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
@@ -154,33 +161,42 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 
 def _check_columns(table: pd.DataFrame) -> None:
     missing = [name for name in REQUIRED if name not in table]
-    problem = f"without {', '.join(missing)}" if missing else ""
-    rule = f"A results table needs the columns {', '.join(REQUIRED)}"
-    _refuse_if(problem, rule, "see docs/results-columns.md")
+    if missing:
+        raise DataError(
+            f"The results table has no column {', '.join(missing)}",
+            hint="Add what is missing; docs/results-columns.md describes every column",
+        )
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
-    problem = f"{', '.join(repeated)} repeated" if repeated else ""
-    _refuse_if(problem, "A results table has every column once", "keep one")
+    if repeated:
+        raise DataError(
+            f"The results table has more than one column {', '.join(repeated)}",
+            hint="Keep one column of each name",
+        )
 
 
 def _check_trials(table: pd.DataFrame) -> None:
     repeated = table[TRIAL_ID][table[TRIAL_ID].duplicated()]
-    problem = ""
     if len(repeated):
-        problem = f"{len(repeated)} repeated, such as {repeated.iloc[0]!r}"
-    hint = "Keep the last attempt of each trial"
-    _refuse_if(problem, "A results table has one row per trial", hint)
+        raise DataError(
+            f"The results table has {plural(len(repeated), 'repeated trial id')}, such as "
+            f"{repeated.iloc[0]!r}",
+            hint="Keep the last attempt of each trial",
+        )
 
 
 def _check_domains(table: pd.DataFrame) -> None:
-    hint = "Correct the dataset's spec"
     unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
-    problem = ", ".join(map(repr, unknown))
-    _refuse_if(problem, "A domain is natural or medical", hint)
+    if unknown:
+        raise DataError(
+            f"The results table has the unknown domain {', '.join(map(repr, unknown))}",
+            hint="Write natural or medical",
+        )
     num_domains = table.groupby(DATASET)[DOMAIN].nunique()
-    problem = ""
     if (num_domains > 1).any():
-        problem = f"{num_domains.idxmax()!r} has two"
-    _refuse_if(problem, "A dataset has one domain", hint)
+        raise DataError(
+            f"The dataset {num_domains.idxmax()!r} has two domains in the results table",
+            hint="Give the dataset one domain",
+        )
 
 
 def _check_accuracies(table: pd.DataFrame) -> None:
@@ -188,11 +204,13 @@ def _check_accuracies(table: pd.DataFrame) -> None:
     shares = pd.to_numeric(table.get(TEST_ACCURACY, unknown), errors="coerce")
     is_wrong = (shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))
     wrong = shares[is_wrong]
-    problem = ""
     if len(wrong):
         trial_id = table.loc[wrong.index[0], TRIAL_ID]
-        problem = f"{wrong.iloc[0]:g} at trial {trial_id!r}, {len(wrong)} in all"
-    _refuse_if(problem, "An accuracy is a share from 0 to 1", "divide percentages by 100")
+        raise DataError(
+            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share from 0 "
+            f"to 1 ({plural(len(wrong), 'row')} in all)",
+            hint="Divide percentages by 100",
+        )
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:

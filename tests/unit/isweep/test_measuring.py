@@ -105,7 +105,8 @@ def test_a_little_below_black_is_no_sign_of_another_scale(images, record):
 
 def test_a_sweeps_name_in_place_of_a_record(fits):
     with pytest.raises(
-        SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"
+        SweepError,
+        match=r"The record demo cannot be read: No such file.* If demo is a sweep, write sweep='demo'",
     ):
         isweep.predict("demo", model="small_cnn", train_size=200)
 
@@ -167,10 +168,15 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'; did you mean"),
         (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 names a class that the data do not have"),
         (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
-        (FOUR, NAMES, {"class_pair": (0, 1, 2)}, "class_pair must be two classes"),
-        (FOUR, NAMES, {"class_pair": 3}, "must be two classes; found: 3. For example, "),
-        (FOUR, None, {"image_size": 4}, "image_size is for image files"),
-        (FOUR, None, {"channels": 3}, "as channels are; found: image_size None, channels 3"),
+        (
+            FOUR,
+            NAMES,
+            {"class_pair": (0, 1, 2)},
+            r"class_pair is \(0, 1, 2\), which is not a pair of classes",
+        ),
+        (FOUR, NAMES, {"class_pair": 3}, r"class_pair is 3, .*\. Give two classes, such as"),
+        (FOUR, None, {"image_size": 4}, "image_size=4 and channels=1 are for image files"),
+        (FOUR, None, {"channels": 3}, "image_size=None and channels=3 are for image files"),
         ("digits", None, {"channels": 5}, "channels: input should be 1 or 3; found: 5"),
         (
             "digits",
@@ -178,8 +184,8 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {"image_size": "x"},
             "image_size: input should be a valid integer; found: 'x'",
         ),
-        (".", None, {"own": "x"}, "own must be a mapping; found: 'x'"),
-        (".", None, {"root": 3}, "root must be the path of a folder; found: 3"),
+        (".", None, {"own": "x"}, "own is 'x', which is not a mapping"),
+        (".", None, {"root": 3}, "root is 3, which is not the path of a folder"),
     ],
 )
 def test_mistakes(images, labels, options, message):
@@ -205,7 +211,7 @@ def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
     )
     with pytest.raises(
         SweepError,
-        match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b.*"
+        match=r"another scale \(16×16 pixels, 1 channel, range 255\) than that of the sweep.*"
         r"isweep measure SOURCE --image-size \d+ --channels \d",
     ):
         isweep.predict(larger, fits, train_size=500)
@@ -230,12 +236,12 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
     [
         (
             {"pilot": [1, 2]},
-            r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]. For example, ",
+            r"pilot is \[1, 2\], which is neither a list of pairs nor a path\. Give pairs",
         ),
-        ({"pilot": [("a", "b")]}, "pilot must be pairs of train size and test loss"),
-        ({"pilot": 3}, "pilot must be pairs of train size and test loss"),
-        ({"model": 3}, "Unknown fitted model; found: 3; known fitted models: pooled"),
-        ({"domain": 3}, "Unknown domain; found: 3; known domains: medical, natural"),
+        ({"pilot": [("a", "b")]}, "neither a list of pairs nor a path"),
+        ({"pilot": 3}, "pilot is 3, which is neither a list of pairs nor a path"),
+        ({"model": 3}, "fitted model.* 3\\b.*fitted models: pooled"),
+        ({"domain": 3}, "domain.* 3\\b.*domains: medical, natural"),
     ],
 )
 def test_a_prediction_from_what_is_none(record, fits, wrong, message):
@@ -250,23 +256,27 @@ def test_predict_takes_a_pilot_as_pairs_or_as_a_file(record, fits, tmp_path):
     assert pairs == isweep.predict(record, fits, train_size=500, pilot=tmp_path / "pilot.csv")
     assert pairs.num_pilot == 2
     assert pairs.value != plain.value
-    with pytest.raises(isweep.SweepError, match=r"pilot loss must be .*; found: -1\.0"):
+    with pytest.raises(
+        isweep.SweepError, match=r"pilot loss is -1\.0, which is not a number between"
+    ):
         isweep.predict(record, fits, train_size=500, pilot=[(50, -1)])
 
 
 def test_predict_needs_both_numbers(images, fits, tmp_path):
-    with pytest.raises(isweep.SweepError, match="label_sharpness; found: no label_sharpness"):
+    with pytest.raises(isweep.SweepError, match="The prediction lacks label_sharpness of"):
         isweep.predict(isweep.measure(images), fits, train_size=100)
-    with pytest.raises(isweep.SweepError, match="found: no d_data and no label_sharpness"):
+    with pytest.raises(
+        isweep.SweepError, match="The prediction lacks d_data and label_sharpness of"
+    ):
         isweep.predict(None, fits, train_size=100)
     for name, value in (("d_data", "9"), ("label_sharpness", True), ("train_size", "100")):
         asked = {"d_data": 9.0, "label_sharpness": 1e-4, "train_size": 100, name: value}
-        with pytest.raises(SweepError, match=f"{name} must be a number; found: {value!r}"):
+        with pytest.raises(SweepError, match=f"{name} is {value!r}, which is not a number"):
             isweep.predict(None, fits, **asked)
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(isweep.SweepError, match="must hold d_data"):
+    with pytest.raises(isweep.SweepError, match=r"bad\.json has no d_data"):
         isweep.predict(tmp_path / "bad.json", fits, train_size=100)
-    with pytest.raises(isweep.SweepError, match="must be a readable JSON file"):
+    with pytest.raises(isweep.SweepError, match=r"absent\.json cannot be read"):
         isweep.predict(tmp_path / "absent.json", fits, train_size=100)
 
 

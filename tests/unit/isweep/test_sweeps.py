@@ -72,7 +72,7 @@ def test_a_sweep_that_never_ran(root):
             {"changes": {"train_size": [10]}},
             r"train_size is not a known key\. Did you mean 'train_sizes'",
         ),
-        (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'. Did you mean 'num_cpus'"),
+        (SMALL, {"cpus": 4}, "option.*'cpus'.*[Dd]id you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
         (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
         (
@@ -90,7 +90,7 @@ def test_a_sweep_that_never_ran(root):
             {"max_skipped_share": 2},
             "max_skipped_share: input should be less than or equal to 1",
         ),
-        (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
+        (SMALL, {"progress": "loud"}, "progress is 'loud', which is neither True nor False"),
         (SMALL, {"changes": {3: 4}}, "changes has the key 3, which is not text"),
         (
             SMALL,
@@ -131,7 +131,7 @@ def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, m
     assert max(map(len, lines)) <= 80
     assert "..." not in repr(by_auc)
     assert {*by_auc.columns} <= {*repr(by_auc).split()}
-    with pytest.raises(isweep.SweepError, match="Unknown score; found: 'acc'"):
+    with pytest.raises(isweep.SweepError, match=r"score.*'acc'"):
         sweep.best(metric="acc")
 
 
@@ -142,7 +142,7 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
     )
     sweep = isweep.open(SMALL, root=root)
     monkeypatch.setitem(vars(sweep), "table", table)
-    with pytest.raises(isweep.SweepError, match=r"Unknown .* of these results; found: "):
+    with pytest.raises(isweep.SweepError, match="of these results"):
         sweep.best(**wrong)
     monkeypatch.setitem(vars(sweep), "table", pd.concat([table, table.assign(train_size=60)]))
     with pytest.raises(isweep.SweepError, match=r"known train sizes of these results: 60, 240\.$"):
@@ -156,8 +156,8 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
             lambda: isweep.open("smoke", storage=5),
             "storage is 5, which is not text",
         ),
-        (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
-        (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
+        (lambda: isweep.open("smoke", root=""), "root is '', which is not the path of a folder"),
+        (lambda: isweep.open("smoke", root=3), "root is 3, which is not the path of a folder"),
         (
             lambda: isweep.open(3),
             "The sweep has the type int, which is not a name, a path",
@@ -165,7 +165,7 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         (lambda: isweep.plan("smoke", changes="a=3"), "type str, which is not a mapping"),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),
-            "measured must be a measurement, a record",
+            "measured is of type int, which is neither a measurement",
         ),
     ],
 )

@@ -407,33 +407,36 @@ def written(tmp_path, table, name="t.csv"):
     [
         (
             lambda t: t.assign(d="0,5"),
-            [("between 1e-100 and 1e+100; found: something else in 116 cells")],
+            ["Column d has 116 cells without a usable number", "between 1e-100 and 1e+100"],
         ),
-        (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
+        (lambda t: t.assign(d=1.0), ["Column d has only 1 value"]),
         (
             lambda t: t.assign(d=2**60 + 3 * t.index),
-            [("Column d must vary; found: 2 values, after rounding")],
+            ["Column d has only 2 values after rounding"],
         ),
         (
             lambda t: t.assign(dataset="a"),
-            [("Column dataset must name at least two groups; found: 1")],
+            ["Column dataset has only 1 group, and a fit needs at least 2"],
         ),
-        (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
+        (
+            lambda t: pd.concat([t, t]),
+            ["50% of the rows would be left out", "116 rows equal to an earlier row"],
+        ),
         (
             lambda t: t.assign(loss=t["loss"].where(t.index > 20)),
             [("21 rows without loss (rows 1, 2, 3, …)")],
         ),
-        (lambda t: t.assign(loss=t["loss"] * 1e-300), ["Column loss must hold"]),
+        (lambda t: t.assign(loss=t["loss"] * 1e-300), ["Column loss has 116 cells"]),
         (
             lambda t: t.assign(loss=np.inf, d="x"),
-            ["Column loss must hold", ("Column d must hold finite")],
+            ["Column loss has 116 cells", "Column d has 116 cells"],
         ),
-        (lambda t: t.drop(columns="d"), ["Unknown column of t.csv; found: 'd'"]),
+        (lambda t: t.drop(columns="d"), ["column of t.csv", "'d'"]),
     ],
 )
 def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, messages):
     table = rows().head(116)
-    with pytest.raises(ConfigError, match="; found: ") as told:
+    with pytest.raises(ConfigError, match=messages[0].replace("+", r"\+")) as told:
         read_user_table(written(tmp_path, change(table)), PLAIN)
     for message in messages:
         assert message in str(told.value)
@@ -444,33 +447,33 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("t.csv", b"", "must have a line of column names; found: t.csv is empty"),
+        (
+            "t.csv",
+            b"",
+            "t.csv is empty. Save the table as CSV in UTF-8 with one line of column names",
+        ),
         (
             "t.csv",
             b"loss,d,dataset\n1,2\n1,2,3,4\n",
-            r"3 cells, as the header; found: 2 rows of another length",
+            "t.csv has 2 rows with more or fewer than the 3 cells of the header",
         ),
         (
             "t.csv",
             "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
-            (
-                "The table must be UTF-8 text; found: t.csv: other bytes; save it as CSV in UTF-8 "
-                "with "
-                "one line"
-            ),
+            r"t\.csv.* UTF-8 text.*\. Save the table as CSV in UTF-8 with one line",
         ),
         (
             "t.csv",
             b"loss,d,dataset\n1,2,a,\n",
-            r"Every row must have 3 cells, as the header; found: 1 row of",
+            "t.csv has 1 row with more or fewer than the 3 cells",
         ),
         (
             "t.csv",
             b"loss,d,d,dataset\n1,2,3,4\n",
-            "Column names must differ; found: d more than once",
+            "t.csv has more than one column d",
         ),
-        ("t.parquet", b"PAR1", "The table must be a whole Parquet file; found: t.parquet"),
-        ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
+        ("t.parquet", b"PAR1", r"t\.parquet cannot be read as a .*Parquet file"),
+        ("t.doc", b"x", "t.doc is not a kind of table that isweep reads"),
     ],
 )
 def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
@@ -533,7 +536,7 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     turned.loc[::2, ["first", "second"]] = table.loc[::2, ["second", "first"]].to_numpy()
     design = Design("y", ("x",), ("first", "second"))
     with pytest.raises(
-        ConfigError, match=r"must stand in one order; found: . and ., . and .. Or rename those"
+        ConfigError, match=r"first and second hold a pair in both orders: . and ., . and ."
     ):
         fit_groups(turned, design)
     one, other = fit_groups(table, design), fit_groups(turned, design, pairs=True)

@@ -214,7 +214,10 @@ def test_features_without_labels_and_a_correction_that_cannot_be_told(measure, m
     assert found["label_sharpness"] is None
     assert 3 < found["d_data"]["mle"]["value"] < 7
     code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
-    assert (code, "No label sharpness: there are no labels" in out) == (0, True)
+    assert (code, "Label sharpness is not measured, because the images have no labels" in out) == (
+        0,
+        True,
+    )
     assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
 
 

@@ -53,7 +53,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert (
-        "below the root; found: results.csv: Read-only file system. Copy the root, or ask for the"
+        "The report results.csv cannot be written: Read-only file system. Copy the root, or use"
         in err
     )
 
@@ -70,10 +70,12 @@ def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(r
     path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
     _, out, err = run(command, "smoke", "--from-store", "--json")
-    assert f"not believed: {path}: checksum does not match its content" in err
+    assert f"Not used: {path} (its checksum does not match its content)" in err
     planned = len(workspace.plan.trials)
-    assert f"1 of {planned} trials are done; {planned - 1} are left: isweep run smoke" in err
-    assert "not believed" not in out
+    assert (
+        f"1 of {planned} trials are done. Run the other {planned - 1} with `isweep run smoke" in err
+    )
+    assert "Not used" not in out
 
 
 def test_a_blank_dimension_has_its_reason(capsys, root):
@@ -199,13 +201,13 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--where dataset", "--where must be COLUMN=VALUE; found: dataset"),
-        ("--where datset=x", "Unknown column; found: 'datset'. Did you mean 'dataset'?"),
-        ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
-        ("--sort los", "Unknown column; found: 'los'. Did you mean 'loss'?"),
+        ("--where dataset", "--where dataset does not have the form COLUMN=VALUE"),
+        ("--where datset=x", "The table has no column 'datset'"),
+        ("--where dataset=z", "'z'"),
+        ("--sort los", "The table has no column 'los'"),
         (
             "--best --mean",
-            "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help",
+            "Mutually exclusive arguments: {--mean, --best}. See `isweep results --help`",
         ),
         ("--search --best", "Mutually exclusive arguments: {--best, --search}"),
     ],

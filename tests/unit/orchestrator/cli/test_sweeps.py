@@ -83,7 +83,10 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
         "search",
     }
     assert json.loads(out)["pending"] == 8
-    assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
+    assert (
+        f"The root {missing} does not exist. Start with `isweep run smoke --root '{missing}'`"
+        in err
+    )
 
 
 @pytest.mark.parametrize("width", [80, 60])
@@ -93,7 +96,7 @@ def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, mon
     assert max(map(len, lines)) <= width
     assert any("isweep datasets NAME" in line for line in lines)
     assert any(
-        line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines()
+        line.endswith(f"`isweep run demo --root {root}`.") for line in run("status")[1].splitlines()
     )
 
 
@@ -103,8 +106,8 @@ def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
     assert len(short.splitlines()) < 30 < 900 < len(whole.splitlines())
     assert re.search(r"mura +0/6 +0/6", short)
     assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
-    needs = "(what each needs: isweep datasets NAME)"
-    assert f"not prepared: mnist, cifar10, svhn, imagenet, brats and 6 more {needs}" in short
+    needs = "See what each dataset needs with `isweep datasets NAME`."
+    assert f"Not prepared: mnist, cifar10, svhn, imagenet, brats and 6 more. {needs}" in short
 
 
 def test_a_value_is_changed_for_one_run(run):
@@ -167,7 +170,9 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.run.run_sweep", stopped)
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
-    assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "
+    assert (
+        err == f"Stopped. 3 of 8 trials are kept. Continue with `isweep run smoke --root {root}`. "
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])
@@ -190,7 +195,7 @@ def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     way = f"isweep {command} ./mine.yaml --root {root}"
-    told = f"mine is the sweep as it last ran. ./mine.yaml differs; run that with: {way}"
+    told = f"mine means the sweep as it last ran, and ./mine.yaml differs. Run ./mine.yaml with `{way}`"
     assert told in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
@@ -200,7 +205,7 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
 
     _, out, _ = run("status")
     assert out.endswith(
-        f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n"
+        f"No sweep has run below this root. Start with `isweep run demo --root {root}`.\n"
     )
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
     _, out, _ = run("status", "--json")

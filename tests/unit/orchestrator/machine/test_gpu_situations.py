@@ -364,8 +364,8 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
         is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
         assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
         assert len(seen) <= MAX_RETRIES[failure.kind] + 1
-        there = "others leave of its GPU" if is_small else "a whole GPU has: choose a larger GPU"
-        assert f"{name} at batch {batch} needs more memory than {there}" in said
+        there = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
+        assert f"{name} at batch size {batch} needs more memory than {there}" in said
         assert ("micro_batches: on" in said) is name.startswith("resnet")
 
 
@@ -507,7 +507,9 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory.")
     failure = TrialTrainable._failure(worker, error)
     assert failure.held_by_others == pytest.approx(14.3 / 24)
-    assert failure.message == "other processes hold 14.3 of 24.0 GiB: CUDA out of memory."
+    assert (
+        failure.message == "other processes hold 14.3 of 24.0 GiB of the GPU: CUDA out of memory."
+    )
     failure = TrialTrainable._failure(half, error)
     assert (failure.held_by_others, failure.message) == (None, "CUDA out of memory.")
 
@@ -520,7 +522,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     failure = TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
     assert (failure.kind, failure.held_by_others) == ("out_of_memory", 1.0)
     assert (failure.ends_process, failure.gpu) == (True, "")
-    assert failure.message.startswith("other processes hold all of its memory: CUDA error")
+    assert failure.message.startswith("other processes hold all memory of the GPU: CUDA error")
 
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):

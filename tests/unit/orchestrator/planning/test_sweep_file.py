@@ -122,6 +122,19 @@ def data(text):
             r"num_gpus is 1e-05, but must be 0, or 0\.0001 of a GPU or more",
         ),
         (
+            GOOD + "worlds: [{name: g, from: generated, dial: {gap: 9}}]",
+            r"^worlds\.0\.dial is not a known key\. Did you mean 'dials'\? .*: from, dials, name\.",
+        ),
+        (
+            GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
+            r"^worlds\.0\.dials\.0\.1 is True, but should be a valid number",
+        ),
+        (
+            GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
+            r"^arms\.0\.world is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
+        ),
+        (GOOD + "base_datasets: []", r"^base_datasets is not a known key"),
+        (
             GOOD + "resources: {num_cpus: 0.00001}",
             r"num_cpus is 1e-05, but should be greater than or equal to 0\.0001",
         ),
@@ -160,7 +173,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
     ],
-    ids=range(42),
+    ids=range(46),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -613,7 +626,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
         ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
         ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: needs a value"),
-        ("{from: smoke, epochs: [3, 3]}", "epochs names a value more than once"),
+        ("{from: smoke, epochs: [3, 3]}", "epochs names 3 more than once"),
         (
             "{epochs: 3}",
             r"recipe\.from is missing\. Write, for example, recipe: {from: demo, epochs: 3}",

@@ -206,7 +206,8 @@ def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
     store.log_event("a", event())
     (tmp_path / "trials" / "a" / "history.json").write_bytes(damage)
     with pytest.raises(
-        CorruptStoreError, match=r"history is damaged; found: .*history.json: .*delete it"
+        CorruptStoreError,
+        match=r"The history of a trial in .*history\.json is damaged: .*\. Delete the file",
     ):
         store.events("a")
     store.log_event("a", event(attempt=2))
@@ -235,7 +236,7 @@ def sealed(record):
 
 
 def copied(path):
-    """Put the record of another cell in its place."""
+    """Put the record of another trial in its place."""
     path.write_bytes((path.parent.parent / "good" / path.name).read_bytes())
 
 
@@ -266,7 +267,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     scan = store.scan(type(record))
     assert scan.records == {"good": good}
     assert [item.path for item in scan.unreadable] == [str(path)]
-    why = "the record of another cell, good" if damage == "of another cell" else ""
+    why = "the record of another trial, good" if damage == "of another cell" else ""
     with pytest.raises(CorruptStoreError, match=f"A stored record is damaged; .*{why}"):
         store.read(type(record), record.record_id)
     store.save(record)  # done anew, by what it replaces or what removes it
@@ -284,7 +285,7 @@ def test_a_folder_in_the_place_of_a_kept_file_is_replaced(tmp_path, kind):
     directory(path)
     (path / "within").touch()
     assert store.checkpoint("a") is None
-    with pytest.raises(CorruptStoreError, match=r"cannot be used; .*: Is a directory"):
+    with pytest.raises(CorruptStoreError, match="cannot be read: Is a directory"):
         store.get(kind, "a", kept)
     assert store.put(kind, "a", b"kept") == kept
     assert [*(tmp_path / kind).iterdir()] == [path]
@@ -296,7 +297,8 @@ def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / record.trial_id).touch()  # where a folder belongs
     with pytest.raises(
-        SetupError, match=rf"found: .*/{record.trial_id}.*: File exists.*what is in the way, then"
+        SetupError,
+        match=rf"/{record.trial_id}\S* cannot be written: File exists.*what is in the way, and",
     ):
         store.save(record)
 

@@ -140,8 +140,8 @@ def test_a_memory_kill_of_an_unknown_process_blames_nobody():
 
 
 def test_a_users_mistake_is_told_without_a_traceback_and_a_failed_fetch_tried_again_not_for_ever():
-    failure = classify(ConfigError("A batch needs two images", "1", "raise batch_size"))
-    assert failure.message == "A batch needs two images; found: 1; raise batch_size."
+    failure = classify(ConfigError("A batch has one image", hint="Raise batch_size"))
+    assert failure.message == "A batch has one image. Raise batch_size."
     assert failure.traceback == ""
     failure, retries = classify(LOST_OBJECT), Retries()
     assert failure.kind == "cluster_error"

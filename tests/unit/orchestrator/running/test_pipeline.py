@@ -22,7 +22,7 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.running.work import RunContext, SweepTrials
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
@@ -103,11 +103,11 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(
     rerun, finished, here, monkeypatch
 ):
     def broken(work, key):
-        raise SetupError("The disk must be readable", "it is not", "mend it")
+        raise SetupError("The disk cannot be read", hint="Repair the disk")
 
     shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
     monkeypatch.setattr(SweepTrials, "load_array", broken)
-    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
+    with pytest.raises(SetupError, match=r"The disk cannot be read\. Repair the disk"):
         rerun.again()
 
 
@@ -160,8 +160,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
     with pytest.raises(ConfigError, match="enough was seen"):
         rerun.again()
     (note,) = rerun.notes  # nor is a sweep another one than itself
-    assert note.startswith(f"1 stored file not believed, such as {damaged}: truncated")
-    assert f"{finished.paths.log} names each" in note
+    assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
+    assert f"{finished.paths.log} names every file" in note
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
@@ -179,7 +179,7 @@ CHECK = """
 import sys
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.preparation import check_models
+from orchestrator.running.networks import check_models
 check_models(plan_sweep(load_sweep("demo", {"image_size": int(sys.argv[1])})), ())
 print("torch" in sys.modules)
 """
@@ -209,9 +209,7 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     subset = cell.network.subset
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
-    with pytest.raises(
-        DataError, match=r"must stay as it is while its cells are trained.*prepared anew"
-    ):
+    with pytest.raises(DataError, match=r"must stay as it is while its trials run.*prepared anew"):
         load_arrays(finished, subset, cell.network.train_size)
 
 

@@ -8,7 +8,7 @@ import torchvision
 
 from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.workspace import Workspace
-from orchestrator.running.preparation import check_same_start, fetch_pretrained
+from orchestrator.running.networks import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
@@ -78,13 +78,13 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
     record = trial_record(result, spec=plan.trials[0])
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
-    told = r"torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 result. Copy pretrained/"
-    with pytest.raises(ConfigError, match=f"same pretrained weights; found: {told}"):
+    told = r"other weights: \w{16}… in 1 result\. Copy pretrained/torchvision-resnet18\.safe"
+    with pytest.raises(ConfigError, match=told):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
 
 
 def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.stages.connect", refuse)
-    with pytest.raises(ConfigError, match="searches from random weights"):
+    with pytest.raises(ConfigError, match="cannot search pretrained networks"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()

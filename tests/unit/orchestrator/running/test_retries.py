@@ -41,9 +41,9 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
         retries.finished("good")
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
     assert decisions[0].reason == (
-        "tried again in 1 s; worker_crash 1 of at most 3: other trials live"
+        "retried in 1 s, because other trials have not crashed; worker_crash 1 of at most 3"
     )
-    assert decisions[-1].reason == "other trials live"
+    assert decisions[-1].reason == "other trials have not crashed"
 
 
 def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
@@ -63,14 +63,14 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
             assert retries.failed(cell, MEMORY, died=True).pause_s is not None
     more = retries.failed("a", MEMORY, died=True)
     assert more.reason == (
-        "tried again in 16 s; out_of_memory 5 of at most 24: other trials died 8 times too"
+        "retried in 16 s, because other trials crashed 8 times too; out_of_memory 5 of at most 24"
     )
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, MEMORY)
     decisions = [alone.failed("a", MEMORY, died=True) for _ in range(20)]
     assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
-    assert decisions[-1].reason == "it crashed or ran out of memory 20 times"
+    assert decisions[-1].reason == "the trial crashed or ran out of memory 20 times"
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
@@ -94,8 +94,8 @@ def test_where_nothing_ever_works_the_sweep_ends():
 @pytest.mark.parametrize(
     ("kind", "hopeless", "reason"),
     [
-        (FailureKind.CODE_ERROR, False, "code_error would come again"),
-        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more"),
+        (FailureKind.CODE_ERROR, False, "a retry would fail with code_error again"),
+        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more memory"),
     ],
 )
 def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
@@ -272,7 +272,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
         assert failure.message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
         decisions.append(retries.failed(trial_id, failure, died=True))
     assert all(decision.pause_s is not None for decision in decisions)
-    assert decisions[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
+    assert "other trials failed on GPU 0 of node 10.0.0.1 too" in decisions[-1].reason
     assert retries.failed("c", hung, died=True).pause_s is not None
     assert retries.failed("c", hung, died=True).pause_s is None
 

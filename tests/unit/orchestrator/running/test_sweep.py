@@ -32,8 +32,8 @@ from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.recovery import retries
 from orchestrator.running.recovery.failures import classify
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec, TrialSpec
@@ -215,7 +215,7 @@ def test_each_kind_of_failure_has_its_own_policy(scripted):
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.events(results[14].trial_id) if event.what == "failed"]
     assert re.search(
-        r"^worker_crash: .*\(tried again in 1 s; worker_crash 1 of at most 3: other trials live\)$",
+        r"^worker_crash: .*\(retried in 1 s, because .*; worker_crash 1 of at most 3\)$",
         crash,
     )
     (bug,) = [event.said for event in told.events(failed[12].trial_id) if event.what == "failed"]
@@ -301,7 +301,7 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypa
     monkeypatch.setattr(retries, "MAX_ON_UNFIT_NODE", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
-    message = "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"
+    message = r"No node runs the code of the driver \(1 node tried\)\. .*0123456789abcdef"
     with pytest.raises(SetupError, match=message) as caught:
         run(plan, trainable=Patched, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
@@ -321,7 +321,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
 
     monkeypatch.setattr("orchestrator.running.recovery.watchdog.WARN_AFTER_S", 1.0)
     with pytest.raises(
-        KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"
+        KeyboardInterrupt, match=r"each trial asks for 64 CPU \(the cluster has 2, \S+ free\)"
     ):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
@@ -333,7 +333,7 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
 
     def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
         if subset.subset_id == gone:
-            raise DataError("A prepared dataset must stay", "it went", "run again")
+            raise DataError("The prepared dataset was removed", hint="Run again")
         return load(subset, train_size)
 
     class Loads(TrialTrainable):
@@ -347,7 +347,8 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
     assert set(failed) == of_it
     assert {record.failure.kind for record in failed.values()} == {"bad_data"}
     assert all(
-        "must stay; found: it went; run again" in one.failure.message for one in failed.values()
+        "The prepared dataset was removed. Run again" in one.failure.message
+        for one in failed.values()
     )
     assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
 

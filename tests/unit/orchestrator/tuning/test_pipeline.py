@@ -206,7 +206,7 @@ def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypa
         TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
     )
     assert any(f"{len(before)} stored trials belong to another search" in line for line in said)
-    asked = searches[0].next()
+    asked = searches[0].next_trial()
     assert asked.role == Role.OWN
     assert asked.spec.trial_id not in before
     assert records(root) == before
@@ -224,8 +224,8 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
     assert victim not in records(root)
     assert search_standing(Workspace.open(TINY, root))["unreadable"] == 1
     tune_sweep(TINY, RunOptions(root=root))
-    assert searches[0].next().spec.trial_id == victim
-    assert searches[0].next() is None
+    assert searches[0].next_trial().spec.trial_id == victim
+    assert searches[0].next_trial() is None
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
         (
             {"data_mode": "as_released"},
             ConfigError,
-            "needs corrected data; found: faults misaligned_labels",
+            "needs corrected data, but the sweep has the faults misaligned_labels",
         ),
         (
             {"recipe.learning_rate": [1e-3, 1e-4]},
             ConfigError,
-            "one value of each field; found: several of",
+            "The recipe has several values of learning_rate",
         ),
-        ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs; found: 0 for small_mlp"),
+        ({"recipe.epochs": 0}, ConfigError, "The recipe of small_mlp on .* has 0 epochs"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
