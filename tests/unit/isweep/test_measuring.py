@@ -126,7 +126,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
-        ("absent", None, {}, "The source must be a folder, a file or the name of a dataset"),
+        ("absent", None, {}, "absent does not exist, and is no known dataset. Name a folder"),
         ("x.npy", [1, 2], {}, "Labels of a file of images must be a file too"),
         (FOUR, [1], {}, "There must be one label per image"),
         (FOUR, [None] * 4, {}, "every row needs a label; found: blank in 4: row "),
@@ -137,7 +137,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {},
             "every class must have one spelling; found: 'Cat' / 'cat'",
         ),
-        (FOUR[:3], [-1, 0, 1], {}, "often means unknown. Change those labels, or leave their"),
+        (FOUR[:3], [-1, 0, 1], {}, "Correct these labels, or leave the images"),
         (
             MASKED,
             [0, 1],
@@ -166,8 +166,8 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (np.array([["a"]]), None, {}, "[Ii]mages must"),
         (FOUR, None, {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'; did you mean"),
-        (FOUR, NAMES, {"class_pair": ("0", "7")}, "must name two different"),
-        (FOUR, None, {"class_pair": ("0", "1")}, "A class pair needs labels; found: none"),
+        (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 names a class that the data do not have"),
+        (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
         (
             FOUR,
             NAMES,

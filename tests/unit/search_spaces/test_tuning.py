@@ -49,7 +49,7 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ({"learning_rate": [0, 1e-3]}, r"tune\.learning_rate\.0: input should be greater than 0"),
         ({"learning_rate": [1e-3]}, r"tune\.learning_rate: must be two rising numbers"),
         ({"weight_decay": []}, r"tune\.weight_decay: must be two rising numbers"),
-        ({"weight_decay": 1e-3}, r"tune\.weight_decay: must be a list"),
+        ({"weight_decay": 1e-3}, r"tune\.weight_decay is 0\.001, but should be a list"),
         ({"weight_decay": [1e-3, "a"]}, r"tune\.weight_decay\.1: input should be a valid number"),
         ({"batch_size": []}, r"tune\.batch_size"),
         ({"batch_size": [8, 8]}, r"tune\.batch_size: names 8 more than once"),

@@ -130,7 +130,7 @@ SPLITS = {
             [
                 "40 images, 2 classes, 10 groups",
                 "class 1: 20 images, 10 groups",
-                "as they are, 12x10, uint8, not scaled",
+                "12x10, uint8: measured as stored",
             ],
         ),
         (
@@ -199,9 +199,9 @@ def test_floats_have_one_scale_with_and_without_a_size(measured, own):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--labels y.npy", "--labels is for a .npy; others hold theirs; found: own.npz"),
-        ("--raw x", "--raw is for the name of a dataset; found: own.npz"),
-        ("--channels 3", "--channels is for images that are resized, by --image-size; found: own"),
+        ("--labels y.npy", "--labels is for a .npy file, and own.npz is not one. Leave"),
+        ("--raw x", "--raw is for a known dataset, and own.npz is a file or folder. Leave"),
+        ("--channels 3", "--channels cannot be used, because the images of own.npz are measured"),
     ],
 )
 def test_what_would_not_be_used_is_refused(measure, own, words, message):
@@ -335,7 +335,7 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
         (["cat", "CAT", "dog"], "every class must have one spelling; found: 'CAT' / 'cat'"),
         ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
         ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
-        ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
+        ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
     ],
 )
 def test_labels_that_are_no_classes(measure, features, labels, message):

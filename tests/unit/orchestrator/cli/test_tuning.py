@@ -53,7 +53,7 @@ def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, comma
 def test_a_sweep_that_names_its_own_recipe_is_told_how_to_begin(run, sweep):
     code, _, err = run("tune", sweep(recipe="tuned"))
     assert code == 2
-    assert "run isweep tune mine --set recipe=NAME" in err
+    assert "Run `isweep tune mine --set recipe=NAME` first" in err
 
 
 def test_results_of_no_search(run, sweep):

@@ -10,11 +10,11 @@ WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "T
 # Command line | what is said of it.
 MISTAKES = r"""
 run dmo | ; found: 'dmo'. Did you mean 'demo'?
-plan ./absent.yaml | The sweep file must exist; found: absent.yaml
+plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or name a preset: demo,
 plan | Command "plan" parameter SWEEP requires an argument
-plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
-plan smoke --set 'seed=[1]' | seed: unknown key. Did you mean 'seeds'?
-plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
+plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
+plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
+plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
 status --watch | --watch is given without a sweep. Name the sweep, as in `isweep status paper --watch`
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
@@ -28,7 +28,7 @@ claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory
 init --out /proc/x.yaml | /proc/x.yaml cannot be written
 gpu-check --device cpu --into THIS_FILE | cannot be written
 prepare mnist --label-map 7=one | --label-map is for your own data, but mnist is a known dataset
-measure digits --label-map 7=one | --label-map is for own data that are not prepared
+measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
 predict | isweep predict is given neither a sweep nor a learning curve. Name a sweep, or
@@ -40,12 +40,12 @@ run smoke --num-cpus 0 | --num-cpus is 0, but must be at least 1
 run smoke --mlflow-uri ./mlruns | The MLflow URI ./mlruns is neither a database nor a server
 run smoke --mlflow-uri postgresql://me:pw@h/x | --mlflow-uri holds a password, which every user
 status smoke '--mlflow-uri=http://h/?password=pw' | Export MLFLOW_TRACKING_URI=URI instead
-run smoke --no-tracking --address ray://x:1 | --address must be host:port
+run smoke --no-tracking --address ray://x:1 | `--address ray://x:1` is not host:port of a Ray head
 results smoke --from-store | Sweep 'smoke' has no results yet
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
-measure digits --device cuda | --device must be a torch device of this machine
+measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 names one class twice. Choose two
+measure digits --device cuda | Choose, for example, `--device cpu`
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
 plan smoke --storage foo://x | --storage foo://… is not a kind of store
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
@@ -60,8 +60,8 @@ plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Leave the option out to take its
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
-measure https://a.org/b.zip | ; found: https://a.org/b.zip. Download it, then name the folder
-plan / | A sweep file must be a file; found: / is a folder
+measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
+plan / | / is a folder, not a sweep file. Name a file
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
 run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
@@ -76,9 +76,9 @@ measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
 prepare mnist --sweep papr | Unknown preset; found: 'papr'. Did you mean 'paper'
 datasets mnist brats | isweep datasets does not take brats
-plan smoke --storage s3:/bucket | --storage s3:/b
-plan smoke --storage THIS_FILE | --storage must be a folder; found:
-run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
+plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
+plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
+run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Leave the option out
@@ -93,9 +93,9 @@ reconcile smoke | no results yet
 status smoke --trial small_mlp | The text small_mlp of --trial is in the ids of 4 trials: small_mlp-
 status smoke --trial small_mlp-manifold_d5 | No trial of the sweep has an id with 'small_mlp-manifold_d5'
 status --trial x | --trial is given without a sweep
-plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
+plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Give
 run smoke --raw mnist=/a --raw mnist=/b | --raw gives mnist two values: mnist=/a and mnist=/b.
-plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key
+plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
 """
 
 
@@ -155,13 +155,14 @@ def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "write ./mine.yaml" in err
+    assert "No preset or sweep has the name mine" in err
+    assert "Write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
     code, out, err = run("run", "smoke", "--no-tracking", "--address", "127.0.0.1:9")
     assert (code, out) == (3, "")
-    assert "The Ray address must answer" in err
+    assert "No Ray cluster answers at 127.0.0.1:9" in err
 
 
 def test_options_stand_after_the_command(capsys):

@@ -49,14 +49,18 @@ def opened(tmp_path):
         (
             "",
             81,
-            "mine: Train size 81 needs as many images beside 10 test images; found: at most 80",
+            "^mine: .*81.* 10 test images.* 80",
         ),
         (
             "[['1', '11']]",
             51,
-            r"mine, classes 1 and 11: Train size 51 .* 50 \(class 1: 25, class 11: 25\)",
+            r"^mine, classes 1 and 11: .*51.* 50 \(class 1: 25, class 11: 25\)",
         ),
-        ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21. Name them as text"),
+        (
+            "[[1, 11]]",
+            20,
+            "mine.class_pairs has the numbers 1 and 11, .* named 1, 11, 21. Name classes as text",
+        ),
     ],
 )
 def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(
@@ -74,7 +78,7 @@ def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
     )
     path.write_text(text, encoding="utf-8")
     with pytest.raises(
-        DataError, match=r"own.class_names must be .*; found: 1, 21. Classes: 1, 11, 21"
+        DataError, match=r"class_names lists 1, 21, but the data have the classes 1, 11, 21\. Rem"
     ):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 
@@ -82,9 +86,7 @@ def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
 def test_a_place_that_no_class_has_is_refused(opened, tmp_path):
     for name, new in (("1", "ant"), ("11", "bee"), ("21", "cat")):
         (tmp_path / "images" / name).rename(tmp_path / "images" / new)
-    with pytest.raises(
-        DataError, match="mine 0-7: each class needs images; found: none of class 7"
-    ):
+    with pytest.raises(DataError, match=r"mine 0-7: .*class 7"):
         check_feasible(opened("[[0, 7]]"))
 
 
@@ -103,9 +105,7 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
     opened()
     text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(
-        DataError, match="mine: no group may be in train and test; found: 10, first in row 0"
-    ):
+    with pytest.raises(DataError, match=r"mine: .*group.* train and test.* 10\b.*row 0"):
         check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
     assert not (tmp_path / "root").exists()
 
@@ -115,15 +115,11 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
     [
         (
             {"test_size": 100_000},
-            ("digits, classes 3 and 8: Class 3 needs 50,000 test images; found: 183"),
+            r"^digits, classes 3 and 8: .*50,000 test images.*\b183\b",
         ),
         (
             {"train_sizes": [60, 99_999]},
-            (
-                r"digits, classes 3 and 8: Train size 99999 needs .* at "
-                r"most "
-                r"2"
-            ),
+            r"^digits, classes 3 and 8: .*99,?999.* at most 2",
         ),
     ],
 )

@@ -333,13 +333,13 @@ def test_a_lock_that_cannot_be_taken_is_a_message(tmp_path, monkeypatch):
         raise OSError(37, os.strerror(37))
 
     for place in range(3):
-        path, message = tmp_path / str(place), r"lock of a root must be a file .*/[01]"
+        path, message = tmp_path / str(place), r"The lock file .*/[01] cannot be opened"
         path.touch()
         if place < 2:
             (directory, loop)[place](path)
         else:
             monkeypatch.setattr("fcntl.flock", no_locks)
-            message = "must have locks.*No locks available"
+            message = "cannot be locked, .*No locks available"
         with pytest.raises(SetupError, match=message), exclusive(path, "test"):
             pass
 
@@ -352,7 +352,7 @@ def test_a_damaged_hash_key_is_refused(tmp_path):
 
 
 def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
-    from orchestrator.machine.locks import locked
+    from orchestrator.machine.locks import InUseError, locked
 
     storage = f"file://{tmp_path}/store"
     first, second = (Workspace.open("smoke", str(tmp_path / name), storage) for name in "ab")
@@ -360,7 +360,7 @@ def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
         workspace.paths.make()
     with (
         locked(first, "isweep run smoke"),
-        pytest.raises(SetupError, match="Only one isweep command may work on a storage at a time"),
+        pytest.raises(InUseError, match="store/smoke is in use by process"),
         locked(second, "isweep run smoke"),
     ):
         pass

@@ -112,7 +112,7 @@ def test_files_that_changed_since_are_told_before_ray_and_mlflow(sweep, started,
 def test_an_address_that_does_not_answer_is_told_before_mlflow(sweep, started):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # not listening
-        with pytest.raises(SetupError, match="The Ray address must answer"):
+        with pytest.raises(SetupError, match="No Ray cluster answers at"):
             started(sweep, address=f"127.0.0.1:{held.getsockname()[1]}")
 
 

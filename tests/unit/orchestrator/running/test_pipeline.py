@@ -171,9 +171,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
-    with pytest.raises(
-        ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"
-    ):
+    with pytest.raises(ConfigError, match=r"resources\.num_gpus: 0\.1, but this machine has 0"):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
