@@ -93,6 +93,8 @@ def read_curve(path: Path) -> pd.DataFrame:
         raise ConfigError(f"{path} is not in UTF-8", hint=hint) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
         raise ConfigError(f"{path} cannot be read as a CSV file: {reason}", hint=hint) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
     repeated = sorted({name for name in names if names.count(name) > 1})

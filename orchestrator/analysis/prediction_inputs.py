@@ -117,8 +117,9 @@ def read_pilot(path: Path, model: str) -> Pilot:
     try:
         table = read_separated(path)
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"The pilot {path} cannot be read as a CSV file: {error}", hint=PILOT_HINT
+            f"The pilot {path} cannot be read as a CSV file: {reason}", hint=PILOT_HINT
         ) from None
     return pilot_of(table, model, where=str(path))
 

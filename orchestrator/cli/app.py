@@ -19,7 +19,15 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 from rich.markup import escape
 
 from orchestrator.cli import data, environment, looking_ahead, results, status, sweeps
@@ -186,11 +194,13 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
             return ConfigError(f"The option {words[0]} stands before the command", hint=hint)
         if words[0] in ("resume", "continue"):
             hint = "Type `isweep run SWEEP`: a run trains only what has no result yet"
-            return ConfigError(f"isweep has no command {words[0]}", hint=hint)
+            return ConfigError(f"There is no command {words[0]}", hint=hint)
         message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         unknown = " ".join(error.unused_tokens or ())
-        message = f"{' '.join(['isweep', *(error.command_chain or ())])} does not take {unknown}"
+        message = f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not take {unknown}"
+    elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
+        message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
         message = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in message:

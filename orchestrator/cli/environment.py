@@ -52,7 +52,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
 
     if place.storage:
         raise ConfigError(
-            f"isweep rm removes from the root only, but --storage {place.storage} is given",
+            f"`isweep rm` removes from the root only, but --storage {place.storage} is given",
             hint="Remove the sweep's folder in that store yourself",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
@@ -68,8 +68,8 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"isweep rm has no terminal on which it can ask whether to remove {name}",
-                hint="Add --yes to remove it without a question",
+                f"There is no terminal on which to ask whether {name} is to be removed",
+                hint=f"Add --yes to remove {name} without a question",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):

@@ -145,7 +145,7 @@ def predict(
         return
     if not sweep:
         raise ConfigError(
-            "isweep predict is given neither a sweep nor a learning curve",
+            "The prediction is given neither a sweep nor a learning curve",
             hint="Name a sweep, or give a file of results with --curve results.csv",
         )
     if not is_of_new_dataset:

@@ -120,7 +120,7 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 def _named(text: str) -> str:
     # An empty value is usually a shell variable that is not set. It does not mean the default.
     if not text.strip():
-        raise ValueError("is empty. Leave the option out to take its default")
+        raise ValueError("is empty. Give a value, or leave the option out")
     return text
 
 

@@ -348,8 +348,8 @@ def compare(
 
     if first == second:
         raise ConfigError(
-            f"isweep compare is given the sweep {first} twice",
-            hint="Name two sweeps. `isweep status` lists the sweeps of the root",
+            f"The sweep {first} is to be compared with itself",
+            hint="Name two sweeps: `isweep status` lists those of the root",
         )
     first_table, _ = read_table(first, place, from_store=from_store)
     second_table, _ = read_table(second, place, from_store=from_store)
@@ -380,9 +380,9 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        problem = "isweep claims is given neither a sweep nor --published"
+        problem = "The claims are given neither a sweep nor --published"
         if sweep is not None:
-            problem = f"isweep claims is given both the sweep {sweep} and --published"
+            problem = f"The claims are given both the sweep {sweep} and --published"
         raise ConfigError(problem, hint="Name a sweep, or give --published")
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)

@@ -260,7 +260,7 @@ class Tracker:
         if not wait:
             return {}
         if not self.flush() or self._refused:
-            raise no_answer_error(self._error or TimeoutError("no answer"))
+            raise no_answer_error(self._error or TimeoutError("there was no reply in time"))
         return {name: count - counts_before[name] for name, count in self._counts.items()}
 
     def flush(self, timeout_s: float | None = None) -> bool:

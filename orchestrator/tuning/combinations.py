@@ -211,6 +211,6 @@ def _check_searchable(plan: SweepPlan) -> None:
     pretrained = sorted(name for name, model in models.items() if model.pretrained)
     if pretrained:
         raise ConfigError(
-            f"isweep tune cannot search pretrained networks: {', '.join(pretrained)}",
+            f"Pretrained networks cannot be searched: {', '.join(pretrained)}",
             hint="Leave these models out of the sweep that is searched",
         )

@@ -234,8 +234,7 @@ class TestRoot:
         code, _, said = run("rm", "mine")
         assert code == 2
         assert (
-            "isweep rm has no terminal on which it can ask whether to remove mine. Add --yes"
-            in said
+            "There is no terminal on which to ask whether mine is to be removed. Add --yes" in said
         )
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, said = run("rm", name, "--yes")

@@ -31,8 +31,8 @@ prepare mnist --label-map 7=one | --label-map is for your own data, but mnist is
 measure digits --label-map 7=one | digits has fixed classes and pixels, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | --label-map gives 7 two values: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
-predict | isweep predict is given neither a sweep nor a learning curve. Name a sweep, or
-predict --curve absent.csv | absent.csv cannot be read as a CSV file: [Errno 2]
+predict | The prediction is given neither a sweep nor a learning curve. Name a sweep, or
+predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
 predict smoke --train-size 9 --measured '' | --measured is empty
 plan –-all ./absent.yaml | –-all begins with a dash that is no hyphen
 run smoke --raw mnist | --raw mnist does not have the form NAME=DIR
@@ -52,12 +52,12 @@ reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction lacks label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
-resume smoke | isweep has no command resume. Type `isweep run SWEEP`
-plan a b | isweep: isweep plan does not take b. See `isweep plan --help`.
+resume smoke | There is no command resume. Type `isweep run SWEEP`
+plan a b | `isweep plan` does not take b. See `isweep plan --help`.
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
-plan smoke --storage '' | --storage is empty. Leave the option out to take its
+plan smoke --storage '' | --storage is empty. Give a value, or leave the option out
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
@@ -75,18 +75,18 @@ measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has
 measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
 prepare mnist --sweep papr | Unknown preset; found: 'papr'. Did you mean 'paper'
-datasets mnist brats | isweep datasets does not take brats
+datasets mnist brats | `isweep datasets` does not take brats
 plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
 plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
 run smoke --address 127.0.0.1:99999 | `--address 127.0.0.1:99999` is not host:port of a Ray head
 results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that ends with .csv
 results smoke --parquet a.csv | must be a file that ends with .parquet
-measure "" | is empty. Leave the option out
+measure "" | is empty. Give a value
 PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json are given
 plan smoke --storage foo://me:secret@x | --storage foo://… is not a kind of store
 power smoke --num-tables 20 | and power needs at least 3
-compare smoke smoke | isweep compare is given the sweep smoke twice
-claims | isweep claims is given neither a sweep nor --published
+compare smoke smoke | The sweep smoke is to be compared with itself
+claims | The claims are given neither a sweep nor --published
 ui | MLflow has nothing to show:
 ui --port 70000 | --port is 70000, but must be at most 65,535
 reconcile smoke | no results yet
