@@ -446,7 +446,7 @@ def power(
         )
     if num_tables < 1:
         raise ConfigError(
-            f"num_tables is {num_tables}, so no table is drawn", hint="Draw at least one table"
+            f"num_tables is {num_tables}, so no table is drawn", hint="Set num_tables to 1 or more"
         )
     if truth is None:
         truth = EFFECTS[effect].truth

@@ -147,5 +147,5 @@ def _fix(error: Exception, reason: str) -> str:
     if isinstance(error, ModuleNotFoundError) and "psycopg" in reason:
         return "Run `pip install 'isweep[postgres]'`"
     if _DAMAGED_FILE.search(reason):
-        return "Remove the file, and run `isweep reconcile` for every sweep"
+        return "Remove the file, and run `isweep reconcile SWEEP` for every sweep"
     return "Start MLflow, correct --mlflow-uri, or run with --no-tracking"

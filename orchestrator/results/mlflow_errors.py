@@ -58,7 +58,7 @@ def no_answer_error(error: Exception) -> SetupError:
         return error
     return SetupError(
         f"MLflow does not answer: {first_line(error)}",
-        hint="Run `isweep reconcile` later: the result store has every result",
+        hint="Run `isweep reconcile SWEEP` later. The result store has every result",
     )
 
 

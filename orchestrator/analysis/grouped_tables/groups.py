@@ -189,7 +189,7 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
         if (b, a) in pairs:
             raise ConfigError(
                 f"{first} and {second} hold a pair in both orders: {a} and {b}, {b} and {a}",
-                hint="Write each pair in one order. If the columns are not the two places of a "
-                "pair, use other names in one of them",
+                hint="Write each pair in one order. If the columns do not name pairs, use other "
+                "names in one column",
             )
     return True

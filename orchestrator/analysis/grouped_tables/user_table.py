@@ -176,7 +176,7 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
             f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} below the "
             "header)",
             hint="Write 1234.5, without comma, unit or word. Leave a cell empty where the value is "
-            f"missing. A size must lie between {limits}",
+            f"missing. The size of a number must be between {limits}",
         )
 
 

@@ -415,7 +415,7 @@ def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick)
     monkeypatch.setattr(client, "search_runs", dead)
     tracker.finish(flat("a", 0.5))
     with pytest.raises(
-        SetupError, match=r"MLflow does not answer: no route\. Run `isweep reconcile` later"
+        SetupError, match=r"MLflow does not answer: no route\. Run `isweep reconcile SWEEP` later"
     ):
         tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
     tracker.close("FINISHED")
@@ -574,7 +574,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
         ("folder", r"unable to open database file\. Start MLflow"),
         (
             "text",
-            r"file is not a database\. Remove the file, and run `isweep reconcile` for every sweep",
+            r"file is not a database\. Remove the file, and run `isweep reconcile SWEEP` for every sweep",
         ),
     ):
         with pytest.raises(SetupError, match=f"sqlite:.* does not answer: .*{told}"):
