@@ -299,7 +299,7 @@ class SimulatedStorage(Bucket):
     def _answered(self) -> None:
         """The reply is on its way: what was asked for is done."""
         if self._outside.take("storage loses a reply"):
-            raise StorageAway("The reply of the simulated result store was lost")
+            raise StorageAway("The simulated result store lost a reply")
         if self._process.dead:
             raise Killed
 

@@ -189,10 +189,10 @@ class World:
             return process.asked_to_stop
         if isinstance(error, InUseError):
             return process.beside
-        rule = error.problem if isinstance(error, SetupError) else ""
-        if rule.startswith("The result store must"):
+        problem = error.problem if isinstance(error, SetupError) else ""
+        if problem.startswith("The simulated result store"):
             return any(self.outside.met[kind] for kind in STORAGE_FAULTS)
-        return rule in process.over
+        return any(problem.startswith(reason) for reason in process.over)
 
     def _look(self, root: str) -> None:
         """Somebody looks at the sweep, and the index of its root tells what the records do."""

@@ -127,8 +127,8 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
     ("images", "labels", "options", "message"),
     [
         ("absent", None, {}, "absent does not exist, and is no known dataset. Name a folder"),
-        ("x.npy", [1, 2], {}, "Labels of a file of images must be a file too"),
-        (FOUR, [1], {}, "There must be one label per image"),
+        ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
+        (FOUR, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
         (FOUR, [None] * 4, {}, "every row needs a label; found: blank in 4: row "),
         (FOUR, [float("nan"), 1.0] * 2, {}, "every row needs a label; found: blank in 2: row "),
         (

@@ -43,7 +43,11 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("loss", -999, "loss is -999 in 3 rows, fitted as a number; leave the cell empty"),
+        (
+            "loss",
+            -999,
+            "loss is -999 in 3 rows and is fitted as a number. Leave the cell empty if -999",
+        ),
         ("d", -9999, "d is -9999 in 3 rows"),
         ("d", 999, "d is 999 in 3 rows"),
         ("d", 99, "d is 99 in 3 rows"),
@@ -54,7 +58,11 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("d", 9.969209968386869e36, "d is 9.96921e+36 in 3 rows"),
         ("d", -99.9, "d is -99.9 in 3 rows"),
         ("loss", 65535, "loss is 65535 in 3 rows"),
-        ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
+        (
+            "dataset",
+            "Total",
+            "dataset is Total in 3 rows, and is fitted like any other. Leave these rows out",
+        ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
         ("model", "Total2", "model is Total2 in 3 rows"),
@@ -114,7 +122,7 @@ def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
     told = rf"{num} rows without dataset, as 'None' reads \(rows 1, 2, 3"
     if num > 3:
         with pytest.raises(
-            ConfigError, match=f"{told}, ….*; .*spell otherwise what is a level of its own"
+            ConfigError, match=rf"{told}, ….*\. .*rename groups whose names mean a missing value"
         ):
             read_user_table(tmp_path / "own.csv", PLAIN)
     else:

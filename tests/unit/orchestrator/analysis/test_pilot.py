@@ -54,7 +54,7 @@ def test_what_is_left_out_is_counted():
         "2 trainings of the pilot without a usable train size and loss left out",
     )
     others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
-    assert others.notes == ("1 training of other models in the pilot left out",)
+    assert others.notes == ("Left out of the pilot: 1 training of other models",)
 
 
 def test_what_stands_for_no_number_is_left_out_as_in_the_fits():

@@ -506,5 +506,5 @@ def test_no_unit_of_n_changes_a_prediction_of_few_datasets(num):
 def test_a_prediction_from_all_models_together_says_so():
     table = synthetic_table(models=("a", "b"), trial_std=0.1)
     together = predict(fit_growth(table), train_size=1000, **AT)
-    assert "losses are of all models together, which differ" in together.warning
+    assert "the fit takes losses of all models together, which differ" in together.warning
     assert "all models" not in predict(fit_growth(table, model="a"), train_size=1000, **AT).warning

@@ -235,7 +235,7 @@ def test_fit_takes_any_table(run, tmp_path):
     code, _, err = run("fit", str(table), "--response", "loss")
     assert (
         code,
-        "A table needs --response, --on and --groups. For example, isweep fit" in err,
+        "needs --response, --on and --groups. For example, type `isweep fit" in err,
     ) == (
         2,
         True,

@@ -46,7 +46,10 @@ class TestInit:
         assert Path(sweep.datasets[0].own.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         planned = run("plan", "./mine.yaml")[1]
-        assert re.search(r"\d files listed, none opened: isweep measure \S+ opens them", planned)
+        assert re.search(
+            r"\d files are listed, but not opened\. Open the files with `isweep measure \S+`",
+            planned,
+        )
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
     def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(

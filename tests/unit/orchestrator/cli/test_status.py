@@ -112,7 +112,7 @@ def test_a_damaged_story_is_said(run, workspace):
     (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
     code, out, _ = run("status", "smoke", "--trial", trial_id)
     assert code == 0
-    assert "A trial's history is damaged" in out
+    assert "The history of a trial in" in out
 
 
 @pytest.mark.parametrize(

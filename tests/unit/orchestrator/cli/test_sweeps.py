@@ -219,7 +219,9 @@ def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monke
         "orchestrator.running.progress.read_run", lambda workspace: RunState(now="train")
     )
     _, _, err = run("results", "smoke", "--from-store")
-    assert f"has no results yet. A run works on it; see: isweep status smoke --root {root}." in err
+    assert (
+        f"no results yet, but a run is under way. See `isweep status smoke --root {root}`." in err
+    )
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):

@@ -59,7 +59,7 @@ def test_a_sweep_that_names_its_own_recipe_is_told_how_to_begin(run, sweep):
 def test_results_of_no_search(run, sweep):
     code, _, err = run("results", sweep(), "--search")
     assert code == 2
-    assert "Results of a search need one" in err
+    assert "has no stored trial yet" in err
     assert "isweep tune" in err
 
 

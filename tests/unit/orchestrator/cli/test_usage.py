@@ -167,12 +167,18 @@ def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
 
 def test_options_stand_after_the_command(capsys):
     assert main([]) == 2
-    assert "A command is required. See: isweep --help" in capsys.readouterr().err
+    assert (
+        "The command line names no command. See the commands with `isweep --help`"
+        in capsys.readouterr().err
+    )
     assert main(["--root", "x", "plan", "smoke"]) == 2
-    assert "Unknown option: --root. Options stand after the command" in capsys.readouterr().err
+    assert (
+        "The option --root stands before the command. Write options after the command"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_last_of_a_repeated_option_holds(run, root):
     code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
     assert code == 2
-    assert f"run it: isweep run smoke --root {root}; there is no root {root} yet" in err
+    assert f"and the root {root} does not exist. Run `isweep run smoke --root {root}`" in err

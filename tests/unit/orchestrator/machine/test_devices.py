@@ -162,7 +162,7 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
         device_for(1.0, fast, own=own)
     text = str(caught.value)
     assert verdict["wrong"] in text
-    assert text.endswith("to test it again delete /cache/verdict.json.")
+    assert text.endswith("To test the GPU again, delete /cache/verdict.json.")
     failure = classify(caught.value)
     # So it is quarantined and the trial goes elsewhere, as from a GPU that does not answer.
     assert failure.unfit_node
@@ -595,7 +595,8 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
     assert device_for(1.0, "off").name == "cuda"
     with pytest.raises(
-        SetupError, match=r"bfloat16, which Tesla T4, of compute capability 7.5.*precision: float32"
+        SetupError,
+        match=r"bfloat16, which Tesla T4 with compute capability 7.5.*precision: float32",
     ) as caught:
         device_for(1.0, precision="bfloat16")
     failure = classify(caught.value)

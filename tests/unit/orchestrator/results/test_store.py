@@ -85,13 +85,14 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
     store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
     with pytest.raises(
         NewerRecordError,
-        match=r"newer isweep \(schema version 99, this one reads 2\); update isweep",
+        match=r"newer isweep: it has schema version 99, but this isweep reads 2\. Update isweep",
     ) as caught:
         store.read(type(record), record.record_id)
     assert "replaced" not in str(caught.value)
     stored = StoredResults.read(str(tmp_path))
     with pytest.raises(
-        NewerRecordError, match=r"newer isweep .*update isweep, or keep these results apart"
+        NewerRecordError,
+        match=r"A newer isweep wrote .*\. Update isweep, or keep these results apart",
     ):
         stored.check_writable()
 
@@ -112,9 +113,9 @@ def test_a_record_from_before_an_optional_field_existed_is_read_with_its_default
 def test_a_record_with_a_newer_optional_field_is_neither_used_nor_replaced(tmp_path, change, field):
     """An optional field leaves the version as it is, and an older isweep does not know it."""
     store = reseal(tmp_path, change)
-    with pytest.raises(NewerRecordError, match=f"this one does not know the field {field}"):
+    with pytest.raises(NewerRecordError, match=f"this isweep does not know the field {field}"):
         store.read(TrialRecord, "a")
-    with pytest.raises(NewerRecordError, match="update isweep, or keep these results apart"):
+    with pytest.raises(NewerRecordError, match="Update isweep, or keep these results apart"):
         StoredResults.read(str(tmp_path)).check_writable()
 
 
@@ -133,7 +134,7 @@ def test_a_kind_of_record_says_which_earlier_versions_are_read(tmp_path, version
         assert record is not None
         assert record.result == RECORD.result
     else:
-        with pytest.raises(CorruptStoreError, match="this program reads 2 to 3"):
+        with pytest.raises(CorruptStoreError, match="but this program reads 2 to 3"):
             store.read(NextTrialRecord, "a")
 
 
@@ -148,7 +149,7 @@ def of_result(**changes):
         (
             RECORD,
             lambda plain: {**plain, "schema_version": 0},
-            "schema version 0, this program reads 2",
+            "the schema version is 0, but this program reads 2",
         ),
         (RECORD, of_result(status="done"), "result: a trial that is done must have scores"),
         (
@@ -268,7 +269,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     assert scan.records == {"good": good}
     assert [item.path for item in scan.unreadable] == [str(path)]
     why = "the record of another trial, good" if damage == "of another cell" else ""
-    with pytest.raises(CorruptStoreError, match=f"A stored record is damaged; .*{why}"):
+    with pytest.raises(CorruptStoreError, match=f"The stored record .* is damaged: .*{why}"):
         store.read(type(record), record.record_id)
     store.save(record)  # done anew, by what it replaces or what removes it
     assert store.read(type(record), record.record_id) == record
@@ -310,7 +311,10 @@ def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
     made = store.store_id(create=True)
     assert store.store_id(create=True) == store.store_id() == made
     DAMAGES[damage](tmp_path / "store.json")
-    with pytest.raises(CorruptStoreError, match=r"own id is damaged.*store\.json.*delete the file"):
+    with pytest.raises(
+        CorruptStoreError,
+        match=r"The id of the result store in .*store\.json is damaged: .*Delete the file",
+    ):
         store.store_id(create=True)
 
 

@@ -526,7 +526,7 @@ def test_asking_makes_nothing_and_a_file_store_is_refused(root):
         == f"the first run creates {workspace.paths.mlflow_database}"
     )
     for bad in ("./mlruns", "file:///tmp/mlruns", "mlruns", "foo://h/x"):
-        with pytest.raises(ConfigError, match="must be a database or server"):
+        with pytest.raises(ConfigError, match="is neither a database nor a server"):
             mlflow_uri(workspace.paths, bad)
     assert not workspace.paths.root.is_dir()
 

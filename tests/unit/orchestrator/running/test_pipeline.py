@@ -150,8 +150,8 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert (
-        f"smoke, another sweep of this root, has {num} of these trials: trained again here"
-        in rerun.notes
+        f"The sweep smoke of this root has {num} of these trials, but this sweep trains its trials "
+        "itself" in rerun.notes
     )
     damaged = (
         finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"

@@ -143,7 +143,7 @@ def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_tha
         for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
         retries.epoch_ended("a")  # an epoch is told
-    with pytest.raises(SetupError, match="Some node must give trials a GPU"):
+    with pytest.raises(SetupError, match="No node gives trials a GPU"):
         [
             retries.check_nodes("a", failure, {"a"})
             for _ in range(MAX_ON_UNFIT_NODE * DEVICE_ERRORS_PER_UNFIT + 1)

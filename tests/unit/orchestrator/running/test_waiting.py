@@ -188,10 +188,8 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 ):
     of_nodes(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     said = shortage_for(asked)
-    assert (
-        "What is not free is held by other work, or by processes that still start." in said
-    ) is held
-    assert said.endswith("goes on as soon as it is free.") is held
+    assert ("Other work, or processes that are starting, hold the rest." in said) is held
+    assert said.endswith("goes on as soon as the resources are free.") is held
     assert ("add nodes, " in said) is not held
 
 
@@ -273,9 +271,9 @@ STARTED, HEARD = "started", "heard"
         ([STARTED, *[HEARD, 90] * 5, HEARD, 120], "neither a result nor an epoch in 100 s"),
         # A full disk, a closed laptop: the driver stood still.
         ([STARTED, HEARD, 50, -3600, 50, 20], "neither a result nor an epoch in 100 s"),
-        ([STARTED, 60, 10], "its worker did not answer for 60 s and was ended"),
+        ([STARTED, 60, 10], "the worker did not answer for 60 s and was ended"),
         # It freezes between two cells: Tune asks it to take the next, which does not start.
-        ([60, 20], "its worker did not answer for 60 s and was ended"),
+        ([60, 20], "the worker did not answer for 60 s and was ended"),
     ],
 )
 def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):

@@ -169,7 +169,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
         (
             lambda asked: LOST,
             (6, 0),
-            "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower",
+            "({0} tried, {0} diverged, 0 failed), so there is no recipe. Lower",
         ),
         (
             lambda asked: None,
@@ -186,7 +186,7 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
                 None if asked.run and asked.point == asked.combination.sweep_point else FOUND
             ),
             None,
-            "the sweep's own recipe failed, so its gain is unknown",
+            "the recipe of the sweep failed, so the gain over it is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],
