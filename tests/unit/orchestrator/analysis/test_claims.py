@@ -126,7 +126,7 @@ def test_no_claim_is_decided_over_worlds_that_share_images(law):
         "not testable"
     }
     assert {one.verdict for one in found.entries} == {"not testable"}
-    assert "its worlds share images" in entry(found, "Eq. 2").reason
+    assert "the worlds share images" in entry(found, "Eq. 2").reason
     assert found.left_out == (
         "arms of experiments, which are compared with their base datasets: 3",
     )

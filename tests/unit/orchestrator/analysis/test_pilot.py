@@ -51,7 +51,7 @@ def test_what_is_left_out_is_counted():
     )
     assert [p.train_size for p in found.points] == [50, 200]
     assert found.notes == (
-        "2 trainings of the pilot without a usable train size and loss left out",
+        "Left out of the pilot: 2 trainings without a usable train size and loss",
     )
     others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
     assert others.notes == ("Left out of the pilot: 1 training of other models",)

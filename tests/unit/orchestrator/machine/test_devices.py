@@ -192,7 +192,7 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
         ("HIP error: out of memory", torch.AcceleratorError, "^HIP error: out of memory"),
         # Only words of the table of libraries' errors decide.
-        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "reset or hide it"),
+        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "Reset the GPU, or hide it"),
     ):
 
         def breaks(*_, text=text, **__):

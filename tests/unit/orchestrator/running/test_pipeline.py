@@ -209,7 +209,9 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     subset = cell.network.subset
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
-    with pytest.raises(DataError, match=r"must stay as it is while its trials run.*prepared anew"):
+    with pytest.raises(
+        DataError, match=r"was changed or removed while a run used it.*prepares the dataset again"
+    ):
         load_arrays(finished, subset, cell.network.train_size)
 
 

@@ -266,11 +266,17 @@ STARTED, HEARD = "started", "heard"
     ("events", "told"),
     [
         # Past its limit, once.
-        ([STARTED, HEARD, 100, 40], "neither a result nor an epoch in 100 s"),
+        ([STARTED, HEARD, 100, 40], "the trial gave neither a result nor an epoch in 100 s"),
         # One that tells of epochs lives however slow it is.
-        ([STARTED, *[HEARD, 90] * 5, HEARD, 120], "neither a result nor an epoch in 100 s"),
+        (
+            [STARTED, *[HEARD, 90] * 5, HEARD, 120],
+            "the trial gave neither a result nor an epoch in 100 s",
+        ),
         # A full disk, a closed laptop: the driver stood still.
-        ([STARTED, HEARD, 50, -3600, 50, 20], "neither a result nor an epoch in 100 s"),
+        (
+            [STARTED, HEARD, 50, -3600, 50, 20],
+            "the trial gave neither a result nor an epoch in 100 s",
+        ),
         ([STARTED, 60, 10], "the worker did not answer for 60 s and was ended"),
         # It freezes between two cells: Tune asks it to take the next, which does not start.
         ([60, 20], "the worker did not answer for 60 s and was ended"),
