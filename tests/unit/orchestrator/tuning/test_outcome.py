@@ -142,7 +142,7 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
     path, found = tmp_path / "recipes" / "tuned-smoke.yaml", outcomes(search)
     path.parent.write_text("", encoding="utf-8")
     with pytest.raises(
-        SetupError, match=rr"cannot be written: File exists\..* trials are kept"
+        SetupError, match=r"cannot be written: File exists\..* trials are kept"
     ):
         write_recipe(path, changed, found, {})
     path.parent.unlink()
