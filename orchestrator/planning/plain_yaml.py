@@ -200,7 +200,8 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
     """
     if content is None:
         return ConfigError(f"{origin} is empty", hint=hint)
-    kind = "a list" if isinstance(content, list) else repr(content)[:MAX_SHOWN]
+    # The content itself is not shown: the file may be another one than the user meant.
+    kind = "a list" if isinstance(content, list) else "a single value"
     return ConfigError(f"{origin} holds {kind}, not keys with values", hint=hint)
 
 

@@ -271,7 +271,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
-            numbered = map("{0[0]} {0[1]}".format, enumerate(names[:MAX_NAMED]))
+            numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_NAMED]))
             raise ConfigError(
                 f"{key} lists the pair {list(pair)}, but the classes are 0 to {len(names) - 1}",
                 hint=f"Choose from these classes: {', '.join(numbered)}",

@@ -238,7 +238,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0 is .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd holds .*, not keys with values\. Write, for example, recipe",
+            r"/etc/passwd holds a single value, not keys with values\. Write, for example, recipe",
         ),
     ],
     ids=range(24),
