@@ -29,18 +29,11 @@ from tasks.sources.array_files import (
     row_locator,
 )
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
-from tasks.sources.own import (
-    MAX_NAMED,
-    TRAITS,
-    VALIDATION_LEFT_OUT,
-    GivenSplit,
-    JoinedFiles,
-    Rows,
-    find_columns,
-    own_listing,
-    parse_split,
-    sort_labels,
-)
+from tasks.sources.own.class_names import sort_labels
+from tasks.sources.own.columns import MAX_NAMED, TRAITS, JoinedFiles, find_columns
+from tasks.sources.own.listing import own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
 from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.tables import label_text, unused_flags
 

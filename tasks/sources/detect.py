@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.sources import OWN_KINDS
 from tasks.sources.dicom import is_single_image_name
-from tasks.sources.own import is_split_word
+from tasks.sources.own.splits import is_split_word
 from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archive
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.own import PLACEHOLDERS, plain_id
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.pictures import (
     MIN_SIDE,
     by_own_maximum,

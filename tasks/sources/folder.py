@@ -43,18 +43,17 @@ from tasks.sources.dicom import (
     read_header,
     single_reader,
 )
-from tasks.sources.own import (
-    PLACEHOLDERS,
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import (
     VALIDATION_LEFT_OUT,
     GivenSplit,
-    Rows,
-    count_hidden,
     is_split_word,
-    own_listing,
     parse_split,
     parse_splits,
-    plain_id,
 )
+from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 EXPECTED = (

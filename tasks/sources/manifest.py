@@ -28,21 +28,19 @@ from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
-from tasks.sources.own import (
+from tasks.sources.own.columns import (
     MAX_NAMED,
     ONE_HOT,
     Cells,
     Columns,
     JoinedFiles,
-    Rows,
     common_columns,
-    count_hidden,
     find_columns,
-    is_split_word,
-    own_listing,
-    parse_split,
-    plain_id,
 )
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import is_split_word, parse_split
 from tasks.sources.parquet_images import (
     NO_TABLE,
     TABLE_HINT,

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import find_named, find_table, not_there, read_picture
-from tasks.sources.own import is_missing
+from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, header_of, read_table
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
-from tasks.sources.own import is_missing
+from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
 
