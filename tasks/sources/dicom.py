@@ -524,9 +524,9 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
     Raises:
         SkipItem: A frame is constant, or has no value above 0.
     """
-    for frame in dicom.values[frames]:
+    values: NDArray[np.generic]
+    for values in dicom.values[frames]:
         flags = list(dicom.flags)
-        values: NDArray[np.generic] = frame
         if dicom.modality != "CT":
             flags.extend(negative_flags(values))
         elif dicom.rescale is None:
@@ -534,7 +534,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
         else:
             slope, intercept = dicom.rescale
             offset = np.float32(intercept + CT_OFFSET)
-            values = frame.astype(np.float32) * np.float32(slope) + offset
+            values = values.astype(np.float32) * np.float32(slope) + offset
         conversions = []
         if values.ndim == 3:
             conversions.append("colour DICOM")

@@ -185,12 +185,8 @@ def list_folder(request: RawRequest) -> Listing:
         file_split=lambda row: class_images[row].split,
     )
     draft = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=layout_flags, order=_sort_as_text, draft=draft)
-
-
-def _sort_as_text(labels: Iterable[str]) -> tuple[str, ...]:
-    """Sort class names as text, as torchvision's ``ImageFolder`` does."""
-    return tuple(sorted(labels))
+    # Names are sorted as text, as torchvision's ImageFolder does, also if they are numbers.
+    return own_listing(rows, request, dataset_flags=layout_flags, order=sorted, draft=draft)
 
 
 folder = Source(list_folder, single_reader)

@@ -104,14 +104,15 @@ def list_parquet(request: RawRequest) -> Listing:
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
     label_names = contents[0].label_names
+    splits = []
     for name, content in zip(names, contents, strict=True):
+        splits.append(split_of_file(name, request))
         if content.label_names != label_names:
             raise request.error(
                 "all files must give the labels the same names, in their schema's metadata",
                 f"{request.hashed(name)} has others or none",
                 "write all with datasets' to_parquet",
             )
-    splits = [split_of_file(name, request) for name in names]
     files = JoinedFiles([content.cells for content in contents])
 
     def locator(row: int) -> str:

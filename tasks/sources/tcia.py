@@ -430,11 +430,8 @@ class _SeriesFiles:
         """Return the name of a series' file, or None if there is none, or several that differ."""
         names = self._by_folder.get(series, [])
         if not names:
-            names = [
-                name
-                for name in self._by_patient.get((patient, series[-5:]), ())
-                if self._may_be(series, name)
-            ]
+            names = self._by_patient.get((patient, series[-5:]), [])
+            names = [name for name in names if self._may_be(series, name)]
         name = self._only(names)
         if name is not None:
             return name

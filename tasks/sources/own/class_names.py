@@ -27,12 +27,12 @@ MAX_LABEL_LENGTH = 200
 LABEL_MAP_HINT = "say what they mean with --label-map or label_map"
 
 
-def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+def sort_labels(labels: Iterable[str]) -> list[str]:
     """Sort distinct labels as numbers if all are whole numbers, else as text."""
     distinct = set(labels)
     if all(label.isascii() and label.isdigit() for label in distinct):
-        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
-    return tuple(sorted(distinct))
+        return sorted(distinct, key=lambda label: (int(label), label))
+    return sorted(distinct)
 
 
 def check_class_names(names: Iterable[str], request: RawRequest) -> None:

@@ -6,18 +6,15 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tasks.sources.base import RawRequest
-from tasks.sources.tables import COLUMNS, column_key, unused_flags
+from tasks.sources.tables import COLUMNS, MAX_NAME_LENGTH, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that must not predict the label. If the data have them, they are compared with it."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 """Text in a one-hot column -> whether the image is of the column's class."""
-MAX_NAMED = 10
-"""Names in one flag or message."""
-MAX_NAME_LENGTH = 30
-"""Characters of a column's name in a flag."""
 Cells = Mapping[str, Sequence[str]]
 """Name of a column -> its text, one entry per row."""
 
@@ -93,7 +90,7 @@ def find_columns(
             names[trait] = by_key[trait]
     labels = given_labels or ((names["label"],) if "label" in names else ())
     unused = _unused_columns(header, our_names, (*names.values(), *labels, *more))
-    flags += unused_flags(unused, MAX_NAMED)
+    flags += unused_flags(unused)
     return Columns(names, labels, tuple(flags))
 
 
@@ -143,9 +140,9 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         DataError: A file has other names for its columns than the first file.
     """
     columns = columns_of_files[0]
-    num_others = sum(
-        file_columns.name_in_data != columns.name_in_data for file_columns in columns_of_files
-    )
+    num_others = 0
+    for file_columns in columns_of_files:
+        num_others += file_columns.name_in_data != columns.name_in_data
     if num_others:
         raise request.error(
             "all tables of a dataset must have the same names of columns",
@@ -198,9 +195,9 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         else:
             class_of_row += row_classes
     if bad_rows:
-        listed = [
-            f"{len(rows)} {fault}, first {row_name(rows[0])}" for fault, rows in bad_rows.items()
-        ]
+        listed = []
+        for fault, rows in bad_rows.items():
+            listed.append(f"{len(rows)} {fault}, first {row_name(rows[0])}")
         raise request.error(
             f"in every row one of {len(cells)} label columns must be 1, the others 0",
             ", ".join(listed),
@@ -220,10 +217,12 @@ class JoinedFiles:
         self._starts = [0]
         for file in files:
             self._starts.append(self._starts[-1] + len(file["label"]))
-        self.cells: dict[str, list[str]] = {name: [] for file in files for name in file}
-        for name, column in self.cells.items():
+        self.cells: dict[str, list[str]] = {}
+        for name in dict.fromkeys(chain(*files)):
+            column: list[str] = []
             for file in files:
                 column += file.get(name, [""] * len(file["label"]))
+            self.cells[name] = column
 
     def file_of(self, row: int) -> int:
         """Return the index of the file that holds a row."""

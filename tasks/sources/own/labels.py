@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tasks.sources.base import RawRequest
 from tasks.sources.own.class_names import LABEL_MAP_HINT, check_class_names
-from tasks.sources.own.columns import MAX_NAMED
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.words import is_missing
-from tasks.sources.tables import SEVERAL
+from tasks.sources.tables import MAX_NAMED, SEVERAL
 
 
 def classes_of_rows(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.own.class_names import sort_labels
-from tasks.sources.own.columns import MAX_NAMED, TRAITS
+from tasks.sources.own.columns import TRAITS
 from tasks.sources.own.groups import check_groups, check_id_spellings, check_no_leak
 from tasks.sources.own.labels import classes_of_rows
 from tasks.sources.own.rows import Rows
@@ -23,6 +23,7 @@ from tasks.sources.own.splits import (
     GivenSplit,
     parse_split,
 )
+from tasks.sources.tables import MAX_NAMED
 
 HIDDEN = "hidden, by the dot before its name"
 """Reason for leaving out a file."""
@@ -51,7 +52,7 @@ def own_listing(
     *,
     dataset_flags: Iterable[str] = (),
     class_names: Sequence[str] = (),
-    order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
+    order: Callable[[Iterable[str]], list[str]] = sort_labels,
     draft: Listing,
 ) -> Listing:
     """Return the listing of a user's data: an item for every row outside a validation split.
@@ -77,25 +78,24 @@ def own_listing(
             kept_rows.append(row)
             kept_classes.append(class_of_row[row])
     num_validation = len(splits) - len(kept_rows)
-    classes = order(set(kept_classes))
+    classes = tuple(order(set(kept_classes)))
     if len(classes) < 2:
         value = f"one only: {classes[0]}" if classes else "none"
         if num_validation:
             value += f"; {num_validation} rows are in a validation split"
         raise request.error("the labels must have two classes or more", value)
-    codes = {class_name: code for code, class_name in enumerate(classes)}
-    kept_codes = list(map(codes.__getitem__, kept_classes))
+    index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_leak(rows, kept_rows, splits, request)
     excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     flag_counts = dict.fromkeys(dataset_flags, len(splits)) | draft.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     label_map = dict(request.dataset.label_map)
-    absent = [name for name in class_names if label_map.get(name, name) not in codes]
+    absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
     for name in absent[:MAX_NAMED]:
         flag_counts[f"class without an image: {name}"] = 1
-    row_array = np.array(kept_rows, np.int64)
-    items = RowItems(rows, row_array, np.array(kept_codes, np.int64), splits)
+    labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
+    items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
     return replace(
         draft, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
     )
@@ -156,13 +156,13 @@ class RowItems(Sequence[Item]):
     Attributes:
         rows: All rows.
         kept_rows: Rows that become items, ``(num_items,)``.
-        codes: Class index of every item, ``(num_items,)``.
+        labels: Class index of every item, ``(num_items,)``.
         splits: Split of every row, also of those that become no item.
     """
 
     rows: Rows
     kept_rows: Integers
-    codes: Integers
+    labels: Integers
     splits: Sequence[GivenSplit]
 
     def __len__(self) -> int:
@@ -170,16 +170,19 @@ class RowItems(Sequence[Item]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return RowItems(self.rows, self.kept_rows[index], self.codes[index], self.splits)
+            return RowItems(self.rows, self.kept_rows[index], self.labels[index], self.splits)
         row = int(self.kept_rows[index])
-        cells = self.rows.cells
+        traits = []
+        for name in TRAITS:
+            if name in self.rows.cells:
+                traits.append((name, self.rows.cells[name][row]))
         return Item(
             locator=self.rows.locator(row),
-            label=int(self.codes[index]),
+            label=int(self.labels[index]),
             group=self.rows.group(row),
             split=ITEM_SPLITS[self.splits[row]],
             details=self.rows.details(row),
-            traits=tuple((name, cells[name][row]) for name in TRAITS if name in cells),
+            traits=tuple(traits),
         )
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
