@@ -207,20 +207,20 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             r"line 1, column 4 has an anchor or",
         ),
         (
-            GOOD + "seeds: [" + "1, " * 300_000 + "]",
+            GOOD + "seeds: [" + "1, " * 50_000 + "]",
             r"has more than 20,000 values\. Split the file",
         ),
-        (GOOD + "seeds: [" + "1" * 900_000 + "]", r"is not YAML: Exceeds the limit"),
+        (GOOD + "seeds: [" + "1" * 90_000 + "]", r"is not YAML: Exceeds the limit"),
         (
             GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
             r"'x19'(?s:.)*1 more problem like these",
         ),
         (
-            GOOD.replace("20, 40", "x, " * 9_000),
-            r"train_sizes\.19 is (?s:.)*8,980 more problems like these",
+            GOOD.replace("20, 40", "x, " * 900),
+            r"train_sizes\.19 is (?s:.)*880 more problems like these",
         ),
-        ("[" * 900_000, r"line 1, column 21 has more than 20 levels of nesting"),
-        ("a: 'x" + "b " * 400_000, r"line 1, column 4 has a quote that is not closed"),
+        ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
+        ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
         (
             GOOD.replace("name: mine", 'name: "a\\0b"'),
             r"name is 'a\\x00b', which cannot be a name",
