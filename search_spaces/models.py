@@ -134,9 +134,9 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         return spec
     if spec.library not in LIBRARIES:
         raise ConfigError(
-            "pretrained needs a network of torchvision or timm",
-            choice.from_,
-            "Leave it out: your own function may load weights itself",
+            f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
+            "pretrained weights",
+            hint="Leave pretrained out. Your own function may load weights itself",
         )
     # 52 characters leave room for the suffix: a name has at most 64.
     name = choice.name or f"{spec.name[:52]}_pretrained"
@@ -147,7 +147,7 @@ def _table_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         error = unknown_name("model", name, MODELS)
         other_ways = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        raise ConfigError(error.problem, error.value, f"{error.hint}; {other_ways}")
+        raise ConfigError(error.problem, hint=f"{error.hint}, {other_ways}")
     return MODELS[name]
 
 
@@ -165,9 +165,8 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(
-            "Networks of isweep's own take no arguments",
-            f"{names} for {base.name}",
-            "Leave arguments out",
+            f"{base.name} takes no arguments, but the sweep gives {names}",
+            hint="Leave arguments out",
         )
     if not choice.arguments and choice.name is None:
         # A library's network that the table has keeps the table's name, and so its identity.
@@ -214,13 +213,11 @@ def source_files(reference: str) -> dict[str, Path]:
     module, colon, function = reference.partition(":")
     if not colon or not _is_dotted_name(module) or not function.isidentifier():
         raise ConfigError(
-            "A network of your own is named package.module:function", repr(reference), _HOW_TO_NAME
+            f"{reference!r} does not name a function as package.module:function", hint=_HOW_TO_NAME
         )
     path = _find(module)
     if path is None:
-        raise ConfigError(
-            "The module of your own network must be found", repr(module), _HOW_TO_NAME
-        )
+        raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
     # The folder of the top-level package, or the module's own folder if it is in no package.
     depth = module.count(".") + (path.name == "__init__.py") - 1
     home = path.parents[max(depth, 0)]
@@ -299,7 +296,7 @@ def _imported_names(module: str, path: Path) -> list[str]:
         tree = ast.parse(path.read_bytes())
     except SyntaxError as error:
         place = f"{path.name}, line {error.lineno}: {error.msg}"
-        raise ConfigError("The source of your own network must be Python", place) from None
+        raise ConfigError(f"The source of your network is not valid Python: {place}") from None
     package = module
     if path.name != "__init__.py":
         package = module.rpartition(".")[0]

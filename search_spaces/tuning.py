@@ -158,9 +158,9 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     if not batch_sizes or max(batch_sizes) > num_train:
         too_large = max(tune.batch_size or family.batch_size[:1])
         raise ConfigError(
-            "tune.batch_size must not be larger than the set that a trial is trained on",
-            f"{too_large} for {num_train} images",
-            "Name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
+            f"tune.batch_size has {too_large}, but a trial is trained on {num_train} images",
+            hint="Name smaller batches, a larger tune.train_size or a smaller "
+            "tune.validation_share",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

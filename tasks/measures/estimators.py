@@ -294,7 +294,7 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
     if not 0 <= discard_fraction < 1:
-        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
+        raise DataError(f"discard_fraction is {discard_fraction}, not within [0, 1)")
     distances = neighborhoods.distances
     log_ratios = np.log(distances[:, 1] / distances[:, 0])
     order = np.argsort(log_ratios, kind="stable")
@@ -489,7 +489,7 @@ def estimate(
         DataError: If ``num_neighbors`` is 2 or less, or a parameter is out of range.
     """
     if num_neighbors <= 2:
-        raise DataError("num_neighbors must be above 2", str(num_neighbors))
+        raise DataError(f"num_neighbors is {num_neighbors}; it must be above 2")
     replaced = parameters or {}
     records = {}
     for name in estimators:

@@ -457,8 +457,7 @@ def profile_rows(
     num_rows = source.num_rows
     row_values = int(np.prod(source.row_shape))
     if num_rows == 0 or row_values == 0:
-        rule = "There must be at least one row, with at least one value"
-        raise DataError(rule, f"{num_rows} rows")
+        raise DataError(f"{num_rows} rows of {row_values} values have nothing to measure")
     dtype = source.read(0, 1).dtype
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
@@ -496,10 +495,12 @@ def _profile_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[i
 def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     """Raise a DataError if there are rows with NaN or infinity."""
     if rows_not_finite:
-        count = f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows"
-        first_ones = f"first ones {sorted(rows_not_finite)[:5]}"
-        hint = "Remove or repair these rows"
-        raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
+        first_ones = ", ".join(map(str, sorted(rows_not_finite)[:5]))
+        raise DataError(
+            f"{len(rows_not_finite)} of {num_rows} rows hold NaN or infinity (first rows: "
+            f"{first_ones})",
+            hint="Remove or repair these rows",
+        )
 
 
 def _find_conflicts(labels: AnyArray, first_of: IntArray) -> list[tuple[int, int]]:
@@ -538,8 +539,10 @@ def profile_piece(
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
-        rule = "Images must be real numbers of at most 64 bits"
-        raise DataError(rule, f"dtype {rows.dtype}", "Convert them")
+        raise DataError(
+            f"Images are of dtype {rows.dtype}, not real numbers of at most 64 bits",
+            hint="Convert the images",
+        )
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
     columns = np.unique(rng.integers(0, num_features, KEY_VALUES))

@@ -166,11 +166,11 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.architecture):
-        hint = "timm.list_models() lists the names"
+        hint = "List the names with timm.list_models()"
         similar = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
         if similar:
             hint = f"Nearest names: {', '.join(similar)}"
-        raise ConfigError("Unknown timm architecture", repr(spec.architecture), hint)
+        raise ConfigError(f"Unknown timm architecture {spec.architecture!r}", hint=hint)
     options: dict[str, object] = {}
     if shape.dropout is not None:
         options["drop_rate"] = shape.dropout
@@ -242,9 +242,8 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
-            "A recipe with dropout needs a network that has dropout layers",
-            f"dropout {probability} for {spec.name}",
-            "Leave dropout out of the recipe for this model",
+            f"The recipe has dropout {probability}, but {spec.name} has no dropout layers",
+            hint="Leave dropout out of the recipe for this model",
         )
     for layer in layers:
         layer.p = probability
@@ -259,8 +258,8 @@ def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) ->
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            "The arguments of a network must be those that its library takes",
-            f"{spec.library} {spec.architecture} {dict(spec.arguments)}: {reason}",
+            f"{spec.library} {spec.architecture} does not take the arguments "
+            f"{dict(spec.arguments)}: {reason}",
         ) from error
 
 
@@ -282,8 +281,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
             if fails_by_pixels(error, model, input_shape):
                 return
             raise ConfigError(
-                "Your own network must take a batch of images",
-                f"{spec.architecture} raised {one_line(error)} on {input_shape} float32",
+                f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
+                f"of shape {input_shape}",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
@@ -296,10 +295,10 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     if isinstance(logits, Tensor):
         returned = str(tuple(logits.shape))
     raise ConfigError(
-        "A model returns one row of logits per image",
         f"{spec.library} {spec.architecture} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs",
-        "Choose a classification architecture",
+        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, "
+        "not one row of logits per image",
+        hint="Choose a classification architecture",
     )
 
 
@@ -334,9 +333,8 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
         reason = str(error).splitlines()[0]
     image = f"{shape.in_channels}x{shape.image_size}x{shape.image_size}"
     return ConfigError(
-        "An image must be large enough, and of a size that fits, for the architecture",
-        f"{image} for {spec.library} {spec.architecture} ({reason})",
-        "Choose a larger image_size (VGGs need at least 32) or another model",
+        f"{spec.library} {spec.architecture} cannot take images of {image} ({reason})",
+        hint="Choose a larger image_size (VGGs need at least 32) or another model",
     )
 
 
@@ -382,16 +380,15 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
         raise ConfigError(
-            "The source of your own network must stay as it was planned",
-            reference,
-            "Run the sweep again",
+            f"The source of your network {reference} has changed since the sweep was planned",
+            hint="Run the sweep again",
         )
     module_name, _, name = reference.partition(":")
     try:
         function = getattr(_import_hashed(module_name, reference), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            "Your own network must be importable", f"{reference}: {one_line(error)}"
+            f"Your network {reference} cannot be imported: {one_line(error)}"
         ) from error
     try:
         network = function(
@@ -404,17 +401,15 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            "Your own function must build a network",
-            f"{reference} raised {one_line(error)}",
-            f"It is called with {_SIGNATURE}",
+            f"Your function {reference} raised {one_line(error)}",
+            hint=f"Let it take the arguments {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            "Your own function must return a torch.nn.Module",
-            f"{reference}: {type(network).__name__}",
+            f"Your function {reference} returned {type(network).__name__}, not a torch.nn.Module",
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError("Your own network must have parameters to train", f"{reference}: none")
+        raise ConfigError(f"Your network {reference} has no parameters to train")
     return network
 
 

@@ -133,7 +133,7 @@ def extract_features(
         DataError: there are no images.
     """
     if not len(images):
-        raise DataError("There must be at least one image to take features of", "none")
+        raise DataError("There is no image to take features of")
     with features_read(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
             model(as_pixels(images[start : start + batch_size]))

@@ -67,8 +67,10 @@ def measure_radii(
         DataError: there are no images.
     """
     if not len(images) or num_images < 1:
-        value = f"{len(images)} images, {num_images} asked for"
-        raise DataError("Robustness needs at least one image", value)
+        raise DataError(
+            f"Robustness needs at least one image, but {num_images} of {len(images)} are to be "
+            "attacked"
+        )
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:num_images])
     sample = torch.from_numpy(rows).to(images.device)
     candidates = torch.cat([pool, images])

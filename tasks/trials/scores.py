@@ -138,4 +138,4 @@ def from_parquet(data: bytes) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(data))
     except (OSError, ValueError) as error:  # pyarrow's errors are of one of these types
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept predictions must be a Parquet file", reason) from error
+        raise CorruptStoreError(f"Kept predictions are not a Parquet file: {reason}") from error

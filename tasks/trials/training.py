@@ -82,7 +82,7 @@ class Step:
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(
-                "micro_batch must be at least one image", str(micro_batch), "Leave it out"
+                f"micro_batch is {micro_batch}, less than one image", hint="Leave it out"
             )
         self.model = model
         self.images = images
@@ -453,9 +453,8 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
     for name, size in sizes.items():
         if size == 1:
             raise ConfigError(
-                "Batch norm needs at least two images per batch",
-                f"{name} 1 for a network with batch norm",
-                f"Use a {name} of 2 or more, or a network without batch norm",
+                f"{name} is 1, but the network has batch norm, which needs two images per batch",
+                hint=f"Use a {name} of 2 or more, or a network without batch norm",
             )
 
 

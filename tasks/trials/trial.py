@@ -147,7 +147,7 @@ def run_trial(
     """
     check_inputs(spec.network, data)
     if spec.network.model.pretrained and pretrained is None:
-        raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
+        raise ConfigError(f"The pretrained network {spec.network.model.name} was given no weights")
     machine = _Machine(device, num_threads, gpu_fraction, micro_batch, graphs)
     with _Trial.isolated(spec, data, machine) as trial:
         meter = EnergyMeter(trial.device)
@@ -235,7 +235,8 @@ def run_search_trial(
     """
     if network.model.pretrained:
         raise ConfigError(
-            "A search trains networks from random weights", f"{network.model.name} is pretrained"
+            f"{network.model.name} is pretrained, but a search trains from random weights",
+            hint="Leave pretrained out of this model",
         )
     num_train = len(data.train_images)
     check_inputs(network.model_copy(update={"train_size": num_train}), data)
@@ -547,9 +548,9 @@ class _Trial:
             loss, trained_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
             raise CorruptStoreError(
-                "A network made from kept weights must have the test loss that was found",
-                f"{loss:.6g} instead of {trained_loss:.6g}",
-                "Let its forward pass depend on parameters and buffers alone",
+                f"The network from the kept weights has the test loss {loss:.6g}, but had "
+                f"{trained_loss:.6g} after training",
+                hint="Let its forward pass depend on parameters and buffers alone",
             )
 
     def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> _Measured:
@@ -684,8 +685,7 @@ class _Trial:
             name = measurement.test.name
             if name not in image_sets:
                 raise DataError(
-                    "A further test set must come with the images of a trial",
-                    f"none is named {name}",
+                    f"The trial's images have no further test set named {name}",
                 )
             records.append(self._measure_further_test(image_sets[name], measurement.robustness))
         return tuple(records)
@@ -792,16 +792,15 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
     """
     if network.train_size > len(data.train_images):
         raise DataError(
-            "A subset must hold at least as many training images as train_size",
-            f"{len(data.train_images)} images for train_size {network.train_size}",
-            "Choose a smaller train_size or a smaller test_size",
+            f"train_size is {network.train_size}, but the subset has {len(data.train_images)} "
+            "training images",
+            hint="Choose a smaller train_size or a smaller test_size",
         )
     num_outputs = network.recipe.num_outputs
     if num_outputs is not None and num_outputs < data.num_classes:
         raise ConfigError(
-            "A network needs at least one output per class",
-            f"num_outputs {num_outputs} for {data.num_classes} classes",
-            "Leave num_outputs out of the recipe to get one output per class",
+            f"num_outputs is {num_outputs}, but the data have {data.num_classes} classes",
+            hint="Leave num_outputs out of the recipe to get one output per class",
         )
     rows = slice(network.train_size)
     _check_arrays("training", data.train_images[rows], data.train_labels[rows], data.num_classes)
@@ -815,13 +814,13 @@ def _check_arrays(
     # A comparison with NaN is false, so NaN is refused as well.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(
-            "Pixels must be numbers from 0 to 255",
-            f"{images.min()} to {images.max()} in the {name} images",
-            "Scale the images to [0, 255] and prepare them again",
+            f"Pixels of the {name} images run from {images.min()} to {images.max()}, "
+            "not within 0 to 255",
+            hint="Scale the images to [0, 255] and prepare them again",
         )
     if not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
-            f"Labels must be integers from 0 to {num_classes - 1}",
-            f"{labels.min()} to {labels.max()} in the {name} labels",
-            "Prepare the dataset again, or correct num_classes",
+            f"Labels of the {name} images run from {labels.min()} to {labels.max()}, "
+            f"but classes are numbered 0 to {num_classes - 1}",
+            hint="Prepare the dataset again, or correct num_classes",
         )

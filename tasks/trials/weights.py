@@ -49,7 +49,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
         model.load_state_dict(load(data))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise CorruptStoreError("Kept weights must be those of the network", reason) from error
+        raise CorruptStoreError(f"Kept weights are not those of the network: {reason}") from error
 
 
 # Pretrained weights, which the driver downloads once.
@@ -78,10 +78,10 @@ def download(spec: ModelSpec) -> bytes:
     except OSError as error:  # of urllib, of the hub, of a full disk
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SetupError(
-            f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
-            lines[0][:300],
-            "Run it once where there is a connection, then copy the root's pretrained folder here; "
-            "or leave pretrained out",
+            f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
+            f"{lines[0][:300]}",
+            hint="Run the sweep once where there is a connection and copy the folder pretrained of "
+            "its root here, or leave pretrained out",
         ) from error
     return to_bytes(network)
 
@@ -122,9 +122,8 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     three_channels = _library_normalization(spec)
     if three_channels is None:
         raise ConfigError(
-            "pretrained needs a network for which its library has weights",
-            f"{spec.library} {spec.architecture}",
-            "Leave pretrained out for this model",
+            f"{spec.library} has no pretrained weights for {spec.architecture}",
+            hint="Leave pretrained out for this model",
         )
     if in_channels != 1:
         return three_channels
@@ -164,7 +163,7 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     try:
         pretrained = load(data)
     except SafetensorError as error:
-        raise ConfigError("Pretrained weights must be a safetensors file", str(error)) from error
+        raise ConfigError(f"Pretrained weights are not a safetensors file: {error}") from error
     state = network.state_dict()
     layers: list[str] = []
     for name, module in network.named_modules():
@@ -186,8 +185,9 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            "Pretrained weights must fit the network",
-            f"{spec.library} {spec.architecture}: {names} differ in shape or are missing",
-            "Choose the image_size (and arguments) they were trained with, or leave pretrained out",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}: {names} differ "
+            "in shape or are missing",
+            hint="Choose the image_size and arguments that the weights were trained with, or leave "
+            "pretrained out",
         )
     network.load_state_dict(fitting, strict=False)
