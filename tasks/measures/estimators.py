@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import unknown_name
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
 
@@ -117,7 +117,7 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension, or None if neighbors are equally far.
+        value: The dimension. None if neighbors are equally far, which no finite dimension explains.
         std_error: Standard error by a formula.
         num_ties: Usable points that were left out because of equal distances.
         details: Further output, plain JSON.
@@ -127,11 +127,6 @@ class Fit:
     std_error: float | None = None
     num_ties: int = 0
     details: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def undefined(cls, num_ties: int = 0) -> Fit:
-        """Return the output if neighbors are equally far, which no finite dimension explains."""
-        return cls(num_ties=num_ties)
 
 
 @dataclass(frozen=True)
@@ -248,7 +243,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     inverses = inverse_dimensions(log_distances, k, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return Fit.undefined()
+        return Fit()
     curve = [
         {
             "num_neighbors": smaller_k,
@@ -288,20 +283,15 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
 
     The standard error ``d/√n`` is that of the likelihood for independent ratios. It is about a
     quarter too small for this slope. ``std_error_bootstrap`` corrects this.
-
-    Raises:
-        DataError: If ``discard_fraction`` is not in [0, 1).
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
-    if not 0 <= discard_fraction < 1:
-        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
     distances = neighborhoods.distances
     log_ratios = np.log(distances[:, 1] / distances[:, 0])
     order = np.argsort(log_ratios, kind="stable")
     ascending = log_ratios[order]
     value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
     if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return Fit.undefined()
+        return Fit()
     bootstrap_std_error = neighborhoods.bootstrap_std_error(
         lambda weights: _twonn_slope(ascending, weights[order], discard_fraction)
     )
@@ -352,7 +342,7 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """
     distances = neighborhoods.distances
     curve = []
-    fit = Fit.undefined()
+    fit = Fit()
     n1 = 1
     while 2 * n1 <= distances.shape[1]:
         nearer = distances[:, n1 - 1]
@@ -386,7 +376,7 @@ def gride_at_scale(
     num_points = len(logs)
     total = float(logs.sum())
     if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
-        return Fit.undefined(num_ties)
+        return Fit(num_ties=num_ties)
     if power == 0:  # n1 = 1: the equation is linear
         return Fit(num_points / total, math.sqrt(num_points) / total)
 
@@ -476,7 +466,7 @@ def estimate(
 
     Args:
         table: As wide as `table_width` returns.
-        num_neighbors: k of the MLE. It bounds Gride's scales; TwoNN uses 2.
+        num_neighbors: k of the MLE, 3 or more. It bounds Gride's scales; TwoNN uses 2.
         estimators: Names of rows.
         parameters: Values that replace those of the rows, by the parameter's name. Names that no
             row of ``estimators`` has are ignored.
@@ -484,12 +474,7 @@ def estimate(
 
     Returns:
         One record per name, in the order of ``estimators``.
-
-    Raises:
-        DataError: If ``num_neighbors`` is 2 or less, or a parameter is out of range.
     """
-    if num_neighbors <= 2:
-        raise DataError("num_neighbors must be above 2", str(num_neighbors))
     replaced = parameters or {}
     records = {}
     for name in estimators:

@@ -100,7 +100,7 @@ def measure_nested(
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
+    precision = Precision(settings.dtype, settings.device, exact_bytes=profile.is_exact)
     distinct_images = _find_neighbors(profile, codes, sizes, precision, settings, executor)
     convention = _convention(source, settings)
     records = []
@@ -189,8 +189,6 @@ def measure_array(
     labels: npt.ArrayLike | None,
     *,
     train_sizes: Sequence[int] | None = None,
-    num_neighbors: int | None = None,
-    seed: int | None = None,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
@@ -203,11 +201,8 @@ def measure_array(
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure besides all images. None
             measures all images only.
-        num_neighbors: k of the MLE. Default: that of ``settings`` (20).
-        seed: Seed of the order that subsets are prefixes of, and of bootstraps. Default: that of
-            ``settings`` (0).
         executor: Where blocks are computed; None for this process, without Ray.
-        settings: All other settings.
+        settings: How to measure. Its seed also gives the order that subsets are prefixes of.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row
@@ -215,7 +210,6 @@ def measure_array(
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
-        ConfigError: If a setting measures nothing.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -225,17 +219,13 @@ def measure_array(
         900
     """
     settings = settings or MeasureSettings()
-    if num_neighbors is not None:
-        settings = replace(settings, num_neighbors=num_neighbors)
-    if seed is not None:
-        settings = replace(settings, seed=seed)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
     if train_sizes is None:
         return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
-    sizes = sorted({*check_train_sizes(train_sizes, num_images), num_images})
+    sizes = [*check_train_sizes(train_sizes, num_images), num_images]
     classes = np.zeros(num_images, np.int64)
     if codes is not None:
         _, numbered = np.unique(codes, return_inverse=True)
@@ -251,8 +241,6 @@ def measure_array(
 
 def intrinsic_dimension(
     features: npt.ArrayLike | BlockSource,
-    *,
-    executor: Executor | None = None,
     **settings: Any,
 ) -> dict[str, IntrinsicDimension]:
     """Estimate the intrinsic dimension of any array of points.
@@ -261,7 +249,6 @@ def intrinsic_dimension(
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
-        executor: Where blocks are computed; None for this process.
         settings: Fields of `MeasureSettings`.
 
     Returns:
@@ -279,7 +266,7 @@ def intrinsic_dimension(
     """
     source = checked_source(features)
     chosen = MeasureSettings(**settings)
-    result = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen)
+    result = measure_nested(source, None, [source.num_rows], settings=chosen)
     num_duplicates = result.sizes[0].num_duplicates
     return {
         name: replace(record, details=record.details | {"num_duplicates": num_duplicates})
@@ -428,13 +415,6 @@ class RowProfile:
     conflicts: list[tuple[int, int]]
     is_exact: bool
 
-    def precision(self, requested: Precision) -> Precision:
-        """Return the precision to measure with.
-
-        Exact byte arithmetic is used only if requested and all rows are bytes of one dtype.
-        """
-        return replace(requested, exact_bytes=requested.exact_bytes and self.is_exact)
-
 
 def profile_rows(
     source: BlockSource,
@@ -445,20 +425,16 @@ def profile_rows(
     """Find duplicates and conflicts, and check that all values are finite.
 
     Args:
-        source: Rows of any real dtype.
+        source: Rows of any real dtype, at least one.
         labels: ``(num_rows,)``, or None to find no conflicts.
         executor: Where rows are hashed; None for this process.
 
     Raises:
-        DataError: If rows are no real numbers, hold no values, or are not finite.
+        DataError: If rows are no real numbers, or not finite.
     """
     executor = executor or InlineExecutor()
     source = as_bytes(source)
     num_rows = source.num_rows
-    row_values = int(np.prod(source.row_shape))
-    if num_rows == 0 or row_values == 0:
-        rule = "There must be at least one row, with at least one value"
-        raise DataError(rule, f"{num_rows} rows")
     dtype = source.read(0, 1).dtype
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
