@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -494,48 +494,34 @@ def _estimate_one(
 ) -> IntrinsicDimension:
     """Run one estimator. The record has a reason if the points do not allow a dimension."""
     k = estimator.required_neighbors(num_neighbors)
-    convention = estimator.convention.format(**parameters)
+    num_points = table.num_positions
     distances = table.distances[:, :k]
-
-    def undefined(reason: str, num_points: int) -> IntrinsicDimension:
-        """Return a record without a value."""
-        num_dropped = table.num_positions - num_points
-        return IntrinsicDimension(
-            estimator=name,
-            value=None,
-            std_error=None,
-            num_points=num_points,
-            num_neighbors=k,
-            convention=convention,
-            num_dropped=num_dropped,
-            reason=reason,
-        )
-
-    if table.num_positions < k + 1 or distances.shape[1] < k:
-        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
-        return undefined(f"{rule}, has {table.num_positions}", table.num_positions)
-    is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
-    num_usable = int(is_usable.sum())
-    if num_usable < 2:
-        rule = f"needs two points whose {k} neighbor distances are positive and finite"
-        return undefined(f"{rule}, has {num_usable} of {table.num_positions}", num_usable)
-    indices = table.indices[:, :k]
-    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
-    num_points = num_usable - fit.num_ties
-    if fit.value is None:
-        return undefined(EQUALLY_FAR, num_points)
-    details = fit.details | dict(parameters)
-    if num_points < FEW_POINTS:
-        details["remark"] = (
-            f"rests on {num_points} points; below {FEW_POINTS} a dimension is hardly known"
-        )
-    return IntrinsicDimension(
+    record = IntrinsicDimension(
         estimator=name,
-        value=fit.value,
-        std_error=fit.std_error,
+        value=None,
+        std_error=None,
         num_points=num_points,
         num_neighbors=k,
-        convention=convention,
-        num_dropped=table.num_positions - num_points,
-        details=details,
+        convention=estimator.convention.format(**parameters),
     )
+    if num_points < k + 1 or distances.shape[1] < k:
+        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
+        return replace(record, reason=f"{rule}, has {num_points}")
+    is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
+    num_usable = int(is_usable.sum())
+    record = replace(record, num_points=num_usable, num_dropped=num_points - num_usable)
+    if num_usable < 2:
+        rule = f"needs two points whose {k} neighbor distances are positive and finite"
+        return replace(record, reason=f"{rule}, has {num_usable} of {num_points}")
+    indices = table.indices[:, :k]
+    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    num_fitted = num_usable - fit.num_ties
+    record = replace(record, num_points=num_fitted, num_dropped=num_points - num_fitted)
+    if fit.value is None:
+        return replace(record, reason=EQUALLY_FAR)
+    details = fit.details | dict(parameters)
+    if num_fitted < FEW_POINTS:
+        details["remark"] = (
+            f"rests on {num_fitted} points; below {FEW_POINTS} a dimension is hardly known"
+        )
+    return replace(record, value=fit.value, std_error=fit.std_error, details=details)

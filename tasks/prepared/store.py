@@ -268,7 +268,7 @@ def stamp_file(path: Path) -> FileStamp:
     return FileStamp(path.stat().st_size, digest)
 
 
-def seal(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
+def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
     """Write the marker, after everything else has reached the disk.
 
     Args:

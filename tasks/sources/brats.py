@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
-from tasks.sources.official import not_there
+from tasks.sources.official import incomplete_download
 from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import RawTree, read_locator
 
@@ -93,7 +93,7 @@ def list_brats(request: RawRequest) -> Listing:
                 details=locators,
             )
     if not items:
-        raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
+        raise incomplete_download(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
     _check_one_release(items, request)
     skipped = []
     for case in incomplete:

@@ -151,9 +151,10 @@ def list_folder(request: RawRequest) -> Listing:
             "the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar"
         )
     tree = RawTree(request)
-    images = [
-        name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)
-    ]
+    images = []
+    for name in tree:
+        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
+            images.append(name)
     packed = _packed_beside_images(tree, images)
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())

@@ -36,7 +36,7 @@ from search_spaces.errors import DataError, SweepError
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
-from tasks.sources.official import OWN_MAXIMUM, download, not_there, read_picture
+from tasks.sources.official import OWN_MAXIMUM, download, incomplete_download, read_picture
 from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
 
@@ -137,7 +137,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
     missing = [class_id for class_id, files in files_by_class.items() if not files]
     if missing:
         needed = f"the train images of its ten classes, and has none of {', '.join(missing)}"
-        raise not_there(request, needed, tree)
+        raise incomplete_download(request, needed, tree)
     items = []
     flags = {}
     num_misplaced = 0
