@@ -84,8 +84,8 @@ class RefusedArchive(SkipItem):
 class DamagedArchive(RefusedArchive):
     """An archive whose bytes are not those of its format."""
 
-    def __init__(self) -> None:
-        super().__init__("damaged archive")
+    def __init__(self, reason: str = "damaged archive") -> None:  # pickle passes the reason
+        super().__init__(reason)
 
 
 def is_archive_name(name: str) -> bool:
