@@ -366,7 +366,7 @@ def gride_at_scale(
     n1: int,
     n2: int,
 ) -> Fit:
-    """Maximise Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
+    """Maximize Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
     # A ratio of exactly one has probability zero, but occurs on lattices and through rounding.
     logs = log_ratios

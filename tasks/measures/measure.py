@@ -446,13 +446,13 @@ def profile_rows(
         units &= piece.units
         dtypes.add(piece.dtype)
     _check_finite(rows_not_finite, num_rows)
-    first_of = _first_equal_rows(source, keys)
-    conflicts = [] if labels is None else _find_conflicts(labels, first_of)
+    first_equal_row = _first_equal_rows(source, keys)
+    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
         # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
         source = ByteRows(source, max(units))
-    distinct_rows = np.flatnonzero(first_of == np.arange(num_rows))
+    distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
     return RowProfile(source, distinct_rows, conflicts, is_exact)
 
 
@@ -478,10 +478,10 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
         raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
 
 
-def _find_conflicts(labels: AnyArray, first_of: IntArray) -> list[tuple[int, int]]:
+def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
     """Return ``(row, first equal row)`` of equal rows with different labels."""
-    rows = np.flatnonzero(labels != labels[first_of])
-    earlier_rows = first_of[rows].tolist()
+    rows = np.flatnonzero(labels != labels[first_equal_row])
+    earlier_rows = first_equal_row[rows].tolist()
     return list(zip(rows.tolist(), earlier_rows, strict=True))
 
 
@@ -547,7 +547,7 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
 
     Rows with equal keys are compared by digests of all their values.
     """
-    first_of = np.arange(len(keys))
+    first_equal_row = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
@@ -557,5 +557,5 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
         for row in np.sort(group).tolist():
             values = _without_minus_zero(source.read(row, row + 1))
             digest = hashlib.blake2b(values.data, digest_size=32).digest()
-            first_of[row] = first_by_digest.setdefault(digest, row)
-    return first_of
+            first_equal_row[row] = first_by_digest.setdefault(digest, row)
+    return first_equal_row

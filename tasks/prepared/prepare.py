@@ -107,7 +107,7 @@ def prepare_dataset(
     blocks = cut_blocks(preparation, items, parts_folder)
     try:
         parts = read_blocks(preparation, blocks, executor, readers, on_progress)
-        skipped = _checked_skips(request, listing, parts, max_skipped_share)
+        skipped = _collect_skips(request, listing, parts, max_skipped_share)
         images = choose_images(listed_order(gather(parts), parts, order), spec)
         _check_images(images, request, max_skipped_share, for_training=for_training)
         record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
@@ -173,7 +173,7 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     return [items[row] for row in rows]
 
 
-def _checked_skips(
+def _collect_skips(
     request: RawRequest, listing: Listing, parts: Sequence[Part], max_share: float
 ) -> list[Skip]:
     """Return all items that could not be used, of the listing and of the parts.

@@ -46,7 +46,7 @@ STAIN = np.array(
         [0.27, 0.57, 0.78],
     ]
 )
-"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
+"""Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001).
 """
 OUTER_SHARE = 0.4
@@ -54,11 +54,11 @@ OUTER_SHARE = 0.4
 patches between could be called either, so they are left out and counted.
 """
 MAX_BLANK_RANGE = 4
-"""Grey values out of 255: an image whose values differ by no more shows nothing."""
+"""Gray values out of 255: an image whose values differ by no more shows nothing."""
 MIN_LIT = 40
-"""Grey value of the red channel inside the disc of the retina's picture; outside it is dark."""
+"""Gray value of the red channel inside the disc of the retina's picture; outside it is dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Grey and white matter that a patch of the set ``tissue`` must hold."""
+"""Gray and white matter that a patch of the set ``tissue`` must hold."""
 SLICES_PER_VARIATION = 4
 FIRST_SLICE = 70
 LAST_SLICE = 130

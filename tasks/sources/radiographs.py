@@ -176,7 +176,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
             f"{num_odd} other lines",
         )
-    # find_named ignores case, so the name of the first table may be spelt otherwise.
+    # find_named ignores case, so the name of the first table may have another letter case.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
     same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
     flags = {}

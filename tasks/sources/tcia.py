@@ -60,7 +60,7 @@ OTHER_PATIENT = "another patient in the header than the table says"
 
 
 class Box(NamedTuple):
-    """The slices of an annotated tumour: its first one, and the first one behind it."""
+    """The slices of an annotated tumor: its first one, and the first one behind it."""
 
     start: int
     end: int
