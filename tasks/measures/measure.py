@@ -220,7 +220,6 @@ def measure_array(
     """
     settings = settings or MeasureSettings()
     array = as_channels_first(as_array(images))
-    checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
     if train_sizes is None:
