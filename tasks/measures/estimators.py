@@ -22,6 +22,7 @@ import numpy as np
 from search_spaces.errors import unknown_name
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
+from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
 """Mean log ratio of distances that counts as zero: distances are accurate to 1e-5."""
@@ -78,11 +79,9 @@ class IntrinsicDimension:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. ``details`` are merged in; ``reason`` is left out if it is None."""
-        record = dict(vars(self))
-        record.update(record.pop("details"))
-        if self.reason is None:
-            del record["reason"]
-        return record
+        fields = dict(vars(self))
+        details = fields.pop("details")
+        return plain_json(fields | details, "reason")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ without its conventions means nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable, PairList
+from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
@@ -84,17 +85,9 @@ class LabelSharpness:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. The convention's fields stand beside the value."""
-        record = dict(vars(self))
-        del record["convention"]
-        for name in ("permuted", "mean_unlike_distance", "reason"):
-            if record[name] is None:
-                del record[name]
-        record |= asdict(self.convention)
-        record["interval"] = self.sample_range
-        for name in ("pair", "pixel_range", "side", "sample_values"):
-            if record[name] is not None:
-                record[name] = list(record[name])
-        return record
+        fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
+        del fields["convention"]
+        return plain_json(fields, "permuted", "mean_unlike_distance", "reason")
 
     @property
     def sample_range(self) -> list[float] | None:

@@ -73,7 +73,7 @@ def list_brats(request: RawRequest) -> Listing:
         def is_wanted(archive: str) -> bool:
             return not has_unpacked_cases or "brats" in archive.casefold()
 
-        tree = RawTree(request, archives=True, wanted=is_wanted)
+        tree = RawTree(request, is_wanted)
     items: dict[str, Item] = {}
     incomplete: list[Case] = []
     excluded = Counter[str]()

@@ -313,13 +313,12 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
     """
     _, hint, excluded_words = DOWNLOADS[request.dataset.name]
     steps: list[Callable[[str], bool]] = [
+        lambda archive: False,
         lambda archive: hint in archive.casefold(),
         lambda archive: True,
     ]
-    if request.root().is_dir():
-        steps.insert(0, lambda archive: False)
     for is_wanted in steps:
-        tree = RawTree(request, archives=True, wanted=is_wanted)
+        tree = RawTree(request, is_wanted)
         candidates = _whole_folders(tree, file_names, excluded_words)
         hinted = [locators for locators in candidates if hint in locators[0].casefold()]
         candidates = hinted or candidates

@@ -159,7 +159,7 @@ def _open_tree(request: RawRequest) -> RawTree:
         description = _description(descriptions, match)
         return not description or _is_fixed_flexion(description)
 
-    return RawTree(request, archives=True, wanted=is_wanted)
+    return RawTree(request, is_wanted)
 
 
 def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:

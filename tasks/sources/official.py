@@ -51,7 +51,7 @@ def download(
         else:
             if all(reason != FILE_MISSING for _, reason in listing.skipped):
                 return listing
-        return list_tree(RawTree(request, archives=True, wanted=wanted), request)
+        return list_tree(RawTree(request, wanted), request)
 
     def reader(request: RawRequest) -> Callable[[Item], Iterable[Sample]]:
         base = request.base()
