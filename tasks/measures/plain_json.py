@@ -13,7 +13,7 @@ def plain_json(fields: Mapping[str, Any], *left_out_if_none: str) -> dict[str, A
         fields: Name of a field -> its value.
         left_out_if_none: Names of fields that have no null value in JSON.
     """
-    record = {}
+    record: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, tuple):
             record[name] = list(value)

@@ -583,7 +583,7 @@ class RawTree:
         self.folders: list[str] = []
         self.hidden: list[str] = []
         self._request = request
-        self._wanted = wanted or (lambda _: True)
+        self._wanted: Callable[[str], bool] = wanted or (lambda _: True)
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
