@@ -57,11 +57,11 @@ class TooFewImagesError(DataError):
     """A dataset has too few images for the train and test sizes that are asked for.
 
     Args:
-        rule: See :class:`SweepError`.
-        value: See :class:`SweepError`.
-        hint: See :class:`SweepError`.
-        largest_train_size: The largest train size beside the test set; 0 if the test set itself
-            is too large.
+        rule: see :class:`SweepError`.
+        value: see :class:`SweepError`.
+        hint: see :class:`SweepError`.
+        largest_train_size: largest train size beside the test set; 0 if the test set itself is too
+            large.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def _plural_noun(noun: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[object]) -> str:
-    """Return the hint ``did you mean 'demo'? `` with its blank; empty if no name is similar."""
+    """Return the beginning of a hint, ``did you mean 'demo'? ``; empty if no name is similar."""
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
     if not similar:

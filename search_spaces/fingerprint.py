@@ -1,12 +1,12 @@
-"""Identity by content: canonical JSON, hashed.
+"""Identity by content: the hash of a value's canonical JSON.
 
-Two values have equal fingerprints exactly if their canonical JSON is equal. A value without a
-stable spelling (a function, a set, NaN, a numpy scalar, any other object) is refused, not turned
-into a string.
+Two values have equal fingerprints exactly if their canonical JSON is equal. A value that JSON does
+not hold (a function, a set, NaN, a numpy scalar, any other object) is refused, not turned into a
+string.
 
-Of a spec only the fields that differ from their defaults are spelled, so a new field with a default
-changes no id. If a default changes, the meaning of ids changes: then the ``schema_version`` of the
-spec's kind is counted up, which is always spelled. See
+The JSON of a spec leaves out fields that are at their default, so a new field with a default
+changes no id. If a default changes, the meaning of ids changes. Then the ``schema_version`` of the
+spec's kind is increased, which the JSON always has. See
 ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -26,17 +26,17 @@ from pydantic import BaseModel
 ID_HEX_DIGITS = 12
 """Hex digits of a hash in an id. Among a million ids two are equal with a probability of 0.2 %."""
 VERSION_FIELD = "schema_version"
-"""The one field of a spec that is spelled although it has its default."""
+"""The one field of a spec that is never left out."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_json(value: object) -> str:
-    """Return the one spelling of ``value``: sorted keys, no spaces, shortest round-trip floats.
+    """Return the canonical JSON of a value: sorted keys, no spaces, shortest round-trip floats.
 
     ``1``, ``1.0`` and ``True`` are three different values. Tuples and lists are the same sequence.
 
     Raises:
-        TypeError: a part of the value, which the message names, has no stable spelling.
+        TypeError: JSON does not hold a part of the value, which the message names.
 
     Example:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
@@ -80,7 +80,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def _plain(value: object, place: str) -> object:
-    """Return ``value`` as JSON values; ``place`` is its place, for messages."""
+    """Return ``value`` as JSON values; messages call it ``place``."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
@@ -120,7 +120,10 @@ def _plain_model(model: BaseModel, place: str) -> dict[str, object]:
 
 @cache
 def _defaults(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the default of each field of a spec as JSON text. A sweep asks 100,000 times."""
+    """Return the default of each field of a spec as JSON text.
+
+    It is cached because a large sweep needs it 100,000 times.
+    """
     defaults: dict[str, str] = {}
     for name, field in kind.model_fields.items():
         if name != VERSION_FIELD and not field.is_required():
@@ -132,7 +135,7 @@ def _defaults(kind: type[BaseModel]) -> dict[str, str]:
 class _SameObject:
     """A cache key that only the same object matches.
 
-    Equal specs may be spelled in different ways: 1, 1.0 and True are equal in Python.
+    Equal specs may have different JSON: 1, 1.0 and True are equal in Python.
     """
 
     def __init__(self, model: Any) -> None:

@@ -82,7 +82,7 @@ _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissu
 _BLEND = Parameter(
     0, 0, 0.49, "weight of each image's nearest image with another label, which is blended in"
 )
-PARAMETERS: dict[ImageKind, dict[str, Parameter]] = {
+PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(4, 1, 12, "number of the manifold's coordinates", whole=True),
         "nuisance": Parameter(

@@ -32,21 +32,14 @@ class ModelRow:
     Attributes:
         spec: what the network is; its content is its identity.
         about: one line for people who choose a network.
-        function: ``module:function`` that builds it; only for networks that no library has. See
-            :mod:`tasks.trials.networks` for its arguments.
     """
 
     spec: ModelSpec
     about: str
-    function: str = ""
 
 
-def _row(
-    name: str, library: Library, architecture: str, about: str, function: str = ""
-) -> ModelRow:
-    return ModelRow(
-        ModelSpec(name=name, library=library, architecture=architecture), about, function
-    )
+def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow:
+    return ModelRow(ModelSpec(name=name, library=library, architecture=architecture), about)
 
 
 def _paper_rows() -> Iterable[ModelRow]:
@@ -80,32 +73,20 @@ _ROWS = (
         "isweep",
         "small_cnn",
         "three convolutions, 7 thousand parameters: seconds on a CPU",
-        function="tasks.trials.networks:small_cnn",
     ),
     _row(
         "small_mlp",
         "isweep",
         "small_mlp",
         "two hidden layers, no convolution: seconds on a CPU",
-        function="tasks.trials.networks:small_mlp",
     ),
 )
 
-MODELS: dict[str, ModelSpec] = {}
-"""Network by the name that sweep files use."""
-NETWORK_FUNCTIONS: dict[str, str] = {}
-"""Function by architecture, for networks that no library has."""
-_ABOUT: dict[str, str] = {}
-for row in _ROWS:
-    MODELS[row.spec.name] = row.spec
-    _ABOUT[row.spec.name] = row.about
-    if row.function:
-        NETWORK_FUNCTIONS[row.spec.architecture] = row.function
-
-
-def about(spec: ModelSpec) -> str:
-    """Return one line about a network of the table."""
-    return _ABOUT[spec.name]
+MODELS = {row.spec.name: row.spec for row in _ROWS}
+"""Network by the name that sweep files use. ``isweep`` is the library of networks that no other
+library has: their architecture is the name of a function of :mod:`tasks.trials.networks`."""
+ABOUT = {row.spec.name: row.about for row in _ROWS}
+"""One line about each network, for people who choose one."""
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:

@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         about: one line for people who choose a recipe.
         fields: fields of :class:`~search_spaces.specs.RecipeSpec` that are not at their default.
-        exceptions: for some models and datasets; later ones take precedence.
+        exceptions: other values for some models and datasets; later ones take precedence.
     """
 
     about: str
@@ -109,8 +109,7 @@ def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each point of its axes.
 
-    A recipe that differs in nothing from the one that it starts from is the same recipe: it has the
-    same name and identity.
+    A recipe whose changes change nothing keeps the name and identity of the one it starts from.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes

@@ -13,7 +13,7 @@ from orchestrator.running.actors import ArtifactStore, MessageQueue
 from orchestrator.running.messages import TrialAssignment
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import SearchResult, TrialResult
+from tasks.trials.records import ComputeOptions, SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,6 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
     from tasks.trials.trial import measure_trial
 
     trial_id = assignment.trial_id
-    options = dict(task.device)
-    del options["graphs"]  # no step is taken
     try:
         return measure_trial(
             assignment.spec,
@@ -76,9 +74,8 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             files.get(FileKind.WEIGHTS, trial_id, earlier.result.weights),
             earlier.result,
             earlier.lacks(assignment.spec),
-            micro_batch=assignment.resources.micro_batch,
+            ComputeOptions(**task.device, micro_batch=assignment.resources.micro_batch),
             keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
-            **options,
         )
     except CorruptStoreError as error:
         log.warning("%s is trained again: %s", trial_id, error)
@@ -91,8 +88,8 @@ def _train(task: TrialTask) -> TrialResult:
 
     assignment, files = task.assignment, task.files
     trial_id = assignment.trial_id
-    options = dict(task.device)
-    options["micro_batch"] = assignment.resources.micro_batch
+    compute = ComputeOptions(**task.device, micro_batch=assignment.resources.micro_batch)
+    options: dict[str, Any] = {}
     pretrained = task.pretrained or {}
     options["pretrained"] = pretrained.get(assignment.spec.network.model.pretrained_key)
     if task.messages is not None:
@@ -106,4 +103,4 @@ def _train(task: TrialTask) -> TrialResult:
         options["checkpoints"] = Checkpoints(
             partial(files.checkpoint, trial_id), partial(files.put, FileKind.CHECKPOINT, trial_id)
         )
-    return run_trial(assignment.spec, task.data, **options)
+    return run_trial(assignment.spec, task.data, compute, **options)

@@ -17,7 +17,7 @@ from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import EpochRecord, EpochScore, SearchResult
+from tasks.trials.records import ComputeOptions, EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
 """Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
@@ -34,9 +34,8 @@ def perform_search(task: TrialTask) -> Performed:
     result = run_search_trial(
         assignment.spec.network,
         task.data,
-        micro_batch=assignment.resources.micro_batch,
+        ComputeOptions(**task.device, micro_batch=assignment.resources.micro_batch),
         on_epoch=on_epoch,
-        **task.device,
     )
     return Performed(result, trained=True)
 
