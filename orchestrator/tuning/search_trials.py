@@ -10,14 +10,14 @@ from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import ComputeOptions, EpochRecord, EpochScore, SearchResult
+from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 AHEAD = 2
 """Trials that may wait for a worker. A point that is proposed early is based on fewer results."""
@@ -34,7 +34,7 @@ def perform_search(task: TrialTask) -> Performed:
     result = run_search_trial(
         assignment.spec.network,
         task.data,
-        ComputeOptions(**task.device, micro_batch=assignment.resources.micro_batch),
+        task.device,
         on_epoch=on_epoch,
     )
     return Performed(result, trained=True)
@@ -63,7 +63,9 @@ class SearchQueue(TrialQueue):
     @property
     def is_empty(self) -> bool:
         """True if the search is over, or no trials are given out any more."""
-        return self.error is not None or (not (self.retry_at or self.running) and self._search.done)
+        if self.error is not None:
+            return True
+        return self._search.is_done and not self.retry_at and not self.running
 
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None if none may be taken yet."""
@@ -72,7 +74,7 @@ class SearchQueue(TrialQueue):
             return retried
         if self.error is not None or len(self.running - self.started) >= AHEAD:
             return None
-        trial = self._search.next()
+        trial = self._search.next_trial()
         if trial is None:
             return None
         try:
@@ -115,14 +117,14 @@ class SearchTrials(TrialSource):
             for number in range(search.tune.seeds):
                 trial = combination.trial(combination.sweep_point, number)
                 trials[trial.trial_id] = trial
-        taken: dict[str, TrialSpec] = dict(trials)
-        super().__init__(run, SearchQueue(search, taken, self._store_request), taken)
+        all_trials: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, all_trials, self._store_request), all_trials)
         self._search = search
         self._stored = earlier
         self._load = load
         self._fingerprints = fingerprints
         self._by_array = {self.array_of(trial): trial for trial in trials.values()}
-        self._count()
+        self._show_counts()
 
     def load_array(self, key: str) -> TrialData:
         """See :class:`TrialSource`."""
@@ -136,13 +138,13 @@ class SearchTrials(TrialSource):
         record = SearchRecord(**fields, role=requested.role, run=requested.run)
         self.run.stored.save(record)
         self._stored.records[trial.trial_id] = record
-        self._search.finished(trial.trial_id, cast("SearchResult", report.outcome))
-        self._count()
+        self._search.add_result(trial.trial_id, cast("SearchResult", report.outcome))
+        self._show_counts()
         return flat_search(record)
 
-    def gave_up(self, trial_id: str) -> None:
+    def give_up(self, trial_id: str) -> None:
         """See :class:`TrialSource`."""
-        self._search.finished(trial_id, None)
+        self._search.add_result(trial_id, None)
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
         """See :class:`TrialSource`."""
@@ -150,7 +152,7 @@ class SearchTrials(TrialSource):
         train_size = round(trial.network.train_size * (1 - share))
         return trial.network.model_copy(update={"train_size": train_size})
 
-    def points(
+    def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
         """Return none: a search shows validation losses alone, which come with its result."""
@@ -174,7 +176,7 @@ class SearchTrials(TrialSource):
             self.run.stored.save(record)
             requests[trial_id] = record
 
-    def _count(self) -> None:
+    def _show_counts(self) -> None:
         """Report how many trials are done and how many are left at most."""
         num_done = len(self._stored.records)
         self.run.monitor.planned = num_done + self._search.num_left
