@@ -18,9 +18,16 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 
-PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialized, VGGs without batch
-norm."""
+_PAPER_SIZES = {
+    "resnet18": "11 million parameters",
+    "resnet34": "21 million parameters",
+    "resnet50": "24 million parameters",
+    "vgg13": "129 million parameters, no batch norm",
+    "vgg16": "134 million parameters, no batch norm",
+    "vgg19": "140 million parameters, no batch norm",
+}
+PAPER_MODELS = tuple(_PAPER_SIZES)
+"""The six models of Konz & Mazurowski: torchvision's, with random initial weights."""
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose every architecture a sweep file can name."""
 
@@ -44,18 +51,10 @@ def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow
 
 def _paper_rows() -> Iterable[ModelRow]:
     """Yield the six models of the paper, then timm's versions of them."""
-    sizes = {
-        "resnet18": "11 million parameters",
-        "resnet34": "21 million parameters",
-        "resnet50": "24 million parameters",
-        "vgg13": "129 million parameters, no batch norm",
-        "vgg16": "134 million parameters, no batch norm",
-        "vgg19": "140 million parameters, no batch norm",
-    }
-    for name in PAPER_MODELS:
-        yield _row(name, "torchvision", name, f"of the study; {sizes[name]}")
-    for name in PAPER_MODELS:
-        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {sizes[name]}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(name, "torchvision", name, f"of the study; {size}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {size}")
 
 
 _ROWS = (

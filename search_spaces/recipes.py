@@ -89,11 +89,13 @@ def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     recipe = RECIPES[name]
-    changes = _overridden(recipe.exceptions, model, dataset)
+    changes = _overridden_fields(recipe.exceptions, model, dataset)
     return RecipeSpec.model_validate({"name": name, **recipe.fields, **changes})
 
 
-def _overridden(overrides: Iterable[RecipeOverride], model: str, dataset: str) -> dict[str, object]:
+def _overridden_fields(
+    overrides: Iterable[RecipeOverride], model: str, dataset: str
+) -> dict[str, object]:
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
@@ -113,7 +115,7 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
-    overridden = _overridden(choice.overrides, model, dataset)
+    overridden = _overridden_fields(choice.overrides, model, dataset)
     grid: dict[str, RecipeSpec] = {}
     for point in itertools.product(*axes.values()):
         changes: dict[str, object] = dict(zip(axes, point, strict=True))

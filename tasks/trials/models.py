@@ -278,7 +278,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     except (Exception, SystemExit) as error:
         # A library's network fails if the image is too small for it; a user's may fail in any way.
         if spec.library == "own":
-            if fails_by_pixels(error, model, input_shape):
+            if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
                 "Your own network must take a batch of images",
@@ -429,7 +429,9 @@ def _import_hashed(module_name: str, reference: str) -> object:
     return importlib.import_module(module_name)
 
 
-def fails_by_pixels(error: BaseException, model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+def may_work_on_other_images(
+    error: BaseException, model: nn.Module, input_shape: tuple[int, ...]
+) -> bool:
     """Return whether a forward pass that failed on black images may work on other images.
 
     If so, only the trials whose images make it fail should fail.

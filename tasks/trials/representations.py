@@ -81,8 +81,8 @@ class Features:
         """Add a batch of activations, flattened."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # Not in pinned memory: a ResNet-50's gigabyte takes longer to pin than to copy, and
-            # Windows gives WSL no such piece (microsoft/WSL#8447).
+            # Not in pinned memory: the gigabyte of a ResNet-50 takes longer to pin than to copy,
+            # and WSL cannot pin that much at once (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()

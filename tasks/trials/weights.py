@@ -69,7 +69,7 @@ def download(spec: ModelSpec) -> bytes:
         if spec.library == "timm":
             import timm
 
-            with _asking_the_hub_once():
+            with _offline_if_unreachable():
                 network: nn.Module = timm.create_model(spec.architecture, pretrained=True)
         else:
             import torchvision
@@ -87,7 +87,7 @@ def download(spec: ModelSpec) -> bytes:
 
 
 @contextmanager
-def _asking_the_hub_once() -> Iterator[None]:
+def _offline_if_unreachable() -> Iterator[None]:
     """Let the hub's client use its cache alone if its server does not answer one request.
 
     Otherwise the client asks for every name that a file may have, six times each with growing
