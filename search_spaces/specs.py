@@ -488,7 +488,7 @@ class SubsetSpec(Spec):
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether a fault makes images or the test set depend on the train size.
+        """True if a fault makes images or the test set depend on the train size.
 
         These faults are F3, F4 and F7 in ``docs/faults.md``.
         """

@@ -503,7 +503,7 @@ def draw_test_or_validation(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Integers:
-    """Draw test or validation images, one of each group in a seeded order, then a second one.
+    """Draw test or validation images: one of each group in a seeded order, then a second one.
 
     The images come from the first groups, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are
     used only if a quota needs them, or if the data give a test split. Groups without a drawn image

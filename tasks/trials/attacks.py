@@ -69,7 +69,7 @@ def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int
 def run_clean_pass(
     model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
 ) -> CleanPass:
-    """Run clean images forward, and back to the pixels, in batches of ``batch_size``."""
+    """Compute outputs and gradient signs of clean images, in batches of ``batch_size``."""
     batches: list[CleanPass] = []
     with evaluation_mode(model):
         for pixels, batch_labels in image_batches(images, labels, batch_size):

@@ -30,7 +30,7 @@ NUM_SCORED_EPOCHS = 10
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Where and how a trial computes. No option is part of an identity.
+    """The device, threads and memory of a trial. No option is part of an identity.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.

@@ -267,8 +267,8 @@ class Checkpoints:
 
     A checkpoint holds the weights, the optimizer's state, the generators of batch order and
     dropout, and the records of the finished epochs. On a CPU the epochs after a restore are the
-    same to the last bit. A training that began on a CPU starts again on a GPU, and the other way
-    round: its numbers would be those of neither.
+    same to the last bit. A training that began on a CPU is not continued on a GPU, nor the other
+    way round: its numbers would be those of neither.
 
     Args:
         read: returns the latest complete state, or None if there is none.
