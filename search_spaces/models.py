@@ -18,9 +18,16 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 
-PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
-"""The six models of Konz & Mazurowski: torchvision's, randomly initialized, VGGs without batch
-norm."""
+_PAPER_SIZES = {
+    "resnet18": "11 million parameters",
+    "resnet34": "21 million parameters",
+    "resnet50": "24 million parameters",
+    "vgg13": "129 million parameters, no batch norm",
+    "vgg16": "134 million parameters, no batch norm",
+    "vgg19": "140 million parameters, no batch norm",
+}
+PAPER_MODELS = tuple(_PAPER_SIZES)
+"""The six models of Konz & Mazurowski: torchvision's, with random initial weights."""
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose every architecture a sweep file can name."""
 
@@ -32,37 +39,22 @@ class ModelRow:
     Attributes:
         spec: what the network is; its content is its identity.
         about: one line for people who choose a network.
-        function: ``module:function`` that builds it; only for networks that no library has. See
-            :mod:`tasks.trials.networks` for its arguments.
     """
 
     spec: ModelSpec
     about: str
-    function: str = ""
 
 
-def _row(
-    name: str, library: Library, architecture: str, about: str, function: str = ""
-) -> ModelRow:
-    return ModelRow(
-        ModelSpec(name=name, library=library, architecture=architecture), about, function
-    )
+def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow:
+    return ModelRow(ModelSpec(name=name, library=library, architecture=architecture), about)
 
 
 def _paper_rows() -> Iterable[ModelRow]:
     """Yield the six models of the paper, then timm's versions of them."""
-    sizes = {
-        "resnet18": "11 million parameters",
-        "resnet34": "21 million parameters",
-        "resnet50": "24 million parameters",
-        "vgg13": "129 million parameters, no batch norm",
-        "vgg16": "134 million parameters, no batch norm",
-        "vgg19": "140 million parameters, no batch norm",
-    }
-    for name in PAPER_MODELS:
-        yield _row(name, "torchvision", name, f"of the study; {sizes[name]}")
-    for name in PAPER_MODELS:
-        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {sizes[name]}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(name, "torchvision", name, f"of the study; {size}")
+    for name, size in _PAPER_SIZES.items():
+        yield _row(f"timm_{name}", "timm", name, f"timm's own version; {size}")
 
 
 _ROWS = (
@@ -80,32 +72,20 @@ _ROWS = (
         "isweep",
         "small_cnn",
         "three convolutions, 7 thousand parameters: seconds on a CPU",
-        function="tasks.trials.networks:small_cnn",
     ),
     _row(
         "small_mlp",
         "isweep",
         "small_mlp",
         "two hidden layers, no convolution: seconds on a CPU",
-        function="tasks.trials.networks:small_mlp",
     ),
 )
 
-MODELS: dict[str, ModelSpec] = {}
-"""Network by the name that sweep files use."""
-NETWORK_FUNCTIONS: dict[str, str] = {}
-"""Function by architecture, for networks that no library has."""
-_ABOUT: dict[str, str] = {}
-for row in _ROWS:
-    MODELS[row.spec.name] = row.spec
-    _ABOUT[row.spec.name] = row.about
-    if row.function:
-        NETWORK_FUNCTIONS[row.spec.architecture] = row.function
-
-
-def about(spec: ModelSpec) -> str:
-    """Return one line about a network of the table."""
-    return _ABOUT[spec.name]
+MODELS = {row.spec.name: row.spec for row in _ROWS}
+"""Network by the name that sweep files use. ``isweep`` is the library of networks that no other
+library has: their architecture is the name of a function of :mod:`tasks.trials.networks`."""
+ABOUT = {row.spec.name: row.about for row in _ROWS}
+"""One line about each network, for people who choose one."""
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:

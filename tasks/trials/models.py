@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,11 +25,12 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
-from search_spaces.models import NETWORK_FUNCTIONS, code_hash, source_files
+from search_spaces.models import code_hash, source_files
 from search_spaces.specs import ModelSpec
+from tasks.trials import networks
 from tasks.trials.isolation import contained, seeded
 from tasks.trials.networks import PoolsFirst
-from tasks.trials.weights import Normalisation, normalization, start_from
+from tasks.trials.weights import Normalization, normalization, start_from
 
 
 class PixelModel(nn.Module):
@@ -43,7 +44,7 @@ class PixelModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, input_scale: float, normalized: Normalisation | None = None
+        self, network: nn.Module, input_scale: float, normalized: Normalization | None = None
     ) -> None:
         super().__init__()
         self.network = network
@@ -148,16 +149,12 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     network = _construct(
         spec,
         shape,
-        partial(
-            torchvision.models.get_model,
-            spec.architecture,
-            weights=None,
-            num_classes=shape.num_outputs,
-            **options | _arguments(spec),
-        ),
+        torchvision.models.get_model,
+        options,
+        weights=None,
+        num_classes=shape.num_outputs,
     )
     _set_input_channels(network, shape.in_channels)
-    _pool_first(network)
     return network
 
 
@@ -176,34 +173,20 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
         options["drop_rate"] = shape.dropout
     if timm.get_pretrained_cfg(spec.architecture).fixed_input_size:
         options["img_size"] = shape.image_size
-    network = _construct(
+    return _construct(
         spec,
         shape,
-        partial(
-            timm.create_model,
-            spec.architecture,
-            pretrained=False,
-            in_chans=shape.in_channels,
-            num_classes=shape.num_outputs,
-            **options | _arguments(spec),
-        ),
+        timm.create_model,
+        options,
+        pretrained=False,
+        in_chans=shape.in_channels,
+        num_classes=shape.num_outputs,
     )
-    _pool_first(network)
-    return network
-
-
-def _pool_first(network: nn.Module) -> None:
-    """Let a VGG pool before its ReLUs while it trains, which changes no number."""
-    if type(network).__name__ == "VGG":
-        network.features.__class__ = PoolsFirst
 
 
 def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
-    if spec.architecture not in NETWORK_FUNCTIONS:
-        raise unknown_name("isweep architecture", spec.architecture, NETWORK_FUNCTIONS)
-    module_name, _, name = NETWORK_FUNCTIONS[spec.architecture].partition(":")
-    function = getattr(importlib.import_module(module_name), name)
+    function = getattr(networks, spec.architecture)
     network: nn.Module = function(
         num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
     )
@@ -249,10 +232,22 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
         layer.p = probability
 
 
-def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) -> nn.Module:
-    """Return ``make()``, a library's network, with its errors as ConfigErrors."""
+def _construct(
+    spec: ModelSpec,
+    shape: _Shape,
+    constructor: Callable[..., nn.Module],
+    defaults: dict[str, object],
+    **fixed: object,
+) -> nn.Module:
+    """Return a library's network.
+
+    The spec's arguments replace ``defaults``; if they name one of ``fixed``, that is an error.
+
+    Raises:
+        ConfigError: the arguments or the image size do not fit the network.
+    """
     try:
-        return make()
+        network = constructor(spec.architecture, **fixed, **defaults | _arguments(spec))
     except (AssertionError, ValueError) as error:  # transformers check the image size here
         raise _does_not_fit(spec, shape, error) from error
     except TypeError as error:
@@ -261,6 +256,10 @@ def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) ->
             f"{spec.library} {spec.architecture} does not take the arguments "
             f"{dict(spec.arguments)}: {reason}",
         ) from error
+    if type(network).__name__ == "VGG":
+        # It then pools before its ReLUs while it trains, which changes no number.
+        network.features.__class__ = PoolsFirst
+    return network
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
@@ -278,7 +277,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     except (Exception, SystemExit) as error:
         # A library's network fails if the image is too small for it; a user's may fail in any way.
         if spec.library == "own":
-            if fails_by_pixels(error, model, input_shape):
+            if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
                 f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
@@ -425,7 +424,9 @@ def _import_hashed(module_name: str, reference: str) -> object:
     return importlib.import_module(module_name)
 
 
-def fails_by_pixels(error: BaseException, model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+def may_work_on_other_images(
+    error: BaseException, model: nn.Module, input_shape: tuple[int, ...]
+) -> bool:
     """Return whether a forward pass that failed on black images may work on other images.
 
     If so, only the trials whose images make it fail should fail.

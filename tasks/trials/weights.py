@@ -18,7 +18,7 @@ from search_spaces.specs import ModelSpec
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the server of pretrained weights has to answer a first request."""
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
 
 
@@ -69,7 +69,7 @@ def download(spec: ModelSpec) -> bytes:
         if spec.library == "timm":
             import timm
 
-            with _asking_the_hub_once():
+            with _offline_if_unreachable():
                 network: nn.Module = timm.create_model(spec.architecture, pretrained=True)
         else:
             import torchvision
@@ -87,7 +87,7 @@ def download(spec: ModelSpec) -> bytes:
 
 
 @contextmanager
-def _asking_the_hub_once() -> Iterator[None]:
+def _offline_if_unreachable() -> Iterator[None]:
     """Let the hub's client use its cache alone if its server does not answer one request.
 
     Otherwise the client asks for every name that a file may have, six times each with growing
@@ -111,7 +111,7 @@ def _asking_the_hub_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = was_offline
 
 
-def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
+def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     """Return the mean and standard deviation that the library's pretrained weights expect.
 
     For one channel they are the means over the three colors.
@@ -131,7 +131,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     return (sum(mean) / len(mean),), (sum(std) / len(std),)
 
 
-def _library_normalization(spec: ModelSpec) -> Normalisation | None:
+def _library_normalization(spec: ModelSpec) -> Normalization | None:
     """Return mean and standard deviation for three channels; None without pretrained weights."""
     if spec.library == "timm":
         import timm
