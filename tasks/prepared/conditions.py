@@ -12,7 +12,6 @@ training image of another class move toward it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +25,6 @@ Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
 BLOCK_ROWS = 1024
 """Images whose distances to the training images are in memory at a time."""
-
-
-class LabeledImages(NamedTuple):
-    """Images ``(num_images, channels, height, width)``, and labels ``(num_images,)``."""
-
-    images: Images
-    labels: Labels
 
 
 def load_subset(
@@ -57,9 +49,8 @@ def load_subset(
     pool = prepared.read_rows(subset.train_order)
     pool_labels = subset.train_labels
     if spec.condition is not None:
-        images, _ = move_images(training, training, spec.condition.parameters)
+        images, _ = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
-    base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
         images, is_moved = move_images(
@@ -70,8 +61,10 @@ def load_subset(
 
 
 def move_images(
-    start: LabeledImages,
-    training: LabeledImages,
+    images: Images,
+    labels: Labels,
+    pool: Images,
+    pool_labels: Labels,
     parameters: DatasetParameters,
 ) -> tuple[Images, NDArray[np.bool_]]:
     """Move those images that are nearest to an image of another class in ``pool``.
@@ -104,7 +97,10 @@ def move_images(
 
 
 def nearest_unlike(
-    start: LabeledImages, training: LabeledImages
+    images: Images,
+    labels: Labels,
+    pool: Images,
+    pool_labels: Labels,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return each image's nearest image of another class in ``pool``, and the squared distance.
 
@@ -112,16 +108,16 @@ def nearest_unlike(
         ``(num_images,)`` indices into ``pool``, and ``(num_images,)`` squared distances.
     """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
-    rows = start.images.reshape(len(start.images), -1).astype(np.float64)
-    training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
-    training_squares = np.square(training_rows).sum(axis=1)
+    rows = images.reshape(len(images), -1).astype(np.float64)
+    pool_rows = pool.reshape(len(pool), -1).astype(np.float64)
+    pool_squares = np.square(pool_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = slice(first, first + BLOCK_ROWS)
-        squares = np.square(rows[block]).sum(axis=1)[:, None] + training_squares
-        squares -= 2 * rows[block] @ training_rows.T
-        squares[start.labels[block, None] == training.labels] = np.inf
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        squares = np.square(rows[block]).sum(axis=1)[:, None] + pool_squares
+        squares -= 2 * rows[block] @ pool_rows.T
+        squares[labels[block, None] == pool_labels] = np.inf
         nearest[block] = squares.argmin(axis=1)
         distances[block] = squares.min(axis=1)
     return nearest, distances
