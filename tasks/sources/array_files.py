@@ -28,7 +28,7 @@ MAX_MEMBERS = 1000
 """Arrays in an ``.npz``."""
 MAX_CHUNK_BYTES = 256 << 20
 """Bytes of an HDF5 chunk, which is unpacked as a whole for each of its rows."""
-COPY_AGAIN = "save or copy it again"
+COPY_AGAIN = "Save or copy it again"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def array_path(request: RawRequest) -> Path:
         path = root / f"{request.dataset.name}{ending}"
         if path.is_file():
             return path
-    raise request.error("the source must be a file of arrays", "a folder")
+    raise request.error("the source is a folder, not a file of arrays")
 
 
 class NpzFile:
@@ -215,7 +215,8 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
         import h5py
     except ImportError as error:
         raise SetupError(
-            "HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'"
+            "HDF5 files need h5py, which is not installed",
+            hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
         # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every
@@ -223,7 +224,7 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
-            f"{name}: the file must be an HDF5 file", "damaged or another format", COPY_AGAIN
+            f"{name}: the file is damaged, or not an HDF5 file", hint=COPY_AGAIN
         ) from None
 
 
