@@ -119,7 +119,7 @@ def nearest_path(path: Path) -> str:
         return f"{folder} is there, and no {missing} in it"
     if similar[0] == missing:
         return f"{folder / missing} is a link to nothing"
-    return f"did you mean {folder / similar[0]}?"
+    return f"Did you mean {folder / similar[0]}?"
 
 
 def plural(count: int, noun: str) -> str:
@@ -134,12 +134,12 @@ def _plural_noun(noun: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[object]) -> str:
-    """Return the hint ``did you mean 'demo'? `` with its blank; empty if no name is similar."""
+    """Return the hint ``Did you mean 'demo'? `` with its blank; empty if no name is similar."""
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
     if not similar:
         return ""
-    return f"did you mean {values[similar[0]]!r}? "
+    return f"Did you mean {values[similar[0]]!r}? "
 
 
 def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) -> ConfigError:

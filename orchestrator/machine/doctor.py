@@ -355,7 +355,7 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
     hint = f"Free some space: a sweep needs {MIN_FREE_BYTES / 2**30:g} GiB"
     if not free_bytes:
         hint += ", or mount the disk for writing"
-    yield Problem(f"the disk has {free_bytes / 2**30:.1f} GiB that can be written", hint)
+    yield Problem(f"the disk has {free_bytes / 2**30:.1f} GiB of free space", hint)
 
 
 def writable_bytes(folder: Path) -> int:

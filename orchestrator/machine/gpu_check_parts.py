@@ -565,5 +565,5 @@ def wait_for_file(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no start within {timeout_s:g} s")
+            raise TimeoutError(f"{path.name} was not made within {timeout_s:g} s")
         time.sleep(0.01)

@@ -313,7 +313,8 @@ def check_driver() -> None:
     if listing.output and value:
         gpus = ", ".join(listing.output.splitlines())
         raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES={value} does not name GPUs of this machine, each once",
+            f"CUDA_VISIBLE_DEVICES={value} names a GPU that this machine does not have, or one GPU "
+            "twice",
             hint=f"Name GPUs by number or UUID: {gpus}. Unset the variable to use all of them, or "
             "set CUDA_VISIBLE_DEVICES= to run on CPUs",
         )

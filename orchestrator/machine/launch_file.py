@@ -50,7 +50,7 @@ NEEDED = {
     "": (
         Mistake(
             "auth.ssh_user",
-            "no account to log in with is named",
+            "the account to log in with is missing",
             "Name the account, for example ubuntu",
         ),
     ),

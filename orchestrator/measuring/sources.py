@@ -130,8 +130,8 @@ def known_kind(path: Path) -> str:
     if kind is not None:
         return kind
     raise ConfigError(
-        f"{path.name} is not a .npy file and has no kind of images that isweep knows",
-        hint=f"Use one of these kinds: {own_kinds_text()}",
+        f"{path.name} is no folder, table or file of arrays that isweep can read",
+        hint=f"Use a .npy file, or one of these kinds: {own_kinds_text()}",
     )
 
 

@@ -29,7 +29,7 @@ from tasks.sources import own_kinds_text, source_for
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.dicom import is_dicom_name, read_header
-from tasks.sources.own import plain_id
+from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
@@ -213,7 +213,7 @@ def _describe(
         if len(with_patients.label_names) > 2:
             pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
             lines.append(
-                f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it"
+                f"    # class_pairs: [[{pair}]]  # two classes only; without this line all classes"
             )
         sizes = _sizes(with_patients, request.spec, capacity)
     head = [f"  - name: {request.dataset.name}", f"    # {about}"]
@@ -233,7 +233,7 @@ def _request(
     kind = detect_own_kind(source)
     if kind is None:
         raise ConfigError(
-            f"{source} has no kind of images that isweep knows",
+            f"{source} is no folder, table or file of arrays that isweep can read",
             hint=f"Use one of these kinds: {own_kinds_text()}",
         )
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")

@@ -141,7 +141,9 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}", hint="Save it as UTF-8") from None
+        raise ConfigError(
+            f"{path} is not UTF-8 text: {error}", hint="Save the file as UTF-8"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a path that no file can have
@@ -198,7 +200,8 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
     """
     if content is None:
         return ConfigError(f"{origin} is empty", hint=hint)
-    kind = "a list" if isinstance(content, list) else repr(content)[:MAX_SHOWN]
+    # The content itself is not shown: the file may be another one than the user meant.
+    kind = "a list" if isinstance(content, list) else "a single value"
     return ConfigError(f"{origin} holds {kind}, not keys with values", hint=hint)
 
 
@@ -232,7 +235,9 @@ def _check_plain(text: str, origin: str) -> None:
             depth -= 1
         refusal = _refusal_of(reader, event)
         if number > 2 * MAX_VALUES:  # a value has at most two events
-            raise ConfigError(f"{origin} has more than {MAX_VALUES:,} values", hint="Split it")
+            raise ConfigError(
+                f"{origin} has more than {MAX_VALUES:,} values", hint="Split the file"
+            )
         if depth > MAX_NESTING:
             refusal = _Refusal(
                 f"more than {MAX_NESTING} levels of nesting", "Nest the values less deeply"

@@ -196,7 +196,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ConfigError(
-            f"models has several models with the same name: {', '.join(twice)}",
+            f"models lists several models with the name {', '.join(twice)}",
             hint="Give each model another `name`",
         )
     dataset_names = [choice.name for choice in sweep.all_datasets]
@@ -271,19 +271,20 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     key = f"datasets.{dataset.name}.class_pairs"
     for pair in pairs:
         if names and max(pair) >= len(names):
-            numbered = map("{0[0]} {0[1]}".format, enumerate(names[:MAX_NAMED]))
+            numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_NAMED]))
             raise ConfigError(
-                f"{key} has the pair {list(pair)}, but the classes are 0 to {len(names) - 1}",
+                f"{key} lists the pair {list(pair)}, but the classes are 0 to {len(names) - 1}",
                 hint=f"Choose from these classes: {', '.join(numbered)}",
             )
         if pair[0] == pair[1]:
             raise ConfigError(
-                f"{key} has the pair {list(pair)} of one class", hint="Name two different classes"
+                f"{key} lists the pair {list(pair)}, whose two classes are the same",
+                hint="Name two different classes",
             )
         # A pair in the other order is the same question, and would count twice in every fit.
         if pairs.count(pair) + pairs.count(pair[::-1]) > 1:
             raise ConfigError(
-                f"{key} has the pair {list(pair)} twice; the order of the classes does not matter",
+                f"{key} lists the pair {list(pair)} twice; the order of classes does not count",
                 hint="Keep the pair once",
             )
 

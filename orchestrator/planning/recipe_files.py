@@ -48,7 +48,7 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
-            f"More than {MAX_RECIPE_FILES} recipe files start from one another, the last is {path}",
+            f"A chain of more than {MAX_RECIPE_FILES} recipe files leads to {path}",
             hint="Set `from` to a known recipe in one of the files",
         )
     text = read_file(path, "recipe file", "known recipe", RECIPES)

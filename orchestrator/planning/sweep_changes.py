@@ -81,8 +81,7 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
         return part
     if not isinstance(holder, list):
         raise ConfigError(
-            f"`--set {key}` has the key {part}, but the value before it is {holder!r}, which has "
-            "no keys",
+            f"`--set {key}` asks for the key {part} of {holder!r}, which has no keys",
             hint=EXAMPLE,
         )
     if not part.isdecimal() or int(part) >= len(holder):

@@ -70,7 +70,8 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), "")
-        return ConfigError(f"{dotted} is missing", hint=hint)
+        kind = "value" if isinstance(detail["loc"][-1], int) else "key"
+        return ConfigError(f"The {kind} {dotted} is missing", hint=hint)
     return _wrong_value(detail, dotted)
 
 

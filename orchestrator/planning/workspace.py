@@ -68,13 +68,13 @@ class Workspace:
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
             raise ConfigError(
-                f"The sweep has the type {type(source).__name__}, which is not a name, a path, the "
+                f"The sweep is of type {type(source).__name__}, but should be a name, a path, the "
                 "content of a sweep file or a SweepSpec",
                 hint="Give, for example, 'demo' or './mine.yaml'",
             )
         if not isinstance(changes, (Mapping, NoneType)):
             raise ConfigError(
-                f"changes has the type {type(changes).__name__}, which is not a mapping",
+                f"changes is of type {type(changes).__name__}, but should be a mapping",
                 hint="Give, for example, changes={'recipe.epochs': 3}",
             )
         _check_storage(storage)

@@ -165,7 +165,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         ),
         (np.array([["a"]]), None, {}, "[Ii]mages must"),
         (FOUR, None, {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
-        (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'; did you mean"),
+        (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'.*[Dd]id you mean"),
         (FOUR, NAMES, {"class_pair": ("0", "7")}, "0 7 names a class that the data do not have"),
         (FOUR, None, {"class_pair": ("0", "1")}, "A class pair is given, but no labels"),
         (

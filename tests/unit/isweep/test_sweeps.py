@@ -160,9 +160,12 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         (lambda: isweep.open("smoke", root=3), "root is 3, which is not the path of a folder"),
         (
             lambda: isweep.open(3),
-            "The sweep has the type int, which is not a name, a path",
+            "The sweep is of type int, but should be a name, a path",
         ),
-        (lambda: isweep.plan("smoke", changes="a=3"), "type str, which is not a mapping"),
+        (
+            lambda: isweep.plan("smoke", changes="a=3"),
+            "changes is of type str, but should be a mapping",
+        ),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),
             "measured is of type int, which is neither a measurement",

@@ -45,11 +45,11 @@ def problems(**changes: Any) -> list[str]:
         ),
         (
             {"free_disk_bytes": 2 * GIB},
-            "the disk has 2.0 GiB that can be written. Free some space: a sweep needs 5 GiB",
+            "the disk has 2.0 GiB of free space. Free some space: a sweep needs 5 GiB",
         ),
         (
             {"free_disk_bytes": 0},
-            "has 0.0 GiB that can be written. Free some space: a sweep needs 5 GiB, or mount the",
+            "has 0.0 GiB of free space. Free some space: a sweep needs 5 GiB, or mount the disk",
         ),
     ],
 )

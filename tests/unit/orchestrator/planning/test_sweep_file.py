@@ -40,9 +40,9 @@ def test_all_mistakes_are_reported_at_once():
         parse(text)
     message = str(caught.value)
     assert "3 problems found" in message
-    assert "epoch: unknown key" in message
-    assert re.search(r"train_sizes\.1: .*'x'", message)
-    assert "'resnet19'. Did you mean 'resnet18'?" in message
+    assert "epoch is not a known key" in message
+    assert "train_sizes.1 is 'x', but should be a valid integer" in message
+    assert re.search("'resnet19'.*'resnet18'", message)
 
 
 def but(old, new):
@@ -107,7 +107,7 @@ def data(text):
         ),
         (
             data("name: mine, own: {kind: csv, path: x}"),
-            r"^datasets\.0\.own\.domain is missing",
+            r"^The key datasets\.0\.own\.domain is missing",
         ),
         (
             data("name: mine, own: {kind: csv, path: x, domain: null}"),
@@ -206,18 +206,21 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
             r"line 1, column 4 has an anchor or",
         ),
-        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"has more than 20,000 values\. Split it"),
-        (GOOD + "seeds: [" + "1" * 900_000 + "]", r"is not YAML: Exceeds the limit"),
+        (
+            GOOD + "seeds: [" + "1, " * 50_000 + "]",
+            r"has more than 20,000 values\. Split the file",
+        ),
+        (GOOD + "seeds: [" + "1" * 90_000 + "]", r"is not YAML: Exceeds the limit"),
         (
             GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
             r"'x19'(?s:.)*1 more problem like these",
         ),
         (
-            GOOD.replace("20, 40", "x, " * 9_000),
-            r"train_sizes\.19 is (?s:.)*8,980 more problems like these",
+            GOOD.replace("20, 40", "x, " * 900),
+            r"train_sizes\.19 is (?s:.)*880 more problems like these",
         ),
-        ("[" * 900_000, r"line 1, column 21 has more than 20 levels of nesting"),
-        ("a: 'x" + "b " * 400_000, r"line 1, column 4 has a quote that is not closed"),
+        ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
+        ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
         (
             GOOD.replace("name: mine", 'name: "a\\0b"'),
             r"name is 'a\\x00b', which cannot be a name",
@@ -235,7 +238,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0 is .*less than or equal to 1000000000"),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd holds .*, not keys with values\. Write, for example, recipe",
+            r"/etc/passwd holds a single value, not keys with values\. Write, for example, recipe",
         ),
     ],
     ids=range(24),
@@ -279,7 +282,7 @@ def test_files_that_cannot_be_read(tmp_path):
         "folder": r"folder\.yaml is a folder, not a sweep file\. Name a file; `isweep init",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*name a preset: .*demo",
-        "binary": r"binary\.yaml is not UTF-8 text: .*\. Save it as UTF-8",
+        "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, more than the 1,000,000 that",
         "home": "own.path starts with the home folder of an unknown user: ~nobody-of",
     }.items():
@@ -487,7 +490,7 @@ def test_the_document_itself_stays():
     [
         ("datasets.1.name", "`--set datasets.1.name` has the index 1, but the list has the ind"),
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
-        ("name.first", "the key first, but the value before it is 'a', which has no keys"),
+        ("name.first", "asks for the key first of 'a', which has no keys"),
     ],
 )
 def test_keys_that_lead_nowhere(key, message):
@@ -519,18 +522,18 @@ def test_classes_of_a_table_go_by_name_or_place():
     ("pair", "message"),
     [
         (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
-        (["cat", 3], r"class_pairs has the pair \[3, 3\] of one class"),
+        (["cat", 3], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0 has more than 2 values"),
-        (["cat", "cat"], r"class_pairs has the pair \[3, 3\] of one class"),
+        (["cat", "cat"], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
         ([True, 3], "a class is its place, a number from 0, or its name as text"),
         ([1.5, 3], "a class is its place, a number from 0, or its name as text"),
-        ([3], r"datasets\.0\.class_pairs\.0\.1 is missing"),
+        ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
     ],
 )
 def test_pairs_that_are_none(pair, message):
     with pytest.raises(ConfigError, match=message):
         pairs({"name": "cifar10", "class_pairs": [pair]})
-    with pytest.raises(ConfigError, match=r"class_pairs has the pair \[3, 8\] twice"):
+    with pytest.raises(ConfigError, match=r"class_pairs lists the pair \[3, 8\] twice"):
         pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
 
 
@@ -607,7 +610,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
     found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
     assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
     (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
-    with pytest.raises(ConfigError, match=r"More than 5 recipe files start from one another"):
+    with pytest.raises(ConfigError, match="A chain of more than 5 recipe files leads to"):
         load_sweep(str(tmp_path / "sweep.yaml"))
 
 
@@ -664,7 +667,7 @@ def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
         ("[small_cnn, small_cnn]", "models names small_cnn more than once"),
         (
             "[small_cnn, {from: small_mlp, name: small_cnn}]",
-            "several models with the same name: small_cnn",
+            "several models with the name small_cnn",
         ),
         ("[{from: small_cnn, arguments: {width: 3}}]", "arguments"),
     ],
