@@ -138,21 +138,21 @@ def choose_pixel_range(
         raise DataError(
             f"{name}: training and test images must be stored on one scale",
             f"one of them in [0, 1], all in {values.text}",
-            f"save them on the same scale, or give {values.suggested_pixel_range}",
+            f"Save them on the same scale, or give {values.suggested_pixel_range}",
         )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
         f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
         values.text,
-        f"give the values of black and white; all values lie in {values.suggested_pixel_range}",
+        f"Give the values of black and white; all values lie in {values.suggested_pixel_range}",
     )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
     """Check that the user's range is not far wider than the values, or far from them."""
     low, high = pixel_range
-    hint = f"all values lie in {values.suggested_pixel_range}"
+    hint = f"All values lie in {values.suggested_pixel_range}"
     if values.num_cut > MAX_CUT_SHARE * values.num_values:
         share = values.num_cut / values.num_values
         raise DataError(

@@ -141,9 +141,7 @@ def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(s
 def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
     path, found = tmp_path / "recipes" / "tuned-smoke.yaml", outcomes(search)
     path.parent.write_text("", encoding="utf-8")
-    with pytest.raises(
-        SetupError, match=r"cannot be written: File exists\..* trials are kept"
-    ):
+    with pytest.raises(SetupError, match=r"cannot be written: File exists\..* trials are kept"):
         write_recipe(path, changed, found, {})
     path.parent.unlink()
     write_recipe(path, changed, found, {"manifold_d4": "abc"})
