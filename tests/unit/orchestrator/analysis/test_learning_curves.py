@@ -244,7 +244,7 @@ def ask(file):
             "train_size,accuracy,test_size\n50,.7,abc\n100,.8,9\n",
             "Line 2 of the table has test_size 'abc'",
         ),
-        ("train_size,accuracy,dataset\n50,.7,a\n100,.8,b\n", "different dataset: a, b. Keep"),
+        ("train_size,accuracy,dataset\n50,.7,a\n100,.8,b\n", "more than one dataset: a, b. Keep"),
         ("train_size,accuracy\n50,\n100,\n", "None of the 2 rows of the table has an accuracy"),
         ("train_size,Accuracy,accuracy\n50,.7,.7\n", "more than one column accuracy"),
     ],
