@@ -104,7 +104,8 @@ def invalid(error: ValidationError) -> SweepError:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"]
-    return ConfigError(f"{key}: {message[0].lower()}{message[1:]}", repr(problem["input"])[:200])
+    value = repr(problem["input"])[:200]
+    return ConfigError(f"{key} is {value}: {message[0].lower()}{message[1:]}")
 
 
 def nearest_path(path: Path) -> str:
@@ -116,9 +117,9 @@ def nearest_path(path: Path) -> str:
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
     if not similar:
-        return f"{folder} is there, and no {missing} in it"
+        return f"The folder {folder} has no {missing}"
     if similar[0] == missing:
-        return f"{folder / missing} is a link to nothing"
+        return f"{folder / missing} is a link to a file that is gone"
     return f"Did you mean {folder / similar[0]}?"
 
 
@@ -154,6 +155,5 @@ def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) 
     noun, of, owner = kind.partition(" of ")
     kinds = f"{_plural_noun(noun.replace(' or ', 's or '))}{of}{owner}"
     listed = ", ".join(str(entry) for entry in names) or "none"
-    return ConfigError(
-        f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}"
-    )
+    hint = f"{nearest(str(name), names)}Known {kinds}: {listed}"
+    return ConfigError(f"Unknown {kind} {str(name)!r}", hint=hint)

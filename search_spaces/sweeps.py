@@ -100,7 +100,7 @@ class RecipeChanges(specs.Spec):
 
     @field_validator(*specs.RecipeSpec.model_fields.keys() - {"name"}, mode="before")
     @classmethod
-    def _as_list(cls, value: object) -> object:
+    def _as_tuple(cls, value: object) -> object:
         if isinstance(value, list | tuple):
             if not value:
                 raise ValueError("needs a value; leave the key out to keep the recipe's own")

@@ -108,14 +108,14 @@ def _stem(source: Path | None) -> str:
 
 def models(*, place: Place = Place()) -> None:
     """List the networks that a sweep file can name."""
-    from search_spaces.models import MODELS, about
+    from search_spaces.models import ABOUT, MODELS
 
     rows = [
         {
             "model": row.name,
             "library": row.library,
             "architecture": row.architecture,
-            "about": about(row),
+            "about": ABOUT[row.name],
         }
         for row in MODELS.values()
     ]

@@ -42,7 +42,7 @@ from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, 
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
 from tasks.trials.attacks import attack_batch_size, run_clean_pass
-from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 from tasks.trials.representations import extract_features
 from tasks.trials.training import evaluate, record_graph, train
 from tasks.trials.trial import run_trial
@@ -440,8 +440,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
         result = run_trial(
             spec.model_copy(update={"network": network}),
             data,
-            device=bench.device,
-            graphs=model in bench.graphs,
+            ComputeOptions(str(bench.device), graphs=model in bench.graphs),
         )
         fields = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
         row = result.model_dump(mode="json", include=fields)

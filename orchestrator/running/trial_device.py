@@ -20,7 +20,7 @@ from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
-from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +64,13 @@ class HeldMemory:
 
 
 @dataclass(frozen=True)
-class TrialDevice:
+class TrialDevice(ComputeOptions):
     """The device that a trial computes on, and how it computes there.
 
     Attributes:
-        name: ``cpu`` or ``cuda``.
-        num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
-        graphs: whether training steps are captured as CUDA graphs and replayed.
         note: why the GPU takes plain steps; empty if it takes graphs, or if none were requested.
     """
 
-    name: str = "cpu"
-    num_threads: int = 1
-    gpu_fraction: float | None = None
-    graphs: bool = False
     note: str = ""
 
 
@@ -88,8 +80,9 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     Raises:
         UnusableGpuError: the trial cannot compute on the GPU that it was given.
     """
+    device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
     if not resources.num_gpus or gpus.is_logical():
-        return TrialDevice(num_threads=resources.num_threads)
+        return device
     check_gpu(network.recipe.precision)
     # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
     plain_because = check_numbers(network)
@@ -98,7 +91,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     if resources.num_gpus < 1:
         # A whole GPU needs no limit: nobody else is there.
         gpu_fraction = resources.num_gpus
-    device = TrialDevice("cuda", resources.num_threads, gpu_fraction)
+    device = replace(device, device="cuda", gpu_fraction=gpu_fraction)
     if resources.fast == "on":
         return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":

@@ -133,7 +133,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         network = assignment.spec.network
         data = self._images()
         device = trial_device.device_for(resources, network)
-        if device.name == "cuda":
+        if device.device == "cuda":
             # Now, because a GPU that has failed cannot be asked any more.
             gpu = gpus.gpu_in_use()
             self._gpu_name = gpu.name

@@ -1,11 +1,12 @@
 """Conditions of an experiment that move images after the split.
 
-A training image may only move toward another training image, so nothing of the test set enters
-training. Which images move is chosen among *all* training images of the split. It does not depend
-on the train sizes of a sweep, so training sets of all sizes stay nested.
+To move an image is to blend the nearest training image of another class into it. A training image
+moves toward another training image, so nothing of the test set enters training. Which images move
+is chosen among *all* training images of the split. It does not depend on the train sizes of a
+sweep, so training sets of all sizes stay nested.
 
-A further test set is the base's test images, moved by the same rule: those nearest to a training
-image of another class move toward it.
+A further test set is the base dataset's test images, moved by the same rule: those nearest to a
+training image of another class move toward it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
 BLOCK_ROWS = 1024
-"""Number of images whose distances to the training images are held at once."""
+"""Images whose distances to the training images are in memory at a time."""
 
 
 def load_subset(
     prepared: PreparedDataset,
-    chosen: Subset,
+    subset: Subset,
     spec: SubsetSpec,
     train_size: int,
     further_tests: tuple[FurtherTest, ...] = (),
@@ -37,25 +38,25 @@ def load_subset(
 
     Args:
         prepared: The prepared dataset.
-        chosen: The split of ``spec``, which no condition changes.
+        subset: The split of ``spec``, which no condition changes.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: Conditions whose test images are returned besides those of the base.
+        further_tests: Conditions that move the test images, each for a further test set.
     """
-    data = chosen.load(prepared, train_size)
+    data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    pool = prepared.read_rows(chosen.train_order)
-    pool_labels = chosen.train_labels
+    pool = prepared.read_rows(subset.train_order)
+    pool_labels = subset.train_labels
     if spec.condition is not None:
         images, _ = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
     tests = []
     for test in further_tests:
-        images, is_changed = move_images(
+        images, is_moved = move_images(
             data.test_images, data.test_labels, pool, pool_labels, test.parameters
         )
-        tests.append(FurtherTestImages(test.name, images, is_changed))
+        tests.append(FurtherTestImages(test.name, images, is_moved))
     return replace(data, further_tests=tuple(tests))
 
 
@@ -66,33 +67,33 @@ def move_images(
     pool_labels: Labels,
     parameters: DatasetParameters,
 ) -> tuple[Images, NDArray[np.bool_]]:
-    """Move the images that lie nearest to an image of another class in ``pool`` toward it.
+    """Move those images that are nearest to an image of another class in ``pool``.
 
     Args:
         images: ``(num_images, ...)``; their dtype is kept, and uint8 is rounded.
         labels: ``(num_images,)``.
         pool: The training images as they were prepared.
         pool_labels: Their labels.
-        parameters: ``reach``, the share of ``images`` that move, and ``blend``, the share of the
-            nearest image of another class that is mixed in.
+        parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
+            :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
 
     Returns:
-        The images, and which of them moved.
+        The images, and ``(num_images,)`` whether each one moved.
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_changed = np.zeros(len(images), dtype=np.bool_)
-    if values["blend"] == 0:
-        return images, is_changed
+    is_moved = np.zeros(len(images), dtype=np.bool_)
+    if values["blend"] == 0:  # the control condition: no image moves
+        return images, is_moved
     partners, distances = nearest_unlike(images, labels, pool, pool_labels)
     num_moved = round(values["reach"] * len(images))
-    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
-    start = images[is_changed].astype(np.float64)
-    target = pool[partners[is_changed]].astype(np.float64)
+    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
+    start = images[is_moved].astype(np.float64)
+    target = pool[partners[is_moved]].astype(np.float64)
     mixed = start + values["blend"] * (target - start)
     result = images.copy()
-    result[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return result, is_changed
+    result[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return result, is_moved
 
 
 def nearest_unlike(
@@ -101,7 +102,11 @@ def nearest_unlike(
     pool: Images,
     pool_labels: Labels,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return each image's nearest one of another label in ``pool``, and the squared distance."""
+    """Return each image's nearest image of another class in ``pool``, and the squared distance.
+
+    Returns:
+        ``(num_images,)`` indices into ``pool``, and ``(num_images,)`` squared distances.
+    """
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = images.reshape(len(images), -1).astype(np.float64)
     pool_rows = pool.reshape(len(pool), -1).astype(np.float64)

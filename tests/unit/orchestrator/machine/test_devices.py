@@ -134,7 +134,7 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
     )
     monkeypatch.setattr(trial_device, "check_computes", lambda: asked.append("begins"))
     device = device_for(0.5, fast, own=own)
-    assert (device.name, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
+    assert (device.device, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
     assert asked == ["test", "begins"]
 
@@ -593,7 +593,7 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
-    assert device_for(1.0, "off").name == "cuda"
+    assert device_for(1.0, "off").device == "cuda"
     with pytest.raises(
         SetupError,
         match=r"bfloat16, which Tesla T4 with compute capability 7.5.*precision: float32",

@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.workspace import Workspace
-from search_spaces.datasets import PACKAGED
+from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, SweepError
 from search_spaces.specs import PreparedSpec
 from tasks.sources import source_for
@@ -138,6 +138,9 @@ def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared
     }
     with pytest.raises(DataError, match=message):
         check_feasible(Workspace.open(sweep, tmp_path / "root"))
+
+
+PACKAGED = [row for row in DATASETS.values() if row.images_per_class]
 
 
 @pytest.mark.parametrize("dataset", PACKAGED, ids=lambda dataset: dataset.name)

@@ -9,7 +9,7 @@ from torch import nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
-from tasks.trials.training import evaluate, evaluation_mode, resident, split_batches, train
+from tasks.trials.training import evaluate, evaluation_mode, split_batches, to_device, train
 
 
 def recipe(**changes):
@@ -155,7 +155,7 @@ def test_evaluation_gives_every_module_its_own_mode_back():
 def test_a_read_only_array_is_shared_without_a_warning_and_never_written():
     array = np.arange(2 * 9, dtype=np.uint8).reshape(2, 1, 3, 3)
     array.setflags(write=False)
-    tensor = resident(array)
+    tensor = to_device(array)
     assert tensor.data_ptr() == array.ctypes.data
     labels = torch.tensor([0, 1])
     before = array.copy()

@@ -12,7 +12,7 @@ import tasks.trials.trial
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import AttackSpec, RobustnessSpec
 from tasks.trials.models import PixelModel, build_model
-from tasks.trials.records import TrialResult
+from tasks.trials.records import ComputeOptions, TrialResult
 from tasks.trials.trial import run_trial
 from tests.unit.tasks.trials.conftest import numbers, trial_spec
 
@@ -213,7 +213,7 @@ def test_nothing_passes_in_larger_parts_than_are_predicted_or_where_memory_is_sh
     found = {}
     for micro_batch in (None, 4):
         passed.clear()
-        result = run_trial(spec, data, micro_batch=micro_batch)
+        result = run_trial(spec, data, ComputeOptions(micro_batch=micro_batch))
         most = {
             kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS
         }
