@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.analysis.answers import Answer
 from orchestrator.analysis.fits import fit_scaling_laws
@@ -121,7 +121,7 @@ def decided(answers: tuple[Answer, ...], key: str) -> bool:
     return any(answer.is_decided for answer in answers if answer.question.key == key)
 
 
-def power_differences(*, tables: int = 200) -> Found:
+def power_differences(*, tables: int = 200) -> Result:
     """Compare the stated power with the share of real analyses that decide, on the same draws."""
     rows = []
     for name, (num_natural, num_medical) in DESIGNS.items():
@@ -143,7 +143,7 @@ def _compared(
     condition: Condition,
     number: int,
     num_tables: int,
-) -> list[Found]:
+) -> list[Result]:
     """Return a row per question: how often each side decides it, and how often they differ."""
     datasets = [(f"natural{k}", c.NATURAL, 1) for k in range(num_natural)]
     datasets += [(f"medical{k}", c.MEDICAL, 1) for k in range(num_medical)]

@@ -78,7 +78,7 @@ class Prediction:
         if self.quantity == "loss":
             name, unit = "test loss", "nat"
         answer = f"no {name}" if self.value is None else f"{name} {number(self.value)} {unit}"
-        lines = [f"{answer}, {self._interval_words()}"]
+        lines = [f"{answer}, {self._interval_words()}."]
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
