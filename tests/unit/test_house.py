@@ -33,6 +33,7 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/measuring/",
     "orchestrator/planning/",
     "orchestrator/results/",
+    "orchestrator/running/",
     "orchestrator/tuning/",
     "search_spaces/",
     "tasks/",
