@@ -40,6 +40,7 @@ REWRITTEN: tuple[str, ...] = (
     "tasks/measures/",
     "tasks/prepared/",
     "tasks/sources/",
+    "tasks/sources/own/",
     "tasks/trials/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""

@@ -16,7 +16,7 @@ from search_spaces.errors import DataError, SetupError, SweepError
 from tasks.remote import InlineExecutor
 from tasks.sources import folder
 from tasks.sources.base import Listing, RawRequest
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
 
