@@ -47,7 +47,7 @@ from orchestrator.results.columns import (
     NUM_CLASSES,
     TRAIN_SIZE,
 )
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import DataError, plural, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
 """Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
@@ -348,7 +348,7 @@ def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tup
         names = " and ".join(missing)
         doubts.append(f"{names} could not be related to the height of the loss")
     if num_datasets < MIN_DATASETS_FOR_INTERVAL:
-        doubts.append(f"with {num_datasets} datasets no interval can be given")
+        doubts.append(f"with {plural(num_datasets, 'dataset')} no interval can be given")
     return tuple(doubts)
 
 
