@@ -108,7 +108,8 @@ class CombinationOutcome(Finding):
             return (
                 "the best recipe is hardly better than chance "
                 f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}). "
-                "Widen tune.learning_rate, raise tune.budget, or raise recipe.epochs, and tune again."
+                "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
+                "again."
             )
         if self.sweep_recipe is None:
             return (
