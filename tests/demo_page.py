@@ -91,24 +91,28 @@ def found(fits: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sentence(numbers: dict[str, Any]) -> str:
-    """Say what the demo found."""
+def sentences(numbers: dict[str, Any]) -> str:
+    """Return what the demo found, as README says it."""
     low, high = numbers["interval"]
     claims = numbers["claims"]
-    num_settled = len(numbers["established"])
-    verdict = "undecided"
+    num_detected = len(numbers["established"])
+    zero = "excludes 0"
+    if low <= 0 <= high:
+        zero = "includes 0"
+    verdict = "the question is undecided"
     if "attacks_on_sharpness" in numbers["established"]:
-        verdict = "supported"
+        verdict = "an effect was detected"
     lines = (
         f"*The demo on a two-core machine (x86-64): {numbers['num_datasets']} datasets, "
         f"{numbers['num_points']} trainings.",
-        f"What an attack costs goes with K_F by r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}) "
-        f"for {numbers['attack']}: {verdict}.",
-        f"In {numbers['num_at_guessing']} trainings the loss is no better than chance, and "
-        f"{num_settled or 'none'} of {len(claims)} tests",
-        f"decides a question (smallest adjusted p: {min(claims.values()):.2f}).*",
+        f"For {numbers['attack']}, the loss gained by the attack correlates with K_F "
+        f"(r = {numbers['r']:.2f}).",
+        f"The 95 % interval, {low:.2f} to {high:.2f}, {zero}, and {verdict}.",
+        f"{str(num_detected or 'None')} of the {len(claims)} tests detected an effect (smallest "
+        f"adjusted p: {min(claims.values()):.2f}).",
+        f"In {numbers['num_at_guessing']} trainings the loss is at chance level.*",
     )
-    return "\n".join(lines).replace("(-", "(−")
+    return "\n".join(lines).replace(" -", " −")
 
 
 def brief(said: str) -> list[str]:
@@ -130,7 +134,7 @@ def stages(said: str) -> list[str]:
 def filled(text: str, numbers: dict[str, Any]) -> str:
     """Return README with what the demo's committed run said and found."""
     shown = "\n".join(["```", *numbers["said"], "```"])
-    return with_block(with_block(text, "demo-output", shown), "demo-found", sentence(numbers))
+    return with_block(with_block(text, "demo-output", shown), "demo-found", sentences(numbers))
 
 
 def with_block(text: str, name: str, content: str) -> str:
