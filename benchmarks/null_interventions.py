@@ -38,7 +38,7 @@ def shown_digits() -> dict[str, tuple[str, ...]]:
         one.base_name: one.images.digit_classes
         for name in SWEEPS
         for one in load_sweep(name).experiment
-        if one.moves == "base"
+        if one.target == "base"
     }
 
 

@@ -27,8 +27,8 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import NetworkSpec, SubsetSpec
 from search_spaces.sweeps import SweepSpec

@@ -12,7 +12,7 @@ from typing import Any
 
 from search_spaces.errors import unknown_name
 from search_spaces.interventions import MadeSpec
-from search_spaces.specs import DatasetSpec, Dials
+from search_spaces.specs import DatasetParameters, DatasetSpec
 from search_spaces.sweeps import OwnSourceSpec
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
@@ -82,7 +82,7 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> DatasetSpec:
+def made_dataset_spec(name: str, made: MadeSpec, condition: DatasetParameters = ()) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 
     Args:
@@ -91,7 +91,7 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> Datas
         condition: parameters that change its training images after the split.
     """
     kind = MADE[made.from_]
-    parameters = _listed(made.changed_dials) or "dials as they stand"
+    parameters = _listed(made.changed_parameters) or "dials as they stand"
     description = f"{kind.description} ({parameters})"
     if condition:
         description += (
@@ -103,10 +103,10 @@ def made_dataset_spec(name: str, made: MadeSpec, condition: Dials = ()) -> Datas
             "name": name,
             "title": name,
             "description": description,
-            "dials": made.changed_dials,
+            "dials": made.changed_parameters,
         }
     )
 
 
-def _listed(parameters: Dials) -> str:
+def _listed(parameters: DatasetParameters) -> str:
     return ", ".join(f"{parameter} {value:g}" for parameter, value in parameters)

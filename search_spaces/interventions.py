@@ -1,19 +1,21 @@
 """Experiments of a sweep file, which change one property of a dataset and keep the others.
 
-- A *base dataset* (``worlds`` in a sweep file) holds generated images, or real images that are
-  changed in a known way. An experiment has several base datasets: its replicates.
-- A *parameter* (``dials``) is a property of these images that can be set by itself.
-- A *condition* (``arms``) sets parameters to other values. It is applied to every base dataset, and
-  compared with it.
+- A *base dataset* holds generated images, or real images that are changed in a known way. An
+  experiment has several base datasets: its replicates.
+- A *parameter* is a property of these images that can be set by itself.
+- A *condition* sets parameters to other values. It is applied to every base dataset, and compared
+  with it. Its *target* is the property that it is meant to change.
+
+Sweep files and messages about them have shorter words: ``worlds`` are base datasets, ``dials``
+parameters and ``arms`` conditions; ``moves`` is the target.
 
 A condition changes all images before the split, or the training images alone after it
 (:data:`InterveneOn`). In the first case the test images change too, so a higher test loss may come
-from harder test images. In the second case every condition has the test set of its base.
+from harder test images. In the second case every condition has the test set of its base dataset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -22,16 +24,17 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""The name that a base dataset has among its conditions."""
-Moves = Literal["sharpness", "dimension", "nothing"]
+"""Name of the base dataset itself among its conditions."""
+Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition is meant to change. ``nothing`` marks a control: a change that
 should have no effect."""
-Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
+ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
+"""Kinds of images that can be generated or changed. Each is also the name of a source."""
 InterveneOn = Literal["all", "training"]
 """Images that a condition changes: ``all`` images before the split, so test images too; or only the
 ``training`` images, after the split."""
 DIGIT_SETS = (0, 1)
-"""Numbers of those sets of ``pictures`` that show handwritten digits."""
+"""Values of the parameter ``set`` of ``pictures`` that stand for handwritten digits."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class Parameter:
     """A property of a dataset that can be set by itself.
 
     Attributes:
-        default: its value in a base dataset that does not set it.
-        low: the smallest allowed value.
-        high: the largest allowed value.
-        meaning: the meaning of the value, with its unit.
-        whole: whether only whole numbers are allowed.
+        default: value in a base dataset that does not set the parameter.
+        low: smallest allowed value.
+        high: largest allowed value.
+        meaning: meaning of the value, with its unit.
+        whole: True if only whole numbers are allowed.
     """
 
     default: float
@@ -52,9 +55,18 @@ class Parameter:
     meaning: str
     whole: bool = False
 
-    def allows(self, value: float) -> bool:
-        """Return whether ``value`` is in range, and whole if it must be."""
-        return self.low <= value <= self.high and (not self.whole or value == int(value))
+    def check(self, name: str, value: float) -> None:
+        """Check a value of the parameter ``name``.
+
+        Raises:
+            ValueError: the value is out of range, or not whole although it must be.
+        """
+        is_in_range = self.low <= value <= self.high
+        if not is_in_range or (self.whole and value != int(value)):
+            kind = "a whole number" if self.whole else "a number"
+            raise ValueError(
+                f"dial {name} is {kind} from {self.low:g} to {self.high:g}, got {value:g}"
+            )
 
 
 _COMMON = {
@@ -70,7 +82,7 @@ _SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissu
 _BLEND = Parameter(
     0, 0, 0.49, "weight of each image's nearest image with another label, which is blended in"
 )
-PARAMETERS: dict[Kind, dict[str, Parameter]] = {
+PARAMETERS: dict[ImageKind, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(4, 1, 12, "number of the manifold's coordinates", whole=True),
         "nuisance": Parameter(
@@ -128,8 +140,7 @@ PARAMETERS: dict[Kind, dict[str, Parameter]] = {
         **_COMMON,
     },
 }
-"""Parameters by kind of base dataset. The source of the same name in :mod:`tasks.sources` applies
-them."""
+"""Parameters by kind of images. The source with the name of the kind applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {
     "blend": Parameter(
@@ -143,163 +154,138 @@ TRAINING_PARAMETERS: dict[str, Parameter] = {
 regenerate all images, so the test images would change too."""
 
 
-def check_training_parameters(dials: specs.Dials) -> specs.Dials:
+def check_training_parameters(parameters: specs.DatasetParameters) -> specs.DatasetParameters:
     """Return the parameters of a condition that changes training images, sorted by name.
 
     Raises:
-        ValueError: a parameter cannot be set after the split, or is out of range.
+        ValueError: a parameter cannot be set after the split, or its value is not allowed.
     """
-    for name, value in dials:
+    for name, value in parameters:
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
                 f"dial {name!r} regenerates all images; with intervene_on: training an arm can set "
                 f"{' and '.join(TRAINING_PARAMETERS)}"
             )
-        _check_range(name, value, TRAINING_PARAMETERS[name])
-    return tuple(sorted(dials))
+        TRAINING_PARAMETERS[name].check(name, value)
+    return tuple(sorted(parameters))
 
 
-def _check_range(name: str, value: float, parameter: Parameter) -> None:
-    """Check the value of one parameter, and raise ValueError if it is not allowed."""
-    if not parameter.allows(value):
-        kind = "a whole number" if parameter.whole else "a number"
-        raise ValueError(
-            f"dial {name} is {kind} from {parameter.low:g} to {parameter.high:g}, got {value:g}"
-        )
-
-
-def _as_pairs(value: object) -> object:
-    """Return a value of a sweep file as pairs.
-
-    A mapping becomes sorted (name, value) pairs with float values; a list becomes a tuple of pairs.
-    """
-    if isinstance(value, list):
-        return tuple(tuple(pair) for pair in value)
-    if not isinstance(value, Mapping):
-        return value
-    pairs: list[tuple[object, object]] = []
-    for name, setting in sorted(value.items()):
-        is_number = type(setting) in (int, float)  # True is no number here
-        pairs.append((name, float(setting) if is_number else setting))
-    return tuple(pairs)
-
-
-DialChoice = Annotated[specs.Dials, BeforeValidator(_as_pairs)]
-"""Parameters with their values; a mapping in a sweep file."""
+ParameterMapping = Annotated[specs.DatasetParameters, BeforeValidator(specs.sorted_pairs)]
+"""Parameters with their values; in a sweep file a mapping."""
 
 
 class MadeSpec(specs.Spec):
     """A generated or changed dataset.
 
     Attributes:
-        from_: kind of its images, which is also the name of their source.
-        dials: parameters that are set; all others are at their default.
+        from_: kind of its images.
+        parameters: values of parameters by name. All other parameters are at their default.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
-    from_: Kind = Field(alias="from")
-    dials: DialChoice = ()
+    from_: ImageKind = Field(alias="from")
+    parameters: ParameterMapping = Field(default=(), alias="dials")
 
     @model_validator(mode="after")
-    def _check_dials(self) -> Self:
-        parameters = PARAMETERS[self.from_]
-        for name, value in self.dials:
-            if name not in parameters:
-                names = ", ".join(parameters)
-                raise ValueError(f"{self.from_} has no dial {name!r}; it has {names}")
-            _check_range(name, value, parameters[name])
+    def _check_parameters(self) -> Self:
+        known = PARAMETERS[self.from_]
+        for name, value in self.parameters:
+            if name not in known:
+                raise ValueError(f"{self.from_} has no dial {name!r}; it has {', '.join(known)}")
+            known[name].check(name, value)
         if self.from_ == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError("dial bits must not exceed dimension")
         return self
 
     def value(self, name: str) -> float:
         """Return the value of a parameter."""
-        return dict(self.dials).get(name, PARAMETERS[self.from_][name].default)
+        return dict(self.parameters).get(name, PARAMETERS[self.from_][name].default)
 
     @property
-    def changed_dials(self) -> specs.Dials:
+    def changed_parameters(self) -> specs.DatasetParameters:
         """The parameters that are not at their default, sorted by name."""
-        parameters = PARAMETERS[self.from_]
+        known = PARAMETERS[self.from_]
         return tuple(
-            (name, value) for name, value in sorted(self.dials) if value != parameters[name].default
+            (name, value) for name, value in sorted(self.parameters) if value != known[name].default
         )
 
     @property
     def digit_classes(self) -> tuple[str, ...]:
-        """The digits on its images; empty if they show none.
-
-        There are two sets of handwritten digits. A dataset of one and a dataset of the other can
-        have the same classes.
-        """
+        """The handwritten digits that its images show; empty if they show none."""
         if self.from_ != "pictures" or self.value("set") not in DIGIT_SETS:
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
-    def with_dials(self, dials: specs.Dials) -> MadeSpec:
+    def with_parameters(self, changes: specs.DatasetParameters) -> MadeSpec:
         """Return this dataset with other values of some parameters."""
-        merged = {**dict(self.dials), **dict(dials)}
-        return MadeSpec.model_validate({"from": self.from_, "dials": merged})
+        merged = {**dict(self.parameters), **dict(changes)}
+        return MadeSpec(from_=self.from_, parameters=tuple(sorted(merged.items())))
 
 
 class BaseDatasetSpec(MadeSpec):
-    """A base dataset: a replicate of an experiment, to which all conditions are applied."""
+    """A base dataset: a replicate of an experiment, to which conditions are applied."""
 
     name: specs.Name
+
+    @property
+    def images(self) -> MadeSpec:
+        """The dataset without its name."""
+        return self.with_parameters(())
 
 
 class ConditionSpec(specs.Spec):
     """A condition of an experiment.
 
     Attributes:
-        name: the condition's name.
-        moves: the property that it is meant to change.
-        dials: its parameters with their values.
-        worlds: names of the base datasets to which it is applied; empty for all.
+        name: name of the condition.
+        target: property that it is meant to change.
+        parameters: values that it sets.
+        base_names: names of the base datasets to which it is applied; empty for all.
     """
 
     name: specs.Name
-    moves: Moves
-    dials: DialChoice
-    worlds: tuple[specs.Name, ...] = ()
+    target: Target = Field(alias="moves")
+    parameters: ParameterMapping = Field(alias="dials")
+    base_names: tuple[specs.Name, ...] = Field(default=(), alias="worlds")
 
     @model_validator(mode="after")
-    def _check_arm(self) -> Self:
+    def _check_condition(self) -> Self:
         if self.name == BASE:
             raise ValueError(f"{BASE!r} is the world as it stands; give the arm another name")
-        if not self.dials:
+        if not self.parameters:
             raise ValueError("an arm turns at least one dial")
         return self
 
 
 @dataclass(frozen=True)
 class ExperimentDataset:
-    """One dataset of an experiment.
+    """One dataset of an experiment: a base dataset, or a condition applied to one.
 
     Attributes:
         base_name: name of the base dataset.
         condition_name: name of the condition; :data:`BASE` for the base dataset itself.
-        moves: the property that the condition is meant to change.
-        images: kind and parameters of the images before the split.
+        target: property that the condition is meant to change; ``base`` for the base dataset.
+        images: the images before the split.
+        intervene_on: images that conditions of this experiment change.
         training_parameters: parameters that change the training images after the split. They are
-            empty for a base dataset. They are also empty if the condition changes all images,
-            because ``images`` has its parameters then.
-        intervene_on: images that the condition changes.
+            empty if there are none: for a base dataset, and for a condition that changes all
+            images, whose parameters are those of ``images``.
     """
 
     base_name: str
     condition_name: str
-    moves: Literal["base"] | Moves
+    target: Literal["base"] | Target
     images: MadeSpec
-    training_parameters: specs.Dials = ()
-    intervene_on: InterveneOn = "all"
+    intervene_on: InterveneOn
+    training_parameters: specs.DatasetParameters = ()
 
     @property
     def prepared_name(self) -> str:
-        """The name under which it is prepared and its results are stored."""
+        """Name of the dataset in plans and results."""
         return f"{self.base_name}_{self.condition_name}"
 
     @property
     def base_prepared_name(self) -> str:
-        """The name under which its base dataset is prepared."""
+        """Name of its base dataset in plans and results."""
         return f"{self.base_name}_{BASE}"

@@ -8,7 +8,7 @@ A spec is validated when it is made and refuses unknown fields. Its content is i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -45,7 +45,7 @@ MEASURE_VERSION = 3  # 3: permuted labels of small samples, and ties of distance
 
 ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 """Indices of two classes, from 0. The first becomes label 0."""
-V = TypeVar("V", bound=str | int | float)
+V = TypeVar("V", bound=Hashable)
 
 
 def check_unique(values: tuple[V, ...], *, field: str = "") -> tuple[V, ...]:
@@ -80,6 +80,18 @@ def check_range(limits: object) -> object:
     return tuple(limits)
 
 
+def sorted_pairs(value: object) -> object:
+    """Return a mapping of a sweep file as pairs sorted by key, and a list as a tuple.
+
+    This is done inside them too. Any other value is returned as it is.
+    """
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, list | tuple):
+        return tuple(sorted_pairs(item) for item in value)
+    return value
+
+
 Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
 """Names of estimators of intrinsic dimension."""
 
@@ -105,7 +117,7 @@ RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
-Dials = tuple[tuple[str, float], ...]
+DatasetParameters = tuple[tuple[str, float], ...]
 """Pairs (parameter, value) of a generated or changed dataset, see
 :mod:`search_spaces.interventions`."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
@@ -186,7 +198,7 @@ class DatasetSpec(Spec):
             class; empty for the usual name.
         layout: for a user's class folders, their order; None if the folders show it.
         pixel_range: for a user's data, the values of black and white; None if the format has them.
-        dials: parameters of a generated or changed dataset.
+        dials: parameters of a generated or changed dataset; stored records have this name.
     """
 
     name: Name
@@ -210,7 +222,7 @@ class DatasetSpec(Spec):
     label_columns: tuple[str, ...] = ()
     layout: Layout | None = None
     pixel_range: tuple[float, float] | None = None
-    dials: Dials = ()
+    dials: DatasetParameters = ()
 
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -271,15 +283,6 @@ def _known_attack(name: str) -> str:
     return name
 
 
-def _as_sorted_pairs(value: object) -> object:
-    """Return mappings, as a sweep file writes them, as sorted pairs, and lists as tuples."""
-    if isinstance(value, Mapping):
-        value = sorted(value.items())
-    if isinstance(value, list | tuple):
-        return tuple(_as_sorted_pairs(item) for item in value)
-    return value
-
-
 def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
     """Return the parameters that are not at their default, after checking all of them.
 
@@ -322,7 +325,7 @@ class AttackSpec(Spec):
     ] = (1.0, 2.0, 4.0, 8.0)
     """Largest change of a pixel, in units of 1/255 of the range."""
     parameters: Annotated[
-        AttackParameters, BeforeValidator(_as_sorted_pairs), AfterValidator(_changed_parameters)
+        AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_changed_parameters)
     ] = ()
     """Parameters that are not at their default, by method; a mapping in a sweep file."""
 
@@ -387,7 +390,7 @@ class PreparedSpec(Spec):
     data_mode: DataMode = "corrected"
     faults: tuple[Fault, ...] = ()
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
-    dials: Dials = ()
+    dials: DatasetParameters = ()
 
     @property
     def prepared_id(self) -> str:
@@ -407,7 +410,7 @@ class TrainingCondition(Spec):
     """
 
     dataset: Name
-    parameters: Dials
+    parameters: DatasetParameters
 
 
 class FurtherTest(Spec):
@@ -419,7 +422,7 @@ class FurtherTest(Spec):
     """
 
     name: Name
-    parameters: Dials
+    parameters: DatasetParameters
 
 
 class SubsetSpec(Spec):

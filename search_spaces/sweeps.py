@@ -1,4 +1,4 @@
-"""Sweep files: the grid as people write it, before it becomes networks and measures."""
+"""Sweep files: the grid as people write it, before it becomes trials and measures."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from search_spaces.interventions import (
 from search_spaces.tuning import TuneSpec
 
 
-def _class_choice(value: object) -> int | str:
-    """Return a class of a sweep file: its index, or its name as text."""
+def _check_class(value: object) -> int | str:
+    """Return a class of a sweep file, its index or its name, after checking it."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -38,18 +38,18 @@ def _class_choice(value: object) -> int | str:
     return value
 
 
-ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
+ClassChoice = Annotated[int | str, PlainValidator(_check_class)]
 PairChoice = tuple[ClassChoice, ClassChoice]
 """A class pair of a sweep file: indices from 0, or names as text."""
 
-MOST_IMAGES = 10**9
+MAX_IMAGES = 10**9
 """Largest train or test size. A larger one is a typing error, reported before anything is read."""
-LEAST_SHARE = 0.0001
+MIN_SHARE = 0.0001
 """Smallest share of a core or GPU. Ray counts in ten-thousandths and starts no task with less."""
 
 
 class _Choice(specs.Spec):
-    """A built-in entry with changes. A text alone in a sweep file is its ``from``."""
+    """An entry of a table, with changes. Text stands for a mapping with ``from`` alone."""
 
     model_config = ConfigDict(populate_by_name=True, strict=False)
 
@@ -67,34 +67,22 @@ class ModelChoice(_Choice):
     """A network of a sweep.
 
     Attributes:
-        from_: its name in the table, ``torchvision:NAME``, ``timm:NAME``, or a user's
+        from_: name in the table of models, ``torchvision:NAME``, ``timm:NAME``, or a user's
             ``package.module:function``.
-        arguments: keyword arguments of the constructor.
-        pretrained: start from the library's weights.
-        name: its name in tables; None for one made of the other fields.
+        arguments: keyword arguments of the constructor; in a sweep file a mapping.
+        pretrained: True to start from the library's weights.
+        name: name in results; None for one made of the other fields.
     """
 
-    arguments: specs.Arguments = ()
+    arguments: Annotated[specs.Arguments, BeforeValidator(specs.sorted_pairs)] = ()
     pretrained: bool = False
     name: specs.Name | None = None
 
-    @field_validator("arguments", mode="before")
-    @classmethod
-    def _sort_arguments(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        pairs: list[tuple[object, object]] = []
-        for key, argument in sorted(value.items()):
-            if isinstance(argument, list):
-                argument = tuple(argument)
-            pairs.append((key, argument))
-        return tuple(pairs)
-
 
 class RecipeChanges(specs.Spec):
-    """Fields of a recipe that a sweep changes. Several values of one field are an axis of the grid.
+    """Fields of a recipe that a sweep changes, each with one or several values.
 
-    A single value of a sweep file becomes a tuple of one.
+    Several values of a field are an axis of the grid.
     """
 
     model_config = ConfigDict(strict=False)
@@ -129,18 +117,22 @@ class RecipeChanges(specs.Spec):
                 changes[name] = values
         return changes
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The changed fields that have several values."""
+        return tuple(name for name, values in self.changes.items() if len(values) > 1)
+
 
 class RecipeOverride(RecipeChanges):
-    """Other values for some models and datasets. An empty list means all of them."""
+    """Other values of recipe fields for some models and datasets; no names mean all of them."""
 
     models: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check_single(self) -> Self:
-        lists = [name for name, values in self.changes.items() if len(values) > 1]
-        if lists:
-            raise ValueError(f"an override takes one value each; {', '.join(lists)} has more")
+        if self.axes:
+            raise ValueError(f"an override takes one value each; {', '.join(self.axes)} has more")
         if not self.changes:
             raise ValueError("an override must change something")
         return self
@@ -149,8 +141,8 @@ class RecipeOverride(RecipeChanges):
 class RecipeChoice(RecipeChanges, _Choice):
     """The recipe of a sweep.
 
-    Its fields hold for all models and datasets, even where the recipe has exceptions for some.
-    ``overrides`` take precedence over both, and later overrides over earlier ones.
+    Its fields replace those of the recipe for all models and datasets, even for those for which the
+    recipe has exceptions. Overrides replace both, and later overrides earlier ones.
     """
 
     overrides: tuple[RecipeOverride, ...] = ()
@@ -158,14 +150,8 @@ class RecipeChoice(RecipeChanges, _Choice):
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
         for name, values in self.changes.items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} names a value more than once")
+            specs.check_unique(values, field=name)
         return self
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The fields with several values."""
-        return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
 def _on_or_off(value: object) -> object:
@@ -181,16 +167,16 @@ class ResourceSpec(specs.Spec):
     """Resources of one trial. They are never part of an identity.
 
     Attributes:
-        num_cpus: cores, where the cluster has no GPUs; a trial has as many torch threads.
+        num_cpus: cores, if the cluster has no GPUs; a trial has as many torch threads.
         num_gpus: GPUs, which may be a fraction; None for the need that is predicted for each trial.
         memory_bytes: main memory that Ray reserves; 0 for none.
-        fast: whether a GPU trains by captured graphs. ``auto``: if a self-test found that they give
-            the numbers of eager training and are faster; ``on``: without the self-test.
-        micro_batches: whether batches pass in parts if a whole GPU's memory is short. ``auto``
-            excepts networks with batch norm, whose numbers it would change.
+        fast: ``on`` trains by captured graphs on a GPU. ``auto`` does so if a self-test showed that
+            they give the numbers of eager training and are faster.
+        micro_batches: ``on`` passes a batch in parts if a whole GPU's memory is short. ``auto``
+            does so too, but not for networks with batch norm, whose numbers would change.
     """
 
-    num_cpus: Annotated[float, Field(ge=LEAST_SHARE)] = 1.0
+    num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
     fast: Switch = "auto"
@@ -201,30 +187,32 @@ class ResourceSpec(specs.Spec):
     def _check_share(cls, share: float | None) -> float | None:
         if not share:
             return share
-        if share < LEAST_SHARE:
-            raise ValueError(f"must be 0, or {LEAST_SHARE} of a GPU or more")
+        if share < MIN_SHARE:
+            raise ValueError(f"must be 0, or {MIN_SHARE} of a GPU or more")
         if share > 1 and share != int(share):
             raise ValueError("must be a fraction of one GPU or a whole number, e.g. 0.25, 1 or 2")
         return share
 
 
 class OwnSourceSpec(specs.Spec):
-    """A user's own data: where they are and what they are. Not for datasets of the table.
+    """A user's own data: where they are and what they show. Not for datasets of the table.
 
     Attributes:
-        kind: how they are stored: the name of a source in :mod:`tasks.sources`.
-        path: of the folder or file.
-        title: for people.
-        domain: None for data that are measured without one; a sweep needs one.
-        modality: what the images show.
-        channels: of the raw images.
-        class_names: names of the classes by index; read from the data if class pairs are named.
-        label_map: label as written in the data -> class, if a class has several spellings.
-        label_columns: of a table, its column of labels, or one column of 0 and 1 per class; only
-            if they have no usual name.
-        layout: of class folders with patients, which of the two is on top; only if it is not clear.
-        pixel_range: values of black and white in floating-point or signed images; only if the data
-            do not have them.
+        kind: name of the source in :mod:`tasks.sources` that reads them.
+        path: path of the folder or file.
+        title: name of the dataset in text for people.
+        domain: natural or medical; None only for data that are measured outside a sweep.
+        modality: what the images show: ``chest X-ray``.
+        channels: number of channels of the raw images.
+        class_names: names of the classes by index. If class pairs are given by name and this is
+            empty, the names are read from the data.
+        label_map: class by label as written in the data, if a class has several spellings.
+        label_columns: label column of a table, or one column of 0 and 1 per class. It is needed
+            only if they do not have their usual names.
+        layout: order of the folders for classes and patients. It is needed only if the folders do
+            not show it.
+        pixel_range: values of black and white in floating-point or signed images. It is needed
+            only if the files do not have them.
     """
 
     kind: specs.Name
@@ -244,10 +232,10 @@ class DatasetChoice(specs.Spec):
     """A dataset of a sweep.
 
     Attributes:
-        name: in the table of datasets, or a new name for own or generated data.
+        name: name in the table of datasets, or a new name for own or generated data.
         class_pairs: binary tasks; None for those of the table.
-        own: where a user's own data are.
-        made: what a generated or changed dataset is made of.
+        own: the user's own data, if it is not a dataset of the table.
+        made: kind and parameters of a generated or changed dataset.
     """
 
     name: specs.Name
@@ -256,7 +244,7 @@ class DatasetChoice(specs.Spec):
     made: MadeSpec | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_kind(self) -> Self:
         if self.own is not None and self.made is not None:
             raise ValueError("a dataset is your own or made, not both")
         if self.own is not None and self.own.domain is None:
@@ -264,66 +252,71 @@ class DatasetChoice(specs.Spec):
         return self
 
 
-class ConditionChoice(DatasetChoice):
-    """A condition that changes the training images of the dataset ``base`` after the split."""
+class ConditionDataset(DatasetChoice):
+    """A dataset with the prepared images of another one, whose training images a condition changes.
+
+    Attributes:
+        base: name of the dataset that is prepared.
+        parameters: parameters of the condition, which changes the images after the split.
+    """
 
     base: specs.Name
-    condition: specs.Dials
+    parameters: specs.DatasetParameters
 
 
 class SweepSpec(specs.Spec):
     """A preset or sweep file: the whole grid, and how its trials are trained and measured.
 
     Attributes:
-        name: of the sweep.
-        description: for people.
+        name: name of the sweep.
+        description: text for people.
         models: networks of the grid.
         datasets: datasets of the grid.
-        worlds: base datasets of an experiment, see :mod:`search_spaces.interventions`.
-        arms: conditions of the experiment. Each one in each world is a dataset of its own, named
-            ``<world>_<arm>``, beside ``datasets``.
-        intervene_on: images that arms change: ``all`` before the split, or the ``training`` images
-            after it. Every test set is then that of the base dataset.
-        further_test_sets: also test every network on its base dataset's test images, changed by
-            the arms.
+        base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
+        conditions: conditions of the experiment. Each one of each base dataset is a further dataset
+            of the grid, named ``<base dataset>_<condition>``.
+        intervene_on: images that conditions change: ``all`` before the split, or the ``training``
+            images after it, which leaves every test set as in the base dataset.
+        further_test_sets: True to test every network also on the test images of its base dataset
+            after each condition changed them.
         train_sizes: numbers of training images.
-        test_size: test images.
+        test_size: number of test images.
         image_size: side of the square images, in pixels.
-        channels: of every prepared image. None keeps each dataset's own; K_F can then not be
-            compared between datasets.
-        seeds: one network for each.
-        split_seed: of training and test images.
-        recipe: how networks are trained.
+        channels: channels of every prepared image. None keeps those of each dataset; K_F can then
+            not be compared between datasets.
+        seeds: seeds of the networks, one network for each.
+        split_seed: seed of the split into training and test images.
+        recipe: training recipe of the networks.
         data_mode: ``as_released`` has all faults of the released code.
         faults: single faults of the released code, in ``corrected`` mode.
-        attacks: on the test images.
+        attacks: adversarial attacks on the test images.
         robustness: how R is measured; None does not measure it.
-        keep_weights: which networks' weights are stored; ``last`` for those of the largest train
+        keep_weights: networks whose weights are stored; ``last`` for those of the largest train
             size. It is not part of an identity.
-        d_repr_stages: measure d_repr after every stage of a network, and not only of its last
-            hidden layer.
-        predictions: store every network's logits of the test images.
-        num_neighbors: nearest neighbors for intrinsic dimensions.
-        estimators: of d_data.
-        sharpness_sample: images of which label sharpness is computed; None takes all.
-        calibrate: also correct the bias of d_data by simulation, for the report. It takes about a
-            minute per subset.
-        resources: of each trial.
-        tune: how ``isweep tune`` searches. It changes nothing of the sweep itself.
+        d_repr_stages: True to measure d_repr after every stage of a network, and not only of its
+            last hidden layer.
+        predictions: True to store every network's logits of the test images.
+        num_neighbors: number of nearest neighbors for intrinsic dimensions.
+        estimators: estimators of d_data.
+        sharpness_sample: number of images whose label sharpness is computed; None for all.
+        calibrate: True to correct the bias of d_data also by simulation, for the report. It takes
+            about a minute per subset.
+        resources: resources of each trial.
+        tune: settings of ``isweep tune``. They change nothing of the sweep itself.
     """
 
     name: specs.Name
     description: str = ""
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
-    worlds: tuple[BaseDatasetSpec, ...] = ()
-    arms: tuple[ConditionSpec, ...] = ()
+    base_datasets: tuple[BaseDatasetSpec, ...] = Field(default=(), alias="worlds")
+    conditions: tuple[ConditionSpec, ...] = Field(default=(), alias="arms")
     intervene_on: InterveneOn = "all"
     further_test_sets: bool = False
     train_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)
+        tuple[Annotated[int, Field(ge=2, le=MAX_IMAGES)], ...], Field(min_length=1)
     ]
-    test_size: Annotated[int, Field(ge=2, le=MOST_IMAGES)]
+    test_size: Annotated[int, Field(ge=2, le=MAX_IMAGES)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
@@ -361,15 +354,16 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
-        """Check that conditions (arms) and base datasets (worlds) fit together."""
-        if not self.datasets and not self.worlds:
+        """Check that base datasets and conditions fit together."""
+        if not self.datasets and not self.base_datasets:
             raise ValueError("a sweep needs datasets, or worlds")
-        if self.arms and not self.worlds:
+        if self.conditions and not self.base_datasets:
             raise ValueError("arms need worlds to be arms of")
-        world_names = tuple(world.name for world in self.worlds)
-        specs.check_unique(world_names, field="worlds")
-        specs.check_unique(tuple(arm.name for arm in self.arms), field="arms")
-        unknown = sorted({name for arm in self.arms for name in arm.worlds} - set(world_names))
+        base_names = tuple(base.name for base in self.base_datasets)
+        specs.check_unique(base_names, field="worlds")
+        specs.check_unique(tuple(condition.name for condition in self.conditions), field="arms")
+        named = {name for condition in self.conditions for name in condition.base_names}
+        unknown = sorted(named - set(base_names))
         if unknown:
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
         if self.further_test_sets and self.intervene_on != "training":
@@ -380,70 +374,79 @@ class SweepSpec(specs.Spec):
 
     @property
     def experiment(self) -> tuple[ExperimentDataset, ...]:
-        """The datasets of the experiment: each world's base, then its arms.
+        """The datasets of the experiment: each base dataset, followed by its conditions.
 
         Raises:
-            ValueError: an arm sets a parameter that its world does not have, or out of range.
+            ValueError: a base dataset does not have a parameter of a condition, or the value is out
+                of range.
         """
         datasets: list[ExperimentDataset] = []
-        for world in self.worlds:
+        for base_spec in self.base_datasets:
             base = ExperimentDataset(
-                base_name=world.name,
+                base_name=base_spec.name,
                 condition_name=BASE,
-                moves="base",
-                images=world.with_dials(()),
+                target="base",
+                images=base_spec.images,
                 intervene_on=self.intervene_on,
             )
             datasets.append(base)
-            for arm in self.arms:
-                if not arm.worlds or world.name in arm.worlds:
-                    datasets.append(self._condition(base, arm))
+            for condition in self.conditions:
+                if not condition.base_names or base_spec.name in condition.base_names:
+                    datasets.append(self._with_condition(base, condition))
         return tuple(datasets)
 
-    def _condition(self, base: ExperimentDataset, arm: ConditionSpec) -> ExperimentDataset:
-        """Return the dataset of an arm in the world of ``base``."""
+    def _with_condition(
+        self, base: ExperimentDataset, condition: ConditionSpec
+    ) -> ExperimentDataset:
+        """Return a base dataset with a condition applied to it."""
         images = base.images
-        training_parameters: specs.Dials = ()
+        training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = check_training_parameters(arm.dials)
+                training_parameters = check_training_parameters(condition.parameters)
             else:
-                images = images.with_dials(arm.dials)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"arm {arm.name} in world {base.base_name}: {problem}") from None
+                images = images.with_parameters(condition.parameters)
         except ValueError as error:
-            raise ValueError(f"arm {arm.name} in world {base.base_name}: {error}") from None
+            problem = str(error)
+            if isinstance(error, ValidationError):
+                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            place = f"arm {condition.name} in world {base.base_name}"
+            raise ValueError(f"{place}: {problem}") from None
         return replace(
             base,
-            condition_name=arm.name,
-            moves=arm.moves,
+            condition_name=condition.name,
+            target=condition.target,
             images=images,
             training_parameters=training_parameters,
         )
 
     @property
     def all_datasets(self) -> tuple[DatasetChoice, ...]:
-        """The named datasets, then those of the experiment."""
+        """The datasets of the grid, then those of the experiment."""
         choices = list(self.datasets)
         for dataset in self.experiment:
-            choice = DatasetChoice(name=dataset.prepared_name, made=dataset.images)
+            name = dataset.prepared_name
             if dataset.training_parameters:
-                choice = ConditionChoice(
-                    name=dataset.prepared_name,
+                condition_dataset = ConditionDataset(
+                    name=name,
                     made=dataset.images,
                     base=dataset.base_prepared_name,
-                    condition=dataset.training_parameters,
+                    parameters=dataset.training_parameters,
                 )
-            choices.append(choice)
+                choices.append(condition_dataset)
+            else:
+                choices.append(DatasetChoice(name=name, made=dataset.images))
         return tuple(choices)
 
     @property
     def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
-        """The further test sets by dataset: of all arms for a base dataset, its own for an arm."""
-        if not self.further_test_sets:
-            return {}
+        """The further test sets of each dataset, by its name.
+
+        A base dataset has one of each condition; the dataset of a condition has its own.
+        """
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
+        if not self.further_test_sets:
+            return tests
         for dataset in self.experiment:
             if dataset.training_parameters:
                 test = specs.FurtherTest(

@@ -1,4 +1,4 @@
-"""Cells of a sweep in this process, one after the other: where what a run does counts, and not
+"""Trials of a sweep in this process, one after the other: where what a run does counts, and not
 Ray."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLUSTER = Cluster(
 
 
 class HereExecution:
-    """See :class:`orchestrator.running.backend.Backend`; a cell that fails raises."""
+    """See :class:`orchestrator.running.backend.Backend`; a trial that fails raises."""
 
     def __init__(self, run: Any, work: Any) -> None:
         self._source, self._data, self._files = work, None, None
@@ -51,7 +51,7 @@ class HereExecution:
 
     def fit(self, trials: Any, feed: Any) -> None:
         while (config := feed.suggest("")) != Searcher.FINISHED:
-            assert config is not None, "a cell failed, and waits"
+            assert config is not None, "a trial failed, and waits"
             trial = SimpleNamespace(config=config, status="RUNNING")
             trials.on_trial_start(0, [trial], trial)
             trials.on_step_begin(0, [trial])
@@ -62,10 +62,8 @@ class HereExecution:
     def _report(self, assignment: TrialAssignment) -> TrialReport:
         started_at, data = time.time(), self._data
         resources = assignment.resources
-        device = trial_device.trial_device(resources, assignment.spec.network)
-        task = TrialTask(
-            assignment, data, device.options, self._files, pretrained=self._source.pretrained
-        )
+        device = trial_device.device_for(resources, assignment.spec.network)
+        task = TrialTask(assignment, data, device, self._files, pretrained=self._source.pretrained)
         performed = self._source.perform(task)
         return TrialReport(
             started_at=started_at,

@@ -120,11 +120,11 @@ def replay(
     ends: list[tuple[float, int, RequestedTrial]] = []  # when, order of coming, what runs
     clock, number = 0.0, 0
     while True:
-        while len(ends) < num_workers and (asked := search.next()) is not None:
+        while len(ends) < num_workers and (asked := search.next_trial()) is not None:
             number += 1
             heapq.heappush(ends, (clock + table[asked.combination.key].num_epochs, number, asked))
         if not ends:
             return {(cell.model, cell.dataset): cell for cell in outcomes(search)}
         clock, _, asked = heapq.heappop(ends)
         result = table[asked.combination.key].result(asked.point.learning_rate, asked.run)
-        search.finished(asked.spec.trial_id, result)
+        search.add_result(asked.spec.trial_id, result)

@@ -555,7 +555,7 @@ def design_of(plan: SweepPlan) -> Design:
 
     A dataset without a domain counts as natural. Of an experiment only the bases count.
     """
-    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.moves != "base"}
+    copies = {arm.prepared_name for arm in plan.sweep.experiment if arm.target != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:
         subset = trial.network.subset
@@ -593,7 +593,7 @@ def planned_power(
             Arm(
                 arm.prepared_name,
                 arm.base_name,
-                arm.moves,
+                arm.target,
                 arm.condition_name,
                 arm.images.digit_classes,
             )

@@ -92,7 +92,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
             Arm(
                 dataset=arm.prepared_name,
                 world=arm.base_name,
-                moves=arm.moves,
+                moves=arm.target,
                 name=arm.condition_name,
                 shows=arm.images.digit_classes,
                 intervene_on=arm.intervene_on,

@@ -229,7 +229,7 @@ def prepare(
         run_options=work.options(raw_folders),
         progress=progress(work),
         montage=montage,
-        said=answers.by_key(),
+        own_options=answers.by_key(),
     )
     emit(work, record, preparation_lines(PreparedRecord.model_validate(record)))
 

@@ -32,24 +32,24 @@ def status(
     /,
     *,
     watch: bool = False,
-    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
+    trial: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> None:
     """Show progress, and failures with their reasons; without a name, all sweeps of the root.
 
     Args:
         watch: Refresh every two seconds until the run ends.
-        cell: Show the history of one trial: attempts, nodes, failures, logs.
+        trial: Show the history of one trial: attempts, nodes, failures, logs.
     """
     from orchestrator.cli.sweep_status import sweep_status, trial_history
 
     if sweep is None:
-        _check_sweep_is_named(cell, watch)
+        _check_sweep_is_named(trial, watch)
         _print_all(place)
         return
     workspace = place.open(sweep)
-    if cell is not None:
-        history, last_log = trial_history(workspace, _full_id(workspace, cell))
+    if trial is not None:
+        history, last_log = trial_history(workspace, _full_id(workspace, trial))
         emit(place, history, _history_lines(history, last_log))
         return
     if watch:
@@ -67,7 +67,7 @@ def status(
 def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
     """Refuse options that need the name of a sweep."""
     if trial_id is not None:
-        raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+        raise ConfigError("--trial needs a sweep", "none", "e.g. isweep status paper --trial ID")
     if watch:
         raise ConfigError("--watch needs a sweep", "none", "e.g. isweep status paper --watch")
 
@@ -79,7 +79,7 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
     yield from grouped_failures(document["failures"])
     if document["failures"]:
         trial_id = document["failures"][0]["trial_id"]
-        yield f"Traceback and log of one trial: {command} --cell {trial_id}"
+        yield f"Traceback and log of one trial: {command} --trial {trial_id}"
     if document["stale"]:
         yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
     for item in document["unreadable"]:
@@ -216,12 +216,12 @@ def _full_id(workspace: Workspace, text: str) -> str:
         return matches[0]
     if not matches:
         hint = f"{nearest(text, trial_ids)}isweep plan --all lists them"
-        raise ConfigError("--cell must name a cell of the sweep", repr(text), hint)
+        raise ConfigError("--trial must name a trial of the sweep", repr(text), hint)
     listed = ", ".join(matches[:3])
     if len(matches) > 3:
         listed += " …"
     raise ConfigError(
-        f"--cell must name one cell, not {len(matches)}",
+        f"--trial must name one trial, not {len(matches)}",
         f"{text}: {listed}",
         "write more of the id",
     )

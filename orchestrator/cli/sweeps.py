@@ -167,7 +167,7 @@ def plan(
     if not all_:
         table = _count_table(run_plan)
     obstacles = _obstacles(workspace, run_plan.not_prepared)
-    costs = [run_plan.cost["text"], run_plan.beside, *power_lines]
+    costs = [run_plan.cost["text"], run_plan.extra_costs, *power_lines]
     emit(place, document, table, _summary_lines(run_plan), obstacles, costs)
 
 

@@ -78,7 +78,8 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
         images: ``(num_images, ...)``.
         limits: Values of black and white; None if they were not given.
     """
-    from tasks.sources.arrays import CUT, pixel_scale, to_scale  # imports more than points need
+    # These import more than points need.
+    from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
 
     kind = images.dtype.kind
     shape = "x".join(map(str, images.shape[1:]))
@@ -91,11 +92,11 @@ def _to_scale(images: Images, limits: tuple[float, float] | None) -> _Scaled:
     # Values that are not finite are refused by the measure itself.
     if not has_scale or not images.size or not all(np.isfinite(image).all() for image in images):
         return _Scaled(images, [f"  as they are, {shape}, {values}, not scaled"], is_scaled=False)
-    scale, rule = pixel_scale("images", [images], limits)
+    chosen_limits, rule = choose_pixel_range("images", [images], limits)
     pixels = np.empty(images.shape, np.float32)
     num_cut = 0
     for row, image in enumerate(images):
-        pixels[row], is_cut = to_scale(image, scale)
+        pixels[row], is_cut = rescale_to_255(image, chosen_limits)
         num_cut += bool(is_cut.any())
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:

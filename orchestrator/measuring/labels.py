@@ -48,7 +48,9 @@ def name_labels(
         DataError: A label is empty or ambiguous.
     """
     # These import more than an array of numbers needs.
-    from tasks.sources.own import Rows, classes_of_rows, sort_labels
+    from tasks.sources.own.class_names import sort_labels
+    from tasks.sources.own.labels import classes_of_rows
+    from tasks.sources.own.rows import Rows
     from tasks.sources.tables import label_text
 
     rows = Rows(

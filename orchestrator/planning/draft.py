@@ -29,7 +29,7 @@ from tasks.sources import own_kinds_text, source_for
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.dicom import is_dicom_name, read_header
-from tasks.sources.own import plain_id
+from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)

@@ -30,7 +30,7 @@ from search_spaces.specs import (
     TrialSpec,
     pair_name,
 )
-from search_spaces.sweeps import ConditionChoice, DatasetChoice, PairChoice, SweepSpec
+from search_spaces.sweeps import ConditionDataset, DatasetChoice, PairChoice, SweepSpec
 
 MAX_TRIALS = 100_000
 """Trials of a sweep; planning this many takes some seconds."""
@@ -211,7 +211,7 @@ def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     if choice.made is not None:
-        condition = choice.condition if isinstance(choice, ConditionChoice) else ()
+        condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
         return made_dataset_spec(choice.name, choice.made, condition)
     if choice.own is not None:
         return own_dataset_spec(choice.name, choice.own)
@@ -222,8 +222,8 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     """Return the subsets of a dataset: one per class pair, or one of all classes."""
     condition = None
     prepared_name = choice.name
-    if isinstance(choice, ConditionChoice):
-        condition = TrainingCondition(dataset=choice.name, parameters=choice.condition)
+    if isinstance(choice, ConditionDataset):
+        condition = TrainingCondition(dataset=choice.name, parameters=choice.parameters)
         prepared_name = choice.base
     prepared = PreparedSpec(
         dataset=prepared_name,

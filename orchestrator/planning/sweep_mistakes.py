@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
@@ -89,13 +90,19 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
     """Return that a key of a sweep file is unknown, with the keys that are known there."""
     model: type[BaseModel] = SweepSpec
     for key in keys[:-1]:
-        if isinstance(key, str) and key in model.model_fields:
-            model = _model_in(model.model_fields[key].annotation) or model
+        field = _fields_by_key(model).get(str(key))
+        if field is not None:
+            model = _model_in(field.annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
         return ConfigError(f"{dotted}: this key belongs into recipe", hint=RECIPE)
-    known_keys = [field.alias or name for name, field in model.model_fields.items()]
+    known_keys = list(_fields_by_key(model))
     hint = f"{nearest(str(keys[-1]), known_keys)}known keys: {', '.join(known_keys)}"
     return ConfigError(f"{dotted}: unknown key", hint=hint)
+
+
+def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a model by their keys in a sweep file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

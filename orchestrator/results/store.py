@@ -391,7 +391,7 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"not a record of this kind: {error}") from None
     if record.record_id != record_id:
-        raise _damaged(path, f"the record of another cell, {record.record_id}")
+        raise _damaged(path, f"the record of another trial, {record.record_id}")
     return record
 
 

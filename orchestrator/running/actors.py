@@ -30,7 +30,8 @@ PUBLISH_INTERVAL_S = 0.5
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
 POLL_TIMEOUT_S = 2.0
-"""Seconds that the driver waits for messages of a worker that has just ended."""
+"""Seconds that the driver waits for messages of a worker that has just ended. After a wait in vain
+it does not wait again until the actor that keeps messages has answered."""
 MAX_MESSAGES = 100_000
 """Messages kept until the driver polls. Live views lose older ones: a result has all epochs."""
 STORAGE_WAIT_S = 120.0
@@ -39,7 +40,7 @@ count as hung."""
 CALL_RETRIES = 5
 """Repetitions of a call whose actor was killed under it; a call that kills its actor must end."""
 NOTE_AFTER_S = 10.0
-"""Seconds of such a wait after which the user is told."""
+"""Seconds of such a wait after which the user gets a note."""
 
 
 class ActorHandles:
@@ -105,6 +106,7 @@ class MessageQueue:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
         self._pending: Any = None
         self._polled_at = 0.0
+        self._is_silent = False
 
     def publish(self, message: WorkerMessage) -> None:
         """Send a message, and do not wait."""
@@ -117,16 +119,19 @@ class MessageQueue:
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return, in the driver, messages that have come since the last call.
 
-        The actor is asked about once a second, and its answer returned by a later call. With
-        ``wait`` it is asked now, and waited for: a process has ended that may just have said
-        something.
+        The actor is asked about once a second, and a later call returns its answer. With ``wait``
+        it is asked now, and this call returns the answer: a worker that has just ended may have
+        sent messages before. An answer takes milliseconds. An actor that is lost costs the driver
+        :data:`POLL_TIMEOUT_S` once, whatever the number of workers that end before it answers
+        again: while the driver waits, it starts no trials.
         """
         messages = self._answer(timeout_s=0.0)
         is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
         if self._pending is None and is_due:
             self._pending = self.actor.take.remote()
-        if wait:
+        if wait and not self._is_silent:
             messages = messages + self._answer(timeout_s=POLL_TIMEOUT_S)
+            self._is_silent = self._pending is not None
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
@@ -134,6 +139,7 @@ class MessageQueue:
             return []
         pending = self._pending
         self._pending = None
+        self._is_silent = False
         self._polled_at = time.monotonic()
         try:
             messages: list[WorkerMessage] = ray.get(pending)

@@ -20,7 +20,7 @@ from orchestrator.running.actors import STORAGE_PREFIXES, ActorHandles
 from orchestrator.running.arrays import ArrayCache
 from orchestrator.running.messages import TrialReport, WorkerLocation, WorkerMessage
 from orchestrator.running.metrics import SweepMetrics
-from orchestrator.running.preparation import own_code
+from orchestrator.running.networks import user_code
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialGenerator, trial_id_of
 from orchestrator.running.recovery.lost_workers import eligible_nodes, killed_for_memory, outcome_of
@@ -28,7 +28,7 @@ from orchestrator.running.recovery.quarantine import GpuQuarantine
 from orchestrator.running.recovery.shortage import node_memory_bytes, shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import TrialTrainable, configured
 
 
@@ -41,7 +41,10 @@ class Backend(Protocol):
         """Run the generator's trials until it has none; report each to the callbacks."""
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
-        """Return workers' messages since the last call; with ``wait``, all until now."""
+        """Return workers' messages since the last call; with ``wait``, all until now.
+
+        Messages that cannot be had within seconds come with a later call.
+        """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
         """Publish metrics of the run: its progress, and what running trials ask for."""
@@ -147,7 +150,7 @@ class TuneBackend:
             arrays=self.arrays.actor,
             files=self._actors.files,
             messages=self._actors.messages,
-            code=own_code(self._source.trials.values()),
+            code=user_code(self._source.trials.values()),
             pretrained=dict(self._source.pretrained),
         )
 

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import ArtifactStore, MessageQueue
 from orchestrator.running.messages import TrialAssignment
+from orchestrator.running.trial_device import TrialDevice
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import SearchResult, TrialResult
@@ -25,7 +26,7 @@ class TrialTask:
     Attributes:
         assignment: what the worker was given.
         data: the trial's images.
-        device: options of :func:`tasks.trials.trial.run_trial`: device, threads, share, graphs.
+        device: the device that it computes on, and how.
         files: stores weights, predictions and checkpoints; None stores none.
         messages: tells the driver of epochs; None tells nobody.
         pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
@@ -33,7 +34,7 @@ class TrialTask:
 
     assignment: TrialAssignment
     data: TrialData
-    device: Mapping[str, Any]
+    device: TrialDevice
     files: ArtifactStore | None = None
     messages: MessageQueue | None = None
     pretrained: Mapping[str, bytes] | None = None
@@ -60,15 +61,15 @@ def perform_trial(task: TrialTask) -> Performed:
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:
     """Return an earlier result with what it lacked; None if its network is not stored."""
-    assignment, files = task.assignment, task.files
+    assignment = task.assignment
+    device = task.device
+    files = task.files
     earlier = assignment.earlier
     if files is None or earlier is None or earlier.result.weights is None:
         return None
     from tasks.trials.trial import measure_trial
 
     trial_id = assignment.trial_id
-    options = dict(task.device)
-    del options["graphs"]  # no step is taken
     try:
         return measure_trial(
             assignment.spec,
@@ -76,9 +77,11 @@ def _measure_stored(task: TrialTask) -> TrialResult | None:
             files.get(FileKind.WEIGHTS, trial_id, earlier.result.weights),
             earlier.result,
             earlier.lacks(assignment.spec),
+            device=device.name,
+            num_threads=device.num_threads,
+            gpu_fraction=device.gpu_fraction,
             micro_batch=assignment.resources.micro_batch,
             keep_predictions=partial(files.put, FileKind.PREDICTIONS, trial_id),
-            **options,
         )
     except CorruptStoreError as error:
         log.warning("%s is trained again: %s", trial_id, error)
@@ -89,21 +92,39 @@ def _train(task: TrialTask) -> TrialResult:
     from tasks.trials.training import Checkpoints
     from tasks.trials.trial import run_trial
 
-    assignment, files = task.assignment, task.files
+    assignment = task.assignment
+    device = task.device
+    files = task.files
     trial_id = assignment.trial_id
-    options = dict(task.device)
-    options["micro_batch"] = assignment.resources.micro_batch
-    pretrained = task.pretrained or {}
-    options["pretrained"] = pretrained.get(assignment.spec.network.model.pretrained_key)
+    on_epoch = None
+    on_score = None
     if task.messages is not None:
         publisher = task.messages.publisher(trial_id)
-        options["on_epoch"] = publisher.epoch_ended
-        options["on_score"] = publisher.score_evaluated
+        on_epoch = publisher.epoch_ended
+        on_score = publisher.score_evaluated
+    keep_weights = None
+    keep_predictions = None
+    checkpoints = None
     if files is not None:
         if assignment.keep_weights:
-            options["keep"] = partial(files.put, FileKind.WEIGHTS, trial_id)
-        options["keep_predictions"] = partial(files.put, FileKind.PREDICTIONS, trial_id)
-        options["checkpoints"] = Checkpoints(
+            keep_weights = partial(files.put, FileKind.WEIGHTS, trial_id)
+        keep_predictions = partial(files.put, FileKind.PREDICTIONS, trial_id)
+        checkpoints = Checkpoints(
             partial(files.checkpoint, trial_id), partial(files.put, FileKind.CHECKPOINT, trial_id)
         )
-    return run_trial(assignment.spec, task.data, **options)
+    pretrained = task.pretrained or {}
+    return run_trial(
+        assignment.spec,
+        task.data,
+        device=device.name,
+        num_threads=device.num_threads,
+        gpu_fraction=device.gpu_fraction,
+        micro_batch=assignment.resources.micro_batch,
+        graphs=device.graphs,
+        on_epoch=on_epoch,
+        on_score=on_score,
+        keep=keep_weights,
+        keep_predictions=keep_predictions,
+        checkpoints=checkpoints,
+        pretrained=pretrained.get(assignment.spec.network.model.pretrained_key),
+    )

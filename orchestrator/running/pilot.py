@@ -163,14 +163,14 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
             "results"
         )
         raise ConfigError(rule, source, "give a path that exists")
-    own = {
+    source_fields = {
         "kind": known_kind(path),
         "path": str(path),
         "domain": domain or "natural",
         "channels": channels,
     }
     # Prepared images of a root are found by this name: two folders need two.
-    return {"name": f"pilot-{_short_hash(str(path))}", "own": own}
+    return {"name": f"pilot-{_short_hash(str(path))}", "own": source_fields}
 
 
 def _short_hash(text: str) -> str:

@@ -1,45 +1,34 @@
-"""Work before training: refuse what cannot run, prepare data, measure subsets.
+"""A run's data: check raw downloads, prepare datasets, measure subsets, load images.
 
-Each check collects all problems and raises them as one
-:class:`~search_spaces.errors.SweepError`.
+Datasets that packages bring are prepared in the background while Ray starts. Your own data are
+prepared before anything starts, so that mistakes in them are reported within seconds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.machine.cluster import RunOptions
-from orchestrator.planning.costs.networks import cost_of, was_built
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.provenance import provenance
-from orchestrator.results.records import MeasureRecord, TrialRecord
+from orchestrator.results.records import MeasureRecord
 from orchestrator.running.progress import Progress
-from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
-from search_spaces.models import source_texts
+from search_spaces.errors import DataError, SweepError, collect, unknown_name
 from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
-    ModelSpec,
-    NetworkSpec,
     PreparedSpec,
     SubsetSpec,
-    TrialSpec,
 )
-from tasks.atomic import write_atomic
 from tasks.remote import Executor, InlineExecutor, RayExecutor, nodes_that_see
 
 if TYPE_CHECKING:
@@ -47,14 +36,14 @@ if TYPE_CHECKING:
 
 PIXEL_RANGE = (0.0, 255.0)
 """Pixel values of black and white of all prepared images, also of those stored as float32."""
-READ_HERE_S = 30.0
+OWN_DATA_LIMIT_S = 30.0
 """Seconds for which your own data are read before a cluster is started for them: about 5,000 images
 of 512 x 512."""
-HERE_S = 5.0
-"""Seconds for which the background preparation is waited for before Ray takes over. Processes of
+BACKGROUND_LIMIT_S = 5.0
+"""Seconds for which a run waits for the background preparation before Ray takes over. Processes of
 Ray would take as long to begin with it."""
-BLOCK_S = 10.0
-"""Seconds for which a block of images is read to its end after it is no longer wanted."""
+LAST_BLOCK_LIMIT_S = 10.0
+"""Seconds that the background preparation has to finish the block of images that it reads."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
@@ -86,169 +75,6 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
-
-
-@dataclass(frozen=True)
-class _BuildSizes:
-    """All that decides, besides the model, whether a network can be built."""
-
-    num_outputs: int
-    channels: int
-    image_size: int
-    dropout: float | None
-
-
-def check_models(plan: SweepPlan, known: Collection[str]) -> None:
-    """Refuse networks that cannot be built.
-
-    Args:
-        plan: The plan.
-        known: Ids of trials that have a result: their networks were built.
-
-    Raises:
-        SweepError: All problems at once.
-    """
-    networks: dict[tuple[ModelSpec, _BuildSizes], NetworkSpec] = {}
-    for trial_id, trial in plan.trials_by_id.items():
-        network = trial.network
-        num_outputs = plan.num_outputs(network)
-        if trial_id in known or was_built(network, num_outputs):
-            continue
-        prepared = network.subset.prepared
-        dropout = network.recipe.dropout
-        sizes = _BuildSizes(num_outputs, prepared.channels, prepared.image_size, dropout)
-        networks[network.model, sizes] = network
-    if not networks:
-        return  # without torch, which takes seconds to import
-    from tasks.trials.models import check_buildable
-
-    problems: list[SweepError] = []
-    for (model, sizes), network in sorted(networks.items(), key=str):
-        try:
-            check_buildable(
-                model,
-                num_outputs=sizes.num_outputs,
-                in_channels=sizes.channels,
-                image_size=sizes.image_size,
-                dropout=sizes.dropout,
-            )
-            if model.library == "own":
-                cost_of(network)  # takes a step: your own network may fail only in training
-        except SweepError as error:
-            problems.append(error)
-    collect(problems)
-
-
-def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of your own networks among trials, by relative path, for the workers."""
-    references: set[str] = set()
-    for cell in cells:
-        if cell.network.model.library == "own":
-            references.add(cell.network.model.architecture)
-    code: dict[str, str] = {}
-    for reference in sorted(references):
-        code.update(source_texts(reference))
-    return code
-
-
-def fetch_pretrained(
-    plan: SweepPlan, known: Collection[str], paths: RootPaths, say: Callable[[str], None]
-) -> dict[str, bytes]:
-    """Return the weights that networks start from, and check that they fit.
-
-    Downloads are kept, so that all trainings of a root start from the same weights.
-
-    Args:
-        plan: The plan.
-        known: Ids of trials that have a result, and need no weights.
-        paths: Paths below the root.
-        say: Prints a message for the user.
-
-    Returns:
-        Weights by :attr:`ModelSpec.pretrained_key`.
-
-    Raises:
-        SweepError: All problems at once.
-    """
-    image_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
-    for trial_id, trial in plan.trials_by_id.items():
-        model = trial.network.model
-        prepared = trial.network.subset.prepared
-        if model.pretrained and trial_id not in known:
-            image_sizes.setdefault(model, set()).add((prepared.channels, prepared.image_size))
-    weights: dict[str, bytes] = {}
-    problems: list[SweepError] = []
-    for model, sizes in image_sizes.items():
-        from tasks.trials.models import build_model  # imports torch, which takes seconds
-
-        try:
-            data = _pretrained_weights(model, paths, say)
-            weights[model.pretrained_key] = data
-            for channels, side in sorted(sizes):
-                build_model(
-                    model,
-                    num_outputs=2,
-                    in_channels=channels,
-                    image_size=side,
-                    input_scale=1.0,
-                    dropout=None,
-                    seed=0,
-                    pretrained=data,
-                )
-        except SweepError as error:
-            problems.append(error)
-    collect(problems, type(problems[0]) if problems else SweepError)
-    return weights
-
-
-def _pretrained_weights(model: ModelSpec, paths: RootPaths, say: Callable[[str], None]) -> bytes:
-    """Return the weights of a model from the root, downloaded if they are not there."""
-    path = paths.pretrained(model.pretrained_key)
-    if not path.is_file():
-        from tasks.trials.weights import download
-
-        say(f"Downloading the pretrained weights of {model.library} {model.architecture}")
-        data = download(model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    return path.read_bytes()
-
-
-def check_same_start(
-    records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
-) -> None:
-    """Refuse a sweep whose networks would start from different weights of one name.
-
-    Args:
-        records: Results by trial.
-        plan: The plan.
-        weights: Weights that further trials would start from, by
-            :attr:`ModelSpec.pretrained_key`.
-
-    Raises:
-        ConfigError: Results started from other weights of the same key.
-    """
-    hashes = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
-    other_starts: dict[str, Counter[str]] = {}
-    for trial_id, trial in plan.trials_by_id.items():
-        key = trial.network.model.pretrained_key
-        start = records[trial_id].result.pretrained if trial_id in records else ""
-        if start and start != hashes.get(key, start):
-            other_starts.setdefault(key, Counter())[start] += 1
-    problems: list[SweepError] = []
-    for key, numbers in other_starts.items():
-        results = ", ".join(
-            f"{start[:16]}… in {plural(number, 'result')}" for start, number in numbers.items()
-        )
-        problems.append(
-            ConfigError(
-                "Networks of a sweep must start from the same pretrained weights",
-                f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
-                f"copy pretrained/{key}.safetensors from the root that made them, or rename the "
-                "sweep",
-            )
-        )
-    collect(problems)
 
 
 def prepare_missing(
@@ -304,7 +130,7 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
             continue
-        # Doubts of a user's own files are told once, when they are prepared.
+        # Doubts about a user's files are shown once, when they are prepared.
         if folder is not None and spec.prepared_id not in prepared_before:
             for line in doubt_lines(record):
                 monitor.note(f"{name}: {line.strip()}")
@@ -314,16 +140,16 @@ def prepare_missing(
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Prepare your own data in this process, before MLflow and Ray start.
 
-    So mistakes in them are reported within seconds. After :data:`READ_HERE_S` seconds the rest is
-    left to a cluster. Files that are prepared already are listed again, to see whether they have
-    changed.
+    So mistakes in them are reported within seconds. After :data:`OWN_DATA_LIMIT_S` seconds a
+    cluster prepares the rest. Files that are prepared already are listed again, to see whether they
+    have changed.
 
     Raises:
         DataError: All problems at once.
     """
     own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     specs = [spec for spec in workspace.plan.prepared if spec.dataset in own_names]
-    end = time.monotonic() + READ_HERE_S
+    end = time.monotonic() + OWN_DATA_LIMIT_S
 
     def check_time() -> None:
         if time.monotonic() > end:
@@ -334,11 +160,11 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     workspace.look_again()
 
 
-class Meanwhile:
+class BackgroundPreparation:
     """A process that prepares the datasets which packages bring, while Ray starts.
 
-    If it is cut off, what it has read is kept. A dataset that it cannot prepare is tried again
-    afterwards, and its error is reported then.
+    If the process is ended early, the images that it has read are kept. If it cannot prepare a
+    dataset, the run tries again afterwards and reports the error then.
 
     Args:
         workspace: The sweep.
@@ -350,14 +176,7 @@ class Meanwhile:
         self._workspace = workspace
         self._monitor = monitor
         self._process: Any = None
-        plan = workspace.plan
-        own_names = {choice.name for choice in plan.sweep.datasets if choice.own}
-        pairs: list[tuple[str, str]] = []
-        for spec in plan.prepared:
-            is_brought = spec.dataset in own_names or spec.dataset in options.raw
-            if spec.prepared_id not in workspace.prepared and not is_brought:
-                dataset = plan.datasets[spec.dataset]
-                pairs.append((spec.model_dump_json(), dataset.model_dump_json()))
+        pairs = _packaged_datasets(workspace, options)
         if not pairs:
             return
         code = "from tasks.prepared.prepare import prepare_from_stdin; prepare_from_stdin()"
@@ -374,27 +193,28 @@ class Meanwhile:
         request = json.dumps([folder, options.max_skipped_share, pairs])
         threading.Thread(target=self._exchange, args=(self._process, request), daemon=True).start()
 
-    def end(self, patience_s: float = 0.0) -> None:
-        """End the process: wait for all of its work, and then for the block that it reads.
+    def end(self, wait_s: float = 0.0) -> None:
+        """Wait for the process to finish, then end it after the block that it reads.
 
         Args:
-            patience_s: Seconds to wait for all of its work.
+            wait_s: Seconds that it has to prepare all its datasets.
         """
         process = self._process
         if process is None:
             return
-        self._wait_or(patience_s, process.stdin.close)  # it then ends after its block
-        self._wait_or(BLOCK_S, process.kill)
+        # It ends after its block when its input closes.
+        self._wait_then(wait_s, process.stdin.close)
+        self._wait_then(LAST_BLOCK_LIMIT_S, process.kill)
         process.wait()
         self._workspace.look_again()
 
-    def _wait_or(self, seconds: float, give_up: Callable[[], object]) -> None:
-        """Wait for the end of the process, or give up after some seconds."""
+    def _wait_then(self, limit_s: float, end: Callable[[], object]) -> None:
+        """Wait for the end of the process; call ``end`` if it still runs after the limit."""
         try:
-            self._process.wait(seconds)
+            self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
             with suppress(OSError):
-                give_up()
+                end()
 
     def _exchange(self, process: Any, request: str) -> None:
         """Send the request to the process, and show the datasets that it names."""
@@ -403,6 +223,22 @@ class Meanwhile:
             process.stdin.flush()
             for name in process.stdout:
                 self._monitor.stage("prepare", name.strip())
+
+
+def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[str, str]]:
+    """Return the specs, as JSON, of datasets that packages bring and that are not prepared yet.
+
+    Returns:
+        The :class:`PreparedSpec` and the :class:`DatasetSpec` of each.
+    """
+    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    pairs: list[tuple[str, str]] = []
+    for spec in workspace.plan.prepared:
+        is_brought_by_user = spec.dataset in own_names or spec.dataset in options.raw
+        if spec.prepared_id not in workspace.prepared and not is_brought_by_user:
+            dataset = workspace.plan.datasets[spec.dataset]
+            pairs.append((spec.model_dump_json(), dataset.model_dump_json()))
+    return pairs
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
@@ -490,14 +326,14 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
 
     data = workspace.prepared[subset.prepared.prepared_id]
     try:
-        chosen = make_subset(
+        indices = make_subset(
             data.labels, data.groups, subset, data.splits, max_train_size=train_size
         )
         tests = workspace.plan.further_tests.get(subset.dataset, ())
-        return load_subset(data, chosen, subset, train_size, tests)
+        return load_subset(data, indices, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            "A prepared dataset must stay as it is while its cells are trained",
+            "A prepared dataset must stay as it is while its trials run",
             f"{workspace.paths.prepared(subset.prepared)}: {type(error).__name__} {error}",
             "run the same command again: it is prepared anew, and what is done is kept",
         ) from error

@@ -29,7 +29,7 @@ def prepare_one(
     run_options: RunOptions,
     progress: Progress,
     montage: Path | None = None,
-    said: Mapping[str, Any] | None = None,
+    own_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prepare one dataset and return its record.
 
@@ -40,7 +40,7 @@ def prepare_one(
         progress: Shows how far it is.
         montage: File for a figure with examples of each label. Without it none is drawn, because
             the images may be patients'.
-        said: Options of your own data that replace those of the sweep file.
+        own_options: Options of your own data that replace those of the sweep file.
 
     Raises:
         SweepError: The name is unknown, the download cannot be used, or the root is in use.
@@ -48,7 +48,7 @@ def prepare_one(
     sweep = load_sweep(preset)
     # Overrides of the recipe may name other datasets of the sweep; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    dataset = _choice(name, sweep, said or {})
+    dataset = _choice(name, sweep, own_options or {})
     plan = plan_sweep(sweep.model_copy(update={"datasets": (dataset,), "recipe": recipe}))
     check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
     paths = RootPaths.at(run_options.root).make()
@@ -67,22 +67,22 @@ def prepare_one(
     return prepared.record.model_dump(mode="json")
 
 
-def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
+def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> DatasetChoice:
     """Return the sweep's own data of a name, or else the dataset of the table.
 
     Args:
         name: The name.
         sweep: The sweep.
-        said: Options of your own data that replace those of the sweep.
+        own_options: Options of your own data that replace those of the sweep.
     """
     for choice in sweep.datasets:
         if choice.name == name and choice.own is not None:
-            label_map = {**choice.own.label_map, **said.get("label_map", {})}
-            own = choice.own.model_copy(update={**said, "label_map": label_map})
-            return choice.model_copy(update={"own": own})
+            label_map = {**choice.own.label_map, **own_options.get("label_map", {})}
+            source = choice.own.model_copy(update={**own_options, "label_map": label_map})
+            return choice.model_copy(update={"own": source})
     dataset_spec(name)
-    if said:
-        options = ", ".join(f"--{option.replace('_', '-')}" for option in said)
+    if own_options:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in own_options)
         value = f"{name}, whose classes are the table's"
         raise ConfigError(f"{options} is for own data", value, "leave it out")
     return DatasetChoice(name=name)

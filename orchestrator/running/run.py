@@ -34,6 +34,7 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, open_tracker
 from orchestrator.running import preparation
+from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from search_spaces.errors import SweepError
@@ -172,7 +173,7 @@ def _begin(sweep: _SweepRun) -> None:
         waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
         if waiting:
             sweep.check_machine()
-        preparation.check_models(workspace.plan, sweep.stored.trials)
+        check_models(workspace.plan, sweep.stored.trials)
         preparation.prepare_own(workspace, options, sweep.monitor)
         # Again, on the user's images, which are prepared by now or have been listed.
         check_feasible(workspace, options.raw)
@@ -210,11 +211,11 @@ def _start(sweep: _SweepRun) -> None:
     """Fetch pretrained weights; start Ray if trials wait, while MLflow gives its first answer."""
     workspace = sweep.workspace
     results = sweep.state.results
-    sweep.pretrained = preparation.fetch_pretrained(
+    sweep.pretrained = fetch_pretrained(
         workspace.plan, results, workspace.paths, sweep.monitor.note
     )
-    preparation.check_same_start(sweep.stored.trials, workspace.plan, sweep.pretrained)
-    background = preparation.Meanwhile(workspace, sweep.options, sweep.monitor)
+    check_same_start(sweep.stored.trials, workspace.plan, sweep.pretrained)
+    background = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
     sweep.stack.callback(background.end)
     if len(results) < len(workspace.plan.trials):
         # Called for what it refuses; the first use of the cluster connects to it.
@@ -226,7 +227,7 @@ def _start(sweep: _SweepRun) -> None:
         sweep.actors = ActorHandles(workspace.results_url)
         # Ray Tune takes a second to import: here, while the actors start.
         importlib.import_module("orchestrator.running.trials")
-    background.end(preparation.HERE_S)
+    background.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
 
 
@@ -283,8 +284,8 @@ def _train(sweep: _SweepRun) -> None:
     sweep.monitor.done = len(state.results)
     if not waiting:
         return
+    from orchestrator.running.trial_source import SweepTrials
     from orchestrator.running.trials import TrialLoop
-    from orchestrator.running.work import SweepTrials
 
     measured = state.measured_trials()
     run = sweep.run_context(plan, sweep.stored, sweep.tracker, waiting, measured)

@@ -37,14 +37,14 @@ class RunPlan:
         measures: A row per measure with its status.
         not_prepared: A row per dataset that a run prepares. For your own data it has the path, how
             many files were listed and not opened, and what was left out or is doubtful, by reason.
-        beside: What comes besides training, in words.
+        extra_costs: What a run costs besides training, in words.
     """
 
     rows: list[dict[str, str | int]]
     cost: dict[str, Any]
     measures: list[dict[str, Any]]
     not_prepared: list[dict[str, Any]]
-    beside: str
+    extra_costs: str
 
 
 def plan_run(
@@ -84,7 +84,7 @@ def plan_run(
         cost={**cost, **besides},
         measures=_measure_rows(workspace, state),
         not_prepared=_not_prepared(workspace, unopened),
-        beside=extras_text(besides),
+        extra_costs=extras_text(besides),
     )
 
 
@@ -125,7 +125,7 @@ def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list
 
 
 class PlannedPower(NamedTuple):
-    """What a planned sweep could show about the study's questions.
+    """The power of a planned sweep to answer the study's questions.
 
     Attributes:
         power: How often each question would be answered; None if no question can be.
@@ -152,9 +152,9 @@ def describe_power(workspace: Workspace) -> PlannedPower:
 def _shown_by(workspace: Workspace) -> str:
     """Return what a sweep shows without any test of the study's questions."""
     sweep = workspace.plan.sweep
-    shown = "This sweep will show the test loss of each model"
+    summary = "This sweep will show the test loss of each model"
     if len(sweep.train_sizes) > 1:
-        shown = "This sweep will show how the test loss of each model falls with more images"
+        summary = "This sweep will show how the test loss of each model falls with more images"
     if len({measure.subset.dataset for measure in workspace.plan.measures}) > 1:
-        shown += ", on each dataset"
-    return f"{shown}."
+        summary += ", on each dataset"
+    return f"{summary}."

@@ -34,7 +34,7 @@ from search_spaces.specs import PreparedSpec, TrialSpec
 from tasks.remote import Executor, RayExecutor
 
 if TYPE_CHECKING:
-    from orchestrator.running.work import RunContext
+    from orchestrator.running.trial_source import RunContext
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Stages:
         """
         from orchestrator.running.recovery.resource_policy import ResourcePolicy, expectation_for
         from orchestrator.running.recovery.shortage import slots_for
-        from orchestrator.running.work import RunContext
+        from orchestrator.running.trial_source import RunContext
 
         requested = plan.sweep.resources
         folders = gpu_check_folders(self.workspace.paths.root)

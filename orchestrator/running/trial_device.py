@@ -1,4 +1,4 @@
-"""What a worker computes a trial on: the GPU that it was given, or a CPU.
+"""The device of a trial in its worker: the GPU that it was given, or a CPU.
 
 A trial that was given a GPU computes on it or fails; it never falls back to a CPU silently. Before
 its first step the GPU must be reached by torch, have the recipe's precision, and pass the self-test
@@ -11,11 +11,11 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 from orchestrator.machine import gpus, self_test_verdict
 from orchestrator.machine.cluster import Resources
+from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
@@ -63,50 +63,48 @@ class HeldMemory:
         return f"other processes hold {held_gib:.1f} of {self.total_bytes / 2**30:.1f} GiB"
 
 
-class TrialDevice(NamedTuple):
-    """The device of a trial.
+@dataclass(frozen=True)
+class TrialDevice:
+    """The device that a trial computes on, and how it computes there.
 
     Attributes:
-        options: arguments of :func:`tasks.trials.trial.run_trial`.
-        note: why its GPU takes plain steps; empty if it takes graphs, or if they were not asked
-            for.
+        name: ``cpu`` or ``cuda``.
+        num_threads: torch threads on the CPU.
+        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
+        graphs: whether training steps are captured as CUDA graphs and replayed.
+        note: why the GPU takes plain steps; empty if it takes graphs, or if none were requested.
     """
 
-    options: dict[str, Any]
-    note: str
+    name: str = "cpu"
+    num_threads: int = 1
+    gpu_fraction: float | None = None
+    graphs: bool = False
+    note: str = ""
 
 
-def trial_device(resources: Resources, network: NetworkSpec) -> TrialDevice:
+def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     """Return where and how a trial of a network computes, with these resources.
 
     Raises:
         UnusableGpuError: the trial cannot compute on the GPU that it was given.
     """
-    share = resources.num_gpus
-    options: dict[str, Any] = {
-        "device": "cpu",
-        "num_threads": resources.num_threads,
-        "gpu_fraction": None,
-        "graphs": False,
-    }
-    if not share or gpus.is_logical():
-        return TrialDevice(options, "")
+    if not resources.num_gpus or gpus.is_logical():
+        return TrialDevice(num_threads=resources.num_threads)
     check_gpu(network.recipe.precision)
     # Before this process computes: a GPU in exclusive mode takes no self-test beside it.
     plain_because = check_numbers(network)
     check_computes()
-    options["device"] = "cuda"
-    if share < 1:
+    gpu_fraction = None
+    if resources.num_gpus < 1:
         # A whole GPU needs no limit: nobody else is there.
-        options["gpu_fraction"] = share
+        gpu_fraction = resources.num_gpus
+    device = TrialDevice("cuda", resources.num_threads, gpu_fraction)
     if resources.fast == "on":
-        options["graphs"] = True
-        return TrialDevice(options, "")
+        return replace(device, graphs=True)
     if resources.fast == "off" or network.model.library == "own":
         # The code of a user's network need not replay as a graph.
-        return TrialDevice(options, "")
-    options["graphs"] = not plain_because
-    return TrialDevice(options, plain_because)
+        return device
+    return replace(device, graphs=not plain_because, note=plain_because)
 
 
 def check_numbers(network: NetworkSpec) -> str:
@@ -149,7 +147,8 @@ def check_computes() -> None:
     try:
         torch.ones(1, device="cuda").item()
     except torch.AcceleratorError as error:
-        if "out of memory" in str(error):
+        library_row = library_error(error)
+        if library_row is not None and library_row.memory == "gpu":
             raise
         raise UnusableGpuError.of(
             gpu_and_node(gpus.gpu_in_use().uuid),

@@ -33,7 +33,7 @@ from orchestrator.running.recovery.failures import classify_broken_loop
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
 from orchestrator.running.recovery.watchdog import Watchdog
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.worker import REPORT
 from search_spaces.errors import SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
@@ -259,7 +259,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         decision = self._retries.failed(trial_id, failure, died=died, hopeless=bool(hint))
         if decision.pause_s is None:
             self._settled(trial_id)
-            self._source.gave_up(trial_id)
+            self._source.give_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
             self._waits(trial_id, decision.pause_s)
@@ -364,7 +364,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._retries.epoch_ended(self._nodes.get(trial_id, ""))
         network = self._source.trained_network(self._source.trials[trial_id])
         self._run.monitor.trial_epoch(trial_id, message.epoch, network)
-        points = self._source.points(message.epoch, message.score, now_ms)
+        points = self._source.curve_points(message.epoch, message.score, now_ms)
         if points:
             self._run.tracker.log_points(trial_id, points)
 
@@ -375,12 +375,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.tracker.log_counts(num_ended, counts)
 
     def _log_event(
-        self, trial_id: str, what: EventKind, text: str = "", log_text: str = ""
+        self, trial_id: str, kind: EventKind, text: str = "", log_text: str = ""
     ) -> None:
         """Add to the event log of a trial, and store what its attempt logged."""
-        node = "" if what == "started" else self._nodes.get(trial_id, "")
+        node = ""
+        if kind != "started":
+            node = self._nodes.get(trial_id, "")
         event = Event(
-            at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=text
+            at=self._clock.time(), what=kind, attempt=self._attempt(trial_id), node=node, said=text
         )
         self._run.stored.store.log_event(trial_id, event, without_secrets(log_text))
 

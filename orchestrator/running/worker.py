@@ -132,15 +132,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         resources = assignment.resources
         network = assignment.spec.network
         data = self._images()
-        device = trial_device.trial_device(resources, network)
-        if device.options["device"] == "cuda":
+        device = trial_device.device_for(resources, network)
+        if device.name == "cuda":
             # Now, because a GPU that has failed cannot be asked any more.
             gpu = gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid
-        task = TrialTask(
-            assignment, data, device.options, self._files, self._messages, self._pretrained
-        )
+        task = TrialTask(assignment, data, device, self._files, self._messages, self._pretrained)
         performed = self._perform(task)
         return TrialReport(
             started_at=started_at,

@@ -1,3 +1,3 @@
-"""Learning-rate search: cells and their studies, who is asked next, trials on Ray, the recipe it
-ends in.
+"""``isweep tune``: search learning rate, weight decay and batch size of every combination of model
+and dataset on a validation split, and write the recipe that was found.
 """

@@ -41,10 +41,11 @@ class CombinationOutcome(Finding):
 
     Attributes:
         chosen: see :func:`_choose`; None if no point was trained to its end.
-        own: the sweep's own recipe, trained as often; None if it failed.
+        sweep_recipe: the sweep's recipe before the search, trained as often; None if it failed.
         finalists: the best first.
-        gain: mean loss of ``own`` minus that of ``chosen``.
-        gain_std_error: of the difference, run by run; None for one run, or if ``own`` was chosen.
+        gain: mean loss of ``sweep_recipe`` minus that of ``chosen``.
+        gain_std_error: of the difference, run by run; None for one run, or if ``sweep_recipe`` was
+            chosen.
         num_trials: points that were tried.
         num_diverged: of these.
         num_failed: points without a result in the last run.
@@ -57,7 +58,7 @@ class CombinationOutcome(Finding):
     model: str
     dataset: str
     chosen: Candidate | None
-    own: Candidate | None
+    sweep_recipe: Candidate | None
     finalists: tuple[Candidate, ...]
     gain: float | None
     gain_std_error: float | None
@@ -77,9 +78,9 @@ class CombinationOutcome(Finding):
         return self.num_diverged / self.num_trials
 
     @property
-    def keeps_own(self) -> bool:
-        """True if no point was better than the sweep's own recipe by more than one error."""
-        return self.own is not None and self.chosen == self.own
+    def keeps_sweep_recipe(self) -> bool:
+        """True if no point was better than the sweep's recipe by more than one error."""
+        return self.sweep_recipe is not None and self.chosen == self.sweep_recipe
 
     @property
     def problem(self) -> str:
@@ -109,7 +110,7 @@ class CombinationOutcome(Finding):
                 f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
                 "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
             )
-        if self.own is None:
+        if self.sweep_recipe is None:
             return (
                 "the sweep's own recipe failed, so its gain is unknown; correct what failed, "
                 f"{again}"
@@ -169,24 +170,24 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
     candidates = [_candidate(search, point) for point in points]
     # Of equal means the first one, which was better in the search.
     finalists = sorted(filter(None, candidates), key=lambda candidate: candidate.mean)
-    own = None
+    sweep_recipe = None
     for candidate in finalists:
         if candidate.point == combination.sweep_point:
-            own = candidate
-    chosen = _choose(finalists, own)
+            sweep_recipe = candidate
+    chosen = _choose(finalists, sweep_recipe)
     gains = []
-    if chosen is not None and own is not None:
-        gains = _differences(own, chosen)
+    if chosen is not None and sweep_recipe is not None:
+        gains = _differences(sweep_recipe, chosen)
     finalist_epochs = sum(result.epochs for (_, run), result in search.results.items() if run)
     model, dataset = combination.key
     return CombinationOutcome(
         model=model,
         dataset=dataset,
         chosen=chosen,
-        own=own,
+        sweep_recipe=sweep_recipe,
         finalists=tuple(finalists),
         gain=statistics.fmean(gains) if gains else None,
-        gain_std_error=None if chosen == own else _std_error(gains),
+        gain_std_error=None if chosen == sweep_recipe else _std_error(gains),
         num_trials=len(tried),
         num_diverged=sum(result.status == SearchStatus.DIVERGED for result in tried),
         num_failed=search.num_failed,
@@ -197,7 +198,7 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
     )
 
 
-def _choose(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
+def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
     """Return the finalist of lowest mean loss, or the sweep's own recipe if it is nearly as good.
 
     This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
@@ -206,18 +207,18 @@ def _choose(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | N
 
     Args:
         ranked: finalists, the best first.
-        own: the sweep's own recipe; None if it failed.
+        sweep_recipe: the sweep's recipe before the search; None if it failed.
     """
     trained = [candidate for candidate in ranked if candidate.diverged < len(candidate.losses)]
     if not trained:
         return None
     best = trained[0]
-    if own is None or own.diverged == len(own.losses):
+    if sweep_recipe is None or sweep_recipe.diverged == len(sweep_recipe.losses):
         return best
-    gains = _differences(own, best)
+    gains = _differences(sweep_recipe, best)
     if statistics.fmean(gains) > (_std_error(gains) or 0.0):
         return best
-    return own
+    return sweep_recipe
 
 
 def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
@@ -242,9 +243,11 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
     )
 
 
-def _differences(own: Candidate, chosen: Candidate) -> list[float]:
+def _differences(sweep_recipe: Candidate, chosen: Candidate) -> list[float]:
     """Return how much lower the loss of ``chosen`` is, run by run."""
-    return [before - after for before, after in zip(own.losses, chosen.losses, strict=True)]
+    return [
+        before - after for before, after in zip(sweep_recipe.losses, chosen.losses, strict=True)
+    ]
 
 
 def _std_error(values: Sequence[float]) -> float | None:
@@ -266,8 +269,8 @@ def _outcome_row(outcome: CombinationOutcome) -> Row:
     return row | {
         "validation_loss": outcome.chosen.mean if outcome.chosen else None,
         "std_error": outcome.chosen.std_error if outcome.chosen else None,
-        "own_validation_loss": outcome.own.mean if outcome.own else None,
-        "own_std_error": outcome.own.std_error if outcome.own else None,
+        "own_validation_loss": outcome.sweep_recipe.mean if outcome.sweep_recipe else None,
+        "own_std_error": outcome.sweep_recipe.std_error if outcome.sweep_recipe else None,
         "gain": outcome.gain,
         "gain_std_error": outcome.gain_std_error,
         "num_trials": outcome.num_trials,

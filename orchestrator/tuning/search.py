@@ -37,7 +37,7 @@ SEED_RANGE = 2**32
 
 
 class CombinationStudy:
-    """The sampler's view of one combination, told point by point.
+    """The sampler's view of one combination: its points and their results.
 
     There is an Optuna study per combination, made anew for every proposal from what is known:
     ``docs/decisions/0012-own-ask-and-tell.md``.
@@ -68,7 +68,7 @@ class CombinationStudy:
         a search that was killed proposes the same points.
 
         Args:
-            repeat: number of proposals since the study was last told something.
+            repeat: number of proposals since the study last changed.
         """
         key = list(self._combination.key)
         seed = derive_seed("sampler", self._seed, key, len(self.trials), repeat) % SEED_RANGE
@@ -128,7 +128,8 @@ class RequestedTrial:
         point: of the search space.
         role: why it is run.
         run: 0 for the search's own training of a point.
-        study_index: index of the point in the combination's study; None if it is not told there.
+        study_index: index of the point in the combination's study; None if the study does not have
+            it.
     """
 
     combination: Combination
@@ -157,7 +158,7 @@ class CombinationSearch:
 
     Attributes:
         combination: its model and dataset.
-        study: tells the sampler what is known.
+        study: the points and results as the sampler sees them.
         tune: settings of the search.
         results: by point and run.
         running: trials that run now, by trial id.
@@ -206,14 +207,14 @@ class CombinationSearch:
         return (self.combination.sweep_point, 0) not in self.known_runs
 
     @property
-    def searched(self) -> bool:
+    def is_over(self) -> bool:
         """True if the search is over, except for its finalists."""
         return not self.num_searching and not self.may_sample and not self.needs_sweep_point
 
     @property
     def num_left(self) -> int:
         """Largest number of trainings that run or are to come."""
-        if self.searched:
+        if self.is_over:
             return len(self.running) + len(self.remaining_finalist_runs())
         budget = 0
         if not self.exhausted:
@@ -264,10 +265,10 @@ class CombinationSearch:
         self.exhausted = True
         return None
 
-    def wants(self, point: Point, run: int) -> bool:
+    def needs(self, point: Point, run: int) -> bool:
         """Return whether the search, as it is set up now, needs a trial of an earlier run."""
         if run:
-            return self.searched and (point, run) in self.remaining_finalist_runs()
+            return self.is_over and (point, run) in self.remaining_finalist_runs()
         if point == self.combination.sweep_point:
             return self.needs_sweep_point
         return self.may_sample and self.combination.contains(point)
@@ -306,7 +307,7 @@ class Search:
         for record, result in earlier:
             search = self.searches[record.key]
             if result is None:
-                if search.wants(record.point, record.run):
+                if search.needs(record.point, record.run):
                     trial = self._request(search, record.point, record.role, record.run)
                     self._resumed.append(trial)
             elif record.run == 0 and search.combination.contains(record.point):
@@ -316,7 +317,7 @@ class Search:
             if search.may_sample:
                 search.new_point()
 
-    def next(self) -> RequestedTrial | None:
+    def next_trial(self) -> RequestedTrial | None:
         """Return a trial to run now; None if there is none until another ends."""
         if self._resumed:
             return self._resumed.popleft()
@@ -330,16 +331,16 @@ class Search:
                 if point is not None:
                     return self._request(search, point, Role.SAMPLED)
         for search in searches:
-            if search.searched:
+            if search.is_over:
                 for point, run in search.remaining_finalist_runs():
                     return self._request(search, point, Role.FINALIST, run)
         return None
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """True if nothing runs and nothing is left."""
         for search in self.searches.values():
-            if not search.searched or search.running or search.remaining_finalist_runs():
+            if not search.is_over or search.running or search.remaining_finalist_runs():
                 return False
         return True
 
@@ -348,7 +349,7 @@ class Search:
         """Largest number of trainings that run or are to come."""
         return sum(search.num_left for search in self.searches.values())
 
-    def finished(self, trial_id: str, result: SearchResult | None) -> None:
+    def add_result(self, trial_id: str, result: SearchResult | None) -> None:
         """Take the result of a running trial; None if it has none and is not tried again."""
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]
@@ -372,7 +373,7 @@ class Search:
     def _request(
         self, search: CombinationSearch, point: Point, role: Role, run: int = 0
     ) -> RequestedTrial:
-        """Begin a trial."""
+        """Return a trial that runs from now on."""
         combination = search.combination
         study_index = None
         if run == 0 and combination.contains(point):
@@ -453,4 +454,6 @@ class EarlierTrials:
 
 
 def _request_number(record: RequestRecord | SearchRecord) -> int:
-    return record.number if isinstance(record, RequestRecord) else -1
+    if isinstance(record, RequestRecord):
+        return record.number
+    return -1

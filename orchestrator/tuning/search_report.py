@@ -70,7 +70,7 @@ def _batch_size(outcome: CombinationOutcome) -> str:
 
 
 def _gain(outcome: CombinationOutcome) -> str:
-    if outcome.keeps_own:
+    if outcome.keeps_sweep_recipe:
         return "own kept"
     return _with_error(outcome.gain, outcome.gain_std_error)
 
@@ -86,7 +86,7 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
     "weight decay": _weight_decay,
     "batch": _batch_size,
     "validation loss": lambda outcome: _loss(outcome.chosen),
-    "own recipe": lambda outcome: _loss(outcome.own),
+    "own recipe": lambda outcome: _loss(outcome.sweep_recipe),
     "gain": _gain,
     "trials": lambda outcome: str(outcome.num_trials),
     "diverged": lambda outcome: f"{outcome.divergence_rate:.0%}",
@@ -120,7 +120,7 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
         if outcome.gain is not None:
             gains_by_dataset[outcome.dataset].append(outcome.gain)
     if not gains_by_dataset:
-        return "No cell has both a chosen recipe and its own to compare."
+        return "No combination has both a chosen recipe and the sweep's recipe to compare."
     dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (

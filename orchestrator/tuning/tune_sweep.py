@@ -15,7 +15,8 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
-from orchestrator.running.preparation import check_models, check_raw, prepare_own
+from orchestrator.running.networks import check_models
+from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from orchestrator.tuning.combinations import Combination, combinations_to_tune
@@ -80,7 +81,7 @@ class _Tuning(Stages):
         num_known = len(earlier.records)
         search = Search(self.combinations, workspace.plan.sweep.tune)
         search.resume(earlier.trials())
-        if options.address is not None and not search.done:
+        if options.address is not None and not search.is_done:
             reached(options.address)
         tracker = make_tracker(
             self._as_sweep,
@@ -91,7 +92,7 @@ class _Tuning(Stages):
         )
         with open_tracker(tracker, map(flat_search, earlier.records.values())):
             tracker.check()
-            if not search.done:
+            if not search.is_done:
                 self._run(search, stored, earlier, tracker)
             num_new = len(earlier.records) - num_known
             summary = self._write(search, earlier.records, tracker, num_new)
@@ -152,11 +153,13 @@ class _Tuning(Stages):
     ) -> None:
         """Run the trials of the search until it is done."""
         from orchestrator.running.trials import TrialLoop
-        from orchestrator.tuning.search_work import SearchTrials
+        from orchestrator.tuning.search_trials import SearchTrials
 
         self.check_gpus(self.nodes)
-        own = [combination.trial(combination.sweep_point) for combination in self.combinations]
-        run = self.run_context(self._as_sweep.plan, stored, tracker, own)
+        sweep_trials = [
+            combination.trial(combination.sweep_point) for combination in self.combinations
+        ]
+        run = self.run_context(self._as_sweep.plan, stored, tracker, sweep_trials)
         self.monitor.stage("search")
         TrialLoop(run, SearchTrials(run, search, earlier, self._load, self._fingerprints)).run()
 

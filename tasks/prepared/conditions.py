@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.interventions import TRAINING_PARAMETERS
-from search_spaces.specs import Dials, FurtherTest, SubsetSpec
+from search_spaces.specs import DatasetParameters, FurtherTest, SubsetSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
@@ -64,7 +64,7 @@ def move_images(
     labels: Labels,
     pool: Images,
     pool_labels: Labels,
-    parameters: Dials,
+    parameters: DatasetParameters,
 ) -> tuple[Images, NDArray[np.bool_]]:
     """Move the images that lie nearest to an image of another class in ``pool`` toward it.
 

@@ -263,7 +263,7 @@ class Hdf5File:
                 raise self._error(
                     f"{name} must be an array", "a group", "give its arrays in a file of their own"
                 )
-            chunk_bytes = int(np.prod(data.chunks or (0,), dtype=object)) * data.dtype.itemsize
+            chunk_bytes = ArrayHeader(data.chunks or (0,), data.dtype).num_bytes
             stored_bytes = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):

@@ -6,14 +6,14 @@ entry per image are read by the usual names of a table's columns.
 
 ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height,
 width)``. Pixels are uint8 as stored, other integers scaled by each image's own maximum, or floats
-scaled as :func:`pixel_scale` decides for the whole array.
+scaled as :mod:`tasks.sources.pixel_range` decides for the whole array.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,14 @@ from tasks.sources.array_files import (
     row_locator,
 )
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
-from tasks.sources.own import (
-    MAX_NAMED,
-    TRAITS,
-    VALIDATION_LEFT_OUT,
-    GivenSplit,
-    JoinedFiles,
-    Rows,
-    find_columns,
-    own_listing,
-    parse_split,
-    sort_labels,
-)
+from tasks.sources.own.class_names import sort_labels
+from tasks.sources.own.columns import TRAITS, JoinedFiles, find_columns
+from tasks.sources.own.listing import own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit, parse_split
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.tables import label_text, unused_flags
+from tasks.sources.pixel_range import CUT, choose_pixel_range, rescale_to_255
+from tasks.sources.tables import MAX_NAMED, label_text, unused_flags
 
 KEYS = (
     ("images", "labels"),
@@ -77,9 +71,14 @@ SPLIT_KEYS = (
     SplitKeys("x_{}", "y_{}", before="", after="_{}"),
     SplitKeys("X_{}", "y_{}", before="", after="_{}"),
 )
-SPLIT_WORDS = ("train", "test", "val", "valid")
+VALIDATION_NAMES_IN_KEYS = ("val", "valid")
+SPLIT_NAMES_IN_KEYS = ("train", "test", *VALIDATION_NAMES_IN_KEYS)
+"""Names of a split in the names of its arrays. Case matters here, as in the files themselves."""
 LABEL_NAMES = "label_names"
+"""Name of the array with the names of the classes."""
 SAVE_AS = "np.savez(PATH, images=images, labels=labels)"
+CHANNELS = (1, 3)
+"""Number of channels of an image; the last axis goes before the first if both may be it."""
 MAX_IMAGES = 10_000_000
 """Images in a file, at most. A damaged header could declare labels of many gigabytes. All of
 ImageNet has 14 million images."""
@@ -87,12 +86,6 @@ MAX_TEXT_BYTES = 1 << 28
 """Bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
 """Images that one reading task takes: rows are small and cheap to read in order."""
-CUT = "values outside pixel_range cut"
-MAX_CUT_SHARE = 0.9
-"""Share of all values that may lie outside ``pixel_range``. It is large because a CT window leaves
-out most values, those of air and of the table."""
-MIN_FILLED_SHARE = 1e-4
-"""Share of ``pixel_range`` that the values must span."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +103,20 @@ class ImageArray:
     labels: str
     split: GivenSplit
     columns: dict[str, str]
+
+
+class ArrayDetails(NamedTuple):
+    """The first details of an item.
+
+    Attributes:
+        array: Name of the array that holds the image.
+        black: The value that becomes 0; None as in :class:`Scale`.
+        white: The value that becomes 255.
+    """
+
+    array: str
+    black: float | None
+    white: float | None
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -132,20 +139,22 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         raise request.error(f"at most {MAX_IMAGES:,} images", f"{num_images:,}")
     our_names = ("label", "group", "split")
     columns = find_columns([*column_names], our_names, request, fixed={"label": "labels"})
-    files = JoinedFiles(
-        [
-            _cells_of(file, array, header.shape[0], columns.name_in_data, request)
-            for array, header in zip(arrays, headers, strict=True)
-        ]
-    )
+    cells = []
+    for array, header in zip(arrays, headers, strict=True):
+        cells.append(_cells_of(file, array, header.shape[0], columns.name_in_data, request))
+    files = JoinedFiles(cells)
     names = _class_names(file, files.cells["label"], request)
-    scale = _scale_of(file, arrays, headers, request)
+    scale = _choose_scale(file, arrays, headers, request)
+    limits = scale.limits or (None, None)
     # If the raw path is a folder, items name the file in it: a change of the file must be noticed.
     is_in_folder = request.root().is_dir()
     file_name = (array_path(request).name,) if is_in_folder else ()
 
     def array_of(row: int) -> ImageArray:
         return arrays[files.file_of(row)]
+
+    def named_first(labels: Iterable[str]) -> list[str]:
+        return [*names, *sort_labels(set(labels).difference(names))]
 
     def locator(row: int) -> str:
         return row_locator(array_of(row).images, files.row_in_file(row))
@@ -155,29 +164,18 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         locator=locator,
         name=lambda row: f"row {locator(row)}",
         file_split=lambda row: array_of(row).split,
-        details=lambda row: (array_of(row).images, scale.low, scale.high, *file_name),
+        details=lambda row: (*ArrayDetails(array_of(row).images, *limits), *file_name),
     )
     draft = Listing(
-        dtype="uint8" if scale.low is None else "float32",
+        dtype="uint8" if scale.limits is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: num_validation},
     )
     flags = (*columns.flags, *_unused_flags(file, arrays))
-    named_first = _NamedFirst(names)
     return own_listing(
         rows, request, dataset_flags=flags, class_names=names, order=named_first, draft=draft
     )
-
-
-@dataclass(frozen=True)
-class _NamedFirst:
-    """The order of classes: first those with a name, by number, then the others, sorted."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, labels: Iterable[str]) -> tuple[str, ...]:
-        return (*self.names, *sort_labels(set(labels) - set(self.names)))
 
 
 def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray], int]:
@@ -196,25 +194,26 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
             columns = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
             sets.append([ImageArray(images, labels, GivenSplit.NONE, columns)])
     num_validation = 0
-    unpaired = []
+    pairs_to_check = []
     for keys in SPLIT_KEYS:
         arrays = []
-        for word in SPLIT_WORDS:
-            images = keys.images.format(word)
-            labels = keys.labels.format(word)
-            split = parse_split(word)
+        for split_name in SPLIT_NAMES_IN_KEYS:
+            images = keys.images.format(split_name)
+            labels = keys.labels.format(split_name)
+            split = parse_split(split_name)
             if not {images, labels} <= names:
-                unpaired.append((images, labels))
+                pairs_to_check.append((images, labels))
             elif split is GivenSplit.VALIDATION:
                 num_validation += file.header(images).shape[0]
             else:
-                columns = _split_columns(names - {images, labels}, keys, word)
+                columns = _split_columns(names - {images, labels}, keys, split_name)
                 arrays.append(ImageArray(images, labels, split, columns))
         if arrays:
             sets.append(arrays)
-    # Without this check, images without their labels would be dropped silently. If there is no
-    # complete set at all, this is also the clearest message for x or X alone.
-    for images, labels in unpaired if sets else (*unpaired, *KEYS[1:4]):
+    if not sets:
+        pairs_to_check += KEYS[1:4]  # x or X alone
+    # Without this check, images without their labels would be dropped silently.
+    for images, labels in pairs_to_check:
         if images in names:
             raise request.error(
                 f"{images} and {labels} must both be in the file",
@@ -228,16 +227,16 @@ def _find_arrays(file: ArrayFile, request: RawRequest) -> tuple[list[ImageArray]
         absent = "labels" if "images" in names else "images"
         raise request.error(
             f"array {absent} must be in the .npz or HDF5 file",
-            f"it is not; the file has {', '.join(sorted(names)[:10]) or 'no array'}",
+            f"it is not; the file has {', '.join(sorted(names)[:MAX_NAMED]) or 'no array'}",
             f"{SAVE_AS}; x and y, and MedMNIST's and Keras' keys are known too",
         )
     return sets[0], num_validation
 
 
-def _split_columns(names: set[str], keys: SplitKeys, word: str) -> dict[str, str]:
-    """Return the arrays that carry a split's mark: usual name -> name in the file."""
-    before = keys.before.format(word)
-    after = keys.after.format(word)
+def _split_columns(names: set[str], keys: SplitKeys, split_name: str) -> dict[str, str]:
+    """Return the further arrays of a split: usual name -> name in the file."""
+    before = keys.before.format(split_name)
+    after = keys.after.format(split_name)
     columns = {}
     for name in sorted(names):
         if name.startswith(before) and name.endswith(after):
@@ -254,9 +253,9 @@ def _unused_flags(file: ArrayFile, arrays: Sequence[ImageArray]) -> list[str]:
     for array in arrays:
         used |= {array.images, array.labels, *array.columns.values()}
     for keys in SPLIT_KEYS:
-        for word in ("val", "valid"):
-            used |= set(_split_columns(names, keys, word).values())
-    return unused_flags(sorted(names - used), MAX_NAMED)
+        for split_name in VALIDATION_NAMES_IN_KEYS:
+            used.update(_split_columns(names, keys, split_name).values())
+    return unused_flags(sorted(names - used))
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
@@ -267,7 +266,7 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
     """
     header = file.header(name)
     shape = header.shape
-    has_channels = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
+    has_channels = len(shape) == 4 and not {shape[1], shape[3]}.isdisjoint(CHANNELS)
     if not (len(shape) == 3 or has_channels) or 0 in shape or header.dtype.kind not in "uif":
         raise request.error(
             f"{name} must be numbers of shape (n, height, width), "
@@ -345,24 +344,28 @@ def array_reader(file: ArrayFile) -> Reader:
     opened = {}
 
     def read(item: Item) -> list[Sample]:
-        array, low, high = item.details[:3]  # a file name may follow, see list_arrays
-        name = str(array)
-        if name not in opened:
-            opened[name] = file.rows(name)
-        pixels = _channels_last(opened[name](_row_of(item)))
-        if low is None or high is None:
+        details = _details_of(item)
+        if details.array not in opened:
+            opened[details.array] = file.rows(details.array)
+        pixels = _channels_last(opened[details.array](_row_of(item)))
+        if details.black is None or details.white is None:
             if pixels.dtype == np.uint8:
                 return [Sample(pixels)]
             scaled, conversions = by_own_maximum(pixels)
             return [Sample(scaled, conversions=conversions, flags=negative_flags(pixels))]
         if not np.isfinite(pixels).all():
             raise SkipItem("values not finite")
-        scaled, is_cut = to_scale(pixels, (float(low), float(high)))
+        scaled, is_cut = rescale_to_255(pixels, (details.black, details.white))
         if is_cut.any():
             return [Sample(scaled, flags=(CUT,))]
         return [Sample(scaled)]
 
     return read
+
+
+def _details_of(item: Item) -> ArrayDetails:
+    """Return the details of an item; :func:`list_arrays` may put a file name behind them."""
+    return ArrayDetails(*item.details[:3])  # type: ignore[arg-type]  # as list_arrays made them
 
 
 def _row_of(item: Item) -> int:
@@ -372,27 +375,13 @@ def _row_of(item: Item) -> int:
 
 def _channels_last(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return an image as ``(height, width)`` or ``(height, width, 3)``."""
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] not in CHANNELS:
         pixels = np.moveaxis(pixels, 0, 2)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
+    if pixels.shape[2] == 1:
+        return pixels[..., 0]
     return pixels
-
-
-def to_scale(
-    values: NDArray[np.generic], limits: tuple[float, float]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Map finite values linearly so that ``limits`` become 0 and 255, and clip them there.
-
-    Returns:
-        The values as float32 in [0, 255], and a boolean array of the same shape that marks the
-        clipped ones.
-    """
-    low = np.float32(limits[0])
-    high = np.float32(limits[1])
-    plain = values.astype(np.float32)
-    scaled = (plain - low) * np.float32(255 / (limits[1] - limits[0]))
-    return np.clip(scaled, 0, 255), (plain < low) | (plain > high)
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
@@ -403,7 +392,7 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     """
     rows_by_array: dict[str, list[int]] = {}
     for item in listing.items:
-        rows_by_array.setdefault(str(item.details[0]), []).append(_row_of(item))
+        rows_by_array.setdefault(_details_of(item).array, []).append(_row_of(item))
     try:
         loaded = []
         for name, rows in rows_by_array.items():
@@ -418,23 +407,20 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
         raise DataError("Images of training and test must have one shape", shapes) from None
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """The rule by which stored values become pixels in [0, 255].
 
     Attributes:
-        low: The value that becomes 0. None if values stay as stored, or if each image is scaled by
-            its own maximum.
-        high: The value that becomes 255; None as ``low``.
+        limits: The values that become 0 and 255. None if values stay as stored, or if each image is
+            scaled by its own maximum.
         rule: The rule in words, for the record.
     """
 
-    low: float | None
-    high: float | None
+    limits: tuple[float, float] | None
     rule: str
 
 
-def _scale_of(
+def _choose_scale(
     file: ArrayFile,
     arrays: Sequence[ImageArray],
     headers: Sequence[ArrayHeader],
@@ -443,7 +429,7 @@ def _scale_of(
     """Return the scale of all images. Images of floats are read to find their range.
 
     Raises:
-        DataError: The arrays have several types, or :func:`pixel_scale` raises it.
+        DataError: The arrays have several types, or :func:`choose_pixel_range` raises it.
     """
     pixel_range = request.dataset.pixel_range
     dtypes = {header.dtype.newbyteorder("=") for header in headers}
@@ -455,144 +441,17 @@ def _scale_of(
             "save all as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
-        return Scale(None, None, "as stored, 8 bits")
+        return Scale(None, "as stored, 8 bits")
     if pixel_range is None and "f" not in kinds:
-        return Scale(None, None, "whole numbers, scaled by own maximum")
+        return Scale(None, "whole numbers, scaled by own maximum")
     try:
         images = (
             map(file.rows(array.images), range(header.shape[0]))
             for array, header in zip(arrays, headers, strict=True)
         )
-        limits, rule = pixel_scale(request.dataset.name, images, pixel_range)
+        return Scale(*choose_pixel_range(request.dataset.name, images, pixel_range))
     except SkipItem as skip:
         raise request.error("the array of images must be readable", skip.reason) from None
-    return Scale(*limits, rule)
-
-
-@dataclass
-class _ValueRange:
-    """The finite values of several arrays of images.
-
-    Attributes:
-        low: Smallest value.
-        highs: Largest value of each array; ``-inf`` if it has no finite one.
-        num_values: Number of values.
-        num_cut: Number of values outside ``pixel_range``, if one was given.
-    """
-
-    low: float
-    highs: list[float]
-    num_values: int
-    num_cut: int
-
-    @classmethod
-    def of(
-        cls,
-        arrays: Iterable[Iterable[NDArray[np.generic]]],
-        pixel_range: tuple[float, float] | None,
-    ) -> _ValueRange:
-        values = cls(np.inf, [], 0, 0)
-        for images in arrays:
-            high = -np.inf
-            for image in images:
-                finite = image[np.isfinite(image)].astype(np.float32)
-                if not finite.size:
-                    continue
-                values.low = min(values.low, float(finite.min()))
-                high = max(high, float(finite.max()))
-                values.num_values += finite.size
-                if pixel_range is not None:
-                    _, is_cut = to_scale(finite, pixel_range)
-                    values.num_cut += int(is_cut.sum())
-            values.highs.append(high)
-        return values
-
-    @property
-    def high(self) -> float:
-        """Largest value."""
-        return max(self.highs)
-
-    @property
-    def text(self) -> str:
-        """The range in brackets, for messages."""
-        return f"[{self.low:.9g}, {self.high:.9g}]"
-
-    @property
-    def option(self) -> str:
-        """A ``pixel_range`` that all values lie in, as the user can type it."""
-        low = self.low
-        high = self.high
-        if low == high:
-            low = min(low, 0.0)
-            high = max(high, 0.0)
-        elif -1 <= low < -0.5 and high <= 1:
-            low = -1.0
-            high = 1.0
-        black = f"{low:.9g}"
-        white = f"{high:.9g}"
-        return f"pixel_range: [{black}, {white}], or --pixel-range {black} {white} to measure"
-
-
-@np.errstate(over="ignore", invalid="ignore")  # for limits beyond float32
-def pixel_scale(
-    name: str,
-    arrays: Iterable[Iterable[NDArray[np.generic]]],
-    pixel_range: tuple[float, float] | None,
-) -> tuple[tuple[float, float], str]:
-    """Decide which values are black and white, from the values of all images.
-
-    Args:
-        name: Name of the dataset, for messages.
-        arrays: Arrays of images, such as those of training and of test, read one by one.
-        pixel_range: The user's choice; None to decide by the values.
-
-    Returns:
-        The values that become 0 and 255, and the rule in words.
-
-    Raises:
-        DataError: The values allow several scales, the arrays seem to have different scales, or
-            hardly any value lies within ``pixel_range``.
-    """
-    values = _ValueRange.of(arrays, pixel_range)
-    if pixel_range is not None:
-        _check_pixel_range(name, values, pixel_range)
-        low, high = pixel_range
-        return pixel_range, f"[{low:g}, {high:g}] (pixel_range) to [0, 255], cut there"
-    if values.low >= 0 and values.high <= 1:
-        return (0.0, 1.0), "floats in [0, 1], times 255"
-    # 8-bit values of a real dataset reach the upper half. If all are below, the scale is unknown.
-    is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
-    if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
-        raise DataError(
-            f"{name}: training and test images must be stored on one scale",
-            f"one of them in [0, 1], all in {values.text}",
-            f"save them on the same scale, or give {values.option}",
-        )
-    if is_8_bit:
-        return (0.0, 255.0), "floats in [0, 255] as stored"
-    raise DataError(
-        f"{name}: float images must lie in [0, 1] or [0, 255], and it must be clear which",
-        values.text,
-        f"give the values of black and white; all values lie in {values.option}",
-    )
-
-
-def _check_pixel_range(name: str, values: _ValueRange, pixel_range: tuple[float, float]) -> None:
-    """Check that the user's range is not far wider than the values, or far from them."""
-    low, high = pixel_range
-    hint = f"all values lie in {values.option}"
-    if values.num_cut > MAX_CUT_SHARE * values.num_values:
-        rule = f"{name}: images must have values between the black and white of pixel_range"
-        share = values.num_cut / values.num_values
-        raise DataError(
-            rule, f"[{low:g}, {high:g}], which cuts {share:.1%} of values in {values.text}", hint
-        )
-    if 0 < values.high - values.low < MIN_FILLED_SHARE * (high - low):
-        raise DataError(
-            f"{name}: images must fill at least {MIN_FILLED_SHARE:.2%} of pixel_range",
-            f"{values.text} of [{low:g}, {high:g}]",
-            hint,
-        )
 
 
 def list_npz(request: RawRequest) -> Listing:

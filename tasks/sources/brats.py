@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -95,22 +95,25 @@ def list_brats(request: RawRequest) -> Listing:
     if not items:
         raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
     _check_one_release(items, request)
+    skipped = []
+    for case in incomplete:
+        if case.name not in items:
+            skipped.append(("/".join(case), "a volume of the case is missing"))
     return Listing(
         list(items.values()),
         request.dataset.label_names,
         block_size=1,
         excluded=dict(excluded),
-        skipped=[
-            ("/".join(case), "a volume of the case is missing")
-            for case in incomplete
-            if case.name not in items
-        ],
+        skipped=skipped,
         intensity=VOLUME_INTENSITY,
     )
 
 
-def _check_one_release(cases: dict[str, Item], request: RawRequest) -> None:
-    years = {year for case in cases for year in RELEASE_YEAR.findall(case)[:1]}
+def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
+    """Check that all cases are of one year, by their names."""
+    years = set()
+    for case in cases:
+        years.update(RELEASE_YEAR.findall(case)[:1])
     if len(years) > 1:
         raise request.error(
             "all cases must be of one year: later releases hold the cases of earlier ones again",
@@ -163,14 +166,14 @@ def read_brats(request: RawRequest) -> Reader:
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:
-        flair, t2, segmentation = (
-            decode_nifti(read_locator(base, str(locator)), max_voxels=MAX_VOXELS)
-            for locator in item.details
-        )
+        volumes = []
+        for locator in item.details:
+            body = read_locator(base, str(locator))
+            volumes.append(decode_nifti(body, max_voxels=MAX_VOXELS))
+        flair, t2, segmentation = volumes
         for volume in (t2, segmentation):
             if volume.values.shape != flair.values.shape:
                 raise SkipItem("volumes of unequal shapes")
-        for volume in (t2, segmentation):
             if np.abs(flair.affine - volume.affine).max() > MAX_SHIFT_MM:
                 raise SkipItem("volumes that lie elsewhere in space")
         if not np.isin(np.unique(segmentation.values), SEGMENTATION_VALUES).all():

@@ -194,7 +194,8 @@ def tissue() -> Images:
     num_planes, patches_per_plane = t1.shape[:2]
     groups = []
     for plane in range(num_planes):
-        groups += [f"{place} {plane // 4}" for place in range(patches_per_plane)]
+        for place in range(patches_per_plane):
+            groups.append(f"{place} {plane // 4}")
     patches = np.rint(t1.reshape(-1, 20, 20) * 255)
     gray = patches_of("gm").reshape(len(groups), -1).mean(1)
     white = patches_of("wm").reshape(len(groups), -1).mean(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.sources import OWN_KINDS
 from tasks.sources.dicom import is_single_image_name
-from tasks.sources.own import is_split_word
+from tasks.sources.own.splits import is_split_word
 from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archive
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
@@ -112,12 +112,11 @@ def _has_table_of_images(content: _FolderContent) -> bool:
     tables = [content.path / name for name in MANIFESTS if name in content.file_names]
     if tables and not content.subfolders:
         return True
-    split_tables = [
-        entry
-        for entry in content.entries
-        if entry.name in MANIFESTS and is_split_word(entry.parent.name)
-    ]
-    return any(_lists_images(table) for table in tables[:1] + split_tables[:1])
+    split_tables = []
+    for entry in content.entries:
+        if entry.name in MANIFESTS and is_split_word(entry.parent.name):
+            split_tables.append(entry)
+    return any(map(_lists_images, tables[:1] + split_tables[:1]))
 
 
 def _has_parquet(content: _FolderContent) -> bool:
@@ -127,11 +126,11 @@ def _has_parquet(content: _FolderContent) -> bool:
     """
     if _has_ending(content.file_names + content.entry_names, ".parquet"):
         return True
-    return any(
-        next(entry.glob("*.parquet"), None) is not None
-        for entry in content.entries
-        if is_split_word(entry.name) or "=" in entry.name
-    )
+    for entry in content.entries:
+        is_split = is_split_word(entry.name) or "=" in entry.name
+        if is_split and any(entry.glob("*.parquet")):
+            return True
+    return False
 
 
 def _has_shards(content: _FolderContent) -> bool:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.own import PLACEHOLDERS, plain_id
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.pictures import (
     MIN_SIDE,
     by_own_maximum,
@@ -523,9 +524,9 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
     Raises:
         SkipItem: A frame is constant, or has no value above 0.
     """
-    for frame in dicom.values[frames]:
+    values: NDArray[np.generic]
+    for values in dicom.values[frames]:
         flags = list(dicom.flags)
-        values: NDArray[np.generic] = frame
         if dicom.modality != "CT":
             flags.extend(negative_flags(values))
         elif dicom.rescale is None:
@@ -533,7 +534,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
         else:
             slope, intercept = dicom.rescale
             offset = np.float32(intercept + CT_OFFSET)
-            values = frame.astype(np.float32) * np.float32(slope) + offset
+            values = values.astype(np.float32) * np.float32(slope) + offset
         conversions = []
         if values.ndim == 3:
             conversions.append("colour DICOM")

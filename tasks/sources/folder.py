@@ -43,18 +43,17 @@ from tasks.sources.dicom import (
     read_header,
     single_reader,
 )
-from tasks.sources.own import (
-    PLACEHOLDERS,
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import (
     VALIDATION_LEFT_OUT,
     GivenSplit,
-    Rows,
-    count_hidden,
     is_split_word,
-    own_listing,
     parse_split,
     parse_splits,
-    plain_id,
 )
+from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 EXPECTED = (
@@ -186,12 +185,8 @@ def list_folder(request: RawRequest) -> Listing:
         file_split=lambda row: class_images[row].split,
     )
     draft = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
-    return own_listing(rows, request, dataset_flags=layout_flags, order=_sort_as_text, draft=draft)
-
-
-def _sort_as_text(labels: Iterable[str]) -> tuple[str, ...]:
-    """Sort class names as text, as torchvision's ``ImageFolder`` does."""
-    return tuple(sorted(labels))
+    # Names are sorted as text, as torchvision's ImageFolder does, also if they are numbers.
+    return own_listing(rows, request, dataset_flags=layout_flags, order=sorted, draft=draft)
 
 
 folder = Source(list_folder, single_reader)

@@ -19,7 +19,7 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.array_files import ARRAY_FILES, row_locator
 from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
 from tasks.sources.manifest import table_paths
-from tasks.sources.own import is_split_word
+from tasks.sources.own.splits import is_split_word
 from tasks.sources.parquet_images import holds_images, num_rows
 from tasks.sources.raw import (
     MARK,

@@ -28,21 +28,18 @@ from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
-from tasks.sources.own import (
-    MAX_NAMED,
+from tasks.sources.own.columns import (
     ONE_HOT,
     Cells,
     Columns,
     JoinedFiles,
-    Rows,
     common_columns,
-    count_hidden,
     find_columns,
-    is_split_word,
-    own_listing,
-    parse_split,
-    plain_id,
 )
+from tasks.sources.own.groups import plain_id
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import is_split_word, parse_split
 from tasks.sources.parquet_images import (
     NO_TABLE,
     TABLE_HINT,
@@ -54,11 +51,12 @@ from tasks.sources.parquet_images import (
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
+    MAX_NAMED,
     SEVERAL,
     counting,
     header_names,
+    read_columns,
     read_lines,
-    read_table,
 )
 
 COLUMNS_READ = ("path", "label", "group", "split")
@@ -98,10 +96,6 @@ class PathTable:
     columns: Columns
     cells: Cells
 
-    def row_name(self, row: int) -> str:
-        """Return the name of a row in messages."""
-        return _row_name(self.folder, self.numbers, row)
-
 
 def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
     """Return the name of a row in messages, such as ``train row 12``."""
@@ -129,10 +123,14 @@ def list_table(request: RawRequest) -> Listing:
     def table_of(row: int) -> PathTable:
         return tables[joined.file_of(row)]
 
+    def row_name(row: int) -> str:
+        table = table_of(row)
+        return _row_name(table.folder, table.numbers, joined.row_in_file(row))
+
     rows = Rows(
         cells=joined.cells,
         locator=paths.__getitem__,
-        name=lambda row: table_of(row).row_name(joined.row_in_file(row)),
+        name=row_name,
         numbering=lambda row: counting(table_of(row).numbers),
         file_split=lambda row: parse_split(table_of(row).folder),
     )
@@ -273,21 +271,19 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if lines.rows and not columns.labels:
         raise _no_label(lines.rows, request)
-    needed = (columns.name_in_data.get("path", "path"), *(columns.labels or ("label",)))
+    path_column = columns.name_in_data.get("path", "path")
+    needed = (path_column, *(columns.labels or ("label",)))
     optional = (*columns.name_in_data.values(), "slice")
-    records = read_table(
-        file.path, request, needed, optional, unstripped=columns.labels, lines=lines
-    )
-    names = records[0] if records else needed
-    data = {}
-    for name in names:
-        data[name] = [record[name] for record in records]
+    data = read_columns(file.path, lines, request, needed, optional)
+    for name, column in data.items():
+        if name not in columns.labels:  # blanks may be part of a label
+            data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:
         return f"{_row_name(file.folder, lines.numbers, row)} ({counting(lines.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
-    cells["path"] = _paths_from_base(data[needed[0]], file.folder, row_name, request)
+    cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
     if "slice" in data:
         cells["slice"] = data["slice"]
     return PathTable(file.folder, lines.numbers, lines.other_sheets, columns, cells)

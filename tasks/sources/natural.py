@@ -177,7 +177,10 @@ def _imagenet_class(name: str, tree: RawTree) -> str | None:
     *archives, _ = tree.locator(name).split(MARK)
     candidates = [_stem(archives[-1])] if archives else []
     candidates += folders[-1:]
-    return next((stem for stem in candidates if stem in IMAGENET_CLASSES), None)
+    for stem in candidates:
+        if stem in IMAGENET_CLASSES:
+            return stem
+    return None
 
 
 def _may_hold_classes(archive: str) -> bool:
@@ -308,8 +311,7 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
     Raises:
         DataError: Several folders have such files, and these differ.
     """
-    hint = DOWNLOADS[request.dataset.name].hint
-    excluded_words = DOWNLOADS[request.dataset.name].excluded
+    _, hint, excluded_words = DOWNLOADS[request.dataset.name]
     steps: list[Callable[[str], bool]] = [
         lambda archive: hint in archive.casefold(),
         lambda archive: True,
@@ -332,7 +334,7 @@ def _whole_folders(
     tree: RawTree, file_names: Sequence[Iterable[str]], excluded_words: Sequence[str]
 ) -> list[list[str]]:
     """Return the locators of each folder that has one file of every kind, top folders first."""
-    kinds = [frozenset(names) for names in file_names]
+    kinds = list(map(frozenset, file_names))
     folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for name in tree:
         if any(word in name.casefold() for word in excluded_words):

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import find_named, find_table, not_there, read_picture
-from tasks.sources.own import is_missing
+from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree, read_locator
-from tasks.sources.tables import column_key, header_of, read_table
+from tasks.sources.tables import column_key, column_keys, read_table
 
 READING_PROJECT = "15"
 """The project whose Kellgren-Lawrence grades are used; others graded a part of the knees again."""
@@ -205,7 +205,7 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
     descriptions: dict[tuple[str, str], str] = {}
     for name in filter(CONTENTS_TABLE.fullmatch, tree):
         locator = tree.locator(name)
-        if not required <= set(header_of(locator, request)):
+        if not required <= column_keys(locator, request):
             continue
         for row in read_table(locator, request, CONTENTS_COLUMNS):
             patient = row["ParticipantID"].removesuffix(".0")
@@ -367,8 +367,9 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     fine = np.asarray(image.resize((width, height), bicubic))
     _, *facts = item.details
     # Seen from the front, the patient's right knee is on the left of the image.
-    knees = zip(find_centers(fine), (facts[:3], facts[3:]), strict=True)
-    for center, (label, row, column) in knees:
+    right_and_left = facts[:3], facts[3:]
+    for center, knee in zip(find_centers(fine), right_and_left, strict=True):
+        label, row, column = knee
         if label is None:
             continue
         method = "knee: cropped by content"

@@ -10,7 +10,7 @@ from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
 from tasks.sources.pictures import by_own_maximum, decode_image
 from tasks.sources.raw import RawTree, read_locator
-from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
+from tasks.sources.tables import column_key, column_keys, first_hashed, read_lines
 
 TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
@@ -152,8 +152,10 @@ def find_table(
             named.append(tree.locator(name))
         else:
             unnamed.append(tree.locator(name))
-    for locators in (named,) if only_named else (named, unnamed):
-        matching = [locator for locator in locators if needed <= set(header_of(locator, request))]
+    if only_named:
+        unnamed = []
+    for locators in (named, unnamed):
+        matching = [locator for locator in locators if needed <= column_keys(locator, request)]
         if len(matching) > 1:
             _check_alike(matching, stem, request)
         if matching:
@@ -164,11 +166,11 @@ def find_table(
 def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> None:
     """Check that several tables are copies of one."""
     first_rows = read_lines(locators[0], request).rows
-    if any(read_lines(locator, request).rows != first_rows for locator in locators[1:]):
-        rule = f"one table must have the columns of {stem}"
-        listed = ", ".join(map(request.hashed, locators[:5]))
-        raise request.error(
-            rule,
-            f"{len(locators)} that differ: {listed}",
-            "keep the right one, move the others away",
-        )
+    for locator in locators[1:]:
+        if read_lines(locator, request).rows != first_rows:
+            listed = ", ".join(map(request.hashed, locators[:5]))
+            raise request.error(
+                f"one table must have the columns of {stem}",
+                f"{len(locators)} that differ: {listed}",
+                "keep the right one, move the others away",
+            )

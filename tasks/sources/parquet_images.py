@@ -21,20 +21,10 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import INTENSITY
-from tasks.sources.own import (
-    FROM_ZERO,
-    Cells,
-    Columns,
-    GivenSplit,
-    JoinedFiles,
-    Rows,
-    common_columns,
-    count_hidden,
-    find_columns,
-    is_split_word,
-    own_listing,
-    split_of_file,
-)
+from tasks.sources.own.columns import Cells, Columns, JoinedFiles, common_columns, find_columns
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import FROM_ZERO, Rows
+from tasks.sources.own.splits import GivenSplit, is_split_word, split_of_file
 from tasks.sources.pictures import decode_image
 from tasks.sources.raw import MARK, raw_names
 from tasks.sources.tables import MANIFESTS, cell_text
@@ -114,14 +104,15 @@ def list_parquet(request: RawRequest) -> Listing:
     contents = [_read_labels(name, request) for name in names]
     columns = common_columns([content.columns for content in contents], request)
     label_names = contents[0].label_names
+    splits = []
     for name, content in zip(names, contents, strict=True):
+        splits.append(split_of_file(name, request))
         if content.label_names != label_names:
             raise request.error(
                 "all files must give the labels the same names, in their schema's metadata",
                 f"{request.hashed(name)} has others or none",
                 "write all with datasets' to_parquet",
             )
-    splits = [split_of_file(name, request) for name in names]
     files = JoinedFiles([content.cells for content in contents])
 
     def locator(row: int) -> str:

@@ -179,12 +179,12 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     # find_named ignores case, so the name of the first table may be spelt otherwise.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
     same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
-    if not same_names:
-        return images.listing(
-            request, {f"labels from folder names only: no {MURA_STUDIES}": len(labels)}
-        )
-    _check_studies(tree.locator(same_names[0]), labels, request)
-    return images.listing(request, {})
+    flags = {}
+    if same_names:
+        _check_studies(tree.locator(same_names[0]), labels, request)
+    else:
+        flags[f"labels from folder names only: no {MURA_STUDIES}"] = len(labels)
+    return images.listing(request, flags)
 
 
 def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -> None:

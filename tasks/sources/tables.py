@@ -61,9 +61,10 @@ HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 """Name of a column that may be shown: words without digits, so it is no id, date or path."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table that lies in a folder of images."""
-MAX_SHOWN = 10
-"""Column names in a message."""
-MAX_SHOWN_LENGTH = 30
+MAX_NAMED = 10
+"""Names in one message or flag."""
+MAX_NAME_LENGTH = 30
+"""Characters of a column's name in a message or flag."""
 
 
 @dataclass(frozen=True)
@@ -341,55 +342,63 @@ def _number_text(value: object) -> str:
 
 
 def read_table(
+    path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the rows of a table as dicts of stripped text, see :func:`read_columns`."""
+    columns = read_columns(path, read_lines(path, request), request, needed, optional)
+    for name, column in columns.items():
+        columns[name] = list(map(str.strip, column))
+    rows = []
+    for cells in zip(*columns.values(), strict=True):
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+def read_columns(
     path: Path | str,
+    lines: Lines,
     request: RawRequest,
     needed: Sequence[str],
-    optional: Sequence[str] = (),
-    *,
-    unstripped: Sequence[str] = (),
-    lines: Lines | None = None,
-) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of text.
+    optional: Sequence[str],
+) -> dict[str, list[str]]:
+    """Return columns of a table by name, as they are written.
 
     Names of columns are compared by their :func:`column_key`. No message quotes a cell below the
     header.
 
     Args:
-        path: Path or locator of the table.
-        request: Where locators start, and for errors.
+        path: Path or locator of the table, for errors.
+        lines: Its lines.
+        request: For errors.
         needed: Columns that must be there.
         optional: Columns that are returned if they are there.
-        unstripped: Columns whose cells keep blanks at their ends.
-        lines: Lines of the table, if they have been read already.
 
     Raises:
-        DataError: The table cannot be read, columns are missing or repeated, or rows are ragged.
+        DataError: The table has no line, columns are missing or repeated, or rows are ragged.
     """
-    table = lines or read_lines(path, request)
-    if not table.rows:
+    if not lines.rows:
         raise _error(request, path, "must have a header line", "no line at all")
-    header = list(map(column_key, table.rows[0]))
-    missing = [name for name in needed if column_key(name) not in header]
+    keys = list(map(column_key, lines.rows[0]))
+    names = dict.fromkeys((*needed, *optional))
+    missing = [name for name in needed if column_key(name) not in keys]
     if missing:
-        listed = header_names(table.rows[0], (*needed, *optional))
         raise _error(
             request,
             path,
             f"must have the columns {', '.join(needed)}",
-            f"no {', '.join(missing)}{listed}",
+            f"no {', '.join(missing)}{header_names(lines.rows[0], tuple(names))}",
             f"call it {missing[0]}",
         )
-    wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
-    repeated = [name for name in wanted if header.count(column_key(name)) > 1]
+    repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    _check_even(path, table, request)
+    _check_even(path, lines, request)
     columns = {}
-    for name in wanted:
-        index = header.index(column_key(name))
-        cells = [row[index] for row in table.rows[1:]]
-        columns[name] = cells if name in unstripped else list(map(str.strip, cells))
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    for name in names:
+        if column_key(name) in keys:
+            index = keys.index(column_key(name))
+            columns[name] = [row[index] for row in lines.rows[1:]]
+    return columns
 
 
 def _check_even(path: Path | str, table: Lines, request: RawRequest) -> None:
@@ -435,13 +444,13 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
         ) from None
 
 
-def header_of(path: Path | str, request: RawRequest) -> list[str]:
+def column_keys(path: Path | str, request: RawRequest) -> set[str]:
     """Return the :func:`column_key` of a table's columns; empty if it cannot be read."""
     try:
         rows = read_lines(path, request).rows
     except DataError:
-        return []
-    return list(map(column_key, rows[0])) if rows else []
+        return set()
+    return set(map(column_key, rows[0] if rows else ()))
 
 
 def column_key(name: str) -> str:
@@ -449,15 +458,11 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def unused_flags(names: Sequence[str], max_named: int) -> list[str]:
+def unused_flags(names: Sequence[str]) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may tell which images belong together is a question of its own: without it,
     images of one patient may be trained on and tested on.
-
-    Args:
-        names: Names of the columns.
-        max_named: Largest number of other columns that the flag names.
     """
     flags: list[str] = []
     others: list[str] = []
@@ -467,7 +472,7 @@ def unused_flags(names: Sequence[str], max_named: int) -> list[str]:
         else:
             others.append(name)
     if others:
-        flags.append(f"columns not used: {first_of(others, max_named)}")
+        flags.append(f"columns not used: {first_of(others, MAX_NAMED)}")
     return flags
 
 
@@ -499,7 +504,7 @@ def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
     are_words = all(map(HEADER_NAME.fullmatch, names))
     if not are_words or known_keys.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
-    return f" among {first_of((name[:MAX_SHOWN_LENGTH] for name in names), MAX_SHOWN)}"
+    return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
 
 
 def first_hashed(request: RawRequest, names: Sequence[str]) -> str:

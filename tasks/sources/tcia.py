@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
-from tasks.sources.own import is_missing
+from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
 
@@ -430,11 +430,8 @@ class _SeriesFiles:
         """Return the name of a series' file, or None if there is none, or several that differ."""
         names = self._by_folder.get(series, [])
         if not names:
-            names = [
-                name
-                for name in self._by_patient.get((patient, series[-5:]), ())
-                if self._may_be(series, name)
-            ]
+            names = self._by_patient.get((patient, series[-5:]), [])
+            names = [name for name in names if self._may_be(series, name)]
         name = self._only(names)
         if name is not None:
             return name

@@ -17,13 +17,10 @@ from dataclasses import dataclass, field
 
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.own import (
-    Rows,
-    count_hidden,
-    find_columns,
-    own_listing,
-    split_of_file,
-)
+from tasks.sources.own.columns import find_columns
+from tasks.sources.own.listing import count_hidden, own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import split_of_file
 from tasks.sources.raw import MARK, TARS, Archive, open_archive, raw_names
 from tasks.sources.tables import cell_text, read_json
 

@@ -35,11 +35,11 @@ LIMIT_S = 3600
 Found = dict[str, Any]
 
 
-def cells_judged(found: Found, kind: str = "") -> Found:
-    """Of cells that sleep: each stored once and right, each tracked once; what failed is of the
+def trials_judged(found: Found, kind: str = "") -> Found:
+    """Of trials that sleep: each stored once and right, each tracked once; what failed is of the
     ``kind``."""
     kinds = Counter(kind for _, kind, _, _ in found["told"])
-    right = sum(found["results"].get(cell) == f"found {cell}" for cell in found["planned"])
+    right = sum(found["results"].get(trial) == f"found {trial}" for trial in found["planned"])
     slower = found["seconds"] / found["undisturbed_s"] if found.get("undisturbed_s") else None
     whole = right == len(found["planned"]) == len(found["results"]) and not found["failures_left"]
     return {
@@ -47,7 +47,7 @@ def cells_judged(found: Found, kind: str = "") -> Found:
         and found["statuses"] == ["FINISHED"]
         and (slower or 0) <= 2.5
         and (not kind or set(kinds) == {kind}),
-        "cells": len(found["planned"]),
+        "trials": len(found["planned"]),
         "right": right,
         "faults": [event[0] for event in found["history"] if event[0] != "threshold"],
         "failures": dict(kinds),
@@ -58,21 +58,21 @@ def cells_judged(found: Found, kind: str = "") -> Found:
 
 
 def workers_judged(found: Found) -> Found:
-    """As :func:`cells_judged`, with at least ten kills."""
-    judged = cells_judged(found, "worker_crash")
+    """As :func:`trials_judged`, with at least ten kills."""
+    judged = trials_judged(found, "worker_crash")
     kills = len(judged.pop("faults"))
     return {**judged, "holds": judged["holds"] and kills >= 10, "kills": kills}
 
 
 def memory_judged(found: Found) -> Found:
-    """As :func:`cells_judged`: the hog alone was killed, which costs the others nothing."""
-    judged = cells_judged(found, "out_of_memory")
-    return {**judged, "holds": judged["holds"] and all(HOG in cell for cell, *_ in found["told"])}
+    """As :func:`trials_judged`: the hog alone was killed, which costs the others nothing."""
+    judged = trials_judged(found, "out_of_memory")
+    return {**judged, "holds": judged["holds"] and all(HOG in trial for trial, *_ in found["told"])}
 
 
 def partition_judged(found: Found) -> Found:
-    """As :func:`cells_judged`: the hosts were parted, and the other one is of the cluster again."""
-    judged = cells_judged(found)
+    """As :func:`trials_judged`: the hosts were parted, and the other one is of the cluster again."""
+    judged = trials_judged(found)
     return {**judged, "holds": judged["holds"] and found["there"] and "link up" in judged["faults"]}
 
 
@@ -99,14 +99,14 @@ def postgres_judged(found: Found) -> Found:
 
 
 def disk_judged(found: Found) -> Found:
-    """The driver waits, says for what, and goes on; each cell is stored, each run closed."""
+    """The driver waits, says for what, and goes on; each trial is stored, each run closed."""
     waited = found["alive"] and found["still"] == found["at_pause"]
     ended = (
         found["exit"] == 0 and len(found["results"]) == 12 and "Traceback" not in found["stderr"]
     )
     return {
         "holds": waited and ended and found["runs"] == {"FINISHED": 12 + 2 + 1},
-        "cells": len(found["results"]),
+        "trials": len(found["results"]),
         "done_at_pause": found["at_pause"],
     }
 
@@ -132,7 +132,7 @@ def away_judged(found: Found) -> Found:
     waited = found["alive"] and found["paused"] and not found["traceback"] and found["exit"] == 0
     return {
         **judged,
-        "holds": judged["holds"] and waited and found["done_at_stop"] < found["cells"],
+        "holds": judged["holds"] and waited and found["done_at_stop"] < found["trials"],
     }
 
 
@@ -148,13 +148,15 @@ class Case:
     words: tuple[str, ...] = ("FOLDER",)
 
 
-WORKERS = json.dumps({"cells": 40, "every_s": 5.0, "kills": 12, "cell_s": 2.5, "compare": True})
+WORKERS = json.dumps(
+    {"num_trials": 40, "every_s": 5.0, "kills": 12, "trial_s": 2.5, "compare": True}
+)
 CASES = {
     "worker SIGKILL every 5 s for 60 s": Case(
         workers_judged, "faults", ("killed_workers", "FOLDER", WORKERS)
     ),
     "raylet SIGKILL, a node added": Case(
-        partial(cells_judged, kind="lost_node"), "faults", ("killed_raylet", "FOLDER")
+        partial(trials_judged, kind="lost_node"), "faults", ("killed_raylet", "FOLDER")
     ),
     "memory hog": Case(memory_judged, "faults", ("memory_hog", "FOLDER")),
     "memory hog alone": Case(memory_judged, "faults", ("memory_hog_alone", "FOLDER")),
@@ -201,7 +203,7 @@ def run_case(case: Case) -> Found:
 
 
 SHOWN = {
-    "cells": "{} cells",
+    "trials": "{} trials",
     "runs": "{} runs",
     "kills": "{} kills",
     "times_undisturbed": "{} times the undisturbed sweep",

@@ -1,7 +1,7 @@
-"""Faults while cells run, real ones: killed workers, a killed raylet, a memory hog; run inside
+"""Faults while trials run, real ones: killed workers, a killed raylet, a memory hog; run inside
 namespaces.
 
-Each case runs cells that sleep, breaks something by a seeded schedule, lets the sweep end, and
+Each case runs trials that sleep, breaks something by a seeded schedule, lets the sweep end, and
 prints one JSON object: the history of faults, every failure that was told, and what is stored at
 the end.
 
@@ -41,8 +41,8 @@ from orchestrator.running import trial_device
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -55,23 +55,23 @@ SCORES = NetworkScores(
     num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0
 )
 HOG = "-n12-"
-"""In the id of the cell that takes memory until it is killed, once."""
+"""In the id of the trial that takes memory until it is killed, once."""
 HEADROOM = 0.18
 MARGIN = 0.05
 HOG_BYTES = 256 * 2**20
 
 
 class Sleeper(TrialTrainable):
-    """Says where it runs, sleeps, and reports a result that depends on the cell alone."""
+    """Says where it runs, sleeps, and reports a result that depends on the trial alone."""
 
     seconds = 1.0
 
     def _run(self, started_at: float) -> TrialReport:
-        cell = self.assignment.trial_id
-        first = not _internal_kv_put(f"seen {cell}", b"1", overwrite=False)
+        trial_id = self.assignment.trial_id
+        first = not _internal_kv_put(f"seen {trial_id}", b"1", overwrite=False)
         node = ray.get_runtime_context().get_node_id()
-        _internal_kv_put(f"pid {cell}", f"{os.getpid()} {node}".encode())
-        if HOG in cell and first and (threshold := os.environ.get("FAULTS_HOG")):
+        _internal_kv_put(f"pid {trial_id}", f"{os.getpid()} {node}".encode())
+        if HOG in trial_id and first and (threshold := os.environ.get("FAULTS_HOG")):
             hoard, ends = [], time.monotonic() + 180
             while time.monotonic() < ends:
                 # The rest of the machine may give memory back, and a busy one is slow to give
@@ -82,10 +82,10 @@ class Sleeper(TrialTrainable):
                     hoard.append(np.ones(HOG_BYTES, np.uint8))
                 time.sleep(0.1)
         time.sleep(float(_internal_kv_get(f"hold {node}") or self.seconds))
-        _internal_kv_put(f"pid {cell}", b"")
+        _internal_kv_put(f"pid {trial_id}", b"")
         result = TrialResult(
             status=TrialStatus.DONE,
-            reason=f"found {cell}",
+            reason=f"found {trial_id}",
             seed=0,
             device="cpu",
             num_threads=1,
@@ -95,7 +95,7 @@ class Sleeper(TrialTrainable):
 
 
 def running_now() -> dict[int, str]:
-    """Return processes and nodes of the cells that run now, as they recorded themselves."""
+    """Return processes and nodes of the trials that run now, as they recorded themselves."""
     found = [(_internal_kv_get(key) or b"").decode().split() for key in _internal_kv_list("pid ")]
     return {
         int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))
@@ -103,12 +103,12 @@ def running_now() -> dict[int, str]:
 
 
 def hold_all(seconds: float) -> None:
-    """Have cells take so long on every node that is there now."""
+    """Have trials take so long on every node that is there now."""
     for node in ray.nodes():
         _internal_kv_put(f"hold {node['NodeID']}", str(seconds).encode())
 
 
-def run_cells(
+def run_trials(
     cluster: Cluster,
     root: Path,
     sizes: range,
@@ -116,7 +116,7 @@ def run_cells(
     trainable: type[TrialTrainable] = Sleeper,
     resources: Resources = Resources(1, 0),  # noqa: B008 (frozen)
 ) -> tuple[RunContext, Callable[[], None]]:
-    """Return a sweep of a cell for each train size, and what runs it."""
+    """Return a sweep of a trial for each train size, and what runs it."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
         _internal_kv_del(key)
     sweep = SweepSpec.model_validate(
@@ -169,24 +169,24 @@ def outcome(trials: RunContext, history: list[Any], started: float) -> dict[str,
 
 def killed_workers(
     root: Path,
-    cells: int = 10,
+    num_trials: int = 10,
     every_s: float = 2.5,
     kills: int = 5,
-    cell_s: float = 1.0,
+    trial_s: float = 1.0,
     compare: bool = False,
 ) -> dict[str, Any]:
-    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the cells undisturbed
+    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the trials undisturbed
     before."""
     chance, history, undisturbed_s = random.Random(13), list[Any](), None
-    sizes = range(10, 10 + 2 * cells, 2)
+    sizes = range(10, 10 + 2 * num_trials, 2)
     with connect(num_cpus=2, dashboard=False) as cluster:
-        hold_all(cell_s)
+        hold_all(trial_s)
         if compare:
-            _, run = run_cells(cluster, root, sizes, "undisturbed")
+            _, run = run_trials(cluster, root, sizes, "undisturbed")
             started = time.monotonic()
             run()
             undisturbed_s = time.monotonic() - started
-        trials, run = run_cells(cluster, root, sizes, "killed")
+        trials, run = run_trials(cluster, root, sizes, "killed")
         ended = threading.Event()
 
         def kill() -> None:
@@ -207,7 +207,7 @@ def killed_workers(
 
 
 def killed_raylet(root: Path) -> dict[str, Any]:
-    """SIGKILL to the raylet of one of two nodes while a cell runs there; another node joins."""
+    """SIGKILL to the raylet of one of two nodes while a trial runs there; another node joins."""
     from ray.cluster_utils import Cluster as RayCluster
 
     # Workers outlive their raylet until Ray's health check has failed: 14 s by default.
@@ -224,8 +224,8 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     workers = [nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
     history: list[Any] = []
     with connect(nodes.address) as cluster:
-        trials, run = run_cells(cluster, root, range(10, 22, 2), "raylet")
-        # A cell that ended before would end well, and quick ones elsewhere could leave none for
+        trials, run = run_trials(cluster, root, range(10, 22, 2), "raylet")
+        # A trial that ended before would end well, and quick ones elsewhere could leave none for
         # this node.
         _internal_kv_put(f"hold {workers[0].node_id}", b"60")
         _internal_kv_put(f"hold {workers[1].node_id}", b"10")
@@ -250,7 +250,7 @@ def killed_raylet(root: Path) -> dict[str, Any]:
 
 
 def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
-    """One cell takes memory until Ray's memory monitor kills it, beside others that do not."""
+    """One trial takes memory until Ray's memory monitor kills it, beside others that do not."""
     threshold = psutil.virtual_memory().percent / 100 + HEADROOM
     os.environ.update(
         RAY_memory_usage_threshold=f"{threshold:.3f}",
@@ -258,7 +258,7 @@ def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
         FAULTS_HOG=f"{threshold:.3f}",
     )
     with connect(num_cpus=2, dashboard=False) as cluster:
-        trials, run = run_cells(cluster, root, sizes, "hog")
+        trials, run = run_trials(cluster, root, sizes, "hog")
         started = time.monotonic()
         run()
         return outcome(
@@ -279,11 +279,11 @@ class OnDeadGpu(Sleeper):
 
 
 def dead_gpu(root: Path) -> dict[str, Any]:
-    """A last cell, whose every attempt Ray would give the free GPU of the lowest number: the dead
+    """A last trial, whose every attempt Ray would give the free GPU of the lowest number: the dead
     one."""
     cluster_of_two = mock.patch("orchestrator.machine.cluster.gpus_here", return_value=[None, None])
     with cluster_of_two, connect(num_cpus=2, dashboard=False) as cluster:
-        trials, run = run_cells(
+        trials, run = run_trials(
             cluster, root, range(10, 12, 2), "dead", OnDeadGpu, Resources(1, 1.0)
         )
         started = time.monotonic()
@@ -292,7 +292,7 @@ def dead_gpu(root: Path) -> dict[str, Any]:
 
 
 def memory_hog_alone(root: Path) -> dict[str, Any]:
-    """As :func:`memory_hog`, with the one cell alone, as the first trial of a restart is."""
+    """As :func:`memory_hog`, with the one trial alone, as the first trial of a restart is."""
     return memory_hog(root, range(12, 14, 2))
 
 

@@ -21,12 +21,12 @@ from typing import Any
 import ray
 
 from orchestrator.machine.cluster import connect
-from tests.integration.faults import STORE_BYTES, hold_all, outcome, run_cells, running_now
+from tests.integration.faults import STORE_BYTES, hold_all, outcome, run_trials, running_now
 from tests.lab.hosts import run
 
 HERE, THERE, PORT = "10.78.0.1", "10.78.0.2", 6390
 CARD, PEER, SPACE = "near", "far", "far"
-CELL_S = 2.0
+TRIAL_S = 2.0
 PATIENCE_S = 400.0
 """How long after the link is back the other host may take to be of the cluster again."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block")
@@ -93,15 +93,15 @@ def main(root: Path, seconds: float) -> dict[str, Any]:
     other, history = [start_ray(log, there=True)], list[Any]()
     with connect(f"{HERE}:{PORT}") as cluster:
         first = wait_for_node()
-        hold_all(CELL_S)
-        cells = 12 + round(seconds / CELL_S)
+        hold_all(TRIAL_S)
+        num_trials = 12 + round(seconds / TRIAL_S)
         ended = threading.Event()
-        trials, sweep = run_cells(cluster, root, range(10, 10 + 2 * cells, 2), "parted")
+        trials, sweep = run_trials(cluster, root, range(10, 10 + 2 * num_trials, 2), "parted")
 
         def part() -> None:
             while first not in running_now().values():
                 if ended.wait(0.05):
-                    return  # on a busy machine all cells may end before a worker there has started
+                    return  # on a busy machine all trials may end before a worker there has started
             run("ip", "link", "set", CARD, "down")
             history.append(["link down", time.time()])
             time.sleep(seconds)

@@ -37,8 +37,8 @@ from orchestrator.running.actors import IsweepArrays, start_beside_driver
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData

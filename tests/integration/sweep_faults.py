@@ -55,12 +55,12 @@ def numbers(result: Any) -> Any:
 
 
 def undisturbed(sweep: str, root: Path) -> tuple[dict[str, Any], float]:
-    """Run the sweep; returns its results by cell, and seconds."""
+    """Run the sweep; returns its results by trial, and seconds."""
     began = time.monotonic()
     if start(sweep, root).wait(PATIENCE_S) != 0:
         raise RuntimeError((root.parent / f"{root.name}.log").read_text(encoding="utf-8")[-3000:])
     return {
-        cell: numbers(r["result"]) for cell, r in stored(root).items()
+        trial_id: numbers(r["result"]) for trial_id, r in stored(root).items()
     }, time.monotonic() - began
 
 
@@ -84,11 +84,11 @@ def left_over() -> list[str]:
     return found
 
 
-def tracked(root: Path, cells: set[str]) -> dict[str, Any]:
-    """Return what MLflow shows: runs by state, and whether each cell has one that counts."""
+def tracked(root: Path, trial_ids: set[str]) -> dict[str, Any]:
+    """Return what MLflow shows: runs by state, and whether each trial has one that counts."""
     runs = mlflow_runs(root)
     trials = runs[runs["tags.kind"] == "trial"]
-    one_each = sorted(trials["tags.trial_id"]) == sorted(cells)
+    one_each = sorted(trials["tags.trial_id"]) == sorted(trial_ids)
     return {"statuses": runs["status"].value_counts().to_dict(), "one_each": one_each}
 
 
@@ -100,7 +100,7 @@ def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
     history, roots, trained_again = list[Any](), [folder / "root-1"], 0
     while len(history) < kills or not _done(roots[-1], expected):
         root = roots[-1]
-        before = {cell: record["started_at"] for cell, record in stored(root).items()}
+        before = {trial_id: record["started_at"] for trial_id, record in stored(root).items()}
         # From the start of Python to the end of the report; what is left takes less each time.
         moment = chance.uniform(0, seconds) if len(history) < kills else None
         driver = start(sweep, root)
@@ -110,8 +110,8 @@ def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
             os.kill(driver.pid, signal.SIGKILL)
             code = driver.wait()
             history.append([round(moment or 0, 1), len(stored(root)) if root.is_dir() else 0])
-        after = {cell: record["started_at"] for cell, record in stored(root).items()}
-        trained_again += sum(after.get(cell) != then for cell, then in before.items())
+        after = {trial_id: record["started_at"] for trial_id, record in stored(root).items()}
+        trained_again += sum(after.get(trial_id) != then for trial_id, then in before.items())
         if code == 0 and len(history) < kills:
             roots.append(folder / f"root-{len(roots) + 1}")
         elif code not in (0, -signal.SIGKILL):
@@ -120,7 +120,7 @@ def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
             )
     found = [{c: numbers(r["result"]) for c, r in stored(root).items()} for root in roots]
     return {
-        "cells": len(expected),
+        "trials": len(expected),
         "equal": all(results == expected for results in found),
         "history": history,
         "sweeps": len(roots),
@@ -137,7 +137,7 @@ def _done(root: Path, expected: dict[str, Any]) -> bool:
 
 
 def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
-    """The object store does not answer for ``seconds`` while cells end, weights and predictions
+    """The object store does not answer for ``seconds`` while trials end, weights and predictions
     included."""
     sweep = write_sweep(folder, LONGER)
     expected, _ = undisturbed(sweep, folder / "undisturbed")
@@ -162,7 +162,7 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
         leases = [found.path for found, _ in store._files.read_many([lease])]
     log = (folder / "root.log").read_text(encoding="utf-8")
     return {
-        "cells": len(expected),
+        "trials": len(expected),
         "equal": found == expected,
         "done_at_stop": len(at_stop),
         "done_when_back": len(again),

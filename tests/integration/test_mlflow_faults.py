@@ -1,4 +1,4 @@
-"""Real MLflow servers and files that break: one finished run per cell with its numbers, none left
+"""Real MLflow servers and files that break: one finished run per trial with its numbers, none left
 running."""
 
 import pytest

@@ -407,7 +407,7 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
 
 
 def numbers(result):
-    """Return all of a result that follows from its cell: what a network gave, no times and no
+    """Return all of a result that follows from its trial: what a network gave, no times and no
     memory."""
     seen = [(epoch["train_loss"], epoch["train_accuracy"]) for epoch in result["history"]]
     return seen, [result[name] for name in ("scores", "d_repr", "attacks", "test_history")]

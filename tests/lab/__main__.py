@@ -3,7 +3,7 @@ them.
 
 ``ray up``, ``isweep doctor``, a sweep typed into ``ray attach``, a sweep by ``ray job submit``, a
 worker killed, one rebooted, one that comes back with an empty home, the head lost and the same
-submission again, the end; then every cell must be there once, MLflow clean, and no process left.
+submission again, the end; then every trial must be there once, MLflow clean, and no process left.
 Needs root (to make namespaces and SSH servers in them), iproute2, openssh-server, rsync and tmux.
 Prints one JSON object; the committed one is ``tests/lab/result.json``."""
 
@@ -28,7 +28,7 @@ from tests.lab.hosts import SSHD, enter
 TOOLS = ("ip", "nsenter", "ssh", "ssh-keygen", "rsync", "tmux", SSHD)
 RAY = ("ray", "isweep", "orchestrator", "raylet", "gcs_server", "mlflow", "log_monitor")
 UP_S, SWEEP_S = 300.0, 400.0
-NUM_CELLS = 24
+NUM_TRIALS = 24
 LAUNCH_IS_GOOD = "nothing is wrong; no provider was asked"
 HOME = "/home/isweep"
 ISWEEP = f"{HOME}/isweep-venv/bin/isweep"
@@ -101,11 +101,11 @@ class Story:
         shell = "ray attach --tmux clusters/onprem.yaml"
         typed = ["export PATH=~/isweep-venv/bin:$PATH RAY_AUTH_MODE=token", RUN]
         self.step("attach, type, close", lambda: lab.type_into(shell, typed))
-        self.until("4 cells", SWEEP_S, lambda: lab.num_done("attached") >= 4)
+        self.until("4 trials", SWEEP_S, lambda: lab.num_done("attached") >= 4)
         self.step("kill Ray on gpu1", lambda: lab.hosts[1].kill(*RAY))
-        self.until("8 cells", SWEEP_S, lambda: lab.num_done("attached") >= 8)
+        self.until("8 trials", SWEEP_S, lambda: lab.num_done("attached") >= 8)
         self.step("reboot gpu2", lambda: (lab.hosts[2].switch_off(), lab.hosts[2].start()))
-        self.until("all cells", SWEEP_S, lambda: self.ended("attached"))
+        self.until("all trials", SWEEP_S, lambda: self.ended("attached"))
         self.until("three nodes again", UP_S, lambda: lab.num_nodes() == 3)
         self.step("status", lambda: lab.on_head("isweep status paper"))
         self.step(
@@ -115,7 +115,7 @@ class Story:
             ),
         )
         fetched = len(list((lab.lab / "home/sweeps/attached/trials").glob("*/result.json")))
-        expect("attached: results were fetched", fetched, NUM_CELLS)
+        expect("attached: results were fetched", fetched, NUM_TRIALS)
         return self.outcome("attached")
 
     def sweep_by_job(self) -> dict[str, Any]:
@@ -130,11 +130,11 @@ class Story:
                 lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True),
             )
             self.submit("ray job submit")
-            self.until("4 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 4)
+            self.until("4 trials", SWEEP_S, lambda: lab.num_done("submitted") >= 4)
         lab.hosts[1].switch_off()
         lab.hosts[1].empty_home()
         self.step("gpu1 comes back empty", lab.hosts[1].start)
-        self.until("8 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 8)
+        self.until("8 trials", SWEEP_S, lambda: lab.num_done("submitted") >= 8)
         lab.head.switch_off()
         before = lab.num_done("submitted")
         self.step("the head is lost", lab.head.start)
@@ -147,10 +147,10 @@ class Story:
                 lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True),
             )
             self.submit("the same submission again")
-            self.until("2 more cells", SWEEP_S, lambda: lab.num_done("submitted") >= before + 2)
+            self.until("2 more trials", SWEEP_S, lambda: lab.num_done("submitted") >= before + 2)
             self.step("ray job stop", lambda: lab.here(f"ray job stop {AT} SUBMISSION_ID"))
             self.submit("and again")
-            self.until("all cells", SWEEP_S, lambda: self.ended("submitted"))
+            self.until("all trials", SWEEP_S, lambda: self.ended("submitted"))
             self.step("ray job list", lambda: lab.here(f"ray job list {AT}"))
         return {**self.outcome("submitted"), "done_when_the_head_was_lost": before}
 
@@ -166,16 +166,16 @@ class Story:
         lab = self.cluster
         self.write_sweep("kept", seeds="[4]")
         self.step("keep", lambda: lab.on_head(KEEP))
-        self.until("2 cells", SWEEP_S, lambda: lab.num_done("kept") >= 2)
+        self.until("2 trials", SWEEP_S, lambda: lab.num_done("kept") >= 2)
         before = lab.num_done("kept")
         expect(
             "kept: a driver was killed",
             self.step("kill it", lambda: lab.head.kill("isweep run")) > 0,
             True,
         )
-        self.until("all cells", SWEEP_S, lambda: self.ended("kept", NUM_CELLS // 2))
+        self.until("all trials", SWEEP_S, lambda: self.ended("kept", NUM_TRIALS // 2))
         self.until("the supervisor ends", 60, lambda: not lab.head.processes("keep.py"))
-        return {**self.outcome("kept", NUM_CELLS // 2), "done_when_the_driver_was_killed": before}
+        return {**self.outcome("kept", NUM_TRIALS // 2), "done_when_the_driver_was_killed": before}
 
     def take_down(self) -> dict[str, list[str]]:
         """End it as documented; returns what still runs on each host."""
@@ -212,13 +212,13 @@ class Story:
         text = sweep_text(name=name, seeds=seeds, epochs=EPOCHS[name], pictures=pictures)
         (self.cluster.lab / "paper.yaml").write_text(text, encoding="utf-8")
 
-    def ended(self, sweep: str, cells: int = NUM_CELLS) -> bool:
-        """Whether all cells are there and the driver let go of the root."""
+    def ended(self, sweep: str, trials: int = NUM_TRIALS) -> bool:
+        """Whether all trials are there and the driver let go of the root."""
         lab = self.cluster
-        return lab.num_done(sweep) == cells and (lab.root / "sweeps" / sweep / "report").is_dir()
+        return lab.num_done(sweep) == trials and (lab.root / "sweeps" / sweep / "report").is_dir()
 
-    def outcome(self, sweep: str, cells: int = NUM_CELLS) -> dict[str, Any]:
-        """Every cell once in the store, and once in MLflow, closed."""
+    def outcome(self, sweep: str, trials: int = NUM_TRIALS) -> dict[str, Any]:
+        """Every trial once in the store, and once in MLflow, closed."""
         trials = self.cluster.root / "sweeps" / sweep / "trials"
         stored = sorted(path.parent.name for path in trials.glob("*/result.json"))
         failed = sorted(path.parent.name for path in trials.glob("*/failure.json"))
@@ -227,10 +227,10 @@ class Story:
         ) as database:
             rows = database.execute(_RUNS, (f"isweep/{sweep}",)).fetchall()
         runs = Counter(trial for trial, _ in rows)
-        expect(f"{sweep}: every cell is stored", len(stored), cells)
+        expect(f"{sweep}: every trial is stored", len(stored), trials)
         expect(f"{sweep}: no failure is left", failed, [])
-        expect(f"{sweep}: one run per cell in MLflow", sorted(runs), stored)
-        expect(f"{sweep}: no cell has two runs", max(runs.values()), 1)
+        expect(f"{sweep}: one run per trial in MLflow", sorted(runs), stored)
+        expect(f"{sweep}: no trial has two runs", max(runs.values()), 1)
         expect(f"{sweep}: no run is open", sorted({status for _, status in rows}), ["FINISHED"])
         records = [
             json.loads((trials / name / "result.json").read_text())["record"] for name in stored
@@ -240,11 +240,14 @@ class Story:
             all(r["provenance"]["commit"] for r in records),
             True,
         )
-        return {"cells": len(stored), "attempts": dict(Counter(str(r["attempt"]) for r in records))}
+        return {
+            "trials": len(stored),
+            "attempts": dict(Counter(str(r["attempt"]) for r in records)),
+        }
 
 
 EPOCHS = {"attached": 40, "submitted": 100, "kept": 60}
-"""Long enough that cells are left when something befalls them, on a busy machine too."""
+"""Long enough that trials are left when something befalls them, on a busy machine too."""
 CHECKED: list[str] = []
 
 

@@ -312,7 +312,7 @@ class LabCluster:
         return int(last[0]) if last[0].isdigit() else 0
 
     def num_done(self, sweep: str) -> int:
-        """Return how many cells of a sweep have a result."""
+        """Return how many trials of a sweep have a result."""
         return len(list((self.root / "sweeps" / sweep / "trials").glob("*/result.json")))
 
 

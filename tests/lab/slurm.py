@@ -147,7 +147,7 @@ class Slurm:
         return self.job(number)
 
     def results(self, sweep: str) -> list[str]:
-        """Return the cells of a sweep that are stored."""
+        """Return the trials of a sweep that are stored."""
         trials = self.lab / "scratch/isweep-root/sweeps" / sweep / "trials"
         return sorted(path.parent.name for path in trials.glob("*/result.json"))
 
@@ -173,10 +173,10 @@ class Slurm:
 
 
 def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
-    """Three nodes; SIGTERM to the script alone when six cells are there, as before the time
+    """Three nodes; SIGTERM to the script alone when six trials are there, as before the time
     limit."""
     number = slurm.submit(slurm.write_sweep("limited", seeds="[0, 1, 2, 3]", epochs=200), nodes=3)
-    wait_for("6 cells", JOB_S, lambda: len(slurm.results("limited")) >= 6)
+    wait_for("6 trials", JOB_S, lambda: len(slurm.results("limited")) >= 6)
     before = slurm.results("limited")
     slurm.say(f"scancel --batch --signal=TERM {number}")
     wait_for("back in the queue", 120, lambda: int(slurm.job(number)["Restarts"]) == 1)
@@ -184,7 +184,7 @@ def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
     log = slurm.log(number)
     expect(log, "restarts", ended["Restarts"], "1")
     expect(log, "state", (ended["JobState"], ended["ExitCode"]), ("COMPLETED", "0:0"))
-    expect(log, "cells", len(slurm.results("limited")), 24)
+    expect(log, "trials", len(slurm.results("limited")), 24)
     expect(log, "kept", set(before) <= set(slurm.results("limited")), True)
     expect(
         log,
@@ -195,7 +195,7 @@ def ends_in_the_middle(slurm: Slurm) -> dict[str, Any]:
     expect(log, "all nodes trained", len(slurm.nodes_of("limited")), 3)
     wait_for("no process left", 60, lambda: not slurm.left())
     return {
-        "cells": 24,
+        "trials": 24,
         "done_when_it_was_told_to_end": len(before),
         "by_node": dict(slurm.nodes_of("limited")),
     }
@@ -206,8 +206,8 @@ def one_node(slurm: Slurm) -> dict[str, Any]:
     number = slurm.submit(slurm.write_sweep("alone", seeds="[0]", epochs=5), nodes=1)
     ended = slurm.until_ended(number)
     expect(slurm.log(number), "state", (ended["JobState"], ended["ExitCode"]), ("COMPLETED", "0:0"))
-    expect(slurm.log(number), "cells", len(slurm.results("alone")), 6)
-    return {"cells": 6}
+    expect(slurm.log(number), "trials", len(slurm.results("alone")), 6)
+    return {"trials": 6}
 
 
 def a_mistake(slurm: Slurm) -> dict[str, Any]:

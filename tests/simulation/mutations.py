@@ -39,38 +39,38 @@ class Mutation(NamedTuple):
 
 QUEUE, TRIALS = "orchestrator/running/queue.py", "orchestrator/running/trials.py"
 RETRIES, LOCKS = "orchestrator/running/recovery/retries.py", "orchestrator/machine/locks.py"
-WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/work.py"
+WATCHDOG, WORK = "orchestrator/running/recovery/watchdog.py", "orchestrator/running/trial_source.py"
 TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflow_runs.py"
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORED, OUTLINES = "orchestrator/results/stored_results.py", "orchestrator/results/outlines.py"
 STORAGE, SIGNALS = "orchestrator/results/storage.py", "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
-SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_work.py"
+SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/search_trials.py"
 RESOURCES = "orchestrator/running/recovery/resource_policy.py"
 
 MUTATIONS = tuple(
     Mutation(promise, file, before, after)
     for file, rows in {
         QUEUE: (
-            ("a cell that failed is tried again", "        self.retry_at[trial_id] = at\n", ""),
+            ("a trial that failed is tried again", "        self.retry_at[trial_id] = at\n", ""),
             (
-                "cells that are tried later are waited for",
+                "trials that are tried later are waited for",
                 "(self.ready or self.retry_at or self.running)",
                 "(self.ready or self.running)",
             ),
             (
-                "a settled cell is done",
+                "a settled trial is done",
                 '        """Remove a trial that has its result, or that failed for good."""\n'
                 "        self.running.discard(trial_id)\n",
                 '        """Remove a trial that has its result, or that failed for good."""\n',
             ),
             (
-                "a cell that waits again runs no more",
+                "a trial that waits again runs no more",
                 "        self.running.discard(trial_id)\n        self.retry_at",
                 "        self.retry_at",
             ),
             (
-                "a cell that failed waits before it is tried again",
+                "a trial that failed waits before it is tried again",
                 "elif self.retry_at and min(self.retry_at.values()) <= now:",
                 "elif self.retry_at:",
             ),
@@ -101,7 +101,7 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "cells that ran when Tune broke are tried again",
+                "trials that ran when Tune broke are tried again",
                 "        failure = classify_broken_loop(error)\n",
                 "        failure = classify_broken_loop(error)\n"
                 "        self._queue.running.clear()\n",
@@ -117,17 +117,17 @@ MUTATIONS = tuple(
                 "            self._lost(trial_id, NO_RESULT)\n        else:\n",
             ),
             (
-                "a cell that waits for its worker when Tune breaks loses no attempt",
+                "a trial that waits for its worker when Tune breaks loses no attempt",
                 "if trial_id in (killed or self._queue.started):",
                 ("if not killed or trial_id in killed:"),
             ),
             (
-                "a cell that is stopped with a memory kill loses no attempt",
+                "a trial that is stopped with a memory kill loses no attempt",
                 "        self._attempts[trial_id] -= 1\n",
                 "",
             ),
             (
-                "a memory kill that ends Tune costs its own cell alone",
+                "a memory kill that ends Tune costs its own trial alone",
                 "if trial_id in (killed or self._queue.started):",
                 "if trial_id in self._queue.started:",
             ),
@@ -139,7 +139,7 @@ MUTATIONS = tuple(
                 "        self._nodes",
             ),
             (
-                "a result ends its cell",
+                "a result ends its trial",
                 "        self._num_broken_loops = 0\n        self._settled(trial_id)\n",
                 "        self._num_broken_loops = 0\n",
             ),
@@ -165,7 +165,7 @@ MUTATIONS = tuple(
                 "self._attempts[trial_id]",
             ),
             (
-                "arrays go with the last cell that needs them",
+                "arrays go with the last trial that needs them",
                 (
                     "        self._backend.arrays.trial_ended(trial_id, "
                     "self._array(trial_id), "
@@ -191,17 +191,17 @@ MUTATIONS = tuple(
                 "        if limit is not None and of_trial[kind] > limit + 1:",
             ),
             (
-                "the third death of a cell alone is its own doing",
+                "the third death of a trial alone is its own doing",
                 "    FailureKind.WORKER_CRASH: 2,",
                 "    FailureKind.WORKER_CRASH: 9,",
             ),
             (
-                ("a cell that hangs is tried once more"),
+                ("a trial that hangs is tried once more"),
                 "    FailureKind.HUNG: 1,",
                 "    FailureKind.HUNG: 9,",
             ),
             (
-                ("a cell that can get no more is given up"),
+                ("a trial that can get no more is given up"),
                 "        if hopeless:",
                 "        if False:",
             ),
@@ -216,22 +216,22 @@ MUTATIONS = tuple(
                 "True for address in eligible",
             ),
             (
-                "where others die too, a cell that dies gets more attempts",
+                "where others die too, a trial that dies gets more attempts",
                 "        self.deaths[trial_id] += died\n",
                 "",
             ),
             (
-                "where a GPU fails others too, a cell gets more attempts",
+                "where a GPU fails others too, a trial gets more attempts",
                 "len(self.trials_by_gpu[failure.gpu]) > 1",
                 "False",
             ),
             (
-                "cells that ran when Tune broke are not given up for it",
+                "trials that ran when Tune broke are not given up for it",
                 "    FailureKind.CLUSTER_ERROR: 5,",
                 "    FailureKind.CLUSTER_ERROR: 0,",
             ),
             (
-                "a worker that is not set up costs no cell",
+                "a worker that is not set up costs no trial",
                 "    FailureKind.SETUP: 3,",
                 "    FailureKind.SETUP: 0,",
             ),
@@ -250,7 +250,7 @@ MUTATIONS = tuple(
                 "pass",
             ),
             (
-                "a cell that hung may die of something else",
+                "a trial that hung may die of something else",
                 "        self._failures.pop(trial_id, None)\n",
                 "",
             ),
@@ -260,7 +260,7 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "an epoch begins the limit of its cell anew",
+                "an epoch begins the limit of its trial anew",
                 "            watched.silent_since = self._clock.monotonic()\n",
                 "",
             ),
@@ -395,7 +395,7 @@ MUTATIONS = tuple(
                 "            if False:\n",
             ),
             (
-                "second runs of a cell are deleted",
+                "second runs of a trial are deleted",
                 "            self.client.delete_run(run_id)\n",
                 "            pass\n",
             ),
@@ -421,7 +421,7 @@ MUTATIONS = tuple(
                 "]",
             ),
             (
-                "a cell that nobody works on does not say that it runs",
+                "a trial that nobody works on does not say that it runs",
                 "            self.client.set_tag(tracked.run_id, STATUS, KILLED)\n",
                 "",
             ),
@@ -443,7 +443,7 @@ MUTATIONS = tuple(
                 "    if False:\n",
             ),
             (
-                "the record of another cell is not believed",
+                "the record of another trial is not believed",
                 "    if record.record_id != record_id:\n",
                 "    if False:\n",
             ),
@@ -453,7 +453,7 @@ MUTATIONS = tuple(
                 "record.record_id, record.file), data, durable=False)\n",
             ),
             (
-                "the history of a cell is kept to its end",
+                "the history of a trial is kept to its end",
                 "[*earlier, event][-MAX_EVENTS:]",
                 "[event]",
             ),
@@ -514,7 +514,7 @@ MUTATIONS = tuple(
         SEARCH: (
             (
                 "a killed search goes on with what it had asked for",
-                "                if search.wants(record.point, record.run):\n",
+                "                if search.needs(record.point, record.run):\n",
                 ("                if False:\n"),
             ),
             (
@@ -545,18 +545,18 @@ MUTATIONS = tuple(
             ),
             (
                 "finalists are those of the whole search",
-                "            if search.searched:\n                for point, run",
+                "            if search.is_over:\n                for point, run",
                 "            if True:\n                for point, run",
             ),
         ),
         RESOURCES: (
             (
-                "a cell that ran out of memory gets more",
+                "a trial that ran out of memory gets more",
                 "        return self._request(trial, num_increases)\n",
                 "        return self._request(trial, 0)\n",
             ),
             (
-                "a cell whose memory others hold is not given up for it",
+                "a trial whose memory others hold is not given up for it",
                 "        if is_held_by_others or is_changed or granted < MAX_UNCHANGED:\n",
                 "        if is_changed or granted < MAX_UNCHANGED:\n",
             ),

@@ -54,14 +54,14 @@ FAULTS = (
     "network error",
     "report lost",
     "report doubled",
-    "a cell fails again",
+    "a trial fails again",
     "Tune breaks",
     "Tune runs out of memory",
     "sweep extended",
     "data changed",
 )
 """Everything that may go wrong, by the name that a summary counts."""
-NAMED_ONLY = ("a cell finds no memory",)
+NAMED_ONLY = ("a trial finds no memory",)
 """Faults of named schedules alone: they are long, and no seed draws them."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 AT_ONCE_S = 15.0
@@ -79,7 +79,7 @@ class Fault(NamedTuple):
     Attributes:
         step: At which port call of the world.
         kind: One of :data:`FAULTS` or :data:`NAMED_ONLY`.
-        amount: Seconds that it lasts, or by which a clock is set; which file or cell it hits.
+        amount: Seconds that it lasts, or by which a clock is set; which file or trial it hits.
     """
 
     step: int
@@ -233,7 +233,7 @@ class Outside:
             self.server.kept = _copied(kept)
 
     def _damaged(self, path: str, content: bytes, amount: float) -> bytes:
-        """Cut a file, flip a digit in it, or put another cell's in its place."""
+        """Cut a file, flip a digit in it, or put another trial's in its place."""
         place, name = int(amount * len(content)), path.rpartition("/")[2]
         if self.random.random() < 0.3:
             return content[:place]

@@ -114,8 +114,8 @@ LIMITS = {
     "Tune breaks and breaks": _repeated("Tune breaks", (20,) * 7),
     "other code here and there": _repeated("other code", range(15, 300, 15)),
     "other code on every node": _repeated("other code", (20,) * 12),
-    "a cell that kills its worker": _repeated("a cell fails again", (5, 200), 0.05),
-    "cells that kill their workers": _repeated("a cell fails again", (5, 5, 5), 0.05),
+    "a trial that kills its worker": _repeated("a trial fails again", (5, 200), 0.05),
+    "trials that kill their workers": _repeated("a trial fails again", (5, 5, 5), 0.05),
     "a worker tells what is wrong": [
         *_repeated("data are bad", (20,)),
         *_repeated("a recipe is bad", (24,)),
@@ -131,11 +131,11 @@ LIMITS = {
         *_repeated("killed behind a removal", (30, 60, 90)),
         *_repeated("killed behind a result", (220, 280)),
     ],
-    "a cell that takes all memory": _repeated("a cell fails again", (5,), 0.44),
-    "others take all memory for a while": _repeated("a cell finds no memory", (5, 9), 15.0),
-    "others take all memory for good": _repeated("a cell finds no memory", (5,), 25.0),
+    "a trial that takes all memory": _repeated("a trial fails again", (5,), 0.44),
+    "others take all memory for a while": _repeated("a trial finds no memory", (5, 9), 15.0),
+    "others take all memory for good": _repeated("a trial finds no memory", (5,), 25.0),
     "GPUs that fail whatever they are given": _repeated("device fails", range(10, 260, 5)),
-    "a slow cell that tells of epochs": _repeated("a cell is slow", (5,)),
+    "a slow trial that tells of epochs": _repeated("a trial is slow", (5,)),
     "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
     "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),
     "no right to write results": _repeated("storage refuses", (60,), 30.0),
@@ -143,7 +143,7 @@ LIMITS = {
 """What a sweep bears so often and no oftener."""
 
 FOUND = {
-    "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
+    "a diverged trial of new data shows the loss of the old": _repeated("data changed", (100,)),
     "a run reopened with a lost reply stays running": [
         *_repeated("file damaged", range(60, 200, 20), 0.2),
         *_repeated("server resets", range(200, 400, 15), 3.0),
@@ -157,7 +157,7 @@ FOUND = {
         *_repeated("second driver", (30,)),
         *_repeated("driver frozen", (34,), 150.0),
     ],
-    "a cell dies of something else while MLflow is away": [
+    "a trial dies of something else while MLflow is away": [
         *_repeated("worker dies", range(6, 20, 2)),
         *_repeated("server away", (20,), 15.0),
         *_repeated("network error", range(21, 29)),
@@ -166,9 +166,9 @@ FOUND = {
         *_repeated("second driver", (20,)),
         *_repeated("driver frozen", (24,), 75.0),
     ],
-    "a machine that sleeps costs no cell": _repeated("driver frozen", (40, 100), 400.0),
+    "a machine that sleeps costs no trial": _repeated("driver frozen", (40, 100), 400.0),
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
-    "a cell that waits for its worker when Tune breaks loses no attempt": _repeated(
+    "a trial that waits for its worker when Tune breaks loses no attempt": _repeated(
         "Tune breaks", (40, 60)
     ),
 }

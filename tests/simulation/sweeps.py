@@ -17,12 +17,12 @@ from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import State, compare_with_plan
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.work import RunContext, SweepTrials, TrialSource
+from orchestrator.running.trial_source import RunContext, SweepTrials, TrialSource
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, EarlierTrials, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
-from orchestrator.tuning.search_work import SearchTrials
+from orchestrator.tuning.search_trials import SearchTrials
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
 from tests.unit.orchestrator.results.examples import diverged, trial_result
@@ -40,17 +40,17 @@ SWEEP = {
 FOR_AN_EXTENSION = 0.04
 """Of a search's budget: one training more."""
 MOST_POINTS = 12
-"""That are asked for of one cell."""
+"""That are asked for of one trial."""
 
 
 def share(trial_id: str, data: str) -> float:
-    """Return a number in [0, 1) that follows from a cell and its data."""
+    """Return a number in [0, 1) that follows from a trial and its data."""
     return zlib.crc32(f"{trial_id} {data}".encode()) % 997 / 997
 
 
 @cache
 def trained(trial_id: str, data: str) -> TrialResult:
-    """What training a cell undisturbed gives: a function of the cell and its data alone."""
+    """What training a trial undisturbed gives: a function of the trial and its data alone."""
     found = share(trial_id, data)
     if found > 0.9:
         return diverged("loss is nan")
@@ -94,21 +94,21 @@ def plan_of(size: int) -> SweepPlan:
 
 
 @cache
-def cells_of(size: int) -> tuple[Combination, ...]:
+def combinations_of(size: int) -> tuple[Combination, ...]:
     return combinations_to_tune(plan_of(size))
 
 
 @cache
 def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
-    """Return the points that the sampler of each cell's search proposes, whatever befalls the
+    """Return the points that the sampler of each combination's search proposes, whatever befalls the
     search."""
     tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
-    for cell in cells_of(size):
-        study, points = CombinationStudy(cell, tune.sampler, tune.seed), set[Point]()
+    for combination in combinations_of(size):
+        study, points = CombinationStudy(combination, tune.sampler, tune.seed), set[Point]()
         for _ in range(MOST_POINTS):
             points |= {study.propose(again) for again in range(2)}
             study.ask(study.propose())
-        found[cell.key] = points
+        found[combination.key] = points
     return found
 
 
@@ -128,7 +128,7 @@ class Workspace:
 
 
 class Grid:
-    """The cells of a plan.
+    """The trials of a plan.
 
     Args:
         size: See :func:`plan_of`.
@@ -143,7 +143,7 @@ class Grid:
         self._workspace = Workspace(self.plan, data)
 
     def outcome(self, trial_id: str) -> TrialResult:
-        """Return what a cell gives."""
+        """Return what a trial gives."""
         return trained(trial_id, self.data)
 
     def loss(self, trial_id: str) -> tuple[str, float | None]:
@@ -160,7 +160,7 @@ class Grid:
         return self._state.flat_runs(), self._state.failures.values()
 
     def statuses(self) -> dict[str, str]:
-        """Return what MLflow then shows of each cell."""
+        """Return what MLflow then shows of each trial."""
         state = self._state
         return dict.fromkeys(state.failures, "FAILED") | dict.fromkeys(state.results, "FINISHED")
 
@@ -168,7 +168,7 @@ class Grid:
         """Return what is left, if anything."""
         state = self._state
         pending = [
-            cell for name, cell in self.plan.trials_by_id.items() if name not in state.results
+            trial for name, trial in self.plan.trials_by_id.items() if name not in state.results
         ]
         return (
             SweepTrials(run, pending, lambda subset, size: None, state=state) if pending else None
@@ -201,10 +201,10 @@ class Tuning:
 
     def __init__(self, size: int, data: str, stored: StoredResults) -> None:
         self.plan, self.data, self.stored = plan_of(size), data, stored
-        self._cells, self._proposals = cells_of(size), proposals_of(size)
+        self._combinations, self._proposals = combinations_of(size), proposals_of(size)
         self._fingerprints = {spec.prepared_id: data for spec in self.plan.prepared}
-        self._earlier = EarlierTrials.read(stored.store, self._cells, self._fingerprints)
-        self._search = Search(self._cells, self.plan.sweep.tune)
+        self._earlier = EarlierTrials.read(stored.store, self._combinations, self._fingerprints)
+        self._search = Search(self._combinations, self.plan.sweep.tune)
         self._search.resume(self._earlier.trials())
 
     def outcome(self, trial_id: str) -> SearchResult:
@@ -220,7 +220,7 @@ class Tuning:
         return dict.fromkeys(self._earlier.records, "FINISHED")
 
     def source(self, run: RunContext) -> TrialSource | None:
-        if self._search.done:
+        if self._search.is_done:
             return None
         return SearchTrials(run, self._search, self._earlier, lambda *_: None, self._fingerprints)
 
@@ -249,7 +249,7 @@ class Tuning:
                 found.append(
                     f"{name} on {dataset} took {one.spent} trainings of {asked.num_trainings}"
                 )
-            if one.needs_sweep_point or not one.searched or one.remaining_finalist_runs():
+            if one.needs_sweep_point or not one.is_over or one.remaining_finalist_runs():
                 found.append(f"the search of {name} on {dataset} is not done")
             own = [(one.combination.sweep_point, run) for run in range(asked.seeds)]
             if left := [run for run in own if run not in one.results]:

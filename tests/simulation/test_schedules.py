@@ -1,4 +1,4 @@
-"""Five hundred schedules of faults: every cell one sealed result, every failure told once, every
+"""Five hundred schedules of faults: every trial one sealed result, every failure told once, every
 end reached.
 
 ``pytest tests/simulation --seed N`` runs one schedule again; ``make simulate`` runs ten thousand.

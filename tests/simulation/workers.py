@@ -61,11 +61,11 @@ TRIED_AGAIN = {
     FailureKind.BAD_CONFIG: (0, 0),
     FailureKind.DISK_FULL: (0, 0),
 }
-"""How often a cell that fails alone is tried again, at least and at most; see docs/failures.md."""
+"""How often a trial that fails alone is tried again, at least and at most; see docs/failures.md."""
 MOST_DEATHS, BREAKS_IN_A_ROW, UNFIT_IN_A_ROW = 20, 5, 4
-"""Of a cell, of Tune, and of trials on each node, that a sweep bears."""
+"""Of a trial, of Tune, and of trials on each node, that a sweep bears."""
 AGAIN = ("worker dies", "memory kill", "device fails", "trial hangs")
-"""What a cell may do at each attempt."""
+"""What a trial may do at each attempt."""
 
 
 @dataclass
@@ -123,16 +123,16 @@ class ToldFailure(NamedTuple):
 
 
 @dataclass
-class Cells:
-    """What a world knows of the cells that are executed.
+class ExecutedTrials:
+    """What a world knows of the trials that are executed.
 
     Attributes:
         data: Fingerprint of the images.
-        outcome: What a cell gives undisturbed.
-        begins: Is told of every cell that a worker begins.
+        outcome: What a trial gives undisturbed.
+        begins: Is told of every trial that a worker begins.
         told: Failures that the sweep told so far, each with its kind and what follows.
-        at_rest: Is told which cells run, now and then.
-        idle: Is told that no cell is given out now.
+        at_rest: Is told which trials run, now and then.
+        idle: Is told that no trial is given out now.
     """
 
     data: str
@@ -144,10 +144,17 @@ class Cells:
 
 
 class SimulatedBackend:
-    """See :class:`orchestrator.running.backend.Backend`; a cell takes ``seconds``, about."""
+    """See :class:`orchestrator.running.backend.Backend`; a trial takes ``seconds``, about."""
 
-    def __init__(self, outside: Outside, process: Process, seconds: float, cells: Cells) -> None:
-        self._outside, self._process, self._seconds, self._cells = outside, process, seconds, cells
+    def __init__(
+        self, outside: Outside, process: Process, seconds: float, trials: ExecutedTrials
+    ) -> None:
+        self._outside, self._process, self._seconds, self._trials = (
+            outside,
+            process,
+            seconds,
+            trials,
+        )
         self._failed, self._num_nodes = defaultdict[str, list[FailureKind]](list), 0
         self._asked: dict[str, tuple[tuple[float, float], int]] = {}
         self._again: dict[str, list[str]] = {}
@@ -171,7 +178,7 @@ class SimulatedBackend:
         return said
 
     def fit(self, trials: Any, feed: Any) -> None:
-        """Do as Tune does: take cells while there is room, and tell what becomes of each."""
+        """Do as Tune does: take trials while there is room, and tell what becomes of each."""
         outside, running, iteration = self._outside, list[SimulatedTrial](), 0
         finished = False
         self.check_broken()
@@ -185,13 +192,13 @@ class SimulatedBackend:
             self._nodes_go_and_come(running)
             self._tune_breaks([trial for trial in running if trial.node])
             if iteration % 2 and not self._is_over():
-                self._cells.at_rest({trial.trial_id for trial in running if trial.node})
+                self._trials.at_rest({trial.trial_id for trial in running if trial.node})
             trials.on_step_begin(iteration, running)
             self._must(not self._is_over(), f"the sweep goes on: {self._process.over}")
             while not finished and all(trial.node for trial in running):
                 found = feed.suggest(f"t{iteration}-{len(running)}")
                 if found is None:
-                    self._cells.idle()
+                    self._trials.idle()
                     break
                 finished = found == Searcher.FINISHED
                 running += [] if finished else [self._given(found)]
@@ -208,7 +215,7 @@ class SimulatedBackend:
         return bool(self._process.over)
 
     def check(self) -> None:
-        """See, when all is done, that every cell has ended once, and no array is held."""
+        """See, when all is done, that every trial has ended once, and no array is held."""
         self.check_broken()
         ended = self.arrays.ended
         self._must(
@@ -221,11 +228,11 @@ class SimulatedBackend:
         if self._broke is not None:
             before, names, kind = self._broke
             self._broke = None
-            told = sorted((told.trial_id, told.kind) for told in self._cells.told[before:])
+            told = sorted((told.trial_id, told.kind) for told in self._trials.told[before:])
             expected = sorted((name, kind) for name in names)
             right = told == expected or self._is_over()
             self._must(right, f"Tune broke under {expected}, and told were {told}")
-            for failure in self._cells.told[before:]:
+            for failure in self._trials.told[before:]:
                 self._judge(failure.trial_id, kind, failure)
 
     def _node_added(self) -> None:
@@ -257,7 +264,7 @@ class SimulatedBackend:
             trial.ends_at = 0.0
 
     def _tune_breaks(self, running: list[SimulatedTrial]) -> None:
-        outside, before = self._outside, len(self._cells.told)
+        outside, before = self._outside, len(self._trials.told)
         if running and (fault := outside.take("Tune breaks", "head lost")):
             self._broke = before, [trial.trial_id for trial in running], FailureKind.CLUSTER_ERROR
             self._breaks += 1
@@ -275,7 +282,7 @@ class SimulatedBackend:
             )
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
-        """Take a cell, of which each attempt asks for more than one that ran out of memory."""
+        """Take a trial, of which each attempt asks for more than one that ran out of memory."""
         trial, outside = SimulatedTrial(config), self._outside
         name, failed = trial.trial_id, self._failed[trial.trial_id]
         resources = config[ASSIGNMENT].resources
@@ -292,9 +299,9 @@ class SimulatedBackend:
             asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}"
         )
         self._asked[name] = asks, num_own
-        if fault := outside.take("a cell finds no memory"):
+        if fault := outside.take("a trial finds no memory"):
             self._again[name] = ["others take all memory"] * int(fault.amount)
-        if fault := outside.take("a cell fails again"):
+        if fault := outside.take("a trial fails again"):
             self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (
                 1 + int(fault.amount * 100) % 9
             )
@@ -302,7 +309,7 @@ class SimulatedBackend:
             trial.fault = self._again[name].pop()
         elif fault := outside.take("worker says nothing"):
             trial.fault = fault.kind
-        elif outside.take("a cell is slow"):
+        elif outside.take("a trial is slow"):
             trial.lasts_s = 2 * LONGEST_SILENCE_S["trial hangs"]
         if trial.fault:
             outside.note(f"  {trial.fault} hits {name}")
@@ -321,7 +328,7 @@ class SimulatedBackend:
         )
         waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
         if waiting.fault != "worker says nothing":
-            self._cells.begins(waiting.trial_id)
+            self._trials.begins(waiting.trial_id)
             self._said.append(
                 WorkerLocation(waiting.trial_id, f"actor of {waiting.trial_id}", waiting.node)
             )
@@ -329,7 +336,7 @@ class SimulatedBackend:
 
     def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
         """Tell what a worker does now; returns whether its trial has ended."""
-        now, told = self._outside.scheduler.now, self._cells.told
+        now, told = self._outside.scheduler.now, self._trials.told
         if trial.killed or (
             trial.fault not in ("", *SILENT, "report doubled") and now >= trial.ends_at
         ):
@@ -351,8 +358,8 @@ class SimulatedBackend:
         report = TrialReport(
             started_at=now - self._seconds,
             finished_at=now,
-            outcome=self._cells.outcome(trial.trial_id),
-            data_fingerprint=self._cells.data,
+            outcome=self._trials.outcome(trial.trial_id),
+            data_fingerprint=self._trials.data,
             provenance=provenance(),
             node=trial.node,
         )
@@ -368,7 +375,7 @@ class SimulatedBackend:
     ) -> bool:
         """Tell that a worker failed; the sweep must store that, and tell it once with its kind."""
         self._must(trial.fault in KINDS, f"{trial.trial_id} works and was killed")
-        trial.status, told = "ERROR", self._cells.told
+        trial.status, told = "ERROR", self._trials.told
         kind, name = KINDS[trial.fault], trial.trial_id
         self._others_memory[name] += trial.fault == "others take all memory"
         silent_s = self._outside.scheduler.now - trial.heard_at
@@ -387,13 +394,13 @@ class SimulatedBackend:
         return True
 
     def _judge(self, name: str, kind: FailureKind, told: ToldFailure, node: str = "") -> None:
-        """See that a cell that failed is tried again as often as it should be, and no oftener."""
+        """See that a trial that failed is tried again as often as it should be, and no oftener."""
         mine = self._failed[name]
         mine.append(kind)
         fewest, most = TRIED_AGAIN[kind]
         is_of_memory = kind == FailureKind.OUT_OF_MEMORY
         self._own_memory[name] = mine.count(FailureKind.OUT_OF_MEMORY) - self._others_memory[name]
-        if is_of_memory and not self._own_memory[name]:  # nothing that the cell does would help
+        if is_of_memory and not self._own_memory[name]:  # nothing that the trial does would help
             fewest = most = MOST_DEATHS - 1
         if kind == FailureKind.DEVICE_ERROR:
             self._of_gpus[node].add(name)

@@ -25,8 +25,8 @@ from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.progress import Progress
+from orchestrator.running.trial_source import RunContext
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import EpochRecord
@@ -41,7 +41,7 @@ from tests.simulation.outside import (
 )
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
 from tests.simulation.sweeps import FOLDER, SWEEP, Grid, Tuning, plan_of
-from tests.simulation.workers import Cells, SimulatedBackend, ToldFailure
+from tests.simulation.workers import ExecutedTrials, SimulatedBackend, ToldFailure
 
 MOST_DRIVERS = 40
 MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
@@ -285,8 +285,10 @@ class World:
                     at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
                     begins = lambda trial_id: self._begins(sweep, monitor, trial_id)  # noqa: E731
                     idle = partial(self._idle, monitor)
-                    cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest, idle)
-                    execution = SimulatedBackend(outside, process, self.seconds, cells)
+                    executed = ExecutedTrials(
+                        self.data, sweep.outcome, begins, self.told, at_rest, idle
+                    )
+                    execution = SimulatedBackend(outside, process, self.seconds, executed)
                     try:
                         TrialLoop(run, source, execution, clock).run()
                     except KeyboardInterrupt:
@@ -335,7 +337,7 @@ class World:
         )
 
     def _begins(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
-        """A worker begins a cell; a driver that slept may not know yet that another has its
+        """A worker begins a trial; a driver that slept may not know yet that another has its
         lease."""
         if self.num_taken and any(process.taken for process, _ in self.started):
             return
@@ -349,7 +351,7 @@ class World:
             raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
 
     def _idle(self, monitor: Monitor) -> None:
-        """No cell is given out; those that failed wait no longer than they should."""
+        """No trial is given out; those that failed wait no longer than they should."""
         late = [name for name, at in monitor.not_before.items() if at < self.scheduler.now - 0.01]
         if found := [name for name in late if monitor.statuses.get(name) == "FAILED"]:
             raise Violation(f"{found} should be tried again by now")
@@ -374,7 +376,7 @@ class World:
     def _at_rest(
         self, tracker: Tracker, monitor: Monitor, running: set[str], ending: str = ""
     ) -> None:
-        """While a sweep runs, and at its ``ending``, MLflow shows each cell as it is if nothing is
+        """While a sweep runs, and at its ``ending``, MLflow shows each trial as it is if nothing is
         behind."""
         if tracker.num_behind or self._server_unknown():
             return
@@ -417,7 +419,7 @@ class World:
             raise Violation(f"MLflow shows a sweep that {ending} as {statuses[SWEEP_KEY]}")
 
     def _never_again(self, trial_id: str) -> bool:
-        """Tell whether a cell can have been tried once alone."""
+        """Tell whether a trial can have been tried once alone."""
         broke = any(self.outside.met[kind] for kind in ("Tune breaks", "Tune runs out of memory"))
         return (
             self.num_drivers == 1
@@ -469,7 +471,7 @@ class World:
             raise Violation("; ".join(problems))
 
     def _wrong_claims(self, sweep: Grid | Tuning, done: Iterable[str]) -> list[str]:
-        """Say of which cells a driver that ends believes what is not so."""
+        """Say of which trials a driver that ends believes what is not so."""
         found, hit = [], self.outside.hit
         for name in done:
             path = f"{FOLDER}/{name}/{sweep.file}"
@@ -492,7 +494,7 @@ class World:
     def _wrong_runs(
         self, sweep: Grid | Tuning, names: Iterable[str], said: str, failed: Iterable[str] = ()
     ) -> list[str]:
-        """Say what MLflow shows wrongly of cells that have a result."""
+        """Say what MLflow shows wrongly of trials that have a result."""
         shown: dict[str, list[Any]] = defaultdict(list)
         found = []
         for run in self.outside.server.search_runs([*self.outside.server.experiments]):
@@ -538,16 +540,16 @@ class Reader(ResultStore):
 
 
 class Monitor(Progress):
-    """Keeps what the sweep tells of its cells.
+    """Keeps what the sweep tells of its trials.
 
     Attributes:
-        statuses: What MLflow should show of each cell.
+        statuses: What MLflow should show of each trial.
         kinds: Of the last failure of each.
-        epochs: Those that a running cell told of.
-        stopped: Cells that were stopped with Tune, and wait again in their run.
-        not_before: When each cell that failed may be tried again: after 1 s, then twice as long
+        epochs: Those that a running trial told of.
+        stopped: Trials that were stopped with Tune, and wait again in their run.
+        not_before: When each trial that failed may be tried again: after 1 s, then twice as long
             each time.
-        has_begun: Whether a cell was.
+        has_begun: Whether a trial was.
     """
 
     def __init__(self, world: World, sweep: Grid | Tuning) -> None:

@@ -80,7 +80,7 @@ def test_what_was_typed_in_the_lab_stands_in_the_document(lab):
 def test_what_is_marked_slurm_was_typed_there():
     found = json.loads((ROOT / "tests/lab/slurm.json").read_text(encoding="utf-8"))
     assert {command for command, mark in marked() if mark == "[slurm]"} == set(found["commands"])
-    assert found["cases"]["ends_in_the_middle"]["cells"] == 24
+    assert found["cases"]["ends_in_the_middle"]["trials"] == 24
     assert "slurm-test: wheel" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 

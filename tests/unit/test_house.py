@@ -29,12 +29,14 @@ REWRITTEN: tuple[str, ...] = (
     "orchestrator/measuring/",
     "orchestrator/planning/",
     "orchestrator/results/",
+    "orchestrator/running/",
     "orchestrator/tuning/",
     "search_spaces/",
     "tasks/",
     "tasks/measures/",
     "tasks/prepared/",
     "tasks/sources/",
+    "tasks/sources/own/",
     "tasks/trials/",
 )
 """Folders that have been rewritten to be read once: the strict limits hold for these."""

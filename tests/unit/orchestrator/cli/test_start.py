@@ -15,7 +15,7 @@ from orchestrator.planning.written_files import preset_names
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
 from tasks.sources.detect import detect_own_kind
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import OWN_WRITERS
 

@@ -92,16 +92,16 @@ def test_the_story_of_a_cell_is_told(run, workspace):
     )
     history.log_event(first, failed, "first words\nlast words\n")
     history.log_event(first, Event(at=1012.0, what="started", attempt=2))
-    code, out, _ = run("status", "smoke", "--cell", first[-12:])
+    code, out, _ = run("status", "smoke", "--trial", first[-12:])
     assert code == 0
     assert "attempt 1 failed on 10.0.0.7: worker_crash: gone (attempt 2)" in out
     assert "attempt 2 started" in out
     assert f"log of attempt 1: {history.attempt_log_path(first, 1)}" in out
     assert "  last words" in out
-    said = json.loads(run("status", "smoke", "--cell", first, "--json")[1])
+    said = json.loads(run("status", "smoke", "--trial", first, "--json")[1])
     assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
     assert said["logs"] == {"1": history.attempt_log_path(first, 1)}
-    assert "no attempt at it is recorded" in run("status", "smoke", "--cell", second)[1]
+    assert "no attempt at it is recorded" in run("status", "smoke", "--trial", second)[1]
 
 
 def test_a_damaged_story_is_said(run, workspace):
@@ -110,7 +110,7 @@ def test_a_damaged_story_is_said(run, workspace):
         trial_id, Event(at=1000.0, what="started", attempt=1)
     )
     (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
-    code, out, _ = run("status", "smoke", "--cell", trial_id)
+    code, out, _ = run("status", "smoke", "--trial", trial_id)
     assert code == 0
     assert "A trial's history is damaged" in out
 

@@ -91,9 +91,9 @@ claims | claims needs one source; name a sweep, or ask for --published
 ui | MLflow has nothing to show yet; found: no
 ui --port 70000 | must be at most 65,535, got 70000
 reconcile smoke | no results yet; run it: isweep run smoke --root
-status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
-status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
-status --cell x | --cell needs a sweep
+status smoke --trial small_mlp | --trial must name one trial, not 4; found: small_mlp: small_mlp-
+status smoke --trial small_mlp-manifold_d5 | --trial must name a trial of the sweep; found: 'sm
+status --trial x | --trial needs a sweep
 plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
 run smoke --raw mnist=/a --raw mnist=/b | --raw must give mnist one value; found: mnist=/a and mnist=/b.
 plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key

@@ -22,6 +22,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import trial_device
 from orchestrator.running.recovery.failures import classify
+from orchestrator.running.trial_device import TrialDevice
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -30,12 +31,12 @@ from tasks.trials import isolation
 NETWORK = plan_sweep(load_sweep("demo")).trials[0].network
 
 
-def options(share, fast="auto", *, own=False, precision="float32"):
+def device_for(share, fast="auto", *, own=False, precision="float32"):
     recipe = NETWORK.recipe.model_copy(update={"precision": precision})
     library = "own" if own else NETWORK.model.library
     model = NETWORK.model.model_copy(update={"library": library})
     network = NETWORK.model_copy(update={"recipe": recipe, "model": model})
-    return trial_device.trial_device(Resources(1, share, fast=fast), network).options
+    return trial_device.device_for(Resources(1, share, fast=fast), network)
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
@@ -69,7 +70,7 @@ def without_cuda(monkeypatch):
 @pytest.mark.usefixtures("without_cuda")
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
     with pytest.raises(SetupError, match=r"NVIDIA driver 570\.82") as caught:
-        options(0.25)
+        device_for(0.25)
     named = (
         socket.gethostname(),
         "driver 570.82.01",
@@ -105,14 +106,9 @@ def test_what_brings_driver_and_torch_together(driver, cuda, hint):
 
 @pytest.mark.usefixtures("without_cuda")
 def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
-    assert options(0)["device"] == "cpu"
+    assert device_for(0) == TrialDevice("cpu")
     monkeypatch.setenv(gpus.LOGICAL_GPUS, "1")
-    assert options(0.5) == {
-        "device": "cpu",
-        "num_threads": 1,
-        "gpu_fraction": None,
-        "graphs": False,
-    }
+    assert device_for(0.5) == TrialDevice("cpu", num_threads=1, gpu_fraction=None, graphs=False)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +133,8 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(
         lambda network: asked.append("test") or ("" if pays else "they are slower"),
     )
     monkeypatch.setattr(trial_device, "check_computes", lambda: asked.append("begins"))
-    found = options(0.5, fast, own=own)
-    assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
+    device = device_for(0.5, fast, own=own)
+    assert (device.name, device.gpu_fraction, device.graphs) == ("cuda", 0.5, graphs)
     # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
     assert asked == ["test", "begins"]
 
@@ -163,7 +159,7 @@ def verdict(without_cuda, monkeypatch):
 def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(verdict, fast, own):
     verdict["wrong"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
     with pytest.raises(SetupError, match=r"GPU-3f of node .*: RTX 4090 computes wrongly") as caught:
-        options(1.0, fast, own=own)
+        device_for(1.0, fast, own=own)
     text = str(caught.value)
     assert verdict["wrong"] in text
     assert text.endswith("to test it again delete /cache/verdict.json.")
@@ -175,7 +171,7 @@ def test_a_gpu_that_computes_wrongly_is_never_used_whatever_steps_are_asked_for(
 
 def test_plain_steps_are_explained_in_one_line(verdict, caplog):
     verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
-    assert options(1.0)["graphs"] is False
+    assert device_for(1.0).graphs is False
     assert (
         f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are "
         "taken: vgg13: a weight differs by 1.0e-03"
@@ -193,6 +189,9 @@ def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
             f"found: GPU-1 of node .*: {said}; reset or hide it",
         ),
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
+        ("HIP error: out of memory", torch.AcceleratorError, "^HIP error: out of memory"),
+        # Only words of the table of libraries' errors decide.
+        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "reset or hide it"),
     ):
 
         def breaks(*_, text=text, **__):
@@ -593,11 +592,11 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: GpuInUse("Tesla T4", "GPU-7"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
     monkeypatch.setattr(trial_device, "check_numbers", lambda network: "")
-    assert options(1.0, "off")["device"] == "cuda"
+    assert device_for(1.0, "off").name == "cuda"
     with pytest.raises(
         SetupError, match=r"bfloat16, which Tesla T4, of compute capability 7.5.*precision: float32"
     ) as caught:
-        options(1.0, precision="bfloat16")
+        device_for(1.0, precision="bfloat16")
     failure = classify(caught.value)
     assert failure.unfit_node
     assert failure.gpu == f"GPU-7 of node {socket.gethostname()}"

@@ -123,6 +123,19 @@ def data(text):
             r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found",
         ),
         (
+            GOOD + "worlds: [{name: g, from: generated, dial: {gap: 9}}]",
+            r"^worlds\.0\.dial: unknown key; did you mean 'dials'\? known keys: from, dials, name\.",
+        ),
+        (
+            GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
+            r"^worlds\.0\.dials\.0\.1: input should be a valid number; found: True",
+        ),
+        (
+            GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
+            r"^arms\.0\.world: unknown key; did you mean 'worlds'\? known keys: name, moves, dials, ",
+        ),
+        (GOOD + "base_datasets: []", r"^base_datasets: unknown key"),
+        (
             GOOD + "resources: {num_cpus: 0.00001}",
             r"num_cpus: .*greater than or equal to 0\.0001; found: 1e",
         ),
@@ -155,7 +168,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
-    ids=range(42),
+    ids=range(46),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -608,7 +621,7 @@ def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
         ),
         ("{from: smoke, epochs: '3'}", r"recipe.epochs: .*found: '3'"),
         ("{from: smoke, epochs: []}", "recipe.epochs: needs a value"),
-        ("{from: smoke, epochs: [3, 3]}", "recipe: epochs names a value more than once"),
+        ("{from: smoke, epochs: [3, 3]}", "recipe: epochs names 3 more than once"),
         (
             "{epochs: 3}",
             "recipe.from: this key is required; write e.g. recipe: {from: demo, epochs: 3}",

@@ -235,7 +235,7 @@ def sealed(record):
 
 
 def copied(path):
-    """Put the record of another cell in its place."""
+    """Put the record of another trial in its place."""
     path.write_bytes((path.parent.parent / "good" / path.name).read_bytes())
 
 
@@ -266,7 +266,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     scan = store.scan(type(record))
     assert scan.records == {"good": good}
     assert [item.path for item in scan.unreadable] == [str(path)]
-    why = "the record of another cell, good" if damage == "of another cell" else ""
+    why = "the record of another trial, good" if damage == "of another cell" else ""
     with pytest.raises(CorruptStoreError, match=f"A stored record is damaged; .*{why}"):
         store.read(type(record), record.record_id)
     store.save(record)  # done anew, by what it replaces or what removes it

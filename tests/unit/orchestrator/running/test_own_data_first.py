@@ -16,7 +16,7 @@ from search_spaces.errors import DataError, SetupError, SweepError
 from tasks.remote import InlineExecutor
 from tasks.sources import folder
 from tasks.sources.base import Listing, RawRequest
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
 
@@ -122,9 +122,9 @@ def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_late
     somebodys = workspace.paths.prepared(first) / "a file"
     somebodys.parent.mkdir(parents=True)
     somebodys.touch()
-    meanwhile = preparation.Meanwhile(workspace, options, Progress())
-    assert meanwhile._process.wait() == 0
-    meanwhile.end()
+    background = preparation.BackgroundPreparation(workspace, options, Progress())
+    assert background._process.wait() == 0
+    background.end()
     assert workspace.prepared.keys() == {second.prepared_id}
     with pytest.raises(DataError, match="must be a prepared dataset or not exist"):
         preparation.prepare_missing(workspace, [first], options, InlineExecutor(), Progress())
@@ -133,9 +133,9 @@ def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_late
 def test_preparing_beside_the_start_ends_with_it_and_keeps_what_is_read(root):
     workspace = Workspace.open("demo", root)
     workspace.paths.make()
-    meanwhile = preparation.Meanwhile(workspace, RunOptions(root=root), Progress())
-    meanwhile.end()
-    assert meanwhile._process.returncode == 0
+    background = preparation.BackgroundPreparation(workspace, RunOptions(root=root), Progress())
+    background.end()
+    assert background._process.returncode == 0
     assert len(workspace.prepared) < len(workspace.plan.prepared)
 
 
@@ -154,11 +154,11 @@ def test_what_is_left_out_or_doubtful_is_told_once(sweep, root, tmp_path):
 
 
 def test_what_takes_longer_goes_on_where_it_is(sweep, root, monkeypatch):
-    monkeypatch.setattr(preparation, "READ_HERE_S", -1.0)
+    monkeypatch.setattr(preparation, "OWN_DATA_LIMIT_S", -1.0)
     workspace, options = Workspace.open(sweep, root), RunOptions(root=root)
     workspace.paths.make()
     preparation.prepare_own(workspace, options, Progress())
     assert not workspace.prepared
-    monkeypatch.setattr(preparation, "READ_HERE_S", 60.0)
+    monkeypatch.setattr(preparation, "OWN_DATA_LIMIT_S", 60.0)
     preparation.prepare_own(workspace, options, Progress())
     assert len(workspace.prepared) == 1

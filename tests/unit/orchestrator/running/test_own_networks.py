@@ -16,7 +16,7 @@ from orchestrator.planning.extra_costs import extras
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.running.preparation import check_models
+from orchestrator.running.networks import check_models
 from search_spaces.errors import ConfigError
 from tests.small_sweep import small_sweep
 

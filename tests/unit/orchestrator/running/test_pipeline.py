@@ -22,7 +22,7 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from orchestrator.running.work import RunContext, SweepTrials
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
@@ -181,7 +181,7 @@ CHECK = """
 import sys
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.preparation import check_models
+from orchestrator.running.networks import check_models
 check_models(plan_sweep(load_sweep("demo", {"image_size": int(sys.argv[1])})), ())
 print("torch" in sys.modules)
 """
@@ -211,9 +211,7 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
     subset = cell.network.subset
     _ = finished.prepared
     shutil.rmtree(finished.paths.prepared(subset.prepared))
-    with pytest.raises(
-        DataError, match=r"must stay as it is while its cells are trained.*prepared anew"
-    ):
+    with pytest.raises(DataError, match=r"must stay as it is while its trials run.*prepared anew"):
         load_arrays(finished, subset, cell.network.train_size)
 
 

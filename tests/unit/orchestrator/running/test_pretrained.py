@@ -8,7 +8,7 @@ import torchvision
 
 from orchestrator.machine.cluster import RunOptions
 from orchestrator.planning.workspace import Workspace
-from orchestrator.running.preparation import check_same_start, fetch_pretrained
+from orchestrator.running.networks import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import ConfigError, SetupError

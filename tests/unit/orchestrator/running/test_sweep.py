@@ -32,8 +32,8 @@ from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.recovery import retries
 from orchestrator.running.recovery.failures import classify
+from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.work import RunContext, SweepTrials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec, TrialSpec

@@ -2,6 +2,7 @@
 already."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from orchestrator.running.actors import (
 )
 from orchestrator.running.messages import TrialAssignment
 from orchestrator.running.perform import TrialTask, perform_trial
+from orchestrator.running.trial_device import TrialDevice
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials import trial
@@ -67,6 +69,43 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
     assert [(said.trial_id, said.epoch.epoch) for said in heard] == [("t", 1)]
 
 
+class FakeRay:
+    """Stands in for Ray, whose actor answers only while ``answers`` is true; keeps the waits."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.timeouts: list[float] = []
+
+    def wait(self, calls, timeout):
+        self.timeouts.append(timeout)
+        return (calls, []) if self.answers else ([], calls)
+
+    def get(self, call):
+        return ["message"]
+
+
+def test_a_lost_actor_is_waited_for_once_however_many_workers_end(monkeypatch):
+    fake_ray = FakeRay()
+    actor = SimpleNamespace(take=SimpleNamespace(remote=lambda: "call"))
+    monkeypatch.setattr(module, "ray", fake_ray)
+    monkeypatch.setattr(module, "start_beside_driver", lambda *_, **__: actor)
+    messages = MessageQueue()
+    assert messages.poll(wait=True) == ["message"]
+    fake_ray.answers = False
+    fake_ray.timeouts.clear()
+    for _ in range(64):
+        assert messages.poll(wait=True) == []
+    assert [timeout for timeout in fake_ray.timeouts if timeout] == [module.POLL_TIMEOUT_S]
+    fake_ray.answers = True
+    assert messages.poll() == ["message"]
+    # It answers again, so the next worker that ends is waited for.
+    fake_ray.timeouts.clear()
+    assert messages.poll(wait=True) == ["message"]
+    assert fake_ray.timeouts == [module.POLL_TIMEOUT_S]
+
+
 @pytest.mark.ray
 def test_the_actors_of_a_run_end_by_a_word_to_each(ray_local, tmp_path):
     def asked_until_it_is_gone(actor):
@@ -84,11 +123,10 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (60, 1, 16, 16), np.uint8), np.arange(60) % 2
     data = TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f")
-    device = {"device": "cpu", "num_threads": 1, "gpu_fraction": None, "graphs": False}
     spec = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(2.0,))})
     assignment = TrialAssignment(spec, "array", Resources(1, 0), "code", keep_weights=True)
     # The store stands in for the actor before it.
-    task = TrialTask(assignment, data, device, ResultStore(str(tmp_path)))
+    task = TrialTask(assignment, data, TrialDevice(), ResultStore(str(tmp_path)))
     first, trained = perform_trial(task)
     assert trained
     assert first.weights is not None

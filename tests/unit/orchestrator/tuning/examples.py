@@ -12,7 +12,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
 from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord
-from orchestrator.tuning.search_work import SearchQueue
+from orchestrator.tuning.search_trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
@@ -58,9 +58,9 @@ def trained(asked: RequestedTrial) -> SearchResult:
 def run_through(search: Search, most: int = 10_000) -> list[tuple[RequestedTrial, SearchResult]]:
     """Run a search one trial at a time; returns what ran."""
     ran = []
-    while len(ran) < most and (asked := search.next()) is not None:
+    while len(ran) < most and (asked := search.next_trial()) is not None:
         found = trained(asked)
-        search.finished(asked.spec.trial_id, found)
+        search.add_result(asked.spec.trial_id, found)
         ran.append((asked, found))
     return ran
 
@@ -110,7 +110,7 @@ def drive(
         trial_id = ends(running)
         running.remove(trial_id)
         found = trained(search.running_trial(trial_id))
-        search.finished(trial_id, found)
+        search.add_result(trial_id, found)
         queue.settle(trial_id)
         stored[trial_id] = stored[trial_id][0], found
     return list(stored.values())

@@ -43,8 +43,8 @@ def search(changed):
         state = one.searches[asked.combination.key]
         noisy = [score.loss + rng.uniform(0, 0.01) for score in found.curve]
         state.results[asked.point, asked.run] = result(noisy, str(found.status))
-    while (asked := one.next()) is not None:  # noise may have made other points finalists
-        one.finished(asked.spec.trial_id, result([rng.uniform(0.3, 0.5)] * 9))
+    while (asked := one.next_trial()) is not None:  # noise may have made other points finalists
+        one.add_result(asked.spec.trial_id, result([rng.uniform(0.3, 0.5)] * 9))
     return one
 
 
@@ -52,9 +52,9 @@ def test_means_errors_and_gains_are_those_of_the_runs(search):
     for state, outcome in zip(search.searches.values(), outcomes(search), strict=True):
         losses = {
             point: np.array([state.results[point, run].loss for run in range(1, 4)])
-            for point in (outcome.chosen.point, outcome.own.point)
+            for point in (outcome.chosen.point, outcome.sweep_recipe.point)
         }
-        chosen, own = losses[outcome.chosen.point], losses[outcome.own.point]
+        chosen, own = losses[outcome.chosen.point], losses[outcome.sweep_recipe.point]
         assert outcome.chosen.mean == pytest.approx(chosen.mean())
         assert outcome.chosen.std_error == pytest.approx(chosen.std(ddof=1) / np.sqrt(3))
         assert outcome.gain == pytest.approx((own - chosen).mean())
@@ -91,7 +91,7 @@ def test_the_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_err
     outcome = outcomes(search)[0]
     rival = (
         outcome.finalists[0].point
-        if outcome.finalists[0] != outcome.own
+        if outcome.finalists[0] != outcome.sweep_recipe
         else outcome.finalists[1].point
     )
     own_losses = (0.9, 0.1, 0.2, 0.3)
@@ -105,13 +105,15 @@ def test_the_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_err
     state.results |= {(rival, run): result([loss] * 9) for run, loss in enumerate(losses, 1)}
     again = outcomes(search)[0]
     assert again.chosen.point == (rival if left else state.combination.sweep_point)
-    assert again.keeps_own == (not left)
+    assert again.keeps_sweep_recipe == (not left)
 
 
 def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_worse(search):
     """Found with more budget: best of all in its first training, bad in the others."""
     place, outcome = next(
-        (place, found) for place, found in enumerate(outcomes(search)) if not found.keeps_own
+        (place, found)
+        for place, found in enumerate(outcomes(search))
+        if not found.keeps_sweep_recipe
     )
     state = list(search.searches.values())[place]
     before = dict(state.results)
@@ -126,11 +128,13 @@ def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_wors
 def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search, state):
     state.results |= {(state.combination.sweep_point, run): result([0.001] * 9) for run in range(4)}
     outcome = outcomes(search)[0]
-    assert outcome.keeps_own
+    assert outcome.keeps_sweep_recipe
     assert (outcome.gain, outcome.gain_std_error) == (0, None)
     assert outcome_table([outcome], BRIEF).rows[0][-1] == "own kept"
     assert not any(
-        found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point
+        found.keeps_sweep_recipe
+        for found in outcomes(search)
+        if found.chosen.point != found.sweep_recipe.point
     )
 
 
@@ -191,7 +195,7 @@ def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
 def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
     found = list(outcomes(search))
     found[1] = found[1].model_copy(
-        update={"chosen": None, "own": None, "gain": None, "gain_std_error": None}
+        update={"chosen": None, "sweep_recipe": None, "gain": None, "gain_std_error": None}
     )
     table, brief, rows = outcome_table(found), outcome_table(found, BRIEF), outcome_rows(found)
     assert {len(row) for row in table.rows} == {len(table.header)}
@@ -238,7 +242,7 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
     assert number == pytest.approx(by_dataset.mean(), rel=0.01)
     assert "95 % interval" in said
     assert gain_sentence([c.model_copy(update={"gain": None}) for c in found]).startswith(
-        "No cell has both"
+        "No combination has both"
     )
 
 
@@ -247,8 +251,8 @@ def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_
 ):
     one = Search(combinations_to_tune(plan_sweep(changed)), changed.tune)
     assert write_report(Workspace.open(changed, str(tmp_path)), one, outcomes(one)) is None
-    while (asked := one.next()) is not None:
-        one.finished(asked.spec.trial_id, result([], **DIVERGED))
+    while (asked := one.next_trial()) is not None:
+        one.add_result(asked.spec.trial_id, result([], **DIVERGED))
     found = outcomes(one)
     text = write_report(Workspace.open(changed, str(tmp_path)), one, found).read_text(
         encoding="utf-8"

@@ -206,7 +206,7 @@ def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypa
         TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5}
     )
     assert any(f"{len(before)} stored trials belong to another search" in line for line in said)
-    asked = searches[0].next()
+    asked = searches[0].next_trial()
     assert asked.role == Role.OWN
     assert asked.spec.trial_id not in before
     assert records(root) == before
@@ -224,8 +224,8 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
     assert victim not in records(root)
     assert search_standing(Workspace.open(TINY, root))["unreadable"] == 1
     tune_sweep(TINY, RunOptions(root=root))
-    assert searches[0].next().spec.trial_id == victim
-    assert searches[0].next() is None
+    assert searches[0].next_trial().spec.trial_id == victim
+    assert searches[0].next_trial() is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import CombinationStudy, Search
 from orchestrator.tuning.search_records import Role, SearchRecord
-from orchestrator.tuning.search_work import AHEAD
+from orchestrator.tuning.search_trials import AHEAD
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
@@ -43,8 +43,8 @@ def of(changed) -> Search:
 def test_the_course_of_a_search():
     one = search()
     ran = run_through(one)
-    assert one.done
-    assert one.next() is None
+    assert one.is_done
+    assert one.next_trial() is None
     roles = [asked.role for asked, _ in ran]
     assert roles[: len(one.searches)] == [Role.OWN] * len(one.searches)
     assert roles.index(Role.FINALIST) > max(
@@ -62,12 +62,12 @@ def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
     most = one.num_left
     assert most == len(one.searches) * (5 + 4 * 2)
     left = [most]
-    while (asked := one.next()) is not None:
+    while (asked := one.next_trial()) is not None:
         assert one.num_left <= left[-1]  # it runs now: still to come
-        one.finished(asked.spec.trial_id, result([0.5] * 9))
+        one.add_result(asked.spec.trial_id, result([0.5] * 9))
         left.append(one.num_left)
     assert all(later < earlier for earlier, later in pairwise(left))
-    assert (left[-1], one.done) == (0, True)
+    assert (left[-1], one.is_done) == (0, True)
 
 
 def test_the_chosen_rate_is_near_the_best():
@@ -138,7 +138,7 @@ def test_a_larger_budget_extends_a_finished_search():
     before = run_through(first)
     larger = search(budget=0.4)
     larger.resume(before)
-    assert not larger.done
+    assert not larger.is_done
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {
         asked.spec.trial_id for asked, _ in after
@@ -193,9 +193,9 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
 )
 def test_a_search_without_a_recipe_or_a_gain_ends_and_says_why(gives, number, said):
     one = search()
-    while (asked := one.next()) is not None:
-        one.finished(asked.spec.trial_id, gives(asked))
-    assert one.done
+    while (asked := one.next_trial()) is not None:
+        one.add_result(asked.spec.trial_id, gives(asked))
+    assert one.is_done
     for outcome in outcomes(one):
         assert said.format(outcome.num_trials) in outcome.problem
         assert (outcome.chosen is None) == ("gain" not in said)
@@ -213,7 +213,7 @@ def test_a_space_without_new_points_ends_the_search():
     one = of(sweep(tune=said))
     ran = run_through(one)
     assert len(ran) < 100
-    assert one.done
+    assert one.is_done
     # Told once each, however often the sampler came to it; and over at the next start, before it is
     # asked.
     for cell in one.searches.values():
@@ -222,7 +222,7 @@ def test_a_space_without_new_points_ends_the_search():
         assert cell.exhausted
     again = of(sweep(tune=said))
     again.resume(ran)
-    assert again.done
+    assert again.is_done
     told = [[len(cell.study.trials) for cell in each.searches.values()] for each in (one, again)]
     assert told[0] == told[1]
 
@@ -231,8 +231,8 @@ def test_a_recipe_outside_the_space_is_compared_and_not_told():
     one = of(sweep(tune={"learning_rate": [1e-2, 1e-1]}))
     run_through(one)
     for cell, outcome in zip(one.searches.values(), outcomes(one), strict=True):
-        assert outcome.own is not None
-        assert outcome.own.point == cell.combination.sweep_point
+        assert outcome.sweep_recipe is not None
+        assert outcome.sweep_recipe.point == cell.combination.sweep_point
         assert not cell.combination.contains(cell.combination.sweep_point)
         assert len(cell.study.trials) == outcome.num_trials - 1
 

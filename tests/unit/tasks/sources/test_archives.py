@@ -18,7 +18,7 @@ import pytest
 from search_spaces.errors import DataError
 from tasks.prepared import blocks
 from tasks.sources.detect import detect_own_kind
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tasks.sources.raw import TarArchive
 from tests.unit.tasks.sources.archives import pack, tar_mode
 from tests.unit.tasks.sources.conftest import assert_equal, check_verdict, picture, png, write_tree

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write_tree
 

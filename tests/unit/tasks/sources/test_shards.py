@@ -10,7 +10,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.sources.detect import detect_own_kind
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tests.raw_trees.own import image_cells, pictures, save_parquet, save_tar, write_webdataset
 from tests.unit.tasks.sources.conftest import check_verdict, picture, png
 

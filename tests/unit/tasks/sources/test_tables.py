@@ -16,7 +16,7 @@ import pytest
 from search_spaces.errors import DataError
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.locate import locate
-from tasks.sources.own import HIDDEN
+from tasks.sources.own.listing import HIDDEN
 from tasks.sources.pictures import to_prepared
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import FORMS, image_cells, save_parquet

@@ -1,7 +1,7 @@
-"""The shared context of a run's trials, and the sources that trials come from.
+"""The sources of a run's trials, and the context that all its trials share.
 
 A sweep's trials are known from the start (:class:`SweepTrials`). A search makes each of its trials
-when it is taken (:class:`orchestrator.tuning.trials.SearchTrials`). Both are a
+when a worker is free (:class:`orchestrator.tuning.search_trials.SearchTrials`). Both are a
 :class:`TrialSource`, and one loop runs either.
 """
 
@@ -137,14 +137,14 @@ class TrialSource:
         """Return the domain of a trial's images."""
         return self.run.plan.datasets[trial.network.subset.dataset].domain
 
-    def gave_up(self, trial_id: str) -> None:
+    def give_up(self, trial_id: str) -> None:
         """Take note that a trial failed and is not tried again in this run."""
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
         """Return a trial's network, with the number of images that it is trained on."""
         return trial.network
 
-    def points(
+    def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
         """Return what the tracker shows of an epoch while its trial runs."""
@@ -231,8 +231,8 @@ class SweepTrials(TrialSource):
         fields = self.record_fields(trial, report, attempt)
         fields["shared_group_share"] = report.shared_group_share
         fields["gpu_name"] = report.gpu_name
-        earlier = None if report.trained else self.run.stored.trials.get(trial.trial_id)
-        if earlier is not None:
+        earlier = self.run.stored.trials.get(trial.trial_id)
+        if earlier is not None and not report.trained:
             # Nothing was trained: times and GPU stay those of the training.
             fields["gpu_share"] = earlier.gpu_share
             fields["gpu_name"] = earlier.gpu_name

@@ -10,7 +10,7 @@ from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
-from orchestrator.running.work import RunContext, TrialSource
+from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
@@ -28,15 +28,19 @@ def perform_search(task: TrialTask) -> Performed:
     from tasks.trials.trial import run_search_trial
 
     assignment = task.assignment
+    device = task.device
     on_epoch = None
     if task.messages is not None:
         on_epoch = task.messages.publisher(assignment.trial_id).epoch_ended
     result = run_search_trial(
         assignment.spec.network,
         task.data,
+        device=device.name,
+        num_threads=device.num_threads,
+        gpu_fraction=device.gpu_fraction,
         micro_batch=assignment.resources.micro_batch,
+        graphs=device.graphs,
         on_epoch=on_epoch,
-        **task.device,
     )
     return Performed(result, trained=True)
 
@@ -64,7 +68,9 @@ class SearchQueue(TrialQueue):
     @property
     def is_empty(self) -> bool:
         """True if the search is over, or no trials are given out any more."""
-        return self.error is not None or (not (self.retry_at or self.running) and self._search.done)
+        if self.error is not None:
+            return True
+        return self._search.is_done and not self.retry_at and not self.running
 
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None if none may be taken yet."""
@@ -73,7 +79,7 @@ class SearchQueue(TrialQueue):
             return retried
         if self.error is not None or len(self.running - self.started) >= AHEAD:
             return None
-        trial = self._search.next()
+        trial = self._search.next_trial()
         if trial is None:
             return None
         try:
@@ -116,14 +122,14 @@ class SearchTrials(TrialSource):
             for number in range(search.tune.seeds):
                 trial = combination.trial(combination.sweep_point, number)
                 trials[trial.trial_id] = trial
-        taken: dict[str, TrialSpec] = dict(trials)
-        super().__init__(run, SearchQueue(search, taken, self._store_request), taken)
+        all_trials: dict[str, TrialSpec] = dict(trials)
+        super().__init__(run, SearchQueue(search, all_trials, self._store_request), all_trials)
         self._search = search
         self._stored = earlier
         self._load = load
         self._fingerprints = fingerprints
         self._by_array = {self.array_of(trial): trial for trial in trials.values()}
-        self._count()
+        self._show_counts()
 
     def load_array(self, key: str) -> TrialData:
         """See :class:`TrialSource`."""
@@ -137,13 +143,13 @@ class SearchTrials(TrialSource):
         record = SearchRecord(**fields, role=requested.role, run=requested.run)
         self.run.stored.save(record)
         self._stored.records[trial.trial_id] = record
-        self._search.finished(trial.trial_id, cast("SearchResult", report.outcome))
-        self._count()
+        self._search.add_result(trial.trial_id, cast("SearchResult", report.outcome))
+        self._show_counts()
         return flat_search(record)
 
-    def gave_up(self, trial_id: str) -> None:
+    def give_up(self, trial_id: str) -> None:
         """See :class:`TrialSource`."""
-        self._search.finished(trial_id, None)
+        self._search.add_result(trial_id, None)
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
         """See :class:`TrialSource`."""
@@ -151,7 +157,7 @@ class SearchTrials(TrialSource):
         train_size = round(trial.network.train_size * (1 - share))
         return trial.network.model_copy(update={"train_size": train_size})
 
-    def points(
+    def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
         """Return none: a search shows validation losses alone, which come with its result."""
@@ -175,7 +181,7 @@ class SearchTrials(TrialSource):
             self.run.stored.save(record)
             requests[trial_id] = record
 
-    def _count(self) -> None:
+    def _show_counts(self) -> None:
         """Report how many trials are done and how many are left at most."""
         num_done = len(self._stored.records)
         self.run.monitor.planned = num_done + self._search.num_left

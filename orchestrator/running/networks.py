@@ -1,0 +1,185 @@
+"""Networks that a run trains: whether they can be built, your code, and the weights to start from.
+
+Each check collects all problems and raises them as one
+:class:`~search_spaces.errors.SweepError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.planning.costs.networks import cost_of, was_built
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.results.records import TrialRecord
+from search_spaces.errors import ConfigError, SweepError, collect, plural
+from search_spaces.models import source_texts
+from search_spaces.specs import ModelSpec, NetworkSpec, TrialSpec
+from tasks.atomic import write_atomic
+
+
+@dataclass(frozen=True)
+class _BuildSizes:
+    """All that decides, besides the model, whether a network can be built."""
+
+    num_outputs: int
+    channels: int
+    image_size: int
+    dropout: float | None
+
+
+def check_models(plan: SweepPlan, done: Collection[str]) -> None:
+    """Refuse networks that cannot be built.
+
+    Args:
+        plan: The plan.
+        done: Ids of trials that have a result: their networks were built.
+
+    Raises:
+        SweepError: All problems at once.
+    """
+    networks: dict[tuple[ModelSpec, _BuildSizes], NetworkSpec] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        network = trial.network
+        num_outputs = plan.num_outputs(network)
+        if trial_id in done or was_built(network, num_outputs):
+            continue
+        prepared = network.subset.prepared
+        dropout = network.recipe.dropout
+        sizes = _BuildSizes(num_outputs, prepared.channels, prepared.image_size, dropout)
+        networks[network.model, sizes] = network
+    if not networks:
+        return  # without torch, which takes seconds to import
+    from tasks.trials.models import check_buildable
+
+    problems: list[SweepError] = []
+    for (model, sizes), network in sorted(networks.items(), key=str):
+        try:
+            check_buildable(
+                model,
+                num_outputs=sizes.num_outputs,
+                in_channels=sizes.channels,
+                image_size=sizes.image_size,
+                dropout=sizes.dropout,
+            )
+            if model.library == "own":
+                cost_of(network)  # takes a step: your own network may fail only in training
+        except SweepError as error:
+            problems.append(error)
+    collect(problems)
+
+
+def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the source of users' networks among trials, by relative path, for the workers."""
+    references: set[str] = set()
+    for trial in trials:
+        model = trial.network.model
+        if model.library == "own":
+            references.add(model.architecture)
+    code: dict[str, str] = {}
+    for reference in sorted(references):
+        code.update(source_texts(reference))
+    return code
+
+
+def fetch_pretrained(
+    plan: SweepPlan, done: Collection[str], paths: RootPaths, note: Callable[[str], None]
+) -> dict[str, bytes]:
+    """Return the weights that networks start from, and check that they fit.
+
+    Downloads are kept, so that all trainings of a root start from the same weights.
+
+    Args:
+        plan: The plan.
+        done: Ids of trials that have a result, and need no weights.
+        paths: Paths below the root.
+        note: Prints a message for the user.
+
+    Returns:
+        Weights by :attr:`ModelSpec.pretrained_key`.
+
+    Raises:
+        SweepError: All problems at once.
+    """
+    image_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        model = trial.network.model
+        prepared = trial.network.subset.prepared
+        if model.pretrained and trial_id not in done:
+            image_sizes.setdefault(model, set()).add((prepared.channels, prepared.image_size))
+    weights: dict[str, bytes] = {}
+    problems: list[SweepError] = []
+    for model, sizes in image_sizes.items():
+        from tasks.trials.models import build_model  # imports torch, which takes seconds
+
+        try:
+            data = _pretrained_weights(model, paths, note)
+            weights[model.pretrained_key] = data
+            for channels, side in sorted(sizes):
+                build_model(
+                    model,
+                    num_outputs=2,
+                    in_channels=channels,
+                    image_size=side,
+                    input_scale=1.0,
+                    dropout=None,
+                    seed=0,
+                    pretrained=data,
+                )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, type(problems[0]) if problems else SweepError)
+    return weights
+
+
+def _pretrained_weights(model: ModelSpec, paths: RootPaths, note: Callable[[str], None]) -> bytes:
+    """Return the weights of a model from the root, downloaded if they are not there."""
+    path = paths.pretrained(model.pretrained_key)
+    if not path.is_file():
+        from tasks.trials.weights import download
+
+        note(f"Downloading the pretrained weights of {model.library} {model.architecture}")
+        data = download(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    return path.read_bytes()
+
+
+def check_same_start(
+    records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
+) -> None:
+    """Refuse a sweep whose networks would start from different weights of one name.
+
+    Args:
+        records: Results by trial.
+        plan: The plan.
+        weights: Weights that further trials would start from, by
+            :attr:`ModelSpec.pretrained_key`.
+
+    Raises:
+        ConfigError: Results started from other weights of the same key.
+    """
+    hashes = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
+    other_starts: dict[str, Counter[str]] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        key = trial.network.model.pretrained_key
+        start = records[trial_id].result.pretrained if trial_id in records else ""
+        if start and start != hashes.get(key, start):
+            other_starts.setdefault(key, Counter())[start] += 1
+    problems: list[SweepError] = []
+    for key, numbers in other_starts.items():
+        results = ", ".join(
+            f"{start[:16]}… in {plural(number, 'result')}" for start, number in numbers.items()
+        )
+        problems.append(
+            ConfigError(
+                "Networks of a sweep must start from the same pretrained weights",
+                f"{key}: SHA-256 {hashes[key][:16]}… here, {results}",
+                f"copy pretrained/{key}.safetensors from the root that made them, or rename the "
+                "sweep",
+            )
+        )
+    collect(problems)

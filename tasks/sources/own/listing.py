@@ -1,0 +1,190 @@
+"""The listing of a user's own data, after all rules for labels, groups and splits are checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from tasks.sources.base import Item, Listing, RawRequest
+from tasks.sources.own.class_names import sort_labels
+from tasks.sources.own.columns import TRAITS
+from tasks.sources.own.groups import check_groups, check_id_spellings, check_no_leak
+from tasks.sources.own.labels import classes_of_rows
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import (
+    ITEM_SPLITS,
+    SPLIT_WORDS,
+    VALIDATION_LEFT_OUT,
+    GivenSplit,
+    parse_split,
+)
+from tasks.sources.tables import MAX_NAMED
+
+HIDDEN = "hidden, by the dot before its name"
+"""Reason for leaving out a file."""
+NO_TEST_SPLIT = (
+    "no test split beside train and val: call the validation split test, or give train alone"
+)
+
+
+def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> dict[str, int]:
+    """Count hidden folders, and hidden files that would be read if they were not hidden.
+
+    Args:
+        names: Names that the search for files left out; folders end with a slash.
+        is_readable: Returns whether files of that name are read.
+    """
+    count = 0
+    for name in names:
+        if PurePath(name).name.startswith("."):
+            count += name.endswith("/") or is_readable(name)
+    return {HIDDEN: count}
+
+
+def own_listing(
+    rows: Rows,
+    request: RawRequest,
+    *,
+    dataset_flags: Iterable[str] = (),
+    class_names: Sequence[str] = (),
+    order: Callable[[Iterable[str]], list[str]] = sort_labels,
+    draft: Listing,
+) -> Listing:
+    """Return the listing of a user's data: an item for every row outside a validation split.
+
+    Args:
+        rows: The rows as the kind found them.
+        request: The dataset, and the key of hashes in messages.
+        dataset_flags: Doubts about all rows.
+        class_names: Names of the labels 0, 1, ... if the data give them.
+        order: Sorts the names of the classes.
+        draft: A listing without items and classes. Its other fields are kept or added to.
+
+    Raises:
+        DataError: Labels, groups or splits break a rule of this module.
+    """
+    class_of_row = classes_of_rows(rows, request, class_names)
+    splits = _row_splits(rows, request)
+    check_groups(rows, request)
+    kept_rows = []
+    kept_classes = []
+    for row, split in enumerate(splits):
+        if split is not GivenSplit.VALIDATION:
+            kept_rows.append(row)
+            kept_classes.append(class_of_row[row])
+    num_validation = len(splits) - len(kept_rows)
+    classes = tuple(order(set(kept_classes)))
+    if len(classes) < 2:
+        value = f"one only: {classes[0]}" if classes else "none"
+        if num_validation:
+            value += f"; {num_validation} rows are in a validation split"
+        raise request.error("the labels must have two classes or more", value)
+    index_of_class = {name: index for index, name in enumerate(classes)}
+    check_id_spellings(rows, kept_rows, request)
+    check_no_leak(rows, kept_rows, splits, request)
+    excluded = Counter(draft.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | draft.flags
+    flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
+    label_map = dict(request.dataset.label_map)
+    absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
+    for name in absent[:MAX_NAMED]:
+        flag_counts[f"class without an image: {name}"] = 1
+    labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
+    items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
+    return replace(
+        draft, items=items, label_names=classes, excluded=dict(excluded), flags=flag_counts
+    )
+
+
+def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
+    """Return the split of every row: that of its cell, or of its file if the cell is blank.
+
+    Raises:
+        DataError: A cell is no word for a split, or contradicts the split of the row's file.
+    """
+    file_splits = list(map(rows.file_split, range(len(rows.cells["label"]))))
+    cells = rows.cells.get("split")
+    if cells is None:
+        return file_splits
+    unknown = []
+    contradictory = []
+    splits = []
+    for row, (cell, file_split) in enumerate(zip(cells, file_splits, strict=True)):
+        split = parse_split(cell) if cell.strip() else file_split
+        if cell.strip() and split is GivenSplit.NONE:
+            unknown.append(row)
+        if file_split not in (GivenSplit.NONE, split):
+            contradictory.append(row)
+        splits.append(split)
+    if unknown:
+        raise request.error(
+            f"split must be one of {', '.join(SPLIT_WORDS)} or blank",
+            f"other cells in {rows.describe(unknown)}",
+        )
+    if contradictory:
+        raise request.error(
+            "the column split must agree with the name of the folder or file",
+            f"another split in {rows.describe(contradictory)}",
+            "drop the column or move the files",
+        )
+    return splits
+
+
+def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
+    """Return doubts about the splits -> number of rows that they concern."""
+    flags = {}
+    num_without = splits.count(GivenSplit.NONE)
+    if "split" in rows.cells and num_without:
+        flags["row without a split: used for training or testing"] = num_without
+    if num_validation and set(splits) - {GivenSplit.VALIDATION} == {GivenSplit.TRAIN}:
+        flags[NO_TEST_SPLIT] = num_validation
+    return flags
+
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class RowItems(Sequence[Item]):
+    """The items of rows, each made when it is read: a list would be large for small images.
+
+    Attributes:
+        rows: All rows.
+        kept_rows: Rows that become items, ``(num_items,)``.
+        labels: Class index of every item, ``(num_items,)``.
+        splits: Split of every row, also of those that become no item.
+    """
+
+    rows: Rows
+    kept_rows: Integers
+    labels: Integers
+    splits: Sequence[GivenSplit]
+
+    def __len__(self) -> int:
+        return len(self.kept_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return RowItems(self.rows, self.kept_rows[index], self.labels[index], self.splits)
+        row = int(self.kept_rows[index])
+        traits = []
+        for name in TRAITS:
+            if name in self.rows.cells:
+                traits.append((name, self.rows.cells[name][row]))
+        return Item(
+            locator=self.rows.locator(row),
+            label=int(self.labels[index]),
+            group=self.rows.group(row),
+            split=ITEM_SPLITS[self.splits[row]],
+            details=self.rows.details(row),
+            traits=tuple(traits),
+        )
+
+    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
+        """Pickle as a plain list: a block must not carry the columns of all others to its task."""
+        return list, (list(self),)

@@ -1,0 +1,59 @@
+"""The rows of a user's own data, one per image, as the module of a kind finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tasks.sources.base import first_of
+from tasks.sources.own.columns import Cells
+from tasks.sources.own.splits import GivenSplit
+
+FROM_ZERO = "the first row is 0"
+"""The way in which numpy and pandas count the rows of arrays and Parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a user's data, one per image, as the module of a kind finds them.
+
+    Attributes:
+        cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
+            :data:`TRAITS`.
+        locator: Returns the locator of a row's image.
+        name: Returns the name of a row in messages, which holds no id and no file name.
+        numbering: Returns how the row's file numbers rows, such as ``the first row is 0``; empty if
+            rows have no numbers.
+        default_group: Returns the group of a row if there is no such column: its folder or volume.
+        file_split: Returns the split that a row's file or folder means.
+        details: Returns the details of a row's item.
+    """
+
+    cells: Cells
+    locator: Callable[[int], str]
+    name: Callable[[int], str] = "row {}".format
+    numbering: Callable[[int], str] = lambda _: FROM_ZERO
+    default_group: Callable[[int], str] = lambda _: ""
+    file_split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
+    details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
+
+    def group(self, row: int) -> str:
+        """Return the group id of a row."""
+        if "group" in self.cells:
+            return self.cells["group"][row]
+        return self.default_group(row)
+
+    def describe(self, rows: Iterable[int]) -> str:
+        """Format how many rows these are, and the names of the first ones."""
+        listed = list(rows)
+        return f"{len(listed)}: {first_of(map(self.name, listed))}{self.describe_numbering(listed)}"
+
+    def describe_numbering(self, rows: Sequence[int]) -> str:
+        """Format how rows are numbered, with a blank before it; empty if they have no numbers."""
+        if not rows or not self.numbering(rows[0]):
+            return ""
+        return f" ({self.numbering(rows[0])})"
+
+    def describe_labeled(self, labels: set[str]) -> str:
+        """Format the rows that have one of these labels, as the data write them."""
+        return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)
