@@ -95,7 +95,7 @@ def sentences(numbers: dict[str, Any]) -> str:
     """Return what the demo found, as README says it."""
     low, high = numbers["interval"]
     claims = numbers["claims"]
-    num_detected = len(numbers["established"])
+    num_detected = str(len(numbers["established"]) or "None")
     zero = "excludes 0"
     if low <= 0 <= high:
         zero = "includes 0"
@@ -108,7 +108,7 @@ def sentences(numbers: dict[str, Any]) -> str:
         f"For {numbers['attack']}, the loss gained by the attack correlates with K_F "
         f"(r = {numbers['r']:.2f}).",
         f"The 95 % interval, {low:.2f} to {high:.2f}, {zero}, and {verdict}.",
-        f"{str(num_detected or 'None')} of the {len(claims)} tests detected an effect (smallest "
+        f"{num_detected} of the {len(claims)} tests detected an effect (smallest "
         f"adjusted p: {min(claims.values()):.2f}).",
         f"In {numbers['num_at_guessing']} trainings the loss is at chance level.*",
     )

@@ -234,8 +234,8 @@ class CurveAnswer:
         has_improved = last > first if rises else last < first
         if not has_improved:
             return (
-                "The score has not improved with more images so far. The expected improvement comes "
-                "from the curves of other datasets, not from yours."
+                "The score has not improved with more images so far. The expected improvement "
+                "comes from the curves of other datasets, not from yours."
             )
         share = f"probability {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:

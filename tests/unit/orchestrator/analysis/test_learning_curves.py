@@ -346,7 +346,10 @@ def test_a_repeated_row_counts_once(tmp_path):
             "chance level, 0.1 for 10 classes",
         ),
         ("train_size,accuracy\n50,0.5\n100,0.51\n", "chance level, 0.5 for two classes"),
-        ("train_size,test_loss,num_classes\n50,1.42,4\n100,1.38,4\n", "chance level, 1.39 for 4 classes"),
+        (
+            "train_size,test_loss,num_classes\n50,1.42,4\n100,1.38,4\n",
+            "chance level, 1.39 for 4 classes",
+        ),
     ],
 )
 def test_a_curve_at_chance_level_promises_no_gain(text, level, tmp_path):
