@@ -14,7 +14,11 @@ from tests.integration.several_nodes import AT_ONCE, SHARE, WORKERS, environment
 from tests.integration.sweeps import SWEEP, write_sweep
 from tests.isolation import AVAILABLE, REASON, isolated
 
-pytestmark = [pytest.mark.ray, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,  # minutes of two cores
+    pytest.mark.skipif(not AVAILABLE, reason=REASON),
+]
 
 NUM_TRIALS = 4
 ON_GPUS = SWEEP.replace("[0, 1, 2]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"

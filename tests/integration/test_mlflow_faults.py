@@ -38,6 +38,7 @@ def test_a_database_that_another_program_holds_is_waited_for(tmp_path):
     assert (found["counted"], found["statuses"], found["behind"]) == (4, {"FINISHED": 5}, 0)
 
 
+@pytest.mark.chaos  # waits for MLflow for a minute
 def test_a_deleted_database_costs_no_number(tmp_path):
     found = deleted_database(tmp_path / "mlflow.db")
     assert found["said"] == [

@@ -1,25 +1,16 @@
 """The tutorial's cells run one after another, from a folder of images to the methods paragraph."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tests.integration.readme import tutorial_python
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("here")  # how a sweep runs on Ray is test_small_sweep's
 
 
-def test_the_tutorial_ends_in_a_paragraph_with_its_own_numbers(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", tutorial_python()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    paragraph = done.stdout.strip().splitlines()[-1]
+def test_the_tutorial_ends_in_a_paragraph_with_its_own_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tutorial_python(), "docs/tutorial.md", "exec"), {"__name__": "tutorial"})
+    paragraph = capsys.readouterr().out.strip().splitlines()[-1]
     assert "on all 719 images at 8 x 8 pixels" in paragraph
     assert (
         "for 2 epochs on nested, stratified subsets of 60, 240, 480 images with 2 seeds"

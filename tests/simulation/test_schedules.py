@@ -1,4 +1,4 @@
-"""Five hundred schedules of faults: every trial one sealed result, every failure told once, every
+"""Two hundred schedules of faults: every trial one sealed result, every failure told once, every
 end reached.
 
 ``pytest tests/simulation --seed N`` runs one schedule again; ``make simulate`` runs ten thousand.
@@ -12,7 +12,7 @@ import pytest
 from tests.integration import chaos
 from tests.simulation.schedules import NAMED, REAL, run_named, run_seed
 
-NUM_SEEDS, CHUNK = 500, 50
+NUM_SEEDS, CHUNK = 200, 20
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, CHUNK))

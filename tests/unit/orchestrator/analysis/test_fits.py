@@ -217,7 +217,7 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
 def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
     """Of an attack p is one-sided and the interval two-sided: both have to hold, wherever it is
     said."""
-    k = np.random.default_rng(0).uniform(1, 2, (40, 7))
+    k = np.random.default_rng(0).uniform(1, 2, (10, 7))
     gain = k + np.random.default_rng(1).normal(0, 0.6, k.shape)
     parted = 0
     for sharpness, gained in zip(k, gain, strict=True):

@@ -3,6 +3,7 @@ found."""
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ and say in CHANGELOG.md which results will be made anew.
 """
 
 
+@cache
 def ids(preset: str) -> dict[str, object]:
     """Count, first, last and a hash of all sorted ids of each kind."""
     plan = plan_sweep(load_sweep(preset))

@@ -5,6 +5,8 @@ benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100 NVIDIA's DeepLearningExam
 1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch 12, forward and backward in float16,
 ``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073)."""
 
+from functools import cache
+
 import pytest
 
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, gpu_model_like
@@ -36,8 +38,8 @@ THROUGHPUT = {
 INTERVAL_OF_2020 = 60e-6
 """Seconds between kernels at batch 12: with it all four measurements fit, with 10 µs no ResNet's
 does."""
-MEMORY_GB = {("resnet50", 32): 3.94, ("resnet50", 64): 7.11, ("resnet50", 128): 13.24}
-MEMORY_GB |= {("vgg16", 32): 6.69, ("vgg16", 64): 11.77, ("vgg16", 128): 21.87}
+MEMORY_GB = {("resnet50", 32): 3.94, ("resnet50", 128): 13.24}
+MEMORY_GB |= {("vgg16", 32): 6.69, ("vgg16", 128): 21.87}
 
 
 def step(model, batch, precision="bfloat16"):
@@ -45,11 +47,17 @@ def step(model, batch, precision="bfloat16"):
     return walk_network(model_spec(model), recipe, 3, 224, 1000).step
 
 
+@cache
+def published_step(model, batch):
+    """Published VGGs pool after their ReLUs; ours before, which takes less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_pool_first", lambda network: None)
+        return step(model, batch)
+
+
 @pytest.mark.parametrize(("gpu", "model", "batch"), THROUGHPUT)
-def test_predicted_throughput_is_the_published_one(monkeypatch, gpu, model, batch):
-    # Published VGGs pool after their ReLUs; ours before, which takes less time.
-    monkeypatch.setattr(models, "_pool_first", lambda network: None)
-    cost, interval = step(model, batch), 10e-6
+def test_predicted_throughput_is_the_published_one(gpu, model, batch):
+    cost, interval = published_step(model, batch), 10e-6
     if batch == 12:
         # Measured without an optimiser, and with weights that were float16 from the start.
         left_out = ("_fused_adam_", "_foreach_add_", "_to_copy")

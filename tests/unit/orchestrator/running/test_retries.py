@@ -214,6 +214,7 @@ def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
 
 
+@pytest.mark.chaos  # a cluster of its own, a minute
 def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_again(tmp_path):
     """In a process of its own, whose private cluster hands out two GPUs."""
     command = [sys.executable, "-m", "tests.integration.faults", "dead_gpu", str(tmp_path)]

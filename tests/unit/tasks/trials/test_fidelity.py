@@ -66,10 +66,12 @@ def transcribed(network, images, labels, recipe, *, order_seed, dropout_seed):
     return losses
 
 
+ONCE = ((1, "float32"), (3, "bfloat16"))
+"""Each number of channels and each precision once."""
 LOOPS = [
-    *product([("resnet18", 8, 1e-3), ("resnet50", 6, 1e-3)], (1, 3), ("float32", "bfloat16")),
-    # 129 million weights: each channel and each precision once.
-    *((("vgg13", 6, 1e-4), *other) for other in ((1, "float32"), (3, "bfloat16"))),
+    *product([("resnet18", 8, 1e-3)], (1, 3), ("float32", "bfloat16")),
+    *((("resnet50", 6, 1e-3), *how) for how in ONCE),
+    *((("vgg13", 6, 1e-4), *how) for how in ONCE),  # 129 million weights
 ]
 
 

@@ -106,8 +106,10 @@ def test_the_small_network_trains_as_its_layers_one_by_one_do():
     assert torch.equal(mine.eval()(images), nn.Sequential.forward(plain.eval(), images))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("library", "name"), [("torchvision", "vgg11_bn"), ("timm", "vgg11")])
+@pytest.mark.parametrize(
+    ("library", "name", "precision"),
+    [("torchvision", "vgg11_bn", "float32"), ("timm", "vgg11", "bfloat16")],
+)
 def test_a_vgg_trains_as_its_library_s_to_the_last_bit(library, name, precision):
     """Its convolutions' part, which pools a quarter of the values before each ReLU."""
     mine, theirs = (built(name, library).network.features.train() for _ in range(2))
