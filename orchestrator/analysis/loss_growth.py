@@ -315,10 +315,10 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return why points with losses and measures allow no fit, or an empty text."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"too few datasets with losses and measures ({num_datasets} of at least 2)"
+        return f"only {num_datasets} of at least 2 datasets has losses and measures"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
-        return f"too few points ({len(rows)} of at least {num_needed})"
+        return f"there are only {len(rows)} of at least {num_needed} points"
     reason = why_constant(rows)
     if reason:
         return reason
