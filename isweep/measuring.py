@@ -237,14 +237,14 @@ def _label_file(labels: object) -> Path | None:
     )
 
 
-def _source_options(own: object) -> dict[str, Any]:
+def _source_options(options: object) -> dict[str, Any]:
     """Return the answers that a user gives about a folder or table of images."""
-    if own is None:
+    if options is None:
         return {}
-    if isinstance(own, Mapping):
-        return dict(own)
+    if isinstance(options, Mapping):
+        return dict(options)
     raise ConfigError(
-        f"own is {own!r}, which is not a mapping",
+        f"own is {options!r}, which is not a mapping",
         hint="Give a mapping, such as {'label_map': {'CAT': 'cat'}}",
     )
 

@@ -188,7 +188,7 @@ def checked_table(
         if varies(rows, name):
             values = sorted(map(str, rows[name].unique()))[:5]
             raise DataError(
-                f"The table mixes trainings with different {name}: {', '.join(values)}",
+                f"The table mixes trainings of more than one {name}: {', '.join(values)}",
                 hint=f"Keep the rows with one {name}",
             )
     rows, repeated = _without_repeats(rows)

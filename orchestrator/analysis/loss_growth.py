@@ -47,7 +47,7 @@ from orchestrator.results.columns import (
     NUM_CLASSES,
     TRAIN_SIZE,
 )
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import DataError, plural, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
 """Names of the terms −(log N − centre) / d (informed prior) and log N − centre (plain prior)."""
@@ -315,10 +315,10 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return why points with losses and measures allow no fit, or an empty text."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"too few datasets with losses and measures ({num_datasets} of at least 2)"
+        return f"only {num_datasets} of at least 2 datasets has losses and measures"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
-        return f"too few points ({len(rows)} of at least {num_needed})"
+        return f"there are only {len(rows)} of at least {num_needed} points"
     reason = why_constant(rows)
     if reason:
         return reason
@@ -348,7 +348,7 @@ def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tup
         names = " and ".join(missing)
         doubts.append(f"{names} could not be related to the height of the loss")
     if num_datasets < MIN_DATASETS_FOR_INTERVAL:
-        doubts.append(f"with {num_datasets} datasets no interval can be given")
+        doubts.append(f"with {plural(num_datasets, 'dataset')} no interval can be given")
     return tuple(doubts)
 
 

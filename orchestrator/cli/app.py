@@ -307,7 +307,7 @@ def _run(command: partial[int | None]) -> int:
 
 
 def _of_the_machine(error: OSError, place: Place) -> SetupError:
-    """Return an error of the operating system as a message with the file and a way out."""
+    """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"

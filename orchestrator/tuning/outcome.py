@@ -106,9 +106,10 @@ class CombinationOutcome(Finding):
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                "the best recipe is hardly better than guessing "
-                f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}). Widen "
-                "tune.learning_rate, raise tune.budget, or raise recipe.epochs, and tune again."
+                "the best recipe is hardly better than chance "
+                f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}). "
+                "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
+                "again."
             )
         if self.sweep_recipe is None:
             return (

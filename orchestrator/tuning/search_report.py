@@ -71,7 +71,7 @@ def _batch_size(outcome: CombinationOutcome) -> str:
 
 def _gain(outcome: CombinationOutcome) -> str:
     if outcome.keeps_sweep_recipe:
-        return "own kept"
+        return "own recipe stays"
     return _with_error(outcome.gain, outcome.gain_std_error)
 
 
@@ -97,14 +97,14 @@ BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validati
 """Columns that fit a terminal."""
 TABLE_NOTE = (
     "The validation loss is in nat: mean ± standard error over the runs of one finalist. The gain "
-    "is how much lower the loss is than with the sweep's own recipe in the same runs (own kept: no "
-    "recipe was better by more than one error). Trainings are those of the search + those of "
-    "finalists."
+    "is how much lower the loss is than with the sweep's recipe in the same runs (own recipe "
+    "stays: no recipe was better by more than one error). Trainings are those of the search + "
+    "those of finalists."
 )
 CAPTION = (
     "The figure shows the validation loss against the learning rate. Weight decay and batch size "
-    "differ between points. The loss of a diverged trial, and any loss above twice that of "
-    "guessing, is drawn at twice that of guessing."
+    "differ between points. The loss of a diverged trial, and any loss above twice the chance "
+    "loss, is drawn at twice the chance loss."
 )
 
 
@@ -251,7 +251,7 @@ def loss_against_rate(
                 if combination.key in chosen_rates:
                     rate = chosen_rates[combination.key]
                     _draw_chosen(panel, trials[is_shown], rate, color)
-            log_ticks(panel, "x", trials["learning_rate"])
+            log_ticks(panel.xaxis, trials["learning_rate"])
             panel.set_yscale("log")
         handles = mark_handles(marks, trials["dataset"]) + _legend_handles()
         frame(figure, "learning rate", "validation loss (nat)", handles)

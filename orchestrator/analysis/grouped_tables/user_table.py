@@ -108,7 +108,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     try:
         lines = read(path.read_bytes()).rows
     except TableError as error:
-        raise ConfigError(f"{path.name}: {error}", hint=SAVE_AS_CSV) from None
+        problem = "; ".join(map(str, error.args))
+        raise ConfigError(f"{path.name}: {problem}", hint=SAVE_AS_CSV) from None
     except Exception as error:  # readers raise almost anything on damaged files
         raise ConfigError(
             f"{path.name} cannot be read as {kind}: {error}", hint=SAVE_AS_CSV

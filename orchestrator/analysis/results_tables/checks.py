@@ -231,7 +231,8 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
         return table
     changes = [_changes_of(recipe) for recipe in table[RECIPE].fillna("")]
     by_row = pd.Series(changes, index=table.index)
-    keys = [table[name].fillna("") for name in CELL_COLUMNS if name in table]
+    present = [name for name in CELL_COLUMNS if name in table]
+    keys = [table[name].fillna("") for name in present]
     varied: set[str] = set()
     for _, cell in by_row.groupby(keys):
         varied |= _varied(cell)
@@ -255,7 +256,12 @@ def _varied(recipes: Iterable[dict[str, str]]) -> set[str]:
     """Return the settings that are not the same in all recipes."""
     of_cell = list(recipes)
     names = {name for changes in of_cell for name in changes}
-    return {name for name in names if len({changes.get(name) for changes in of_cell}) > 1}
+    varied = set()
+    for name in names:
+        values = {changes.get(name) for changes in of_cell}
+        if len(values) > 1:
+            varied.add(name)
+    return varied
 
 
 def _label(changes: dict[str, str], names: Iterable[str]) -> str:
@@ -289,7 +295,8 @@ def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
     values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
     is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
     texts = cells.to_numpy(dtype=object)[is_no_number]
-    is_no_number[is_no_number] = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+    is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+    is_no_number[is_no_number] = is_text
     unusable = {
         "not a number": pd.Series(is_no_number, index=values.index),
         "stored infinity": values.abs() >= LARGEST_VALUE,

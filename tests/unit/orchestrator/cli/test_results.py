@@ -88,7 +88,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
     )
     state = state_of({}, measures={"a": measured, "b": short, "c": short})
     tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
-    assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
+    assert capsys.readouterr().err == "There is no d_data at N = 40: too few\n"
 
 
 def test_what_is_left_out_or_means_nothing_is_said(asked):

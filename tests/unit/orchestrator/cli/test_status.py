@@ -140,4 +140,4 @@ def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, work
     code, _, err = run("results", "smoke")
     assert code == 2
     assert whole_in in err
-    assert "run the sweep file that it came from" in err
+    assert "run your sweep file again" in err

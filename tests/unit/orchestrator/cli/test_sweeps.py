@@ -131,7 +131,7 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
     preset.write_text(SWEEP, encoding="utf-8")
     storage = f"file://{tmp_path}/store"
     _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
-    hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
+    hint = re.search(r"Run `(isweep .*?)`", err)[1]
     assert shlex.split(hint) == [
         "isweep",
         "run",
@@ -235,7 +235,7 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
         json.loads(run("status", "mine", "--json")[1])["planned"] == 10
     )  # two sizes of five pairs
     _, _, err = run("status", "mne")
-    assert f"Unknown preset or sweep of {root}; found: 'mne'. Did you mean 'mine'?" in err
+    assert f"Unknown preset or sweep of {root} 'mne'. Did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from orchestrator.cli.app import main
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | what is said of it.
 MISTAKES = r"""
-run dmo | ; found: 'dmo'. Did you mean 'demo'?
+run dmo | 'dmo'. Did you mean 'demo'?
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or name a preset: demo,
 plan | Command "plan" parameter SWEEP requires an argument
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
@@ -59,10 +59,10 @@ run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or leave the option out
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
-plan '' | ; found: ''; known presets or sweeps of
+plan '' | ''. Known presets or sweeps of
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, and only files of this machine can be measured
 plan / | / is a folder, not a sweep file. Name a file
-run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu"; did you mea
+run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
 run smoke --max-skipped-share 2 | --max-skipped-share is 2, but must be between 0 and 1
 run smoke --max-skipped-share nan | --max-skipped-share is nan, which is not a finite number
 run smoke --raw =x | --raw =x does not have the form NAME=DIR
@@ -74,7 +74,7 @@ PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from:
 measure digits --sharpness-sample 1 | --sharpness-sample is 1, and one image has no neighbor
 measure digits --estimators mle mle | estimators must be names, each once
 locate 0000000000000000 --raw . | does not exist, and only the key in it can trace a hash
-prepare mnist --sweep papr | Unknown preset; found: 'papr'. Did you mean 'paper'
+prepare mnist --sweep papr | Unknown preset 'papr'. Did you mean 'paper'
 datasets mnist brats | `isweep datasets` does not take brats
 plan smoke --storage s3:/bucket | `--storage s3:/bucket` names no bucket or host. Write, for example, s3
 plan smoke --storage THIS_FILE | is a file, and results need a folder. Name a folder
