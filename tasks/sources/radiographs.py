@@ -269,7 +269,10 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             f"{num_odd} other rows",
             TABLE_AGAIN,
         )
-    differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]
+    differing = []
+    for slice_id, labels in slices.items():
+        if _contradicts_itself(labels):
+            differing.append(slice_id)
     if differing:
         raise request.error(
             "any must be the largest of a slice's subtypes",
