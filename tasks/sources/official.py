@@ -159,7 +159,10 @@ def find_table(
     if only_named:
         unnamed = []
     for locators in (named, unnamed):
-        matching = [locator for locator in locators if needed <= column_keys(locator, request)]
+        matching = []
+        for locator in locators:
+            if needed <= column_keys(locator, request):
+                matching.append(locator)
         if len(matching) > 1:
             _check_alike(matching, stem, request)
         if matching:

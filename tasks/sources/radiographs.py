@@ -268,7 +268,10 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             f"{plural(num_odd, 'row')} are not ID_<hex>_<subtype> with one label 0 or 1",
             hint=TABLE_AGAIN,
         )
-    differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]
+    differing = []
+    for slice_id, labels in slices.items():
+        if _contradicts_itself(labels):
+            differing.append(slice_id)
     if differing:
         raise request.error(
             "the label any is not the largest of its subtypes for the slices "
