@@ -93,7 +93,8 @@ def test_the_pictures_of_concepts_are_drawn_by_the_product(monkeypatch):
 def test_every_key_of_a_sweep_file_is_in_its_reference():
     page = (ROOT / "docs" / "reference" / "sweep-file.md").read_text(encoding="utf-8")
     for spec in (SweepSpec, OwnSourceSpec):
-        for key in spec.model_fields:
+        for name, field in spec.model_fields.items():
+            key = field.alias or name
             assert f"`{key}`" in page, key
 
 
