@@ -175,7 +175,7 @@ def as_name(text: str) -> str:
 # The source of users' own networks.
 
 _HOW_TO_NAME = (
-    "write package.module:function, with the module in the sweep file's folder or installed"
+    "Write package.module:function, with the module in the sweep file's folder or installed"
 )
 
 

@@ -473,7 +473,7 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     if rows_not_finite:
         first_ones = ", ".join(map(str, sorted(rows_not_finite)[:5]))
         raise DataError(
-            f"{len(rows_not_finite)} of {num_rows} rows hold NaN or infinity (first rows: "
+            f"NaN or infinity in {len(rows_not_finite)} of {num_rows} rows (first rows: "
             f"{first_ones})",
             hint="Remove or repair these rows",
         )

@@ -57,7 +57,10 @@ from tasks.sources.own.splits import (
 from tasks.sources.own.words import PLACEHOLDERS
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
-EXPECTED = "Use FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
+EXPECTED = (
+    "Use FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and "
+    "FOLDER/test/<class>/image.png"
+)
 MAX_SHARED_FOLDERS = 20
 """Most subfolder names for which the layout may be ``group/class``. If the top folders share more
 names than this, the names are taken for patients."""

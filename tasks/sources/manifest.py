@@ -185,8 +185,8 @@ def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequ
             num_unlike += labels[first] != labels[row]
     if repeats:
         raise request.error(
-            f"a path stands in the table twice, for {rows.describe(repeats)}. {num_unlike} of the "
-            "repeats have another label",
+            f"a path stands in the table twice, for {rows.describe(repeats)}. "
+            f"Repeats with another label: {num_unlike}",
             hint="Take the repeats out",
         )
 
@@ -374,14 +374,14 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     num_several = sum(len(ids) > 1 for ids in groups.values())
     if num_several:
         raise request.error(
-            f"{plural(num_several, 'volume')} have slices in several groups",
+            f"the slices of {plural(num_several, 'volume')} are in several groups",
             hint="Give all slices of a volume one group, since a volume is of one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
         raise request.error(
-            f"{plural(num_mixed, 'volume')} have rows with and rows without a slice, so slices "
-            "might be used twice",
+            f"for {plural(num_mixed, 'volume')}, some rows name a slice and "
+            "others do not, so slices might be used twice",
             hint="Name a slice in every row of a volume, or in none",
         )
     slices = []

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import DataError, SweepError, plural
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
@@ -152,7 +152,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            f"{num_misplaced} files lie in another folder than that of the class in their names",
+            f"{plural(num_misplaced, 'file')} found outside of the folder of the class in the name",
             hint="Unpack the archives again",
         )
     return Listing(

@@ -196,8 +196,8 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
                 num_odd += 1
     if num_odd:
         raise request.error(
-            f"{plural(num_odd, 'row')} of the grades have another side than 1 or 2, or give a "
-            "knee two grades"
+            f"in {plural(num_odd, 'row')} of the grades the side is not 1 or 2, "
+            "or the knee has two grades"
         )
     return labels, excluded
 
@@ -248,8 +248,9 @@ def read_centers(
                 centers[knee] = center
     if wrong_rows:
         raise request.error(
-            f"{plural(len(wrong_rows), 'row')} of {CENTERS_TABLE} have no side R or L, lie "
-            f"outside the image, or repeat a knee: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
+            f"in {plural(len(wrong_rows), 'row')} of {CENTERS_TABLE} the side is "
+            "not R or L, the center lies outside the image, or the knee is a "
+            f"repeat: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
             hint="Correct these rows. The header is row 1, and pixels are those of the DICOM file",
         )
     return centers

@@ -139,8 +139,8 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
             images.add(match, FINDING_LABELS[cell])
     if num_odd:
         raise request.error(
-            f"{plural(num_odd, 'row')} of {CHEXPERT_TABLE} have another label than 1, 0, -1 or "
-            "blank, or a path without patient<id>",
+            f"in {plural(num_odd, 'row')} of {CHEXPERT_TABLE} the label is not 1, 0, -1 or blank, "
+            "or the path has no patient<id>",
             hint=TABLE_AGAIN,
         )
     return images.listing(request, {})
@@ -173,7 +173,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         images.add(match, label)
     if num_odd:
         raise request.error(
-            f"{plural(num_odd, 'line')} of {MURA_TABLE} are not "
+            f"in {plural(num_odd, 'line')} of {MURA_TABLE} the path is not "
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         )
     # find_named ignores case, so the name of the first table may have another letter case.
@@ -265,7 +265,8 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             num_odd += 1
     if num_odd:
         raise request.error(
-            f"{plural(num_odd, 'row')} are not ID_<hex>_<subtype> with one label 0 or 1",
+            f"in {plural(num_odd, 'row')} the ID is not ID_<hex>_<subtype>, or the label is not 0 "
+            "or 1",
             hint=TABLE_AGAIN,
         )
     differing = []

@@ -135,10 +135,25 @@ def test_seeds_draw_different_images_and_the_pairs_order_names_the_classes():
     ("labels", "spec", "size", "message"),
     [
         ([0] * 50, subset_spec(None), None, "one class only"),
-        ([0, 1] * 20, subset_spec((0, 5)), None, "none of class 5"),
-        ([0] * 50 + [1], subset_spec(None), None, "Class 1 needs 5 test images; found: 1"),
-        ([0, 1] * 20, subset_spec(None, 60), None, "Class 0 needs 30 test images; found: 20"),
-        ([0, 1] * 50, subset_spec(None), 91, r"at most 90 .*lower train_sizes to at most 90"),
+        ([0, 1] * 20, subset_spec((0, 5)), None, r"toy 0-5: there is no image of class 5\."),
+        (
+            [0] * 50 + [1],
+            subset_spec(None),
+            None,
+            "Class 1 needs 5 test images, but 1 may be used for testing",
+        ),
+        (
+            [0, 1] * 20,
+            subset_spec(None, 60),
+            None,
+            "Class 0 needs 30 test images, but 20 may be used for testing",
+        ),
+        (
+            [0, 1] * 50,
+            subset_spec(None),
+            91,
+            r"large: beside 10 test images at most 90 are left \(class 0: 45, class",
+        ),
     ],
 )
 def test_too_few_images_are_refused_with_the_numbers_and_the_hint(labels, spec, size, message):
@@ -212,7 +227,7 @@ ENOUGH = "needs enough groups among the training images.*"
             toy(),
             ("image_level_split",),
             60,
-            "needs corrected data; found: toy with faults image_level_split",
+            "A search needs corrected data, but toy has the faults image_level_split",
         ),
     ],
 )

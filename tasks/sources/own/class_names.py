@@ -68,8 +68,9 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
             odd.append(name)
     if odd:
         raise request.error(
-            f"{plural(len(odd), 'class name')} are blank, not printable, or longer than "
-            f"{MAX_LABEL_LENGTH} characters; the first is {odd[0][:MAX_LABEL_LENGTH]!a}",
+            f"{plural(len(odd), 'class name')} cannot be used, since blank, not "
+            f"printable, or longer than {MAX_LABEL_LENGTH} characters; the first "
+            f"is {odd[0][:MAX_LABEL_LENGTH]!a}",
             hint=f"Rename them, or {LABEL_MAP_HINT}",
         )
 
@@ -127,7 +128,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
             lists.append(name)
     if lists:
         raise request.error(
-            f"{plural(len(lists), 'label')} list several classes: {first_of(map(repr, lists))}",
+            f"several classes stand in {plural(len(lists), 'label')}: {first_of(map(repr, lists))}",
             hint=f"Take those images out, or {LABEL_MAP_HINT}",
         )
 

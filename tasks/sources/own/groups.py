@@ -80,7 +80,7 @@ def check_no_leak(
         test_row = leaking[0][GivenSplit.TEST]
         pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
         raise request.error(
-            f"{plural(len(leaking), 'group')} are in train and test; the first in "
+            f"training and test share {plural(len(leaking), 'group')}; the first images of one are "
             f"{pair}{rows.describe_numbering([train_row])}",
             hint="Split by patient, not by image",
         )

@@ -156,7 +156,12 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
             {},
             "Labels must have a value everywhere; found: a masked",
         ),
-        ([[1, 2], [3]], None, {}, "Images must make one array"),
+        (
+            [[1, 2], [3]],
+            None,
+            {},
+            "Images do not make one array: setting an array element with a sequence",
+        ),
         (
             [],
             None,

@@ -156,7 +156,7 @@ class TestRayExecutor(ExecutorContract):
         path = tmp_path / "attempts"
         with pytest.raises(
             SetupError,
-            match="'kill_worker' must not take its worker down; found: the worker died 4",
+            match="The worker of the task 'kill_worker' died 4 times",
         ):
             list(executor.map_unordered(kill_worker, [(str(path),)]))
         assert path.read_text() == "xxxx"

@@ -93,7 +93,10 @@ def test_a_place_that_no_class_has_is_refused(opened, tmp_path):
 def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
     workspace = opened()
     (tmp_path / "other").mkdir()
-    with pytest.raises(SweepError, match="one subfolder of images per class") as caught:
+    with pytest.raises(
+        SweepError,
+        match="folders with images and 3 images outside of any, but two classes are needed",
+    ) as caught:
         check_feasible(workspace, {"mine": tmp_path / "other"})
     assert str(caught.value).count("subfolder of images") == 1
 

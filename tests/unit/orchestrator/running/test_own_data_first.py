@@ -126,7 +126,7 @@ def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_late
     assert background._process.wait() == 0
     background.end()
     assert workspace.prepared.keys() == {second.prepared_id}
-    with pytest.raises(DataError, match="must be a prepared dataset or not exist"):
+    with pytest.raises(DataError, match="out has files that are no prepared dataset"):
         preparation.prepare_missing(workspace, [first], options, InlineExecutor(), Progress())
 
 

@@ -115,5 +115,7 @@ def test_columns_are_named_after_the_condition_and_described(moved):
 
 def test_a_further_test_set_without_images_is_said(data):
     spec = trial_spec(epochs=0).model_copy(update={"further_tests": (NEAR,)})
-    with pytest.raises(DataError, match="none is named near"):
+    with pytest.raises(
+        DataError, match=r"The trial's images have no further test set named near\."
+    ):
         run_trial(spec, data)

@@ -140,23 +140,27 @@ REFUSED = {
     ("fewer logits than classes"): (
         {"num_outputs": 2},
         {"num_classes": 3},
-        ("num_outputs 2 for 3 classes"),
+        ("num_outputs is 2, but the data have 3 classes"),
     ),
-    "more images than there are": ({"train_size": 61}, {}, "60 images for train_size 61"),
+    "more images than there are": (
+        {"train_size": 61},
+        {},
+        "train_size is 61, but the subset has 60 training images",
+    ),
     "a pixel too bright": (
         {},
         with_pixel(300.0),
-        ("from 0 to 255; found: 0.0 to 300.0 in the training"),
+        (r"Pixels of the training images run from 0\.0 to 300\.0, not within 0 to"),
     ),
     "a pixel that is none": (
         {},
         with_pixel(np.nan),
-        ("from 0 to 255; found: nan to nan in the training"),
+        ("Pixels of the training images run from nan to nan, not within 0 to"),
     ),
     "labels from 1": (
         {},
         {"test_labels": np.arange(20) % 2 + 1},
-        "Labels must be integers from 0 to 1; found: 1 to 2 in the test labels",
+        "Labels of the test images run from 1 to 2, but classes are numbered",
     ),
 }
 
