@@ -253,7 +253,7 @@ def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not
     with pytest.raises(ConfigError, match="refused"):
         refuse()
     assert known[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root}; found: 'fresh'"):
+    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root} 'fresh'"):
         Workspace.open("fresh", root)
     with workspace.recorded_while_checked():
         pass
