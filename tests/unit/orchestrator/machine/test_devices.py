@@ -69,7 +69,7 @@ def without_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
-    with pytest.raises(SetupError, match=r"NVIDIA driver 570\.82") as caught:
+    with pytest.raises(SetupError, match=r"NVIDIA driver is 570\.82") as caught:
         device_for(0.25)
     named = (
         socket.gethostname(),
