@@ -17,7 +17,6 @@ class SweepError(Exception):
 
     Args:
         problem: What is wrong, where, with the value that the user gave; one sentence.
-        value: The value, where the problem does not name it.
         hint: What to do, as a sentence of its own; empty only if nothing can be done.
 
     Example:
@@ -27,16 +26,14 @@ class SweepError(Exception):
 
     exit_code = 2
 
-    def __init__(self, problem: str, value: str = "", hint: str = "") -> None:
-        super().__init__(problem, value, hint)  # all three, so that it can be pickled
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)  # both, so that it can be pickled
         self.problem = problem
-        self.value = value
         self.hint = hint
 
     def __str__(self) -> str:
         """Return two sentences: what is wrong, and what to do."""
-        problem = f"{self.problem}; found: {self.value}" if self.value else self.problem
-        return " ".join(_sentence(part) for part in (problem, self.hint) if part)
+        return " ".join(_sentence(part) for part in (self.problem, self.hint) if part)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback."""
@@ -56,16 +53,13 @@ class TooFewImagesError(DataError):
 
     Args:
         problem: See :class:`SweepError`.
-        value: See :class:`SweepError`.
         hint: See :class:`SweepError`.
         largest_train_size: The largest train size beside the test set; 0 if the test set itself
             is too large.
     """
 
-    def __init__(
-        self, problem: str, value: str = "", hint: str = "", largest_train_size: int = 0
-    ) -> None:
-        super().__init__(problem, value, hint)
+    def __init__(self, problem: str, hint: str = "", largest_train_size: int = 0) -> None:
+        super().__init__(problem, hint)
         self.largest_train_size = largest_train_size
 
 

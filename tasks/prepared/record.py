@@ -142,15 +142,9 @@ def make_record(
     image_counts = np.bincount(images.labels, minlength=len(names))
     group_counts = _groups_per_label(images, len(names))
     conversions = Counter[str]()
-    flags = Counter(listing.flags)
     for part in parts:
         conversions.update(part.conversions)
-        flags.update(part.flags)
-    flags.update(predictive_traits(parts))
-    if current_name(dataset.source) in OWN_KINDS:  # the sizes of the study's datasets are known
-        flags.update(size_doubts(parts, spec.image_size))
-    flags.update(_split_doubts(images, parts))
-    flags.update(_class_doubts(images, names, group_counts))
+    flags = _count_doubts(request, listing, images, parts, group_counts)
     return PreparedRecord(
         fingerprint=content_fingerprint(
             images, {"dtype": dtype, "shape": shape, "label_names": names}
@@ -187,6 +181,26 @@ def make_record(
         shape=shape,
         seconds=0.0,
     )
+
+
+def _count_doubts(
+    request: RawRequest,
+    listing: Listing,
+    images: ImageTable,
+    parts: Sequence[Part],
+    group_counts: Counts,
+) -> Counter[str]:
+    """Return all doubts, and how many images or items each concerns."""
+    flags = Counter(listing.flags)
+    for part in parts:
+        flags.update(part.flags)
+    flags.update(predictive_traits(parts))
+    # The sizes of the study's datasets are known.
+    if current_name(request.dataset.source) in OWN_KINDS:
+        flags.update(size_doubts(parts, request.spec.image_size))
+    flags.update(_split_doubts(images, parts))
+    flags.update(_class_doubts(images, listing.label_names, group_counts))
+    return flags
 
 
 def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:

@@ -143,9 +143,9 @@ class Subset:
         """
         if train_size > self.max_train_size:
             raise DataError(
-                f"A subset must hold the {train_size} training images that are read from it",
-                f"{self.max_train_size}",
-                "Choose a smaller train size, or make the subset with this max_train_size",
+                f"The subset has {self.max_train_size} training images, but {train_size} are to "
+                "be read",
+                hint="Choose a smaller train size, or make the subset with this max_train_size",
             )
         rows = np.concatenate([self.train_order[:train_size], self.test_rows])
         images = prepared.read_rows(rows)
@@ -208,8 +208,10 @@ def make_subset(
     subset_classes = spec.class_pair or tuple(range(int(classes.max(initial=-1)) + 1))
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty or len(subset_classes) < 2:
-        problem = f"none of class {', '.join(empty)}" if empty else "one class only"
-        raise DataError(f"{_name(spec)}: each class needs images", problem)
+        problem = "there is one class only"
+        if empty:
+            problem = f"there is no image of class {', '.join(empty)}"
+        raise DataError(f"{_name(spec)}: {problem}")
     rows = np.flatnonzero(np.isin(classes, subset_classes)).astype(np.int64)
     labels = np.zeros(len(rows), np.int64)
     for label, index in enumerate(subset_classes):
@@ -248,10 +250,10 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     if largest > 1:
         hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
-        f"Train size {train_size} needs as many images beside {len(subset.test_rows)} test images",
-        f"at most {largest} ({images_of_class})",
-        hint,
-        largest,
+        f"Train size {train_size} is too large: beside {len(subset.test_rows)} test images at "
+        f"most {largest} are left ({images_of_class})",
+        hint=hint,
+        largest_train_size=largest,
     )
 
 
@@ -309,9 +311,9 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
     is_mispaired = bool(faults & MISPAIRING)
     if train_size is None and (is_mispaired or "test_set_depends_on_size" in faults):
         raise DataError(
-            "These faults need the train size: " + ", ".join(sorted(spec.prepared.faults)),
-            "none",
-            "Pass max_train_size, one train size at a time",
+            "The subset depends on the train size with the faults "
+            f"{', '.join(sorted(spec.prepared.faults))}",
+            hint="Pass max_train_size, one train size at a time",
         )
     is_released_split = faults >= RELEASED_SPLIT
     if train_size is not None and (is_mispaired or is_released_split):
@@ -376,9 +378,9 @@ def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: 
         if len(members) < needed:
             raise DataError(
                 f"{spec.prepared.dataset}, as released: {train_size} training and "
-                f"{spec.test_size} test images need {needed} images of each class",
-                f"{len(members)} of one",
-                "Lower train_sizes or test_size",
+                f"{spec.test_size} test images need {needed} images of each class, but one class "
+                f"has {len(members)}",
+                hint="Lower train_sizes or test_size",
             )
         chosen.append(members[:needed])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
@@ -413,9 +415,9 @@ def split_validation(
     """
     if spec.prepared.faults:
         raise DataError(
-            "A search validates on groups without test images, so it needs corrected data",
-            f"{_name(spec)} with faults {', '.join(spec.prepared.faults)}",
-            "Tune a sweep in data_mode corrected without faults, and use its recipe",
+            f"A search needs corrected data, but {_name(spec)} has the faults "
+            f"{', '.join(spec.prepared.faults)}",
+            hint="Tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     subset = make_subset(
         prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=train_size
@@ -462,10 +464,10 @@ def _too_few_groups(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        "A class needs enough groups among the training images for a validation split",
-        f"{_name(spec)}: {'; '.join(counts)}",
-        "Raise tune.train_size, lower tune.validation_share, or leave this dataset out of the "
-        "search",
+        f"{_name(spec)}: too few groups among the training images for a validation split "
+        f"({'; '.join(counts)})",
+        hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
+        "of the search",
     )
 
 
@@ -487,9 +489,9 @@ def load_validation(
     """
     if spec.condition is not None:
         raise DataError(
-            "A search tunes on images as they were prepared",
-            f"{spec.dataset} moves training images",
-            f"Tune on its base, {spec.prepared.dataset}, and use that recipe",
+            f"A search tunes on images as they were prepared, but {spec.dataset} moves training "
+            "images",
+            hint=f"Tune on its base, {spec.prepared.dataset}, and use that recipe",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
@@ -560,13 +562,13 @@ def _too_few_images(
     hint = "Lower test_size, or add images"
     if (splits == IN_TRAINING).any():
         hint += (
-            "; those given for training, and their groups, are not tested on: name others test, "
-            "or no split"
+            ". Images that are given for training, and their groups, are not tested on: give more "
+            "images for testing, or name no split"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}",
-        f"{num_allowed} that may be used for testing",
-        hint,
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} may be used "
+        "for testing",
+        hint=hint,
     )
 
 

@@ -245,7 +245,8 @@ def low_frequency_patterns(count: int, side: int) -> Floats:
     """
     if count >= side * side:
         raise ConfigError(
-            f"{count} patterns need more than {count} pixels", f"{side}x{side}", "Raise image_size"
+            f"{count} patterns need more than {count} pixels, but images have {side}x{side}",
+            hint="Raise image_size",
         )
     frequencies = np.arange(side)
     centers = (np.arange(side) + 0.5) / side
@@ -339,8 +340,8 @@ def generated_images(points: Points, side: int) -> NDArray[np.float32]:
     images = _add_patterns(np.sin(angles), np.cos(angles) - 1, amplitude, side)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
-            "The parameters of a generated dataset must keep pixels within 0 and 255",
-            f"{images.min():.0f} to {images.max():.0f}",
-            "Fewer coordinates or bands, or smaller gaps",
+            f"The parameters of the generated dataset give pixels from {images.min():.0f} to "
+            f"{images.max():.0f}, not within 0 to 255",
+            hint="Use fewer coordinates or bands, or smaller gaps",
         )
     return images.astype(np.float32)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.errors import plural
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.official import IncompleteDownloadError, find_named, find_table, read_picture
@@ -195,7 +196,8 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
                 num_odd += 1
     if num_odd:
         raise request.error(
-            "each knee must have side 1 or 2 and one grade", f"{num_odd} other rows"
+            f"{plural(num_odd, 'row')} of the grades have another side than 1 or 2, or give a "
+            "knee two grades"
         )
     return labels, excluded
 
@@ -246,10 +248,9 @@ def read_centers(
                 centers[knee] = center
     if wrong_rows:
         raise request.error(
-            f"{CENTERS_TABLE} must give side R or L, and a row and column inside the image, once "
-            "per knee",
-            f"{len(wrong_rows)} other rows: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
-            "The header is row 1, and no row blank; pixels are those of the DICOM file",
+            f"{plural(len(wrong_rows), 'row')} of {CENTERS_TABLE} have no side R or L, lie "
+            f"outside the image, or repeat a knee: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
+            hint="Correct these rows. The header is row 1, and pixels are those of the DICOM file",
         )
     return centers
 
