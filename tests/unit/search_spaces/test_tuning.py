@@ -36,7 +36,7 @@ def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
 )
 def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
     with pytest.raises(
-        ConfigError, match=f"must not be larger than the set.*found: {found} images"
+        ConfigError, match=f"tune.batch_size has {found} images"
     ):
         space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
 

@@ -69,7 +69,7 @@ def without_cuda(monkeypatch):
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_node_without_working_cuda_fails_its_trials_by_name():
-    with pytest.raises(SetupError, match=r"NVIDIA driver 570\.82") as caught:
+    with pytest.raises(SetupError, match=r"NVIDIA driver is 570\.82") as caught:
         device_for(0.25)
     named = (
         socket.gethostname(),
@@ -510,7 +510,8 @@ def test_every_slice_is_described_with_what_others_hold_of_it(
     (problem,) = gpu_problems.gpu_problems(shown, needed=8 * 2**30)
     what = problem.text
     assert what == (
-        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB, and the "
+        "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes hold 3.0 of "
+        "9.5 GiB, but the "
         "largest trial needs up to 8.0 GiB"
     )
     assert gpus.slice_uuids() == ["MIG-1", "MIG-2"]

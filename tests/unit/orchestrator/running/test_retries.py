@@ -103,15 +103,15 @@ def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reas
     assert Retries().failed("a", failure, hopeless=hopeless) == (None, reason)
 
 
-NONE = UnusableGpuError.of("GPU 0 of node a", "NVIDIA driver absent", "install a driver")
+NONE = UnusableGpuError.of("GPU 0 of node a", "the NVIDIA driver is absent", "Install a driver")
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
     for node in ["a"] * 10 + ["b"] * (MAX_ON_UNFIT_NODE - 1):
         retries.check_nodes(node, failure, {"a", "b"})
-    last = "NVIDIA driver absent; install a driver; repair a node"
-    with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
+    last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
+    with pytest.raises(SetupError, match=rf"\(2 nodes tried\)\. .* {last}"):
         retries.check_nodes("b", failure, {"a", "b"})
 
 
@@ -159,7 +159,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         _retries=retries,
         _nodes={"cell": "a"},
         _source=SimpleNamespace(
-            trials={"cell": 0}, trained_network=int, points=lambda *message: ()
+            trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
         ),
         _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )

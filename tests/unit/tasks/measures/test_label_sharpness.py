@@ -116,7 +116,7 @@ def test_conversion_is_exact_for_what_changes_no_image(images, changed):
 def test_conversion_refuses_what_no_factor_makes_up_for(images):
     labels = np.arange(80) % 2
     one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
-    with pytest.raises(DataError, match="samples of equal size; found: 1000 and None images"):
+    with pytest.raises(DataError, match="of 1000 images cannot be converted to that of None"):
         conversion(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
     with pytest.raises(DataError, match="needs pixel range and side"):

@@ -299,10 +299,10 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([60.5, 120], r"whole numbers; found: \[60.5, 120\]"),
-        (["60", 120], r"whole numbers; found: \['60', 120\]"),
-        (60, r"several sizes; found: 60. For example, \[500, 1000\]"),
-        ("60", r"several sizes; found: '60'. For example, \[500, 1000\]"),
+        ([60.5, 120], r"has \[60\.5, 120\], which are not all whole numbers"),
+        (["60", 120], r"has \['60', 120\], which are not all whole numbers"),
+        (60, "is 60, not a list. Give several sizes"),
+        ("60", "is '60', not a list. Give several sizes"),
         *[
             (sizes, "between 1 and the number of images, 120")
             for sizes in ([], [0], [121], [-3, 10])
@@ -310,18 +310,18 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
     ],
 )
 def test_refuses_sizes_that_are_none(images, labels, sizes, message):
-    with pytest.raises(DataError, match=f"train_sizes must be {message}"):
+    with pytest.raises(DataError, match=f"train_sizes {message}"):
         measure_array(images, labels, train_sizes=sizes)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *[({"num_neighbors": k}, f"whole number, 3 or more; found: '?{k}") for k in (2, 20.5, "a")],
-        *[({"block_rows": rows}, f"whole number, 1 or more; found: {rows}") for rows in (0, 2.5)],
-        *[({"sharpness_sample": m}, f"2 or more, or None for all; found: {m}") for m in (1, 2.5)],
+        *[({"num_neighbors": k}, f"whole number, 3 or more, not '?{k}") for k in (2, 20.5, "a")],
+        *[({"block_rows": rows}, f"whole number, 1 or more, not {rows}") for rows in (0, 2.5)],
+        *[({"sharpness_sample": m}, f"2 or more, or None for all, not {m}") for m in (1, 2.5)],
         *[
-            ({"seed": seed}, f"seed must be a whole number, not negative; found: '?{seed}")
+            ({"seed": seed}, f"seed must be a whole number, not negative, not '?{seed}")
             for seed in (-1, "x")
         ],
         *[
@@ -341,7 +341,7 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
         ),
         ({"dtype": "float16"}, r"dtype must be float32 or float64, not 'float16'\."),
         *[
-            ({"discard_fraction": f}, r"must be a number in \[0, 1\); found: '?" f"{f}")
+            ({"discard_fraction": f}, rf"must be a number in \[0, 1\), not '?{f}")
             for f in (1.0, "a")
         ],
         *[

@@ -98,7 +98,7 @@ def test_damaged_metadata_of_the_same_size_are_refused_by_name(store, name, old,
     for read in (lambda data: data.read_rows([0]), lambda data: data.labels):
         with pytest.raises(
             CorruptStoreError,
-            match=f"^{name} of prepared dataset digits must be as it was written; found: another",
+            match=f"^{name} of prepared dataset digits has changed since it was written",
         ):
             read(PreparedDataset.open(store))
 

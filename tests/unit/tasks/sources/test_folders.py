@@ -15,11 +15,11 @@ from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write
 CATS = ("cat/", "dog/")
 TWO = {"classes": ("cat", "dog")}
 BOTH = [2] * 6 + [1] * 6
-ASKED = "subfolders, so either may be the classes, and the others patients, sites or parts"
+ASKED = "so either may be the classes, and the others patients, sites or parts"
 NOT_BOTH = "the top folders mix splits"
 OTHER_NAME = "the top folders are neither classes nor splits called train, test and val:"
-NO_CLASSES = "one subfolder of images per class.*; "
-TABLE = r"with a table of labels beside it, give the table \(kind table\)"
+NO_CLASSES = r"two classes are needed\..* "
+TABLE = r"With a table of labels beside it, give the table \(kind table\)"
 NAMES_NOT_TOLD = ("Adams", "Brown", "Smith", "Jones")
 
 
@@ -115,7 +115,7 @@ CASES = {
         refused="folder with images and 1 images outside of any, but two classes are needed",
     ),
     "splits beside a class": case(
-        *SPLIT, "extra/", refused=(f"{NOT_BOTH}; found: test, train beside extra")
+        *SPLIT, "extra/", refused=rf"{NOT_BOTH} \(test, train\) with others \(extra\)"
     ),
     **{
         f"train beside {classes}": case(*cross(("train", *classes)), refused=NOT_BOTH)
@@ -197,7 +197,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=rf"{ASKED}; found: \d top folders have the same 2",
+            refused=rf"\d top folders have the same 2 subfolders, {ASKED}",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },

@@ -77,9 +77,9 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 
 NO_LABEL = "the label is blank for 4 images:"
-UNKNOWN_CODE = "which often means unknown"
+UNKNOWN_CODE = "often means unknown"
 ONE_SPELLING = "a class has several spellings:"
-APART = "group ids must be different for different patients"
+APART = "rows have one and the same group id"
 EVERY_GROUP = "the group is blank, NaN, None, a word for unknown, or several values for"
 ONE_WAY = "group id has several spellings, such as p0 and P0, or 7, 07 and"
 MAPPED = {"-1": "unsure"}
@@ -96,15 +96,15 @@ CASES: dict[str, Case] = {
     "0.0 and 1.0": labels(0.0, 1.0, classes=("0.0", "1.0"), unlike={"xlsx": ("0", "1")}),
     "true and false": labels(False, True, classes=("False", "True")),
     "-1 and 1": labels(-1, 1, classes=("-1", "1")),
-    "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
+    "-1 beside others": labels(-1, 0, 1, refused=f"-1 {UNKNOWN_CODE}"),
     "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
-    "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
+    "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1 {UNKNOWN_CODE}"),
     "a map of no label": labels(
         *CATS,
         label_map={"x": "cat"},
         refused="label_map names labels that the data do not have: 'x'",
     ),
-    "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
+    "-1 in a byte": labels(0, 1, 255, refused=f"255 {UNKNOWN_CODE}"),
     "measurements": labels(
         0.5,
         1.5,
@@ -190,10 +190,10 @@ CASES: dict[str, Case] = {
         lacking=(("Excel keeps 15 digits", ("xlsx",)),),
     ),
     "one id for all": groups(
-        fill("p1"), f"{APART}.*one id for 12 of 12 rows", lacking=(NO_PATIENTS,)
+        fill("p1"), f"12 of 12 {APART}", lacking=(NO_PATIENTS,)
     ),
     "0 for most": groups(
-        ["p1", *["0"] * 11], (f"{APART}.*one id for 11 of 12 rows"), lacking=(NO_PATIENTS,)
+        ["p1", *["0"] * 11], (f"11 of 12 {APART}"), lacking=(NO_PATIENTS,)
     ),
     **{
         f"a word for unknown: {word}": groups(

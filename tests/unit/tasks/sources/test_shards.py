@@ -173,7 +173,7 @@ def test_pixels_of_one_file(prepare, tmp_path, form):
 
 ROWS = {"image": image_cells(), "label": LABELS}
 UNSURE = ROWS | {"label": [-1, *LABELS[1:]]}
-NUMBERS = "numbers of the class names, 0 to "
+NUMBERS = "not a number of a class name, 0 to "
 PARQUET: dict[
     str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]
 ] = {
@@ -198,14 +198,14 @@ PARQUET: dict[
     ),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
     # datasets writes -1 where there is no label.
-    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1; found: 1: row 0 of"),
+    "-1 of named classes": (UNSURE, ["no", "yes"], {}, f"{NUMBERS}1, for 1 image: row 0 of"),
     "-1 on purpose": (
         UNSURE,
         ["no", "yes"],
         {"label_map": {"-1": "unsure"}},
         {"classes": ("no", "unsure", "yes")},
     ),
-    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0; found: 6: row 1"),
+    "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0, for 6 images: row 1"),
     "a class without an image": (
         ROWS,
         ["no", "yes", "x"],
@@ -252,7 +252,7 @@ def test_damage_is_refused_or_skipped(prepare, tmp_path, place):
         num_images, message = prepare("table", path, max_skipped_share=0.9).num_images, ""
     except DataError as error:
         num_images, message = 0, str(error)
-    assert num_images > 6 or "must be readable" in message or "unusable" in message
+    assert num_images > 6 or "cannot be read" in message or "cannot be used" in message
 
 
 GOOD = [

@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         f"two columns {name}": (
             f"path,label,{name},{name}\ncat/0.png,1,2,2\n",
             {},
-            f"{name} repeated",
+            f"has several columns named {name}",
         )
         for name in ("label", "Group", "split", "site")
     },
@@ -102,15 +102,13 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         TEXT + "cat/0.png,1\n",
         {},
         (
-            rf"repeated in 1: row 12 {HEADER}1\); with "
-            r"different "
-            r"labels: 1"
+            rf"twice, for 1 image: row 12 {HEADER}1\)\. Repeats with another label: 1"
         ),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
         {},
-        (r"repeated in 1: row 12 " rf"{HEADER}1\); .*: 0"),
+        rf"twice, for 1 image: row 12 {HEADER}1\)\. .*: 0",
     ),
     ("a repeat below a blank row"): (
         "path,label\n\ncat/0.png,0\ncat/0.png,1\n",
@@ -374,8 +372,8 @@ def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
         pq.write_table(table, tmp_path / "raw" / f"{name}.parquet")
     for file, message in {
         "t.jsonl": r"has no JSON object in line 1 \(a key twice\)",
-        "image.parquet": "must have each column once; found: label repeated",
-        "path.parquet": "must have each column once; found: label repeated",
+        "image.parquet": "has several columns named label",
+        "path.parquet": "has several columns named label",
     }.items():
         with pytest.raises(DataError, match=message):
             prepare("table", tmp_path / "raw" / file)
@@ -414,7 +412,7 @@ def test_label_columns_of_parquet_with_images(prepare, tmp_path):
 def test_options_of_another_kind_are_refused(prepare, tmp_path, option, kind):
     path = FORMS["npz"][1](tmp_path, {"label": [0, 1] * 6})
     check_verdict(
-        f"{next(iter(option))} is for kind {kind}; found: kind npz",
+        f"{next(iter(option))} is an option of kind {kind}, not of kind npz",
         lambda: prepare("npz", path, **option),
     )
 
@@ -561,7 +559,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "one slice twice": (
         "path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        rf"repeated in 1: row 3 {HEADER}1\); with different labels: 1",
+        rf"twice, for 1 image: row 3 {HEADER}1\)\. Repeats with another label: 1",
     ),
     "one slice twice, spelt otherwise": (
         "path,label,slice",
@@ -624,17 +622,17 @@ def cut(body: bytes) -> bytes:
 
 
 DAMAGED: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
-    "text called xlsx": ("csv", "a.xlsx", bytes, "must be readable; found: damaged archive"),
-    "text called parquet": ("csv", "a.parquet", bytes, "must be a whole Parquet file"),
-    "a zip that is no workbook": ("csv", "a.xlsx", lambda _: zipped(), "must be an xlsx workbook"),
-    "a cut workbook": ("xlsx", "a.xlsx", cut, "must be readable; found: damaged archive"),
+    "text called xlsx": ("csv", "a.xlsx", bytes, "cannot be read: damaged archive"),
+    "text called parquet": ("csv", "a.parquet", bytes, "is not a whole Parquet file"),
+    "a zip that is no workbook": ("csv", "a.xlsx", lambda _: zipped(), "is not an xlsx workbook"),
+    "a cut workbook": ("xlsx", "a.xlsx", cut, "cannot be read: damaged archive"),
     "cut JSON lines": (
         "jsonl",
         "a.jsonl",
         cut,
         "has no JSON object in line 9",
     ),
-    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "must be a whole Parquet file"),
+    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "is not a whole Parquet file"),
 }
 
 
