@@ -303,10 +303,7 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
         (["60", 120], r"has \['60', 120\], which are not all whole numbers"),
         (60, "is 60, not a list. Give several sizes"),
         ("60", "is '60', not a list. Give several sizes"),
-        *[
-            (sizes, "between 1 and the number of images, 120")
-            for sizes in ([], [0], [121], [-3, 10])
-        ],
+        *[(sizes, "is .*, but there are 120 images") for sizes in ([], [0], [121], [-3, 10])],
     ],
 )
 def test_refuses_sizes_that_are_none(images, labels, sizes, message):

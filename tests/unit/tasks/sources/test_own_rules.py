@@ -189,12 +189,8 @@ CASES: dict[str, Case] = {
         [12345678901234567 + row for row in range(COUNT)],
         lacking=(("Excel keeps 15 digits", ("xlsx",)),),
     ),
-    "one id for all": groups(
-        fill("p1"), f"12 of 12 {APART}", lacking=(NO_PATIENTS,)
-    ),
-    "0 for most": groups(
-        ["p1", *["0"] * 11], (f"11 of 12 {APART}"), lacking=(NO_PATIENTS,)
-    ),
+    "one id for all": groups(fill("p1"), f"12 of 12 {APART}", lacking=(NO_PATIENTS,)),
+    "0 for most": groups(["p1", *["0"] * 11], (f"11 of 12 {APART}"), lacking=(NO_PATIENTS,)),
     **{
         f"a word for unknown: {word}": groups(
             [*each(1)[:9], *[word] * 3], f"{EVERY_GROUP}.* in 3: ", lacking=(NO_PATIENTS,)

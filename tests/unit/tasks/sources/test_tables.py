@@ -101,9 +101,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a repeat": (
         TEXT + "cat/0.png,1\n",
         {},
-        (
-            rf"twice, for 1 image: row 12 {HEADER}1\)\. Repeats with another label: 1"
-        ),
+        (rf"twice, for 1 image: row 12 {HEADER}1\)\. Repeats with another label: 1"),
     ),
     ("a repeat, spelt otherwise"): (
         TEXT + "./cat/0.png,0\n",
