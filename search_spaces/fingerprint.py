@@ -122,7 +122,8 @@ class _SameObject:
 def _plain_model(key: _SameObject, place: str) -> dict[str, object]:
     """Return a spec as JSON values; thousands of trials share a subset, a recipe and a model."""
     plain: dict[str, object] = {}
-    defaults = _defaults(type(key.model))
+    kind: type[BaseModel] = type(key.model)
+    defaults = _defaults(kind)
     for name in type(key.model).model_fields:
         value = _plain(getattr(key.model, name), f"{place}.{name}")
         # Compared as text: 1, 1.0 and True are different values.

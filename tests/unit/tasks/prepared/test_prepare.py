@@ -134,7 +134,7 @@ def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     with pytest.raises(DataError, match="out has files that are no prepared dataset"):
         run(toy, tmp_path / "out")
     run(toy, tmp_path / "other")
-    with pytest.raises(DataError, match="has the prepared dataset .*, not "):
+    with pytest.raises(DataError, match=r"has the prepared dataset .*, not "):
         run(toy, tmp_path / "other", spec=SPEC.model_copy(update={"image_size": 16}))
 
 
