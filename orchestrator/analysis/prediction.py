@@ -82,8 +82,8 @@ class Prediction:
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F and "
-                "a pilot."
+                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F "
+                "and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")
