@@ -171,10 +171,10 @@ def draw(world: World, rng: np.random.Generator) -> Drawn:
     names = rows["dataset"].unique()
     known = np.log(rows["label_sharpness"]).groupby(rows["dataset"]).mean()
     gain = world.on_gain * rows["dataset"].map((known - known.mean()) / known.std())
-    own = dict(zip(names, rng.normal(0, 1, len(names)), strict=True))
+    of_datasets = dict(zip(names, rng.normal(0, 1, len(names)), strict=True))
     for epsilon in (2, 8):
         rows[f"fgsm_{epsilon}_loss_gain"] = (
-            10 + gain + rows["dataset"].map(own) + rng.normal(0, 1, len(rows))
+            10 + gain + rows["dataset"].map(of_datasets) + rng.normal(0, 1, len(rows))
         )
     rows["trial_id"] = [f"t{k:05d}" for k in range(len(rows))]
     back = rows["dataset"] == names[-1]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from blind_tables import share
-from harness import Found, run
+from harness import Result, run
 from scipy import ndimage
 
 from tasks.measures import calibration
@@ -173,8 +173,12 @@ def estimates(points: np.ndarray) -> dict[str, Any]:
     }
     corrected = calibration.calibrate(points)
     table = nested_neighbors(points, None, [len(points)], 2).tables[0]
-    said = {"calibrated": corrected.value, "interval": corrected.interval, "notes": corrected.notes}
-    return said | ours | {"L2N2": l2n2(table.distances)}
+    calibrated = {
+        "calibrated": corrected.value,
+        "interval": corrected.interval,
+        "notes": corrected.notes,
+    }
+    return calibrated | ours | {"L2N2": l2n2(table.distances)}
 
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def blind(
     *, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: bool = False
-) -> Found:
+) -> Result:
     """Mean relative error of each estimator on these sets; ``fresh``: other seeds, and two families
     more.
     """
@@ -225,15 +229,15 @@ def blind(
     groups |= {
         f"N = {num}": [row for row in rows if row["num_points"] == num] for num in num_points
     }
-    found = {name: judged(part) for name, part in groups.items() if part}
-    errors = found["all"]["mean relative error"]
+    result = {name: judged(part) for name, part in groups.items() if part}
+    errors = result["all"]["mean relative error"]
     ours = errors.pop("calibrated")
     return {
         "ours": ours,
         "theirs": errors,
         "ratio": {name: ours / value for name, value in errors.items()},
         "goal": {"mean relative error": 0.10, "coverage": [0.85, 0.95]},
-        "groups": found,
+        "groups": result,
         "rows": rows,
     }
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Found, run
+from harness import Result, run
 from torch import Tensor, nn
 
 from tasks.measures.measure import intrinsic_dimension
@@ -122,7 +122,7 @@ def ranks(function: Callable[[Tensor], Tensor], latent: Tensor) -> tuple[float, 
 
 def measure_layers(
     make: Callable[[Tensor], Tensor], network: nn.Sequential, latent: Tensor
-) -> list[Found]:
+) -> list[Result]:
     """Return rank and estimates of the input and of every layer."""
     rows = []
     for depth in range(len(network) + 1):
@@ -135,18 +135,18 @@ def measure_layers(
             features = activations(latent).flatten(1).numpy()
         rank, wide = ranks(activations, latent[:JACOBIAN_POINTS])
         records = intrinsic_dimension(features, estimators=ESTIMATORS)
-        row: Found = {"layer": depth, "width": features.shape[1], "rank": rank, "wide": wide}
+        row: Result = {"layer": depth, "width": features.shape[1], "rank": rank, "wide": wide}
         row |= {name: record.value for name, record in records.items()}
         row["mle_k_minus_1"] = records["mle"].details.get("value_k_minus_1")
         rows.append(row)
     return rows
 
 
-def layers(*, num_points: int = 1000, seeds: int = 2) -> Found:
+def layers(*, num_points: int = 1000, seeds: int = 2) -> Result:
     """Rank of the Jacobian and estimates of dimension, layer by layer."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    rows: list[Found] = []
+    rows: list[Result] = []
     for seed in range(seeds):
         for name, (maker, build) in NETWORKS.items():
             for dimension in DIMENSIONS:
@@ -157,7 +157,7 @@ def layers(*, num_points: int = 1000, seeds: int = 2) -> Found:
                 labels = (torch.sin(3 * latent[:, 0]) > latent[:, 1]).long()
                 network = build()
                 for state in ("random", "trained"):
-                    about: Found = {"network": name, "state": state, "seed": seed, "d": dimension}
+                    about: Result = {"network": name, "state": state, "seed": seed, "d": dimension}
                     if state == "trained":
                         with torch.no_grad():
                             inputs = make(latent)
@@ -168,21 +168,21 @@ def layers(*, num_points: int = 1000, seeds: int = 2) -> Found:
     return {"ours": summary(rows), "theirs": {}, "ratio": None, "rows": rows}
 
 
-def rounded(rows: list[Found]) -> list[Found]:
+def rounded(rows: list[Result]) -> list[Result]:
     return [
         {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
         for row in rows
     ]
 
 
-def summary(rows: list[Found]) -> Found:
+def summary(rows: list[Result]) -> Result:
     """How far estimates are from the rank, and how often they move where it does not.
 
     A layer counts if its rank is the same at all points. Dead units of the bottleneck make some
     that are not; they are in the rows.
     """
     of_one_rank = [row for row in rows if row["rank"] == int(row["rank"])]
-    groups: dict[str, list[Found]] = {}
+    groups: dict[str, list[Result]] = {}
     for state in ("random", "trained"):
         groups[state] = [row for row in of_one_rank if row["state"] == state]
         for dimension in DIMENSIONS:
@@ -198,8 +198,8 @@ def summary(rows: list[Found]) -> Found:
     return {name: group_summary(group) for name, group in groups.items()}
 
 
-def group_summary(rows: list[Found]) -> Found:
-    result: Found = {"layers": len(rows)}
+def group_summary(rows: list[Result]) -> Result:
+    result: Result = {"layers": len(rows)}
     for name in (*ESTIMATORS, "mle_k_minus_1"):
         defined = [row for row in rows if row[name] is not None]
         ratios = np.log([row[name] / row["rank"] for row in defined])

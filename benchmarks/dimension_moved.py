@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from findings_numbers import LevelTable, dimension_moved, read, trained_longer
-from harness import Found, run
+from harness import Result, run
 
 from tasks.measures.measure import measure_array
 from tasks.measures.records import MeasureSettings
@@ -44,18 +44,18 @@ LAW_HOLDS, ONE_SLOPE = "slopes go with 1/d", "one slope for all"
 NEITHER, OPEN = "slopes go with d otherwise", "cannot be told"
 
 
-def moved(*, keep: Path | None = None) -> Found:
+def moved(*, keep: Path | None = None) -> Result:
     """Print the numbers of the fifth registration and its verdicts."""
     _keep(keep, TABLE)
-    found = dimension_moved(read(TABLE))
-    return {"verdict": verdict(found), "prediction": predicts(found), **found}
+    result = dimension_moved(read(TABLE))
+    return {"verdict": verdict(result), "prediction": predicts(result), **result}
 
 
-def longer(*, keep: Path | None = None) -> Found:
+def longer(*, keep: Path | None = None) -> Result:
     """Print the sixth registration's numbers: the same networks, trained longer."""
     _keep(keep, LONGER)
-    found = trained_longer(read(TABLE), read(LONGER))
-    return {"verdict": verdict(found), "prediction": predicts(found), **found}
+    result = trained_longer(read(TABLE), read(LONGER))
+    return {"verdict": verdict(result), "prediction": predicts(result), **result}
 
 
 def _keep(table: Path | None, path: Path) -> None:
@@ -86,13 +86,13 @@ def predicts(answers: Any) -> str:
     return "b/d predicts better" if gain["value"] < 0 else "one slope predicts better"
 
 
-def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> Found:
+def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> Result:
     """Measure the images of all pairs by level; with several ``copies`` every picture is there so
     many times with other values of the factors.
     """
     digits = mnist5k()
     settings = MeasureSettings(estimators=("mle",), sharpness_sample=None)
-    found: Found = {}
+    result: Result = {}
     for level in LEVELS:
         rows = []
         for pair in PAIRS:
@@ -110,11 +110,11 @@ def images(num_images: int = 640, *, copies: int = 1, image_size: int = 10) -> F
             (size,) = record.sizes
             rows.append((size.d_data["mle"].value, size.label_sharpness.value))
         values = np.array(rows, dtype=float)
-        found[f"level {level}"] = {
+        result[f"level {level}"] = {
             "d": [float(v) for v in np.quantile(values[:, 0], (0, 0.5, 1))],
             "K_F": [float(v) for v in np.quantile(values[:, 1], (0, 0.5, 1))],
         }
-    return {"num_images": num_images, "copies": copies, **found}
+    return {"num_images": num_images, "copies": copies, **result}
 
 
 LEVEL_D = (7.1, 8.2, 12.5, 22.3)
@@ -142,8 +142,8 @@ def draw(power: float, rng: np.random.Generator) -> LevelTable:
         return np.asarray(shared + rng.normal(0, of_pair, len(PAIRS)))
 
     log_d = np.log(LEVEL_D) + effect(D_OF_CLASS, D_OF_PAIR)[:, None]
-    own = [effect(scatter / 2, scatter / np.sqrt(2)) for scatter in CURVE_SCATTER]
-    scatter = 1 + effect(CLASS_SCATTER, PAIR_SCATTER)[:, None] + np.stack(own, axis=1)
+    of_curves = [effect(scatter / 2, scatter / np.sqrt(2)) for scatter in CURVE_SCATTER]
+    scatter = 1 + effect(CLASS_SCATTER, PAIR_SCATTER)[:, None] + np.stack(of_curves, axis=1)
     slope = MEAN_SLOPE * np.exp(-power * (log_d - np.log(LEVEL_D).mean())) * scatter
     log_n = np.log(SIZES) - np.log(SIZES).mean()
     noise = rng.normal(0, 1, (*log_d.shape, len(SIZES))) * np.array(NOISE)[:, None]
@@ -151,18 +151,18 @@ def draw(power: float, rng: np.random.Generator) -> LevelTable:
     return LevelTable(loss, np.exp(log_d), np.zeros(log_d.shape), PAIRS, SIZES)
 
 
-def drawn(num_tables: int = 300, *, seed: int = 0) -> Found:
+def drawn(num_tables: int = 300, *, seed: int = 0) -> Result:
     """Count the verdicts on tables of known laws."""
     powers = {"slope as 1/d": 1.0, "slope as d^-0.5": 0.5, "one slope": 0.0}
-    found: Found = {"num_tables": num_tables}
+    result: Result = {"num_tables": num_tables}
     for number, (name, power) in enumerate(powers.items()):
         rng = np.random.default_rng([seed, number])
         tables = [draw(power, rng) for _ in range(num_tables)]
-        found[name] = counts(tables, power)
-    return found
+        result[name] = counts(tables, power)
+    return result
 
 
-def counts(tables: list[LevelTable], power: float) -> Found:
+def counts(tables: list[LevelTable], power: float) -> Result:
     """Return how often tables lead to each verdict, and how their intervals of γ do."""
     answers = [table.answers() for table in tables]
     verdicts = Counter(verdict(one) for one in answers)

@@ -100,13 +100,13 @@ class PairTable:
         shape = (len(self.pairs), len(self.models), len(self.sizes))
 
         def mean(of) -> np.ndarray:
-            found = [
+            result = [
                 np.mean([of(row) for row in cells[pair, model, size]])
                 for pair in self.pairs
                 for model in self.models
                 for size in self.sizes
             ]
-            return np.reshape(found, shape)
+            return np.reshape(result, shape)
 
         self.loss = mean(lambda row: np.log(float(row["test_loss"])))
         self.r_hat = np.log(mean(lambda row: float(row["r_hat_pred"])))
@@ -190,10 +190,10 @@ class PairTable:
         jackknife's width for ten classes.
         """
         y, x = self.curves()
-        own = self.d * (x * y).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
-        one, two = np.triu_indices(len(own), 1)
+        slopes = self.d * (x * y).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
+        one, two = np.triu_indices(len(slopes), 1)
         shared = (self.classes[one, :, None] == self.classes[two, None, :]).any((1, 2))
-        apart = (own[one] - own[two]) ** 2 / 2
+        apart = (slopes[one] - slopes[two]) ** 2 / 2
         of_class = max(0.0, float(apart[~shared].mean() - apart[shared].mean()))
         of_pair = max(0.0, float(apart[~shared].mean()) - 2 * of_class)
 
@@ -202,8 +202,8 @@ class PairTable:
                 2 * t_quantile(num - 1) * np.sqrt(4 * of_class / num + 2 * of_pair / (num**2 - num))
             )
 
-        found = self.exponent(self.d)
-        scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
+        result = self.exponent(self.d)
+        scale = (result["high"] - result["low"]) / expected(len(np.unique(self.classes)))
         least = len(np.unique(self.classes))
         needed = least + bisect_left(
             range(least, 2000), True, key=lambda num: scale * expected(num) <= width
@@ -220,8 +220,8 @@ class PairTable:
         is left out.
         """
         names = np.unique(self.classes)
-        found = [self.without(str(name)).num_classes(width)["classes"] for name in names]
-        return [min(found), max(found)]
+        result = [self.without(str(name)).num_classes(width)["classes"] for name in names]
+        return [min(result), max(result)]
 
     def free_of_scale(self, log_length: np.ndarray, log_delta: np.ndarray) -> dict[str, float]:
         """Slope of log(length / δ) on log(K_F δ) at equal 1/d, with δ the mean distance to the
@@ -340,11 +340,11 @@ class PairTable:
             return float(np.sum(errors) / (y[at] ** 2).sum())
 
         common = rules["one slope for all pairs"]
-        found = {name: {"share": share(rule, np.arange(len(one)))} for name, rule in rules.items()}
+        result = {name: {"share": share(rule, np.arange(len(one)))} for name, rule in rules.items()}
         for name, rule in rules.items():
             if rule is not common:
-                found[name] |= self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
-        return adjusted(found)
+                result[name] |= self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
+        return adjusted(result)
 
     def turned(self) -> dict[str, dict[str, float]]:
         """Slopes on log K_F with the smallest N, one network, or MLE for d left out."""
@@ -424,7 +424,9 @@ def interventions(*names: str) -> dict[str, object]:
     for row in rows:
         cells[row["dataset"], row["model"], int(row["train_size"])].append(row)
     largest = max(size for _, _, size in cells)
-    measured = {dataset: found[0] for (dataset, _, size), found in cells.items() if size == largest}
+    measured = {
+        dataset: result[0] for (dataset, _, size), result in cells.items() if size == largest
+    }
     height: dict[str, float] = {}
     worlds: dict[str, dict[str, list[float]]] = {
         "loss": defaultdict(list),
@@ -460,7 +462,7 @@ def interventions(*names: str) -> dict[str, object]:
             changes = [change for change in changes if np.isfinite(change)]
             if changes:
                 by_world[world].append(float(np.mean(changes)) / moved)
-    found: dict[str, object] = {
+    result: dict[str, object] = {
         "trials": len(rows),
         "arms": tried,
         "passed": passed,
@@ -468,26 +470,26 @@ def interventions(*names: str) -> dict[str, object]:
     }
     for response, by_world in worlds.items():
         slopes = {world: float(np.mean(of)) for world, of in by_world.items()}
-        found["by_world"][response] = slopes  # type: ignore[index]
-        found[response] = over(slopes)
+        result["by_world"][response] = slopes  # type: ignore[index]
+        result[response] = over(slopes)
         real = {world: slope for world, slope in slopes.items() if kind(world) != "generated"}
-        found[f"{response}, real"] = over(real)
+        result[f"{response}, real"] = over(real)
         by_height = sorted(real, key=height.__getitem__)
         for k, third in enumerate(("smallest", "middle", "largest")):
             part = np.array_split(np.array(by_height), 3)[k]
-            found[f"{response}, real, {third} losses"] = over(
+            result[f"{response}, real, {third} losses"] = over(
                 {str(w): real[str(w)] for w in part}
             ) | {
                 "losses of bases and arms": [
                     float(np.exp(height[str(part[end])])) for end in (0, -1)
                 ]
             }
-        found[f"{response}, widths"] = exchanged(real)
+        result[f"{response}, widths"] = exchanged(real)
         for of in sorted({kind(world) for world in slopes}):
-            found[f"{response}, {of}"] = over(
+            result[f"{response}, {of}"] = over(
                 {w: slope for w, slope in slopes.items() if kind(w) == of}
             )
-    return found
+    return result
 
 
 NETWORKS = {
@@ -535,20 +537,20 @@ class TrainingWorlds:
 
     def pairs(self, world: str, models: tuple[str, ...] = ()) -> list[tuple[dict, dict]]:
         """The networks of a base and of its condition, where the base has learned something."""
-        found = []
+        result = []
         for (of, model, size), base in sorted(self.rows.items()):
             near = self.rows.get((f"{world}_near", model, size))
             if of != f"{world}_base" or near is None or model not in (models or self.models):
                 continue
             if float(base["test_loss"]) < CHANCE:
-                found.append((base, near))
-        return found
+                result.append((base, near))
+        return result
 
     def slopes(
         self, response: str, trained: str, tested: str, models: tuple[str, ...] = ()
     ) -> dict[str, float]:
         """Change of a logged response per unit of Δ log K_F in each world that counts."""
-        found = {}
+        result = {}
         for world in self.counted:
             changes = []
             for base, near in self.pairs(world, models):
@@ -557,8 +559,8 @@ class TrainingWorlds:
                 changes.append(change)
             changes = [change for change in changes if np.isfinite(change)]
             if changes:
-                found[world] = float(np.mean(changes)) / self.moved[world][0]
-        return found
+                result[world] = float(np.mean(changes)) / self.moved[world][0]
+        return result
 
     def shares(self) -> dict[str, float]:
         """Median share of the bases' test loss that lies on the images the condition moves."""
@@ -583,7 +585,7 @@ class TrainingWorlds:
 
     def numbers(self) -> dict[str, object]:
         """All of these worlds."""
-        found: dict[str, object] = {
+        result: dict[str, object] = {
             "trials": self.num_rows,
             "worlds": len(self.worlds),
             "counted": len(self.counted),
@@ -604,21 +606,21 @@ class TrainingWorlds:
             for response in ("loss", "error", "r_hat"):
                 slopes = self.slopes(response, trained, tested)
                 where = f"{name}, {response}"
-                found["by_world"][where] = slopes  # type: ignore[index]
-                found[where] = concluded(slopes)
+                result["by_world"][where] = slopes  # type: ignore[index]
+                result[where] = concluded(slopes)
                 real = {w: slope for w, slope in slopes.items() if kind(w) != "generated"}
-                found[f"{where}, real"] = concluded(real)
+                result[f"{where}, real"] = concluded(real)
                 for of in sorted(set(map(kind, slopes))):
                     part = {w: slope for w, slope in slopes.items() if kind(w) == of}
-                    found[f"{where}, {of}"] = concluded(part)
+                    result[f"{where}, {of}"] = concluded(part)
                 for model in self.models:
                     alone = self.slopes(response, trained, tested, (model,))
-                    found[f"{where}, {model}"] = concluded(alone)
+                    result[f"{where}, {model}"] = concluded(alone)
                 order = sorted(slopes, key=heights.__getitem__)
                 for place, third in enumerate(("smallest", "middle", "largest")):
                     chosen = [str(w) for w in np.array_split(np.array(order), 3)[place]]
-                    found[f"{where}, {third} losses"] = concluded({w: slopes[w] for w in chosen})
-        return found
+                    result[f"{where}, {third} losses"] = concluded({w: slopes[w] for w in chosen})
+        return result
 
 
 NUM_TEST = 100
@@ -640,10 +642,10 @@ def logged(row: dict[str, str], response: str, tested: str) -> float:
 
 def concluded(slopes: dict[str, float]) -> dict[str, object]:
     """Mean over worlds, the wider of the two intervals, and what the fourth registration concludes."""
-    found = over(slopes)
-    by_t, by_digit = [found["low"], found["high"]], found["by digit"]
+    result = over(slopes)
+    by_t, by_digit = [result["low"], result["high"]], result["by digit"]
     low, high = max(by_t, by_digit, key=lambda ends: float(ends[1] - ends[0]))  # type: ignore
-    return found | {
+    return result | {
         "wider": [low, high],
         "told from 0": not low <= 0 <= high,
         "smaller than half": bool(low > -0.5 and high < 0.5),
@@ -682,12 +684,12 @@ def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
         plain = t_quantile(len(of) - 1) * of.std(ddof=1) / np.sqrt(len(of))
         return float(t_quantile(9) * np.sqrt(0.9 * scatter) / plain)
 
-    rng, own = np.random.default_rng(0), ratio(values)
+    rng, observed = np.random.default_rng(0), ratio(values)
     drawn = [ratio(rng.permutation(values)) for _ in range(times)]
     return {
-        "ratio": own,
+        "ratio": observed,
         "median": float(np.median(drawn)),
-        "p": float(np.mean(np.array(drawn) >= own)),
+        "p": float(np.mean(np.array(drawn) >= observed)),
     }
 
 
@@ -701,8 +703,8 @@ def _mean(rows: Rows, response: str) -> float:
     if response == "loss":
         return float(np.mean([np.log(float(row["test_loss"])) for row in rows]))
     # Where no attack of any seed reached another decision there is no R̂.
-    found = [float(row["r_hat_pred"]) for row in rows if row["r_hat_pred"]]
-    return float(np.log(np.mean(found))) if found else float("nan")
+    result = [float(row["r_hat_pred"]) for row in rows if row["r_hat_pred"]]
+    return float(np.log(np.mean(result))) if result else float("nan")
 
 
 LAW, COMMON, HARDER = "b/d, b fitted", "one slope for all curves", "slope by how hard the curve is"
@@ -763,8 +765,8 @@ class LevelTable:
                 if fitted and (other_levels or level == 0):
                     levels = [k for k in every if not other_levels or k != level]
                     known = terms[seen][:, levels] * scale[levels][:, None]
-                    own = (self.slope[seen][:, levels] * scale[levels]).ravel()
-                    weights = np.linalg.lstsq(known.reshape(own.size, -1), own, rcond=None)[0]
+                    slopes = (self.slope[seen][:, levels] * scale[levels]).ravel()
+                    weights = np.linalg.lstsq(known.reshape(slopes.size, -1), slopes, rcond=None)[0]
                 slope = terms[pair, level] @ weights
                 gained = slope * (2 * self.slope[pair, level] - slope)
                 errors[level] += self.square[pair, level] - gained * self.spread
@@ -842,13 +844,13 @@ class LevelTable:
     def rivals(self) -> dict[str, dict[str, float]]:
         """Shares of every rule, and each compared with one slope for all."""
         every = np.arange(len(self.pairs))
-        found = {name: {"share": self.share(name, every)} for name in self.rules()}
-        for name in found:
+        result = {name: {"share": self.share(name, every)} for name in self.rules()}
+        for name in result:
             if name != "a slope for each level":
-                found[name]["share, new level"] = self.share(name, every, other_levels=True)
+                result[name]["share, new level"] = self.share(name, every, other_levels=True)
             if name != COMMON:
-                found[name] |= self.gain(name, COMMON)
-        return adjusted(found)
+                result[name] |= self.gain(name, COMMON)
+        return adjusted(result)
 
     def numbers(self) -> dict[str, object]:
         """All of this table but its sensitivities."""
@@ -968,22 +970,22 @@ def trained_longer(short: Rows, long: Rows) -> dict[str, object]:
 
 def numbers() -> dict[str, object]:
     """All numbers."""
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     for name in PAIRS:
         table, first = PairTable(name), PairTable(name, "0")
-        found[name] = table.numbers() | {"seed 0": first.answers() | {"rivals": first.rivals()}}
+        result[name] = table.numbers() | {"seed 0": first.answers() | {"rivals": first.rivals()}}
         if others := table.seeds.replace("0", ""):
             again = PairTable(name, others)
-            found[name] |= {"other seeds": again.answers() | again.after()}
+            result[name] |= {"other seeds": again.answers() | again.after()}
     sweeps = ("interventions_many", "interventions_digits")
-    found |= {name: interventions(name) for name in sweeps} | {
+    result |= {name: interventions(name) for name in sweeps} | {
         "both interventions": interventions(*sweeps)
     }
-    found["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
+    result["interventions on training images"] = TrainingWorlds(*TRAINING_SWEEPS).numbers()
     short, long = (read(RESULTS / f"dimension_moved{of}.csv.gz") for of in ("", "_longer"))
-    found["dimension_moved"] = dimension_moved(short)
-    found["dimension_moved_longer"] = trained_longer(short, long)
-    return found
+    result["dimension_moved"] = dimension_moved(short)
+    result["dimension_moved_longer"] = trained_longer(short, long)
+    return result
 
 
 if __name__ == "__main__":

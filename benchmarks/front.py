@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import Found, median, run
+from harness import Result, median, run
 
 MOST_DEMO_S, MOST_HELP_S, MOST_STATUS_S = 90, 0.5, 0.8
 ISWEEP = (sys.executable, "-m", "orchestrator.cli")
 
 
-def demo() -> Found:
+def demo() -> Result:
     """`isweep run demo` in a fresh root, by the clock, and again when all of it is done."""
     with tempfile.TemporaryDirectory(prefix="isweep-demo-") as root:
         first, again = (
@@ -32,7 +32,7 @@ def demo() -> Found:
     return {"ours": ours, "theirs": {"first_s": MOST_DEMO_S}, "ratio": first / MOST_DEMO_S}
 
 
-def looks(*, root: str = "isweep-root", repeats: int = 9) -> Found:
+def looks(*, root: str = "isweep-root", repeats: int = 9) -> Result:
     """Processor time of `isweep --help` and of `isweep status` beside other commands' help, taking
     turns.
     """
@@ -47,9 +47,13 @@ def looks(*, root: str = "isweep-root", repeats: int = 9) -> Found:
     turns = [
         {name: seconds(*command)["cpu"] for name, command in sides.items()} for _ in range(repeats)
     ]
-    found = {name: round(median(turn[name] for turn in turns), 3) for name in sides}
-    ours = {name: found.pop(name) for name in [*found][:2]}
-    theirs = {**found, "isweep --help at most": MOST_HELP_S, "isweep status at most": MOST_STATUS_S}
+    result = {name: round(median(turn[name] for turn in turns), 3) for name in sides}
+    ours = {name: result.pop(name) for name in [*result][:2]}
+    theirs = {
+        **result,
+        "isweep --help at most": MOST_HELP_S,
+        "isweep status at most": MOST_STATUS_S,
+    }
     ratio = {
         "help": ours["isweep --help"] / MOST_HELP_S,
         "status": ours["isweep status demo"] / MOST_STATUS_S,

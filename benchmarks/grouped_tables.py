@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.analysis.grouped_tables.design import LEVELS, Design
 from orchestrator.analysis.grouped_tables.fit import GroupedFit, fit_user_table
@@ -65,13 +65,13 @@ def rows(
         inside = inside * scales[group]
     if noises is not None:
         error = error * noises[group]
-    own = slope + slopes * rng.normal(size=num_groups)
+    slopes_of_groups = slope + slopes * rng.normal(size=num_groups)
     heights = rng.normal(size=(2, num_groups)) * 2
     return pd.DataFrame(
         {
             "group": [f"g{code}" for code in group],
             "x": heights[0][group] + inside,
-            "y": heights[1][group] + own[group] * inside + error,
+            "y": heights[1][group] + slopes_of_groups[group] * inside + error,
             "z": 0.5 * inside + rng.normal(size=len(group)),
         }
     )
@@ -147,7 +147,7 @@ def crossed(
     kept = rng.random(len(group)) >= missing
     group, value = group[kept].repeat(repeats), value[kept].repeat(repeats)
     shocks = rng.normal(size=(2, num_values)) * shock
-    own = heights * rng.normal(size=(2, num_groups))
+    offsets = heights * rng.normal(size=(2, num_groups))
     inside, error = rng.normal(size=(2, len(group)))
     slopes_of = slope + slopes * rng.normal(size=num_values)
     names = 2001 + value if numeric else [f"m{code}" for code in value]
@@ -155,8 +155,8 @@ def crossed(
         {
             "group": [f"g{code}" for code in group],
             "name": names,
-            "x": own[0][group] + shocks[0][value] + inside,
-            "y": own[1][group] + shocks[1][value] + slopes_of[value] * inside + error,
+            "x": offsets[0][group] + shocks[0][value] + inside,
+            "y": offsets[1][group] + shocks[1][value] + slopes_of[value] * inside + error,
         }
     )
 
@@ -219,13 +219,13 @@ def _claimed(name: str, slope: float, seed: int) -> list[bool]:
     """Draw and fit one table: whether a claim on x is made within groups, and between them."""
     drawn, design = DESIGNS[name]
     table = drawn(np.random.default_rng([seed, *name.encode()]), slope)
-    found = fit(table[[*design.columns, *({"name"} & set(table))]], design)
-    return [any(found.find(level, on).is_significant for on in design.on) for level in LEVELS]
+    result = fit(table[[*design.columns, *({"name"} & set(table))]], design)
+    return [any(result.find(level, on).is_significant for on in design.on) for level in LEVELS]
 
 
-def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[str, Found]:
+def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[str, Result]:
     """Return shares of tables with a claim, by design and level."""
-    rates: dict[str, Found] = {}
+    rates: dict[str, Result] = {}
     with ProcessPoolExecutor(jobs) as pool:
         for name in names:
             draw = partial(_claimed, name, slope)
@@ -239,12 +239,12 @@ def claim_rates(names: list[str], slope: float, tables: int, jobs: int) -> dict[
     return rates
 
 
-def nulls(tables: int = 400, jobs: int = 2) -> Found:
+def nulls(tables: int = 400, jobs: int = 2) -> Result:
     """Count claims on tables that hold no relation (between groups, of those with scatter)."""
     return {"tables": tables, "claimed": claim_rates([*DESIGNS], 0.0, tables, jobs)}
 
 
-def powers(tables: int = 200, jobs: int = 2, slope: float = 0.6) -> Found:
+def powers(tables: int = 200, jobs: int = 2, slope: float = 0.6) -> Result:
     """Count claims on tables that hold a slope within groups (between them, of those with
     scatter).
     """
@@ -255,7 +255,7 @@ def powers(tables: int = 200, jobs: int = 2, slope: float = 0.6) -> Found:
     }
 
 
-def panels() -> Found:
+def panels() -> Result:
     """Fit Grunfeld's panel, which statsmodels ships, with its year left out of the table."""
     import statsmodels.api as sm
 
@@ -267,7 +267,7 @@ def panels() -> Found:
         "firms": [*design.columns],
         "firms, year in the table": [*design.columns, "year"],
     }.items():
-        found = fit(table[columns], design)
+        result = fit(table[columns], design)
         answers[title] = [
             {
                 "level": slope.level,
@@ -278,7 +278,7 @@ def panels() -> Found:
                 "adjusted p": slope.adjusted_p,
                 "established": slope.is_significant,
             }
-            for slope in found.slopes
+            for slope in result.slopes
         ]
     return {"Grunfeld": answers}
 

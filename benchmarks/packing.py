@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 from unittest import mock
 
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model
 from orchestrator.planning.costs.needs import need_of
@@ -21,7 +21,7 @@ NUM_GPUS = (1, 8, 64, 512)
 NUM_WAVES = 6
 
 
-def order(*, preset: str = "paper", gpu: str = "h100") -> Found:
+def order(*, preset: str = "paper", gpu: str = "h100") -> Result:
     """How long a grid takes, in replayed minutes: longest first against the order of the plan and
     waves.
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw, share
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.analysis.loss_growth import GrowthCurve, growth_of
 from orchestrator.analysis.prediction_inputs import PilotPoint
@@ -81,7 +81,7 @@ def predicted(
     last = mine.iloc[-1]
     known = others[others["train_size"] < last["train_size"]] if extrapolate else others
     growth = growth_of(known, SCALE)
-    found: dict[str, Outcome] = {}
+    forecasts: dict[str, Outcome] = {}
     for kind, size in PILOTS.items():
         if isinstance(growth, str) or len(mine) <= max(size, 1):
             continue
@@ -98,41 +98,43 @@ def predicted(
                     growth, last["d_reference"], last["label_sharpness"], pilot, informed=informed
                 )
                 errors.append(other.moments(last["train_size"])[0] - last["log_loss"])
-            found[kind] = Outcome(str(last["dataset"]), held, shorter, *errors)
-    return found
+            forecasts[kind] = Outcome(str(last["dataset"]), held, shorter, *errors)
+    return forecasts
 
 
 def published(*, extrapolate: bool) -> list[dict[str, Outcome]]:
-    found = []
+    forecasts = []
     for _, table in published_table().groupby("model"):
         points = points_of(table)
         for name in sorted(points["dataset"].unique()):
             mine = points["dataset"] == name
-            found.append(predicted(points[~mine], points[mine], extrapolate=extrapolate))
-    return found
+            forecasts.append(predicted(points[~mine], points[mine], extrapolate=extrapolate))
+    return forecasts
 
 
 def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]:
     seed, world = next(
         (k, world) for k, world in enumerate((*WORLDS, *RAGGED)) if world.name == name
     )
-    rng, found = np.random.default_rng([20260401, seed]), []
+    rng, forecasts = np.random.default_rng([20260401, seed]), []
     for _ in range(num):
         table = draw(world, rng)
         both = pd.concat([table.table, table.kept_back])
         points = points_of(both[both["model"] == "a"])
         mine = points["dataset"] == table.kept_back["dataset"].iloc[0]
-        found.append(predicted(points[~mine], points[mine], extrapolate=extrapolate))
-    return found
+        forecasts.append(predicted(points[~mine], points[mine], extrapolate=extrapolate))
+    return forecasts
 
 
-def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str, dict[str, Any]]:
+def summary(
+    forecasts: list[dict[str, Outcome]], *, named: bool = False
+) -> dict[str, dict[str, Any]]:
     """Coverage by kind of pilot; ``named``: with the datasets of the published study that were
     missed.
     """
     result: dict[str, dict[str, Any]] = {}
     for kind in PILOTS:
-        if not (rows := [row[kind] for row in found if kind in row]):
+        if not (rows := [row[kind] for row in forecasts if kind in row]):
             continue
         held = share(sum(row.held for row in rows), len(rows))
         median = round(float(np.median([row.shorter for row in rows])), 4)
@@ -150,7 +152,7 @@ def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str
     return result
 
 
-def prediction_coverage(*, tables: int = 200) -> Found:
+def prediction_coverage(*, tables: int = 200) -> Result:
     """How often intervals hold the loss: published datasets left out, and drawn tables of each
     world.
     """

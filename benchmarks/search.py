@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Found, run
+from harness import Result, run
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -71,11 +71,11 @@ def measure(
     for name in samplers:
         # Forked anew: a worker has the table already.
         with get_context("fork").Pool(processes) as pool:
-            found = pool.map(partial(search, table, name, budget), range(seeds), chunksize=1)
+            result = pool.map(partial(search, table, name, budget), range(seeds), chunksize=1)
         regrets = np.array(
-            [[table[key].regret(outcome) for key, outcome in one.items()] for one in found]
+            [[table[key].regret(outcome) for key, outcome in one.items()] for one in result]
         )
-        every = [outcome for one in found for outcome in one.values()]
+        every = [outcome for one in result for outcome in one.values()]
         costs = [outcome.spent / GRID_RATES for outcome in every]
         whole = GRID_RATES * SEEDS_OF_TABLE
         rows.append(
@@ -94,7 +94,7 @@ def measure(
                 ),
                 "by_cell": {
                     " on ".join(key): float(np.median(regrets[:, place]))
-                    for place, key in enumerate(found[0])
+                    for place, key in enumerate(result[0])
                 },
             }
         )
@@ -103,7 +103,7 @@ def measure(
 
 def policy(
     *, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2
-) -> Found:
+) -> Result:
     """Regret and cost of the search, against the grid and other searches.
 
     Regret is the validation loss of the chosen rate, mean over its seeds, less that of the best of
@@ -154,7 +154,7 @@ def subset_name(subset: SubsetSpec) -> str:
     return " ".join(filter(None, (subset.prepared.dataset, pair_name(subset.class_pair))))
 
 
-def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
+def table(*, path: Path = TABLE, root: str = "isweep-root") -> Result:
     """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds; 15 minutes
     of a core.
 
@@ -199,11 +199,11 @@ def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
             data[subset.subset_id] = load_validation(
                 prepared, subset, network.train_size, validation
             )
-        found = run_search_trial(network, data[subset.subset_id])
-        losses = [f"{score.loss:.4f}" for score in found.curve]
+        result = run_search_trial(network, data[subset.subset_id])
+        losses = [f"{score.loss:.4f}" for score in result.curve]
         losses += [""] * (recipe.epochs - len(losses))
         with path.open("a", encoding="utf-8", newline="") as file:
-            row = [*key, f"{found.chance_loss:.4f}", " ".join(loss or "-" for loss in losses)]
+            row = [*key, f"{result.chance_loss:.4f}", " ".join(loss or "-" for loss in losses)]
             csv.writer(file, lineterminator="\n").writerow(row)
     return {"table": str(path)}
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import Found, run
+from harness import Result, run
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -144,13 +144,13 @@ def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], 
 
         return plain(batches, setting, device)
     keep_freed_memory()
-    said = {
+    settings = {
         "batch_size": setting.batch_size,
         "epochs": setting.epochs,
         "precision": setting.precision,
     }
     recipe, model = (
-        RecipeSpec(name="throughput", learning_rate=1e-4, **said),
+        RecipeSpec(name="throughput", learning_rate=1e-4, **settings),
         network(setting, device),
     )
 
@@ -183,10 +183,10 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
     seen = setting.num_images * setting.epochs
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         write_images(Path(folder), setting)
-        own: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": set_up}
+        options: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": set_up}
         sides = [
             stack.enter_context(
-                ProcessPoolExecutor(1, **own, initargs=(name, setting, folder, device))
+                ProcessPoolExecutor(1, **options, initargs=(name, setting, folder, device))
             )
             for name in ("image files", "ours", "in memory")
         ]
@@ -206,7 +206,7 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
     }
 
 
-def training_throughput(*, device: str = "cpu", turns: int = 3, only: str = "") -> Found:
+def training_throughput(*, device: str = "cpu", turns: int = 3, only: str = "") -> Result:
     """Images per second of all settings, or of models whose name holds ``only``; the ratio is the
     first's.
     """

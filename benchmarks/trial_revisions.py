@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness import Found, run
+from harness import Result, run
 
 TRIALS = """
 import hashlib, json, sys
@@ -104,7 +104,7 @@ SETTINGS = (
 HERE = Path(__file__).resolve().parents[1]
 
 
-def numbers(other: Path) -> Found:
+def numbers(other: Path) -> Result:
     """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at
     most.
 
@@ -146,7 +146,7 @@ def difference(ours: Any, theirs: Any) -> float:
     return math.inf
 
 
-def throughput(other: Path, *, turns: int = 5) -> Found:
+def throughput(other: Path, *, turns: int = 5) -> Result:
     """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target:
     0.97.
     """

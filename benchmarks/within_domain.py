@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from blind_tables import share
-from harness import Found, run, source
+from harness import Result, run, source
 from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.class_pairs import fit_pairs
@@ -55,7 +55,7 @@ TAIL = (5, 40)
 
 def within_domain(
     preset: str = "digit-pairs", *, keep: Path | None = None, root: str = ""
-) -> Found:
+) -> Result:
     """Fit a preset's pairs."""
     stem = RESULTS / preset.replace("-", "_")
     table_path = stem.with_suffix(".csv.gz")
@@ -81,7 +81,7 @@ def save(rows: pd.DataFrame, path: Path) -> None:
 MEASURED = ("label_sharpness", "d_data_mle", "d_data_twonn")
 
 
-def add_delta(preset: str = "digit-pairs", *, root: Path) -> Found:
+def add_delta(preset: str = "digit-pairs", *, root: Path) -> Result:
     """Add δ to a committed table, from the training images that its trials had.
 
     These are those images only if K_F and d, measured again beside δ, are what the table holds, to
@@ -115,16 +115,16 @@ def measured_again(preset: str, root: Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def interventions(preset: str = "interventions-digits") -> Found:
+def interventions(preset: str = "interventions-digits") -> Result:
     """Fit the committed table of a preset's worlds as the report does."""
     rows = read_csv(next(RESULTS.glob(f"{preset.replace('-', '_')}.csv*")))
     with tempfile.TemporaryDirectory() as root:
         workspace = Workspace.open(preset, root)
-    found = {"trials": len(rows), "planned": len(workspace.plan.trials)}
-    return found | asdict(fit_interventions(rows, arms_of(workspace)))
+    result = {"trials": len(rows), "planned": len(workspace.plan.trials)}
+    return result | asdict(fit_interventions(rows, arms_of(workspace)))
 
 
-def training_interventions(*, keep: tuple[Path, ...] = ()) -> Found:
+def training_interventions(*, keep: tuple[Path, ...] = ()) -> Result:
     """Fit the worlds of both sweeps that move training images alone, together.
 
     ``keep`` first takes the columns that the fit needs out of tables of ``isweep results --csv``,
@@ -147,7 +147,7 @@ def training_interventions(*, keep: tuple[Path, ...] = ()) -> Found:
         with tempfile.TemporaryDirectory() as root:
             arms += arms_of(Workspace.open(preset, root))
     rows = pd.concat(tables, ignore_index=True)
-    found = fit_interventions(rows, arms)
+    result = fit_interventions(rows, arms)
     conclusions = [
         {
             "response": effect.response,
@@ -156,10 +156,10 @@ def training_interventions(*, keep: tuple[Path, ...] = ()) -> Found:
             "told_from_zero": effect.told_from_zero,
             "smaller_than_half": effect.smaller_than_half,
         }
-        for effect in found.effects
+        for effect in result.effects
         if effect.tested_on and "Δ log K_F" in effect.estimand and not effect.arm
     ]
-    return {"trials": len(rows), "conclusions": conclusions} | asdict(found)
+    return {"trials": len(rows), "conclusions": conclusions} | asdict(result)
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
@@ -175,16 +175,16 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     )
     rows = []
     for pair in combinations(range(10), 2):
-        own = images[np.isin(prepared.labels, pair)]
+        of_pair = images[np.isin(prepared.labels, pair)]
         apart = cdist(*(images[prepared.labels == name] / images.max() for name in pair))
         nearest = np.concatenate([apart.min(axis=0), apart.min(axis=1)]).mean()
-        values = np.sort(np.linalg.eigvalsh(np.cov(own.T)))[::-1][TAIL[0] - 1 : TAIL[1]]
+        values = np.sort(np.linalg.eigvalsh(np.cov(of_pair.T)))[::-1][TAIL[0] - 1 : TAIL[1]]
         slope = np.polyfit(np.log(np.arange(TAIL[0], TAIL[0] + len(values))), np.log(values), 1)[0]
         rows.append({"class_pair": f"{pair[0]}-{pair[1]}", "alpha": -slope - 1, "nearest": nearest})
     return pd.DataFrame(rows)
 
 
-def figure() -> Found:
+def figure() -> Result:
     """Draw, at equal 1/d, log R̂ and log loss of every pair over log K_F, for each of the three
     sets.
     """
@@ -210,7 +210,7 @@ def figure() -> Found:
     return saved(sheet, "pairs", *(RESULTS / f"{name}.csv.gz" for name in findings_numbers.PAIRS))
 
 
-def worlds_figure() -> Found:
+def worlds_figure() -> Result:
     """Draw what log loss and log R̂ did in each world per unit of log K_F, by the kind of its
     images.
     """
@@ -223,11 +223,11 @@ def worlds_figure() -> Found:
     sheet, sides = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
         for kind in kinds:
-            found = np.sort(
+            result = np.sort(
                 [v for w, v in by_world[response].items() if findings_numbers.kind(w) == kind]
             )
             side.plot(
-                found, np.linspace(0, 100, len(found)), "o", ms=3, label=f"{kind} ({len(found)})"
+                result, np.linspace(0, 100, len(result)), "o", ms=3, label=f"{kind} ({len(result)})"
             )
         side.axvline(law, linestyle="--", color="black", label=f"the law: {law}")
         side.axvline(0, linestyle=":", color="black")
@@ -237,7 +237,7 @@ def worlds_figure() -> Found:
     return saved(sheet, "worlds", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
 
 
-def training_worlds_figure() -> Found:
+def training_worlds_figure() -> Result:
     """Draw what log loss and log R̂ did in each world, by which images were moved."""
     import findings_numbers
     import matplotlib.pyplot as plt
@@ -249,11 +249,11 @@ def training_worlds_figure() -> Found:
     for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
         for images, label in zip(findings_numbers.NETWORKS.values(), labels, strict=True):
             slopes = worlds.slopes(response, *images)
-            found = findings_numbers.concluded(slopes)
-            low, high = found["wider"]
+            result = findings_numbers.concluded(slopes)
+            low, high = result["wider"]
             digits = 2 if response == "loss" else 3
             ends = f"{low:.{digits}f} to {high:.{digits}f}"
-            words = f"{label}: {found['value']:.{digits}f} ({ends})".replace("-", "−")
+            words = f"{label}: {result['value']:.{digits}f} ({ends})".replace("-", "−")
             at = np.linspace(0, 100, len(slopes))
             side.plot(np.sort([*slopes.values()]), at, "o", ms=3, label=words)
         side.axvspan(-0.5, 0.5, color="0.9", label="smaller than half the law's rate")
@@ -265,32 +265,32 @@ def training_worlds_figure() -> Found:
     return saved(sheet, "worlds-training", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
 
 
-def saved(sheet: Any, name: str, *tables: Path) -> Found:
+def saved(sheet: Any, name: str, *tables: Path) -> Result:
     """Save a figure of the findings, and in it which tables it shows, to which a test holds it."""
     path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{name}.png"
     sheet.savefig(path, dpi=100, metadata={"Source": source(*tables)})
     return {"figure": path.name}
 
 
-def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Found:
+def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Result:
     """Fit drawn tables: how often something false is established, and how often the truth is
     found.
     """
-    found: Found = {}
+    result: Result = {}
     for name, world in WORLDS.items():
-        rng = np.random.default_rng([seed, len(found)])
+        rng = np.random.default_rng([seed, len(result)])
         fits = [
             {slope.on: slope for slope in fit_pairs(prepare(draw(world, rng, num_classes)).points)}
             for _ in range(num_tables)
         ]
-        found[name] = {
+        result[name] = {
             q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()
         }
         nothing = [q for q, value in world["truth"].items() if value == 0]
-        found[name]["any_false"] = float(
+        result[name]["any_false"] = float(
             np.mean([any(fit[q].is_significant for q in nothing) for fit in fits])
         )
-    return {"num_tables": num_tables, **found}
+    return {"num_tables": num_tables, **result}
 
 
 def _counts(slopes: list[Slope], truth: float) -> dict[str, float]:
@@ -333,7 +333,7 @@ LEVEL_DESIGNS = {
 """Classes, columns and rows a pair of drawn tables in which nothing goes with anything."""
 
 
-def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Found:
+def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Result:
     """Draw tables of class pairs in which response and columns are independent sums of class
     effects, and count claims of ``isweep fit TABLE --groups first --groups second``. ``theirs`` is
     the jackknife over classes alone, on the same tables.
@@ -400,12 +400,12 @@ def draw(
     pairs = np.array([*combinations(range(num_classes), 2)])
     sizes = np.geomspace(20, 400, 6).round()
 
-    def own(name: str) -> np.ndarray:
+    def drawn_for(name: str) -> np.ndarray:
         shared = rng.normal(0, spread[f"class_{name}"], num_classes)[pairs].sum(1)
         return np.asarray(shared + rng.normal(0, spread[f"pair_{name}"], len(pairs)))
 
-    d, log_k = 8 * np.exp(own("d")), -7.5 + own("k")
-    slope = (truth[EXPONENT] + own("slope")) / d
+    d, log_k = 8 * np.exp(drawn_for("d")), -7.5 + drawn_for("k")
+    slope = (truth[EXPONENT] + drawn_for("slope")) / d
     shape = (len(pairs), 2, 6, 2)
     log_n = np.log(sizes) - np.log(sizes).mean()
     noise = (
@@ -416,7 +416,7 @@ def draw(
     at = np.indices(shape).reshape(4, -1)
 
     def response(on_k: float, scale: float) -> np.ndarray:
-        heights = scale * own("height") + on_k * (log_k + 7.5)
+        heights = scale * drawn_for("height") + on_k * (log_k + 7.5)
         return np.asarray((heights[:, None, None, None] + scale * noise).reshape(-1))
 
     loss = response(truth[SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])

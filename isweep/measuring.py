@@ -232,13 +232,13 @@ def _label_file(labels: object) -> Path | None:
     )
 
 
-def _source_options(own: object) -> dict[str, Any]:
+def _source_options(options: object) -> dict[str, Any]:
     """Return the answers that a user gives about a folder or table of images."""
-    if own is None:
+    if options is None:
         return {}
-    if isinstance(own, Mapping):
-        return dict(own)
-    raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
+    if isinstance(options, Mapping):
+        return dict(options)
+    raise ConfigError("own must be a mapping", repr(options), "e.g. {'label_map': {'CAT': 'cat'}}")
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

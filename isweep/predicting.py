@@ -7,6 +7,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from isweep.measuring import Measurement
 from isweep.sweeps import Fits, Sweep, open
 from search_spaces.errors import ConfigError
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def predict(
     measured: Measurement | dict[str, Any] | str | Path | None = None,
-    sweep: Sweep | Fits | str = "demo",
+    sweep: Sweep | Fits | pd.DataFrame | str = "demo",
     *,
     model: str = "pooled",
     domain: str | None = None,
@@ -38,8 +40,8 @@ def predict(
     Args:
         measured: A measurement of images with the sweep's side and channels, its JSON record, or
             the path of that record. None if both numbers are given.
-        sweep: The sweep to predict from: a sweep, its fits, or a name as :func:`isweep.open`
-            takes it. It needs at least two datasets.
+        sweep: The sweep to predict from: a sweep, its fits, its table, or a name as
+            :func:`isweep.open` takes it. It needs at least two datasets and five points.
         model: A model of the sweep; ``pooled`` takes all of them together.
         domain: ``natural`` or ``medical``; None takes all datasets.
         d_data: Intrinsic dimension, instead of the measured one.
@@ -59,12 +61,29 @@ def predict(
         SweepError: If a number is missing, or the sweep has too few datasets or another scale.
 
     Example:
-        >>> import isweep
-        >>> answer = isweep.predict(
-        ...     None, "smoke", d_data=6.0, label_sharpness=0.002, train_size=120
+        >>> import isweep, pandas as pd
+        >>> results = pd.DataFrame(
+        ...     {
+        ...         "trial_id": [f"trial{number}" for number in range(9)],
+        ...         "model": "small_cnn",
+        ...         "dataset": ["digits"] * 3 + ["cells"] * 3 + ["moles"] * 3,
+        ...         "domain": ["natural"] * 3 + ["medical"] * 6,
+        ...         "train_size": [60, 120, 240] * 3,
+        ...         "test_loss": [0.31, 0.24, 0.20, 0.52, 0.46, 0.41, 0.54, 0.49, 0.45],
+        ...         "d_data_mle": [7.0] * 3 + [11.0] * 3 + [16.0] * 3,
+        ...         "label_sharpness": [0.008] * 3 + [0.012] * 3 + [0.02] * 3,
+        ...     }
         ... )
-        >>> answer.quantity
-        'loss'
+        >>> answer = isweep.predict(
+        ...     None,
+        ...     results,
+        ...     d_data=9.0,
+        ...     label_sharpness=0.01,
+        ...     train_size=240,
+        ...     pilot=[(60, 0.45), (120, 0.37)],
+        ... )
+        >>> 0.2 < answer.value < 0.37
+        True
     """
     from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
@@ -82,6 +101,8 @@ def predict(
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
 
     def growth() -> Growth:
+        if isinstance(sweep, pd.DataFrame):
+            return fit_growth(sweep, model=model, domain=domain)
         if isinstance(sweep, Fits):
             return fit_growth(sweep.table, model=model, domain=domain, arms=sweep.arms)
         opened = sweep

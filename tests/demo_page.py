@@ -1,11 +1,12 @@
-"""What README shows of the demo, from one run of it: output, figures, a sentence with its numbers.
+"""Fill in what README shows of the demo, from one run of it: its output, its answers, two figures.
 
     isweep run demo 2>&1 | tee demo.txt
     isweep report demo --figures png
     python -m tests.demo_page ROOT demo.txt
 
-The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds
-README."""
+The answers are the sentences of ``isweep fit demo``. They go to ``benchmarks/results/demo.json``, to
+which ``tests/unit/test_docs.py`` holds README.
+"""
 
 from __future__ import annotations
 
@@ -18,126 +19,110 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import isweep
 from benchmarks.harness import source
-from orchestrator.analysis.results_tables.points import POOLED
-from orchestrator.results.columns import attack_columns
+from orchestrator.analysis.findings import findings, what_was_found
+from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.headline import ATTACKS
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
 FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
+"""Figure of the report -> its picture in the documents."""
+CLOCK = re.compile(r"^\[[^\]]*\] +")
+"""Time at the beginning of a line of output."""
+PROGRESS = re.compile(r"^train .*running|^prepare .*/")
+"""A line that only counts on."""
 
 
-def main(root: Path, output: Path) -> None:
-    """Write what README shows of the demo below ``root``, which said ``output``."""
-    report = root / "sweeps" / "demo" / "report"
-    said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
-    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8"))) | {
-        "said": brief(said)
+def main(root: Path, output_file: Path) -> None:
+    """Write what README shows of the demo.
+
+    Args:
+        root: Folder that holds the demo's results.
+        output_file: What ``isweep run demo`` printed.
+    """
+    folder_of_root = str(root.absolute().parent)
+    output = output_file.read_text(encoding="utf-8").replace(folder_of_root, "…").strip()
+    shown = answers_of(isweep.open("demo", root=root).fits.records)
+    shown["output"] = without_clock(output)
+    RESULT.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_figures(root / "sweeps" / "demo" / "report" / "figures")
+    README.write_text(filled(README.read_text(encoding="utf-8"), shown), encoding="utf-8")
+
+
+def answers_of(fits: ScalingFits) -> dict[str, Any]:
+    """Return what the demo answers: the first screen, and the answer on attacks, as printed."""
+    p_values = {}
+    for answer in fits.answers:
+        if answer.adjusted_p is not None:
+            p_values[answer.question.key] = answer.adjusted_p
+    (on_attacks,) = [one for one in findings(fits) if one.question == ATTACKS.text]
+    return {
+        "name": "demo",
+        "num_datasets": len(fits.datasets),
+        "num_trials": fits.num_trials,
+        "num_at_chance_level": fits.num_at_chance_level,
+        "adjusted_p": p_values,
+        "summary": [*what_was_found(fits)],
+        "attacks": on_attacks.line,
     }
-    RESULT.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_figures(report / "figures")
-    text = README.read_text(encoding="utf-8")
-    README.write_text(filled(text, numbers), encoding="utf-8")
 
 
 def save_figures(folder: Path) -> None:
-    """Save the report's figures that README shows, with what their numbers are from."""
-    drawn_with = PngInfo()
-    drawn_with.add_text("Source", source(RESULT))
+    """Save the report's figures that README shows, with the result that they are drawn from."""
+    metadata = PngInfo()
+    metadata.add_text("Source", source(RESULT))
     for figure, name in FIGURES.items():
-        save_picture(Image.open(folder / f"{figure}.png"), name, pnginfo=drawn_with)
+        save_picture(Image.open(folder / f"{figure}.png"), name, pnginfo=metadata)
 
 
-def save_picture(picture: Image.Image, name: str, **more: Any) -> None:
-    """Save a picture for docs in its 256 most frequent colours: a repository keeps it for ever."""
-    exact, palette = picture.convert("RGB"), Image.new("P", (1, 1))
-    colours = sorted(exact.getcolors(exact.width * exact.height) or [], reverse=True)
-    palette.putpalette([value for _, colour in colours[:256] for value in colour])
-    few = exact.quantize(palette=palette, dither=Image.Dither.NONE)
-    few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, **more)
+def save_picture(picture: Image.Image, name: str, **options: Any) -> None:
+    """Save a picture for the documents in its 256 most frequent colors, so that it stays small."""
+    exact = picture.convert("RGB")
+    colors = sorted(exact.getcolors(exact.width * exact.height) or [], reverse=True)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for _, color in colors[:256] for value in color])
+    reduced = exact.quantize(palette=palette, dither=Image.Dither.NONE)
+    reduced.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, **options)
 
 
-def found(fits: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers that README tells: of attacks those that the page's answer names."""
-    attack = max(
-        (
-            fit
-            for fit in fits["fits"]
-            if (fit["kind"], fit["status"]) == ("attack", "ok") and fit["model"] != POOLED
-        ),
-        key=lambda fit: fit["estimates"][0]["value"],
-    )
-    r = attack["estimates"][0]
-    return {
-        "name": "demo",
-        "num_datasets": len(fits["datasets"]),
-        "num_trials": fits["num_trials"],
-        "attack": f"{attack_columns([attack['response']])[0].words} on {attack['model']}",
-        "r": r["value"],
-        "interval": r["interval"],
-        "num_at_guessing": fits["num_at_chance_level"],
-        "num_points": fits["num_points"],
-        "claims": {
-            answer["question"]["key"]: answer["adjusted_p"]
-            for answer in fits["answers"]
-            if answer["p_value"] is not None
-        },
-        "established": [
-            answer["question"]["key"]
-            for answer in fits["answers"]
-            if answer["verdict"] in ("supported", "contradicted")
-        ],
-    }
+def without_clock(output: str) -> list[str]:
+    """Return the output's lines without times and counters; of the datasets the first and last."""
+    lines = list(dict.fromkeys(CLOCK.sub("", line) for line in output.splitlines()))
+    lines = [line for line in lines if not PROGRESS.search(line)]
+    prepared = [line for line in lines if line.startswith("prepare")]
+    first_left_out, *others_left_out = prepared[1:-1]
+    shown = ["…" if line == first_left_out else line for line in lines]
+    return [line for line in shown if line not in others_left_out]
 
 
-def sentence(numbers: dict[str, Any]) -> str:
-    """Say what the demo found."""
-    low, high = numbers["interval"]
-    claims = numbers["claims"]
-    num_settled = len(numbers["established"])
-    verdict = "undecided"
-    if "attacks_on_sharpness" in numbers["established"]:
-        verdict = "supported"
-    lines = (
-        f"*The demo on a two-core machine (x86-64): {numbers['num_datasets']} datasets, "
-        f"{numbers['num_points']} trainings.",
-        f"What an attack costs goes with K_F by r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}) "
-        f"for {numbers['attack']}: {verdict}.",
-        f"In {numbers['num_at_guessing']} trainings the loss is no better than chance, and "
-        f"{num_settled or 'none'} of {len(claims)} tests",
-        f"decides a question (smallest adjusted p: {min(claims.values()):.2f}).*",
-    )
-    return "\n".join(lines).replace("(-", "(−")
+def stages(output: str) -> list[str]:
+    """Return the stages that a run names in its output, once each and in order."""
+    names: dict[str, None] = {}
+    for line in output.splitlines():
+        stage = re.match(r"start  \w+|[a-z]+(?=  |$)|[A-Z][A-Za-z ]+(?=:)", CLOCK.sub("", line))
+        if stage is not None:
+            names[stage[0]] = None
+    return [*names]
 
 
-def brief(said: str) -> list[str]:
-    """Leave out the clock, which is that of one machine, and lines that only count on."""
-    lines = dict.fromkeys(re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines())
-    kept = [line for line in lines if not re.search(r"^train .*running|^prepare .*/", line)]
-    prepared = [line for line in kept if line.startswith("prepare")]
-    first, between = prepared[1], prepared[2:-1]
-    return ["…" if line == first else line for line in kept if line not in between]
-
-
-def stages(said: str) -> list[str]:
-    """Return what a run says that it does, or README of it, once each and in order."""
-    lines = (re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines())
-    found = (re.match(r"start  \w+|[a-z]+(?=  |$)|[A-Z][A-Za-z ]+(?=:)", line) for line in lines)
-    return [*dict.fromkeys(stage[0] for stage in found if stage)]
-
-
-def filled(text: str, numbers: dict[str, Any]) -> str:
-    """Return README with what the demo's committed run said and found."""
-    shown = "\n".join(["```", *numbers["said"], "```"])
-    return with_block(with_block(text, "demo-output", shown), "demo-found", sentence(numbers))
+def filled(text: str, shown: dict[str, Any]) -> str:
+    """Return README with the output and the answers of the demo's committed run."""
+    output = "\n".join(["```", *shown["output"], "```"])
+    done, result, meaning = shown["summary"]
+    answers = f"*{done} {result}\n{meaning}\nOn attacks: {shown['attacks']}*"
+    return with_block(with_block(text, "demo-output", output), "demo-found", answers)
 
 
 def with_block(text: str, name: str, content: str) -> str:
     """Return a document with what stands between the marks of a name replaced."""
-    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    start = f"<!-- {name} -->\n"
+    end = f"\n<!-- /{name} -->"
     before, _, rest = text.partition(start)
-    return before + start + content + end + rest.partition(end)[2]
+    _, _, after = rest.partition(end)
+    return f"{before}{start}{content}{end}{after}"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
                 )
                 print(run.stderr, flush=True)
                 assert stages(run.stderr) == stages(
-                    "\n".join(json.loads(RESULT.read_text())["said"])
+                    "\n".join(json.loads(RESULT.read_text())["output"])
                 )
             else:
                 subprocess.run(words, cwd=folder, env=environment, check=True)

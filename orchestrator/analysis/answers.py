@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 from orchestrator.analysis.inference import LEVEL, Interval, holm
 
@@ -62,31 +62,53 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The answer of a table to a question.
+class Tested:
+    """A number with its interval and the test of its null value.
 
     Attributes:
-        question: The question.
         value: The estimate; None without one.
-        interval: 95 % interval.
-        p_value: p of the null value, before correction.
-        adjusted_p: The same after Holm's correction for the number of tests.
-        num_replicates: Datasets, or classes, that the interval is over.
-        power: How often such a study would detect the effect ``question.power_of``, at most.
-        left_out: The estimate without each dataset or class.
+        interval: 95 % interval; None without one.
+        p_value: Two-sided p of the null value, before correction.
+        adjusted_p: The same after Holm's correction for the tests of its family.
+        num_tests: Tests of that family; 0 if p was not corrected.
+        left_out: The estimate without each dataset, class or group.
         reason: Why there is no estimate, or no test of it.
-        note: A sentence on what limits the estimate.
     """
 
-    question: Question
     value: float | None = None
     interval: Interval | None = None
     p_value: float | None = None
     adjusted_p: float | None = None
-    num_replicates: int = 0
-    power: float | None = None
+    num_tests: int = 0
     left_out: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+
+    def adjusted_among(self, adjusted_p: float | None, num_tests: int) -> Self:
+        """Return it with its p after correction; unchanged if it was not tested."""
+        if adjusted_p is None:
+            return self
+        return replace(self, adjusted_p=adjusted_p, num_tests=num_tests)
+
+    @property
+    def most_influential(self) -> str | None:
+        """The dataset, class or group without which the estimate changes most; None without any."""
+        return most_influential(self.value, self.left_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Tested):
+    """The answer of a table to a question.
+
+    Attributes:
+        question: The question.
+        num_replicates: Datasets, or classes, that the interval is over.
+        power: How often such a study would detect the effect ``question.power_of``, at most.
+        note: A sentence on what limits the estimate.
+    """
+
+    question: Question
+    num_replicates: int = 0
+    power: float | None = None
     note: str = ""
 
     @property
@@ -100,14 +122,18 @@ class Answer:
         return "supported" if is_expected else "contradicted"
 
     @property
+    def statement(self) -> str:
+        """The claim, or its reverse if it is contradicted."""
+        return self.question.reverse if self.verdict == "contradicted" else self.question.claim
+
+    @property
     def is_decided(self) -> bool:
         """True if the claim is supported or contradicted."""
         return self.verdict in ("supported", "contradicted")
 
-    @property
-    def most_influential(self) -> str | None:
-        """The dataset or class without which the estimate changes most; None without any."""
-        return most_influential(self.value, self.left_out)
+
+AnyTested = TypeVar("AnyTested", bound=Tested)
+"""An answer, or a slope."""
 
 
 def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
@@ -118,10 +144,11 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
     return max(changes, key=changes.__getitem__)
 
 
-def holm_adjusted(answers: Sequence[Answer]) -> tuple[Answer, ...]:
-    """Adjust the p-values of answers for the number of those that have one."""
-    adjusted_ps = holm([answer.p_value for answer in answers])
+def holm_adjusted(family: Sequence[AnyTested]) -> tuple[AnyTested, ...]:
+    """Adjust the p-values of a family of tests for the number of those that have one."""
+    p_values = [tested.p_value for tested in family]
+    num_tests = len(p_values) - p_values.count(None)
     adjusted = []
-    for answer, adjusted_p in zip(answers, adjusted_ps, strict=True):
-        adjusted.append(replace(answer, adjusted_p=adjusted_p))
+    for tested, adjusted_p in zip(family, holm(p_values), strict=True):
+        adjusted.append(tested.adjusted_among(adjusted_p, num_tests))
     return tuple(adjusted)

@@ -9,17 +9,16 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.answers import Answer, Question
+from orchestrator.analysis.answers import Answer, Question, holm_adjusted
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.fit import fit_groups
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.inference import MIN_CLASSES, holm
+from orchestrator.analysis.inference import MIN_CLASSES
 from orchestrator.analysis.results_tables.points import (
     CELL,
     CURVE,
@@ -100,9 +99,9 @@ PAIR_QUESTIONS = {
     EXPONENT_BEYOND: PairQuestion(
         Question(
             key="pairs_exponent_beyond",
-            text="Does it fall faster than the law's bound asks?",
-            claim="The loss falls faster than the law's bound asks",
-            reverse="The loss falls more slowly than the law's bound asks",
+            text="Does it fall faster than the law's bound?",
+            claim="The loss falls faster than the law's bound",
+            reverse="The loss falls more slowly than the law's bound",
             estimand="exponent b less the law's 1",
         ),
         response="beyond",
@@ -129,6 +128,9 @@ PAIR_QUESTIONS = {
             reverse="Sharper labels go with more robustness, free of scale",
             estimand=R_HAT_FREE,
             expected_sign=-1,
+            power_of="the law's rate of 1",
+            source="Thm 3, pairs",
+            published="−1 by the law; not tested",
         ),
         response="r_hat_free",
         on=("k_free", "inverse_d"),
@@ -170,7 +172,7 @@ PAIR_QUESTIONS = {
     LOSS_AT_DELTA: PairQuestion(
         Question(
             key="pairs_loss_at_delta",
-            claim="Between class pairs of equal d_data and δ, loss rises with K_F.",
+            claim="Between class pairs of equal d_data and δ, loss rises with K_F",
             estimand=LOSS_AT_DELTA,
             source="Eq. 2, pairs",
             published="1 by the law; not tested",
@@ -189,7 +191,7 @@ PAIR_QUESTIONS = {
     DROP_AT_DELTA: PairQuestion(
         Question(
             key="pairs_drop_at_delta",
-            claim="Between class pairs of equal d_data and δ, attacks cost more at higher K_F.",
+            claim="Between class pairs of equal d_data and δ, attacks cost more at higher K_F",
             estimand=DROP_AT_DELTA,
             source="Thm 3, pairs, attacks",
             published="above 0 by the law; not tested",
@@ -216,6 +218,7 @@ def pair_answer(slope: Slope) -> Answer:
         interval=slope.interval,
         p_value=slope.p_value,
         adjusted_p=slope.adjusted_p,
+        num_tests=slope.num_tests,
         num_replicates=slope.num_groups,
         left_out={f"class {name}": value for name, value in slope.left_out.items()},
         reason=reason,
@@ -237,12 +240,15 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     if len(set(classes.to_numpy().ravel())) < MIN_CLASSES:
         return ()
     rows = _columns(points).assign(first=classes[0], second=classes[1])
-    slopes = []
+    slopes = {}
     for estimand, question in PAIR_QUESTIONS.items():
         slope = _slope(rows, question)
         if slope is not None:
-            slopes.append(replace(slope, on=estimand))
-    return _adjusted(slopes)
+            slopes[estimand] = replace(slope, on=estimand)
+    family = [slope for slope in slopes.values() if PAIR_QUESTIONS[slope.on].is_claimed]
+    for slope in holm_adjusted(family):
+        slopes[slope.on] = slope
+    return tuple(slopes.values())
 
 
 def _columns(points: pd.DataFrame) -> pd.DataFrame:
@@ -287,13 +293,3 @@ def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
     if question.needs_delta and len(in_pixels):
         return Slope(question.level, question.on[0], reason=NO_DELTA)
     return None
-
-
-def _adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
-    """Adjust the p-values of the slopes that may be claimed for their number."""
-    p_values = []
-    for slope in slopes:
-        is_claimed = PAIR_QUESTIONS[slope.on].is_claimed
-        p_values.append(slope.p_value if is_claimed else None)
-    adjusted_ps = holm(p_values)
-    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, adjusted_ps, strict=True))

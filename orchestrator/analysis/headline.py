@@ -28,38 +28,44 @@ from search_spaces.errors import plural
 DIMENSION = Question(
     key="dimension",
     text="Is a dataset of higher intrinsic dimension harder to learn?",
-    claim="Loss rises with d_data.",
+    claim="Loss rises with d_data",
     estimand="slope of log loss on 1/d, given K_F and the domain label",
     expected_sign=-1,
     power_of="a loss twice as high at the highest d_data as at the lowest",
+    source="Fig. 2a",
+    published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
 )
 SHARPNESS = Question(
     key="sharpness_beyond_label",
     text="Do sharper labels give higher losses?",
-    claim="Loss rises with K_F.",
+    claim="Loss rises with K_F at equal d_data",
     estimand="slope of log loss on log K_F, given 1/d and the domain label",
-    power_of="the law's doubling",
+    power_of="the law's slope of 1",
+    source="Eq. 2",
+    published="1 by the law; K_F and domain not told apart",
 )
 EXPONENT = Question(
     key="exponent",
     text="Does the loss fall with N as the law allows?",
-    claim="Loss falls with N.",
+    claim="Loss falls with N",
     estimand="exponent b of N^(−b/d) within datasets, against no fall",
     power_of="a fall as fast as the bound",
 )
 BELOW_BOUND = Question(
     key="exponent_below_bound",
     text="Does the loss fall with N as the law allows?",
-    claim="Loss falls with N at least as fast as the law's bound.",
+    claim="Loss falls with N at least as fast as the law's bound",
     estimand="exponent b of N^(−b/d) within datasets, against the bound 1",
     null=1.0,
 )
 ATTACKS = Question(
     key="attacks_on_sharpness",
     text="Do attacks gain more where labels are sharper?",
-    claim="Attacks raise the loss more where labels are sharper.",
+    claim="Attacks raise the loss more where labels are sharper",
     estimand="largest r of the loss gained with K_F, given the domain label",
     power_of=f"a correlation of {STRONG:g}",
+    source="Thm 3",
+    published="0.84 (FGSM, eleven datasets)",
 )
 QUESTIONS = (DIMENSION, SHARPNESS, EXPONENT, BELOW_BOUND, ATTACKS)
 LAW_SLOPE = 1.0
@@ -112,18 +118,41 @@ def few_ways(estimate: Estimate) -> str:
     return f"datasets can be rearranged in {ways} only, too few for a p-value of {LEVEL:g}"
 
 
-def _of_estimate(question: Question, fit: Fit, estimate: Estimate) -> Answer:
-    """Return the answer of an estimate that was tested, or why it cannot be tested."""
+def answer_of(
+    question: Question,
+    estimate: Estimate | None,
+    num_datasets: int,
+    *,
+    effect: float | None = None,
+    degrees: float = 0,
+    reason: str = "",
+) -> Answer:
+    """Return the answer of an estimate with its power, or why it cannot be tested.
+
+    Args:
+        question: The question.
+        estimate: The estimate; None if it could not be made.
+        num_datasets: Datasets that it is over.
+        effect: True value whose power is given, in units of the estimate; None gives no power.
+        degrees: Degrees of freedom of its t test.
+        reason: Why there is no estimate.
+    """
+    if estimate is None:
+        return Answer(question=question, reason=reason or "not measured")
     if estimate.p is None:
         return Answer(question=question, reason="it has no p-value")
     if not estimate.is_tested:
         return Answer(question=question, reason=few_ways(estimate))
+    power = None
+    if effect is not None:
+        power = t_power(effect, estimate.std_error, degrees)
     return Answer(
         question=question,
         value=estimate.value,
         interval=estimate.interval,
         p_value=estimate.p,
-        num_replicates=fit.num_datasets,
+        num_replicates=num_datasets,
+        power=power,
         left_out=estimate.left_out,
     )
 
@@ -138,25 +167,28 @@ def _of_height(
     """Answer a question about the height of losses."""
     if not isinstance(fit, HeightFit):
         return Answer(question=question, reason="no usable trial")
-    estimate = fit.estimate(name)
-    if estimate is None:
-        return Answer(question=question, reason=fit.reason or why_not_measured or "not measured")
-    answer = _of_estimate(question, fit, estimate)
-    if answer.reason or effect is None:
-        return answer
-    degrees = fit.num_datasets - len(fit.terms) - 1
-    return replace(answer, power=t_power(effect, estimate.std_error, degrees))
+    return answer_of(
+        question,
+        fit.estimate(name),
+        fit.num_datasets,
+        effect=effect,
+        degrees=fit.num_datasets - len(fit.terms) - 1,
+        reason=fit.reason or why_not_measured,
+    )
 
 
 def _of_exponent(fit: AnyFit | None) -> Answer:
     """Answer whether the loss falls with N at all."""
     if not isinstance(fit, ExponentFit):
         return Answer(question=EXPONENT, reason="no usable trial")
-    if fit.status != "ok":
-        return Answer(question=EXPONENT, reason=fit.reason)
-    (estimate,) = fit.estimates
-    power = t_power(LAW_SLOPE, estimate.std_error, fit.num_datasets - 1)
-    return replace(_of_estimate(EXPONENT, fit, estimate), power=power)
+    return answer_of(
+        EXPONENT,
+        fit.estimate("exponent"),
+        fit.num_datasets,
+        effect=LAW_SLOPE,
+        degrees=fit.num_datasets - 1,
+        reason=fit.reason,
+    )
 
 
 def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
@@ -167,14 +199,14 @@ def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
     """
     if not isinstance(fit, ExponentFit):
         return Answer(question=BELOW_BOUND, reason="no usable trial")
-    if fit.status != "ok":
-        return Answer(question=BELOW_BOUND, reason=fit.reason)
-    (estimate,) = fit.estimates
+    answer = answer_of(BELOW_BOUND, fit.estimate("exponent"), fit.num_datasets, reason=fit.reason)
+    if answer.reason:
+        return answer
     bound_ps = [fit.bound_p]
     if isinstance(above_chance, ExponentFit):
         bound_ps.append(above_chance.bound_p)
     p_value = max(1.0 if p is None else p for p in bound_ps)
-    return replace(_of_estimate(BELOW_BOUND, fit, estimate), p_value=p_value)
+    return replace(answer, p_value=p_value)
 
 
 def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
@@ -194,7 +226,7 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         return Answer(question=ATTACKS, reason="no attack was run")
     if best.status != "ok":
         return Answer(question=ATTACKS, reason=best.reason)
-    answer = _of_estimate(ATTACKS, best, best.estimates[0])
+    answer = answer_of(ATTACKS, best.estimates[0], best.num_datasets)
     if answer.reason:
         return answer
     return replace(answer, power=correlation_power(best.num_datasets, num_domains - 1))

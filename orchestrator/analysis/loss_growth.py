@@ -345,7 +345,7 @@ def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tup
         names = " and ".join(missing)
         doubts.append(f"{names} could not be related to the height of the loss")
     if num_datasets < MIN_DATASETS_FOR_INTERVAL:
-        doubts.append(f"with {num_datasets} datasets no interval can be given")
+        doubts.append(f"with {plural(num_datasets, 'dataset')} no interval can be given")
     return tuple(doubts)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from orchestrator.analysis.inference import Interval
+from search_spaces.errors import plural
 
 LARGE = 1e3
 """Numbers from here on are written whole, with commas."""
@@ -56,6 +57,11 @@ def p_equals(value: float) -> str:
     """Return ``p = 0.02``, or ``p < 0.001``."""
     text = p_value(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def adjusted_p_equals(value: float, num_tests: int) -> str:
+    """Return ``adjusted p = 0.02 over 5 tests``: corrected for so many, by Holm."""
+    return f"adjusted {p_equals(value)} over {plural(num_tests, 'test')}"
 
 
 def interval(bounds: Interval | None) -> str:

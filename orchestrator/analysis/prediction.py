@@ -78,7 +78,7 @@ class Prediction:
         if self.quantity == "loss":
             name, unit = "test loss", "nat"
         answer = f"no {name}" if self.value is None else f"{name} {number(self.value)} {unit}"
-        lines = [f"{answer}, {self._interval_words()}"]
+        lines = [f"{answer}, {self._interval_words()}."]
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
@@ -140,7 +140,7 @@ def predict(
         else:
             value, interval = loss_at(curve, train_size)
     except CannotBeTold as error:
-        reasons.append(f"cannot be told: {error}")
+        reasons.append(f"no prediction: {error}")
     size = value if train_size is None else train_size
     outside = _outside(growth, size, d_data, label_sharpness, curve.is_informed)
     advice_size = growth.ranges[TRAIN_SIZE][1] if size is None else size
@@ -336,7 +336,7 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if at_chance:
         losses = ", ".join(at_chance)
         doubts.append(
-            f"the pilot's test loss {losses} is that of guessing or more, which says little"
+            f"the pilot's test loss {losses} is at chance level or above, which says little"
         )
     if points and points[-1].test_loss > points[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")

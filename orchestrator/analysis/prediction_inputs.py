@@ -254,7 +254,7 @@ def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
         "on its scale"
     )
     rule = "K_F must be measured on the sweep's scale"
-    raise ConfigError(rule, f"{of_record} beside the sweep's {of_sweep}", hint)
+    raise ConfigError(rule, f"{of_record}, not the sweep's {of_sweep}", hint)
 
 
 def check_numbers(

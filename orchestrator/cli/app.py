@@ -287,16 +287,16 @@ def _run(command: partial[int | None]) -> int:
             SweepError(
                 "This is a bug",
                 f"{type(error).__name__}: {first_line}",
-                "the log below the root has its traceback; what was done is kept",
+                "the log below the root has its traceback; what was done is stored",
             )
         )
         return EXIT_BUG
 
 
 def _of_the_machine(error: OSError, place: Place) -> SetupError:
-    """Return an error of the operating system as a message with the file and a way out."""
+    """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
-    hint = "mend that, and run the same command again; finished trials are kept"
+    hint = "fix that, and run the same command again; finished trials are kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         disk = error.filename or place.root or "the root"
         rule = f"The disk that holds {disk} is full"
@@ -310,7 +310,7 @@ def _of_the_machine(error: OSError, place: Place) -> SetupError:
 def _print_stop(message: str) -> int:
     """Print that a command was stopped and what is kept; return the exit code."""
     if not message:
-        message = "Nothing that was kept is lost; run the same command again."
+        message = "Nothing that was stored is lost; run the same command again."
     stderr.print(f"[bold]Stopped.[/] {escape(message)}", soft_wrap=True)
     return EXIT_INTERRUPTED
 

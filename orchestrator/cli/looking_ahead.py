@@ -135,7 +135,9 @@ def predict(
     if alone.curve is not None:
         if sweep or is_of_new_dataset or domain is not None:
             conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError("--curve answers by itself", f"{conflict} beside it", "leave one out")
+            raise ConfigError(
+                "--curve answers by itself", f"{conflict} besides it", "leave one out"
+            )
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
@@ -331,7 +333,7 @@ def _record(
     if None not in numbers:
         raise ConfigError(
             "--measured is for numbers that are not given",
-            f"--d-data and --label-sharpness beside --measured {source}",
+            f"--d-data and --label-sharpness besides --measured {source}",
             "leave one out",
         )
     if source.endswith(".json"):

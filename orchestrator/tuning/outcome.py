@@ -91,7 +91,7 @@ class CombinationOutcome(Finding):
         return f"{self.model} on {self.dataset}: {text}"
 
     def _problem_text(self) -> str:
-        again = "and tune again: what was found is kept"
+        again = "and tune again: finished trials are stored"
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
                 "further trainings of every finalist failed or diverged, so there is no recipe; "
@@ -106,9 +106,9 @@ class CombinationOutcome(Finding):
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                "the best recipe found is hardly better than guessing "
-                f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
-                "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
+                "the best recipe is hardly better than chance "
+                f"(validation loss {self.chosen.mean:.3f}, chance loss {self.chance_loss:.3f}); "
+                "widen tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
             )
         if self.sweep_recipe is None:
             return (

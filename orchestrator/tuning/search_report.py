@@ -71,7 +71,7 @@ def _batch_size(outcome: CombinationOutcome) -> str:
 
 def _gain(outcome: CombinationOutcome) -> str:
     if outcome.keeps_sweep_recipe:
-        return "own kept"
+        return "own recipe stays"
     return _with_error(outcome.gain, outcome.gain_std_error)
 
 
@@ -97,13 +97,13 @@ BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validati
 """Columns that fit a terminal."""
 TABLE_NOTE = (
     "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-    "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than "
-    "an error); trainings: of the search + of finalists."
+    "than with the sweep's own recipe, in the same runs (own recipe stays: nothing was better by "
+    "more than an error); trainings: of the search + of finalists."
 )
 CAPTION = (
     "Validation loss against learning rate. Weight decay and batch size differ from point to "
-    "point; a loss of more than twice that of guessing, or of a diverged trial, is drawn at twice "
-    "that."
+    "point; a loss of more than twice the chance loss, or of a diverged trial, is drawn at twice "
+    "the chance loss."
 )
 
 
@@ -249,7 +249,7 @@ def loss_against_rate(
                 if combination.key in chosen_rates:
                     rate = chosen_rates[combination.key]
                     _draw_chosen(panel, trials[is_shown], rate, color)
-            log_ticks(panel, "x", trials["learning_rate"])
+            log_ticks(panel.xaxis, trials["learning_rate"])
             panel.set_yscale("log")
         handles = mark_handles(marks, trials["dataset"]) + _legend_handles()
         frame(figure, "learning rate", "validation loss (nat)", handles)

@@ -85,7 +85,7 @@ def test_an_interrupted_sweep_keeps_what_it_has(stopped):
 
 
 def test_a_run_passes_the_stages_that_readme_shows(stopped, watched):
-    shown = stages("\n".join(json.loads(RESULT.read_text(encoding="utf-8"))["said"]))
+    shown = stages("\n".join(json.loads(RESULT.read_text(encoding="utf-8"))["output"]))
     passed = stages(f"{stopped[1]['stderr']}\n{watched[2]}")
     assert set(shown) <= set(passed)
     later = shown[shown.index("measure") :]  # before, Ray starts while data are prepared

@@ -21,7 +21,11 @@ PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 REWRITTEN: tuple[str, ...] = (
     "orchestrator/analysis/",
     "orchestrator/analysis/experiments/",
+    "orchestrator/analysis/figures/",
     "orchestrator/analysis/grouped_tables/",
+    "orchestrator/analysis/results_tables/",
+    "orchestrator/analysis/sentences/",
+    "orchestrator/analysis/tables/",
     "isweep/",
     "orchestrator/cli/",
     "orchestrator/analysis/law_fits/",

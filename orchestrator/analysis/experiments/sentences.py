@@ -76,7 +76,7 @@ def _on_all_images(effect: Effect) -> str:
     worlds = _worlds(effect)
     if effect.interval is None:
         return (
-            f"{start}whether log {effect.response} follows cannot be told ({worlds} with such an "
+            f"{start}whether log {effect.response} follows is undecided ({worlds} with such an "
             "arm, at least 3 with scatter needed)."
         )
     return (

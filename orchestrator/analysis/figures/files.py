@@ -56,21 +56,22 @@ def write_figures(
             drawing_with_caption = draw(points, fits)
             if drawing_with_caption is None:
                 continue
-            rendered_as = {}
+            data_of = {}
             for kind in dict.fromkeys((embedded, *formats)):
-                rendered_as[kind] = rendered(drawing_with_caption.figure, kind)
-                write_atomic(folder / f"{name}.{kind}", rendered_as[kind], durable=False)
-                written.add(f"{name}.{kind}")
-            drawing = _embedded(rendered_as[embedded], embedded, name)
+                path = folder / f"{name}.{kind}"
+                data_of[kind] = rendered(drawing_with_caption.figure, kind)
+                write_atomic(path, data_of[kind], durable=False)
+                written.add(path.name)
             embedded_figures.append(
                 {
                     "file": f"{name}.{embedded}",
                     "caption": drawing_with_caption.caption,
-                    "drawing": drawing,
+                    "drawing": _embedded(data_of[embedded], embedded, name),
                 }
             )
     for path in folder.iterdir():
-        if path.stem in (*DRAWINGS, *FORMER_DRAWINGS) and path.name not in written:
+        is_a_drawing = path.stem in DRAWINGS or path.stem in FORMER_DRAWINGS
+        if is_a_drawing and path.name not in written:
             path.unlink()
     return embedded_figures
 
@@ -94,4 +95,5 @@ def _embedded(data: bytes, kind: str, name: str) -> Markup:
         return Markup(f'<img alt="" src="data:image/png;base64,{encoded}">')
     text = data.decode("utf-8")
     # All figures share one page, so ids must differ between them.
-    return Markup(SVG_ID.sub(rf"\1{name}-\2", text[text.index("<svg") :]))
+    svg = text[text.index("<svg") :]
+    return Markup(SVG_ID.sub(rf"\1{name}-\2", svg))

@@ -37,27 +37,44 @@ def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
                 linewidths=0,
                 rasterized=len(table) > MAX_VECTOR_POINTS,
             )
-            columns = pd.DataFrame({"x": table[name], "y": table[design.response]})
-            _draw_slopes(axes, columns, codes, fit, name)
             axes.set(xlabel=name, ylabel=design.response)
+            rows = pd.DataFrame({"x": table[name], "y": table[design.response]})
+            _draw_slopes(axes, rows, codes, fit, name)
             axes.legend(fontsize=7)
     return figure
 
 
 def _draw_slopes(
-    axes: Axes, columns: pd.DataFrame, codes: pd.Series, fit: GroupedFit, name: str
+    axes: Axes, rows: pd.DataFrame, codes: pd.Series, fit: GroupedFit, name: str
 ) -> None:
-    """Draw the means of groups, the slope within each of them, and the slope between them."""
-    by_group = columns.groupby(codes)
+    """Draw the means of groups, the slope within each of them, and the slope between them.
+
+    Args:
+        axes: The panel.
+        rows: The column as ``x``, the response as ``y``.
+        codes: Group of each row.
+        fit: The fit.
+        name: Name of the column.
+    """
+    by_group = rows.groupby(codes)
     means = by_group.mean()
     axes.plot(means["x"], means["y"], "s", color=BLACK, markersize=4, label="mean of a group")
     within, between = (fit.find(level, name) for level in LEVELS)
     if within.value is not None:
-        ends = np.array([by_group["x"].min(), by_group["x"].max()])
-        heights = means["y"].to_numpy() + within.value * (ends - means["x"].to_numpy())
+        lowest = by_group["x"].min()
+        highest = by_group["x"].max()
+        ends = np.array([lowest, highest])
+        mean_x = means["x"].to_numpy()
+        mean_y = means["y"].to_numpy()
+        distances = ends - mean_x
+        heights = mean_y + within.value * distances
         lines = axes.plot(ends, heights, color=BLACK, lw=0.8)
         lines[0].set_label("slope within groups")
     if between.value is not None:
-        ends = np.array([columns["x"].min(), columns["x"].max()])
-        heights = means["y"].mean() + between.value * (ends - means["x"].mean())
+        lowest_of_all = rows["x"].min()
+        highest_of_all = rows["x"].max()
+        ends = np.array([lowest_of_all, highest_of_all])
+        middle = means.mean()
+        distances = ends - middle["x"]
+        heights = middle["y"] + between.value * distances
         axes.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")

@@ -61,15 +61,13 @@ SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
 """Loss axes span at least this factor, so that scatter of a few per cent does not fill a panel."""
 MAX_COLORBAR_TICKS = 6
-ADDRESS_COLUMNS = [
-    MODEL,
-    DATASET,
-    CLASS_PAIR,
-    TRAIN_SIZE,
-    D_DATA_MLE,
-    LABEL_SHARPNESS,
-    TEST_LOSS,
-]
+ADDRESS_TITLES = {
+    D_DATA_MLE: "d_data",
+    LABEL_SHARPNESS: "K_F",
+    TEST_LOSS: "loss",
+}
+"""Column -> its title in the address of a drawn point."""
+ADDRESS_COLUMNS = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, *ADDRESS_TITLES]
 """Columns that the address of a drawn point is made of."""
 
 
@@ -90,30 +88,35 @@ def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
     """Give drawn points addresses, by which the page finds their trials and says what they are."""
     addresses = []
     for row in rows.reindex(columns=ADDRESS_COLUMNS).itertuples(index=False):
-        model, dataset, class_pair, size, d_data, sharpness, loss = row
-        words = [name for name in (model, dataset, class_pair) if isinstance(name, str) and name]
-        words.append(f"{size:g}")
+        address = dict(zip(ADDRESS_COLUMNS, row, strict=True))
+        names = [address[column] for column in (MODEL, DATASET, CLASS_PAIR)]
+        words = [name for name in names if isinstance(name, str) and name]
+        words.append(f"{address[TRAIN_SIZE]:g}")
         numbers = []
-        for title, value in (("d_data", d_data), ("K_F", sharpness), ("loss", loss)):
-            if pd.notna(value):
-                numbers.append(f"{title} {value:.3g}")
-        addresses.append(f"#point:{quote(' '.join(words) + '|' + ', '.join(numbers))}")
+        for column, title in ADDRESS_TITLES.items():
+            if pd.notna(address[column]):
+                numbers.append(f"{title} {address[column]:.3g}")
+        text = f"{' '.join(words)}|{', '.join(numbers)}"
+        addresses.append(f"#point:{quote(text)}")
     scatter.set_urls(addresses)
 
 
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw bars of d_data and K_F by dataset, sorted within domain."""
+    """Draw bars of d_data and K_F by dataset, sorted within domain; one dataset gives no figure."""
     cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE])
     properties = {
         D_DATA_MLE: (DIMENSION_LABEL, _d_data_of),
         LABEL_SHARPNESS: (SHARPNESS_LABEL, _sharpness_of),
     }
-    shown = [name for name in properties if cells[name].notna().any()]
-    if not shown:
+    measured = [name for name in properties if cells[name].notna().any()]
+    num_datasets = cells[DATASET].nunique()
+    if not measured or num_datasets < 2:
         return None
-    size = (4.4 * len(shown), 1.2 + 0.34 * cells[DATASET].nunique())
-    figure = Figure(figsize=size, layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    width = 4.4 * len(measured)
+    height = 1.2 + 0.34 * num_datasets
+    figure = Figure(figsize=(width, height), layout="constrained")
+    all_axes = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, name in zip(all_axes, measured, strict=True):
         label, value_of = properties[name]
         means = {dataset.dataset: value_of(dataset) for dataset in fits.datasets}
         _bars(axes, cells.dropna(subset=[name]), name, means)
@@ -141,29 +144,34 @@ def _sharpness_of(dataset: DatasetSummary) -> float | None:
 
 def _bars(axes: Axes, cells: pd.DataFrame, name: str, means: dict[str, float | None]) -> None:
     """Draw a bar per dataset, natural ones above medical ones, with the range as error bar."""
-    rows = cells.groupby([DOMAIN, DATASET])[name].agg(["min", "max"]).reset_index()
+    values = cells.groupby([DOMAIN, DATASET])[name]
+    ranges = values.agg(["min", "max"])
+    rows = ranges.reset_index()
     rows["mean"] = rows[DATASET].map(means)
     rows = rows.sort_values([DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
     is_second_domain = rows[DOMAIN] != rows[DOMAIN].iloc[0]
-    places = rows.index.to_numpy() + 0.6 * is_second_domain.to_numpy()
+    gap = 0.6 * is_second_domain.to_numpy()
+    places = rows.index.to_numpy() + gap
     # Rounding may put a mean of equal values outside their range.
-    reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
+    below = rows["mean"] - rows["min"]
+    above = rows["max"] - rows["mean"]
+    reach = np.maximum([below, above], 0.0)
     colors = [DOMAIN_COLORS[domain] for domain in rows[DOMAIN]]
     axes.barh(places, rows["mean"], color=colors, height=0.7)
     axes.errorbar(
         rows["mean"], places, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5
     )
-    number_ticks(axes, "x", rows["mean"])
+    number_ticks(axes.xaxis, rows["mean"])
     axes.set_yticks(places, rows[DATASET].tolist())
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
 
 
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against d_data, one panel per model, colored by N."""
+    """Draw test loss against d_data, one panel per model, colored by N; one d gives no figure."""
     rows = points.dropna(subset=[LOG_LOSS, D_DATA_MLE])
     models = sorted(rows[MODEL].unique())[:MAX_PANELS]
-    if not models:
+    if rows[D_DATA_MLE].nunique() < 2:
         return None
     figure, axes_of_models = panels(len(models))
     sizes = sorted(rows[TRAIN_SIZE].unique())
@@ -171,7 +179,8 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     if len(sizes) > 1:
         norm = LogNorm(sizes[0], sizes[-1])
     for axes, model in zip(axes_of_models, models, strict=True):
-        for domain, group in rows[rows[MODEL] == model].groupby(DOMAIN):
+        of_model = rows[rows[MODEL] == model]
+        for domain, group in of_model.groupby(DOMAIN):
             scatter = axes.scatter(
                 group[D_DATA_MLE],
                 group[TEST_LOSS],
@@ -184,17 +193,20 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
                 linewidth=0.9,
             )
             set_addresses(scatter, group)
-        log_ticks(axes, "y", rows[TEST_LOSS])
+        log_ticks(axes.yaxis, rows[TEST_LOSS])
         axes.set_title(model)
+    tick_step = max(1, len(sizes) // MAX_COLORBAR_TICKS)
     figure.colorbar(
         ScalarMappable(norm, "viridis_r"),
         ax=axes_of_models,
         label=SIZE_LABEL,
         fraction=0.05,
-        ticks=sizes[:: max(1, len(sizes) // MAX_COLORBAR_TICKS)],
+        ticks=sizes[::tick_step],
         format="{x:,.0f}",
     ).minorticks_off()
-    marks = {domain: (color, DOMAIN_MARKERS[domain]) for domain, color in DOMAIN_COLORS.items()}
+    marks = {}
+    for domain, color in DOMAIN_COLORS.items():
+        marks[domain] = (color, DOMAIN_MARKERS[domain])
     handles = mark_handles(marks, rows[DOMAIN], "-")
     for handle in handles:
         handle.set_markerfacecolor("white")
@@ -207,29 +219,34 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
 
 
 def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against N, one panel per dataset and one line per model."""
+    """Draw test loss against N, a panel per dataset and a line per model; one N gives no figure."""
     rows = points.dropna(subset=[LOG_LOSS])
-    order = rows[[DOMAIN, DATASET]].drop_duplicates().sort_values([DOMAIN, DATASET])
-    datasets = order[DATASET].tolist()[:MAX_PANELS]
-    if not datasets:
+    pairs = rows[[DOMAIN, DATASET]].drop_duplicates()
+    in_order = pairs.sort_values([DOMAIN, DATASET])
+    datasets = in_order[DATASET].tolist()[:MAX_PANELS]
+    sizes = sorted(rows[TRAIN_SIZE].unique())
+    if len(sizes) < 2:
         return None
     columns = 4 if len(datasets) > 4 else 3
     figure, axes_of_datasets = panels(
         len(datasets), width=2.9, height=2.4, most_columns=columns, share=False
     )
+    models = sorted(rows[MODEL].unique())
     looks = zip(cycle(MODEL_COLORS), cycle(MARKERS), strict=False)
-    marks = dict(zip(sorted(rows[MODEL].unique()), looks, strict=False))
-    means = rows.groupby([DATASET, MODEL, TRAIN_SIZE])[LOG_LOSS].mean()
-    curves = np.exp(means).reset_index(name=TEST_LOSS)
-    sizes = sorted(rows[TRAIN_SIZE].unique())
+    marks = dict(zip(models, looks, strict=False))
+    by_size = rows.groupby([DATASET, MODEL, TRAIN_SIZE])
+    mean_log_losses = by_size[LOG_LOSS].mean()
+    mean_losses = np.exp(mean_log_losses)
+    curves = mean_losses.reset_index(name=TEST_LOSS)
     has_slope = False
     for axes, dataset in zip(axes_of_datasets, datasets, strict=True):
         of_dataset = rows[rows[DATASET] == dataset]
+        domain = of_dataset[DOMAIN].iloc[0]
         _curves(axes, curves[curves[DATASET] == dataset], marks)
         has_slope |= _predicted_slope(axes, of_dataset)
         size_ticks(axes, sizes)
         _loss_axis(axes, of_dataset[TEST_LOSS])
-        axes.set_title(str(dataset), color=DOMAIN_COLORS[of_dataset[DOMAIN].iloc[0]])
+        axes.set_title(str(dataset), color=DOMAIN_COLORS[domain])
     handles = mark_handles(marks, marks, "-")
     caption = "How the loss falls with the number of training images."
     if has_slope:
@@ -259,35 +276,46 @@ def _predicted_slope(axes: Axes, rows: pd.DataFrame) -> bool:
     d_data = rows[D_REFERENCE].mean()
     if not d_data > 0:
         return False
-    ends = np.array([rows[TRAIN_SIZE].min(), rows[TRAIN_SIZE].max()])
+    smallest = rows[TRAIN_SIZE].min()
+    largest = rows[TRAIN_SIZE].max()
+    ends = np.array([smallest, largest])
     middle = rows[LOG_LOSS].mean() + rows[LOG_TRAIN_SIZE].mean() / d_data
-    predicted = np.exp(middle - np.log(ends) / d_data)
-    axes.plot(ends, predicted, color=BLACK, linestyle="--", linewidth=1.2)
+    log_losses = middle - np.log(ends) / d_data
+    axes.plot(ends, np.exp(log_losses), color=BLACK, linestyle="--", linewidth=1.2)
     return True
 
 
 def _loss_axis(axes: Axes, losses: pd.Series) -> None:
     """Make the loss axis logarithmic, over at least :data:`SMALLEST_LOSS_RANGE`."""
-    log_ticks(axes, "y", losses)
+    log_ticks(axes.yaxis, losses)
     low, high = axes.get_ylim()
     if high / low < SMALLEST_LOSS_RANGE:
         middle = np.sqrt(low * high)
         half = np.sqrt(SMALLEST_LOSS_RANGE)
-        axes.set_ylim(middle / half, middle * half)
-        log_ticks(axes, "y", pd.Series([middle / half, middle * half]))
+        lowest = middle / half
+        highest = middle * half
+        axes.set_ylim(lowest, highest)
+        log_ticks(axes.yaxis, pd.Series([lowest, highest]))
 
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw the loss gained by each attack against K_F, one panel per attack and epsilon."""
-    points_with_sharpness = points[points[LABEL_SHARPNESS].notna()]
+    """Draw the loss gained by each attack against K_F, a panel per attack and epsilon.
+
+    An attack whose points all have one K_F gets no panel.
+    """
+    has_sharpness = points[LABEL_SHARPNESS].notna()
+    points_with_sharpness = points[has_sharpness]
     attacks = []
     for attack in attack_columns(points.columns):
-        if points_with_sharpness[attack.name].notna().any():
+        is_attacked = points_with_sharpness[attack.name].notna()
+        attacked = points_with_sharpness[is_attacked]
+        if attacked[LABEL_SHARPNESS].nunique() > 1:
             attacks.append(attack)
     attacks = attacks[:MAX_PANELS]
     if not attacks:
         return None
-    marks = dataset_marks(dict(zip(points[DATASET], points[DOMAIN], strict=True)))
+    domains = dict(zip(points[DATASET], points[DOMAIN], strict=True))
+    marks = dataset_marks(domains)
     most_columns = 2 if len(attacks) in (2, 4) else 3
     figure, axes_of_attacks = panels(len(attacks), most_columns=most_columns, share=False)
     has_correlation = False
@@ -305,13 +333,14 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
                 linewidth=0,
             )
             set_addresses(scatter, group)
+        title = attack.words
         r = fits.attack(attack.name).estimate("r")
-        axes.set_title(attack.words)
         if r is not None and r.interval is not None:
-            axes.set_title(f"{attack.words}\nr = {number(r.value)} ({interval(r.interval)})")
+            title += f"\nr = {number(r.value)} ({interval(r.interval)})"
             has_correlation = True
-        number_ticks(axes, "x", rows[LABEL_SHARPNESS])
-        number_ticks(axes, "y", rows[attack.name])
+        axes.set_title(title)
+        number_ticks(axes.xaxis, rows[LABEL_SHARPNESS])
+        number_ticks(axes.yaxis, rows[attack.name])
         if not spans_much(rows[attack.name]):
             axes.axhline(0, color=GREY, linewidth=0.8)
     handles = mark_handles(marks, points[DATASET])

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
+from math import ceil
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.scale import SymmetricalLogScale
+from matplotlib.scale import ScaleBase, SymmetricalLogScale
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -44,7 +46,8 @@ DOMAIN_COLORS = {NATURAL: BLUE, MEDICAL: VERMILLION}
 DOMAIN_MARKERS = {NATURAL: "o", MEDICAL: "s"}
 SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORANGE)}
 """Domain -> colors of its datasets; no color is in two domains."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
+MARKERS = "os^DvPX<>hp*"
+"""Matplotlib's markers, a character each."""
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
 """Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
 MAX_PANELS = 12
@@ -53,8 +56,10 @@ MAX_LINEAR_FACTOR = 30.0
 """Values that span more than this factor get a logarithmic axis."""
 LEGEND_WIDTH = 1.5
 """Inches beside the panels, for the legend."""
-SINGLE_PANEL_SCALE = 1.5
-"""A single panel is drawn wider, or its legend would be as large as the plot."""
+SINGLE_PANEL_WIDTH = 1.5
+"""A single panel is this much wider, or its legend would be as large as the plot."""
+SINGLE_PANEL_HEIGHT = 1.3
+"""The same of its height."""
 MAX_LINEAR_TICKS = 5
 """Ticks of a linear axis: numbers of K_F are long."""
 MIN_GAP_OF_TICKS = 0.19
@@ -80,7 +85,7 @@ STYLE: dict[Any, Any] = {
 """Applied while drawing only."""
 Mark = tuple[str, str]
 """Color and marker of one dataset or model."""
-AxisName = Literal["x", "y"]
+AnyAxis = XAxis | YAxis
 
 
 def styled() -> AbstractContextManager[None]:
@@ -96,9 +101,11 @@ def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     """
     marks: dict[str, Mark] = {}
     shades = {domain: cycle(colors) for domain, colors in SHADES.items()}
-    in_order = sorted(domains.items(), key=lambda entry: (entry[1], entry[0]))
-    for k, (dataset, domain) in enumerate(in_order):
-        marks[dataset] = (next(shades[domain]), MARKERS[k % len(MARKERS)])
+    markers = cycle(MARKERS)
+    by_domain = sorted((domain, dataset) for dataset, domain in domains.items())
+    for domain, dataset in by_domain:
+        color = next(shades[domain])
+        marks[dataset] = (color, next(markers))
     return marks
 
 
@@ -115,9 +122,11 @@ def panels(
         share: Whether all have the same axes.
     """
     num_columns = min(most_columns, max(1, num))
-    num_rows = -(-max(1, num) // num_columns)
-    scale = SINGLE_PANEL_SCALE if num == 1 else 1.0
-    size = (width * num_columns * scale + LEGEND_WIDTH, height * num_rows * min(scale, 1.3))
+    num_rows = ceil(max(1, num) / num_columns)
+    if num == 1:
+        width *= SINGLE_PANEL_WIDTH
+        height *= SINGLE_PANEL_HEIGHT
+    size = (width * num_columns + LEGEND_WIDTH, height * num_rows)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share)
     axes = list(grid.flat)
@@ -150,18 +159,11 @@ def mark_handles(
     marker_size = 6 if line == "none" else 3.5
     handles = []
     for name, (color, marker) in marks.items():
-        if name in present_names:
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=color,
-                    marker=marker,
-                    label=name,
-                    linestyle=line,
-                    markersize=marker_size,
-                )
-            )
+        if name not in present_names:
+            continue
+        handle = Line2D([], [], color=color, marker=marker, label=name)
+        handle.set(linestyle=line, markersize=marker_size)
+        handles.append(handle)
     return handles
 
 
@@ -173,28 +175,23 @@ def spans_much(values: pd.Series) -> bool:
     return bool(finite.max() > MAX_LINEAR_FACTOR * finite.min())
 
 
-def number_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
+def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
     """Write plain numbers on an axis, without a common factor; logarithmic if values span much.
 
     Values of which some are negative or 0 get a symmetric logarithmic axis, which is linear up to
     the smallest positive one that matters.
     """
     if spans_much(values):
-        log_ticks(axes, axis_name, values)
+        log_ticks(axis, values)
         return
-    axis = axes.xaxis if axis_name == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(MAX_LINEAR_TICKS, steps=[1, 2, 5, 10]))
     sizes = values[values != 0].dropna().abs()
-    if (values <= 0).any() and not sizes.empty:
+    has_no_logarithm = (values <= 0).any()
+    if has_no_logarithm and not sizes.empty:
         linear_up_to = float(sizes.quantile(0.25))
         if sizes.max() > MAX_LINEAR_FACTOR * linear_up_to:
-            axes.set(
-                **{
-                    f"{axis_name}scale": SymmetricalLogScale(
-                        axis, linthresh=linear_up_to, linscale=0.5
-                    )
-                }
-            )
+            scale = SymmetricalLogScale(axis, linthresh=linear_up_to, linscale=0.5)
+            _set_scale(axis, scale)
             axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_plain_number))
 
@@ -206,41 +203,46 @@ def _plain_number(value: float, _: int | None) -> str:
     return number(value)
 
 
-def log_ticks(axes: Axes, axis_name: AxisName, values: pd.Series) -> None:
+def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
     """Make an axis logarithmic, with plain numbers and enough of them.
 
     Args:
-        axes: The panel.
-        axis_name: The axis.
+        axis: The axis.
         values: What is drawn on it: below a decade more ticks are set.
     """
     positive = values[values > 0]
     decades = 1.0
     if len(positive):
-        decades = float(np.log10(positive.max() / positive.min()))
+        factor = positive.max() / positive.min()
+        decades = float(np.log10(factor))
     steps: tuple[float, ...] = (1.0,)
     if decades < 1:
         steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     elif decades < 2.5:
         steps = (1.0, 2.0, 5.0)
-    _ticks(axes, axis_name, LogLocator(subs=steps, numticks=12))
+    _ticks(axis, LogLocator(subs=steps, numticks=12))
 
 
 def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
     """Put the train sizes themselves on a logarithmic x axis, leaving out those that collide."""
-    span = np.log(sizes[-1] / sizes[0]) or 1.0
+    span = np.log(sizes[-1] / sizes[0])
     ticks = [sizes[0]]
     for size in sizes[1:]:
-        if np.log(size / ticks[-1]) > MIN_GAP_OF_TICKS * span:
+        gap = np.log(size / ticks[-1])
+        if gap > MIN_GAP_OF_TICKS * span:
             ticks.append(size)
-    _ticks(axes, "x", FixedLocator(ticks))
+    _ticks(axes.xaxis, FixedLocator(ticks))
 
 
-def _ticks(axes: Axes, axis_name: AxisName, locator: Locator) -> None:
+def _ticks(axis: AnyAxis, locator: Locator) -> None:
     """Make an axis logarithmic with ticks at the locator's places."""
-    axes.set(**{f"{axis_name}scale": "log"})
-    axis = axes.xaxis if axis_name == "x" else axes.yaxis
+    _set_scale(axis, "log")
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(_plain_number))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def _set_scale(axis: AnyAxis, scale: str | ScaleBase) -> None:
+    """Set the scale of an axis, which its panel does by the axis' name."""
+    axis.axes.set(**{f"{axis.axis_name}scale": scale})

@@ -291,7 +291,7 @@ class EffectsFit:
         if plain_error > 0:
             # A jackknife is wide; the correction widens the usual error as it widens the jackknife.
             corrected_variance *= variance.value / plain_error**2
-        corrected = Slope("between", slope.on, estimate.slope)
+        corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))
         p_value = 1.0 if corrected.p_value is None else corrected.p_value
         return MeanScatter(

@@ -8,13 +8,14 @@ from textwrap import wrap
 
 import pandas as pd
 
+from orchestrator.analysis.answers import holm_adjusted
 from orchestrator.analysis.grouped_tables.between import between_slopes
 from orchestrator.analysis.grouped_tables.design import Design, Level
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation, pooled_correlations
 from orchestrator.analysis.grouped_tables.rows import standardise
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.sentences import answer, pooled_answer
-from orchestrator.analysis.grouped_tables.slopes import Slope, adjusted
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.grouped_tables.user_table import UserTable
 from orchestrator.analysis.grouped_tables.within import within_slopes
 
@@ -122,7 +123,7 @@ def fit_groups(
         design=design,
         num_rows=len(table),
         num_groups=len(data.groups.unit_names),
-        slopes=adjusted(slopes),
+        slopes=holm_adjusted(slopes),
         scatter=tuple(scatter),
         pooled=tuple(pooled_correlations(data)),
         remarks=tuple(data.groups.remarks),

@@ -7,7 +7,13 @@ from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.number_formats import interval, listing, number, p_equals
+from orchestrator.analysis.number_formats import (
+    adjusted_p_equals,
+    interval,
+    listing,
+    number,
+    p_equals,
+)
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
@@ -59,7 +65,7 @@ def _numbers(slope: Slope) -> str:
     if slope.is_significant:
         parts.append(f"95 % interval {interval(slope.interval)}")
     if slope.adjusted_p is not None:
-        parts.append(f"adjusted {p_equals(slope.adjusted_p)}")
+        parts.append(adjusted_p_equals(slope.adjusted_p, slope.num_tests))
         if slope.adjusted_p <= LEVEL and not slope.is_significant:
             parts.append("but the interval includes 0")
     if slope.reason:
@@ -76,8 +82,9 @@ def _limits(slope: Slope) -> str:
             f"data. About 80 of 100 such studies would detect a slope of "
             f"{number(slope.detectable)}."
         )
-    if slope.most_influential is not None:
-        group, without = slope.most_influential
+    group = slope.most_influential
+    if group is not None:
+        without = slope.left_out[group]
         if number(without) != number(slope.value):
             text += f" Without {group} the slope is {number(without)}."
     return text

@@ -145,13 +145,13 @@ def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
 def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
     """Return the correlation without each dataset, whose effects are taken anew without it."""
     attack = gain.fit.response
-    left_out = {}
+    correlations = {}
     for name in gain.gains.index:
         effects = effects_of(gain.rows[gain.rows[DATASET] != name], (attack,))
         if effects is not None:
             rows = about.loc[effects.index].assign(gain=effects[attack])
-            left_out[str(name)] = _correlation(rows)
-    return left_out
+            correlations[str(name)] = _correlation(rows)
+    return correlations
 
 
 def _correlation(rows: pd.DataFrame) -> float:

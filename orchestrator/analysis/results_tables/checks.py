@@ -58,12 +58,6 @@ class Exclusion:
         return f"{self.reason}: {self.count:,}"
 
 
-def _refuse_if(problem: str, rule: str, hint: str) -> None:
-    """Raise a DataError if there is a problem."""
-    if problem:
-        raise DataError(rule, problem, hint)
-
-
 def check_values(table: pd.DataFrame) -> None:
     """Check names, statuses and train sizes.
 
@@ -76,14 +70,18 @@ def check_values(table: pd.DataFrame) -> None:
 
 
 def _check_names(table: pd.DataFrame) -> None:
+    hint = "name them"
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
-    problem = ", ".join(nameless[:MAX_NAMED])
-    _refuse_if(problem, "The columns of a results table have names", "name them")
+    if nameless:
+        problem = ", ".join(nameless[:MAX_NAMED])
+        raise DataError("The columns of a results table have names", problem, hint)
     for name in (TRIAL_ID, MODEL, DATASET):
-        if name in table:
-            num_blank = sum(map(_is_blank, table[name]))
-            problem = f"{plural(num_blank, 'row')} without" if num_blank else ""
-            _refuse_if(problem, f"Every row of a results table has a {name}", "name them")
+        if name not in table:
+            continue
+        num_blank = sum(map(_is_blank, table[name]))
+        if num_blank:
+            problem = f"{plural(num_blank, 'row')} without"
+            raise DataError(f"Every row of a results table has a {name}", problem, hint)
 
 
 def _check_statuses(table: pd.DataFrame) -> None:
@@ -92,9 +90,10 @@ def _check_statuses(table: pd.DataFrame) -> None:
     for value in table.get(STATUS, pd.Series(dtype=object)):
         if not _is_blank(value) and str(value) not in known_statuses:
             unknown.add(repr(str(value)))
-    rule = f"The status of a trial is {' or '.join(known_statuses)}"
     hint = "correct it, or leave it blank for trials that are done"
-    _refuse_if(listing(sorted(unknown)), rule, hint)
+    rule = f"The status of a trial is {' or '.join(known_statuses)}"
+    if unknown:
+        raise DataError(rule, listing(sorted(unknown)), hint)
 
 
 def _check_train_sizes(table: pd.DataFrame) -> None:
@@ -102,10 +101,10 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     is_fraction = np.isfinite(numbers) & (numbers != np.floor(numbers))
     wrong = sizes[is_fraction | _is_boolean(sizes)]
-    problem = ""
     if len(wrong):
         problem = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
-    _refuse_if(problem, "A train size is a whole number of images", "count images in ones")
+        rule = "A train size is a whole number of images"
+        raise DataError(rule, problem, "count images in ones")
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
@@ -154,33 +153,32 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 
 def _check_columns(table: pd.DataFrame) -> None:
     missing = [name for name in REQUIRED if name not in table]
-    problem = f"without {', '.join(missing)}" if missing else ""
-    rule = f"A results table needs the columns {', '.join(REQUIRED)}"
-    _refuse_if(problem, rule, "see docs/results-columns.md")
+    if missing:
+        rule = f"A results table needs the columns {', '.join(REQUIRED)}"
+        problem = f"without {', '.join(missing)}"
+        raise DataError(rule, problem, "see docs/results-columns.md")
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
-    problem = f"{', '.join(repeated)} repeated" if repeated else ""
-    _refuse_if(problem, "A results table has every column once", "keep one")
+    if repeated:
+        problem = f"{', '.join(repeated)} repeated"
+        raise DataError("A results table has every column once", problem, "keep one")
 
 
 def _check_trials(table: pd.DataFrame) -> None:
     repeated = table[TRIAL_ID][table[TRIAL_ID].duplicated()]
-    problem = ""
     if len(repeated):
         problem = f"{len(repeated)} repeated, such as {repeated.iloc[0]!r}"
-    hint = "keep the last attempt of each trial"
-    _refuse_if(problem, "A results table has one row per trial", hint)
+        hint = "keep the last attempt of each trial"
+        raise DataError("A results table has one row per trial", problem, hint)
 
 
 def _check_domains(table: pd.DataFrame) -> None:
     hint = "correct the dataset's spec"
     unknown = sorted(set(table[DOMAIN].astype(str)) - set(DOMAINS))
-    problem = ", ".join(map(repr, unknown))
-    _refuse_if(problem, "A domain is natural or medical", hint)
+    if unknown:
+        raise DataError("A domain is natural or medical", ", ".join(map(repr, unknown)), hint)
     num_domains = table.groupby(DATASET)[DOMAIN].nunique()
-    problem = ""
     if (num_domains > 1).any():
-        problem = f"{num_domains.idxmax()!r} has two"
-    _refuse_if(problem, "A dataset has one domain", hint)
+        raise DataError("A dataset has one domain", f"{num_domains.idxmax()!r} has two", hint)
 
 
 def _check_accuracies(table: pd.DataFrame) -> None:
@@ -188,11 +186,10 @@ def _check_accuracies(table: pd.DataFrame) -> None:
     shares = pd.to_numeric(table.get(TEST_ACCURACY, unknown), errors="coerce")
     is_wrong = (shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))
     wrong = shares[is_wrong]
-    problem = ""
     if len(wrong):
         trial_id = table.loc[wrong.index[0], TRIAL_ID]
         problem = f"{wrong.iloc[0]:g} at trial {trial_id!r}, {len(wrong)} in all"
-    _refuse_if(problem, "An accuracy is a share from 0 to 1", "divide percentages by 100")
+        raise DataError("An accuracy is a share from 0 to 1", problem, "divide percentages by 100")
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
@@ -213,7 +210,8 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
         return table
     changes = [_changes_of(recipe) for recipe in table[RECIPE].fillna("")]
     by_row = pd.Series(changes, index=table.index)
-    keys = [table[name].fillna("") for name in CELL_COLUMNS if name in table]
+    present = [name for name in CELL_COLUMNS if name in table]
+    keys = [table[name].fillna("") for name in present]
     varied: set[str] = set()
     for _, cell in by_row.groupby(keys):
         varied |= _varied(cell)
@@ -237,7 +235,12 @@ def _varied(recipes: Iterable[dict[str, str]]) -> set[str]:
     """Return the settings that are not the same in all recipes."""
     of_cell = list(recipes)
     names = {name for changes in of_cell for name in changes}
-    return {name for name in names if len({changes.get(name) for changes in of_cell}) > 1}
+    varied = set()
+    for name in names:
+        values = {changes.get(name) for changes in of_cell}
+        if len(values) > 1:
+            varied.add(name)
+    return varied
 
 
 def _label(changes: dict[str, str], names: Iterable[str]) -> str:
@@ -271,7 +274,8 @@ def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
     values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
     is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
     texts = cells.to_numpy(dtype=object)[is_no_number]
-    is_no_number[is_no_number] = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+    is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+    is_no_number[is_no_number] = is_text
     unusable = {
         "not a number": pd.Series(is_no_number, index=values.index),
         "stored infinity": values.abs() >= LARGEST_VALUE,

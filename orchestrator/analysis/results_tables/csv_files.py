@@ -30,7 +30,9 @@ def unescape_cell(value: object) -> object:
     if not isinstance(value, str) or not value.startswith("'"):
         return value
     text = value[1:]
-    return text if text.startswith(RISKY_STARTS) else value
+    if text.startswith(RISKY_STARTS):
+        return text
+    return value
 
 
 def csv_text(table: pd.DataFrame) -> str:

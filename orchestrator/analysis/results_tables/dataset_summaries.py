@@ -70,14 +70,18 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
     largest = points.groupby(DATASET)[TRAIN_SIZE].transform("max")
     last = points[points[TRAIN_SIZE] == largest].groupby(DATASET)
     cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE]).groupby(DATASET)
-    losses = np.exp(last[LOG_LOSS].mean())
+    log_losses = last[LOG_LOSS].mean()
+    losses = np.exp(log_losses)
     accuracies = last[TEST_ACCURACY].mean()
     aucs = last[AUC].mean()
     inverse_d = points.groupby(DATASET)[INVERSE_D].mean()
+    d_data = 1 / inverse_d
     sharpness = cells[LABEL_SHARPNESS].mean()
     gains = losses.iloc[:0]
+    attack_in_words = ""
     if attack is not None:
         gains = last[attack.name].mean()
+        attack_in_words = attack.words
     summaries = []
     for name, rows in full.groupby(DATASET):
         sizes = sorted(int(size) for size in rows[TRAIN_SIZE].dropna().unique())
@@ -87,16 +91,16 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
                 domain=str(rows[DOMAIN].iloc[0]),
                 num_trials=len(rows),
                 train_sizes=tuple(sizes),
-                d_data=_known(1 / inverse_d.get(name, np.nan)),
-                label_sharpness=_known(sharpness.get(name, np.nan)),
+                d_data=_number_of(d_data, name),
+                label_sharpness=_number_of(sharpness, name),
                 image_size=_single(rows[IMAGE_SIZE]),
                 channels=_single(rows[CHANNELS]),
                 num_classes=_single(rows[NUM_CLASSES]),
-                loss=_known(losses.get(name, np.nan)),
-                accuracy=_known(accuracies.get(name, np.nan)),
-                auc=_known(aucs.get(name, np.nan)),
-                loss_gain=_known(gains.get(name, np.nan)),
-                attack="" if attack is None else attack.words,
+                loss=_number_of(losses, name),
+                accuracy=_number_of(accuracies, name),
+                auc=_number_of(aucs, name),
+                loss_gain=_number_of(gains, name),
+                attack=attack_in_words,
             )
         )
     return tuple(summaries)
@@ -111,9 +115,12 @@ def _strongest_attack(points: pd.DataFrame) -> Any:
     return max(measured, key=lambda attack: (attack.attack == "fgsm", attack.epsilon), default=None)
 
 
-def _known(value: float) -> float | None:
-    """Return a number, or None for NaN."""
-    return None if np.isnan(value) else float(value)
+def _number_of(numbers: pd.Series, dataset: Any) -> float | None:
+    """Return the number of a dataset; None if it has none, or NaN."""
+    value = numbers.get(dataset, np.nan)
+    if np.isnan(value):
+        return None
+    return float(value)
 
 
 def _single(values: pd.Series) -> int | None:

@@ -118,11 +118,14 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             exclusions.append(Exclusion(reason, count))
         is_usable &= ~is_affected
 
-    trials = full.assign(**{LOG_LOSS: np.log(full[TEST_LOSS].where(is_usable))})[~is_no_point]
+    usable_losses = full[TEST_LOSS].where(is_usable)
+    trials = full.assign(**{LOG_LOSS: np.log(usable_losses)})
+    trials = trials[~is_no_point]
     numbers = []
     for name in trials.columns:
-        is_number = pd.api.types.is_numeric_dtype(trials[name])
-        if is_number and name not in TEXT_COLUMNS and name not in POINT:
+        if name in TEXT_COLUMNS or name in POINT:
+            continue
+        if pd.api.types.is_numeric_dtype(trials[name]):
             numbers.append(name)
     points = trials.groupby(POINT, sort=True)[numbers].mean().reset_index()
     return _with_regressors(points), tuple(exclusions)
@@ -165,8 +168,10 @@ def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET)
     keys = list(by)
     measured = points[points[name] > 0]
     largest = measured.groupby(keys)[TRAIN_SIZE].transform("max")
-    means = measured[measured[TRAIN_SIZE] == largest].groupby(keys)[name].mean()
-    values = means.reindex(pd.MultiIndex.from_frame(points[keys])).to_numpy(dtype=float)
+    at_largest = measured[measured[TRAIN_SIZE] == largest]
+    means = at_largest.groupby(keys)[name].mean()
+    keys_of_points = pd.MultiIndex.from_frame(points[keys])
+    values = means.reindex(keys_of_points).to_numpy(dtype=float)
     return pd.Series(values, index=points.index)
 
 
@@ -182,7 +187,9 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
 
 def sums_of(points: pd.DataFrame, column: str) -> Sums:
     """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
-    fall = -points[LOG_TRAIN_SIZE].to_numpy(dtype=float) / points[D_REFERENCE].to_numpy(dtype=float)
+    log_size = points[LOG_TRAIN_SIZE].to_numpy(dtype=float)
+    d_data = points[D_REFERENCE].to_numpy(dtype=float)
+    fall = -log_size / d_data
     return curve_sums(
         points[column].to_numpy(dtype=float),
         fall,

@@ -15,6 +15,7 @@ from orchestrator.results.columns import (
     SHARPNESS_CHANNELS,
     SHARPNESS_PIXEL_RANGE,
 )
+from search_spaces.errors import plural
 
 Policy = Literal["refuse", "ignore"]
 """Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
@@ -53,9 +54,13 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     measured = table.reindex(columns=[*columns])
     measured = measured[measured[LABEL_SHARPNESS].notna()]
     scales = []
-    for key, datasets in measured.groupby(SCALE_COLUMNS, dropna=False)[DATASET]:
-        scales.append((spell_scale(key), tuple(sorted(datasets.unique()))))
-    names = "; ".join(f"{scale}: {', '.join(datasets)}" for scale, datasets in scales)
+    parts = []
+    for key, rows in measured.groupby(SCALE_COLUMNS, dropna=False):
+        scale = spell_scale(key)
+        datasets = sorted(rows[DATASET].unique())
+        scales.append((scale, tuple(datasets)))
+        parts.append(f"{scale}: {', '.join(datasets)}")
+    names = "; ".join(parts)
     note = ""
     if len(scales) > 1 and policy == "refuse":
         note = (
@@ -88,7 +93,7 @@ def spell_scale(key: object) -> str:
     if not np.isnan(side):
         parts[0] = f"{side:g}×{side:g} pixels"
     if not np.isnan(channels):
-        parts[1] = f"{channels:g} channel" if channels == 1 else f"{channels:g} channels"
+        parts[1] = plural(int(channels), "channel")
     if not np.isnan(pixel_range):
         parts[2] = f"range {pixel_range:g}"
     return ", ".join(parts)

@@ -100,12 +100,12 @@ def influence(answer: Answer, name_of_value: str, weights: dict[str, float]) -> 
     name = answer.most_influential
     if name is None or answer.value is None:
         return ()
-    weight = weights.get(name)
-    carries = "" if weight is None else f" It carries {percent(weight)} of the weight."
     text = (
         f"The most influential dataset is {name}: without it, {name_of_value} is "
-        f"{number(answer.left_out[name])} instead of {number(answer.value)}.{carries}"
+        f"{number(answer.left_out[name])} instead of {number(answer.value)}."
     )
+    if name in weights:
+        text += f" It carries {percent(weights[name])} of the weight."
     opposite = [
         dataset for dataset, value in sorted(answer.left_out.items()) if value * answer.value < 0
     ]

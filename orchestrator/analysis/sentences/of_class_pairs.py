@@ -26,11 +26,16 @@ from orchestrator.analysis.sentences.finding import (
 
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     """Yield what class pairs answer: a finding per question, and one of all slopes at equal δ."""
-    d_data = next((d.d_data for d in fits.datasets if d.d_data and d.loss), None)
+    d_data = None
+    for dataset in fits.datasets:
+        if dataset.d_data and dataset.loss:
+            d_data = dataset.d_data
     slopes = {slope.on: slope for slope in fits.class_pairs}
     for slope in fits.class_pairs:
+        in_pixels = None
+        if slope.on == R_HAT_FREE:
+            in_pixels = slopes.get(R_HAT)
         if PAIR_QUESTIONS[slope.on].question.text:
-            in_pixels = slopes.get(R_HAT) if slope.on == R_HAT_FREE else None
             yield _of_pair_slope(slope, d_data, in_pixels)
     at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
     if at_delta:
@@ -59,9 +64,7 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
     classes = f"({slope.num_groups} classes)"
     claim = ""
     if answer.is_decided:
-        is_supported = answer.verdict == "supported"
-        statement = answer.question.claim if is_supported else answer.question.reverse
-        claim = f"{statement} {classes}."
+        claim = f"{answer.statement} {classes}."
         factor = _factor_of_pairs(slope, d_data)
         sentences = [text for text in (claim, factor, estimate) if text]
     else:
@@ -70,8 +73,9 @@ def _of_pair_slope(slope: Slope, d_data: float | None, in_pixels: Slope | None) 
             sentences.append(
                 f"About 80 of 100 such studies would detect {number(slope.detectable)}."
             )
-    if slope.most_influential is not None and slope.value is not None:
-        group, without = slope.most_influential
+    group = slope.most_influential
+    if group is not None:
+        without = slope.left_out[group]
         if number(without) != number(slope.value):
             sentences.append(f"Without class {group} it is {number(without)}.")
     return Finding(
@@ -120,10 +124,9 @@ def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
     estimated = [slope for slope in slopes if slope.value is not None]
     if not estimated:
         return not_testable(question, slopes[0].reason)
-    parts = [
-        f"{AT_DELTA[slope.on]} {number(slope.value)} ({interval(slope.interval)})"
-        for slope in estimated
-    ]
+    parts = []
+    for slope in estimated:
+        parts.append(f"{AT_DELTA[slope.on]} {number(slope.value)} ({interval(slope.interval)})")
     sentences = [f"Slopes on log K_F at equal 1/d and δ: {'; '.join(parts)}."]
     decided = [slope for slope in estimated if pair_answer(slope).is_decided]
     claims = []

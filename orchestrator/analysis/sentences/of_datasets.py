@@ -1,4 +1,4 @@
-"""What several datasets answer: the study's questions, in sentences."""
+"""Sentences on what several datasets answer to the study's questions."""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ def of_experiment(interventions: Interventions) -> Finding:
             f"Left out: {plural(num_at_chance, 'pair')} whose base has the chance loss or more."
         )
     if num_without:
-        notes.append(f"{num_without} pairs have an error of 0 on one side, without a logarithm.")
+        notes.append(
+            f"Left out: {plural(num_without, 'pair')} with an error of 0 on one side, which has no "
+            "logarithm."
+        )
     images = "in training and test images"
     if any(effect.tested_on for effect in effects):
         images = "in training images alone"

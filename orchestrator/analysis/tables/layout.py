@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -61,16 +62,16 @@ def laid_out(
         if not rows or any(row[k] for row in rows):
             filled.append(k)
     names = list(columns)
-    kept_rows = []
+    filled_rows = []
     for row in rows:
-        kept_rows.append(tuple(row[k] for k in filled))
+        filled_rows.append(tuple(row[k] for k in filled))
     return Table(
         key=key,
         title=title,
         note=note,
         header=tuple(names[k] for k in filled),
-        rows=tuple(kept_rows),
-        numeric_from=len([k for k in filled if k < numeric_from]),
+        rows=tuple(filled_rows),
+        numeric_from=bisect_left(filled, numeric_from),
     )
 
 
@@ -92,5 +93,7 @@ def _cell(record: Any, column: Column) -> str:
         return f"{value:,}"
     if value is None or isinstance(value, float):
         is_p_value = column.startswith(("p_", "adjusted_p"))
-        return p_value(value) if is_p_value else number(value)
+        if is_p_value:
+            return p_value(value)
+        return number(value)
     return str(value)

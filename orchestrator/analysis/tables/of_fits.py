@@ -269,8 +269,8 @@ def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
         "p is the larger one of the t test over datasets and of the permutation (or wild cluster "
-        "bootstrap) test; of attacks it is one-sided. The adjusted p is Holm's, over the questions "
-        "that could be tested."
+        "bootstrap) test; of attacks it is one-sided. The adjusted p is Holm's, over the tests "
+        "that could be made."
     )
     if fits.class_pairs:
         note = "Intervals and p are by a jackknife over classes, which pairs share; Holm-adjusted."
@@ -285,6 +285,7 @@ def answer_table(fits: ScalingFits) -> Table:
             "interval": "interval",
             "p": "p_value",
             "adjusted p": "adjusted_p",
+            "over tests": "num_tests",
             "datasets or classes": "num_replicates",
             "verdict": "verdict",
         },

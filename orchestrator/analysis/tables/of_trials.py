@@ -72,13 +72,18 @@ def loss_text(
 
 def seen_table(fits: ScalingFits) -> Table:
     """Return every dataset's properties, its loss at its largest N, and what an attack adds."""
-    attack = next((d.attack for d in fits.datasets if d.attack), "attacks")
-    losses = sorted((d.loss, d.dataset) for d in fits.datasets if d.loss is not None)
+    attack = "attacks"
+    losses = []
+    for dataset in fits.datasets:
+        if dataset.attack:
+            attack = dataset.attack
+        if dataset.loss is not None:
+            losses.append((dataset.loss, f"{number(dataset.loss)} ({dataset.dataset})"))
     range_of_losses = ""
     if losses:
-        ends = dict.fromkeys([losses[0], losses[-1]])
-        named = " to ".join(f"{number(loss)} ({name})" for loss, name in ends)
-        range_of_losses = f"At the largest train size the mean test loss is {named}. "
+        losses.sort()
+        ends = dict.fromkeys([losses[0][1], losses[-1][1]])
+        range_of_losses = f"At the largest train size the mean test loss is {' to '.join(ends)}. "
     return laid_out(
         "seen",
         "Summary of the data",
@@ -214,4 +219,6 @@ def _best_loss(row: dict[str, Any]) -> str:
 
 
 def _runner_up(row: dict[str, Any]) -> str:
-    return "" if pd.isna(row["runner_up"]) else str(row["runner_up"])
+    if pd.isna(row["runner_up"]):
+        return ""
+    return str(row["runner_up"])

@@ -9,7 +9,7 @@ import isweep
 from orchestrator.cli.app import COMMANDS
 
 FUNCTIONS = [name for name in isweep.__all__ if inspect.isfunction(getattr(isweep, name))]
-NEED_RESULTS = {"run", "tune", "predict", "compare"}
+NEED_RESULTS = {"run", "tune", "compare"}
 """Functions whose examples need the results of a sweep: tests/integration/test_small_sweep.py."""
 
 

@@ -161,7 +161,7 @@ def test_what_many_worlds_answer_stands_before_a_row_for_each(tmp_path):
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     little = fit_interventions(table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in little.answer
-    assert "whether log loss follows cannot be told (0 worlds" in little.answer
+    assert "whether log loss follows is undecided (0 worlds" in little.answer
     assert "Left out by the gate: w0_contrast, w1_contrast" in little.answer
     gate = next(g for g in little.gates if g.arm.dataset == "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "K_F moved too little")

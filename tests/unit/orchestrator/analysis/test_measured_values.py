@@ -46,7 +46,7 @@ SCALE = SharpnessScale(
 )
 def test_sharpness_on_another_scale_than_the_sweeps_is_refused(changes, found):
     check_scale(measured_at(), SCALE)
-    message = f"K_F must be measured on the sweep's scale; found: {found} beside the sweep's 32×32"
+    message = f"K_F must be measured on the sweep's scale; found: {found}, not the sweep's 32×32"
     with pytest.raises(ConfigError, match=message):
         check_scale(measured_at(**changes), SCALE)
 

@@ -136,7 +136,7 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
 def test_a_size_that_cannot_be_told_is_not_given(table, target, told):
     found = predict(fit_growth(table), target_loss=target, **AT)
     assert (found.value, found.interval, found.extrapolating) == (None, None, True)
-    assert found.warning.startswith("cannot be told: ")
+    assert found.warning.startswith("no prediction: ")
     assert told in found.warning
 
 
@@ -228,7 +228,7 @@ def test_a_loss_that_could_be_anything_is_not_given_as_one():
     assert (found.value, found.interval, found.shorter) == (None, None, None)
     assert re.match(
         (
-            r"cannot be told: the loss could lie between 10\^-?\d+\.\d and 10\^-?\d+\.\d, more "
+            r"no prediction: the loss could lie between 10\^-?\d+\.\d and 10\^-?\d+\.\d, more "
             r"than a "
             r"factor 10,"
         ),
@@ -339,7 +339,7 @@ def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data,
     for asked in ({"train_size": 1000}, {"target_loss": 0.3}):
         found = predict(noisy, d_data=d_data, **asked, **about)
         json.dumps(found.to_json(), allow_nan=False)
-        assert found.value is not None or "cannot be told" in found.warning
+        assert found.value is not None or "no prediction" in found.warning
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
     ("pilot", "told"),
     [
         ([PilotPoint(1e9, 0.01)], "the pilot's train size 1e+09 is far from the sweep's"),
-        ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is that of guessing or more"),
+        ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is at chance level or above"),
         (
             [PilotPoint(500, 0.01), PilotPoint(1000, 0.02)],
             "the pilot's test loss rises with its train size",
@@ -456,7 +456,7 @@ def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
     calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **about, pilot=calm).warning
     ten = fit_growth(table.assign(num_classes=10))
-    assert "guessing" not in predict(ten, **about, pilot=[PilotPoint(500, 1.5)]).warning
+    assert "chance level" not in predict(ten, **about, pilot=[PilotPoint(500, 1.5)]).warning
 
 
 def test_losses_that_are_all_the_same_predict_nothing():

@@ -144,7 +144,7 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
             signal.signal(number, handler)
         stop_heard()  # or the next run in this process would stop
     said = capsys.readouterr().err
-    assert said == "Stopped. Nothing that was kept is lost; run the same command again.\n"
+    assert said == "Stopped. Nothing that was stored is lost; run the same command again.\n"
 
 
 @pytest.mark.parametrize(

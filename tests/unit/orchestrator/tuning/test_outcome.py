@@ -130,7 +130,7 @@ def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(s
     outcome = outcomes(search)[0]
     assert outcome.keeps_sweep_recipe
     assert (outcome.gain, outcome.gain_std_error) == (0, None)
-    assert outcome_table([outcome], BRIEF).rows[0][-1] == "own kept"
+    assert outcome_table([outcome], BRIEF).rows[0][-1] == "own recipe stays"
     assert not any(
         found.keeps_sweep_recipe
         for found in outcomes(search)
@@ -187,8 +187,8 @@ def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
     )
     (said,) = (summary := TuneSummary(tuple(found), tmp_path, None, 0)).problems
     where = f"{found[0].model} on {found[0].dataset}"
-    assert said.startswith(f"{where}: the best recipe found is hardly better than guessing")
-    assert "(validation loss 0.692, guessing 0.693); widen tune.learning_rate" in said
+    assert said.startswith(f"{where}: the best recipe is hardly better than chance")
+    assert "(validation loss 0.692, chance loss 0.693); widen tune.learning_rate" in said
     assert summary.exit_code == 0
 
 

@@ -150,7 +150,7 @@ def test_a_notebook_gets_a_table_and_the_recipe(found):
     assert row["validation_loss"] == outcome.chosen.mean
     assert tuned.recipe == str(summary.recipe)
     (said,) = tuned.problems  # nine epochs of a tiny search learn next to nothing, and that is told
-    assert "hardly better than guessing" in said
+    assert "hardly better than chance" in said
     assert repr(tuned) == f"Recipe of 1 of 1 models on datasets: {summary.recipe}"
     assert "<table" in tuned._repr_html_()
     assert tuned.report.name == "search.html"
