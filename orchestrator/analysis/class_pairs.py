@@ -45,6 +45,8 @@ ONE_SIZE = "there is only one train size; a curve needs at least two"
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
 
 
+LAW_RATE = 1.0
+"""Size of the slopes on log K_F that the law says, whose power is given."""
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
@@ -65,7 +67,7 @@ class PairQuestion:
         question: The question; its text is empty for a slope that is shown beside another one.
         response: Column that is explained.
         on: Regressors. The slope on the first one answers, at equal others.
-        factor: What the slope means for a factor of two, with ``{}`` for the number.
+        factor: What the slope means for a step of its regressor, with ``{}`` for the number.
         level: ``within`` a pair, over its train sizes; or ``between`` pairs, over their heights.
         needs_delta: Whether δ enters.
         is_claimed: Whether the slope is tested and may be claimed.
@@ -118,7 +120,7 @@ PAIR_QUESTIONS = {
         ),
         response="loss",
         on=SHARPNESS_AND_D,
-        factor="Doubling K_F multiplies the loss by {}.",
+        factor="Pairs with 10 % higher K_F have {} times the loss.",
     ),
     R_HAT_FREE: PairQuestion(
         Question(
@@ -134,7 +136,7 @@ PAIR_QUESTIONS = {
         ),
         response="r_hat_free",
         on=("k_free", "inverse_d"),
-        factor="Doubling K_F·δ multiplies R̂/δ by {}.",
+        factor="Pairs with 10 % higher K_F·δ have {} times the R̂/δ.",
         needs_delta=True,
     ),
     R_HAT: PairQuestion(
@@ -153,7 +155,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=SHARPNESS_AND_D,
-        factor="Doubling K_F adds {} to the accuracy lost.",
+        factor="Pairs with 10 % higher K_F lost {}.",
     ),
     DROP_ON_DELTA: PairQuestion(
         Question(
@@ -166,7 +168,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=("delta", "inverse_d"),
-        factor="Doubling δ adds {} to the accuracy lost.",
+        factor="Pairs 10 % further apart lost {}.",
         needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(
@@ -212,6 +214,9 @@ def pair_answer(slope: Slope) -> Answer:
     reason = slope.reason
     if not pair_question.is_claimed:
         reason = UNITS_ALONE
+    effect = None
+    if pair_question.question.power_of:
+        effect = LAW_RATE
     return Answer(
         question=pair_question.question,
         value=slope.value,
@@ -219,8 +224,11 @@ def pair_answer(slope: Slope) -> Answer:
         p_value=slope.p_value,
         adjusted_p=slope.adjusted_p,
         num_tests=slope.num_tests,
+        family=slope.family,
         num_replicates=slope.num_groups,
         left_out={f"class {name}": value for name, value in slope.left_out.items()},
+        effect=effect,
+        test=slope.test,
         reason=reason,
     )
 
@@ -246,7 +254,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
         if slope is not None:
             slopes[estimand] = replace(slope, on=estimand)
     family = [slope for slope in slopes.values() if PAIR_QUESTIONS[slope.on].is_claimed]
-    for slope in holm_adjusted(family):
+    for slope in holm_adjusted(family, "class pairs"):
         slopes[slope.on] = slope
     return tuple(slopes.values())
 

@@ -25,11 +25,13 @@ from orchestrator.analysis.headline import headline_answers
 from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.law_fits.attacks import fit_attacks
 from orchestrator.analysis.law_fits.exponents import OTHER_D, fit_exponent, fit_exponents
+from orchestrator.analysis.law_fits.falls import fit_fall
 from orchestrator.analysis.law_fits.heights import fit_headline, fit_height
 from orchestrator.analysis.law_fits.records import (
     AnyFit,
     AttackFit,
     ExponentFit,
+    FallFit,
     HeightFit,
     RepresentationFit,
 )
@@ -79,7 +81,7 @@ class ScalingFits:
         one_dataset: What one dataset alone can answer.
     """
 
-    schema_version: int = 5
+    schema_version: int = 6
     num_trials: int
     num_used: int
     num_points: int
@@ -120,6 +122,13 @@ class ScalingFits:
                 return fit
         return ExponentFit(model=model, subset=subset, variant=variant, reason=_no_trial(model))
 
+    def fall(self) -> FallFit:
+        """Return the slopes on log N of each dataset."""
+        for fit in self.fits:
+            if isinstance(fit, FallFit):
+                return fit
+        return FallFit(reason=_no_trial(POOLED))
+
     def attack(self, response: str, model: str = POOLED) -> AttackFit:
         """Return the fit of the loss gained by one attack."""
         for fit in self.fits:
@@ -156,6 +165,7 @@ class ScalingFits:
         document = cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
         for entry, answer in zip(document["answers"], self.answers, strict=True):
             entry["verdict"] = answer.verdict
+            entry["power"] = answer.power
         for entry, slope in zip(document["class_pairs"], self.class_pairs, strict=True):
             entry["verdict"] = pair_answer(slope).verdict
         return document
@@ -290,6 +300,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
     if models:
         fits.append(fit_headline(points, scale))
         fits.append(fit_height(points, scale, (IS_MEDICAL,)))
+        fits.append(fit_fall(points))
         fits += fit_exponents(points, prepared.full)
         fits += fit_attacks(points, scale, models)
         fits.append(fit_representation(points))
