@@ -33,13 +33,13 @@ def read(path: Path) -> Rows:
 
 def t_tail(t: float, degrees: int) -> float:
     """Two-sided tail of Student's t: Simpson's rule on the density, after tan u = t / √degrees."""
-    u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 20_001)
+    u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 2_001)
     return float(_simpson(np.cos(u) ** (degrees - 1), u) / _both_tails(degrees))
 
 
 @cache
 def _both_tails(degrees: int) -> float:
-    u = np.linspace(0, np.pi / 2, 20_001)
+    u = np.linspace(0, np.pi / 2, 2_001)
     return _simpson(np.cos(u) ** (degrees - 1), u)
 
 
@@ -57,6 +57,12 @@ def t_quantile(degrees: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if t_tail(middle, degrees) > 0.05 else (low, middle)
     return low
+
+
+def share_no_class(classes: np.ndarray) -> np.ndarray:
+    """Return which two pairs ``(pairs, pairs)`` have no class in common, for ``(pairs, 2)``."""
+    equal = classes[:, None, :, None] == classes[None, :, None, :]
+    return ~equal.any((2, 3))
 
 
 def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[str, float]:
@@ -119,6 +125,7 @@ class PairTable:
         self.twonn = np.array([float(measured[pair]["d_data_twonn"]) for pair in self.pairs])
         self.log_k = np.log([float(measured[pair]["label_sharpness"]) for pair in self.pairs])
         self.classes = np.array([pair.split("-") for pair in self.pairs])
+        self.apart = share_no_class(self.classes)
         images = {row["class_pair"]: row for row in read(RESULTS / f"{name}_tail.csv")}
         self.tail = np.array([float(images[pair]["alpha"]) for pair in self.pairs])
         self.nearest = np.log([float(images[pair]["nearest"]) for pair in self.pairs])
@@ -329,7 +336,7 @@ class PairTable:
             factors, fitted = rule
             errors = []
             for k in at:
-                seen = [j for j in at if not set(self.classes[j]) & set(self.classes[k])]
+                seen = at[self.apart[k, at]]
                 slope = factors[k]
                 if fitted:
                     along = factors[seen, None, None] * x
@@ -512,6 +519,9 @@ class TrainingWorlds:
                 if row["status"] == "done":
                     cell = row["dataset"], row["model"], int(row["train_size"])
                     self.rows[cell] = row
+        self.of_dataset: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for dataset, model, size in sorted(self.rows):
+            self.of_dataset[dataset].append((model, size))
         self.largest = max(size for _, _, size in self.rows)
         self.models = sorted({model for _, model, _ in self.rows})
         self.worlds = sorted(
@@ -538,9 +548,10 @@ class TrainingWorlds:
     def pairs(self, world: str, models: tuple[str, ...] = ()) -> list[tuple[dict, dict]]:
         """The networks of a base and of its condition, where the base has learned something."""
         result = []
-        for (of, model, size), base in sorted(self.rows.items()):
+        for model, size in self.of_dataset[f"{world}_base"]:
+            base = self.rows[f"{world}_base", model, size]
             near = self.rows.get((f"{world}_near", model, size))
-            if of != f"{world}_base" or near is None or model not in (models or self.models):
+            if near is None or model not in (models or self.models):
                 continue
             if float(base["test_loss"]) < CHANCE:
                 result.append((base, near))
@@ -722,6 +733,7 @@ class LevelTable:
     ) -> None:
         self.pairs, self.d, self.log_k = pairs, d, log_k
         self.classes = np.array([list(pair) for pair in pairs])
+        self.apart = share_no_class(self.classes)
         self.height = loss.mean(axis=2)
         x = -np.log(np.array(sizes, dtype=float))
         x -= x.mean()
@@ -759,7 +771,7 @@ class LevelTable:
         errors = np.zeros(num_levels)
         every = range(num_levels)
         for pair in at:
-            seen = [p for p in at if not set(self.classes[p]) & set(self.classes[pair])]
+            seen = at[self.apart[pair, at]]
             weights = np.ones(terms.shape[2])
             for level in every:
                 if fitted and (other_levels or level == 0):

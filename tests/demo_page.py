@@ -4,7 +4,7 @@
     isweep report demo --figures png
     python -m tests.demo_page ROOT demo.txt
 
-The answers are the sentences of ``isweep fit demo``. They go to ``benchmarks/results/demo.json``, to
+The answers are the first sentences of ``isweep fit demo``. They go to ``benchmarks/results/demo.json``, to
 which ``tests/unit/test_docs.py`` holds README.
 """
 
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from PIL import Image
@@ -21,15 +22,16 @@ from PIL.PngImagePlugin import PngInfo
 
 import isweep
 from benchmarks.harness import source
-from orchestrator.analysis.findings import findings, what_was_found
+from orchestrator.analysis.findings import what_was_found
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.headline import ATTACKS
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
 FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
 """Figure of the report -> its picture in the documents."""
+MAX_WIDTH = 120
+"""Characters of a line of README."""
 CLOCK = re.compile(r"^\[[^\]]*\] +")
 """Time at the beginning of a line of output."""
 PROGRESS = re.compile(r"^train .*running|^prepare .*/")
@@ -53,12 +55,11 @@ def main(root: Path, output_file: Path) -> None:
 
 
 def answers_of(fits: ScalingFits) -> dict[str, Any]:
-    """Return what the demo answers: the first screen, and the answer on attacks, as printed."""
+    """Return what the demo answers: the first sentences of ``isweep fit demo``, and its tests."""
     p_values = {}
     for answer in fits.answers:
         if answer.adjusted_p is not None:
             p_values[answer.question.key] = answer.adjusted_p
-    (on_attacks,) = [one for one in findings(fits) if one.question == ATTACKS.text]
     return {
         "name": "demo",
         "num_datasets": len(fits.datasets),
@@ -66,7 +67,6 @@ def answers_of(fits: ScalingFits) -> dict[str, Any]:
         "num_at_chance_level": fits.num_at_chance_level,
         "adjusted_p": p_values,
         "summary": [*what_was_found(fits)],
-        "attacks": on_attacks.line,
     }
 
 
@@ -111,8 +111,8 @@ def stages(output: str) -> list[str]:
 def filled(text: str, shown: dict[str, Any]) -> str:
     """Return README with the output and the answers of the demo's committed run."""
     output = "\n".join(["```", *shown["output"], "```"])
-    done, result, meaning = shown["summary"]
-    answers = f"*{done} {result}\n{meaning}\nOn attacks: {shown['attacks']}*"
+    summary = " ".join(shown["summary"])
+    answers = "\n".join(wrap(f"*{summary}*", MAX_WIDTH))
     return with_block(with_block(text, "demo-output", output), "demo-found", answers)
 
 

@@ -252,7 +252,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     for estimand, question in PAIR_QUESTIONS.items():
         slope = _slope(rows, question)
         if slope is not None:
-            slopes[estimand] = replace(slope, on=estimand)
+            slopes[estimand] = replace(slope, on=estimand, adjusted_p=None, num_tests=0)
     family = [slope for slope in slopes.values() if PAIR_QUESTIONS[slope.on].is_claimed]
     for slope in holm_adjusted(family, "class pairs"):
         slopes[slope.on] = slope

@@ -135,9 +135,7 @@ def predict(
     if alone.curve is not None:
         if sweep or is_of_new_dataset or domain is not None:
             conflict = sweep or "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise ConfigError(
-                "--curve answers by itself", f"{conflict} besides it", "leave one out"
-            )
+            raise ConfigError("--curve answers by itself", f"{conflict} too", "leave one out")
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:

@@ -93,7 +93,8 @@ def test_the_pictures_of_concepts_are_drawn_by_the_product(monkeypatch):
 def test_every_key_of_a_sweep_file_is_in_its_reference():
     page = (ROOT / "docs" / "reference" / "sweep-file.md").read_text(encoding="utf-8")
     for spec in (SweepSpec, OwnSourceSpec):
-        for key in spec.model_fields:
+        for name, field in spec.model_fields.items():
+            key = field.alias or name
             assert f"`{key}`" in page, key
 
 
@@ -215,7 +216,7 @@ def test_the_table_of_long_fault_runs_is_that_of_its_results():
     assert table(known) in (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 
 
-def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
+def test_readme_shows_the_output_and_answers_of_the_demos_committed_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert filled(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
     quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
