@@ -45,6 +45,8 @@ ONE_SIZE = "there is only one train size; a curve needs at least two"
 UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
 
 
+MIN_PAIRS = 3
+"""Class pairs from which on a correlation over them is given."""
 LAW_RATE = 1.0
 """Size of the slopes on log K_F that the law says, whose power is given."""
 EXPONENT = "exponent b in N^(-b/d)"
@@ -265,8 +267,6 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
     x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
-    drops = [name for name in points if str(name).endswith("accuracy_drop")]
-    mean_drop = points[drops].mean(axis=1)
     log_sharpness = np.log(at_largest_size(points, LABEL_SHARPNESS))
     log_delta = np.log(at_largest_size(points, MEAN_UNLIKE_DISTANCE))
     log_r_hat = np.log(points[R_HAT_PRED].where(points[R_HAT_PRED] > 0))
@@ -279,8 +279,28 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
         loss=points[LOG_LOSS],
         r_hat=log_r_hat,
         r_hat_free=log_r_hat - log_delta,
-        drop=mean_drop,
+        drop=mean_accuracy_lost(points),
     )
+
+
+def sharpness_with_delta(points: pd.DataFrame) -> float | None:
+    """Return r of log K_F with log δ over class pairs, at the largest N of each.
+
+    None if fewer than three pairs have both, or one of them is constant.
+    """
+    rows = pd.DataFrame({CLASS_PAIR: points[CLASS_PAIR]})
+    for name in (LABEL_SHARPNESS, MEAN_UNLIKE_DISTANCE):
+        rows[name] = np.log(at_largest_size(points, name))
+    values = rows.dropna().groupby(CLASS_PAIR).mean()
+    if len(values) < MIN_PAIRS or (values.std() <= 0).any():
+        return None
+    return float(values.corr().iloc[0, 1])
+
+
+def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:
+    """Return the accuracy that each point loses to attacks, as a fraction: a mean over attacks."""
+    drops = [name for name in points if str(name).endswith("accuracy_drop")]
+    return points[drops].mean(axis=1)
 
 
 def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:

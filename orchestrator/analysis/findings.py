@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from orchestrator.analysis.answers import Answer
-from orchestrator.analysis.class_pairs import (
-    pair_answer,
-)
+from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
@@ -22,7 +20,11 @@ from orchestrator.analysis.law_fits.detection import verdict_level
 from orchestrator.analysis.number_formats import per_cent_of
 from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
-from orchestrator.analysis.sentences.of_datasets import FALL_QUESTION, of_datasets
+from orchestrator.analysis.sentences.of_datasets import (
+    FALL_QUESTION,
+    datasets_needed_for_sharpness,
+    of_datasets,
+)
 from orchestrator.analysis.sentences.of_experiments import of_experiment
 from orchestrator.analysis.sentences.of_one_dataset import of_one_dataset
 from search_spaces.errors import plural
@@ -55,10 +57,11 @@ def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
     each.
     """
     times = "once" if fits.num_used == 1 else f"{fits.num_used:,} times"
-    done = (
-        f"{plural(len(fits.models), 'kind')} of network trained {times} on "
-        f"{plural(len(fits.datasets), 'dataset')}."
-    )
+    data = plural(len(fits.datasets), "dataset")
+    if fits.class_pairs:
+        num_classes = max(slope.num_groups for slope in fits.class_pairs)
+        data = f"pairs of the {num_classes} classes of {data}"
+    done = f"{plural(len(fits.models), 'kind')} of network trained {times} on {data}."
     all_findings = findings(fits)
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in all_findings:
@@ -74,12 +77,12 @@ def what_was_found(fits: ScalingFits) -> tuple[str, str, str]:
         result = f"Nothing was decided: {counted} that could be tested {verb} undecided."
         of_fall = [finding for finding in all_findings if finding.question == FALL_QUESTION]
         if of_fall:
-            result += f" {of_fall[0].sentences[0]}"
+            result = f"{of_fall[0].sentences[0]} {result}"
         return (
             done,
             result,
-            "This does not show that there is none. Each answer gives the estimate with its "
-            "interval.",
+            "Undecided does not mean that there is no relation. Each answer gives the estimate "
+            "with its interval.",
         )
     described = by_verdict["described"]
     if described:
@@ -100,6 +103,26 @@ def _of_the_rest(decided: Sequence[Finding], undecided: Sequence[Finding]) -> st
     return "No other question could be tested."
 
 
+def next_steps(fits: ScalingFits) -> tuple[str, ...]:
+    """Return what to do next, as its answers suggest: sentences in the imperative."""
+    steps = []
+    slopes = {slope.on: slope for slope in fits.class_pairs}
+    if DROP_ON_DELTA in slopes:
+        if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
+            steps.append("Expect images that resemble another class to fail first.")
+        steps.append("Repeat it on another set before you rely on it.")
+    elif any(answer.verdict == "undecided" for answer in fits.answers):
+        needed = datasets_needed_for_sharpness(fits)
+        if needed is not None:
+            steps.append(f"To decide about K_F, plan about {needed:,} datasets.")
+        steps.append("Let `isweep power` count how often your sweep would decide.")
+    steps.append("Measure your own images: `isweep measure ./my-images`.")
+    steps.append(
+        "Ask how many you need: `isweep predict --curve results.csv --target-accuracy 0.9`."
+    )
+    return tuple(steps)
+
+
 def family(fits: ScalingFits) -> str:
     """Say over how many tests the verdicts are adjusted, and that the rest is exploratory."""
     if fits.interventions:
@@ -111,8 +134,8 @@ def family(fits: ScalingFits) -> str:
         tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
         return (
             "Classes are the replicates: pairs share them. Intervals are by a jackknife over "
-            f"classes, each for itself. {_of_holm(tests)} δ is the mean distance of an image to the nearest "
-            "image of the other class."
+            f"classes, each for itself. {_of_holm(tests)} δ is the mean distance of an image to "
+            "the nearest image of the other class."
         )
     tests = num_tests(fits.answers)
     if not tests:
@@ -154,6 +177,8 @@ def summary(
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     lines += wrap(family(fits), width)
+    steps = " ".join(next_steps(fits)).replace("`", "")
+    lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
     remarks = [*fits.caveats, *exclusions]
     for k, remark in enumerate(remarks):
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")

@@ -1,4 +1,4 @@
-"""Slopes of log loss on log N, dataset by dataset, and a count of those that fell: no law enters."""
+"""Slopes of log loss on log N, dataset by dataset, and a count of those below 0."""
 
 from __future__ import annotations
 

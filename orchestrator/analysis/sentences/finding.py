@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,11 @@ from search_spaces.errors import plural
 
 FindingVerdict = Verdict | Literal["described"]
 """A verdict, or ``described``: numbers that are shown and not tested."""
+ASKED_AFTER_SEEING = (
+    "This question was put after these images had been looked at. The answer shows the relation, "
+    "and does not confirm it."
+)
+"""Sentence on an answer whose question came after the data."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
@@ -54,6 +59,11 @@ class Finding:
     to_add: str = ""
     claim: str = ""
     size: str = ""
+
+    def with_sentence(self, sentence: str) -> Finding:
+        """Return it with one more sentence, on the first screen too."""
+        size = f"{self.size} {sentence}" if self.claim else self.size
+        return replace(self, sentences=(*self.sentences, sentence), size=size)
 
     @property
     def line(self) -> str:
@@ -158,7 +168,8 @@ def power_sentence(answer: Answer) -> str:
             f"{answer.question.power_of}{by_chance}."
         )
     if answer.detectable is not None:
-        return f"{level} 80 of 100 such studies would detect {number(answer.detectable)}."
+        slope = number(answer.detectable)
+        return f"{level} 80 of 100 such studies would detect a slope of {slope}."
     return ""
 
 

@@ -20,6 +20,7 @@ from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.number_formats import interval, number
 from orchestrator.analysis.sentences.finding import (
+    ASKED_AFTER_SEEING,
     Finding,
     influence,
     multiplied,
@@ -30,6 +31,8 @@ from orchestrator.analysis.sentences.finding import (
 )
 from orchestrator.results.columns import attack_columns
 
+TOGETHER = 0.7
+"""Size of a correlation from which on half of the variance of two columns is common."""
 STEP = 1.1
 """Factor between two pairs in a sentence: within the range of any data from which a slope comes."""
 
@@ -42,15 +45,24 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
             d_data = dataset.d_data
     attack = attack_in_words(fits)
     slopes = {slope.on: slope for slope in fits.class_pairs}
+    untested = []
     for slope in fits.class_pairs:
         in_pixels = None
         if slope.on == R_HAT_FREE:
             in_pixels = slopes.get(R_HAT)
         if PAIR_QUESTIONS[slope.on].question.text:
-            yield _of_pair_slope(slope, d_data, in_pixels, attack)
+            finding = _of_pair_slope(slope, d_data, in_pixels, attack)
+            is_late = PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
+            if is_late and finding.verdict != "not testable":
+                finding = finding.with_sentence(ASKED_AFTER_SEEING)
+            if finding.verdict == "not testable":
+                untested.append(finding)
+            else:
+                yield finding
     at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
     if at_delta:
-        yield _at_equal_delta(at_delta)
+        yield _at_equal_delta(at_delta, fits.sharpness_with_delta)
+    yield from untested
 
 
 def attack_in_words(fits: ScalingFits) -> str:
@@ -135,8 +147,13 @@ def _accuracy_lost(value: float, bounds: Interval, attack: str) -> str:
     )
 
 
-def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
-    """Say what still goes with K_F between pairs of equal mean distance δ."""
+def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None) -> Finding:
+    """Say what still goes with K_F between pairs of equal mean distance δ.
+
+    Args:
+        slopes: Slopes on log K_F at equal δ.
+        sharpness_with_delta: r of log K_F with log δ over pairs, if it is known.
+    """
     question = "Between pairs equally far apart (equal δ), does K_F still matter?"
     estimated = [slope for slope in slopes if slope.value is not None]
     if not estimated:
@@ -158,6 +175,12 @@ def _at_equal_delta(slopes: Sequence[Slope]) -> Finding:
         claims.append(f"At equal δ, {AT_DELTA[slope.on]} {direction} with K_F.")
     if not decided:
         sentences.insert(0, "No relation was detected at equal δ.")
+        if sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER:
+            sentences.append(
+                "K_F and δ go together over these pairs (r = "
+                f"{number(sharpness_with_delta)} of their logarithms), so they can hardly be told "
+                "apart."
+            )
     return Finding(
         question=question,
         verdict=_joint_verdict(decided),

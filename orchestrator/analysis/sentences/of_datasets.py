@@ -175,6 +175,14 @@ def _domain_gap(offset: Estimate) -> str:
     )
 
 
+def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
+    """Return how many datasets would detect the law's slope on log K_F; None if none would."""
+    answer = fits.answer(SHARPNESS)
+    if answer.verdict != "undecided":
+        return None
+    return needed_for_doubling(fits.headline(), LOG_SHARPNESS, LAW_SLOPE, answer.num_tests)
+
+
 def _sharpness(fits: ScalingFits) -> Finding:
     values = [d.label_sharpness for d in fits.datasets if d.label_sharpness]
     kinds = "twice the"
