@@ -209,16 +209,16 @@ class CurveAnswer:
 
     def _at_chance(self, chance: ChanceLevel) -> str:
         word = METRIC_WORDS[self.question.metric]
-        level = f"chance level of {chance.num_classes} classes, {number(chance.score)}"
-        doubt = ""
+        num_classes, doubt = str(chance.num_classes), ""
         if chance.is_assumed:
-            level = f"chance level of two classes, {number(chance.score)}"
+            num_classes = "two"
             doubt = " If you have more classes, add a column num_classes."
         return (
-            f"At {level}: no {word} is better, so nothing was learned yet and nothing can be said "
-            f"of more images. They may bring no gain at all.{doubt} Train with "
-            f"{number(2 * self.largest_size)} images next. If that is at chance level too, check "
-            "the labels and the recipe."
+            f"No {word} is clearly better than chance level, {number(chance.score)} for "
+            f"{num_classes} classes. The network has learned nothing yet, and these results cannot "
+            f"show whether more images would help.{doubt} Train with "
+            f"{number(2 * self.largest_size)} images next. If that score is at chance level too, "
+            "check the labels and the recipe."
         )
 
     def _score(self) -> str:
@@ -234,15 +234,15 @@ class CurveAnswer:
         has_improved = last > first if rises else last < first
         if not has_improved:
             return (
-                "The score has not improved with N so far: that it will is the expectation of "
-                "other datasets' curves, not of yours."
+                "The score has not improved with more images so far. The expected improvement "
+                "comes from the curves of other datasets, not from yours."
             )
         share = f"probability {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:
             return f"The curve has flattened: twice the images would hardly help ({share})."
         if self.probability_flat <= UNLIKELY:
             return "The curve still improves with more images."
-        return f"Whether the curve has flattened is undecided ({share})."
+        return f"It is undecided whether the curve has flattened ({share})."
 
     def _images(self, images: NeededImages) -> str:
         question = self.question
@@ -256,8 +256,8 @@ class CurveAnswer:
         else:
             at_limit = _percent(images.probability_at_limit)
             lead = (
-                f"For {goal}: no number of images up to {number(self.limit)} reaches it {sure} "
-                f"(there {at_limit})."
+                f"For {goal}: no number of images up to {number(self.limit)} reaches it {sure}. "
+                f"With {number(self.limit)} images the probability is {at_limit}."
             )
             advice = f" Train with {number(2 * self.largest_size)} images next, and ask again."
         return lead + self._guess(images) + advice
@@ -265,19 +265,20 @@ class CurveAnswer:
     def _guess(self, images: NeededImages) -> str:
         """Return the middle guess and its lower bound, however uncertain they are."""
         never = (
-            " No number of images reaches it with a probability of "
-            f"{_percent(1 - images.probability_reachable)}."
+            f" With a probability of {_percent(1 - images.probability_reachable)}, no number of "
+            "images reaches it."
         )
         if not np.isfinite(images.middle):
             return never
         distance = ", far beyond your sizes" if images.middle > self.limit else ""
         least = ""
         if np.isfinite(images.least) and images.least > self.points[0].train_size:
-            least = f" Fewer than {number(images.least)} suffice in 1 of 10 cases."
-        lead = f"{number(images.middle)} is the middle guess{distance}."
+            least = f" In 1 of 10 cases, fewer than {number(images.least)} images suffice."
+        start = "The"
         if images.probability_reachable < 0.5:
-            lead = f"If it is reached at all, {lead}"
-        return f" {lead}{least}{never}"
+            start = "If the target is reached at all, the"
+        guess = f" {start} middle guess is {number(images.middle)} images{distance}."
+        return f"{guess}{least}{never}"
 
 
 @dataclass(frozen=True, slots=True)
