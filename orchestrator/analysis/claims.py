@@ -392,10 +392,10 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
         points_without = prepared.points[prepared.points[DATASET] != dataset]
         estimate = fit_headline(points_without, prepared.scale).estimate(INVERSE_D)
         if estimate is not None:
-            note = (
-                f"without {dataset}, the most influential dataset, it is "
-                f"{number(estimate.value)} ({interval(estimate.interval)})"
-            )
+            without = f"without {dataset}, the most influential dataset, it is"
+            if answer.is_decided_by(dataset):
+                without = f"one dataset decides this: without {dataset} it is"
+            note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=question, note=note)
 
 

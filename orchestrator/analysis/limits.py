@@ -22,6 +22,8 @@ from orchestrator.results.columns import (
     MODEL,
     NUM_CONFLICTS,
     SEED,
+    TEST_ACCURACY,
+    TRAIN_SIZE,
 )
 from search_spaces.datasets import ImageOrigin
 from search_spaces.errors import plural
@@ -61,6 +63,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """
     return (
         *_at_chance_level(points),
+        *_without_error(points),
         *_of_domains(full, points),
         *_of_modes(full),
         *_of_conflicts(full),
@@ -91,6 +94,17 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{int(is_at_chance.sum())} of these do not clearly separate the classes: they are at "
             f"chance level{_where(rows_with_loss, is_at_chance)}."
+        )
+
+
+def _without_error(points: pd.DataFrame) -> Iterator[str]:
+    """Say that most networks make no error, so that their loss is about confidence alone."""
+    accuracies = points[TEST_ACCURACY].dropna()
+    num_perfect = int((accuracies >= 1).sum())
+    if 2 * num_perfect > len(accuracies):
+        yield (
+            f"In {num_perfect} of {plural(len(accuracies), 'point')} no test image is wrong: there "
+            "the loss measures confidence, not errors."
         )
 
 
@@ -168,8 +182,12 @@ def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Say that there is one model, or one seed."""
-    counts = {"model": points[MODEL].nunique(), "seed": full[SEED].nunique()}
+    """Say that there is one model, one train size or one seed."""
+    counts = {
+        "model": points[MODEL].nunique(),
+        "train size": points[TRAIN_SIZE].nunique(),
+        "seed": full[SEED].nunique(),
+    }
     single = [name for name, count in counts.items() if count == 1]
     if single:
         yield f"There is only one {listing(single)}: another one could give other results."

@@ -162,10 +162,10 @@ def power_sentence(answer: Answer) -> str:
     if answer.power is not None:
         by_chance = ""
         if answer.power < 2 * answer.test_level:
-            by_chance = ", hardly more than by chance"
+            by_chance = " That is hardly more than chance."
         return (
             f"{level} {in_hundred(answer.power)} such studies would detect "
-            f"{answer.question.power_of}{by_chance}."
+            f"{answer.question.power_of}.{by_chance}"
         )
     if answer.detectable is not None:
         slope = number(answer.detectable)

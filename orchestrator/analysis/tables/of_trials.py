@@ -226,7 +226,8 @@ def best_table(full: pd.DataFrame) -> Table:
         "Best model per dataset and train size",
         "The lowest mean test loss over the class pairs and seeds that all models have, by "
         "arithmetic means; the summary of the data has geometric ones. Seed spread is the standard "
-        "deviation over seeds. Without it, or within it, the order of two models means nothing.",
+        "deviation over seeds. With one seed, or within the spread, do not read an order from "
+        "this table.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,

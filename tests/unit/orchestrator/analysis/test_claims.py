@@ -81,9 +81,9 @@ def test_what_hangs_on_one_dataset_is_said_with_the_slope_without_it(published):
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    shown = f"prostate, the most influential dataset, it is −6.83 ({interval(fit.interval)})"
-    assert steeper.note == f"without {shown}"
-    assert f" Without {shown}." in claim_line(steeper)
+    shown = f"ne dataset decides this: without prostate it is −6.83 ({interval(fit.interval)})"
+    assert steeper.note == f"o{shown}"
+    assert f" O{shown}." in claim_line(steeper)
 
 
 def test_what_a_sweep_does_not_measure_says_so(published):
@@ -202,7 +202,7 @@ def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(publish
     line = claim_line(entry(published, "Fig. 2a"))
     assert (
         " Slope of log loss on 1/d_data, given the domain label (negative where it rises with d_data): "
-        "−28.7 (95 % interval −40.3 to −17). Against 0, two-sided: p = 0.036, adjusted p = 0.14 over 4 "
+        "−28.7 (95 % interval −40.3 to −17). Against 0, two-sided: p = 0.046, adjusted p = 0.14 over 4 "
         "tests of isweep fit. The interval is not adjusted; the adjusted p decides. At the verdict's "
         "level of 1.2 %, 4 of 100 such studies would detect a doubling of the loss over the range of "
         "d_data."
