@@ -122,12 +122,18 @@ class Sweep(Displayed):
     def fits(self) -> Fits:
         """The scaling-law fits, each with its uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.report import arms_of, stored_predictions
+        from orchestrator.analysis.report import arms_of, facts_of, stored_predictions
 
         table = self.results()
         arms = arms_of(self.workspace)
         predictions = stored_predictions(self.workspace, self.state, table)
-        fits = fit_scaling_laws(table, arms=arms, explore=True, predictions=predictions)
+        fits = fit_scaling_laws(
+            table,
+            arms=arms,
+            explore=True,
+            predictions=predictions,
+            facts=facts_of(self.workspace),
+        )
         return Fits(fits, table, arms)
 
     @property

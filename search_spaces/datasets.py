@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -18,13 +19,28 @@ from search_spaces.sweeps import OwnSourceSpec
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
+_TABLE_KEYS = ("of", "made", "collection", "cut_from")
+"""Keys of a row that are not fields of a DatasetSpec; ``datasets.toml`` explains them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOrigin:
+    """The origin of a dataset's images, as far as it makes them depend on others.
+
+    Attributes:
+        collection: What the sets of one collection show or come from in common; empty for none.
+        cut_from: The few pictures that training and test images are cut from; empty for none.
+    """
+
+    collection: str = ""
+    cut_from: str = ""
 
 
 def _row(name: str) -> DatasetSpec:
     """Return a row of the file; a row ``of`` another one takes all other fields from there."""
     row = _TABLE[name]
     fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
-    for key in ("of", "made"):
+    for key in _TABLE_KEYS:
         fields.pop(key, None)
     return DatasetSpec.model_validate_json(json.dumps(fields))
 
@@ -33,6 +49,14 @@ DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in ro
 """Dataset by the name that sweep files use."""
 MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
 """Fields that all generated or changed datasets of a kind share, by kind."""
+
+
+ORIGINS: dict[str, ImageOrigin] = {
+    name: ImageOrigin(collection=row.get("collection", ""), cut_from=row.get("cut_from", ""))
+    for name, row in _TABLE.items()
+    if row.get("collection") or row.get("cut_from")
+}
+"""Datasets whose images are not independent of those of others, or of each other."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:

@@ -270,6 +270,8 @@ class SweepSpec(specs.Spec):
     Attributes:
         name: name of the sweep.
         description: text for people.
+        asked_after_seeing: keys of questions that were put after these images had been looked at.
+            Their answers show a relation in these data, and do not confirm it.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
@@ -307,6 +309,7 @@ class SweepSpec(specs.Spec):
 
     name: specs.Name
     description: str = ""
+    asked_after_seeing: tuple[specs.Name, ...] = ()
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
     base_datasets: tuple[BaseDatasetSpec, ...] = Field(default=(), alias="worlds")

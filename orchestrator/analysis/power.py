@@ -37,7 +37,8 @@ from orchestrator.analysis.inference import (
     dataset_effects,
     t_quantile,
 )
-from orchestrator.analysis.law_fits.estimates import slope_estimates, t_power
+from orchestrator.analysis.law_fits.detection import t_power
+from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import with_exponent
 from orchestrator.analysis.law_fits.records import AnyFit, ExponentFit, HeightFit
 from orchestrator.analysis.number_formats import in_hundred, percent
@@ -289,7 +290,7 @@ def drawn_answers(design: Design, truth: Truth, rng: np.random.Generator) -> tup
         return answers
     of_attacks = Answer(question=ATTACKS, value=0.0, p_value=1.0)
     other_answers = [answer for answer in answers if answer.question != ATTACKS]
-    return holm_adjusted([*other_answers, of_attacks])
+    return holm_adjusted([*other_answers, of_attacks], "headline questions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

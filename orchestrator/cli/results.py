@@ -304,7 +304,11 @@ def fit(
         return
     inputs = read_fit_inputs(sweep, place, from_store=from_store)
     fits = fit_scaling_laws(
-        inputs.table, arms=inputs.arms, explore=all_, predictions=inputs.predictions
+        inputs.table,
+        arms=inputs.arms,
+        explore=all_,
+        predictions=inputs.predictions,
+        facts=inputs.facts,
     )
     answers = summary(fits, width=min(MAX_ANSWER_WIDTH, stdout.width))
     document = fits.to_json()

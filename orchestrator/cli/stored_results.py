@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.experiments.records import Arm
+    from orchestrator.analysis.limits import SweepFacts
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -37,11 +38,13 @@ class FitInputs:
     Attributes:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
+        facts: Facts about the sweep that limit its answers.
         predictions: The prediction of each test image, if the sweep stored them.
     """
 
     table: pd.DataFrame
     arms: tuple[Arm, ...]
+    facts: SweepFacts
     predictions: pd.DataFrame | None = None
 
 
@@ -50,11 +53,16 @@ def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
 
     The arguments and errors are those of :func:`read_results`.
     """
-    from orchestrator.analysis.report import arms_of, results_table, stored_predictions
+    from orchestrator.analysis.report import arms_of, facts_of, results_table, stored_predictions
 
     workspace, state = read_results(sweep, place, from_store=from_store)
     table = results_table(workspace, state=state)
-    return FitInputs(table, arms_of(workspace), stored_predictions(workspace, state, table))
+    return FitInputs(
+        table=table,
+        arms=arms_of(workspace),
+        facts=facts_of(workspace),
+        predictions=stored_predictions(workspace, state, table),
+    )
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:

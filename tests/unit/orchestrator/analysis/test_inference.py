@@ -22,7 +22,8 @@ from orchestrator.analysis.inference import (
     t_p_values,
     wild_cluster_p,
 )
-from orchestrator.analysis.law_fits.estimates import correlation_interval, t_power
+from orchestrator.analysis.law_fits.detection import t_power
+from orchestrator.analysis.law_fits.estimates import correlation_interval
 from orchestrator.analysis.law_fits.exponents import with_exponent
 from orchestrator.analysis.law_fits.records import ExponentFit
 

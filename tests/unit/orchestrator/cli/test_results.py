@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.results_tables.csv_files import read_csv
 from orchestrator.cli import printing, results
 from orchestrator.cli.options import Place
@@ -28,7 +29,7 @@ def asked(run, monkeypatch):
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
         monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
-        inputs = FitInputs(table, ())
+        inputs = FitInputs(table, (), SweepFacts())
         monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
@@ -111,10 +112,10 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(asked):
     table = synthetic_table(num_natural=4, num_medical=4, models=("a", "b"), trial_std=0.3)
     short = asked(table, "fit")
     lines = short.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 71
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     assert lines[-1].startswith("Every number: ")
-    assert "Do sharper labels give higher losses?" in short
+    assert "Do datasets with sharper labels have higher losses?" in short
     whole = asked(table, "fit", "--all")
     for title in ("Summary of the data", "Answers", "Losses of datasets at equal N"):
         assert title in whole
@@ -125,7 +126,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
     out = asked(table, "fit")
     lines = out.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 71
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     place = lines.index("SUPPORTED: Does the loss fall with N?")
     assert lines[place + 1].startswith(
