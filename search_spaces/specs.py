@@ -278,8 +278,8 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
 
 def _check_method(name: str) -> str:
     if name not in ATTACKS:
-        hint = nearest(name, ATTACKS)
-        raise ValueError(f"unknown attack; {hint}known attacks: {', '.join(sorted(ATTACKS))}")
+        known = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
+        raise ValueError(f"no attack has this name. {known}")
     return name
 
 

@@ -232,15 +232,18 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     lines[7] = "tumour  tumour"
     (tmp_path / "labels.txt").write_text("\n".join(lines))
     code, _, err = measure(source, "--labels", str(tmp_path / "labels.txt"))
-    assert (code, "every row needs a label; found: blank in 1: row " in err) == (2, True)
+    assert (code, "the label is blank for 1 image: row " in err) == (2, True)
 
 
 def test_what_own_data_leave_open_can_be_said(measure, pictures):
     source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
     for words, message in (
         ([], "layout: class/group or layout: group/class (--layout)"),
-        (["--label-columns", "x"], "label_columns is for kind table"),
-        (["--pixel-range", "0", "1"], "pixel_range is for kind hdf5 or npz; found: kind folder"),
+        (["--label-columns", "x"], "label_columns is an option of kind table"),
+        (
+            ["--pixel-range", "0", "1"],
+            "pixel_range is an option of kind hdf5 or npz, not of kind folder",
+        ),
     ):
         code, _, err = measure(source, *words)
         assert (code, message in err) == (2, True), err
@@ -332,9 +335,9 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "CAT", "dog"], "every class must have one spelling; found: 'CAT' / 'cat'"),
-        ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
-        ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
+        (["cat", "CAT", "dog"], "a class has several spellings: 'CAT' / 'cat'"),
+        ([0.0, float("nan"), 1.0], "the label is blank for 20 images: row "),
+        ([-1, 0, 1], "Take those images out, or name the class with --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1), not one label per image. Save"),
     ],
 )
@@ -369,7 +372,7 @@ datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
 """)
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert (code, "every class must have one spelling; found: 'CAT' / 'cat'" in err) == (2, True)
+    assert (code, "a class has several spellings: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out

@@ -147,9 +147,9 @@ class TestInit:
             (("fw.npz",), "ean {here}/few.npz?"),
             (
                 ("train.npz",),
-                "train: Class cat needs 1 test image; found: 0 that may be used for testing",
+                "train: Class cat needs 1 test image, but 0 may be used for testing",
             ),
-            (("train.npz",), "name others test, or no split"),
+            (("train.npz",), "give more images for testing, or name no split"),
             (
                 ("few.npz", "--out", ""),
                 "--out is '', but must be a file that ends with .yaml or .yml",

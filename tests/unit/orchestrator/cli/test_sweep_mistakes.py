@@ -88,7 +88,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
         (
             "",
             ["--raw", "manifold_d4=/absent"],
-            "The raw download of manifold_d4 must exist; found: no /absent",
+            "The raw download /absent of manifold_d4 was not found",
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_all_raw_downloads_that_a_sweep_misses_are_named_before_the_first_is_rea
     assert code == 2
     assert "8 problems found" in err
     for name in ("imagenet", "brats", "dbc", "oai", "chexpert", "mura", "rsna", "prostate"):
-        assert f"{name} is read from its raw download; found: no --raw folder" in err
+        assert f"{name} is read from its raw download, but no --raw folder was given" in err
     assert not os.path.exists(f"{root}/prepared/mnist")
 
 

@@ -17,7 +17,7 @@ plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
 status --watch | --watch is given without a sweep. Name the sweep, as in `isweep status paper --watch`
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
-prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
+prepare mnist --raw absent --address 127.0.0.1:9 | The raw download absent of mnist was not found
 prepare digits --montage . | --montage is '.', but must be a file that ends with .png
 prepare digits --montage absent/a.png | absent/a.png cannot be written: No such file or directory. Name a file
 measure digits --show-pair /proc/a.png | /proc/a.png cannot be written: No such file or directory.

@@ -72,8 +72,8 @@ def gone(images: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (corrupt, r"at most 1 of 60 items .* may be unusable; found: 2 \(not an image: 2\)"),
-        (contradictory, "may equal an image with another label; found: 4 of 60"),
+        (corrupt, r"2 of 60 items cannot be used \(not an image: 2\)"),
+        (contradictory, "4 of 60 images equal an image with another label"),
         (gone, r"own\.path must exist"),
     ],
 )
