@@ -117,12 +117,19 @@ def decided(answers: tuple[Answer, ...], key: str) -> bool:
     return any(answer.is_decided for answer in answers if answer.question.key == key)
 
 
-def power_differences(*, tables: int = 100, designs: tuple[str, ...] = tuple(DESIGNS)) -> Result:
+def power_differences(
+    *,
+    tables: int = 100,
+    designs: tuple[str, ...] = tuple(DESIGNS),
+    conditions: tuple[str, ...] = tuple(condition.name for condition in CONDITIONS),
+) -> Result:
     """Compare the stated power with the share of real analyses that decide, on the same draws."""
     rows = []
     for name in designs:
         num_natural, num_medical = DESIGNS[name]
         for number, condition in enumerate(CONDITIONS):
+            if condition.name not in conditions:
+                continue
             rows += _compared(name, num_natural, num_medical, condition, number, tables)
             print(rows[-2:], file=sys.stderr, flush=True)
     return {
