@@ -237,8 +237,8 @@ def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
         f"{100 * share:.0f} %" for share in found["share of the loss on moved images"].values()
     ]
     assert (
-        f"hold {shares[0]} of the test loss as they are, and {shares[1]} once they are moved"
-        in said
+        f"have {shares[0]} of the test loss before they are moved, and {shares[1]} after they are "
+        "moved" in said
     )
     thirds = [
         found[f"{primary}, loss, {third} losses"]["value"]
@@ -250,8 +250,8 @@ def test_findings_say_of_moved_training_images_what_the_tables_say(numbers):
     ]
     assert f"A1 falls from {ends[0]:.2f} to {ends[1]:.2f}" in said
     scatter = np.std([*found["by_world"][f"{primary}, loss"].values()], ddof=1)
-    assert f"Slopes of worlds scatter by {scatter:.2f}" in said
-    assert f"{found['counted']} of {found['worlds']} worlds" in said
+    assert f"The slopes of base datasets scatter by {scatter:.2f}" in said
+    assert f"{found['counted']} of {found['worlds']} base datasets" in said
     verdicts = [
         (found[f"{primary}, {of}"]["told from 0"], found[f"{primary}, {of}"]["smaller than half"])
         for of in ("loss", "r_hat")
@@ -270,7 +270,8 @@ def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
         for one in heights
     )
     assert (
-        f"{digits}, {mnist} and {fashion.partition(' ')[0]}, at −1 on Fashion-MNIST alone" in said
+        f"{digits}, {mnist} and {fashion.partition(' ')[0]}. Only on Fashion-MNIST does its interval "
+        "contain −1" in said
     )
 
 
