@@ -368,16 +368,16 @@ def _attacks(fits: ScalingFits) -> Finding:
 
 def _largest_correlation(answer: Answer, best: AttackFit, num_correlations: int) -> str:
     """Return the correlation that answers, with its interval and what it is of."""
-    subject = "The correlation"
-    scope = "95 % interval"
-    if num_correlations > 1:
-        subject = f"The largest of {num_correlations} correlations"
-        scope = f"95 % interval for all {num_correlations} at once"
     attack = attack_columns([best.response])[0].words
     model = best.model if " " in best.model else f"model {best.model}"
+    tested = f"for {attack} on {model}"
+    r = number(answer.value)
+    bounds = interval(answer.interval)
+    if num_correlations == 1:
+        return f"The correlation is r = {r} (95 % interval {bounds}), {tested}."
     return (
-        f"{subject} is r = {number(answer.value)} ({scope}: {interval(answer.interval)}), for "
-        f"{attack} on {model}."
+        f"The largest of {num_correlations} correlations is r = {r}, {tested}. Its 95 % interval, "
+        f"for all {num_correlations} at once, is {bounds}."
     )
 
 

@@ -184,7 +184,7 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     found = findings(fit_scaling_laws(table))[0]
     assert found.answer.startswith(
-        "The loss rises with d_data (15 datasets). Going from the lowest to"
+        "The loss rises with d_data (15 datasets). From the lowest to the"
     )
     fitted = table.loc[table["train_size"] == 16000, "d_data_mle"]
     assert f"({number(fitted.min())} to {number(fitted.max())})" in found.answer
@@ -248,7 +248,7 @@ def test_attacks_are_claimed_with_their_sign_given_the_label():
     assert found.verdict == "supported"
     assert found.claim == "Attacks raise the loss more where labels are sharper (12 datasets)."
     said = re.search(
-        r"of 8 correlations is r = ([\d.]+) \(95 % interval for all 8 at once: ([\d.]+) to",
+        r"of 8 correlations is r = ([\d.]+), for .* for all 8 at once, is ([\d.]+) to",
         found.answer,
     )
     assert 0 < float(said[2]) < float(said[1]) <= 1
@@ -326,7 +326,7 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
 
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):
     found = dict(zip(QUESTIONS, findings(published), strict=True))
-    assert "One dataset decides this: without prostate, b is 1.78." in found["exponent"].line
+    assert "Without prostate, the most influential dataset, b is 1.78." in found["exponent"].line
     assert "prostate has 49% of the weight." in found["exponent"].line
     assert "without" not in found["dimension"].notes[0]
     assert "One dataset decides this: without prostate, the slope on 1/d is −8.28." in (
@@ -352,7 +352,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
     found = findings(published)[4]
     assert found.verdict == "undecided"
     assert (
-        "r = 0.636 (95 % interval: 0.0104 to 0.904), for FGSM at 2/255 on a model not stated"
+        "r = 0.636 (95 % interval 0.0104 to 0.904), for FGSM at 2/255 on a model not stated"
         in found.answer
     )
 
@@ -370,7 +370,7 @@ def test_the_published_answers_fit_a_terminal(published):
     text = " ".join(" ".join(lines).split())
     assert text.count("UNDECIDED: ") == 4
     assert text.count("adjusted p = ") == 5
-    assert "153 of 261 points are at chance level" in text
+    assert "In 153 of 261 points the loss is 0.8 ln n or more" in text
 
 
 def test_the_first_screen_says_in_three_sentences_what_was_done_found_and_means(published):

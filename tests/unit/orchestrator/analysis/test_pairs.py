@@ -26,7 +26,7 @@ from orchestrator.analysis.class_pairs import (
     fit_pairs,
     pair_answer,
 )
-from orchestrator.analysis.findings import family, findings, summary, what_was_found
+from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
@@ -224,8 +224,8 @@ def test_what_accuracy_is_lost_to_is_said_in_points_for_pairs_ten_per_cent_furth
     told = fit_scaling_laws(rows, facts=late)
     (asked_late,) = [one for one in findings(told) if "closer together" in one.question]
     assert asked_late.line == f"{finding.line} {ASKED_AFTER_SEEING}"
-    assert ASKED_AFTER_SEEING in " ".join(what_was_found(told))
-    assert ASKED_AFTER_SEEING not in " ".join(what_was_found(fits))
+    assert asked_late.size.endswith(ASKED_AFTER_SEEING)
+    assert ASKED_AFTER_SEEING not in finding.size
 
 
 def test_a_page_of_pairs_shows_its_finding_first_in_a_figure_and_a_table(tmp_path):
