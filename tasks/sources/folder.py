@@ -88,13 +88,13 @@ HINTS = {
     **dict.fromkeys(TABLE_ENDINGS, TABLE_HINT),
     ".zip": ARCHIVE_HINT,
     ".tar": ARCHIVE_HINT,
-    ".arrow": "write what datasets' save_to_disk made with to_parquet",
+    ".arrow": "Write what datasets' save_to_disk made with to_parquet",
     ".npz": ARRAY_HINT,
     ".h5": ARRAY_HINT,
     ".hdf5": ARRAY_HINT,
     ".nii": NIFTI_HINT,
     ".gz": NIFTI_HINT,
-    "": "files without an ending are read only if they are DICOM and not in an archive",
+    "": "Files without an ending are read only if they are DICOM and not in an archive",
 }
 """Ending of a file that lies where class folders are expected -> hint for the user."""
 

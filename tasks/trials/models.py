@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
-from search_spaces.models import code_hash, source_files
+from search_spaces.models import MODELS, code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials import networks
 from tasks.trials.isolation import contained, seeded
@@ -186,7 +186,10 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
 
 def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
-    function = getattr(networks, spec.architecture)
+    function = getattr(networks, spec.architecture, None)
+    if function is None:
+        known = [row.architecture for row in MODELS.values() if row.library == "isweep"]
+        raise unknown_name("isweep architecture", spec.architecture, known)
     network: nn.Module = function(
         num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
     )

@@ -214,15 +214,15 @@ def one_group() -> Toy:
     return data
 
 
-ENOUGH = "needs enough groups among the training images.*"
+ENOUGH = "too few groups among the training images for a validation split.*"
 
 
 @pytest.mark.parametrize(
     ("data", "faults", "size", "message"),
     [
         (one_group(), (), 60, f"{ENOUGH}class 1: 1 group,"),
-        (toy(num_classes=10), (), 8, f"{ENOUGH}raise tune.train_size"),
-        (toy(num_classes=10), (), 10, f"{ENOUGH}raise tune.train_size"),
+        (toy(num_classes=10), (), 8, f"{ENOUGH}Raise tune.train_size"),
+        (toy(num_classes=10), (), 10, f"{ENOUGH}Raise tune.train_size"),
         (
             toy(),
             ("image_level_split",),

@@ -265,9 +265,9 @@ def ragged():
         (
             np.full((5, 4), np.nan),
             [0] * 5,
-            r"of 5 rows hold NaN or infinity \(first rows: 0, 1, 2, 3, 4\)",
+            r"NaN or infinity in 5 of 5 rows \(first rows: 0, 1, 2, 3,",
         ),
-        (np.diag([0, 1, -np.inf]), [0] * 3, r"1 of 3 rows hold NaN or infinity \(first rows: 2\)"),
+        (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows \(first rows: 2\)"),
         (
             np.ones((2, 2), complex),
             [0, 1],

@@ -90,7 +90,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "a group on both sides": (
         {**parts(train=slice(6), test=slice(6, 12)), **GROUPED},
         {},
-        r"train and test; the first in row train_images/0 and row test_images/0 \(the first row",
+        "share 6 groups; the first images of one are row train_images/0 and row test_images/0",
     ),
     "a class of one side": (
         {
@@ -228,7 +228,10 @@ def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
         save_image(
             tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32)
         )
-    assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
+    assert (
+        prepare("which was not found", tmp_path / "raw").record.flags["negative values cut at 0"]
+        == 4
+    )
 
 
 def test_a_pixel_range_must_rise():
@@ -307,7 +310,7 @@ LIES = {
         zipped({str(number): b"" for number in range(1200)}),
         "more than 1,000 members",
     ),
-    "200 GiB": (zipped(HUGE), "more"),
+    "200 GiB": (zipped(HUGE), "fewer values than its header declares"),
     "200 GiB, and so the directory": (
         zipped(HUGE, 0xFFFFFFF0),
         ("declares more than its packed size"),

@@ -351,7 +351,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"centre {line}": (
             "oai",
             centre(line),
-            (r"of knee_centers\.csv have no side R or L, lie outside the image, or repeat"),
+            (r"knee_centers\.csv the side is not R or L, the center lies outside the image,"),
         )
         for line in (
             "9000014,R,nan,220",
@@ -378,7 +378,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"a box from {cell}": (
             "dbc",
             boxes([BOX, cell, 28]),
-            r"a slice of an annotation box is not a whole number\.",
+            r"an annotation box has no patient, or not two slices: a cell is blank\.",
         )
         for cell in ("nan", "x", None, 1.5)
     },
@@ -416,7 +416,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a file of another class": (
         "imagenet",
         in_another_class,
-        ("1 files lie in another folder than that of the class in their names"),
+        ("1 file found outside of the folder of the class in the name"),
     ),
     "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
     "no volumes": (

@@ -112,7 +112,7 @@ CASES: dict[
         BOTH,
         {"train": slice(0, 7), "test": slice(7, 12)},
         {"group": PATIENTS},
-        "1 group are in train and test; the first in",
+        "training and test share 1 group; the first images of one are",
     ),
     # A split in the .json of a sample: dropped in silence at first, so that a sweep trained on it.
     "the owner's test images": (

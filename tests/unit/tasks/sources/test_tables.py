@@ -405,7 +405,7 @@ def test_label_columns_of_parquet_with_images(prepare, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "kind"),
-    [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "folder")],
+    [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "which was not found")],
 )
 def test_options_of_another_kind_are_refused(prepare, tmp_path, option, kind):
     path = FORMS["npz"][1](tmp_path, {"label": [0, 1] * 6})
@@ -467,7 +467,7 @@ def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
         save_dicom(
             folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}")
         )
-    flags = prepare("folder", tmp_path / "raw").record.flags
+    flags = prepare("which was not found", tmp_path / "raw").record.flags
     assert flags["test images never used, since their group is in training"] == 2
 
 
@@ -525,7 +525,7 @@ def test_what_files_tell_of_the_label_is_flagged(prepare, tmp_path, form, size, 
         (told_form, side), label = (((form, size), "cat"), (("PNG", 12), "dog"))[number % 2]
         path = tmp_path / "raw" / label / f"{number}.{told_form.lower()}"
         save_image(path, picture(number, (side, 12)), told_form)
-    assert prepare("folder", tmp_path / "raw").record.flags == tells(name)
+    assert prepare("which was not found", tmp_path / "raw").record.flags == tells(name)
 
 
 # NIfTI volumes.
@@ -572,17 +572,17 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "a volume on both sides": (
         "path,label,slice,split",
         [f"{v}.nii.gz,{v},{s},{('train', 'test')[s % 2]}" for v, s in FOUR],
-        r"in train and test; the first in row 2 and row 3 \(the header",
+        "training and test share 2 groups; the first images of one are row 2",
     ),
     ("a volume in several groups"): (
         "path,label,slice,group",
         [f"{v}.nii.gz,{v},{s},g{s}" for v, s in FOUR],
-        "2 volumes have slices in several groups",
+        "the slices of 2 volumes are in several groups",
     ),
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes have rows with and rows without a slice, so slices might be used",
+        "volumes, some rows name a slice and others do not, so slices might be",
     ),
 }
 
@@ -640,6 +640,6 @@ def test_tables_that_are_damaged_or_called_otherwise_are_refused(prepare, tmp_pa
     raw = FORMS[form][1](tmp_path, {"label": [0, 1] * 6})
     (tmp_path / file).write_bytes(damage(raw.read_bytes()))
     check_verdict(
-        f"{message}.*; copy it again, or save it as .csv" if form != "jsonl" else message,
+        f"{message}.*Copy it again, or save it as .csv" if form != "jsonl" else message,
         lambda: prepare("table", tmp_path / file),
     )

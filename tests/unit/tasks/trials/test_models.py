@@ -85,7 +85,7 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
             {},
             ("Unknown timm architecture 'resnet10x'"),
         ),
-        ("isweep small_cn", {}, "did you mean 'small_cnn'"),
+        ("isweep small_cn", {}, "Did you mean 'small_cnn'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name, changes, message):
