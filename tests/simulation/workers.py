@@ -167,7 +167,7 @@ class SimulatedBackend:
         self._breaks, self._unfit, self._of_gpus = (
             0,
             Counter[str](),
-            defaultdict[str, set[str]](set),
+            defaultdict[tuple[FailureKind, str], set[str]](set),
         )
         self._num_refused, self._up = outside.num_refused, True
         self._nodes: dict[str, float] = {}
