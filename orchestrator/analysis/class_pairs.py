@@ -294,7 +294,7 @@ def sharpness_with_delta(points: pd.DataFrame) -> float | None:
     values = rows.dropna().groupby(CLASS_PAIR).mean()
     if len(values) < MIN_PAIRS or (values.std() <= 0).any():
         return None
-    return float(values.corr().iloc[0, 1])
+    return float(values.corr().to_numpy()[0, 1])
 
 
 def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:

@@ -102,7 +102,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 
 
 def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    named = {}
+    named: dict[str, str] = {}
     for column in attack_columns(dict.fromkeys(fit.response for fit in fits.attacks)):
         named.setdefault(column.attack, column.words)
     for method, words in named.items():
