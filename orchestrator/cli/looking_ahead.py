@@ -133,14 +133,11 @@ def predict(
     goal = Goal(train_size, target_loss)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
-        if sweep or is_of_new_dataset or domain is not None:
-            conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            if sweep:
-                conflict = f"the sweep {sweep}"
-            raise ConfigError(
-                f"--curve {alone.curve} is given together with {conflict}",
-                hint=f"Leave out --curve, or leave out {conflict}",
-            )
+        if sweep:
+            raise _given_with_curve(alone.curve, f"the sweep {sweep}")
+        if is_of_new_dataset or domain is not None:
+            options = "--domain, --d-data, --label-sharpness, --measured or --pilot"
+            raise _given_with_curve(alone.curve, options)
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
@@ -178,6 +175,14 @@ def predict(
     }
     basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
     _print_prediction(record, growth, pilot, numbers, basis, work)
+
+
+def _given_with_curve(curve: Path, conflict: str) -> ConfigError:
+    """Return the error for a file of results beside what it takes the place of."""
+    return ConfigError(
+        f"--curve {curve} is given together with {conflict}",
+        hint=f"Leave out --curve, or leave out {conflict}",
+    )
 
 
 def _print_prediction(

@@ -249,8 +249,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         if requested > available:
             cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"A trial asks for resources.{name}: {requested:,.12g}, but this machine has "
-                f"{available:,.12g}",
+                f"A trial asks for resources.{name}: {requested:,.15g}, but this machine has "
+                f"{available:,.15g}",
                 hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
             )
     return request

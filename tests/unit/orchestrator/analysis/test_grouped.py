@@ -595,7 +595,7 @@ def test_names_that_any_two_of_three_columns_share_are_told_and_kept_apart():
     table["y"] = table["x"] + rng.normal(size=len(table))
     fit = fit_groups(table, Design("y", ("x",), ("site", "seed", "fold")))
     assert {"seed 0", "fold 0", "3", "A"} < set(fit.find("within", "x").left_out)
-    assert [remark.partition(" taken")[0] for remark in fit.remarks] == [
+    assert [remark.partition(" are read")[0] for remark in fit.remarks] == [
         "3 names in both seed and fold"
     ]
     assert "between 45 combinations of site, seed and fold, " in fit.sentence("x")

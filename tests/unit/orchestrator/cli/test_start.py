@@ -186,7 +186,7 @@ class TestInit:
         link.symlink_to(here / "nothing")
         (tmp_path / "root").mkdir(exist_ok=True)
         said = run("init", str(tmp_path / "raw"))[2]
-        assert "isweep locate HASH --raw DIR finds a file" in said
+        assert "Find a file by isweep locate HASH --raw DIR" in said
         digest = re.search(r"\b[0-9a-f]{16}\b", said)
         code, out, said = run("locate", digest[0], "--raw", str(tmp_path / "raw"))
         assert (code, out) == (0, f"{link.relative_to(tmp_path / 'raw')}\n"), said

@@ -73,7 +73,7 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
         device_for(0.25)
     named = (
         socket.gethostname(),
-        "driver 570.82.01",
+        "the NVIDIA driver is 570.82.01",
         f"torch {torch.__version__}",
         "built for CUDA 13.0",
     )

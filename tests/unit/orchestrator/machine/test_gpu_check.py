@@ -286,7 +286,7 @@ def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monke
     monkeypatch.setattr(
         gpu_check_parts,
         "run_trial",
-        lambda *of, device, graphs: ran.append(graphs) or result,
+        lambda spec, data, compute: ran.append(compute.graphs) or result,
     )
     gpu_check_parts.real_trials(bench, "small_cnn")
     assert set(ran) == {bool(graphs)}
@@ -305,7 +305,7 @@ def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     [
         ("raise OSError('capture failed')", "OSError: capture failed"),
         ("os._exit(7)", "exit code 7"),
-        ("time.sleep(999)", "no end within 0.1 s"),
+        ("time.sleep(999)", "the part did not end within 0.1 s"),
     ],
 )
 def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
@@ -403,9 +403,9 @@ def test_each_network_is_tested_although_one_fails_and_pass_names_what_differs(m
     assert {case.model.name: case.batch_size for case in tested} == batches
     assert found["graphs"] == ["resnet34", "vgg19"]
     assert found["fails"] == [
-        "plain steps: resnet18: CaptureError: unsupported",
+        "trials cannot use graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
-        "plain steps: vgg16: a weight differs by 1.0e-03",
+        "trials cannot use graphs: vgg16: a weight differs by 1.0e-03",
     ]
     assert len(found["self_test"]) == 6
 

@@ -100,7 +100,10 @@ def sweep_of(folder):
 
 def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_of):
     plan = plan_sweep(load_sweep(sweep_of("fine", "late")))
-    with pytest.raises(ConfigError, match="recordednets:late: ValueError: only in training"):
+    with pytest.raises(
+        ConfigError,
+        match="own recordednets:late cannot be trained, evaluated and attacked on any image that was",
+    ):
         check_models(plan, ())
 
 

@@ -131,7 +131,10 @@ def test_a_kill_before_the_marker_leaves_no_store_and_a_damaged_store_is_made_ag
 def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match="out has files that are no prepared dataset"):
+    with pytest.raises(
+        DataError,
+        match="manifold_d4-16px-corrected-53f8cc06f99d has files that are no prepared dataset",
+    ):
         run(toy, tmp_path / "out")
     run(toy, tmp_path / "other")
     with pytest.raises(DataError, match=r"has the prepared dataset .*, not "):
