@@ -299,7 +299,8 @@ def _text_cells(file: ArrayFile, name: str, num_images: int, request: RawRequest
         DataError: The array has another shape or dtype, or cannot be read.
     """
     header = file.header(name)
-    has_one_each = header.shape[:1] == (num_images,) and set(header.shape[1:]) <= {1}
+    first_axis, other_axes = header.shape[:1], header.shape[1:]
+    has_one_each = first_axis == (num_images,) and set(other_axes) <= {1}
     if not has_one_each or header.dtype.kind not in "uibfUSO":
         more = ". Several labels per image are no classes" if len(header.shape) == 2 else ""
         raise request.error(

@@ -373,14 +373,16 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         has_slice[path].add(cells[row] != "")
     num_several = sum(len(ids) > 1 for ids in groups.values())
     if num_several:
+        volumes = plural(num_several, "volume")
         raise request.error(
-            f"the slices of {plural(num_several, 'volume')} are in several groups",
+            f"the slices of {volumes} are in several groups",
             hint="Give all slices of a volume one group, since a volume is of one patient",
         )
     num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
     if num_mixed:
+        volumes = plural(num_mixed, "volume")
         raise request.error(
-            f"for {plural(num_mixed, 'volume')}, some rows name a slice and "
+            f"for {volumes}, some rows name a slice and "
             "others do not, so slices might be used twice",
             hint="Name a slice in every row of a volume, or in none",
         )

@@ -195,9 +195,9 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
             if labels.setdefault(knee, label) != label:
                 num_odd += 1
     if num_odd:
+        rows_text = plural(num_odd, "row")
         raise request.error(
-            f"in {plural(num_odd, 'row')} of the grades the side is not 1 or 2, "
-            "or the knee has two grades"
+            f"in {rows_text} of the grades the side is not 1 or 2, or the knee has two grades"
         )
     return labels, excluded
 
@@ -247,8 +247,9 @@ def read_centers(
             else:
                 centers[knee] = center
     if wrong_rows:
+        rows_text = plural(len(wrong_rows), "row")
         raise request.error(
-            f"in {plural(len(wrong_rows), 'row')} of {CENTERS_TABLE} the side is "
+            f"in {rows_text} of {CENTERS_TABLE} the side is "
             "not R or L, the center lies outside the image, or the knee is a "
             f"repeat: {first_of(wrong_rows, MAX_LISTED_ROWS)}",
             hint="Correct these rows. The header is row 1, and pixels are those of the DICOM file",

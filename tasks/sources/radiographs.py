@@ -138,8 +138,9 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, FINDING_LABELS[cell])
     if num_odd:
+        rows = plural(num_odd, "row")
         raise request.error(
-            f"in {plural(num_odd, 'row')} of {CHEXPERT_TABLE} the label is not 1, 0, -1 or blank, "
+            f"in {rows} of {CHEXPERT_TABLE} the label is not 1, 0, -1 or blank, "
             "or the path has no patient<id>",
             hint=TABLE_AGAIN,
         )
@@ -172,8 +173,9 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         labels[match["study"]] = label
         images.add(match, label)
     if num_odd:
+        lines = plural(num_odd, "line")
         raise request.error(
-            f"in {plural(num_odd, 'line')} of {MURA_TABLE} the path is not "
+            f"in {lines} of {MURA_TABLE} the path is not "
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         )
     # find_named ignores case, so the name of the first table may have another letter case.
@@ -264,9 +266,9 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
         if slices[slice_id].setdefault(subtype, label) != label:
             num_odd += 1
     if num_odd:
+        rows = plural(num_odd, "row")
         raise request.error(
-            f"in {plural(num_odd, 'row')} the ID is not ID_<hex>_<subtype>, or the label is not 0 "
-            "or 1",
+            f"in {rows} the ID is not ID_<hex>_<subtype>, or the label is not 0 or 1",
             hint=TABLE_AGAIN,
         )
     differing = []

@@ -13,9 +13,23 @@ from search_spaces.errors import plural
 from tasks.sources.base import RawRequest, first_of
 from tasks.sources.own.words import UNKNOWN
 
-SYNONYMS = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
+SYNONYMS = {
+    "true": "1",
+    "yes": "1",
+    "false": "0",
+    "no": "0",
+    "pos": "positive",
+    "neg": "negative",
+}
 """Word -> the word that stands for it when two names of classes are compared."""
-INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
+INITIALS = {
+    "y": "yes",
+    "n": "no",
+    "t": "true",
+    "f": "false",
+    "p": "positive",
+    "+": "positive",
+}
 """Letter -> the word that it abbreviates. It is expanded only if the full word is also a class.
 Otherwise the letter stays the name of a class."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
@@ -67,8 +81,9 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
         if not name.strip() or not name.isprintable() or len(name) > MAX_LABEL_LENGTH:
             odd.append(name)
     if odd:
+        names = plural(len(odd), "class name")
         raise request.error(
-            f"{plural(len(odd), 'class name')} cannot be used, since blank, not "
+            f"{names} cannot be used, since blank, not "
             f"printable, or longer than {MAX_LABEL_LENGTH} characters; the first "
             f"is {odd[0][:MAX_LABEL_LENGTH]!a}",
             hint=f"Rename them, or {LABEL_MAP_HINT}",
@@ -127,8 +142,9 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
         if len(parts) > 1 and classes.issuperset(parts):
             lists.append(name)
     if lists:
+        labels = plural(len(lists), "label")
         raise request.error(
-            f"several classes stand in {plural(len(lists), 'label')}: {first_of(map(repr, lists))}",
+            f"several classes stand in {labels}: {first_of(map(repr, lists))}",
             hint=f"Take those images out, or {LABEL_MAP_HINT}",
         )
 

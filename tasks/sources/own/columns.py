@@ -13,7 +13,14 @@ from tasks.sources.tables import COLUMNS, MAX_NAME_LENGTH, column_key, unused_fl
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that must not predict the label. If the data have them, they are compared with it."""
-ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+ONE_HOT = {
+    "0": False,
+    "0.0": False,
+    "false": False,
+    "1": True,
+    "1.0": True,
+    "true": True,
+}
 """Text in a one-hot column -> whether the image is of the column's class."""
 Cells = Mapping[str, Sequence[str]]
 """Name of a column -> its text, one entry per row."""

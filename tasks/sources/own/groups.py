@@ -79,8 +79,9 @@ def check_no_leak(
         train_row = leaking[0][GivenSplit.TRAIN]
         test_row = leaking[0][GivenSplit.TEST]
         pair = f"{rows.name(train_row)} and {rows.name(test_row)}"
+        groups_text = plural(len(leaking), "group")
         raise request.error(
-            f"training and test share {plural(len(leaking), 'group')}; the first images of one are "
+            f"training and test share {groups_text}; the first images of one are "
             f"{pair}{rows.describe_numbering([train_row])}",
             hint="Split by patient, not by image",
         )
