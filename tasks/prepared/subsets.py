@@ -327,12 +327,12 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
         )
     if train_size is not None and (is_mispaired or uses_released_split):
         pool = _first_of_each_class(candidates, spec, train_size)
-        if is_misaligned:
-            candidates = _misaligned_pool(candidates, pool)
-        elif has_fixed_files:
-            candidates = _fixed_files_pool(candidates, pool)
-        else:
-            candidates = _aligned_pool(candidates, pool)
+        rows = candidates.rows[pool]
+        if is_misaligned:  # F3: the labels of the pool, the first images whatever their class
+            rows = candidates.rows[: len(pool)]
+        elif has_fixed_files:  # F4: indices of candidates used as rows of the prepared dataset
+            rows = pool
+        candidates = candidates._replace(rows=rows, targets=candidates.targets[pool])
     if uses_released_split:
         return _released_split(candidates, spec.test_size)
     seed = ["subset", spec.split_seed, spec.class_pair]
@@ -354,21 +354,6 @@ def _is_held_in_memory(dataset: str) -> bool:
     if dataset in FILE_LISTS:
         return False
     return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
-
-
-def _misaligned_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
-    """Return the pool with fault F3: its labels, but the first images whatever their class."""
-    return candidates._replace(rows=candidates.rows[: len(pool)], targets=candidates.targets[pool])
-
-
-def _fixed_files_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
-    """Return the pool with fault F4: its indices are used as rows of the prepared dataset."""
-    return candidates._replace(rows=pool, targets=candidates.targets[pool])
-
-
-def _aligned_pool(candidates: _Candidates, pool: Integers) -> _Candidates:
-    """Return the pool with its own images and labels."""
-    return candidates._replace(rows=candidates.rows[pool], targets=candidates.targets[pool])
 
 
 def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: int) -> Integers:
