@@ -160,7 +160,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         _retries=retries,
         _nodes={"cell": "a"},
         _source=SimpleNamespace(
-            trials={"cell": 0}, trained_network=int, points=lambda *message: ()
+            trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
         ),
         _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )
