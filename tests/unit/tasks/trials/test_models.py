@@ -81,7 +81,6 @@ def test_dropout_is_the_library_default_unless_the_recipe_names_one():
             {},
             ("Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
         ),
-        ("isweep small_cn", {}, "did you mean 'small_cnn'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name, changes, message):
