@@ -60,8 +60,8 @@ def load_subset(
     base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
-        images, is_changed = move_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, images, is_changed))
+        images, is_moved = move_images(base_test, training, test.parameters)
+        tests.append(FurtherTestImages(test.name, images, is_moved))
     return replace(data, further_tests=tuple(tests))
 
 
@@ -83,18 +83,18 @@ def move_images(
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-    is_changed = np.zeros(len(start.images), dtype=np.bool_)
+    is_moved = np.zeros(len(start.images), dtype=np.bool_)
     if values["blend"] == 0:
-        return start.images, is_changed
+        return start.images, is_moved
     partners, distances = nearest_unlike(start, training)
     num_moved = round(values["reach"] * len(start.images))
-    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
+    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
     images = start.images.copy()
-    moving = images[is_changed].astype(np.float64)
-    target = training.images[partners[is_changed]].astype(np.float64)
+    moving = images[is_moved].astype(np.float64)
+    target = training.images[partners[is_moved]].astype(np.float64)
     mixed = moving + values["blend"] * (target - moving)
-    images[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return images, is_changed
+    images[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return images, is_moved
 
 
 def nearest_unlike(

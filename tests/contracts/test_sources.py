@@ -141,7 +141,7 @@ def test_an_item_is_read_alike_in_any_order(request_of):
 MESSAGES = {
     "none": "is read from its raw download, but no --raw folder was given",
     "absent": "The",
-    "empty": "which was not found",
+    "empty": "folder",
 }
 
 
@@ -165,7 +165,7 @@ def test_a_download_that_is_not_there_is_one_clear_message(request_of, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("raw", ["which was not found", "file"])
+@pytest.mark.parametrize("raw", ["folder", "file"])
 def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypatch, raw):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (name, row), *_ = tomllib.loads(re.search("```toml\n(.*?)```", text, re.DOTALL)[1]).items()
@@ -183,7 +183,7 @@ def test_the_row_in_contributing_is_all_that_a_dataset_needs(tmp_path, monkeypat
     record = prepare_dataset(
         PreparedSpec(dataset=name, image_size=16, channels=3),
         dataset,
-        raw=tmp_path if raw == "which was not found" else tmp_path / f"{name}.npz",
+        raw=tmp_path if raw == "folder" else tmp_path / f"{name}.npz",
         destination=tmp_path / "out",
         executor=InlineExecutor(),
     )

@@ -219,7 +219,7 @@ FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
     "webdataset": ("webdataset", write_webdataset),
     "npz": ("npz", write_npz),
     "hdf5": ("hdf5", write_hdf5),
-    "which was not found": ("which was not found", write_folder),
+    "folder": ("folder", write_folder),
 }
 """Form of file -> its kind, and what writes columns into a folder and returns the path that a user
 names."""
@@ -241,7 +241,7 @@ def write_kind(kind: str, folder: Path) -> Path:
 OWN_WRITERS: dict[str, Callable[[Path], Path]] = {
     kind: functools.partial(write_kind, kind)
     for kind in (
-        "which was not found",
+        "folder",
         "hdf5",
         "npz",
         "webdataset",

@@ -138,7 +138,7 @@ def signs(source: str) -> Counter[str]:
     return count
 
 
-@pytest.mark.parametrize("which was not found", REWRITTEN)
+@pytest.mark.parametrize("folder", REWRITTEN)
 def test_a_rewritten_folder_is_not_packed(folder):
     count = sum(
         (signs(text) for path, text in modules().items() if path.startswith(folder)), Counter()
@@ -147,7 +147,7 @@ def test_a_rewritten_folder_is_not_packed(folder):
     assert not {name: n for name, n in per_line.items() if n > MAX_PER_LINE[name]}
 
 
-@pytest.mark.parametrize("which was not found", REWRITTEN)
+@pytest.mark.parametrize("folder", REWRITTEN)
 def test_a_rewritten_folder_imports_no_module_by_one_letter(folder):
     short = [
         f"{path}: {alias.name} as {alias.asname}"

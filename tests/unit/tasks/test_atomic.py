@@ -50,7 +50,7 @@ def test_the_file_is_flushed_before_its_name_and_its_folder_after(tmp_path, monk
         def call(*arguments, **options):
             if name == "fsync":
                 target = os.readlink(f"/proc/self/fd/{arguments[0]}")
-                steps.append("which was not found" if target == str(tmp_path) else "file")
+                steps.append("folder" if target == str(tmp_path) else "file")
             else:
                 steps.append("name")
             return real(*arguments, **options)
@@ -60,7 +60,7 @@ def test_the_file_is_flushed_before_its_name_and_its_folder_after(tmp_path, monk
     for name in ("fsync", "replace", "link"):
         spy(name)
     write(tmp_path / "x", b"new")
-    assert steps == ["file", "name", "which was not found"]
+    assert steps == ["file", "name", "folder"]
 
 
 def test_of_many_that_write_once_one_wins_whole(tmp_path):

@@ -55,7 +55,7 @@ class TestInit:
     def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(
         self, run, here, tmp_path
     ):
-        raw = OWN_WRITERS["which was not found"](tmp_path / "raw" / "skin")
+        raw = OWN_WRITERS["folder"](tmp_path / "raw" / "skin")
         (raw / "horse").mkdir()
         (raw / "benign" / "._0.png").write_bytes(b"x")
         assert run("init", str(raw), "--out", "mine.yaml")[0] == 0
@@ -88,10 +88,10 @@ class TestInit:
         assert "domain: medical" in text
         assert "# natural or medical? guessed by the patients" in text
 
-    @pytest.mark.parametrize("kind", ["table", "which was not found"])
+    @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_patients_of_dicom_headers_are_the_groups_that_are_proposed(self, run, here, kind):
         for number in range(80):
-            folder = here / "scans" / ("ab"[number % 2] if kind == "which was not found" else "")
+            folder = here / "scans" / ("ab"[number % 2] if kind == "folder" else "")
             values = np.random.default_rng(number).integers(0, 256, (12, 12), np.uint8)
             ending = ".dcm" if number % 3 or kind == "table" else ""
             save_dicom(
@@ -181,7 +181,7 @@ class TestInit:
 
     def test_what_a_message_names_is_located_by_the_key_of_the_root(self, run, here, tmp_path):
         """``init`` names a file as ``measure`` and ``plan`` do, and says how it is found."""
-        OWN_WRITERS["which was not found"](tmp_path / "raw")
+        OWN_WRITERS["folder"](tmp_path / "raw")
         link = next((tmp_path / "raw").rglob("*.png")).with_name("lost.png")
         link.symlink_to(here / "nothing")
         (tmp_path / "root").mkdir(exist_ok=True)

@@ -278,7 +278,7 @@ class TestTrialResources:
                 {"memory_bytes": 10**12},
                 {"memory_bytes": 1e9},
                 "auto",
-                r"A trial asks for resources\.memory_bytes: 1e\+12, but this machine has 1,000,000,000",
+                r"memory_bytes: 1,000,000,000,000, but this machine has 1,000,000,000",
             ),
         ],
     )

@@ -279,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"pipe\.yaml is not a regular file",
-        "which was not found": r"folder\.yaml is a folder, not a sweep file\. Name a file; `isweep init",
+        "folder": r"folder\.yaml is a folder, not a sweep file\. Name a file; `isweep init",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*name a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",

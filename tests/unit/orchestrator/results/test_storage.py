@@ -76,9 +76,9 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     assert files.checkpoint("a") is None
 
 
-@pytest.mark.parametrize("where", ["which was not found", "bucket"])
+@pytest.mark.parametrize("where", ["folder", "bucket"])
 def test_what_a_write_says_of_a_file_is_what_a_listing_says(where, bucket, tmp_path):
-    files = ResultStore(str(tmp_path) if where == "which was not found" else f"{bucket.url}/stamps")
+    files = ResultStore(str(tmp_path) if where == "folder" else f"{bucket.url}/stamps")
     first = files.save(trial_record())
     second = files.save(trial_record(attempt=2))
     assert {first, second} - {found.stamp for found in files.listing(TrialRecord).values()} == {

@@ -571,7 +571,7 @@ def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, mon
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "text.db").write_text("no database, but a text that is long enough to be none")
     for name, told in (
-        ("which was not found", r"unable to open database file\. Start MLflow"),
+        ("folder", r"unable to open database file\. Start MLflow"),
         (
             "text",
             r"file is not a database\. Remove the file, and run `isweep reconcile SWEEP` for every sweep",

@@ -33,7 +33,7 @@ def sweep(tmp_path) -> dict[str, object]:
         path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture(number, (16, 16))))
-    own = {"kind": "which was not found", "path": str(tmp_path / "images"), "domain": "medical"}
+    own = {"kind": "folder", "path": str(tmp_path / "images"), "domain": "medical"}
     return small_sweep(
         "first", datasets=[{"name": "mine", "own": own}], train_sizes=[20], test_size=10
     )
@@ -93,7 +93,7 @@ def test_a_command_lists_own_files_once(sweep, started, monkeypatch):
         listed.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(folder, "which was not found", replace(source, list_items=list_items))
+    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
     sweep["datasets"][0]["class_pairs"] = [["a", "b"]]  # reading the sweep file needs the names
     for num_commands in (1, 2):  # the second finds prepared data, and whether files changed
         with pytest.raises(AssertionError, match="Ray or MLflow starts"):

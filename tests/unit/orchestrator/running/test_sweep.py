@@ -26,7 +26,7 @@ from orchestrator.results.provenance import code_fingerprint
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import backend, trial_device, work, worker
+from orchestrator.running import backend, trial_device, trial_source, worker
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
@@ -162,7 +162,7 @@ class Looks(Progress):
 @pytest.fixture(scope="module")
 def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     """One sweep in which a cell does each thing of the tables."""
-    told = work.provenance().model_copy(update={"machine": "the driver's"})
+    told = trial_source.provenance().model_copy(update={"machine": "the driver's"})
 
     def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
@@ -170,8 +170,8 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> RunContext:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        patch.setattr(work, "time_limit", limit)
-        patch.setattr(work, "provenance", lambda: told)
+        patch.setattr(trial_source, "time_limit", limit)
+        patch.setattr(trial_source, "provenance", lambda: told)
         plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
         return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
 

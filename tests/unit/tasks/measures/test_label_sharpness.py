@@ -119,7 +119,7 @@ def test_conversion_refuses_what_no_factor_makes_up_for(images):
     with pytest.raises(DataError, match="of 1000 images cannot be converted to that of None"):
         conversion(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
-    with pytest.raises(DataError, match="needs pixel range and side"):
+    with pytest.raises(DataError, match="cannot be converted without pixel range and side"):
         conversion(points.convention, one.convention)
 
 

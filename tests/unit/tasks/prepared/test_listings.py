@@ -22,7 +22,7 @@ def listed(monkeypatch) -> list[object]:
         requests.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(folder, "which was not found", replace(source, list_items=list_items))
+    monkeypatch.setattr(folder, "folder", replace(source, list_items=list_items))
     return requests
 
 
@@ -65,7 +65,7 @@ CHANGES = {
 def test_one_listing_serves_all_requests_that_it_would_be_the_same_for(raw, listed, change):
     changed, num_listings = CHANGES[change]
     listings = Listings()
-    request = request_for("which was not found", raw)
+    request = request_for("folder", raw)
     first = listings.of(request)
     second = listings.of(changed(request))
     assert len(listed) == num_listings
@@ -74,7 +74,7 @@ def test_one_listing_serves_all_requests_that_it_would_be_the_same_for(raw, list
 
 def test_a_listing_that_failed_is_tried_again(raw, listed):
     listings = Listings()
-    request = request_for("which was not found", raw / "cat")
+    request = request_for("folder", raw / "cat")
     with pytest.raises(
         DataError,
         match="folders with images and 0 images outside of any, but two classes are needed",
@@ -86,7 +86,7 @@ def test_a_listing_that_failed_is_tried_again(raw, listed):
 
 def test_cleared_listings_are_made_again(raw, listed):
     listings = Listings()
-    request = request_for("which was not found", raw)
+    request = request_for("folder", raw)
     listings.of(request)
     listings.clear()
     listings.of(request)

@@ -322,9 +322,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
     disk = Path(shutil.copytree(raw, tmp_path / "disk"))
     apply_change, refused = CHANGES[change]
     apply_change(disk)
-    row = own_dataset_spec(
-        "mine", OwnSourceSpec(kind="which was not found", path=str(raw), domain="natural")
-    )
+    row = own_dataset_spec("mine", OwnSourceSpec(kind="folder", path=str(raw), domain="natural"))
     spec, stores = SPEC.model_copy(update={"dataset": "mine"}), []
     for name, readers in (("spread", Elsewhere(disk)), ("here", None)):
         options = {"executor": InlineExecutor(), "readers": readers}

@@ -31,22 +31,20 @@ TARS = [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]
 @pytest.mark.parametrize("wrapped", ["", "own/own/"])
 def test_class_folders_in_an_archive(prepare, class_folder, tmp_path, ending, wrapped):
     write_tree(class_folder, "cat/.a.png", ".git/x.png", ".git/y.png", "__MACOSX/cat/._0.png")
-    expected = prepare("which was not found", class_folder)
-    actual = prepare(
-        "which was not found", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other"
-    )
+    expected = prepare("folder", class_folder)
+    actual = prepare("folder", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other")
     assert_equal(actual, expected)
     assert actual.record.excluded == expected.record.excluded == {HIDDEN: 2}
     assert actual.record.flags == ({"the one top folder taken as the source": 1} if wrapped else {})
 
 
 def test_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
-    expected = prepare("which was not found", class_folder)
+    expected = prepare("folder", class_folder)
     inner = pack(class_folder, tmp_path / "inner.zip", "t/")
     path = pack(class_folder, tmp_path / "own.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.write(inner, "cat/inner.zip")
-    data = prepare("which was not found", path, name="other")
+    data = prepare("folder", path, name="other")
     assert_equal(data, expected)
     assert data.record.excluded == {"in an archive beside images": 10}
 
@@ -61,21 +59,21 @@ def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_fold
     with pytest.raises(
         DataError, match="several archives, inner ones included, have files of the same name"
     ):
-        prepare("which was not found", outer)
+        prepare("folder", outer)
 
 
 def test_a_table_in_an_archive_has_to_be_unpacked(prepare, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("manifest.csv", "path,label")
     with pytest.raises(DataError, match=r"give the table \(kind table\), unpacked with its images"):
-        prepare("which was not found", tmp_path / "a.zip")
+        prepare("folder", tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tbz2", ".txz"])
 def test_the_stored_order_does_not_matter_and_is_read_forward(
     prepare, class_folder, tmp_path, ending, monkeypatch
 ):
-    expected = prepare("which was not found", class_folder)
+    expected = prepare("folder", class_folder)
     path, files = tmp_path / f"own{ending}", sorted(class_folder.rglob("*.png"))
     with tarfile.open(path, tar_mode(path.name)) as archive:
         for index in np.random.default_rng(0).permutation(len(files)):
@@ -85,20 +83,20 @@ def test_the_stored_order_does_not_matter_and_is_read_forward(
     monkeypatch.setattr(
         TarArchive, "read", lambda self, name, most: reads.append(name) or read(self, name, most)
     )
-    assert_equal(prepare("which was not found", path, name="other"), expected)
+    assert_equal(prepare("folder", path, name="other"), expected)
     with tarfile.open(path) as archive:
         assert (reads == archive.getnames()) == (ending != ".tar")
 
 
 def test_an_archive_that_changes_is_noticed(prepare, class_folder, tmp_path):
     path = pack(class_folder, tmp_path / "own.zip")
-    prepare("which was not found", path)
+    prepare("folder", path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("cat/new.png", png(picture(70)))
     with pytest.raises(
         DataError, match="the files or label_map have changed since the dataset was prepared"
     ):
-        prepare("which was not found", path)
+        prepare("folder", path)
 
 
 # What an archive must not hold.
@@ -147,7 +145,7 @@ ZIPS: dict[str, tuple[Change, str]] = {
 def test_zips_are_refused(prepare, tmp_path, name):
     change, message = ZIPS[name]
     with pytest.raises(DataError, match=f"cannot be read: .*{message}"):
-        prepare("which was not found", zip_of(tmp_path / "x.zip", change))
+        prepare("folder", zip_of(tmp_path / "x.zip", change))
 
 
 LINKS = "links, devices or sparse"
@@ -184,7 +182,7 @@ def test_tars_are_refused_however_often_they_are_asked_for(prepare, tmp_path, na
     detect_own_kind(path)  # opens the archive first, and must not make it look sound
     for _ in range(2):
         with pytest.raises(DataError, match=f"cannot be read: .*{message}"):
-            prepare("which was not found", path)
+            prepare("folder", path)
 
 
 def test_a_name_longer_than_a_file_system_allows(prepare, class_folder, tmp_path):
@@ -193,7 +191,7 @@ def test_a_name_longer_than_a_file_system_allows(prepare, class_folder, tmp_path
         archive.add(class_folder / "cat", "cat")
         for file in (class_folder / "dog").iterdir():
             archive.add(file, f"dog/{'x' * 6000}/{file.name}")
-    assert prepare("which was not found", path).record.num_images == 10
+    assert prepare("folder", path).record.num_images == 10
 
 
 # Archives that are damaged, or lie about their size.
@@ -206,10 +204,10 @@ def test_a_cut_archive_is_refused(prepare, class_folder, tmp_path, ending, share
     body = path.read_bytes()
     path.write_bytes(body[: int(share * len(body))].rstrip(b"\0"))
     with pytest.raises(DataError, match="damaged"):
-        prepare("which was not found", path)
+        prepare("folder", path)
 
 
-@pytest.mark.parametrize("kind", ["which was not found", "webdataset"])
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
 def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_path, kind):
     """It read as a whole one with fewer images, in silence."""
     path = pack(class_folder, tmp_path / "x.tar")
@@ -226,7 +224,7 @@ def test_a_flipped_byte_is_one_damaged_member(prepare, class_folder, tmp_path):
     body[body.index(b"0.png") + 60] ^= 0xFF
     path.write_bytes(body)
     verdict = {"skipped": {"damaged archive member": 1}}
-    check_verdict(verdict, lambda: prepare("which was not found", path, max_skipped_share=0.2))
+    check_verdict(verdict, lambda: prepare("folder", path, max_skipped_share=0.2))
 
 
 def test_overlapping_members_are_refused(prepare, tmp_path):
@@ -242,7 +240,7 @@ def test_overlapping_members_are_refused(prepare, tmp_path):
     tail[12:16] = len(directory).to_bytes(4, "little")
     path.write_bytes(body[:start] + directory + tail)
     with pytest.raises(DataError, match="members overlap"):
-        prepare("which was not found", path)
+        prepare("folder", path)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +254,8 @@ def test_several_streams_one_after_another_are_one(
     body = pack(class_folder, tmp_path / "own.tar").read_bytes()
     parts = [body[start : start + 5000] for start in range(0, len(body), 5000)]
     (tmp_path / f"own{ending}").write_bytes(b"".join(map(compress, parts)))
-    actual = prepare("which was not found", tmp_path / f"own{ending}", name="other")
-    assert_equal(actual, prepare("which was not found", class_folder))
+    actual = prepare("folder", tmp_path / f"own{ending}", name="other")
+    assert_equal(actual, prepare("folder", class_folder))
 
 
 def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path):
@@ -265,7 +263,7 @@ def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path)
     plain = pack(class_folder, tmp_path / "own.tar").read_bytes()
     (tmp_path / "own.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
     with pytest.raises(DataError, match="cannot be read: damaged archive"):
-        prepare("which was not found", tmp_path / "own.tar.xz")
+        prepare("folder", tmp_path / "own.tar.xz")
 
 
 @pytest.mark.parametrize("ending", [".tar.bz2", ".tar.xz"])
@@ -276,4 +274,4 @@ def test_more_than_packed_bytes_can_hold_is_refused(prepare, tmp_path, ending):
         path.write_bytes(bytes(8 << 20))
     path = pack(raw, tmp_path / f"own{ending}")
     with pytest.raises(DataError, match="declares more than its packed size can hold"):
-        prepare("which was not found", path)
+        prepare("folder", path)

@@ -228,10 +228,7 @@ def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
         save_image(
             tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32)
         )
-    assert (
-        prepare("which was not found", tmp_path / "raw").record.flags["negative values cut at 0"]
-        == 4
-    )
+    assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
 
 
 def test_a_pixel_range_must_rise():

@@ -378,7 +378,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         f"a box from {cell}": (
             "dbc",
             boxes([BOX, cell, 28]),
-            r"an annotation box has no patient, or not two slices: a cell is blank\.",
+            "an annotation box",
         )
         for cell in ("nan", "x", None, 1.5)
     },

@@ -233,7 +233,7 @@ def test_verdict(prepare, tmp_path, name):
     raw = write_tree(tmp_path / "raw", *names, *files)
     for path, body in files.items():
         (raw / path).write_bytes(body)
-    message = check_verdict(verdict, lambda: prepare("which was not found", raw, **options))
+    message = check_verdict(verdict, lambda: prepare("folder", raw, **options))
     assert not any(patient in message for patient in NAMES_NOT_TOLD)
 
 
@@ -255,15 +255,13 @@ def test_what_leads_elsewhere_is_refused(prepare, class_folder, name):
     change, message = MISCHIEF[name]
     change(class_folder / "cat")
     with pytest.raises(DataError, match=message):
-        prepare("which was not found", class_folder)
+        prepare("folder", class_folder)
 
 
 def test_a_linked_root_and_links_inside_are_read(prepare, class_folder, tmp_path):
     os.symlink(class_folder / "cat" / "0.png", class_folder / "cat" / "link.png")
     os.symlink(class_folder, tmp_path / "linked")
-    check_verdict(
-        {"images": 11, "duplicates": 1}, lambda: prepare("which was not found", tmp_path / "linked")
-    )
+    check_verdict({"images": 11, "duplicates": 1}, lambda: prepare("folder", tmp_path / "linked"))
 
 
 @pytest.mark.parametrize(
@@ -281,14 +279,14 @@ def test_a_linked_root_and_links_inside_are_read(prepare, class_folder, tmp_path
 def test_files_with_odd_names_are_read(prepare, class_folder, name):
     with open(os.path.join(os.fsencode(class_folder), b"cat", name), "wb") as file:
         file.write(png(picture(61)))
-    assert prepare("which was not found", class_folder).num_images == 11
+    assert prepare("folder", class_folder).num_images == 11
 
 
 @pytest.mark.parametrize("name", [b"\xe9", b" ", "a\u202eb".encode(), b"a\x1b[2J", b"x" * 240])
 def test_classes_that_cannot_be_shown_are_refused(prepare, class_folder, name):
     os.rename(class_folder / "cat", os.path.join(os.fsencode(class_folder), name))
     with pytest.raises(DataError, match="blank"):
-        prepare("which was not found", class_folder)
+        prepare("folder", class_folder)
 
 
 def test_a_missing_source_is_refused_with_the_nearest_name(prepare, tmp_path):
@@ -296,25 +294,25 @@ def test_a_missing_source_is_refused_with_the_nearest_name(prepare, tmp_path):
         DataError,
         match="/tmp/pytest-of-root/pytest-139/popen-gw0/test_a_missing_source_is_refus0/none of mine",
     ):
-        prepare("which was not found", tmp_path / "none")
+        prepare("folder", tmp_path / "none")
 
 
 def test_changed_files_are_noticed_and_a_mended_one_is_read_again(prepare, class_folder):
     good = (class_folder / "cat" / "0.png").read_bytes()
     (class_folder / "cat" / "0.png").write_bytes(good[:40])
     with pytest.raises(DataError, match="not an image"):
-        prepare("which was not found", class_folder)
+        prepare("folder", class_folder)
     (class_folder / "cat" / "0.png").write_bytes(good)
     assert (
-        prepare("which was not found", class_folder).num_images
-        == prepare("which was not found", class_folder).num_images
+        prepare("folder", class_folder).num_images
+        == prepare("folder", class_folder).num_images
         == 10
     )
     (class_folder / "cat" / "new.png").write_bytes(png(picture(99)))
     with pytest.raises(
         DataError, match="the files or label_map have changed since the dataset was prepared"
     ):
-        prepare("which was not found", class_folder)
+        prepare("folder", class_folder)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +335,7 @@ def test_headers_tell_which_folders_are_patients(prepare, tmp_path, patient, lay
     }
     check_verdict(
         verdict if layout else ASKED,
-        lambda: prepare("which was not found", tmp_path / "raw", for_training=False),
+        lambda: prepare("folder", tmp_path / "raw", for_training=False),
     )
 
 
@@ -350,4 +348,4 @@ def test_dicom_files_without_an_ending(prepare, class_folder, ending):
         path.unlink()
     (class_folder / "cat/LICENSE").write_text("no image " * 30)
     verdict = {"images": 10, "groups": 10, "excluded": {"not an image by its ending": 1}}
-    check_verdict(verdict, lambda: prepare("which was not found", class_folder))
+    check_verdict(verdict, lambda: prepare("folder", class_folder))

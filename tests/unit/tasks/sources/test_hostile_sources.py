@@ -67,7 +67,7 @@ def test_a_message_about_an_unreadable_file_has_no_name(
 
     monkeypatch.setattr(os, function, deny)
     with pytest.raises(DataError, match=message) as caught:
-        prepare("which was not found", class_folder)
+        prepare("folder", class_folder)
     assert ending not in str(caught.value).replace("isweep locate", "")
 
 

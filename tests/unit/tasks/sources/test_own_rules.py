@@ -18,13 +18,13 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.own import COUNT, FORMS, Columns
 
-BLANK = ("cannot be a folder's name", ("which was not found",))
-NO_COLUMNS = ("class folders have no columns", ("which was not found",))
-NONE = ("None is a word there", ("which was not found",))
-NO_PATIENTS = ("a subfolder need not be a patient; training refuses it", ("which was not found",))
+BLANK = ("cannot be a folder's name", ("folder",))
+NO_COLUMNS = ("class folders have no columns", ("folder",))
+NONE = ("None is a word there", ("folder",))
+NO_PATIENTS = ("a subfolder need not be a patient; training refuses it", ("folder",))
 PAIRED = (
     "the array of labels is the one that goes with the images",
-    ("npz", "hdf5", "which was not found"),
+    ("npz", "hdf5", "folder"),
 )
 
 CATS = ["cat", "dog"]
@@ -94,7 +94,7 @@ CASES: dict[str, Case] = {
     "numbers sort as numbers": labels(
         *range(12),
         classes=[str(n) for n in range(12)],
-        unlike={"which was not found": sorted(map(str, range(12)))},
+        unlike={"folder": sorted(map(str, range(12)))},
     ),  # as torchvision's ImageFolder
     "0.0 and 1.0": labels(0.0, 1.0, classes=("0.0", "1.0"), unlike={"xlsx": ("0", "1")}),
     "true and false": labels(False, True, classes=("False", "True")),
@@ -167,9 +167,7 @@ CASES: dict[str, Case] = {
         lacking=(NO_COLUMNS,),
     ),
     # groups
-    "group": groups(
-        each(3), groups=4, lacking=(("layout says what is on top", ("which was not found",)),)
-    ),
+    "group": groups(each(3), groups=4, lacking=(("layout says what is on top", ("folder",)),)),
     **{
         name: Case(
             {"label": fill(*CATS), name: each(3)},
@@ -205,7 +203,7 @@ CASES: dict[str, Case] = {
     "blank for a few": groups(
         [*each(1)[:9], "", "", ""],
         f"{EVERY_GROUP} 3 images: ",
-        lacking=(("an image without a subfolder is its own group", ("which was not found",)),),
+        lacking=(("an image without a subfolder is its own group", ("folder",)),),
     ),
     "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP, lacking=(NONE,)),
     "NaN beside numbers": groups(
@@ -227,7 +225,7 @@ CASES: dict[str, Case] = {
         fill("train", "Training", "TEST", "val"),
         splits=(1, 1, 2) * 3,
         groups=9,
-        lacking=(("the files are then in another order", ("which was not found",)),),
+        lacking=(("the files are then in another order", ("folder",)),),
     ),
     "train and val only": splits(
         fill("train", "val"),
@@ -235,7 +233,7 @@ CASES: dict[str, Case] = {
         groups=6,
         classes=("cat",),
         refused=r"needed, but the images have only cat \(6 rows are in a validation split\)\.",
-        lacking=(("its folders are then the classes'", ("which was not found",)),),
+        lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "no test split": splits(
         [*["train"] * 6, *["val"] * 6],
@@ -253,15 +251,13 @@ CASES: dict[str, Case] = {
         fill("train", "", "test"),
         splits=(1, 0, 2) * 4,
         flags=("row without a split: used for training or testing",),
-        lacking=(
-            ("a folder without a split beside splits is asked about", ("which was not found",)),
-        ),
+        lacking=(("a folder without a split beside splits is asked about", ("folder",)),),
     ),
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
     "holdout": splits(
         fill("train", "holdout"),
         ("blank and none of train, training, trn, test, testing, tst, val, valid, validation"),
-        lacking=(("its folders are then the classes'", ("which was not found",)),),
+        lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "nan as a split": splits(
         fill("train", "nan"),
@@ -271,18 +267,18 @@ CASES: dict[str, Case] = {
     "a patient on both sides": Case(
         {"label": fill(*CATS), "group": each(2), "split": fill("train", "test")},
         "training and test share 6 groups; the first images of one are",
-        lacking=(("cats are then all in training", ("which was not found",)),),
+        lacking=(("cats are then all in training", ("folder",)),),
     ),
     "a patient of validation is no leak": Case(
         {"label": fill(*CATS), "group": each(4), "split": fill("train", "train", "val", "val")},
         splits=(1,) * 6,
         groups=3,
-        lacking=(("another order", ("which was not found",)),),
+        lacking=(("another order", ("folder",)),),
     ),
 }
 
 
-NOT_A_FOLDER = (("no folder can be called so", ("which was not found",)),)
+NOT_A_FOLDER = (("no folder can be called so", ("folder",)),)
 TWICE = (
     *(
         "Cat CAT dog",
@@ -340,7 +336,7 @@ CASES |= {
             if words.replace(" ", "").isdigit()
             else sorted(words.split())
         ),
-        unlike={"which was not found": sorted(words.split())},
+        unlike={"folder": sorted(words.split())},
     )
     for words in TAKEN
 }
@@ -375,7 +371,7 @@ def test_every_form_of_a_content_gets_its_verdict(prepare, tmp_path, name, form)
         case.label_map.get(str(cell).strip(), str(cell))
         for cell in next(iter(case.columns.values()))
     ]
-    if form != "which was not found" and form not in case.unlike and data.num_images == COUNT:
+    if form != "folder" and form not in case.unlike and data.num_images == COUNT:
         assert [data.label_names[label] for label in data.labels] == written
     assert data.record.num_groups == case.groups
     assert data.splits.tolist() == list(case.splits)

@@ -77,7 +77,7 @@ def brats_set(folder: Path, *, broken: bool) -> Path:
     return folder
 
 
-SETS = {"dicom_csv": dicom_set, "which was not found": image_set, "brats": brats_set}
+SETS = {"dicom_csv": dicom_set, "folder": image_set, "brats": brats_set}
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -87,7 +87,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
     caplog.set_level(logging.DEBUG)
     raw = SETS[kind](tmp_path / CANARY, broken=broken)
     out = tmp_path / "out" / "mine"
-    layout = "class/group" if kind == "which was not found" else None
+    layout = "class/group" if kind == "folder" else None
     source = OwnSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
     row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", source)
     spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)

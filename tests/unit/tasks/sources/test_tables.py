@@ -405,7 +405,7 @@ def test_label_columns_of_parquet_with_images(prepare, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "kind"),
-    [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "which was not found")],
+    [({"label_columns": ("dx",)}, "table"), ({"layout": "group/class"}, "folder")],
 )
 def test_options_of_another_kind_are_refused(prepare, tmp_path, option, kind):
     path = FORMS["npz"][1](tmp_path, {"label": [0, 1] * 6})
@@ -467,7 +467,7 @@ def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
         save_dicom(
             folder / f"{number}.dcm", make_dicom(picture(number), bits=8, patient=f"P{patient}")
         )
-    flags = prepare("which was not found", tmp_path / "raw").record.flags
+    flags = prepare("folder", tmp_path / "raw").record.flags
     assert flags["test images never used, since their group is in training"] == 2
 
 
@@ -525,7 +525,7 @@ def test_what_files_tell_of_the_label_is_flagged(prepare, tmp_path, form, size, 
         (told_form, side), label = (((form, size), "cat"), (("PNG", 12), "dog"))[number % 2]
         path = tmp_path / "raw" / label / f"{number}.{told_form.lower()}"
         save_image(path, picture(number, (side, 12)), told_form)
-    assert prepare("which was not found", tmp_path / "raw").record.flags == tells(name)
+    assert prepare("folder", tmp_path / "raw").record.flags == tells(name)
 
 
 # NIfTI volumes.
