@@ -82,8 +82,8 @@ class Prediction:
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than one that knows nothing "
-                "of the dataset."
+                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F "
+                "and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")
@@ -185,7 +185,7 @@ def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | No
     log_loss, half_width = curve.at(train_size)
     if abs(log_loss) > np.log(LARGEST_VALUE):
         exponent = log_loss / np.log(10)
-        raise CannotBeTold(f"at these numbers the fit has a loss of 10^{exponent:.0f}")
+        raise CannotBeTold(f"with these numbers, the fit gives a loss of 10^{exponent:.0f}")
     if half_width is None:
         return float(np.exp(log_loss)), None
     low, high = log_loss - half_width, log_loss + half_width
@@ -249,8 +249,8 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     shorter = curve.shorter(train_size)
     if curve.num_pilot or shorter is None or shorter >= WORTHWHILE_GAIN:
         return []
-    gain = f"{shorter:.0%} shorter" if shorter > 0 else "no shorter"
-    lead = f"d_data and K_F make the interval {gain} than one that knows nothing of the dataset"
+    gain = f"only {shorter:.0%} shorter" if shorter > 0 else "no shorter"
+    lead = f"d_data and K_F make the interval {gain}"
     smallest, largest = curve.growth.ranges[TRAIN_SIZE]
     last = max(smallest, min(largest, train_size / 2))
     for num_points in range(1, MAX_PILOT_POINTS + 1):
@@ -264,8 +264,8 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
             names = listing([f"{size:.0f}" for size in sizes])
             return [f"{lead}; a pilot at {names} images would make it {gained:.0%} shorter"]
     return [
-        f"{lead}; nor would a pilot of up to {MAX_PILOT_POINTS} trainings make it "
-        f"{WORTHWHILE_GAIN:.0%} shorter"
+        f"{lead}; a pilot of up to {MAX_PILOT_POINTS} trainings would not make it "
+        f"{WORTHWHILE_GAIN:.0%} shorter either"
     ]
 
 

@@ -266,7 +266,7 @@ def _print_curves(
         lines += curve.lines()
     lines += report.remarks
     sources = ", ".join(report.curves[0].prior_sources)
-    lines.append(f"Prior of rates and floors: the learning curves of {sources}.")
+    lines.append(f"The prior of rates and floors comes from the learning curves of {sources}.")
     document = {
         "curves": [curve.to_json() for curve in report.curves],
         "remarks": list(report.remarks),

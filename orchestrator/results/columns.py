@@ -61,60 +61,70 @@ _PIXELS = "L2 pixel distance"
 _PER_PIXELS = "1 / L2 pixel distance"
 
 TRIAL_ID = _text(
-    "trial_id", "identity of the trial: readable part, and hash of all that decides its network"
+    "trial_id",
+    "id of the trial: a readable name, and a hash of everything that decides its network",
 )
 SWEEP = _text("sweep", "name of the sweep")
 MODEL = _text("model", "network architecture")
-RECIPE = _text(
-    "recipe", "how it was trained: recipe, and what was changed of it, as `paper+epochs=30`"
-)
-DATASET = _text("dataset", "dataset key")
-DOMAIN = _text("domain", "`natural` or `medical`; empty where none was given")
+RECIPE = _text("recipe", "recipe of the training, with the changes to it, as in `paper+epochs=30`")
+DATASET = _text("dataset", "name of the dataset")
+DOMAIN = _text("domain", "`natural` or `medical`; empty if none was given")
 CLASS_PAIR = _text(
-    "class_pair", "the two classes used, as `3-8`; empty when the dataset is used whole"
+    "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
 )
 TRAIN_SIZE = _choice("train_size", "number of training images N", "images")
-SEED = _choice("seed", "repeat number: decides initial weights and batch order")
+SEED = _choice(
+    "seed", "number of the repetition; it decides the initial weights and the batch order"
+)
 DATA_MODE = _text(
     "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
 )
 IMAGE_SIZE = _choice(
-    "image_size", "side of the square images that were trained on and measured", "pixels"
+    "image_size", "side of the square images in training and measurement", "pixels"
 )
-CHANNELS = _choice("channels", "image channels that were trained on")
-STATUS = _run(
-    "status", "`done`, or `diverged` when the loss stopped being a finite number", kind="text"
-)
+CHANNELS = _choice("channels", "number of image channels in training")
+STATUS = _run("status", "`done`, or `diverged` if the loss became NaN or infinite", kind="text")
 TEST_LOSS = _score(
-    "test_loss", "cross-entropy, mean over the test images, after the last epoch", "nat"
+    "test_loss", "mean cross-entropy over the test images after the last epoch", "nat"
 )
 TEST_ACCURACY = _score("test_accuracy", "share of test images classified correctly", "fraction")
 AUC = _score(
-    "auc", "area under the ROC curve, test images; several classes: mean of each against the rest"
+    "auc",
+    "area under the ROC curve on the test images; with several classes, the mean over classes of "
+    "each class against the rest",
 )
 BALANCED_ACCURACY = _score(
-    "balanced_accuracy", "`test_accuracy` of a class, mean over classes", "fraction"
+    "balanced_accuracy", "mean over classes of the `test_accuracy` of each class", "fraction"
 )
 CALIBRATION_ERROR = _score(
-    "calibration_error", "expected calibration error, test images, 15 bins", "fraction"
+    "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
 )
-NUM_CLASSES = _score("num_classes", "classes; guessing has the loss ln of it")
+NUM_CLASSES = _score("num_classes", "number of classes; its logarithm is the loss of guessing")
 BEST_EPOCH = _score(
-    "best_epoch", "epoch with the smallest test loss, of about ten looked at", "epochs"
+    "best_epoch",
+    "epoch with the smallest test loss, among about ten epochs that were tested",
+    "epochs",
 )
-TRAIN_LOSS = _score("train_loss", "`test_loss`, of the training images", "nat")
+TRAIN_LOSS = _score(
+    "train_loss", "mean cross-entropy over the training images after the last epoch", "nat"
+)
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
 _LAST = "intrinsic dimension of the last hidden layer's activations of the training images"
-D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST}, maximum-likelihood estimator")
-D_REPR_TWONN = _define("d_repr", "d_repr_twonn", "the same by the two-nearest-neighbours estimator")
+D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST}, by the maximum-likelihood estimator")
+D_REPR_TWONN = _define(
+    "d_repr", "d_repr_twonn", "the same dimension, by the two-nearest-neighbors estimator"
+)
 
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
     "loss_gain": ("mean test loss under {}, minus the clean test loss", "nat"),
     "accuracy_drop": ("clean test accuracy minus accuracy under {}", "fraction"),
-    "robust_accuracy": ("share of test images right with and without {}", "fraction"),
+    "robust_accuracy": (
+        "share of test images that are classified correctly with and without {}",
+        "fraction",
+    ),
 }
 """Meaning and unit of an attack's columns by the fields of
 :class:`tasks.trials.records.AttackRecord`."""
@@ -141,27 +151,33 @@ for _epsilon in FGSM_EPSILONS:
         _DEFINED[_column.name] = _column
 
 R_HAT_PRED = _robust(
-    "r_hat_pred", "mean distance to the nearest image with another decision (R)", _PIXELS
+    "r_hat_pred",
+    "mean distance from a test image to the nearest image with another decision (R)",
+    _PIXELS,
 )
-_robust("r_hat_pred_std_error", "its standard error over the test images", _PIXELS)
-_robust("r_hat_pred_median", "the same, median", _PIXELS)
+_robust("r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _PIXELS)
+_robust("r_hat_pred_median", "median of these distances", _PIXELS)
 _robust(
-    "r_hat_pred_geometric_mean", "the same, geometric mean; absent where a distance is 0", _PIXELS
+    "r_hat_pred_geometric_mean",
+    "geometric mean of these distances; absent if a distance is 0",
+    _PIXELS,
 )
 R_HAT_PRED_PER_PIXEL = _robust(
-    "r_hat_pred_per_pixel", "`r_hat_pred` / √(number of pixel values)", _PIXELS
+    "r_hat_pred_per_pixel", "`r_hat_pred` divided by √(number of pixel values)", _PIXELS
 )
 R_HAT_TRUE = _robust(
-    "r_hat_true", "as `r_hat_pred`, with distance 0 where the network is wrong", _PIXELS
+    "r_hat_true",
+    "mean of these distances, with 0 for images that the network classifies wrongly",
+    _PIXELS,
 )
 R_HAT_NOT_FOUND = _robust(
-    "r_hat_not_found", "test images without a distance, left out of these", "images"
+    "r_hat_not_found", "number of test images without a distance, which the means omit", "images"
 )
 _IN_PIXELS = "intrinsic dimension of the training images in pixel space"
-D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, maximum-likelihood estimator")
+D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, by the maximum-likelihood estimator")
 _measure(
     "d_data_mle_std_error",
-    "standard error of `d_data_mle` over the points of the one training subset",
+    "standard error of `d_data_mle` over the points of the training subset",
 )
 
 
@@ -175,55 +191,62 @@ NEIGHBORS_TOO = (5, 10)
 for _num_neighbors in NEIGHBORS_TOO:
     _measure(
         d_data_at(_num_neighbors),
-        f"`d_data_mle` from the {_num_neighbors} nearest neighbours instead of 20",
+        f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
     )
-D_DATA_TWONN = _measure("d_data_twonn", "the same by the two-nearest-neighbours estimator")
+D_DATA_TWONN = _measure(
+    "d_data_twonn", "the same dimension, by the two-nearest-neighbors estimator"
+)
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
-    "K_F: largest label difference per distance over pairs of training images",
+    "K_F: largest 1 / distance over pairs of training images with different labels",
     _PER_PIXELS,
 )
 LABEL_SHARPNESS_MEAN = _measure(
     "label_sharpness_mean",
-    "mean over images of 1 / distance to the nearest with another label",
+    "mean over images of 1 / distance to the nearest image with another label",
     _PER_PIXELS,
 )
 MEAN_UNLIKE_DISTANCE = _measure(
     "mean_unlike_distance",
-    "δ: mean over training images of the distance to the nearest with another label "
-    "(mean nearest-enemy distance); absent from measures stored before it existed",
+    "δ: mean over training images of the distance to the nearest image with another label; "
+    "absent from old measures",
     _PIXELS,
 )
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
-    "`label_sharpness`, had labels nothing to do with the images",
+    "mean `label_sharpness` after random permutations of the labels",
     _PER_PIXELS,
 )
 SHARPNESS_PIXEL_RANGE = _measure(
-    "sharpness_pixel_range", "largest pixel value that K_F was measured with"
+    "sharpness_pixel_range", "largest pixel value in the measurement of K_F"
 )
-SHARPNESS_CHANNELS = _measure("sharpness_channels", "image channels that K_F was measured on")
+SHARPNESS_CHANNELS = _measure(
+    "sharpness_channels", "number of image channels in the measurement of K_F"
+)
 NUM_DUPLICATES = _measure(
-    "num_duplicates", "exact duplicates found in the training subset", "images"
+    "num_duplicates", "number of exact duplicates in the training subset", "images"
 )
 NUM_CONFLICTS = _measure(
-    "num_conflicts", "identical training images with different labels", "images"
+    "num_conflicts", "number of identical training images with different labels", "images"
 )
 _SHARED = (
-    "share of test images whose group (patient) is also trained on; 0 unless a released fault is on"
+    "share of test images with a group (patient) that is also in the training set; 0 unless a "
+    "released fault is on"
 )
 SHARED_GROUP_SHARE = _run("shared_group_share", _SHARED, "fraction")
-ATTEMPT = _run("attempt", "which attempt at the trial succeeded, from 1", kind="integer")
+ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
 
 GPU = _run(
-    "gpu", "GPU that trained the network, by its driver's name; absent on a CPU", kind="text"
+    "gpu", "GPU that trained the network, as its driver names it; absent on a CPU", kind="text"
 )
 STEP_PATH = _run(
-    "step_path", "training steps: eager (by Python) or graph (replayed by a GPU)", kind="text"
+    "step_path",
+    "kind of training step: eager (run by Python) or graph (replayed by a GPU)",
+    kind="text",
 )
 _MICRO = (
-    "images of a batch that passed at once where memory was short: batch norm sees these; "
+    "images per part, if batches were split for lack of memory; batch norm uses each part alone; "
     "else absent"
 )
 MICRO_BATCH = _run("micro_batch", _MICRO, "images", kind="integer")
@@ -232,10 +255,10 @@ IMAGES_PER_SECOND = _run(
     "images_per_second", "training images per second of training", "images / s"
 )
 PEAK_MEMORY_BYTES = _run(
-    "peak_memory_bytes", "peak of the trial: on the GPU, or of its process", "bytes"
+    "peak_memory_bytes", "peak memory of the trial: on the GPU, or of its process", "bytes"
 )
-ENERGY_J = _run("energy_j", "energy of the GPU meanwhile; absent where no GPU counts it", "J")
-NUM_PARAMETERS = _score("num_parameters", "trainable parameters of the network")
+ENERGY_J = _run("energy_j", "energy of the GPU during the trial; absent if no GPU measures it", "J")
+NUM_PARAMETERS = _score("num_parameters", "number of trainable parameters of the network")
 DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
 CODE_VERSION = _run(
     "code_version", "commit, or package version, that produced the row", kind="text"
@@ -245,18 +268,18 @@ COLUMNS = tuple(_DEFINED.values())
 """The columns of the results table. Those defined below are shown elsewhere: in the report's table
 of measures, which has a row per train size, and in MLflow's curves over epochs."""
 LABEL_SHARPNESS_P99 = _measure(
-    "label_sharpness_p99", "sharpness that 99 % of the images stay below", _PER_PIXELS
+    "label_sharpness_p99",
+    "99th percentile over images of 1 / distance to the nearest image with another label",
+    _PER_PIXELS,
 )
-D_DATA_CALIBRATED = _measure(
-    "d_data_calibrated", "d_data corrected for its bias, with its 90 % interval"
-)
+D_DATA_CALIBRATED = _measure("d_data_calibrated", "bias-corrected d_data, with a 90 % interval")
 EPOCH_PREFIX = "epoch_"
 """Prefix of the metrics that MLflow shows as curves over epochs."""
-for _part, _images in (("train", "training images, during it"), ("test", "test images, after it")):
-    _score(f"{EPOCH_PREFIX}{_part}_loss", f"mean cross-entropy, by epoch: {_images}", "nat")
+for _part, _images in (("train", "training images during"), ("test", "test images after")):
+    _score(f"{EPOCH_PREFIX}{_part}_loss", f"mean cross-entropy of the {_images} each epoch", "nat")
     _score(
         f"{EPOCH_PREFIX}{_part}_accuracy",
-        f"share classified correctly, by epoch: {_images}",
+        f"share of correctly classified {_images} each epoch",
         "fraction",
     )
 
@@ -276,21 +299,27 @@ _ATTACK = re.compile(
 FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set, before the name of its condition."""
 FURTHER_TEST_QUANTITIES = {
-    "num_moved": ("test images that the condition `{}` moves", "images"),
-    "loss": ("`test_loss` on the test images moved by the condition `{}`", "nat"),
-    "accuracy": ("`test_accuracy` on the test images moved by the condition `{}`", "fraction"),
-    "moved_loss": ("the same loss, of the images that the condition `{}` moves alone", "nat"),
-    "moved_accuracy": (
-        "the same accuracy, of the images that the condition `{}` moves alone",
+    "num_moved": ("number of test images that the condition `{}` changes", "images"),
+    "loss": ("`test_loss` on the test images after the condition `{}` changed some of them", "nat"),
+    "accuracy": (
+        "`test_accuracy` on the test images after the condition `{}` changed some of them",
         "fraction",
     ),
-    "unmoved_loss": ("the same loss, of the images that the condition `{}` leaves alone", "nat"),
+    "moved_loss": ("the same loss, over the images that the condition `{}` changes", "nat"),
+    "moved_accuracy": (
+        "the same accuracy, over the images that the condition `{}` changes",
+        "fraction",
+    ),
+    "unmoved_loss": (
+        "the same loss, over the images that the condition `{}` does not change",
+        "nat",
+    ),
     "unmoved_accuracy": (
-        "the same accuracy, of the images that the condition `{}` leaves alone",
+        "the same accuracy, over the images that the condition `{}` does not change",
         "fraction",
     ),
     "r_hat_pred": (
-        "`r_hat_pred` on the test images moved by the condition `{}`",
+        "`r_hat_pred` on the test images after the condition `{}` changed some of them",
         "L2 pixel distance",
     ),
 }

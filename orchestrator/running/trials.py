@@ -116,6 +116,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _assign(self, trial_id: str) -> TrialAssignment:
         """Count an attempt at a trial that is given to Tune; return what its worker is given."""
         self._attempts[trial_id] += 1
+        # Where its last attempt ran says nothing about this one.
+        self._locations.pop(trial_id, None)
+        self._nodes.pop(trial_id, None)
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._resources.request_for(trial))
 
@@ -204,7 +207,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Return the failure of a trial that the watchdog ended; its GPU may be what hangs."""
         failure = self._watchdog.failure(trial_id)
         location = self._locations.get(trial_id)
-        if failure is None or location is None or not location.num_gpus:
+        if failure is None or location is None or not location.num_gpus or not location.gpus:
             return failure
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -37,6 +37,7 @@ from tasks.measures.distances import (
 )
 from tasks.measures.estimators import inverse_dimensions
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.plain_json import plain_json
 from tasks.remote import Executor, InlineExecutor
 
 Manifold = Callable[[int, int, np.random.Generator], FloatArray]
@@ -159,12 +160,7 @@ class CalibratedDimension:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON; ``reason`` is left out if it is None."""
-        record = asdict(self)
-        record["interval"] = None if self.interval is None else list(self.interval)
-        record["notes"] = list(self.notes)
-        if self.reason is None:
-            del record["reason"]
-        return record
+        return plain_json(vars(self), "reason")
 
 
 @dataclass(frozen=True)

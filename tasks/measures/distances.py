@@ -36,6 +36,9 @@ CLOSE_PAIRS_PER_ROW = 8
 """Close pairs per row above which a float64 product is faster than recomputing pair by pair."""
 DIRECT_BYTES = 32 << 20
 """Memory for one batch of pairs that are recomputed from their differences."""
+SLICE_ROWS = 64
+NUM_SLICES = 8
+"""Rows of a slice, and slices, whose mean is the estimated center."""
 
 
 @runtime_checkable
@@ -88,33 +91,32 @@ class Precision:
 
     Attributes:
         dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
-        chunk_features: Features per chunk, which bounds the memory of the centered copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
+        chunk_features: Features per chunk, which bounds the memory of the centered copies.
         exact_bytes: Measure rows of bytes in integers, whatever ``dtype`` is.
     """
 
     dtype: str = "float32"
-    chunk_features: int = 8192
     device: str = "cpu"
+    chunk_features: int = 8192
     exact_bytes: bool = True
 
 
-def estimate_center(source: BlockSource, num_rows: int = 512) -> FloatArray:
+def estimate_center(source: BlockSource) -> FloatArray:
     """Return the approximate mean row, which is subtracted to keep products small.
 
-    Args:
-        source: Rows of any real dtype.
-        num_rows: Rows to average, read as slices of 64 that are spread over the source.
+    Rows of any real dtype are averaged in a few slices that are spread over the source.
 
     Returns:
         ``(num_features,)`` float64. For integer rows the mean is rounded, so that centered pixels
         stay exact in float32.
     """
-    total = source.num_rows
-    num_slices = max(num_rows // 64, 1)
-    last_start = max(total - 64, 0)
-    starts = np.unique(np.linspace(0, last_start, num_slices).astype(int))
-    slices = [flatten(source.read(start, min(start + 64, total))) for start in starts.tolist()]
+    last_start = max(source.num_rows - SLICE_ROWS, 0)
+    starts = np.unique(np.linspace(0, last_start, NUM_SLICES).astype(int))
+    slices = []
+    for start in starts.tolist():
+        stop = min(start + SLICE_ROWS, source.num_rows)
+        slices.append(flatten(source.read(start, stop)))
     means = [rows.mean(axis=0, dtype=np.float64) for rows in slices]
     center: FloatArray = np.mean(means, axis=0)
     if slices[0].dtype.kind in "biu":
@@ -435,19 +437,14 @@ def gram(
     """Return the products of the rows of two blocks of bytes.
 
     Args:
-        a: ``(num_a, num_features)``.
+        a: ``(num_a, num_features)``, at least one feature.
         b: ``(num_b, num_features)``. If it is ``a``, entries below the diagonal may be missing.
         product: Multiplies rows of at most ``MAX_FEATURES``.
 
     Returns:
         ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
-
-    Raises:
-        ValueError: If rows have no features.
     """
     num_features = a.shape[1]
-    if num_features == 0:
-        raise ValueError("rows need at least one feature")
     dtype = np.int32 if num_features <= INT32_FEATURES else np.int64
     num_parts = -(-num_features // MAX_FEATURES)
     edges = (np.arange(num_parts + 1) * num_features // num_parts).tolist()

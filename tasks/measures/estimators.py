@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import unknown_name
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable
+from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
 """Mean log ratio of distances that counts as zero: distances are accurate to 1e-5."""
@@ -78,11 +79,9 @@ class IntrinsicDimension:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. ``details`` are merged in; ``reason`` is left out if it is None."""
-        record = dict(vars(self))
-        record.update(record.pop("details"))
-        if self.reason is None:
-            del record["reason"]
-        return record
+        fields = dict(vars(self))
+        details = fields.pop("details")
+        return plain_json(fields | details, "reason")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension, or None if neighbors are equally far.
+        value: The dimension. None if neighbors are equally far, which no finite dimension explains.
         std_error: Standard error by a formula.
         num_ties: Usable points that were left out because of equal distances.
         details: Further output, plain JSON.
@@ -127,11 +126,6 @@ class Fit:
     std_error: float | None = None
     num_ties: int = 0
     details: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def undefined(cls, num_ties: int = 0) -> Fit:
-        """Return the output if neighbors are equally far, which no finite dimension explains."""
-        return cls(num_ties=num_ties)
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     inverses = inverse_dimensions(log_distances, k, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return Fit.undefined()
+        return Fit()
     curve = [
         {
             "num_neighbors": smaller_k,
@@ -288,20 +282,15 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
 
     The standard error ``d/√n`` is that of the likelihood for independent ratios. It is about a
     quarter too small for this slope. ``std_error_bootstrap`` corrects this.
-
-    Raises:
-        DataError: If ``discard_fraction`` is not in [0, 1).
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
-    if not 0 <= discard_fraction < 1:
-        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
     distances = neighborhoods.distances
     log_ratios = np.log(distances[:, 1] / distances[:, 0])
     order = np.argsort(log_ratios, kind="stable")
     ascending = log_ratios[order]
     value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
     if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return Fit.undefined()
+        return Fit()
     bootstrap_std_error = neighborhoods.bootstrap_std_error(
         lambda weights: _twonn_slope(ascending, weights[order], discard_fraction)
     )
@@ -352,7 +341,7 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """
     distances = neighborhoods.distances
     curve = []
-    fit = Fit.undefined()
+    fit = Fit()
     n1 = 1
     while 2 * n1 <= distances.shape[1]:
         nearer = distances[:, n1 - 1]
@@ -376,7 +365,7 @@ def gride_at_scale(
     n1: int,
     n2: int,
 ) -> Fit:
-    """Maximise Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
+    """Maximize Gride's likelihood of ``(num_points,)`` log ratios ``ln(T_{n2}/T_{n1})`` in d."""
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
     # A ratio of exactly one has probability zero, but occurs on lattices and through rounding.
     logs = log_ratios
@@ -386,7 +375,7 @@ def gride_at_scale(
     num_points = len(logs)
     total = float(logs.sum())
     if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
-        return Fit.undefined(num_ties)
+        return Fit(num_ties=num_ties)
     if power == 0:  # n1 = 1: the equation is linear
         return Fit(num_points / total, math.sqrt(num_points) / total)
 
@@ -476,7 +465,7 @@ def estimate(
 
     Args:
         table: As wide as `table_width` returns.
-        num_neighbors: k of the MLE. It bounds Gride's scales; TwoNN uses 2.
+        num_neighbors: k of the MLE, 3 or more. It bounds Gride's scales; TwoNN uses 2.
         estimators: Names of rows.
         parameters: Values that replace those of the rows, by the parameter's name. Names that no
             row of ``estimators`` has are ignored.
@@ -484,12 +473,7 @@ def estimate(
 
     Returns:
         One record per name, in the order of ``estimators``.
-
-    Raises:
-        DataError: If ``num_neighbors`` is 2 or less, or a parameter is out of range.
     """
-    if num_neighbors <= 2:
-        raise DataError("num_neighbors must be above 2", str(num_neighbors))
     replaced = parameters or {}
     records = {}
     for name in estimators:
@@ -509,48 +493,34 @@ def _estimate_one(
 ) -> IntrinsicDimension:
     """Run one estimator. The record has a reason if the points do not allow a dimension."""
     k = estimator.required_neighbors(num_neighbors)
-    convention = estimator.convention.format(**parameters)
+    num_points = table.num_positions
     distances = table.distances[:, :k]
-
-    def undefined(reason: str, num_points: int) -> IntrinsicDimension:
-        """Return a record without a value."""
-        num_dropped = table.num_positions - num_points
-        return IntrinsicDimension(
-            estimator=name,
-            value=None,
-            std_error=None,
-            num_points=num_points,
-            num_neighbors=k,
-            convention=convention,
-            num_dropped=num_dropped,
-            reason=reason,
-        )
-
-    if table.num_positions < k + 1 or distances.shape[1] < k:
-        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
-        return undefined(f"{rule}, has {table.num_positions}", table.num_positions)
-    is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
-    num_usable = int(is_usable.sum())
-    if num_usable < 2:
-        rule = f"needs two points whose {k} neighbor distances are positive and finite"
-        return undefined(f"{rule}, has {num_usable} of {table.num_positions}", num_usable)
-    indices = table.indices[:, :k]
-    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
-    num_points = num_usable - fit.num_ties
-    if fit.value is None:
-        return undefined(EQUALLY_FAR, num_points)
-    details = fit.details | dict(parameters)
-    if num_points < FEW_POINTS:
-        details["remark"] = (
-            f"rests on {num_points} points; below {FEW_POINTS} a dimension is hardly known"
-        )
-    return IntrinsicDimension(
+    record = IntrinsicDimension(
         estimator=name,
-        value=fit.value,
-        std_error=fit.std_error,
+        value=None,
+        std_error=None,
         num_points=num_points,
         num_neighbors=k,
-        convention=convention,
-        num_dropped=table.num_positions - num_points,
-        details=details,
+        convention=estimator.convention.format(**parameters),
     )
+    if num_points < k + 1 or distances.shape[1] < k:
+        rule = f"needs at least {k + 1} distinct points for {k} neighbors"
+        return replace(record, reason=f"{rule}, has {num_points}")
+    is_usable = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
+    num_usable = int(is_usable.sum())
+    record = replace(record, num_points=num_usable, num_dropped=num_points - num_usable)
+    if num_usable < 2:
+        rule = f"needs two points whose {k} neighbor distances are positive and finite"
+        return replace(record, reason=f"{rule}, has {num_usable} of {num_points}")
+    indices = table.indices[:, :k]
+    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    num_fitted = num_usable - fit.num_ties
+    record = replace(record, num_points=num_fitted, num_dropped=num_points - num_fitted)
+    if fit.value is None:
+        return replace(record, reason=EQUALLY_FAR)
+    details = fit.details | dict(parameters)
+    if num_fitted < FEW_POINTS:
+        details["remark"] = (
+            f"rests on {num_fitted} points; below {FEW_POINTS} a dimension is hardly known"
+        )
+    return replace(record, value=fit.value, std_error=fit.std_error, details=details)

@@ -100,7 +100,7 @@ def measure_nested(
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
+    precision = Precision(settings.dtype, settings.device, exact_bytes=profile.is_exact)
     distinct_images = _find_neighbors(profile, codes, sizes, precision, settings, executor)
     convention = _convention(source, settings)
     records = []
@@ -189,8 +189,6 @@ def measure_array(
     labels: npt.ArrayLike | None,
     *,
     train_sizes: Sequence[int] | None = None,
-    num_neighbors: int | None = None,
-    seed: int | None = None,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
@@ -203,11 +201,8 @@ def measure_array(
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure besides all images. None
             measures all images only.
-        num_neighbors: k of the MLE. Default: that of ``settings`` (20).
-        seed: Seed of the order that subsets are prefixes of, and of bootstraps. Default: that of
-            ``settings`` (0).
         executor: Where blocks are computed; None for this process, without Ray.
-        settings: All other settings.
+        settings: How to measure. Its seed also gives the order that subsets are prefixes of.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row
@@ -215,7 +210,6 @@ def measure_array(
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
-        ConfigError: If a setting measures nothing.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -225,17 +219,12 @@ def measure_array(
         900
     """
     settings = settings or MeasureSettings()
-    if num_neighbors is not None:
-        settings = replace(settings, num_neighbors=num_neighbors)
-    if seed is not None:
-        settings = replace(settings, seed=seed)
     array = as_channels_first(as_array(images))
-    checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     num_images = len(array)
     if train_sizes is None:
         return measure_nested(array, codes, [num_images], executor=executor, settings=settings)
-    sizes = sorted({*check_train_sizes(train_sizes, num_images), num_images})
+    sizes = [*check_train_sizes(train_sizes, num_images), num_images]
     classes = np.zeros(num_images, np.int64)
     if codes is not None:
         _, numbered = np.unique(codes, return_inverse=True)
@@ -251,8 +240,6 @@ def measure_array(
 
 def intrinsic_dimension(
     features: npt.ArrayLike | BlockSource,
-    *,
-    executor: Executor | None = None,
     **settings: Any,
 ) -> dict[str, IntrinsicDimension]:
     """Estimate the intrinsic dimension of any array of points.
@@ -261,7 +248,6 @@ def intrinsic_dimension(
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
-        executor: Where blocks are computed; None for this process.
         settings: Fields of `MeasureSettings`.
 
     Returns:
@@ -279,7 +265,7 @@ def intrinsic_dimension(
     """
     source = checked_source(features)
     chosen = MeasureSettings(**settings)
-    result = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen)
+    result = measure_nested(source, None, [source.num_rows], settings=chosen)
     num_duplicates = result.sizes[0].num_duplicates
     return {
         name: replace(record, details=record.details | {"num_duplicates": num_duplicates})
@@ -428,13 +414,6 @@ class RowProfile:
     conflicts: list[tuple[int, int]]
     is_exact: bool
 
-    def precision(self, requested: Precision) -> Precision:
-        """Return the precision to measure with.
-
-        Exact byte arithmetic is used only if requested and all rows are bytes of one dtype.
-        """
-        return replace(requested, exact_bytes=requested.exact_bytes and self.is_exact)
-
 
 def profile_rows(
     source: BlockSource,
@@ -445,20 +424,16 @@ def profile_rows(
     """Find duplicates and conflicts, and check that all values are finite.
 
     Args:
-        source: Rows of any real dtype.
+        source: Rows of any real dtype, at least one.
         labels: ``(num_rows,)``, or None to find no conflicts.
         executor: Where rows are hashed; None for this process.
 
     Raises:
-        DataError: If rows are no real numbers, hold no values, or are not finite.
+        DataError: If rows are no real numbers, or not finite.
     """
     executor = executor or InlineExecutor()
     source = as_bytes(source)
     num_rows = source.num_rows
-    row_values = int(np.prod(source.row_shape))
-    if num_rows == 0 or row_values == 0:
-        rule = "There must be at least one row, with at least one value"
-        raise DataError(rule, f"{num_rows} rows")
     dtype = source.read(0, 1).dtype
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
@@ -470,13 +445,13 @@ def profile_rows(
         units &= piece.units
         dtypes.add(piece.dtype)
     _check_finite(rows_not_finite, num_rows)
-    first_of = _first_equal_rows(source, keys)
-    conflicts = [] if labels is None else _find_conflicts(labels, first_of)
+    first_equal_row = _first_equal_rows(source, keys)
+    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
         # Rows of zeros and ones fit both units. Whole numbers are then the natural reading.
         source = ByteRows(source, max(units))
-    distinct_rows = np.flatnonzero(first_of == np.arange(num_rows))
+    distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
     return RowProfile(source, distinct_rows, conflicts, is_exact)
 
 
@@ -502,10 +477,10 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
         raise DataError("All values must be finite", f"{count}, {first_ones}", hint)
 
 
-def _find_conflicts(labels: AnyArray, first_of: IntArray) -> list[tuple[int, int]]:
+def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
     """Return ``(row, first equal row)`` of equal rows with different labels."""
-    rows = np.flatnonzero(labels != labels[first_of])
-    earlier_rows = first_of[rows].tolist()
+    rows = np.flatnonzero(labels != labels[first_equal_row])
+    earlier_rows = first_equal_row[rows].tolist()
     return list(zip(rows.tolist(), earlier_rows, strict=True))
 
 
@@ -571,7 +546,7 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
 
     Rows with equal keys are compared by digests of all their values.
     """
-    first_of = np.arange(len(keys))
+    first_equal_row = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
@@ -581,5 +556,5 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
         for row in np.sort(group).tolist():
             values = _without_minus_zero(source.read(row, row + 1))
             digest = hashlib.blake2b(values.data, digest_size=32).digest()
-            first_of[row] = first_by_digest.setdefault(digest, row)
-    return first_of
+            first_equal_row[row] = first_by_digest.setdefault(digest, row)
+    return first_equal_row

@@ -1,8 +1,9 @@
-"""Nearest rows found so far: the k nearest, the nearest with another label, the closest pairs.
+"""Nearest rows so far: the k nearest, the nearest with another label, the closest pairs.
 
-Blocks of squared distances are merged by "keep the k smallest" and "keep the minimum". Ties go to
-the smaller position. So a result depends neither on the order of blocks nor on how they were
-divided over workers. Positions and shells are explained in :mod:`tasks.measures.neighbors`.
+Blocks of squared distances are merged by "keep the k smallest" and "keep the minimum". If two rows
+are equally near, the one at the smaller position is kept. So a result depends neither on the order
+of blocks nor on how they were divided over workers. :mod:`tasks.measures.neighbors` explains
+positions and shells.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from tasks.measures.products import in_threads
 from tasks.measures.tile_blocks import EXACT, SearchJob, Span, SquaredDistances, TileBlock, no_pair
 
 MANY_CANDIDATES = 4
-"""Candidates of a block per entry of the lists of nearest neighbors. If there are more, the limits
-are lowered first, to the block's own k nearest."""
+"""Candidates for the lists of nearest neighbors, per place in these lists. If a block has more, it
+is first searched for its own k nearest, because no other entry of it can enter a list."""
 DENSE_FRACTION = 0.25
-"""Share of a block's columns. If a sample has more, masking the other columns is faster than
-copying those of the sample."""
+"""Share of a block's columns that are in a sample. Above it, masking the other columns is faster
+than copying those of the sample."""
 
 
 def _limits_as(limits: FloatArray, dtype: np.dtype[Any]) -> SquaredDistances:
@@ -42,10 +43,11 @@ PAIR = np.dtype(
 
 
 class ClosestPairs:
-    """All pairs with a squared distance below a limit; between prunes, also those at the limit.
+    """The closest pairs of one shell, ``capacity`` at most.
 
-    The limit falls as pairs are added. After `prune` it is the ``capacity + 1``-th smallest squared
-    distance of all pairs that were added. So it does not depend on the order of adding and merging.
+    `prune` keeps the pairs below a limit: the ``capacity + 1``-th smallest squared distance of all
+    pairs that were added. So the pairs that are kept do not depend on the order of adding and
+    merging. Between two prunes there may be more pairs.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -60,7 +62,7 @@ class ClosestPairs:
 
     def update(
         self,
-        block: SquaredDistances,
+        squared_distances: SquaredDistances,
         first_row: int,
         first_column: int,
     ) -> None:
@@ -69,20 +71,20 @@ class ClosestPairs:
         Only pairs with the smaller position first are added: a block on the diagonal has both.
 
         Args:
-            block: ``(num_rows, num_columns)`` squared distances.
+            squared_distances: ``(num_rows, num_columns)``.
             first_row: Position of the block's first row.
             first_column: Position of the block's first column.
         """
         limit = self.limit
-        num_enough = 2 * self.capacity  # a block on the diagonal has each pair twice
-        if np.isinf(limit) and block.size > num_enough:
+        num_kept = 2 * self.capacity  # a block on the diagonal has each pair twice
+        if np.isinf(limit) and squared_distances.size > num_kept:
             # First block of a shell: only its own closest pairs can be among the closest.
-            limit = float(np.partition(block, num_enough, axis=None)[num_enough])
+            limit = float(np.partition(squared_distances, num_kept, axis=None)[num_kept])
         # Pairs at the limit are added: `prune` needs the (capacity + 1)-th pair to set its limit.
-        entries = np.flatnonzero(block <= _limits_as(np.array(limit), block.dtype))
-        rows, columns = np.divmod(entries, block.shape[1])
+        is_close = squared_distances <= _limits_as(np.array(limit), squared_distances.dtype)
+        rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR)
-        pairs["squared"] = block[rows, columns]
+        pairs["squared"] = squared_distances[rows, columns]
         pairs["first"] = rows + first_row
         pairs["second"] = columns + first_column
         self._parts.append(pairs[pairs["first"] < pairs["second"]])
@@ -96,7 +98,7 @@ class ClosestPairs:
         self.prune()
 
     def prune(self) -> None:
-        """Lower the limit, so that at most ``capacity`` pairs remain."""
+        """Lower the limit until at most ``capacity`` pairs are below it, and drop the others."""
         pairs = self.pairs
         squared = pairs["squared"]
         if len(squared) > self.capacity:
@@ -107,13 +109,13 @@ class ClosestPairs:
 
 
 class NearestOfSpan:
-    """The nearest rows found so far of a span of positions: one side of a tile, or all.
+    """The nearest rows so far of a span of positions: one side of a tile, or all positions.
 
     Attributes:
-        span: The positions.
-        squared: ``(num_shells, num_positions, num_neighbors)`` squared distances to the nearest
-            neighbors, ascending, infinite where there are fewer.
-        positions: Positions of the neighbors, -1 where there are fewer.
+        span: The positions whose nearest rows are kept.
+        neighbor_squared: ``(num_shells, num_positions, num_neighbors)`` squared distances to the
+            nearest neighbors, ascending, infinite where there are fewer.
+        neighbor_positions: Positions of the neighbors, -1 where there are fewer.
         unlike_squared: ``(num_shells + num_samples, num_positions)`` squared distances to the
             nearest row with another label, of each shell and then inside each sample.
         unlike_positions: Their positions, -1 where there is none.
@@ -125,8 +127,9 @@ class NearestOfSpan:
         num_positions = span.stop - span.start
         num_lists = job.num_shells + len(job.samples)
         self.span = span
-        self.squared = np.full((job.num_shells, num_positions, job.num_neighbors), np.inf)
-        self.positions = np.full(self.squared.shape, -1, np.int64)
+        shape = (job.num_shells, num_positions, job.num_neighbors)
+        self.neighbor_squared = np.full(shape, np.inf)
+        self.neighbor_positions = np.full(shape, -1, np.int64)
         self.unlike_squared = np.full((num_lists, num_positions), np.inf)
         self.unlike_positions = np.full(self.unlike_squared.shape, -1, np.int64)
         self.closest_pairs = [ClosestPairs(capacity) for capacity in job.pair_capacities]
@@ -135,8 +138,11 @@ class NearestOfSpan:
     def merge(self, part: NearestOfSpan) -> None:
         """Merge a result for a part of the same positions into this one."""
         covered = part.span.within(self.span)
-        self.squared[:, covered], self.positions[:, covered] = merge_nearest(
-            self.squared[:, covered], self.positions[:, covered], part.squared, part.positions
+        self.neighbor_squared[:, covered], self.neighbor_positions[:, covered] = merge_nearest(
+            self.neighbor_squared[:, covered],
+            self.neighbor_positions[:, covered],
+            part.neighbor_squared,
+            part.neighbor_positions,
         )
         # Views: assigning to them changes this result.
         squared = self.unlike_squared[:, covered]
@@ -156,28 +162,29 @@ class NearestOfSpan:
         shell: int,
         rows: slice,
         first_column: int,
-        block: SquaredDistances,
+        squared_distances: SquaredDistances,
     ) -> None:
-        """Merge a block of squared distances into the neighbors of one shell.
+        """Merge a block into the neighbors of one shell.
 
         Args:
             shell: The shell of the block's pairs.
             rows: The block's rows, as an index of this result's positions.
             first_column: Position of the block's first column.
-            block: ``(num_rows, num_columns)`` squared distances.
+            squared_distances: ``(num_rows, num_columns)``.
         """
-        best_squared = self.squared[shell, rows]
-        best_positions = self.positions[shell, rows]
+        best_squared = self.neighbor_squared[shell, rows]
+        best_positions = self.neighbor_positions[shell, rows]
         num_rows, k = best_squared.shape
         limits = best_squared[:, -1]
-        is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
+        dtype = squared_distances.dtype
+        is_candidate = squared_distances <= _limits_as(limits, dtype)[:, None]
         has_many = np.count_nonzero(is_candidate) > MANY_CANDIDATES * num_rows * k
-        if has_many and k < block.shape[1]:
+        if has_many and k < squared_distances.shape[1]:
             # First blocks of a shell: only the block's own k nearest can enter the table.
-            kth_smallest = np.partition(block, k - 1, axis=1)[:, k - 1]
+            kth_smallest = np.partition(squared_distances, k - 1, axis=1)[:, k - 1]
             limits = np.minimum(limits, kth_smallest)
-            is_candidate = block <= _limits_as(limits, block.dtype)[:, None]
-        active, columns, squared = _pad_chosen_rows(is_candidate, block)
+            is_candidate = squared_distances <= _limits_as(limits, dtype)[:, None]
+        active, columns, squared = _pad_chosen_rows(is_candidate, squared_distances)
         if len(active):
             positions = np.where(np.isfinite(squared), columns + first_column, -1)
             best_squared[active], best_positions[active] = merge_nearest(
@@ -218,7 +225,7 @@ def update_minima(
     positions: IntArray,
     rows: IntArray,
     columns: IntArray,
-    block: SquaredDistances,
+    squared_distances: SquaredDistances,
 ) -> None:
     """Lower minima in place where a block has smaller distances.
 
@@ -227,21 +234,21 @@ def update_minima(
         positions: ``(num_positions,)`` positions at that distance.
         rows: ``(num_rows,)`` indices into ``minima`` of the block's rows.
         columns: ``(num_columns,)`` positions of the block's columns.
-        block: ``(num_rows, num_columns)`` squared distances.
+        squared_distances: ``(num_rows, num_columns)``.
     """
-    nearest_column = block.argmin(axis=1)
-    squared = block[np.arange(len(block)), nearest_column]
+    nearest_column = squared_distances.argmin(axis=1)
+    squared = squared_distances[np.arange(len(rows)), nearest_column]
     nearest = columns[nearest_column]
     best = minima[rows]
     wins_tie = (squared == best) & (nearest < positions[rows])
     is_better = wins_tie | (squared < best)
-    is_better &= squared < no_pair(block.dtype)
+    is_better &= squared < no_pair(squared_distances.dtype)
     minima[rows[is_better]] = squared[is_better]
     positions[rows[is_better]] = nearest[is_better]
 
 
 def _pad_chosen_rows(
-    is_chosen: BoolArray, block: SquaredDistances
+    is_chosen: BoolArray, squared_distances: SquaredDistances
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Return the chosen entries of a block row by row, padded to the longest row.
 
@@ -266,7 +273,7 @@ def _pad_chosen_rows(
     padded_columns = np.zeros((len(active), longest), np.int64)
     padded_squared = np.full(padded_columns.shape, np.inf)
     padded_columns[padded_row, padded_column] = columns
-    padded_squared[padded_row, padded_column] = block[rows, columns]
+    padded_squared[padded_row, padded_column] = squared_distances[rows, columns]
     return active, padded_columns, padded_squared
 
 

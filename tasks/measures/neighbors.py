@@ -5,10 +5,8 @@ Three kinds of index occur here and in the two modules below:
 - A *source row* is an index of the rows of the source.
 - A *position* is an index of the rows that are measured, in the same order. A duplicate of an
   earlier row is not measured, so it has no position.
-- A *shell* is the index of a train size, ascending. Training sets are prefixes: those of size n are
-  the positions ``0 .. n-1``. Shell s holds the pairs that are new in training set s: not both of
-  their positions are in training set s-1. So the shell of a pair ``(i, j)`` is that of the smallest
-  size above ``max(i, j)``.
+- A *shell* is the index of a train size, ascending. The training set of size n has the positions
+  ``0 .. n-1``. The shell of a pair of positions is that of the smallest training set with both.
 
 *Unlike* means: with another label.
 
@@ -278,15 +276,18 @@ def _tables(
     unit_length: float,
 ) -> list[NeighborTable]:
     """Merge shells upwards: the table of a size holds the nearest of all shells up to it."""
-    squared = total.squared[0]
-    positions = total.positions[0]
+    squared = total.neighbor_squared[0]
+    positions = total.neighbor_positions[0]
     unlike_squared = total.unlike_squared[0]
     unlike_positions = total.unlike_positions[0]
     tables = []
     for shell, size in enumerate(train_sizes):
         if shell > 0:
             squared, positions = merge_nearest(
-                squared, positions, total.squared[shell], total.positions[shell]
+                squared,
+                positions,
+                total.neighbor_squared[shell],
+                total.neighbor_positions[shell],
             )
             # A tie goes to the earlier shell, whose positions are smaller.
             is_better = total.unlike_squared[shell] < unlike_squared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +19,7 @@ from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
+from tasks.measures.plain_json import plain_json
 from tasks.measures.sharpness import LabelSharpness
 
 
@@ -115,11 +116,7 @@ class MeasureSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
-        record = asdict(self)
-        for name in ("estimators", "sharpness_seeds", "pixel_range"):
-            if record[name] is not None:
-                record[name] = list(record[name])
-        return record
+        return plain_json(vars(self))
 
 
 def _is_whole(value: Any, least: int) -> bool:

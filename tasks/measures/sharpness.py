@@ -11,7 +11,7 @@ without its conventions means nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.measures.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbors import NeighborTable, PairList
+from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
@@ -39,7 +40,7 @@ class SharpnessConvention:
         pixel_range: Pixel values of black and white; None if unknown.
         side: Height and width in pixels; None for features that are no images.
         channels: Number of channels, or of features.
-        sample: Images per sample, that is its size; None for all images.
+        sample: Size of a sample, in images; None for all images. Stored records call it so.
     """
 
     pixel_range: tuple[float, float] | None
@@ -84,20 +85,12 @@ class LabelSharpness:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON. The convention's fields stand beside the value."""
-        record = dict(vars(self))
-        del record["convention"]
-        for name in ("permuted", "mean_unlike_distance", "reason"):
-            if record[name] is None:
-                del record[name]
-        record |= asdict(self.convention)
-        record["interval"] = self.interval
-        for name in ("pair", "pixel_range", "side", "sample_values"):
-            if record[name] is not None:
-                record[name] = list(record[name])
-        return record
+        fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
+        del fields["convention"]
+        return plain_json(fields, "permuted", "mean_unlike_distance", "reason")
 
     @property
-    def interval(self) -> list[float] | None:
+    def sample_range(self) -> list[float] | None:
         """Lowest and highest sample value; None if there is only one sample."""
         values = self.sample_values
         if len(values) < 2:
@@ -108,7 +101,7 @@ class LabelSharpness:
 def stratified_samples(
     labels: AnyArray | None,
     train_sizes: Sequence[int],
-    sample: int | None,
+    sample_size: int | None,
     seeds: Sequence[int],
 ) -> tuple[BoolArray, list[slice]]:
     """Draw the samples in which the largest label sharpness is taken.
@@ -119,21 +112,21 @@ def stratified_samples(
     Args:
         labels: ``(num_images,)``; None draws no samples.
         train_sizes: Ascending prefix lengths.
-        sample: Images per sample; None draws no samples.
+        sample_size: Images per sample; None draws no samples.
         seeds: One sample per seed and size.
 
     Returns:
         The masks of the samples of all sizes, ``(num_samples, num_images)``, and the slice of the
-        masks for each size. It is empty for sizes up to ``sample``: all their images are used.
+        masks for each size. It is empty for sizes up to ``sample_size``, where all images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[BoolArray] = []
     slices = []
     for size in train_sizes:
         first = len(masks)
-        if labels is not None and sample is not None and size > sample:
+        if labels is not None and sample_size is not None and size > sample_size:
             class_numbers = np.unique(labels[:size], return_inverse=True)[1]
-            quotas = quotas_of(np.bincount(class_numbers), sample, balanced=False)
+            quotas = quotas_of(np.bincount(class_numbers), sample_size, balanced=False)
             for seed in seeds:
                 rng = np.random.default_rng([seed, size])
                 mask = np.zeros(num_images, bool)
@@ -206,16 +199,15 @@ def summarize(
         return LabelSharpness(
             None, convention, num_pairs, num_images, pair=unlike.pair, reason=reason
         )
-    distances = unlike.by_sample()
-    inverses = [1 / sample for sample in distances]
+    distances_by_sample = unlike.by_sample()
+    inverses_by_sample = [1 / distances for distances in distances_by_sample]
     percentiles = {}
     for percent in PERCENTILES:
-        in_samples = [np.percentile(sample, percent) for sample in inverses]
+        in_samples = [np.percentile(inverses, percent) for inverses in inverses_by_sample]
         percentiles[f"{percent:g}"] = float(np.mean(in_samples))
-    percentiles["mean"] = float(np.mean([sample.mean() for sample in inverses]))
-    sample_values = [1 / unlike.pair_distance]
-    if len(unlike.in_samples):
-        sample_values = [1 / float(sample.min()) for sample in distances]
+    percentiles["mean"] = float(np.mean([inverses.mean() for inverses in inverses_by_sample]))
+    sample_values = [1 / float(distances.min()) for distances in distances_by_sample]
+    mean_distances = [distances.mean() for distances in distances_by_sample]
     return LabelSharpness(
         value=float(np.mean(sample_values)),
         convention=convention,
@@ -225,7 +217,7 @@ def summarize(
         pair_value=1 / unlike.pair_distance,
         sample_values=tuple(sample_values),
         percentiles=percentiles,
-        mean_unlike_distance=float(np.mean([sample.mean() for sample in distances])),
+        mean_unlike_distance=float(np.mean(mean_distances)),
     )
 
 
@@ -233,8 +225,6 @@ def permuted_sharpness(
     table: NeighborTable,
     labels: AnyArray,
     members: BoolArray,
-    *,
-    seed: int = 0,
 ) -> float | None:
     """Return the mean label sharpness of the same images over random permutations of the labels.
 
@@ -249,13 +239,12 @@ def permuted_sharpness(
         table: Neighbors and closest pairs of this train size.
         labels: ``(num_images,)``.
         members: ``(num_samples, num_images)`` masks of samples; no rows for all images.
-        seed: Seed of the permutations.
 
     Returns:
         The mean over permutations and samples, in 1/pixel value. None if one permutation has no
         pair with different labels among those searched.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     pairs = table.closest_pairs
     masks = members
     if not len(members):

@@ -12,6 +12,7 @@ training image of another class move toward it.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,13 @@ Images = NDArray[np.generic]
 Labels = NDArray[np.int64]
 BLOCK_ROWS = 1024
 """Images whose distances to the training images are in memory at a time."""
+
+
+class LabeledImages(NamedTuple):
+    """Images ``(num_images, channels, height, width)``, and labels ``(num_images,)``."""
+
+    images: Images
+    labels: Labels
 
 
 def load_subset(
@@ -46,27 +54,36 @@ def load_subset(
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
+<<<<<<< HEAD
     pool = prepared.read_rows(subset.train_order)
     pool_labels = subset.train_labels
+=======
+    training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
+>>>>>>> main
     if spec.condition is not None:
-        images, _ = move_images(pool, pool_labels, pool, pool_labels, spec.condition.parameters)
+        images, _ = move_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
+    base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
+<<<<<<< HEAD
         images, is_moved = move_images(
             data.test_images, data.test_labels, pool, pool_labels, test.parameters
         )
         tests.append(FurtherTestImages(test.name, images, is_moved))
+=======
+        images, is_changed = move_images(base_test, training, test.parameters)
+        tests.append(FurtherTestImages(test.name, images, is_changed))
+>>>>>>> main
     return replace(data, further_tests=tuple(tests))
 
 
 def move_images(
-    images: Images,
-    labels: Labels,
-    pool: Images,
-    pool_labels: Labels,
+    start: LabeledImages,
+    training: LabeledImages,
     parameters: DatasetParameters,
 ) -> tuple[Images, NDArray[np.bool_]]:
+<<<<<<< HEAD
     """Move those images that are nearest to an image of another class in ``pool``.
 
     Args:
@@ -76,12 +93,22 @@ def move_images(
         pool_labels: Their labels.
         parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
             :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
+=======
+    """Move the images that lie nearest to a training image of another class toward it.
+
+    Args:
+        start: The images before they move. Their dtype is kept, and uint8 is rounded.
+        training: The training images as they were prepared.
+        parameters: ``reach``, the share of the images that move, and ``blend``, the share of the
+            nearest image of another class that is mixed in.
+>>>>>>> main
 
     Returns:
         The images, and ``(num_images,)`` whether each one moved.
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
+<<<<<<< HEAD
     is_moved = np.zeros(len(images), dtype=np.bool_)
     if values["blend"] == 0:  # the control condition: no image moves
         return images, is_moved
@@ -94,30 +121,45 @@ def move_images(
     result = images.copy()
     result[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
     return result, is_moved
+=======
+    is_changed = np.zeros(len(start.images), dtype=np.bool_)
+    if values["blend"] == 0:
+        return start.images, is_changed
+    partners, distances = nearest_unlike(start, training)
+    num_moved = round(values["reach"] * len(start.images))
+    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
+    images = start.images.copy()
+    moving = images[is_changed].astype(np.float64)
+    target = training.images[partners[is_changed]].astype(np.float64)
+    mixed = moving + values["blend"] * (target - moving)
+    images[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return images, is_changed
+>>>>>>> main
 
 
 def nearest_unlike(
-    images: Images,
-    labels: Labels,
-    pool: Images,
-    pool_labels: Labels,
+    start: LabeledImages, training: LabeledImages
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+<<<<<<< HEAD
     """Return each image's nearest image of another class in ``pool``, and the squared distance.
 
     Returns:
         ``(num_images,)`` indices into ``pool``, and ``(num_images,)`` squared distances.
     """
+=======
+    """Return the nearest training image of another label, and its squared distance, per image."""
+>>>>>>> main
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
-    rows = images.reshape(len(images), -1).astype(np.float64)
-    pool_rows = pool.reshape(len(pool), -1).astype(np.float64)
-    pool_squares = np.square(pool_rows).sum(axis=1)
+    rows = start.images.reshape(len(start.images), -1).astype(np.float64)
+    training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
+    training_squares = np.square(training_rows).sum(axis=1)
     nearest = np.zeros(len(rows), dtype=np.int64)
     distances = np.full(len(rows), np.inf)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        squares = np.square(rows[block]).sum(axis=1)[:, None] + pool_squares
-        squares -= 2 * rows[block] @ pool_rows.T
-        squares[labels[block, None] == pool_labels] = np.inf
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        squares = np.square(rows[block]).sum(axis=1)[:, None] + training_squares
+        squares -= 2 * rows[block] @ training_rows.T
+        squares[start.labels[block, None] == training.labels] = np.inf
         nearest[block] = squares.argmin(axis=1)
         distances[block] = squares.min(axis=1)
     return nearest, distances

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import select as waiting
+import select
 import sys
 import time
 from collections import Counter
@@ -30,7 +30,7 @@ from tasks.prepared.parts import Part, PixelType, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.publish import build_and_publish, published_record
 from tasks.prepared.record import PreparedRecord, make_record
-from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
+from tasks.prepared.table import ImageTable, choose_images, gather, keep_per_class, number_groups
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def prepare_dataset(
     blocks = cut_blocks(preparation, items, parts_folder)
     try:
         parts = read_blocks(preparation, blocks, executor, readers, on_progress)
-        skipped = _checked_skips(request, listing, parts, max_skipped_share)
-        images = select(listed_order(gather(parts), parts, order), spec)
+        skipped = _collect_skips(request, listing, parts, max_skipped_share)
+        images = choose_images(listed_order(gather(parts), parts, order), spec)
         _check_images(images, request, max_skipped_share, for_training=for_training)
         record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
         stems = [block.stem for block in blocks]
@@ -131,7 +131,7 @@ def prepare_from_stdin() -> None:
     from tasks.remote import InlineExecutor
 
     def end_if_closed() -> None:
-        readable, _, _ = waiting.select([sys.stdin], [], [], 0)
+        readable, _, _ = select.select([sys.stdin], [], [], 0)
         if readable:
             sys.exit()
 
@@ -173,7 +173,7 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     return [items[row] for row in rows]
 
 
-def _checked_skips(
+def _collect_skips(
     request: RawRequest, listing: Listing, parts: Sequence[Part], max_share: float
 ) -> list[Skip]:
     """Return all items that could not be used, of the listing and of the parts.

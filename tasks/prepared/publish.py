@@ -23,8 +23,8 @@ from tasks.prepared.store import (
     METADATA_ARRAYS,
     PreparedDataset,
     create_store,
-    seal,
     stamp_file,
+    write_marker,
     write_rows,
 )
 from tasks.prepared.table import ImageTable
@@ -101,7 +101,7 @@ def build_and_publish(
             stamps[paths[path_index].relative_to(folder).as_posix()] = stamp
         seconds = round(time.monotonic() - started, 3)
         record = record.model_copy(update={"seconds": seconds})
-        seal(folder, record, stamps)
+        write_marker(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

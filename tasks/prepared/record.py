@@ -22,9 +22,9 @@ MAX_LISTED = 50
 """Skipped items, or classes on one side of a split, that a record names."""
 MAX_SHOWN_SKIPS = 5
 """Skipped items that are printed, at most."""
-MIN_TELLING_GAIN = 0.1
-"""Share of the images that guessing by a trait must get right beyond guessing the largest class."""
-MAX_TELLING_P = 1e-3
+MIN_GAIN = 0.1
+"""Share of images that a trait must predict right beyond those of the largest class."""
+MAX_P = 1e-3
 """Largest p of the G-test at which a trait counts as associated with the label."""
 MIN_IMAGES_PER_VALUE = 5
 """Images per value of a trait that the G-test needs."""
@@ -142,13 +142,9 @@ def make_record(
     image_counts = np.bincount(images.labels, minlength=len(names))
     group_counts = _groups_per_label(images, len(names))
     conversions = Counter[str]()
-    flags = Counter(listing.flags)
     for part in parts:
         conversions.update(part.conversions)
-        flags.update(part.flags)
-    flags.update(telling_traits(parts) | _own_size_doubts(request, parts))
-    flags.update(_split_doubts(images, parts))
-    flags.update(_class_doubts(images, names, group_counts))
+    flags = _count_doubts(request, listing, images, parts, group_counts)
     return PreparedRecord(
         fingerprint=content_fingerprint(
             images, {"dtype": dtype, "shape": shape, "label_names": names}
@@ -185,6 +181,26 @@ def make_record(
         shape=shape,
         seconds=0.0,
     )
+
+
+def _count_doubts(
+    request: RawRequest,
+    listing: Listing,
+    images: ImageTable,
+    parts: Sequence[Part],
+    group_counts: Counts,
+) -> Counter[str]:
+    """Return all doubts, and how many images or items each concerns."""
+    flags = Counter(listing.flags)
+    for part in parts:
+        flags.update(part.flags)
+    flags.update(predictive_traits(parts))
+    # The sizes of the study's datasets are known.
+    if current_name(request.dataset.source) in OWN_KINDS:
+        flags.update(size_doubts(parts, request.spec.image_size))
+    flags.update(_split_doubts(images, parts))
+    flags.update(_class_doubts(images, listing.label_names, group_counts))
+    return flags
 
 
 def _groups_per_label(images: ImageTable, num_labels: int) -> Counts:
@@ -246,7 +262,7 @@ def _class_doubts(images: ImageTable, names: Sequence[str], group_counts: Counts
     return flags
 
 
-def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
+def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     """Flag traits that predict the label, and traits with several values that should have one.
 
     A network may learn how or where the images were saved, instead of their content. A trait is
@@ -273,17 +289,10 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
         is_large_enough = table.sum() >= MIN_IMAGES_PER_VALUE * num_values
         if min(table.shape) < 2 or not is_large_enough:
             continue
-        if gain > MIN_TELLING_GAIN * table.sum() and _g_test(table) < MAX_TELLING_P:
+        if gain > MIN_GAIN * table.sum() and _g_test(table) < MAX_P:
             share = f"{num_right / table.sum():.0%} by it alone, {_information(table)}"
             flags[f"{name} tells the label ({share})"] = num_right
     return flags
-
-
-def _own_size_doubts(request: RawRequest, parts: Sequence[Part]) -> dict[str, int]:
-    """Return the size doubts of a user's own images; the study's datasets are known."""
-    if current_name(request.dataset.source) not in OWN_KINDS:
-        return {}
-    return size_doubts(parts, request.spec.image_size)
 
 
 def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:

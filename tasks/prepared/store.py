@@ -102,24 +102,24 @@ class ShardedRows:
         chunk = self._empty(self.chunk_rows)
         order = np.argsort(indices, kind="stable")
         ordered = indices[order]
-        for span in self._spans(ordered):
-            _read_chunk(span.file, span.entry, chunk)
-            in_span = slice(span.start, span.stop)
-            rows[order[in_span]] = chunk[ordered[in_span] - span.first_row]
+        for part in self._chunk_slices(ordered):
+            _read_chunk(part.file, part.entry, chunk)
+            in_part = slice(part.start, part.stop)
+            rows[order[in_part]] = chunk[ordered[in_part] - part.first_row]
         return rows
 
     def _read_range(self, indices: range) -> Array:
         """Read rows that follow each other, straight into the result."""
         rows = self._empty(len(indices))
         unused = self._empty(self.chunk_rows)
-        for span in self._spans(indices):
-            num_before = indices[span.start] - span.first_row
-            num_after = self.chunk_rows - num_before - (span.stop - span.start)
+        for part in self._chunk_slices(indices):
+            num_before = indices[part.start] - part.first_row
+            num_after = self.chunk_rows - num_before - (part.stop - part.start)
             _read_chunk(
-                span.file,
-                span.entry,
+                part.file,
+                part.entry,
                 unused[:num_before],
-                rows[span.start : span.stop],
+                rows[part.start : part.stop],
                 unused[:num_after],
             )
         return rows
@@ -128,8 +128,8 @@ class ShardedRows:
         """Return an array for so many rows, not initialized."""
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
-    def _spans(self, ordered: Rows) -> Iterator[_Span]:
-        """Yield the parts of ascending row indices that lie in one chunk, each file opened once."""
+    def _chunk_slices(self, ordered: Rows) -> Iterator[_ChunkSlice]:
+        """Yield ascending row indices chunk by chunk. Each file is opened once."""
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
             raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
         start = 0
@@ -142,11 +142,12 @@ class ShardedRows:
                     first_row = chunk * self.chunk_rows
                     stop = bisect_left(ordered, first_row + self.chunk_rows, start)
                     entry = index[first_row % self.shard_rows // self.chunk_rows]
-                    yield _Span(file, entry, first_row, start, stop)
+                    yield _ChunkSlice(file, entry, first_row, start, stop)
                     start = stop
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
+        """Open a shard; its index has the offset and length of every chunk."""
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
             index_bytes = INDEX_ENTRY_BYTES * (self.shard_rows // self.chunk_rows)
@@ -156,13 +157,15 @@ class ShardedRows:
             yield file, index.reshape(-1, 2)
 
 
-class _Span(NamedTuple):
-    """The wanted rows ``start`` to ``stop`` (places in the ascending order), all in one chunk.
+class _ChunkSlice(NamedTuple):
+    """The requested rows that lie in one chunk.
 
     Attributes:
         file: The opened shard.
         entry: Offset and length of the chunk in it.
         first_row: Index of the chunk's first row.
+        start: Place of the first of these rows among all requested rows, in ascending order.
+        stop: Place behind the last one.
     """
 
     file: IO[bytes]
@@ -265,7 +268,7 @@ def stamp_file(path: Path) -> FileStamp:
     return FileStamp(path.stat().st_size, digest)
 
 
-def seal(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
+def write_marker(folder: Path, record: PreparedRecord, stamps: Mapping[str, FileStamp]) -> None:
     """Write the marker, after everything else has reached the disk.
 
     Args:
@@ -397,20 +400,28 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: A file differs from the marker.
         """
-        for name, stamp in self._files.items():
-            with (self.path / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != stamp.digest:
-                raise CorruptStoreError(
-                    f"{name} of prepared dataset {self.path.name} must have its checksum",
-                    "another",
-                    REMAKE,
-                )
+        for name in self._files:
+            self._check_digest(name)
+
+    def _check_digest(self, name: str) -> None:
+        """Check every byte of one file."""
+        with (self.path / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self._files[name].digest:
+            raise CorruptStoreError(
+                f"{name} of prepared dataset {self.path.name} must be as it was written",
+                "another checksum",
+                REMAKE,
+            )
 
     @cached_property
     def _group(self) -> Any:
+        """The zarr group, opened after its metadata are checked: zarr itself would trust them."""
         import zarr
 
+        for name in self._files:
+            if name.endswith("zarr.json"):
+                self._check_digest(name)
         return zarr.open_group(str(self.path), mode="r")
 
     @cached_property

@@ -174,7 +174,7 @@ def keep_per_class(labels: Integers, groups: Integers, spec: PreparedSpec, limit
     return np.sort(np.concatenate(chosen))
 
 
-def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
+def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     """Apply ``max_images_per_class``, then join the groups of identical images and count these.
 
     Returns a new table, which shares the arrays that do not change.

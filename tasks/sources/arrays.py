@@ -49,8 +49,7 @@ KEYS = (
 """Names of the arrays of images and labels, if the file has no splits."""
 
 
-@dataclass(frozen=True)
-class SplitKeys:
+class SplitKeys(NamedTuple):
     """The names of a split's arrays; ``{}`` stands for the split.
 
     Attributes:

@@ -8,9 +8,9 @@ Unpacked, or in ``.zip`` or ``.tar.gz``.
 
 As in the study's extractor, FLAIR is clipped to its 0.1 and 99.9 percentiles and scaled to
 [0, 255]. A slice is kept if its brain mask (from T2) is one region of at least 7,000 pixels. Its
-label is 1 if it holds any tumour. Scanning upward, slice i is dropped if slices i to i+9 hold both
-kinds. So the slices just below a tumour's lower edge and the tumour's last nine are dropped, and
-the slices right above the tumour are kept as negatives.
+label is 1 if it holds any tumor. Scanning upward, slice i is dropped if slices i to i+9 hold both
+kinds. So the slices just below a tumor's lower edge and the tumor's last nine are dropped, and
+the slices right above the tumor are kept as negatives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
-from tasks.sources.official import not_there
+from tasks.sources.official import incomplete_download
 from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import RawTree, read_locator
 
@@ -39,7 +39,7 @@ RELEASE_YEAR = re.compile(r"(?i)brats[_-]?(?:20)?(\d\d)")
 GRADES = ("HGG", "LGG")
 SEGMENTATION_VALUES = (0, 1, 2, 4)
 WINDOW_SLICES = 10
-"""Slices that must be all with or all without tumour for the lowest of them to be kept."""
+"""Slices that must be all with or all without tumor for the lowest of them to be kept."""
 MIN_BRAIN_PIXELS = 7000
 FULL_SLICE_PIXELS = 240 * 240
 """Pixels of a slice for which the brain threshold holds. Other sizes use the same share."""
@@ -73,7 +73,7 @@ def list_brats(request: RawRequest) -> Listing:
         def is_wanted(archive: str) -> bool:
             return not has_unpacked_cases or "brats" in archive.casefold()
 
-        tree = RawTree(request, archives=True, wanted=is_wanted)
+        tree = RawTree(request, is_wanted)
     items: dict[str, Item] = {}
     incomplete: list[Case] = []
     excluded = Counter[str]()
@@ -93,7 +93,7 @@ def list_brats(request: RawRequest) -> Listing:
                 details=locators,
             )
     if not items:
-        raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
+        raise incomplete_download(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
     _check_one_release(items, request)
     skipped = []
     for case in incomplete:
@@ -178,8 +178,8 @@ def read_brats(request: RawRequest) -> Reader:
                 raise SkipItem("volumes that lie elsewhere in space")
         if not np.isin(np.unique(segmentation.values), SEGMENTATION_VALUES).all():
             raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
-        has_tumour = np.any(segmentation.values > 0, axis=(0, 1))
-        yield from _slices(flair, t2.values, has_tumour)
+        has_tumor = np.any(segmentation.values > 0, axis=(0, 1))
+        yield from _slices(flair, t2.values, has_tumor)
 
     return read
 
@@ -188,16 +188,16 @@ brats = Source(list_brats, read_brats)
 
 
 def _slices(
-    flair: Volume, t2: NDArray[np.float32], has_tumour: NDArray[np.bool_]
+    flair: Volume, t2: NDArray[np.float32], has_tumor: NDArray[np.bool_]
 ) -> Iterator[Sample]:
-    """Yield slices with a whole brain that are not near a tumour's edge."""
+    """Yield slices with a whole brain that are not near a tumor's edge."""
     low, high = intensity_range(flair.values)
     clipped = np.clip(flair.values, low, high)
     scaled = (clipped - low) * (255 / (high - low))
     height, width, depth = scaled.shape
     min_pixels = MIN_BRAIN_PIXELS * height * width / FULL_SLICE_PIXELS
     for level in range(depth):
-        window = has_tumour[level : level + WINDOW_SLICES]
+        window = has_tumor[level : level + WINDOW_SLICES]
         is_whole_window = level + WINDOW_SLICES <= depth
         if is_whole_window and window.any() and not window.all():
             continue
@@ -206,7 +206,7 @@ def _slices(
         pixels, _ = by_own_maximum(scaled[:, :, level])
         yield Sample(
             pixels,
-            label=int(has_tumour[level]),
+            label=int(has_tumor[level]),
             conversions=flair.conversions,
             flags=flair.flags,
         )

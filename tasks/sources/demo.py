@@ -46,7 +46,7 @@ STAIN = np.array(
         [0.27, 0.57, 0.78],
     ]
 )
-"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
+"""Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001).
 """
 OUTER_SHARE = 0.4
@@ -54,11 +54,11 @@ OUTER_SHARE = 0.4
 patches between could be called either, so they are left out and counted.
 """
 MAX_BLANK_RANGE = 4
-"""Grey values out of 255: an image whose values differ by no more shows nothing."""
+"""Gray values out of 255: an image whose values differ by no more shows nothing."""
 MIN_LIT = 40
-"""Grey value of the red channel inside the disc of the retina's picture; outside it is dark."""
+"""Gray value of the red channel inside the disc of the retina's picture; outside it is dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Grey and white matter that a patch of the set ``tissue`` must hold."""
+"""Gray and white matter that a patch of the set ``tissue`` must hold."""
 SLICES_PER_VARIATION = 4
 FIRST_SLICE = 70
 LAST_SLICE = 130
@@ -152,8 +152,8 @@ def histology() -> Images:
     stains = density @ np.linalg.inv(unit_stains)
     amounts = _patches(stains[..., 2], 20).mean((1, 2))
     patches = _patches(picture, 20)
-    usable = np.full(len(patches), True)
-    return _by_amount(patches, _blocks(picture, 20), amounts, usable, "")
+    is_usable = np.full(len(patches), True)
+    return _by_amount(patches, _blocks(picture, 20), amounts, is_usable, "")
 
 
 @cache
@@ -311,8 +311,8 @@ def _by_amount(
     patches: Values,
     groups: Sequence[str],
     amounts: NDArray[np.floating],
-    usable: Mask,
-    why_unusable: str,
+    is_usable: Mask,
+    unusable_reason: str,
 ) -> Images:
     """Label the usable patches with the least of an amount 0, those with the most 1.
 
@@ -320,17 +320,17 @@ def _by_amount(
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
         groups: Group of each patch.
         amounts: ``(num_patches,)`` the amount that the rule measures.
-        usable: ``(num_patches,)`` False for patches that are left out.
-        why_unusable: The reason under which these are counted.
+        is_usable: ``(num_patches,)`` False for patches that are left out.
+        unusable_reason: The reason under which these are counted.
     """
-    low, high = np.quantile(amounts[usable], (OUTER_SHARE, 1 - OUTER_SHARE))
+    low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
     is_positive = amounts >= high
     is_outer = is_positive | (amounts <= low)
-    num_usable = int(usable.sum())
-    rows = np.flatnonzero(usable & is_outer)
+    num_usable = int(is_usable.sum())
+    rows = np.flatnonzero(is_usable & is_outer)
     excluded = {
         "between the classes by the label's rule": num_usable - len(rows),
-        why_unusable: len(usable) - num_usable,
+        unusable_reason: len(is_usable) - num_usable,
     }
     images = Images(
         patches.astype(np.uint8),

@@ -118,24 +118,11 @@ class ImagePath:
         """The subfolder of ``top``; empty if the image lies right in ``top``."""
         return self.subfolders[0] if self.subfolders else ""
 
-
-@dataclass(frozen=True)
-class ClassImage:
-    """An image with its class and group.
-
-    Attributes:
-        name: Name of the image in the tree.
-        label: Name of its class.
-        group: Name of its group; empty if the image is a group of its own.
-        split: Its split.
-        below_group_folder: Whether it lies in a subfolder of its group's folder.
-    """
-
-    name: str
-    label: str
-    group: str
-    split: GivenSplit
-    below_group_folder: bool
+    def class_and_group(self, layout: Layout) -> tuple[str, str]:
+        """Return the names of the image's class and group; empty if there is no such folder."""
+        if layout == "class/group":
+            return self.top, self.first_subfolder
+        return self.first_subfolder, self.top
 
 
 def list_folder(request: RawRequest) -> Listing:
@@ -151,9 +138,10 @@ def list_folder(request: RawRequest) -> Listing:
             "the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar"
         )
     tree = RawTree(request)
-    images = [
-        name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)
-    ]
+    images = []
+    for name in tree:
+        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
+            images.append(name)
     packed = _packed_beside_images(tree, images)
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
@@ -161,17 +149,22 @@ def list_folder(request: RawRequest) -> Listing:
     image_paths, excluded = _parse_paths(tree, images, packed, wrapper, has_splits)
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     layout, layout_flags = _choose_layout(image_paths, tree, request)
-    class_images = _with_classes(image_paths, layout)
-    excluded["outside the class folders"] += len(image_paths) - len(class_images)
-    _check_two_classes(class_images, excluded["outside the class folders"], tree, request)
-    flags = _empty_folders(tree, class_images, has_splits, layout)
+    class_images = []
     labels = []
-    locators = []
+    groups = []
     num_below = 0
-    for image in class_images:
-        labels.append(image.label)
-        locators.append(tree.locator(image.name))
-        num_below += image.below_group_folder
+    for image in image_paths:
+        label, group = image.class_and_group(layout)
+        if label:
+            class_images.append(image)
+            labels.append(label)
+            groups.append(group)
+            num_below += len(image.subfolders) > 1
+        else:
+            excluded["outside the class folders"] += 1
+    _check_two_classes(set(labels), excluded["outside the class folders"], tree, request)
+    locators = [tree.locator(image.name) for image in class_images]
+    flags = _empty_folders(tree, class_images, has_splits, layout)
     if num_below:
         flags["in a folder in a group's folder, and taken as that group's"] = num_below
     if wrapper:
@@ -181,7 +174,7 @@ def list_folder(request: RawRequest) -> Listing:
         locator=locators.__getitem__,
         name=lambda row: request.hashed(locators[row]),
         numbering=lambda _: "",
-        default_group=lambda row: class_images[row].group,
+        default_group=groups.__getitem__,
         file_split=lambda row: class_images[row].split,
     )
     draft = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
@@ -212,29 +205,11 @@ def _packed_beside_images(tree: RawTree, images: Sequence[str]) -> set[str]:
     return packed
 
 
-def _with_classes(image_paths: Iterable[ImagePath], layout: Layout) -> list[ClassImage]:
-    """Return the class and group of every image that lies in a class folder."""
-    images = []
-    for image in image_paths:
-        if layout == "class/group":
-            label = image.top
-            group = image.first_subfolder
-        elif image.subfolders:
-            label = image.subfolders[0]
-            group = image.top
-        else:
-            continue
-        below_group_folder = len(image.subfolders) > 1
-        images.append(ClassImage(image.name, label, group, image.split, below_group_folder))
-    return images
-
-
 def _check_two_classes(
-    images: Iterable[ClassImage], num_outside: int, tree: RawTree, request: RawRequest
+    classes: set[str], num_outside: int, tree: RawTree, request: RawRequest
 ) -> None:
     """Check that there are two class folders; the error names other ways to read these files."""
-    num_classes = len({image.label for image in images})
-    if num_classes >= 2:
+    if len(classes) >= 2:
         return
     is_archive = request.root().is_file()
     endings = {PurePath(name).suffix.lower() for name in tree}
@@ -246,7 +221,7 @@ def _check_two_classes(
             hints.append(hint)
     raise request.error(
         "the folder must hold one subfolder of images per class, and at least two classes",
-        f"{num_classes} with images, {num_outside} images outside of any",
+        f"{len(classes)} with images, {num_outside} images outside of any",
         "; ".join(dict.fromkeys(hints)),
     )
 
@@ -503,7 +478,7 @@ def _has_splits(images: Iterable[str], wrapper: str, request: RawRequest) -> boo
 
 
 def _empty_folders(
-    tree: RawTree, images: Iterable[ClassImage], has_splits: bool, layout: Layout
+    tree: RawTree, images: Iterable[ImagePath], has_splits: bool, layout: Layout
 ) -> dict[str, int]:
     """Return flags for top folders without an image.
 

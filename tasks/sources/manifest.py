@@ -389,7 +389,10 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
             f"{num_mixed} volumes with both",
             "else slices might be used twice",
         )
-    return [int(cell) if cell else None for cell in cells]
+    slices = []
+    for cell in cells:
+        slices.append(int(cell) if cell else None)
+    return slices
 
 
 def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str, int]:

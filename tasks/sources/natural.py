@@ -36,7 +36,7 @@ from search_spaces.errors import DataError, SweepError
 from tasks.sources.array_files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
-from tasks.sources.official import OWN_MAXIMUM, download, not_there, read_picture
+from tasks.sources.official import OWN_MAXIMUM, download, incomplete_download, read_picture
 from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
 
@@ -137,7 +137,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
     missing = [class_id for class_id, files in files_by_class.items() if not files]
     if missing:
         needed = f"the train images of its ten classes, and has none of {', '.join(missing)}"
-        raise not_there(request, needed, tree)
+        raise incomplete_download(request, needed, tree)
     items = []
     flags = {}
     num_misplaced = 0
@@ -313,13 +313,12 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
     """
     _, hint, excluded_words = DOWNLOADS[request.dataset.name]
     steps: list[Callable[[str], bool]] = [
+        lambda archive: False,
         lambda archive: hint in archive.casefold(),
         lambda archive: True,
     ]
-    if request.root().is_dir():
-        steps.insert(0, lambda archive: False)
     for is_wanted in steps:
-        tree = RawTree(request, archives=True, wanted=is_wanted)
+        tree = RawTree(request, is_wanted)
         candidates = _whole_folders(tree, file_names, excluded_words)
         hinted = [locators for locators in candidates if hint in locators[0].casefold()]
         candidates = hinted or candidates

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
-from tasks.sources.official import find_named, find_table, not_there, read_picture
+from tasks.sources.official import IncompleteDownloadError, find_named, find_table, read_picture
 from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, read_table
@@ -104,8 +104,6 @@ def list_oai(request: RawRequest) -> Listing:
     """
     tree = _open_tree(request)
     table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
-    if table is None:
-        raise not_there(request, f"{GRADE_TABLE}.txt, .csv or .sas7bdat", tree)
     grades, excluded = read_grades(table, request)
     items = []
     for name in tree:
@@ -148,8 +146,11 @@ def _open_tree(request: RawRequest) -> RawTree:
     if not tree.archives or not request.root().is_dir():
         return tree
     descriptions = read_descriptions(tree, request)
-    table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
-    is_unpacked = table is not None and any(map(RADIOGRAPH.search, tree))
+    is_unpacked = any(map(RADIOGRAPH.search, tree))
+    try:
+        find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
+    except IncompleteDownloadError:
+        is_unpacked = False
 
     def is_wanted(archive: str) -> bool:
         match = RADIOGRAPH.search(archive)
@@ -158,7 +159,7 @@ def _open_tree(request: RawRequest) -> RawTree:
         description = _description(descriptions, match)
         return not description or _is_fixed_flexion(description)
 
-    return RawTree(request, archives=True, wanted=is_wanted)
+    return RawTree(request, is_wanted)
 
 
 def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:

@@ -19,8 +19,8 @@ FILE_MISSING = "file is missing"
 OWN_MAXIMUM = "each image by its own maximum"
 
 
-class NotThereError(DataError):
-    """A table or all images of a download are neither unpacked nor in an archive."""
+class IncompleteDownloadError(DataError):
+    """A download lacks a table or all images: they are neither unpacked nor in an archive."""
 
 
 def download(
@@ -34,8 +34,8 @@ def download(
     beside a complete download cost nothing.
 
     Args:
-        list_tree: Lists the items of a tree. It reports what is absent by :func:`not_there`, or by
-            items skipped as :data:`FILE_MISSING`.
+        list_tree: Lists the items of a tree. It reports what is absent by
+            :func:`incomplete_download`, or by items skipped as :data:`FILE_MISSING`.
         read: Returns the samples in the bytes of an item's file.
         wanted: Whether an archive of that name is looked into.
     """
@@ -46,12 +46,12 @@ def download(
             return list_tree(tree, request)
         try:
             listing = list_tree(tree, request)
-        except NotThereError:
+        except IncompleteDownloadError:
             pass
         else:
             if all(reason != FILE_MISSING for _, reason in listing.skipped):
                 return listing
-        return list_tree(RawTree(request, archives=True, wanted=wanted), request)
+        return list_tree(RawTree(request, wanted), request)
 
     def reader(request: RawRequest) -> Callable[[Item], Iterable[Sample]]:
         base = request.base()
@@ -67,12 +67,18 @@ def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample
     return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *conversions)),)
 
 
-def not_there(request: RawRequest, part: str, tree: RawTree) -> NotThereError:
-    """Return the error for a part of a download that is neither unpacked nor in an archive."""
+def incomplete_download(request: RawRequest, part: str, tree: RawTree) -> IncompleteDownloadError:
+    """Return the error for a download that lacks a part.
+
+    Args:
+        request: What is prepared.
+        part: The part in words, such as ``a table with the columns ID, Label``.
+        tree: All files of the download.
+    """
     value = "it is not there"
     if tree.archives:
         value += f", nor in {len(tree.archives)} archives"
-    return NotThereError(
+    return IncompleteDownloadError(
         f"{request.dataset.name} needs {part}", value, f"expected: {request.dataset.raw_layout}"
     )
 
@@ -123,8 +129,8 @@ def find_table(
     columns: Sequence[str],
     *,
     only_named: bool = False,
-) -> str | None:
-    """Find the table with these columns, whatever its name.
+) -> str:
+    """Return the locator of the table with these columns, whatever its name.
 
     Browsers add `` (1)`` to a name and archives a date, so a name proves nothing.
 
@@ -135,11 +141,9 @@ def find_table(
         columns: The columns that make a table the right one.
         only_named: Look at no others, because other tables of the download have these columns too.
 
-    Returns:
-        The locator of the table, or None if there is none.
-
     Raises:
-        DataError: Several have the columns, and they differ.
+        IncompleteDownloadError: No table has the columns.
+        DataError: Several have them, and they differ.
     """
     needed = set(map(column_key, columns))
     named = []
@@ -155,12 +159,16 @@ def find_table(
     if only_named:
         unnamed = []
     for locators in (named, unnamed):
-        matching = [locator for locator in locators if needed <= column_keys(locator, request)]
+        matching = []
+        for locator in locators:
+            if needed <= column_keys(locator, request):
+                matching.append(locator)
         if len(matching) > 1:
             _check_alike(matching, stem, request)
         if matching:
             return matching[0]
-    return None
+    listed = ", ".join(columns)
+    raise incomplete_download(request, f"a table {stem} with the columns {listed}", tree)
 
 
 def _check_alike(locators: Sequence[str], stem: str, request: RawRequest) -> None:

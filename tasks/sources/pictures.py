@@ -259,7 +259,7 @@ def to_prepared(
 ) -> Values:
     """Resize an image to a square. Its aspect ratio is not kept, as in the study.
 
-    Grey becomes three equal channels; color becomes luma.
+    Gray becomes three equal channels; color becomes luma.
 
     Args:
         pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].

@@ -36,7 +36,7 @@ from tasks.sources.official import (
     download,
     find_named,
     find_table,
-    not_there,
+    incomplete_download,
     read_picture,
     repeated_rows,
 )
@@ -124,7 +124,7 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
     """
     tables = find_named(tree, CHEXPERT_TABLE)
     if not tables:
-        raise not_there(request, CHEXPERT_TABLE, tree)
+        raise incomplete_download(request, CHEXPERT_TABLE, tree)
     table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
     finding = FINDINGS[request.spec.task]
     images = _Images(tree, table, CHEXPERT_IMAGE)
@@ -158,7 +158,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     """
     tables = find_named(tree, MURA_TABLE)
     if not tables:
-        raise not_there(request, MURA_TABLE, tree)
+        raise incomplete_download(request, MURA_TABLE, tree)
     images = _Images(tree, tables[0], MURA_IMAGE)
     labels: dict[str, int] = {}
     num_odd = 0
@@ -176,7 +176,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
             f"{num_odd} other lines",
         )
-    # find_named ignores case, so the name of the first table may be spelt otherwise.
+    # find_named ignores case, so the name of the first table may have another letter case.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
     same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
     flags = {}
@@ -220,8 +220,6 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
         DataError: The table is missing, or has rows that cannot be used.
     """
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
-    if table is None:
-        raise not_there(request, f"{RSNA_TABLE}.csv", tree)
     repeats = Counter[str]()
     slices = _read_slices(table, repeats, request)
     files: dict[str, str] = {}
@@ -271,7 +269,10 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             f"{num_odd} other rows",
             TABLE_AGAIN,
         )
-    differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]
+    differing = []
+    for slice_id, labels in slices.items():
+        if _contradicts_itself(labels):
+            differing.append(slice_id)
     if differing:
         raise request.error(
             "any must be the largest of a slice's subtypes",

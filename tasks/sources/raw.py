@@ -84,7 +84,7 @@ class RefusedArchive(SkipItem):
 class DamagedArchive(RefusedArchive):
     """An archive whose bytes are not those of its format."""
 
-    def __init__(self, reason: str = "damaged archive") -> None:
+    def __init__(self, reason: str = "damaged archive") -> None:  # pickle passes the reason
         super().__init__(reason)
 
 
@@ -567,16 +567,14 @@ class RawTree:
     def __init__(
         self,
         request: RawRequest,
-        *,
-        archives: bool = False,
-        wanted: Callable[[str], bool] = lambda _: True,
+        wanted: Callable[[str], bool] | None = None,
     ) -> None:
         """Walk the raw folder, or read the names of the raw archive.
 
         Args:
             request: Names the folder or archive.
-            archives: Open the archives in the folder.
-            wanted: Returns whether to open the archive of that name.
+            wanted: Returns whether to open the archive of that name. None opens no archives in a
+                folder, and all archives in an archive.
 
         Raises:
             DataError: Something there must not be read, see :func:`walk` and :func:`open_archive`.
@@ -585,18 +583,17 @@ class RawTree:
         self.folders: list[str] = []
         self.hidden: list[str] = []
         self._request = request
-        self._wanted = wanted
+        self._wanted: Callable[[str], bool] = wanted or (lambda _: True)
         self._locators: dict[str, str] = {}
         if root.is_dir():
             self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
             self.archives = list(filter(is_archive_name, self._locators))
         else:
             self.archives = [root.name]
-        if archives or not root.is_dir():
-            for name in self.archives:
+        if wanted is not None or not root.is_dir():
+            for name in filter(self._wanted, self.archives):
                 folder = name.rpartition("/")[0] if root.is_dir() else ""
-                if wanted(name):
-                    self._add_members(name, (), folder)
+                self._add_members(name, (), folder)
         self._names = sorted(self._locators, key=lambda name: name.split("/"))
 
     def __iter__(self) -> Iterator[str]:

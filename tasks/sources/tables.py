@@ -488,7 +488,7 @@ def _error(
     return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", value, hint)
 
 
-def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
+def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     """Format the names in a header line for a message, unless the line may hold data.
 
     If a table has no header, its first line holds the data of a patient, which must not be shown.
@@ -497,10 +497,10 @@ def header_names(row: Sequence[str], asked_for: Sequence[str] = ()) -> str:
 
     Args:
         row: The cells of the line.
-        asked_for: Further names that only a header contains.
+        expected_names: Further names that only a header contains.
     """
     names = list(map(str.strip, row))
-    known_keys = KNOWN_KEYS.union(map(column_key, asked_for))
+    known_keys = KNOWN_KEYS.union(map(column_key, expected_names))
     are_words = all(map(HEADER_NAME.fullmatch, names))
     if not are_words or known_keys.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"

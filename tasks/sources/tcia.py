@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
-from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
+from tasks.sources.official import FILE_MISSING, download, find_table, repeated_rows
 from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
@@ -60,7 +60,7 @@ OTHER_PATIENT = "another patient in the header than the table says"
 
 
 class Box(NamedTuple):
-    """The slices of an annotated tumour: its first one, and the first one behind it."""
+    """The slices of an annotated tumor: its first one, and the first one behind it."""
 
     start: int
     end: int
@@ -87,11 +87,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
         DataError: A table is missing, or has rows that cannot be used.
     """
     mapping = find_table(tree, request, MAPPING_TABLE, (ORIGINAL,))
-    if mapping is None:
-        raise not_there(request, f"{MAPPING_TABLE}.xlsx or .csv", tree)
     box_table = find_table(tree, request, BOX_TABLE, BOX_COLUMNS)
-    if box_table is None:
-        raise not_there(request, f"{BOX_TABLE}.xlsx or .csv", tree)
     boxes = _read_boxes(box_table, request)
     num_several = sum(len(patient_boxes) > 1 for patient_boxes in boxes.values())
     flags = {"patient with several boxes: a slice in any is positive": num_several}
@@ -317,8 +313,6 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         DataError: The table is missing, or has a score that is no number from 0 to 5.
     """
     table = find_table(tree, request, TARGET_TABLE, TARGET_COLUMNS)
-    if table is None:
-        raise not_there(request, f"a table with the columns {', '.join(TARGET_COLUMNS)}", tree)
     excluded = Counter[str]()
     targets = _read_targets(table, excluded, request)
     if request.spec.data_mode == "corrected":

@@ -70,8 +70,10 @@ def list_samples(request: RawRequest) -> Listing:
     all_samples = []
     for shard in shards:
         all_samples += _samples(shard, request, hidden_members)
-    header = list(dict.fromkeys(name for sample in all_samples for name in sample.values))
-    columns = find_columns(header, ("label", "group", "split"), request)
+    header: dict[str, None] = {}
+    for sample in all_samples:
+        header |= dict.fromkeys(sample.values)
+    columns = find_columns([*header], ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""
     excluded = Counter(count_hidden(hidden, _is_shard))
     excluded.update(count_hidden(hidden_members, is_single_image_name))

@@ -169,7 +169,10 @@ class Host:
             place, users = line.split()[3], line.split()[5:]
             address, _, port = place.rpartition(":")
             pids = re.findall(r"pid=(\d+)", " ".join(users))
-            program = self._program(int(pids[0])) if pids else "?"
+            try:
+                program = self._program(int(pids[0])) if pids else "?"
+            except psutil.NoSuchProcess:
+                continue  # it has ended since, and its port is closed
             answer = "" if address.startswith("127.") else stranger_asks(self.address, int(port))
             found.append(
                 {"program": program, "address": address, "port": int(port), "answer": answer}

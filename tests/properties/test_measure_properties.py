@@ -277,8 +277,8 @@ def test_merging_is_associative_and_commutative(a, b, c):
     nested.merge(tail)
     for other in (nested, merged(c, b, a)):
         one = merged(a, b, c)
-        np.testing.assert_array_equal(other.squared, one.squared)
-        np.testing.assert_array_equal(other.positions, one.positions)
+        np.testing.assert_array_equal(other.neighbor_squared, one.neighbor_squared)
+        np.testing.assert_array_equal(other.neighbor_positions, one.neighbor_positions)
         np.testing.assert_array_equal(other.unlike_squared, one.unlike_squared)
         np.testing.assert_array_equal(other.unlike_positions, one.unlike_positions)
 

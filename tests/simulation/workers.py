@@ -143,6 +143,11 @@ class ExecutedTrials:
     idle: Callable[[], None]
 
 
+def _location(trial: SimulatedTrial) -> WorkerLocation:
+    """Return where a trial runs: on the one GPU of its node."""
+    return WorkerLocation(trial.trial_id, f"actor of {trial.trial_id}", trial.node, gpus="0")
+
+
 class SimulatedBackend:
     """See :class:`orchestrator.running.backend.Backend`; a trial takes ``seconds``, about."""
 
@@ -162,7 +167,7 @@ class SimulatedBackend:
         self._breaks, self._unfit, self._of_gpus = (
             0,
             Counter[str](),
-            defaultdict[str, set[str]](set),
+            defaultdict[tuple[FailureKind, str], set[str]](set),
         )
         self._num_refused, self._up = outside.num_refused, True
         self._nodes: dict[str, float] = {}
@@ -329,9 +334,7 @@ class SimulatedBackend:
         waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
         if waiting.fault != "worker says nothing":
             self._trials.begins(waiting.trial_id)
-            self._said.append(
-                WorkerLocation(waiting.trial_id, f"actor of {waiting.trial_id}", waiting.node)
-            )
+            self._said.append(_location(waiting))
         trials.on_trial_start(iteration, running, waiting)
 
     def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
@@ -349,9 +352,7 @@ class SimulatedBackend:
             self._said += [
                 EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]
             ]
-            self._said.append(
-                WorkerLocation(trial.trial_id, f"actor of {trial.trial_id}", trial.node)
-            )
+            self._said.append(_location(trial))
             trial.num_epochs = len(due)
             return False
         self._breaks, self._unfit[trial.node] = 0, 0
@@ -402,9 +403,9 @@ class SimulatedBackend:
         self._own_memory[name] = mine.count(FailureKind.OUT_OF_MEMORY) - self._others_memory[name]
         if is_of_memory and not self._own_memory[name]:  # nothing that the trial does would help
             fewest = most = MOST_DEATHS - 1
-        if kind == FailureKind.DEVICE_ERROR:
-            self._of_gpus[node].add(name)
-        if kind == FailureKind.DEVICE_ERROR and len(self._of_gpus[node]) > 1:
+        if kind in (FailureKind.DEVICE_ERROR, FailureKind.HUNG):
+            self._of_gpus[kind, node].add(name)
+        if len(self._of_gpus[kind, node]) > 1:
             fewest = most = MOST_DEATHS - 1
         elif kind in (FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY):
             died = [k for one, failed in self._failed.items() if one != name for k in failed]

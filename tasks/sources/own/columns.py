@@ -42,14 +42,14 @@ class Columns:
             request: For errors.
             row_name: Returns the name of a row in messages.
         """
-        labels = {name: data[name] for name in self.labels}
-        if len(labels) > 1:
-            cells: dict[str, Sequence[str]] = {"label": one_hot(labels, request, row_name)}
-        else:
-            cells = {"label": labels[self.labels[0]]}
+        cells: dict[str, Sequence[str]] = {}
         for column, name in self.name_in_data.items():
-            if column != "label" and name in data:
+            if name in data:
                 cells[column] = data[name]
+        cells["label"] = data[self.labels[0]]
+        if len(self.labels) > 1:
+            one_hot_columns = {name: data[name] for name in self.labels}
+            cells["label"] = one_hot(one_hot_columns, request, row_name)
         return cells
 
 

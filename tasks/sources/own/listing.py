@@ -66,7 +66,7 @@ def own_listing(
         draft: A listing without items and classes. Its other fields are kept or added to.
 
     Raises:
-        DataError: Labels, groups or splits break a rule of this module.
+        DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     class_of_row = classes_of_rows(rows, request, class_names)
     splits = _row_splits(rows, request)

@@ -5,6 +5,7 @@ import heapq
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,7 +160,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
         _retries=retries,
         _nodes={"cell": "a"},
         _source=SimpleNamespace(
-            trials={"cell": 0}, trained_network=int, points=lambda *message: ()
+            trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
         ),
         _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *message: None)),
     )
@@ -276,6 +277,39 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
     assert decisions[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
     assert retries.failed("c", hung, died=True).pause_s is not None
     assert retries.failed("c", hung, died=True).pause_s is None
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        None,
+        WorkerLocation("t", "actor", "10.0.0.1", gpus="", num_gpus=0.0),
+        WorkerLocation("t", "actor", "10.0.0.1", gpus="", num_gpus=1.0),
+    ],
+    ids=["no location", "no GPU", "a GPU without a name"],
+)
+def test_a_hang_is_no_gpus_fault_if_it_is_not_known_which_gpu_the_trial_had(location):
+    hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
+    loop = SimpleNamespace(
+        _locations={"t": location}, _watchdog=SimpleNamespace(failure=lambda trial_id: hung)
+    )
+    assert TrialLoop._hang_of(loop, "t") == hung
+
+
+def test_a_new_attempt_is_not_thought_to_run_where_the_last_one_did():
+    """A worker that never answered had the GPU of the attempt before counted against it."""
+    loop = SimpleNamespace(
+        _attempts=Counter(t=1),
+        _locations={"t": WorkerLocation("t", "actor", "10.0.0.1", gpus="0")},
+        _nodes={"t": "10.0.0.1"},
+        _source=SimpleNamespace(
+            trials={"t": "spec"}, assignment=lambda trial, resources: (trial, resources)
+        ),
+        _resources=SimpleNamespace(request_for=lambda trial: "resources"),
+    )
+    assert TrialLoop._assign(loop, "t") == ("spec", "resources")
+    assert loop._attempts["t"] == 2
+    assert loop._locations == loop._nodes == {}
 
 
 def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():

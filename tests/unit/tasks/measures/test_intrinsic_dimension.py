@@ -5,7 +5,7 @@ import pytest
 import skdim
 from threadpoolctl import threadpool_limits
 
-from search_spaces.errors import ConfigError, DataError
+from search_spaces.errors import ConfigError
 from tasks.measures.calibration import MANIFOLDS
 from tasks.measures.estimators import (
     BLOCK_POINTS,
@@ -237,22 +237,6 @@ class TestFewPoints:
 def test_sums_that_overflow_are_still_finite_values():
     points = np.random.default_rng(0).random((30, 4)).astype(np.float32) * 3e38
     assert intrinsic_dimension(points)["twonn"].value > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("mle", {"num_neighbors": 2}, "num_neighbors must be above 2; found: 2"),
-        (
-            "twonn",
-            {"parameters": {"discard_fraction": 1}},
-            r"discard_fraction must be in \[0, 1\); found: 1",
-        ),
-    ],
-)
-def test_refuses_parameters_that_leave_nothing(points, name, options, message):
-    with pytest.raises(DataError, match=message):
-        estimate_one(name, table_of(points), **options)
 
 
 @pytest.mark.parametrize("names", [["pca"], ["mle", "mlee"]])

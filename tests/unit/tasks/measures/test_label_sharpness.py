@@ -36,7 +36,7 @@ def test_samples_match_brute_force_and_give_an_interval(images):
     expected = [reference.label_sharpness(images[mask], labels[mask]) for mask in masks]
     assert record.sample_values == pytest.approx(expected, rel=1e-6)
     assert record.value == pytest.approx(np.mean(expected), rel=1e-6)
-    assert record.interval == pytest.approx([min(expected), max(expected)], rel=1e-6)
+    assert record.sample_range == pytest.approx([min(expected), max(expected)], rel=1e-6)
     assert record.pair_value == pytest.approx(reference.label_sharpness(images, labels), rel=1e-6)
     assert record.pair_value >= max(record.sample_values)
     assert record.num_images == 30
@@ -55,7 +55,7 @@ def test_samples_hold_classes_in_proportion():
 def test_small_sets_use_all_images_where_the_released_code_raises(images):
     record = sharpness(images, np.arange(80) % 2, sharpness_sample=1000)
     assert record.num_images == 80
-    assert record.interval is None
+    assert record.sample_range is None
 
 
 FEW = np.random.default_rng(0).integers(0, 256, (80, 6), dtype=np.uint8)

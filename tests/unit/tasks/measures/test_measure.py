@@ -101,22 +101,17 @@ def test_sizes_are_measured_beside_all_images(images, labels):
     assert record.label_sharpness.value == alone.label_sharpness.value
 
 
-def test_settings_hold_unless_overridden(images, labels):
+def test_settings_hold_and_the_seed_orders_the_subsets(images, labels):
     settings = MeasureSettings(num_neighbors=10, seed=7, estimators=("mle",))
-    record = measure_array(images, labels, settings=settings)
+    record = measure_array(images, labels, train_sizes=[50], settings=settings)
     assert record.settings == settings
     assert record.d_data["mle"].num_neighbors == 10
-    assert measure_array(images, labels, seed=3, settings=settings).settings == replace(
-        settings, seed=3
+    again, other = (
+        measure_array(images, labels, train_sizes=[50], settings=replace(settings, seed=seed))
+        for seed in (7, 8)
     )
-    plain = measure_array(images, labels, num_neighbors=5).settings
-    assert (plain.num_neighbors, plain.seed) == (5, 0)
-    seven, again, other = (
-        measure_array(images, labels, train_sizes=[50], **how)
-        for how in ({"settings": MeasureSettings(seed=7)}, {"seed": 7}, {"seed": 8})
-    )
-    assert seven.to_json() == again.to_json()
-    assert seven.sizes[0].d_data["mle"].value != other.sizes[0].d_data["mle"].value
+    assert again.to_json() == record.to_json()
+    assert other.sizes[0].d_data["mle"].value != record.sizes[0].d_data["mle"].value
 
 
 def test_labels_may_be_any_whole_numbers_or_missing(images, labels):

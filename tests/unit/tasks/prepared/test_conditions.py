@@ -9,7 +9,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running.preparation import load_arrays
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.tuning import ValidationSpec
-from tasks.prepared.conditions import BLOCK_ROWS, move_images, nearest_unlike
+from tasks.prepared.conditions import BLOCK_ROWS, LabeledImages, move_images, nearest_unlike
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.subsets import load_validation, make_subset
 from tasks.remote import InlineExecutor
@@ -152,10 +152,8 @@ def test_no_test_image_enters_training(workspace, subsets):
     subset = subsets["digits_near"]
     prepared = workspace.prepared[subset.prepared.prepared_id]
     chosen = make_subset(prepared.labels, prepared.groups, subset, prepared.splits)
-    pool = prepared.read_rows(chosen.train_order)
-    moved, _ = move_images(
-        pool, chosen.train_labels, pool, chosen.train_labels, subset.condition.parameters
-    )
+    training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
+    moved, _ = move_images(training, training, subset.condition.parameters)
     data = load(workspace, subset)
     assert moved[:120].tobytes() == data.train_images.tobytes()
 
@@ -165,7 +163,9 @@ def test_nearest_unlike_images_are_those_of_a_slow_search_in_several_blocks():
     images = rng.integers(0, 256, (BLOCK_ROWS + 50, 1, 3, 3), dtype=np.uint8)
     pool = rng.integers(0, 256, (40, 1, 3, 3), dtype=np.uint8)
     labels, pool_labels = rng.integers(0, 3, len(images)), rng.integers(0, 3, len(pool))
-    partners, squares = nearest_unlike(images, labels, pool, pool_labels)
+    partners, squares = nearest_unlike(
+        LabeledImages(images, labels), LabeledImages(pool, pool_labels)
+    )
     for place in range(0, len(images), 97):
         apart = np.square(images[place].astype(int) - pool.astype(int)).sum((1, 2, 3)).astype(float)
         apart[pool_labels == labels[place]] = np.inf

@@ -76,8 +76,28 @@ def test_a_flipped_byte_is_found_when_read_and_when_verified(store):
     data = PreparedDataset.open(store)
     with pytest.raises(CorruptStoreError, match=r"Array images .* images/c/1/0/0/0"):
         data.read(0, data.num_rows)
-    with pytest.raises(CorruptStoreError, match=r"images/c/1/0/0/0 .* must have its checksum"):
+    with pytest.raises(CorruptStoreError, match=r"images/c/1/0/0/0 .* must be as it was written"):
         data.verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("zarr.json", b"group", b"array"),
+        ("images/zarr.json", b"1797", b"1700"),  # whole JSON of another array
+        ("labels/zarr.json", b"{", b"x"),
+    ],
+)
+def test_damaged_metadata_of_the_same_size_are_refused_by_name(store, name, old, new):
+    body = (store / name).read_bytes()
+    assert old in body
+    (store / name).write_bytes(body.replace(old, new))
+    for read in (lambda data: data.read_rows([0]), lambda data: data.labels):
+        with pytest.raises(
+            CorruptStoreError,
+            match=f"^{name} of prepared dataset digits must be as it was written; found: another",
+        ):
+            read(PreparedDataset.open(store))
 
 
 def test_a_shard_that_vanishes_after_opening_is_not_read_as_zeros(store):

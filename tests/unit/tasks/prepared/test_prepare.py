@@ -117,7 +117,7 @@ def test_a_kill_before_the_marker_leaves_no_store_and_a_damaged_store_is_made_ag
     toy, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(publish, "write_marker", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(toy, tmp_path / "out")
     assert not (tmp_path / "out").exists()

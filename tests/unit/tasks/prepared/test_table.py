@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import FORM, IMAGE, Part, TraitCount
-from tasks.prepared.record import size_doubts, telling_traits
+from tasks.prepared.record import predictive_traits, size_doubts
 from tasks.prepared.table import (
+    choose_images,
     content_fingerprint,
     gather,
     join_groups,
     quotas_of,
-    select,
 )
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
@@ -64,7 +64,7 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     try:
         parts = [part(seed) for seed in range(num_parts)]
         tracemalloc.reset_peak()
-        images = select(gather(parts), SPEC)
+        images = choose_images(gather(parts), SPEC)
         content_fingerprint(images, {})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -82,7 +82,7 @@ def part(*traits: tuple[int, str, str, int]) -> Part:
 
 def test_a_trait_that_tells_the_label_is_flagged_with_its_information():
     """Two sites, 30 and 10 of class 0, 10 and 30 of class 1: I = 1 - H(1/4) bits."""
-    flags = telling_traits(
+    flags = predictive_traits(
         [
             part((0, "site", "a", 30), (0, "site", "b", 10)),
             part((1, "site", "a", 10), (1, "site", "b", 30)),
@@ -94,9 +94,9 @@ def test_a_trait_that_tells_the_label_is_flagged_with_its_information():
 def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
     rare = [(row % 2, FORM, f"size {row}", 1) for row in range(40)]
     weak = [(0, "site", "a", 21), (0, "site", "b", 19), (1, "site", "a", 19), (1, "site", "b", 21)]
-    assert telling_traits([part(*rare), part(*weak)]) == {}
-    assert telling_traits([]) == {}
-    assert telling_traits([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}
+    assert predictive_traits([part(*rare), part(*weak)]) == {}
+    assert predictive_traits([]) == {}
+    assert predictive_traits([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}
 
 
 @pytest.mark.parametrize(
