@@ -54,27 +54,15 @@ def load_subset(
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-<<<<<<< HEAD
-    pool = prepared.read_rows(subset.train_order)
-    pool_labels = subset.train_labels
-=======
-    training = LabeledImages(prepared.read_rows(chosen.train_order), chosen.train_labels)
->>>>>>> main
+    training = LabeledImages(prepared.read_rows(subset.train_order), subset.train_labels)
     if spec.condition is not None:
         images, _ = move_images(training, training, spec.condition.parameters)
         data = replace(data, train_images=images[:train_size])
     base_test = LabeledImages(data.test_images, data.test_labels)
     tests = []
     for test in further_tests:
-<<<<<<< HEAD
-        images, is_moved = move_images(
-            data.test_images, data.test_labels, pool, pool_labels, test.parameters
-        )
+        images, is_moved = move_images(base_test, training, test.parameters)
         tests.append(FurtherTestImages(test.name, images, is_moved))
-=======
-        images, is_changed = move_images(base_test, training, test.parameters)
-        tests.append(FurtherTestImages(test.name, images, is_changed))
->>>>>>> main
     return replace(data, further_tests=tuple(tests))
 
 
@@ -83,72 +71,41 @@ def move_images(
     training: LabeledImages,
     parameters: DatasetParameters,
 ) -> tuple[Images, NDArray[np.bool_]]:
-<<<<<<< HEAD
-    """Move those images that are nearest to an image of another class in ``pool``.
-
-    Args:
-        images: ``(num_images, ...)``; their dtype is kept, and uint8 is rounded.
-        labels: ``(num_images,)``.
-        pool: The training images as they were prepared.
-        pool_labels: Their labels.
-        parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
-            :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
-=======
     """Move the images that lie nearest to a training image of another class toward it.
 
     Args:
         start: The images before they move. Their dtype is kept, and uint8 is rounded.
         training: The training images as they were prepared.
-        parameters: ``reach``, the share of the images that move, and ``blend``, the share of the
-            nearest image of another class that is mixed in.
->>>>>>> main
+        parameters: Values of ``reach`` and ``blend``, if they are not at their default; see
+            :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
 
     Returns:
         The images, and ``(num_images,)`` whether each one moved.
     """
     values = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     values |= dict(parameters)
-<<<<<<< HEAD
-    is_moved = np.zeros(len(images), dtype=np.bool_)
+    is_moved = np.zeros(len(start.images), dtype=np.bool_)
     if values["blend"] == 0:  # the control condition: no image moves
-        return images, is_moved
-    partners, distances = nearest_unlike(images, labels, pool, pool_labels)
-    num_moved = round(values["reach"] * len(images))
-    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
-    start = images[is_moved].astype(np.float64)
-    target = pool[partners[is_moved]].astype(np.float64)
-    mixed = start + values["blend"] * (target - start)
-    result = images.copy()
-    result[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return result, is_moved
-=======
-    is_changed = np.zeros(len(start.images), dtype=np.bool_)
-    if values["blend"] == 0:
-        return start.images, is_changed
+        return start.images, is_moved
     partners, distances = nearest_unlike(start, training)
     num_moved = round(values["reach"] * len(start.images))
-    is_changed[np.argsort(distances, kind="stable")[:num_moved]] = True
+    is_moved[np.argsort(distances, kind="stable")[:num_moved]] = True
     images = start.images.copy()
-    moving = images[is_changed].astype(np.float64)
-    target = training.images[partners[is_changed]].astype(np.float64)
+    moving = images[is_moved].astype(np.float64)
+    target = training.images[partners[is_moved]].astype(np.float64)
     mixed = moving + values["blend"] * (target - moving)
-    images[is_changed] = np.rint(mixed) if images.dtype == np.uint8 else mixed
-    return images, is_changed
->>>>>>> main
+    images[is_moved] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+    return images, is_moved
 
 
 def nearest_unlike(
     start: LabeledImages, training: LabeledImages
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-<<<<<<< HEAD
-    """Return each image's nearest image of another class in ``pool``, and the squared distance.
+    """Return each image's nearest training image of another class, and the squared distance.
 
     Returns:
-        ``(num_images,)`` indices into ``pool``, and ``(num_images,)`` squared distances.
+        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
     """
-=======
-    """Return the nearest training image of another label, and its squared distance, per image."""
->>>>>>> main
     # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
     rows = start.images.reshape(len(start.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)

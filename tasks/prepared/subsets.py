@@ -313,22 +313,10 @@ def _faulty_subset(candidates: _Candidates, spec: SubsetSpec, train_size: int | 
             "none",
             "pass max_train_size, one train size at a time",
         )
-<<<<<<< HEAD
     is_released_split = faults >= RELEASED_SPLIT
     if train_size is not None and (is_mispaired or is_released_split):
         candidates = _pool(candidates, spec, faults, train_size)
     if is_released_split:
-=======
-    if train_size is not None and (is_mispaired or uses_released_split):
-        pool = _first_of_each_class(candidates, spec, train_size)
-        rows = candidates.rows[pool]
-        if is_misaligned:  # F3: the labels of the pool, the first images whatever their class
-            rows = candidates.rows[: len(pool)]
-        elif has_fixed_files:  # F4: indices of candidates used as rows of the prepared dataset
-            rows = pool
-        candidates = candidates._replace(rows=rows, targets=candidates.targets[pool])
-    if uses_released_split:
->>>>>>> main
         return _released_split(candidates, spec.test_size)
     return _split_with_faults(candidates, spec, faults, train_size)
 
@@ -378,16 +366,6 @@ def _split_with_faults(
     return _split_by_group(candidates, groups, spec.test_size, rng, balanced=balanced)
 
 
-<<<<<<< HEAD
-=======
-def _is_held_in_memory(dataset: str) -> bool:
-    """Return whether fault F3 concerns a dataset: natural ones but ImageNet, and a user's own."""
-    if dataset in FILE_LISTS:
-        return False
-    return dataset not in DATASETS or DATASETS[dataset].domain == "natural"
-
-
->>>>>>> main
 def _first_of_each_class(candidates: _Candidates, spec: SubsetSpec, train_size: int) -> Integers:
     """Return the first candidates of each class, as ascending indices: the released pool."""
     num_classes = len(candidates.class_names)
