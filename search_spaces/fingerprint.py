@@ -18,7 +18,6 @@ import math
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -108,7 +107,7 @@ class _SameObject:
     Equal specs may have different JSON: 1, 1.0 and True are equal in Python.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: BaseModel) -> None:
         self.model = model
 
     def __hash__(self) -> int:
