@@ -252,9 +252,11 @@ class ConditionSpec(specs.Spec):
     @model_validator(mode="after")
     def _check_condition(self) -> Self:
         if self.name == BASE:
-            raise ValueError(f"{BASE!r} is the world as it stands; give the arm another name")
+            raise ValueError(
+                f"the name {BASE!r} means the unchanged world. Give the arm another name"
+            )
         if not self.parameters:
-            raise ValueError("an arm turns at least one dial")
+            raise ValueError("an arm must change at least one dial")
         return self
 
 

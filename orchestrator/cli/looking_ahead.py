@@ -133,11 +133,7 @@ def predict(
     goal = Goal(train_size, target_loss)
     is_of_new_dataset = (d_data, label_sharpness, measured, trained.pilot) != (None,) * 4
     if alone.curve is not None:
-        if sweep:
-            raise _given_with_curve(alone.curve, f"the sweep {sweep}")
-        if is_of_new_dataset or domain is not None:
-            options = "--domain, --d-data, --label-sharpness, --measured or --pilot"
-            raise _given_with_curve(alone.curve, options)
+        _check_curve_alone(alone.curve, sweep, is_of_new_dataset or domain is not None)
         _print_curves(read_curve(alone.curve), alone, goal, str(alone.curve), model, work)
         return
     if not sweep:
@@ -177,9 +173,14 @@ def predict(
     _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
-def _given_with_curve(curve: Path, conflict: str) -> ConfigError:
-    """Return the error for a file of results beside what it takes the place of."""
-    return ConfigError(
+def _check_curve_alone(curve: Path, sweep: str | None, has_options_of_sweeps: bool) -> None:
+    """Check that a file of results is not given beside what it takes the place of."""
+    if not sweep and not has_options_of_sweeps:
+        return
+    conflict = "--domain, --d-data, --label-sharpness, --measured or --pilot"
+    if sweep:
+        conflict = f"the sweep {sweep}"
+    raise ConfigError(
         f"--curve {curve} is given together with {conflict}",
         hint=f"Leave out --curve, or leave out {conflict}",
     )

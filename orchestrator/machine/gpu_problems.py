@@ -206,13 +206,13 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
         hint = (
-            f"Install a torch of PyTorch's cu126 wheels (up to {gpus.LAST_CU126_TORCH}), the last "
-            "for GPUs before Turing"
+            f"For a GPU older than Turing, install torch {gpus.LAST_CU126_TORCH} or earlier of "
+            "PyTorch's cu126 wheels. For a newer GPU than your torch knows, install a newer torch"
         )
         yield Problem(
             f" has the compute capability {gpu.capability}, for which torch {node.torch} has no "
             "kernels",
-            f"{hint}, or {hide}",
+            f"{hint}. Otherwise {hide}",
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":

@@ -152,8 +152,11 @@ class RawRequest:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
             similar = nearest_path(self.raw)
+            if similar and not similar.endswith("?"):
+                similar += "."
             raise DataError(
-                f"The raw download {self.raw} of {name} was not found", hint=similar or layout
+                f"The raw download {self.raw} of {name} was not found",
+                hint=f"{similar} {layout}".strip(),
             ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "a name that no file can have"

@@ -136,7 +136,7 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             excluded["the same file again"] += 1
     missing = [class_id for class_id, files in files_by_class.items() if not files]
     if missing:
-        needed = f"the train images of its ten classes, and has none of {', '.join(missing)}"
+        needed = f"train images of the classes {', '.join(missing)}"
         raise incomplete_download(request, needed, tree)
     items = []
     flags = {}
@@ -227,8 +227,8 @@ class ArrayFiles:
         if locators is None:
             raise DataError(
                 f"{request.dataset.name} needs {self.description}, which was not found",
-                hint=f"The download needs this layout: {request.dataset.raw_layout}. With a "
-                "network, torchvision downloads it",
+                hint=f"The download needs this layout: {request.dataset.raw_layout}. With an internet "
+                "connection, torchvision downloads it",
             )
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]

@@ -79,7 +79,7 @@ def incomplete_download(request: RawRequest, part: str, tree: RawTree) -> Incomp
     if tree.archives:
         among = f", also not in {len(tree.archives)} archives"
     return IncompleteDownloadError(
-        f"{request.dataset.name} needs {part}, which was not found{among}",
+        f"{request.dataset.name} needs {part}. This part was not found{among}",
         hint=f"The download needs this layout: {request.dataset.raw_layout}",
     )
 

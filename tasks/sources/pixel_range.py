@@ -136,8 +136,8 @@ def choose_pixel_range(
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
-            f"{name}: training and test images have different scales: one lies in [0, 1], all lie "
-            f"in {values.text}",
+            f"{name}: training and test images have different scales: some of the arrays lie in "
+            f"[0, 1], but all together lie in {values.text}",
             hint=f"Save them on the same scale, or give {values.suggested_pixel_range}",
         )
     if is_8_bit:

@@ -210,10 +210,10 @@ def _variation_faults(
         values = rows[name]
         rounding_step = np.spacing(values.abs().max())
         if not values.std() > MIN_ROUNDING_STEPS * rounding_step:
-            num_values = plural(values.nunique(), "value")
             yield ConfigError(
-                f"Column {name} has only {num_values} after rounding to 16 digits",
-                hint="Name another column, or subtract a constant from this column",
+                f"Column {name} varies too little for a slope: its values agree in about 12 digits",
+                hint="Name another column. If the values differ in later digits, subtract a "
+                "constant before you save the table",
             )
     num_kinds = 0
     if design.within:

@@ -1,4 +1,4 @@
-"""From the label of a row, as the data write it, to its class."""
+"""Find the class of each row from its label in the data."""
 
 from __future__ import annotations
 

@@ -525,8 +525,8 @@ def test_classes_of_a_table_go_by_name_or_place():
         (["cat", 3], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0 has more than 2 values"),
         (["cat", "cat"], r"class_pairs lists the pair \[3, 3\], whose two classes are the same"),
-        ([True, 3], "a class is its place, a number from 0, or its name as text"),
-        ([1.5, 3], "a class is its place, a number from 0, or its name as text"),
+        ([True, 3], "a class is given as its index, a number from 0, or as its name"),
+        ([1.5, 3], "a class is given as its index, a number from 0, or as its name"),
         ([3], r"The value datasets\.0\.class_pairs\.0\.1 is missing"),
     ],
 )

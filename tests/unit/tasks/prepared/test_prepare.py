@@ -133,7 +133,7 @@ def test_other_files_at_the_destination_are_never_replaced(toy, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(
         DataError,
-        match="manifold_d4-16px-corrected-53f8cc06f99d has files that are no prepared dataset",
+        match="has files that are no prepared dataset",
     ):
         run(toy, tmp_path / "out")
     run(toy, tmp_path / "other")
