@@ -67,14 +67,15 @@ def hash_key(folder: Path) -> str:
             write_once(path, secrets.token_hex(32).encode(), mode=0o600)
         origin = str(path)
         hint = (
-            "Restore it from a backup, since with another key no hash leads back to its file; "
-            "without a backup, delete it and prepare the datasets again"
+            "Restore it from a backup, since with another key no hash leads back to its file. "
+            "Without a backup, delete it and prepare the datasets again"
         )
         try:
             key = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
-            key = ""
-            origin = f"{path}: {error}"
+            raise SetupError(
+                f"The key that hides patient ids cannot be read: {path}: {error}", hint=hint
+            ) from None
     if len(key) >= MIN_KEY_LENGTH:
         return key
     raise SetupError(

@@ -227,7 +227,8 @@ class ArrayFiles:
         if locators is None:
             raise DataError(
                 f"{request.dataset.name} needs {self.description}, which was not found",
-                hint=f"The download needs this layout: {request.dataset.raw_layout}. With an internet "
+                hint=f"The download needs this layout: {request.dataset.raw_layout}. With an "
+                "internet "
                 "connection, torchvision downloads it",
             )
         base = request.base()

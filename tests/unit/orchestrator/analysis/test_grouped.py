@@ -417,10 +417,10 @@ def written(tmp_path, table, name="t.csv"):
             lambda t: t.assign(d="0,5"),
             ["Column d has 116 cells without a usable number", "between 1e-100 and 1e+100"],
         ),
-        (lambda t: t.assign(d=1.0), ["Column d has only 1 value"]),
+        (lambda t: t.assign(d=1.0), ["Column d varies too little for a slope"]),
         (
             lambda t: t.assign(d=2**60 + 3 * t.index),
-            ["Column d has only 2 values after rounding"],
+            ["Column d varies too little for a slope"],
         ),
         (
             lambda t: t.assign(dataset="a"),

@@ -256,7 +256,7 @@ GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, ha
 
 @pytest.mark.parametrize("card", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)])
 def test_a_second_card_that_stands_in_the_way_may_be_hidden_by_the_others_uuids(plan, card):
-    hint = "or hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
+    hint = "hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
     with pytest.raises(SetupError, match=hint):
         refuse([node(RTX4090, card, A10G)], plan.trials, share=1.0, alone=True)
 

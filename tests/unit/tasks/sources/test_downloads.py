@@ -438,7 +438,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "only an archive": (
         "mura",
         only_an_archive,
-        r"mura needs train_image_paths\.csv, This part was not found, also not in 1 archives",
+        r"mura needs train_image_paths\.csv\. This part was not found, also not in 1 archives",
     ),
     "labels of the other set": (
         "mnist",
